@@ -1,0 +1,59 @@
+"""Image models: what the sampler needs to know of one, and nothing else."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from harness.models.trunk import Attend, KVCache
+
+
+class ImageModel(Protocol):
+    """A next-token image model over embeddings.
+
+    A stream is a context of P positions followed by image tokens; position p of a stream is a context position
+    when p < P, and image token p - P otherwise. Shapes: B rows, W positions, N image tokens, V vocabulary, D width.
+    """
+
+    name: str
+    revision: str  # identifies the weights (sha256 prefix, or "random")
+    grid: tuple[int, int]
+    vocab: int
+    dim: int
+    max_context: int  # longest context, in positions
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def num_tokens(self) -> int: ...
+
+    @property
+    def codebook(self) -> Tensor:
+        """Code vectors [V, d]: what LANTERN's neighbours and VVS's scores are computed from."""
+        ...
+
+    def context(self, text: str | None, like: str) -> Tensor:
+        """Context embeddings [P, D]. `None` is the null prompt, shaped as the context of `like` would be."""
+        ...
+
+    def embed(self, token_BW: Tensor, index_BW: Tensor) -> Tensor:
+        """Embeddings [B, W, D] of image tokens; `index` is their place in the raster, 0 .. N-1."""
+        ...
+
+    def forward(self, x_BWD: Tensor, pos_BW: Tensor, start_B: Tensor, attend: Attend) -> Tensor:
+        """Hidden states [B, W, D] of positions `pos` in streams whose contexts have `start` = P positions."""
+        ...
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits over image tokens, [..., V], at least float32."""
+        ...
+
+    def cache(self, slots: int) -> KVCache:
+        """Static key/value storage for `slots` streams of `max_context` + N positions."""
+        ...
+
+    def decode(self, token_BN: Tensor) -> Tensor:
+        """Pixels uint8 [B, H, W, 3] of a batch of images; -1 stands for a token that is not drawn yet."""
+        ...

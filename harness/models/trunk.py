@@ -1,0 +1,165 @@
+"""The one decoder trunk: pre-norm attention and gated feed-forward blocks over embeddings.
+
+It serves the embedded model, LlamaGen and Janus-Pro's language model. What differs between them (word and
+position embeddings, rotary tables, heads) lives in their adapters; how keys and values are stored lives in the
+`Attend` that is passed in, so training (no cache), decoding and prefill share every line here.
+
+Shapes: B rows, W positions per row, D model width, H heads, d head width, L cache length, S slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""(layer, q_BHWd, k_BHWd, v_BHWd) -> attended values, same shape as q."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrunkSpec:
+    """Dimensions of a trunk. LlamaGen-XL is `TrunkSpec(36, 1280, 20, 3584)`."""
+
+    layers: int
+    dim: int
+    heads: int
+    hidden: int
+    norm_eps: float = 1e-5
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.heads
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm in float32, cast back before the weight (LlamaGen `gpt.py`, RMSNorm)."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float() if x.dtype != torch.float64 else x
+        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return normed.to(x.dtype) * self.weight
+
+
+def rotate(x_BHWd: Tensor, rotary_BW2: Tensor) -> Tensor:
+    """Rotate adjacent pairs by `rotary_BW2` = (cos, sin) of shape [B, W, d/2, 2] (LlamaGen `apply_rotary_emb`)."""
+    pairs = x_BHWd.unflatten(-1, (-1, 2))
+    cos, sin = rotary_BW2.unsqueeze(1).to(x_BHWd.dtype).unbind(-1)
+    even, odd = pairs.unbind(-1)
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2)
+
+
+def axial_rotary(coords: Tensor, head_dim: int, base: float = 10000.0) -> Tensor:
+    """Rotation table of integer (row, column) coordinates [..., 2]: returns (cos, sin), [..., head_dim/2, 2], float32.
+
+    The first head_dim/4 pairs turn with the row, the others with the column (LlamaGen `precompute_freqs_cis_2d`).
+    """
+    quarter = head_dim // 4
+    frequency = base ** (-2.0 * torch.arange(quarter, dtype=torch.float32) / (head_dim // 2))
+    angle = (coords.float().unsqueeze(-1) * frequency).flatten(-2)
+    return torch.stack((angle.cos(), angle.sin()), -1)
+
+
+class Attention(nn.Module):
+    def __init__(self, spec: TrunkSpec) -> None:
+        super().__init__()
+        self.heads = spec.heads
+        self.wqkv = nn.Linear(spec.dim, 3 * spec.dim, bias=False)
+        self.wo = nn.Linear(spec.dim, spec.dim, bias=False)
+
+    def forward(self, x_BWD: Tensor, rotary_BW2: Tensor, layer: int, attend: Attend) -> Tensor:
+        q, k, v = self.wqkv(x_BWD).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return self.wo(attend(layer, rotate(q, rotary_BW2), rotate(k, rotary_BW2), v).transpose(1, 2).flatten(-2))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, spec: TrunkSpec) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(spec.dim, spec.hidden, bias=False)
+        self.w3 = nn.Linear(spec.dim, spec.hidden, bias=False)
+        self.w2 = nn.Linear(spec.hidden, spec.dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+
+
+class Block(nn.Module):
+    def __init__(self, spec: TrunkSpec) -> None:
+        super().__init__()
+        self.attention = Attention(spec)
+        self.feed_forward = FeedForward(spec)
+        self.attention_norm = RMSNorm(spec.dim, spec.norm_eps)
+        self.ffn_norm = RMSNorm(spec.dim, spec.norm_eps)
+
+    def forward(self, x_BWD: Tensor, rotary_BW2: Tensor, layer: int, attend: Attend) -> Tensor:
+        x_BWD = x_BWD + self.attention(self.attention_norm(x_BWD), rotary_BW2, layer, attend)
+        return x_BWD + self.feed_forward(self.ffn_norm(x_BWD))
+
+
+class Trunk(nn.Module):
+    """Blocks and final norm; names follow LlamaGen's checkpoints (`layers.{i}.attention.wqkv`, ..., `norm`)."""
+
+    def __init__(self, spec: TrunkSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.layers = nn.ModuleList(Block(spec) for _ in range(spec.layers))
+        self.norm = RMSNorm(spec.dim, spec.norm_eps)
+
+    def forward(self, x_BWD: Tensor, rotary_BW2: Tensor, attend: Attend) -> Tensor:
+        """Hidden states after the final norm, [B, W, D]."""
+        for layer, block in enumerate(self.layers):
+            x_BWD = block(x_BWD, rotary_BW2, layer, attend)
+        return self.norm(x_BWD)
+
+
+def causal(_layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of a whole sequence without a cache: training and teacher-forced evaluation."""
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+class KVCache:
+    """Static keys and values of S slots, each with L positions of its own.
+
+    One more slot and one more position exist as scratch space: rows and columns that pad a constant-shape forward
+    write there, so nothing has to branch. Scratch is never read by a live row.
+    """
+
+    def __init__(self, spec: TrunkSpec, slots: int, length: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.slots, self.length = slots, length
+        shape = (spec.layers, slots + 1, length + 1, spec.heads, spec.head_dim)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros_like(self.keys)
+        self._column_L = torch.arange(length + 1, device=device)
+
+    def copy(self, source: Tensor, target: Tensor) -> None:
+        """Copy whole slots, `source` and `target` int64 [n]."""
+        self.keys[:, target] = self.keys[:, source]
+        self.values[:, target] = self.values[:, source]
+
+    def attend_all(self, pos_SW: Tensor) -> Attend:
+        """Attention for a forward whose row s is slot s: the cache is read in place."""
+        rows = torch.arange(self.slots, device=pos_SW.device)
+        return self._attend(rows, pos_SW, lambda stored: stored[: self.slots])
+
+    def attend_some(self, slot_B: Tensor, pos_BW: Tensor) -> Attend:
+        """Attention for a forward over chosen slots (prefill): their part of the cache is gathered."""
+        return self._attend(slot_B, pos_BW, lambda stored: stored[slot_B])
+
+    def _attend(self, slot_B: Tensor, pos_BW: Tensor, read: Callable[[Tensor], Tensor]) -> Attend:
+        seen_B1WL = (self._column_L <= pos_BW.unsqueeze(-1)).unsqueeze(1)
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            self.keys[layer][slot_B.unsqueeze(1), pos_BW] = k.transpose(1, 2)
+            self.values[layer][slot_B.unsqueeze(1), pos_BW] = v.transpose(1, 2)
+            keys, values = (read(stored[layer]).transpose(1, 2) for stored in (self.keys, self.values))
+            return F.scaled_dot_product_attention(q, keys, values, attn_mask=seen_B1WL)
+
+        return attend

@@ -1,0 +1,132 @@
+"""The values every part of the harness speaks of: prompts, jobs, what an image cost, what was recorded and scored.
+
+Numbers that leave the process carry their unit in the name; positions and passes are counts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+JSON = None | bool | int | float | str | list["JSON"] | dict[str, "JSON"]
+
+
+class UserError(Exception):
+    """Something the user can mend: the message names the value and the remedy in one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One benchmark prompt. `spec` is the answer key; it never reaches a method or a reward."""
+
+    id: str
+    text: str
+    category: str
+    spec: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Unit of work, of seeding and of resume: one delivered image."""
+
+    prompt: Prompt
+    image: int
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.prompt.id, self.image
+
+
+@dataclass(slots=True)
+class Usage:
+    """What one delivered image cost, terminated candidates included. Written by the sampler and the scheduler only."""
+
+    sampled: int = 0  # image tokens committed through the target's law
+    skipped: int = 0  # image tokens committed without the target having seen them
+    discarded: int = 0  # committed tokens later thrown away by truncate, fork-over or close
+    target_passes: int = 0  # sequential target forwards the job took part in (its depth)
+    target_positions: int = 0  # image positions computed by the target, all streams: drafts, re-prefill, guidance
+    text_positions: int = 0  # prompt positions computed by the target, all streams
+    drafted_positions: int = 0  # positions computed by a drafter
+    renders: int = 0  # VQ decodes, partial ones included
+    judge_calls: int = 0  # images put to a judge
+    judge_tokens: int = 0  # tokens read and written by language-model judges
+    device_s: float = 0.0  # its share of device seconds; shares add up to the total over all jobs
+    judge_s: float = 0.0  # seconds inside judges
+    wall_s: float = 0.0  # admission to delivery; meaningful at concurrency 1 only
+
+    @property
+    def visual_tokens(self) -> int:
+        """Image tokens ever committed: the papers' "visual tokens", guidance not doubled."""
+        return self.sampled + self.skipped
+
+
+TIMES = ("device_s", "judge_s", "wall_s")
+"""The fields of `Usage` that differ between two runs of the same job; every other field is deterministic."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRecord:
+    """One line of a run's journal: a delivered image, or a job that failed and will be retried."""
+
+    prompt_id: str
+    image: int
+    category: str
+    status: Literal["done", "failed"]
+    usage: Usage
+    tokens_sha: str = ""
+    image_sha: str = ""
+    path: str = ""  # relative to the run folder
+    error: str = ""
+    notes: Mapping[str, Any] = field(default_factory=dict)  # what the method said with `Session.note`
+    stamp: Mapping[str, str] = field(default_factory=dict)  # commit, device, versions
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.prompt_id, self.image
+
+    def to_json(self) -> str:
+        return dump(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, line: str) -> Self:
+        row = json.loads(line)
+        return cls(**{**row, "usage": Usage(**row["usage"])})
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One line of a run's scores. `value` is in [0, 1]; None means the judge could not tell: counted, and wrong."""
+
+    prompt_id: str
+    image: int
+    judge: str  # judge id, revision and prompt hash
+    value: float | None
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> tuple[str, int, str]:
+        return self.prompt_id, self.image, self.judge
+
+    def to_json(self) -> str:
+        return dump(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, line: str) -> Self:
+        return cls(**json.loads(line))
+
+
+def dump(value: Any) -> str:
+    """Canonical JSON: sorted keys, no blanks, no NaN; equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest(data: bytes, length: int = 64) -> str:
+    """First `length` hexadecimal digits of the sha256 of `data`."""
+    return hashlib.sha256(data).hexdigest()[:length]
+
+
