@@ -1,0 +1,47 @@
+"""Compare test-time methods for visual autoregressive models on one batched sampler.
+
+These names are what a method author needs. They are loaded on first use, so that `import harness` stays light.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from harness.hooks import Draft as Draft
+    from harness.hooks import Drafts as Drafts
+    from harness.hooks import Guide as Guide
+    from harness.hooks import Probe as Probe
+    from harness.hooks import Rule as Rule
+    from harness.hooks import cfg as cfg
+    from harness.hooks import coupled as coupled
+    from harness.hooks import entropy as entropy
+    from harness.hooks import exact as exact
+    from harness.hooks import unguided as unguided
+    from harness.noise import Noise as Noise
+    from harness.records import UserError as UserError
+    from harness.sampler import Canvas as Canvas
+    from harness.sampler import Image as Image
+    from harness.session import Drafter as Drafter
+    from harness.session import Judge as Judge
+    from harness.session import Method as Method
+    from harness.session import Session as Session
+
+_HOME = {
+    "harness.hooks": (
+        "Draft", "Drafts", "Guide", "Probe", "Rule", "cfg", "coupled", "entropy", "exact", "unguided",
+    ),
+    "harness.noise": ("Noise",),
+    "harness.records": ("UserError",),
+    "harness.sampler": ("Canvas", "Image"),
+    "harness.session": ("Drafter", "Judge", "Method", "Session"),
+}  # fmt: skip
+_MODULE = {name: module for module, names in _HOME.items() for name in names}
+__all__ = sorted(_MODULE)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE:
+        raise AttributeError(f"module 'harness' has no attribute {name!r}")
+    return getattr(import_module(_MODULE[name]), name)

@@ -128,5 +128,3 @@ def dump(value: Any) -> str:
 def digest(data: bytes, length: int = 64) -> str:
     """First `length` hexadecimal digits of the sha256 of `data`."""
     return hashlib.sha256(data).hexdigest()[:length]
-
-

@@ -1,0 +1,170 @@
+"""The mathematics a method may plug into the sampler: guides, rules and probes, all pure and batched.
+
+Shapes: R canvases, K streams (contexts over the same image tokens), T positions (1 + draft length G), V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from harness.noise import ACCEPT, DRAW, RESIDUAL, Noise
+from harness.records import UserError
+
+Guide = Callable[[Tensor, Tensor], Tensor]
+"""(logits_RKTV, scale_R) -> logits_RTV: how the streams of a canvas become one prediction."""
+
+Probe = Callable[[Tensor, Tensor], dict[str, Tensor]]
+"""(logits_RKTV, law_RTV) -> {name: [R]}: signals that a method reads with `look`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A proposed continuation of one canvas: `tokens` int64 [G]; `law` [G, V] that they were drawn from.
+
+    `law` None says that the tokens were chosen deterministically.
+    """
+
+    tokens: Tensor
+    law: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Drafts:
+    """The drafts of R canvases, padded to the longest: `length_R` says how much of each row counts."""
+
+    token_RG: Tensor
+    law_RGV: Tensor
+    length_R: Tensor
+
+    @classmethod
+    def stack(cls, drafts: list[Draft | None], law_RTV: Tensor) -> Drafts:
+        """Pad; a deterministic draft gets the law that has all its mass on the token."""
+        rows, columns, vocab = len(drafts), law_RTV.shape[1] - 1, law_RTV.shape[2]
+        token_RG = law_RTV.new_zeros((rows, columns), dtype=torch.int64)
+        law_RGV = law_RTV.new_zeros((rows, columns, vocab))
+        for r, draft in enumerate(drafts):
+            if draft is not None and len(draft):
+                token_RG[r, : len(draft)] = draft.tokens
+                one_hot = torch.nn.functional.one_hot(draft.tokens, vocab)
+                law_RGV[r, : len(draft)] = (one_hot if draft.law is None else draft.law).to(law_RGV.dtype)
+        lengths = [0 if draft is None else len(draft) for draft in drafts]
+        return cls(token_RG, law_RGV, torch.tensor(lengths, device=law_RTV.device))
+
+
+Rule = Callable[[Tensor, Drafts, Noise], tuple[Tensor, Tensor]]
+"""(law_RTV, drafts, noise) -> accepted path (draft indices [R, G], -1 padded), next token [R]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a law is made of logits, for target and drafter alike.
+
+    `scale` is the usual guidance scale, null + scale * (text - null); 1 switches guidance off. `temperature` 0 is
+    greedy. `top_k` 0 and `top_p` 1 keep everything. Raises UserError for values out of range.
+    """
+
+    scale: float = 1.0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.scale < 1:
+            raise UserError(f"sampling.scale={self.scale}: guidance scales start at 1 (no guidance)")
+        if self.temperature < 0:
+            raise UserError(f"sampling.temperature={self.temperature}: must be 0 (greedy) or positive")
+        if self.top_k < 0:
+            raise UserError(f"sampling.top_k={self.top_k}: must be 0 (all tokens) or positive")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"sampling.top_p={self.top_p}: must be in (0, 1]")
+
+
+def unguided(logits_RKTV: Tensor, _scale_R: Tensor) -> Tensor:
+    """The only stream, as it is."""
+    return logits_RKTV[:, 0]
+
+
+def cfg(logits_RKTV: Tensor, scale_R: Tensor) -> Tensor:
+    """Classifier-free guidance over the streams (null, text): null + scale * (text - null)."""
+    null, text = logits_RKTV.unbind(1)
+    return null + scale_R.to(null.dtype)[:, None, None] * (text - null)
+
+
+def warp(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Law over the last axis: temperature, top-k (ties at the k-th survive), top-p, softmax, in this order.
+
+    Top-p keeps the smallest prefix of the sorted law that exceeds p, the crossing token included
+    (LlamaGen `generate.py`, top_k_top_p_filtering).
+    """
+    if sampling.temperature == 0:
+        return torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
+    logits = logits / sampling.temperature
+    if 0 < sampling.top_k < logits.shape[-1]:
+        kth = logits.topk(sampling.top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < kth, -torch.inf)
+    if sampling.top_p < 1:
+        ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+        before = ordered.softmax(-1).cumsum(-1).roll(1, -1)
+        before[..., 0] = 0.0
+        dropped = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before > sampling.top_p)
+        logits = logits.masked_fill(dropped, -torch.inf)
+    return logits.softmax(-1)
+
+
+def _prefix(accepted_RG: Tensor) -> tuple[Tensor, Tensor]:
+    """Length of the leading run of acceptances, [R], and the chain's path of that length, [R, G]."""
+    count_R = accepted_RG.long().cumprod(1).sum(1)
+    node_G = torch.arange(accepted_RG.shape[1], device=accepted_RG.device)
+    return count_R, torch.where(node_G < count_R[:, None], node_G, -1)
+
+
+def exact(law_RTV: Tensor, drafts: Drafts, noise: Noise) -> tuple[Tensor, Tensor]:
+    """Speculative sampling that keeps the target's law (Leviathan et al. 2023, Algorithm 1).
+
+    With empty drafts it is ordinary sampling: there is one code path. Accept token x while u < p(x)/q(x); the first
+    rejected position is drawn from max(p - q, 0); after a full acceptance the bonus token is drawn from p.
+    """
+    columns = drafts.token_RG.shape[1]
+    if columns == 0:
+        return drafts.token_RG, noise.race(DRAW, law_RTV)[:, 0]
+    target_RG = law_RTV[:, :columns].gather(-1, drafts.token_RG.unsqueeze(-1)).squeeze(-1)
+    draft_RG = drafts.law_RGV.gather(-1, drafts.token_RG.unsqueeze(-1)).squeeze(-1)
+    chance_RG = noise.uniform(ACCEPT, 1)[:, :columns, 0]
+    drafted_RG = torch.arange(columns, device=law_RTV.device) < drafts.length_R[:, None]
+    count_R, path_RG = _prefix((chance_RG * draft_RG < target_RG) & drafted_RG)
+
+    row = torch.arange(len(count_R), device=law_RTV.device)
+    target_R1V = law_RTV[row, count_R].unsqueeze(1)
+    rejected_R = count_R < drafts.length_R
+    draft_R1V = drafts.law_RGV[row, count_R.clamp(max=columns - 1)].unsqueeze(1)
+    residual_R1V = (target_R1V - draft_R1V).clamp(min=0)
+    empty_R = residual_R1V.amax((1, 2)) == 0  # p equals q up to rounding: any law will do, p is the natural one
+    residual_R1V = torch.where(empty_R[:, None, None], target_R1V, residual_R1V)
+    here = noise.at(count_R)
+    next_R = torch.where(rejected_R, here.race(RESIDUAL, residual_R1V)[:, 0], here.race(DRAW, target_R1V)[:, 0])
+    return path_RG, next_R
+
+
+def coupled(law_RTV: Tensor, drafts: Drafts, noise: Noise) -> tuple[Tensor, Tensor]:
+    """Draw at every position what plain sampling would draw; accept while the draft agrees.
+
+    Lossless token for token, for any drafter: the oracle that tests speculation, slower than `exact`.
+    """
+    drawn_RT = noise.race(DRAW, law_RTV)
+    columns = drafts.token_RG.shape[1]
+    drafted_RG = torch.arange(columns, device=law_RTV.device) < drafts.length_R[:, None]
+    count_R, path_RG = _prefix((drawn_RT[:, :columns] == drafts.token_RG) & drafted_RG)
+    return path_RG, drawn_RT.gather(1, count_R[:, None])[:, 0]
+
+
+def entropy(_logits_RKTV: Tensor, law_RTV: Tensor) -> dict[str, Tensor]:
+    """Shannon entropy of the next token's law, in nats."""
+    law_RV = law_RTV[:, 0]
+    return {"entropy": torch.special.entr(law_RV).sum(-1)}

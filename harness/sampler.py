@@ -1,0 +1,513 @@
+"""Slots, cache, randomness and ledger for one model on one device. No method logic and no policy.
+
+The one state variable of a stream is *committed tokens against cached positions*:
+
+    stream k of a canvas:  [ context: P positions ][ image tokens 0 .. n-1 ]
+                            --- cached ---------------->|<- pending ->|<- draft ->      fed in one forward, width W
+
+Prefill, decoding, speculative verification, skipping, rewinding and re-prompting are the same forward with other
+numbers. Every forward has a constant shape, whoever is in flight: [S, W] for decoding, [B, C] for prefill; positions
+that pad it are written to scratch and never read, so the tokens of a job do not depend on its company.
+
+Shapes: S slots, R canvases, K streams of a canvas, W positions per forward, T = 1 + draft length, P context length,
+N image tokens, V vocabulary, D model width.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.hooks import Draft, Drafts, Guide, Probe, Rule, Sampling, cfg, unguided, warp
+from harness.models import ImageModel
+from harness.models.trunk import Attend
+from harness.models.vq import MISSING
+from harness.noise import Noise, derive, words
+from harness.records import Usage, UserError
+
+Image = np.ndarray
+"""uint8 [height, width, 3]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a stream is conditioned on. `text` None is the null prompt, shaped as the prompt `like` would be."""
+
+    text: str | None
+    like: str
+
+
+@dataclass(slots=True)
+class _Stream:
+    slot: int
+    context: Context
+    start: int  # context length P
+    cached: int = 0  # positions whose keys and values are in the slot
+
+
+class Canvas:
+    """One image being drawn. A handle: methods read it, only the sampler changes it, except `scale`."""
+
+    __slots__ = (
+        "_ahead", "_guide", "_image", "_inherited", "_key", "_log_probs", "_streams",
+        "_tokens", "_total", "_usage", "scale", "version",
+    )  # fmt: skip
+
+    def __init__(self, key: int, usage: Usage, total: int, scale: float, guide: Guide) -> None:
+        self.scale = scale  # guidance scale of the next draw
+        self.version = 0  # grows on fork, truncate and condition
+        self._key, self._usage, self._total, self._guide = key, usage, total, guide
+        self._streams: list[_Stream] = []
+        self._tokens: list[int] = []
+        self._log_probs: list[float] = []
+        self._inherited = 0  # leading tokens that came from a fork
+        self._ahead = -1  # logits at hand: -1 none, 0 the frontier's, g those behind g draft tokens too
+        self._image: Image | None = None
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Committed tokens in raster order."""
+        return tuple(self._tokens)
+
+    @property
+    def log_probs(self) -> tuple[float, ...]:
+        """Log-probability of every committed token under the law it was drawn from, in nats; NaN if unverified."""
+        return tuple(self._log_probs)
+
+    @property
+    def length(self) -> int:
+        return len(self._tokens)
+
+    @property
+    def done(self) -> bool:
+        return len(self._tokens) == self._total
+
+    @property
+    def closed(self) -> bool:
+        return not self._streams
+
+
+class Sampler:
+    """The shared batched sampler.
+
+    `slots` streams are alive at once; `width` positions per stream fit one decoding forward (1; speculative
+    methods 1 + draft length). `prefill` is the constant [rows, positions] shape of prefill forwards, `render_batch`
+    that of the image decoder. Raises UserError when the model cannot do what is asked of it.
+    """
+
+    def __init__(
+        self,
+        model: ImageModel,
+        sampling: Sampling,
+        *,
+        slots: int,
+        width: int = 1,
+        prefill: tuple[int, int] = (8, 32),
+        render_batch: int = 8,
+    ) -> None:
+        if slots < 1 or width < 1:
+            raise UserError(f"sampler.slots={slots}, width={width}: both must be at least 1")
+        self.model, self.sampling = model, sampling
+        self.slots, self.width, self.prefill, self.render_batch = slots, width, prefill, render_batch
+        device = model.device
+        self._cache = model.cache(slots)
+        self._context_SPD = torch.zeros(
+            (slots + 1, model.max_context, model.dim), dtype=model.dtype, device=device
+        )  # the last slot is scratch
+        self._token_SN = torch.zeros((slots + 1, model.num_tokens), dtype=torch.int64, device=device)
+        self._key_S2 = torch.zeros((slots + 1, 2), dtype=torch.int64, device=device)
+        self._frontier_SWV: Tensor | None = None
+        self._embed = lru_cache(maxsize=4 * slots)(lambda context: model.context(context.text, context.like))
+        self._free = list(range(slots - 1, -1, -1))
+        self._clock = _Clock(device)
+        self.rounds = 0  # decoding forwards so far
+        self.fed = 0  # streams fed by them: fed / (rounds * slots) is the slot utilisation
+
+    # ------------------------------------------------------------------ bookkeeping, no compute
+
+    @property
+    def free(self) -> int:
+        """Slots that no stream holds."""
+        return len(self._free)
+
+    @property
+    def utilisation(self) -> float:
+        """Share of decoding rows that did work, 0 to 1."""
+        return self.fed / max(1, self.rounds * self.slots)
+
+    def contexts(self, text: str) -> tuple[list[Context], Guide]:
+        """Streams and guide of an ordinary canvas: (null, text) under guidance, the text alone without."""
+        if self.sampling.scale == 1:
+            return [Context(text, text)], unguided
+        return [Context(None, text), Context(text, text)], cfg
+
+    def open(self, contexts: Sequence[Context], guide: Guide, key: int, usage: Usage) -> Canvas:
+        """A canvas with no tokens. Raises RuntimeError when slots run out: the scheduler reserves them."""
+        canvas = Canvas(key, usage, self.model.num_tokens, self.sampling.scale, guide)
+        canvas._streams = [self._stream(context) for context in contexts]
+        self._set_key(canvas, key)
+        return canvas
+
+    def close(self, canvas: Canvas) -> None:
+        """Give the slots back; what the canvas had drawn counts as discarded."""
+        canvas._usage.discarded += canvas.length - canvas._inherited
+        self.release(canvas)
+
+    def release(self, canvas: Canvas) -> None:
+        """Give the slots back of a canvas that was delivered."""
+        self._free.extend(stream.slot for stream in canvas._streams)
+        canvas._streams = []
+
+    def fork(self, src: Canvas, over: Canvas) -> None:
+        """`over` becomes a copy of `src` with a fresh key: same past, different future. Draws nothing."""
+        _expect_open(src, over)
+        over._usage.discarded += over.length - over._inherited
+        while len(over._streams) > len(src._streams):
+            self._free.append(over._streams.pop().slot)
+        while len(over._streams) < len(src._streams):
+            over._streams.append(_Stream(self._take_slot(), src._streams[0].context, 0))
+        for mine, theirs in zip(over._streams, src._streams, strict=True):
+            mine.context, mine.start, mine.cached = theirs.context, theirs.start, theirs.cached
+        source, target = self._slots(src), self._slots(over)
+        self._cache.copy(source, target)
+        for static in (self._context_SPD, self._token_SN, *self._frontiers()):
+            static[target] = static[source]
+        over._tokens, over._log_probs = list(src._tokens), list(src._log_probs)
+        over._inherited, over._ahead, over._image = src.length, src._ahead, src._image
+        over.scale, over._guide = src.scale, src._guide
+        over.version += 1
+        self._set_key(over, derive(over._key, "fork", over.version))
+
+    def condition(self, canvas: Canvas, contexts: Sequence[Context], guide: Guide) -> None:
+        """Change what the streams are conditioned on. Unchanged streams keep their cache, others start anew."""
+        _expect_open(canvas)
+        while len(canvas._streams) > len(contexts):
+            self._free.append(canvas._streams.pop().slot)
+        for k, context in enumerate(contexts):
+            if k == len(canvas._streams):
+                canvas._streams.append(self._stream(context))
+            elif canvas._streams[k].context != context:
+                canvas._streams[k] = self._stream(context, canvas._streams[k].slot)
+        self._token_SN[self._slots(canvas), : canvas.length] = self._tensor(canvas._tokens)
+        canvas._guide, canvas._ahead = guide, -1
+        for stream in canvas._streams:  # the frontier is fed again, so that all streams have their logits there
+            stream.cached = min(stream.cached, stream.start + canvas.length - 1)
+        canvas.version += 1
+
+    def truncate(self, canvas: Canvas, length: int) -> None:
+        """Keep the first `length` tokens. Drawing again gives the same ones: noise is keyed by place."""
+        _expect_open(canvas)
+        if not 0 <= length <= canvas.length:
+            raise ValueError(f"truncate to {length}: the canvas has {canvas.length} tokens")
+        kept = min(canvas._inherited, length)
+        canvas._usage.discarded += (canvas.length - canvas._inherited) - (length - kept)
+        canvas._inherited = kept
+        del canvas._tokens[length:], canvas._log_probs[length:]
+        self._rewind(canvas)
+        canvas.version += 1
+
+    def commit(self, canvas: Canvas, tokens: Sequence[int]) -> None:
+        """Append tokens that the target has not seen; the cache lags behind until the next forward."""
+        _expect_open(canvas)
+        if canvas.length + len(tokens) > self.model.num_tokens:
+            raise ValueError(
+                f"commit of {len(tokens)} tokens at {canvas.length}: the image has {self.model.num_tokens}"
+            )
+        if not all(0 <= token < self.model.vocab for token in tokens):
+            raise ValueError(f"commit of tokens outside 0..{self.model.vocab - 1}: {list(tokens)}")
+        place = slice(canvas.length, canvas.length + len(tokens))
+        self._token_SN[self._slots(canvas), place] = self._tensor(list(tokens))
+        canvas._tokens.extend(tokens)
+        canvas._log_probs.extend(math.nan for _ in tokens)
+        canvas._usage.skipped += len(tokens)
+        self._rewind(canvas)
+
+    # ------------------------------------------------------------------ compute
+
+    def ready(self, canvas: Canvas, draft: Draft | None = None) -> bool:
+        """Whether the logits that a draw needs are at hand."""
+        return canvas._ahead >= (len(draft) if draft else 0)
+
+    @torch.no_grad()
+    def forward(self, rows: Sequence[Canvas], drafts: Sequence[Draft | None]) -> None:
+        """Bring the logits at every frontier (and behind every draft token) to hand, in one constant-shape forward.
+
+        Streams with more pending positions than `width` are prefilled first. Raises ValueError for a finished
+        canvas, and for a draft longer than `width` - 1 or reaching past the last token but one.
+        """
+        waiting = [(c, d) for c, d in zip(rows, drafts, strict=True) if not self.ready(c, d)]
+        if not waiting:
+            return
+        lengths = [0 if draft is None else len(draft) for _, draft in waiting]
+        for (canvas, draft), length in zip(waiting, lengths, strict=True):
+            _expect_open(canvas)
+            if canvas.done:
+                raise ValueError("the canvas is finished: nothing is left to draw")
+            room = min(self.width, self.model.num_tokens - canvas.length) - 1
+            if length > room:
+                raise ValueError(f"draft of {length} tokens at {canvas.length}: at most {room} fit")
+            if draft:
+                place = slice(canvas.length, canvas.length + length)
+                self._token_SN[self._slots(canvas), place] = draft.tokens.to(self.model.device)
+        self._prefill([(c, g) for (c, _), g in zip(waiting, lengths, strict=True)])
+        self._decode([c for c, _ in waiting], lengths)
+
+    @torch.no_grad()
+    def probe(self, rows: Sequence[Canvas], probe: Probe) -> list[dict[str, float]]:
+        """Signals of the laws at the frontiers of `rows`, which must be ready. Draws nothing."""
+        signals: list[dict[str, float]] = [{} for _ in rows]
+        with self._clock.measure([canvas._usage for canvas in rows]):
+            for places, logits_RKTV, law_RTV in self._laws(rows, 1):
+                named = probe(logits_RKTV, law_RTV)
+                table = torch.stack([value.double() for value in named.values()], 1).tolist()
+                for place, values in zip(places, table, strict=True):
+                    signals[place] = dict(zip(named, values, strict=True))
+        return signals
+
+    @torch.no_grad()
+    def draw(self, rows: Sequence[Canvas], drafts: Sequence[Draft | None], rule: Rule) -> list[int]:
+        """Apply guide, warp and rule at the frontiers of `rows` and commit; returns accepted draft tokens per row."""
+        if not rows:
+            return []
+        accepted = [0] * len(rows)
+        width = 1 + max((0 if draft is None else len(draft) for draft in drafts), default=0)
+        with self._clock.measure([canvas._usage for canvas in rows]):
+            packed = []
+            order: list[int] = []
+            for places, _, law_RTV in self._laws(rows, width):
+                packed.append(self._apply(rule, [rows[i] for i in places], [drafts[i] for i in places], law_RTV))
+                order.extend(places)
+            table = torch.cat(packed).tolist()  # the round's one device-to-host copy
+        for place, (count, *values) in zip(order, table, strict=True):
+            accepted[place] = int(count)
+            self._commit_drawn(rows[place], int(count) + 1, values[:width], values[width:])
+        return accepted
+
+    @torch.no_grad()
+    def render(self, rows: Sequence[Canvas]) -> list[Image]:
+        """Images of canvases, partial ones included; an unchanged canvas is decoded once."""
+        for canvas in rows:
+            _expect_open(canvas)
+        todo = [canvas for canvas in dict.fromkeys(rows) if canvas._image is None]
+        for first in range(0, len(todo), self.render_batch):
+            batch = todo[first : first + self.render_batch]
+            token_BN = np.full((self.render_batch, self.model.num_tokens), MISSING, dtype=np.int64)
+            for row, canvas in zip(token_BN, batch, strict=False):
+                row[: canvas.length] = canvas._tokens
+                canvas._usage.renders += 1
+            with self._clock.measure([canvas._usage for canvas in batch]):
+                images = self.model.decode(self._tensor(token_BN)).cpu().numpy()
+            for canvas, image in zip(batch, images, strict=False):
+                canvas._image = image
+        return [canvas._image for canvas in rows if canvas._image is not None]
+
+    def settle(self) -> None:
+        """Bring every `Usage.device_s` up to date (waits for the device)."""
+        self._clock.settle()
+
+    # ------------------------------------------------------------------ one forward
+
+    def _prefill(self, waiting: list[tuple[Canvas, int]]) -> None:
+        """Feed all but the last pending position of every stream whose pending positions and draft exceed `width`."""
+        todo = [
+            (canvas, stream)
+            for canvas, draft in waiting
+            for stream in canvas._streams
+            if stream.start + canvas.length - stream.cached + draft > self.width
+        ]
+        batch_size, chunk = self.prefill
+        depth = {id(canvas._usage): (canvas._usage, 0) for canvas, _ in todo}  # how streams are batched must not count
+        for canvas, stream in todo:
+            usage, chunks = depth[id(canvas._usage)]
+            own = -(-(stream.start + canvas.length - 1 - stream.cached) // chunk)
+            depth[id(usage)] = usage, max(chunks, own)
+        for usage, chunks in depth.values():
+            usage.target_passes += chunks
+        while todo:
+            batch, todo = todo[:batch_size], todo[batch_size:]
+            ends = [min(s.cached + chunk, s.start + c.length - 1) for c, s in batch]
+            counts = [end - s.cached for (_, s), end in zip(batch, ends, strict=True)]
+            padding = [0] * (batch_size - len(batch))
+            slot_B = self._tensor([s.slot for _, s in batch] + [self.slots for _ in padding])
+            start_B = self._tensor([s.start for _, s in batch] + padding)
+            pos_BW = self._positions([s.cached for _, s in batch] + padding, counts + padding, chunk)
+            with self._clock.measure([canvas._usage for canvas, _ in batch]):
+                self._feed(slot_B, start_B, pos_BW, self._cache.attend_some(slot_B, pos_BW))
+            self._book(batch, counts)
+            todo += [(c, s) for c, s in batch if s.cached < s.start + c.length - 1]
+
+    def _decode(self, rows: list[Canvas], drafts: list[int]) -> None:
+        """One [S, W] forward; the logits behind the last pending position and every draft token reach the frontier."""
+        streams = [(canvas, stream) for canvas in rows for stream in canvas._streams]
+        draft_of = {id(canvas): draft for canvas, draft in zip(rows, drafts, strict=True)}
+        begin, count, start = ([0] * self.slots for _ in range(3))
+        column = np.zeros((self.slots, self.width), dtype=np.int64)
+        fresh = np.zeros((self.slots, self.width), dtype=bool)
+        for canvas, stream in streams:
+            pending = stream.start + canvas.length - stream.cached  # 0 after a look: the frontier itself is cached
+            draft = draft_of[id(canvas)]
+            begin[stream.slot], count[stream.slot], start[stream.slot] = stream.cached, pending + draft, stream.start
+            for t in range(canvas._ahead + 1, draft + 1):
+                column[stream.slot, t], fresh[stream.slot, t] = pending - 1 + t, True
+        slot_S = torch.arange(self.slots, device=self.model.device)
+        pos_SW = self._positions(begin, count, self.width)
+        with self._clock.measure([canvas._usage for canvas, _ in streams]):
+            hidden_SWD = self._feed(slot_S, self._tensor(start), pos_SW, self._cache.attend_all(pos_SW))
+            logits_SWV = self.model.head(hidden_SWD)
+            if self._frontier_SWV is None:
+                self._frontier_SWV = torch.zeros_like(logits_SWV)
+            behind_SWV = logits_SWV.gather(1, self._tensor(column).unsqueeze(-1).expand_as(logits_SWV))
+            fresh_SW1 = torch.from_numpy(fresh).to(self.model.device).unsqueeze(-1)
+            torch.where(fresh_SW1, behind_SWV, self._frontier_SWV, out=self._frontier_SWV)
+        self._book(streams, [count[stream.slot] for _, stream in streams])
+        for canvas, draft in zip(rows, drafts, strict=True):
+            canvas._ahead = draft
+        for usage in {id(canvas._usage): canvas._usage for canvas in rows}.values():
+            usage.target_passes += 1
+        self.rounds += 1
+        self.fed += len(streams)
+
+    def _feed(self, slot_B: Tensor, start_B: Tensor, pos_BW: Tensor, attend: Attend) -> Tensor:
+        """Hidden states [B, W, D]: embeds contexts and tokens at `pos`, writes the cache, attends."""
+        text_BW1 = pos_BW.clamp(max=self.model.max_context - 1).unsqueeze(-1)
+        index_BW = (pos_BW - start_B.unsqueeze(1)).clamp(0, self.model.num_tokens - 1)
+        context_BWD = self._context_SPD[slot_B].gather(1, text_BW1.expand(-1, -1, self.model.dim))
+        image_BWD = self.model.embed(self._token_SN[slot_B.unsqueeze(1), index_BW], index_BW)
+        in_text_BW1 = (pos_BW < start_B.unsqueeze(1)).unsqueeze(-1)
+        return self.model.forward(torch.where(in_text_BW1, context_BWD, image_BWD), pos_BW, start_B, attend)
+
+    def _positions(self, begin: list[int], count: list[int], width: int) -> Tensor:
+        """Cache positions [B, W] of a feed; columns past `count` point at the scratch position."""
+        column = np.arange(width)
+        pos = np.asarray(begin)[:, None] + column
+        return self._tensor(np.where(column < np.asarray(count)[:, None], pos, self._cache.length))
+
+    def _book(self, streams: list[tuple[Canvas, _Stream]], counts: list[int]) -> None:
+        """Advance `cached` and write the ledger after a forward."""
+        for (canvas, stream), count in zip(streams, counts, strict=True):
+            text = max(0, min(stream.start - stream.cached, count))
+            canvas._usage.text_positions += text
+            canvas._usage.target_positions += count - text
+            stream.cached += count
+
+    # ------------------------------------------------------------------ one draw
+
+    def _laws(self, rows: Sequence[Canvas], width: int) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        """Places in `rows`, logits [R, K, T, V] and laws [R, T, V] of the canvases of one guide, group by group."""
+        groups: dict[tuple[Guide, int], list[int]] = {}
+        for place, canvas in enumerate(rows):
+            if canvas._ahead < 0:
+                raise RuntimeError("a law was asked for before its forward")
+            groups.setdefault((canvas._guide, len(canvas._streams)), []).append(place)
+        assert self._frontier_SWV is not None
+        for (guide, _), places in groups.items():
+            slot_RK = self._tensor([[stream.slot for stream in rows[i]._streams] for i in places])
+            scale_R = torch.tensor([rows[i].scale for i in places], dtype=torch.float64, device=self.model.device)
+            logits_RKTV = self._frontier_SWV[slot_RK, :width]
+            yield places, logits_RKTV, warp(guide(logits_RKTV, scale_R), self.sampling)
+
+    def _apply(self, rule: Rule, rows: list[Canvas], drafts: list[Draft | None], law_RTV: Tensor) -> Tensor:
+        """Rule and device-side commit of one group: [R, 1 + 2T] of count, committed tokens, their log-probabilities."""
+        slot_R = self._tensor([canvas._streams[0].slot for canvas in rows])
+        place_RT = self._tensor([canvas.length for canvas in rows]).unsqueeze(1) + torch.arange(
+            law_RTV.shape[1], device=law_RTV.device
+        )
+        proposal = Drafts.stack(drafts, law_RTV)
+        path_RG, next_R = rule(law_RTV, proposal, Noise(self._key_S2[slot_R], place_RT))
+        count_R1 = (path_RG >= 0).sum(1, keepdim=True)
+        token_RT = torch.cat((proposal.token_RG, next_R.unsqueeze(1)), 1).scatter(1, count_R1, next_R.unsqueeze(1))
+        log_prob_RT = law_RTV.gather(-1, token_RT.unsqueeze(-1)).squeeze(-1).double().log()
+        streams = [(r, stream.slot) for r, canvas in enumerate(rows) for stream in canvas._streams]
+        row_Q, slot_Q = self._tensor(streams).unbind(1)
+        where_Q = place_RT.gather(1, count_R1)[row_Q, 0]
+        self._token_SN[slot_Q, where_Q] = next_R[row_Q]
+        return torch.cat((count_R1.double(), token_RT.double(), log_prob_RT), 1)
+
+    def _commit_drawn(self, canvas: Canvas, count: int, tokens: list[float], log_probs: list[float]) -> None:
+        canvas._tokens.extend(int(token) for token in tokens[:count])
+        canvas._log_probs.extend(log_probs[:count])
+        canvas._usage.sampled += count
+        self._rewind(canvas)
+
+    # ------------------------------------------------------------------ slots
+
+    def _stream(self, context: Context, slot: int | None = None) -> _Stream:
+        """A stream with nothing cached; its context embeddings are put into the slot."""
+        context_PD = self._embed(context)
+        if not 1 <= len(context_PD) <= self.model.max_context:
+            raise ValueError(f"context of {len(context_PD)} positions: 1 to {self.model.max_context} fit")
+        slot = self._take_slot() if slot is None else slot
+        self._context_SPD[slot, : len(context_PD)] = context_PD
+        return _Stream(slot, context, len(context_PD))
+
+    def _take_slot(self) -> int:
+        if not self._free:
+            raise RuntimeError(f"all {self.slots} slots are taken")
+        return self._free.pop()
+
+    def _set_key(self, canvas: Canvas, key: int) -> None:
+        canvas._key = key
+        self._key_S2[canvas._streams[0].slot] = self._tensor(list(words(key)))
+
+    def _rewind(self, canvas: Canvas) -> None:
+        """After the tokens changed: the last one is not cached yet, and no logits are at hand."""
+        for stream in canvas._streams:
+            stream.cached = max(0, min(stream.cached, stream.start + canvas.length - 1))
+        canvas._ahead, canvas._image = -1, None
+
+    def _slots(self, canvas: Canvas) -> Tensor:
+        return self._tensor([stream.slot for stream in canvas._streams])
+
+    def _frontiers(self) -> list[Tensor]:
+        return [] if self._frontier_SWV is None else [self._frontier_SWV]
+
+    def _tensor(self, values: Sequence[object] | np.ndarray) -> Tensor:
+        return torch.as_tensor(values, dtype=torch.int64).to(self.model.device, non_blocking=True)
+
+
+def _expect_open(*canvases: Canvas) -> None:
+    if any(canvas.closed for canvas in canvases):
+        raise ValueError("the canvas is closed")
+
+
+class _Clock:
+    """Device seconds, shared evenly among the rows of each measured piece of work.
+
+    On CUDA it records events and reads them in `settle`, so that measuring never waits for the device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._open: list[tuple[torch.cuda.Event, torch.cuda.Event, list[Usage]]] = []
+
+    @contextmanager
+    def measure(self, shares: list[Usage]) -> Iterator[None]:
+        if self._cuda:
+            before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            before.record()
+            yield
+            after.record()
+            self._open.append((before, after, shares))
+        else:
+            began = time.perf_counter()
+            yield
+            _share(time.perf_counter() - began, shares)
+
+    def settle(self) -> None:
+        for before, after, shares in self._open:
+            after.synchronize()
+            _share(before.elapsed_time(after) / 1000.0, shares)
+        self._open.clear()
+
+
+def _share(seconds: float, shares: list[Usage]) -> None:
+    for usage in shares:
+        usage.device_s += seconds / len(shares)

@@ -1,0 +1,248 @@
+"""Runs many methods' coroutines at once and carries out what they wait for as batches.
+
+A round: admit jobs whose slots fit, answer everything that unblocks rows without a forward (renders, judges,
+drafts), then one forward for all that look or draw, then the looks, then the draws. Methods with `run` sleep until
+their image is done.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from harness.hooks import exact
+from harness.records import JSON, Job, Usage, UserError
+from harness.sampler import Canvas, Image, Sampler
+from harness.session import Ask, Look, Method, Op, Propose, Render, Run, Session, Step
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """What became of a job: an image, or the error that its method or judge raised."""
+
+    job: Job
+    usage: Usage
+    notes: dict[str, JSON]
+    tokens: tuple[int, ...] = ()
+    image: Image | None = None
+    error: str = ""
+
+
+@dataclass(eq=False, slots=True)
+class _Live:
+    """A job in flight: its coroutine and what it waits for."""
+
+    session: Session
+    coroutine: Coroutine[Op, Any, tuple[Canvas, Image]]
+    began: float
+    waits: Op | None = None
+
+
+_Kind = TypeVar("_Kind", bound=Op)
+
+
+class Scheduler:
+    """Draws the images of many jobs with one method over one sampler.
+
+    Each job reserves `rows * streams` slots at admission; closing canvases only shrinks the reservation, so jobs
+    cannot deadlock. `concurrency` bounds the jobs in flight (1 for latency). Raises UserError when the method does
+    not fit the sampler.
+    """
+
+    def __init__(self, method: Method, sampler: Sampler, *, seed: int, concurrency: int | None = None) -> None:
+        need = method.rows * method.streams
+        if need > sampler.slots:
+            raise UserError(
+                f"sampler.slots={sampler.slots} is too few: the method needs {need} "
+                f"({method.rows} canvases x {method.streams} streams); set sampler.slots={4 * need}"
+            )
+        if method.width > sampler.width:
+            raise UserError(f"sampler.width={sampler.width} is too small: the method needs {method.width}")
+        self._method, self._sampler, self._seed = method, sampler, seed
+        self._concurrency = concurrency or sampler.slots
+        self._live: list[_Live] = []
+
+    def run(self, jobs: Iterable[Job], deliver: Callable[[Delivery], None]) -> None:
+        """Carry out all jobs; `deliver` gets each one as it ends. What `deliver` raises ends the run."""
+        queue = deque(jobs)
+        try:
+            while queue or self._live:
+                self._admit(queue, deliver)
+                self._round(deliver)
+        finally:
+            for live in self._live:
+                live.coroutine.close()
+                self._free(live.session)
+            self._live.clear()
+
+    # ------------------------------------------------------------------ jobs
+
+    def _admit(self, queue: deque[Job], deliver: Callable[[Delivery], None]) -> None:
+        need = self._method.rows * self._method.streams
+        while queue and len(self._live) < self._concurrency:
+            if self._sampler.slots - sum(live.session._limit for live in self._live) < need:
+                return
+            session = Session(self._sampler, queue.popleft(), self._seed, need, self._method.streams)
+            live = _Live(session, self._draw(session), time.perf_counter())
+            self._live.append(live)
+            self._resume(live, None, deliver)
+
+    async def _draw(self, session: Session) -> tuple[Canvas, Image]:
+        canvas = await self._method.generate(session._job.prompt.text, session)
+        session._own(canvas)
+        if not canvas.done:
+            raise ValueError(f"the method returned a canvas with {canvas.length} of {session.num_tokens} tokens")
+        (image,) = await session.render([canvas])
+        return canvas, image
+
+    def _resume(self, live: _Live, answer: object, deliver: Callable[[Delivery], None]) -> None:
+        """Send an answer (or throw an exception) into a coroutine and note what it waits for next."""
+        try:
+            step = live.coroutine.throw if isinstance(answer, Exception) else live.coroutine.send
+            live.waits = step(answer)  # type: ignore[arg-type]
+            if not isinstance(live.waits, Op):
+                raise TypeError(f"the method awaited {live.waits!r}; only a session's requests can be awaited")
+        except StopIteration as stop:
+            self._finish(live, deliver, *stop.value)
+        except UserError:
+            raise
+        except Exception as error:
+            self._finish(live, deliver, error=f"{type(error).__name__}: {error}")
+
+    def _finish(
+        self,
+        live: _Live,
+        deliver: Callable[[Delivery], None],
+        canvas: Canvas | None = None,
+        image: Image | None = None,
+        error: str = "",
+    ) -> None:
+        self._live.remove(live)
+        session = live.session
+        if canvas is not None:
+            session._canvases.remove(canvas)
+            self._sampler.release(canvas)
+        self._free(session)
+        self._sampler.settle()
+        session._usage.wall_s = time.perf_counter() - live.began
+        tokens = canvas.tokens if canvas is not None else ()
+        deliver(Delivery(session._job, session._usage, session._notes, tokens, image, error))
+
+    def _free(self, session: Session) -> None:
+        for canvas in session._canvases:
+            self._sampler.close(canvas)
+        session._canvases.clear()
+
+    # ------------------------------------------------------------------ rounds
+
+    def _waiting(self, kind: type[_Kind]) -> list[tuple[_Live, _Kind]]:
+        return [(live, live.waits) for live in self._live if isinstance(live.waits, kind)]
+
+    def _round(self, deliver: Callable[[Delivery], None]) -> None:
+        while waiting := self._waiting(Render) or self._waiting(Ask) or self._waiting(Propose):
+            for (live, _), answer in zip(waiting, self._answers([op for _, op in waiting]), strict=True):
+                self._resume(live, answer, deliver)
+        self._advance(deliver)
+
+    def _answers(self, ops: Sequence[Op]) -> list[object]:
+        if isinstance(ops[0], Render):
+            return self._renders([op for op in ops if isinstance(op, Render)])
+        if isinstance(ops[0], Ask):
+            return self._asks([op for op in ops if isinstance(op, Ask)])
+        return self._proposals([op for op in ops if isinstance(op, Propose)])
+
+    def _renders(self, ops: list[Render]) -> list[object]:
+        images = iter(self._sampler.render([canvas for op in ops for canvas in op.rows]))
+        return [[next(images) for _ in op.rows] for op in ops]
+
+    def _proposals(self, ops: list[Propose]) -> list[object]:
+        answers: dict[Op, object] = {}
+        for group in _groups(ops, lambda op: (id(op.drafter), op.n)):
+            rows = [canvas for op in group for canvas in op.rows]
+            drafts = iter(group[0].drafter.propose(self._sampler, rows, group[0].n))
+            answers |= {op: [next(drafts) for _ in op.rows] for op in group}
+        return [answers[op] for op in ops]
+
+    def _asks(self, ops: list[Ask]) -> list[object]:
+        answers: dict[Op, object] = {}
+        for group in _groups(ops, lambda op: id(op.judge)):
+            try:
+                answers |= self._ask(group)
+            except Exception:  # one bad question must not fail the others: ask them one by one
+                for op in group:
+                    try:
+                        answers |= self._ask([op])
+                    except Exception as error:
+                        answers[op] = error
+        return [answers[op] for op in ops]
+
+    def _ask(self, group: list[Ask]) -> dict[Op, object]:
+        texts = [op.text for op in group for _ in op.images]
+        began = time.perf_counter()
+        replies = list(group[0].judge(texts, [image for op in group for image in op.images]))
+        if len(replies) != len(texts):
+            raise ValueError(f"judge {group[0].judge.id} gave {len(replies)} answers to {len(texts)} questions")
+        each_s = (time.perf_counter() - began) / max(1, len(texts))
+        owner = {live.waits: live.session for live in self._live}
+        reply = iter(replies)
+        for op in group:
+            owner[op]._usage.judge_calls += len(op.images)
+            owner[op]._usage.judge_s += each_s * len(op.images)
+        return {op: [next(reply) for _ in op.images] for op in group}
+
+    def _advance(self, deliver: Callable[[Delivery], None]) -> None:
+        """One forward for all rows that wait for one; then looks, then draws."""
+        looks = self._waiting(Look)
+        draws = [op for _, op in self._waiting(Step)]
+        runs = [op for _, op in self._waiting(Run)]
+        rows = [canvas for _, op in looks for canvas in op.rows]
+        rows += [canvas for run in runs for canvas in _unfinished(run)]
+        drafts = [None] * len(rows) + [draft for op in draws for draft in op.drafts]
+        self._sampler.forward(rows + [canvas for op in draws for canvas in op.rows], drafts)
+
+        for probe in {id(op.probe): op.probe for _, op in looks}.values():
+            group = [(live, op) for live, op in looks if op.probe is probe]
+            signals = iter(self._sampler.probe([canvas for _, op in group for canvas in op.rows], probe))
+            for live, op in group:
+                self._resume(live, [next(signals) for _ in op.rows], deliver)
+
+        self._draw_tokens(runs, deliver)
+        for live, op in self._waiting(Run):
+            if not _unfinished(op):
+                self._resume(live, None, deliver)
+
+    def _draw_tokens(self, runs: list[Run], deliver: Callable[[Delivery], None]) -> None:
+        """Draw for all whose logits are at hand: those just fed, and steps that follow a look of this round."""
+        steps = [
+            (live, op)
+            for live, op in self._waiting(Step)
+            if all(self._sampler.ready(canvas, draft) for canvas, draft in zip(op.rows, op.drafts, strict=True))
+        ]
+        plain = [canvas for run in runs for canvas in _unfinished(run)]
+        by_rule = {id(op.rule): op.rule for _, op in steps}
+        if plain:
+            by_rule[id(exact)] = exact
+        answers: list[tuple[_Live, list[int]]] = []
+        for rule in by_rule.values():
+            group = [(live, op) for live, op in steps if op.rule is rule]
+            rows = [canvas for _, op in group for canvas in op.rows]
+            drafts = [draft for _, op in group for draft in op.drafts]
+            extra = plain if rule is exact else []
+            accepted = iter(self._sampler.draw(rows + extra, drafts + [None] * len(extra), rule))
+            answers += [(live, [next(accepted) for _ in op.rows]) for live, op in group]
+        for live, counts in answers:
+            self._resume(live, counts, deliver)
+
+
+def _unfinished(run: Run) -> list[Canvas]:
+    return [canvas for canvas in run.rows if canvas.length < run.until]
+
+
+def _groups(ops: list[Any], key: Callable[[Any], object]) -> list[list[Any]]:
+    groups: dict[object, list[Any]] = {}
+    for op in ops:
+        groups.setdefault(key(op), []).append(op)
+    return list(groups.values())

@@ -1,0 +1,216 @@
+"""The only object a method holds: everything it can do for its one prompt, and nothing more.
+
+A session has no access to model, ledger, clock, batch, the answer key or other jobs. Its awaitable calls are requests
+(`Op`); the scheduler carries out the requests of hundreds of sessions as one batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from harness.hooks import Draft, Guide, Probe, Rule, exact
+from harness.noise import derive
+from harness.records import JSON, Job, Usage
+from harness.sampler import Canvas, Context, Image, Sampler
+
+
+class Judge(Protocol):
+    """Answers about images. `id` names weights or revision and prompt; answers are None where it cannot tell.
+
+    A reward's answers are scores, larger is better; only images of the same text are compared. Called with the texts
+    and images of many jobs at once; an answer must not depend on the others.
+    """
+
+    id: str
+
+    def __call__(self, texts: Sequence[str], images: Sequence[Image]) -> Sequence[Any]: ...
+
+
+class Drafter(Protocol):
+    """Proposes tokens for many canvases at once."""
+
+    def propose(self, sampler: Sampler, rows: Sequence[Canvas], n: int) -> list[Draft | None]: ...
+
+
+class Method(Protocol):
+    """One test-time method. `generate` is about one prompt and returns the canvas it likes best, finished."""
+
+    rows: int  # canvases alive at once, at most
+    streams: int  # streams per canvas, at most (2 under guidance)
+    width: int  # positions per stream and forward (1; speculative methods 1 + draft length)
+
+    async def generate(self, prompt: str, s: Session) -> Canvas: ...
+
+
+@dataclass(eq=False, slots=True)
+class Op:
+    """A request that a coroutine waits on; the scheduler sends the answer."""
+
+    def __await__(self) -> Generator[Op, Any, Any]:
+        return (yield self)
+
+
+@dataclass(eq=False, slots=True)
+class Run(Op):
+    rows: list[Canvas]
+    until: int
+
+
+@dataclass(eq=False, slots=True)
+class Look(Op):
+    rows: list[Canvas]
+    probe: Probe
+
+
+@dataclass(eq=False, slots=True)
+class Step(Op):
+    rows: list[Canvas]
+    drafts: list[Draft | None]
+    rule: Rule
+
+
+@dataclass(eq=False, slots=True)
+class Propose(Op):
+    rows: list[Canvas]
+    drafter: Drafter
+    n: int
+
+
+@dataclass(eq=False, slots=True)
+class Render(Op):
+    rows: list[Canvas]
+
+
+@dataclass(eq=False, slots=True)
+class Ask(Op):
+    judge: Judge
+    text: str
+    images: list[Image]
+
+
+@dataclass(eq=False, slots=True)
+class Session:
+    """What a method may do. Created by the scheduler, one per job."""
+
+    _sampler: Sampler
+    _job: Job
+    _seed: int
+    _limit: int  # slots the job may hold; shrinks when a canvas is closed
+    _streams: int  # streams reserved per canvas
+    _usage: Usage = field(default_factory=Usage)
+    _canvases: list[Canvas] = field(default_factory=list)
+    _opened: int = 0
+    _notes: dict[str, JSON] = field(default_factory=dict)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of a finished image."""
+        return self._sampler.model.num_tokens
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens."""
+        return self._sampler.model.grid
+
+    @property
+    def codebook(self) -> Tensor:
+        """Code vectors [V, d] of the image tokenizer."""
+        return self._sampler.model.codebook
+
+    def rng(self, purpose: str) -> np.random.Generator:
+        """Host randomness of this job, the same in every run; one stream per purpose."""
+        return np.random.default_rng(derive(self._seed, self._job.prompt.id, self._job.image, "rng", purpose))
+
+    # ------------------------------------------------------------------ immediate
+
+    def open(self, n: int = 1) -> list[Canvas]:
+        """`n` fresh canvases for the job's prompt. Candidate i has the same noise in every method."""
+        contexts, guide = self._sampler.contexts(self._job.prompt.text)
+        return [self._open_one(contexts, guide) for _ in range(n)]
+
+    def _open_one(self, contexts: list[Context], guide: Guide) -> Canvas:
+        if (len(self._canvases) + 1) * self._streams > self._limit:
+            raise RuntimeError(
+                f"the method opened more canvases than its `rows` declares ({self._limit // self._streams} left to it)"
+            )
+        key = derive(self._seed, self._job.prompt.id, self._job.image, self._opened)
+        canvas = self._sampler.open(contexts, guide, key, self._usage)
+        self._opened += 1
+        self._canvases.append(canvas)
+        return canvas
+
+    def close(self, canvas: Canvas) -> None:
+        """Throw a canvas away; its slots go to other prompts at once, for good."""
+        self._own(canvas)
+        self._canvases.remove(canvas)
+        self._limit -= self._streams
+        self._sampler.close(canvas)
+
+    def fork(self, src: Canvas, over: Canvas) -> None:
+        """`over` becomes a copy of `src` and goes on with noise of its own."""
+        self._own(src, over)
+        self._sampler.fork(src, over)
+
+    def condition(self, canvas: Canvas, texts: Sequence[str | None], guide: Guide) -> None:
+        """Condition the streams on `texts` (None = the null prompt) from here on."""
+        self._own(canvas)
+        if len(texts) > self._streams:
+            raise RuntimeError(f"{len(texts)} streams asked for: the method's `streams` declares {self._streams}")
+        like = self._job.prompt.text
+        self._sampler.condition(canvas, [Context(text, like if text is None else text) for text in texts], guide)
+
+    def truncate(self, canvas: Canvas, length: int) -> None:
+        """Keep the first `length` tokens."""
+        self._own(canvas)
+        self._sampler.truncate(canvas, length)
+
+    def commit(self, canvas: Canvas, tokens: Sequence[int]) -> None:
+        """Append tokens without asking the target."""
+        self._own(canvas)
+        self._sampler.commit(canvas, tokens)
+
+    def note(self, **facts: JSON) -> None:
+        """Facts for the journal line of this image; a later note of the same name replaces the earlier."""
+        self._notes.update(facts)
+
+    # ------------------------------------------------------------------ awaitable
+
+    async def run(self, rows: Sequence[Canvas], until: int | None = None) -> None:
+        """Draw tokens until every row has `until` of them (default: all)."""
+        self._own(*rows)
+        await Run(list(rows), self.num_tokens if until is None else until)
+
+    async def look(self, rows: Sequence[Canvas], probe: Probe) -> list[dict[str, float]]:
+        """Signals of the next token's law, before it is drawn; the following `step` needs no forward."""
+        self._own(*rows)
+        return await Look(list(rows), probe)
+
+    async def step(
+        self, rows: Sequence[Canvas], drafts: Sequence[Draft | None] | None = None, rule: Rule = exact
+    ) -> list[int]:
+        """Verify drafts by `rule` and draw one more token each; returns how many draft tokens were accepted."""
+        self._own(*rows)
+        return await Step(list(rows), list(drafts) if drafts is not None else [None] * len(rows), rule)
+
+    async def draft(self, drafter: Drafter, rows: Sequence[Canvas], n: int) -> list[Draft | None]:
+        """Up to `n` proposed tokens a row, clipped so that one more still fits the image; None where none fits."""
+        self._own(*rows)
+        return await Propose(list(rows), drafter, n)
+
+    async def render(self, rows: Sequence[Canvas]) -> list[Image]:
+        """Images of canvases, partial ones included."""
+        self._own(*rows)
+        return await Render(list(rows))
+
+    async def ask(self, judge: Judge, text: str, images: Sequence[Image]) -> list[Any]:
+        """One answer per image."""
+        return await Ask(judge, text, list(images))
+
+    def _own(self, *canvases: Canvas) -> None:
+        if any(canvas not in self._canvases for canvas in canvases):
+            raise ValueError("the canvas is closed or belongs to another job")

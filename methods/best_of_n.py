@@ -1,0 +1,49 @@
+"""Best-of-N: draw N candidates, keep the one a reward likes best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from harness import Canvas, Judge, Session, UserError
+
+
+class BestOfN:
+    """N finished candidates, one delivered.
+
+    `reward` scores a candidate from the prompt's text and its image; None takes the model's own mean log-likelihood
+    per token. Ties go to the lowest index; a candidate that cannot be scored loses to every one that can
+    (spec of Best-of-N in ScalingAR, arXiv 2509.26376, App. D.1, and GridAR, arXiv 2511.21185).
+    Raises UserError unless n is at least 1.
+    """
+
+    streams = 2
+    width = 1
+
+    def __init__(self, n: int, reward: Judge | None = None) -> None:
+        if n < 1:
+            raise UserError(f"method.n={n}: Best-of-N needs at least one candidate")
+        self.rows = self.n = n
+        self.reward = reward
+
+    async def generate(self, prompt: str, s: Session) -> Canvas:
+        candidates = s.open(self.n)
+        await s.run(candidates)
+        if self.n == 1:
+            return candidates[0]
+        if self.reward is None:
+            scores: Sequence[float | None] = [math.fsum(c.log_probs) / s.num_tokens for c in candidates]
+        else:
+            scores = await s.ask(self.reward, prompt, await s.render(candidates))
+        chosen = best(scores)
+        s.note(scores=[None if unscorable(score) else score for score in scores], chosen=chosen)
+        return candidates[chosen]
+
+
+def unscorable(score: float | None) -> bool:
+    return score is None or math.isnan(score)
+
+
+def best(scores: Sequence[float | None]) -> int:
+    """Index of the largest score: the lowest index among equals; None and NaN lose to every number."""
+    return max(range(len(scores)), key=lambda i: (not unscorable(scores[i]), 0 if unscorable(scores[i]) else scores[i]))

@@ -1,0 +1,18 @@
+"""Plain sampling: one candidate, drawn token by token. The baseline of every comparison."""
+
+from __future__ import annotations
+
+from harness import Canvas, Session
+
+
+class Plain:
+    """One image as the model draws it."""
+
+    rows = 1
+    streams = 2
+    width = 1
+
+    async def generate(self, prompt: str, s: Session) -> Canvas:
+        (canvas,) = s.open()
+        await s.run([canvas])
+        return canvas

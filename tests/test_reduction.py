@@ -1,0 +1,134 @@
+"""Reduction laws: a method with its options switched off is the simpler method, token for token."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from toy import TEXTS, PixelSum, ToyModel, draw, jobs
+
+from harness.hooks import Draft, Sampling, coupled, entropy, exact
+from harness.records import Usage, UserError
+from harness.sampler import Canvas, Sampler
+from harness.session import Method, Session
+from methods.best_of_n import BestOfN, best
+from methods.plain import Plain
+
+
+def tokens(method: Method, **options: object) -> dict[tuple[str, int], tuple[int, ...]]:
+    deliveries = draw(method, jobs(TEXTS, images=2), **options)  # type: ignore[arg-type]
+    assert not any(delivery.error for delivery in deliveries.values())
+    return {key: delivery.tokens for key, delivery in deliveries.items()}
+
+
+def test_best_of_one_is_plain() -> None:
+    assert tokens(BestOfN(1, PixelSum())) == tokens(BestOfN(1)) == tokens(Plain())
+
+
+class Stepper(Plain):
+    """Plain sampling by hand: look at every token first, or just step."""
+
+    def __init__(self, look: bool) -> None:
+        self.look = look
+
+    async def generate(self, prompt: str, s: Session) -> Canvas:
+        (canvas,) = s.open()
+        while not canvas.done:
+            if self.look:
+                await s.look([canvas], entropy)
+            assert await s.step([canvas]) == [0]
+        return canvas
+
+
+def test_look_then_step_is_step_and_step_by_hand_is_run() -> None:
+    looked = draw(Stepper(look=True), jobs(TEXTS))
+    stepped = draw(Stepper(look=False), jobs(TEXTS))
+    plain = draw(Plain(), jobs(TEXTS))
+    for key, delivery in plain.items():
+        assert looked[key].tokens == stepped[key].tokens == delivery.tokens
+        assert looked[key].usage.target_passes == delivery.usage.target_passes
+        assert looked[key].usage.target_positions == delivery.usage.target_positions
+
+
+def test_candidates_of_best_of_4_are_the_first_of_best_of_8() -> None:
+    class Spy:
+        id = "spy"
+
+        def __init__(self) -> None:
+            self.images: dict[str, list[bytes]] = {}
+
+        def __call__(self, texts: list[str], images: list) -> list[float]:
+            for text, image in zip(texts, images, strict=True):
+                self.images.setdefault(text, []).append(image.tobytes())
+            return [0.0] * len(texts)
+
+    four, eight = Spy(), Spy()
+    draw(BestOfN(4, four), jobs(TEXTS), slots=32)  # type: ignore[arg-type]
+    draw(BestOfN(8, eight), jobs(TEXTS), slots=32)  # type: ignore[arg-type]
+    plain = draw(Plain(), jobs(TEXTS))
+    for i, text in enumerate(TEXTS):
+        assert four.images[text] == eight.images[text][:4]
+        image = plain[f"toy/{i:05d}", 0].image
+        assert image is not None
+        assert four.images[text][0] == image.tobytes()
+        assert len(set(eight.images[text])) == 8
+
+
+def test_the_largest_score_wins_ties_go_first_and_the_unscorable_lose() -> None:
+    assert best([0.1, 0.7, 0.7, -1.0]) == 1
+    assert best([None, float("nan"), -5.0]) == 2
+    assert best([None, None]) == 0
+    with pytest.raises(UserError, match=r"method\.n=0"):
+        BestOfN(0)
+
+
+class Guessing(Plain):
+    """Speculation with a drafter that guesses: what plain draws, with some tokens wrong."""
+
+    def __init__(self, truth: dict[str, tuple[int, ...]], rule: object, width: int, wrong: int) -> None:
+        self.truth, self.rule, self.width, self.wrong = truth, rule, width, wrong
+        self.accepted = 0
+
+    async def generate(self, prompt: str, s: Session) -> Canvas:
+        (canvas,) = s.open()
+        while not canvas.done:
+            n = min(self.width - 1, s.num_tokens - canvas.length - 1)
+            guess = torch.tensor(self.truth[prompt][canvas.length : canvas.length + n], dtype=torch.int64)
+            guess[self.wrong % max(1, n) :] += 1 if self.wrong else 0
+            (count,) = await s.step([canvas], [Draft(guess % 32) if n else None], self.rule)  # type: ignore[arg-type]
+            self.accepted += count
+        return canvas
+
+
+@pytest.mark.parametrize("width", [2, 3, 4, 6])
+@pytest.mark.parametrize("wrong", [0, 1, 2])
+def test_coupled_speculation_is_plain_for_any_drafter(width: int, wrong: int) -> None:
+    plain = tokens(Plain())
+    truth = {text: plain[f"toy/{i:05d}", 0] for i, text in enumerate(TEXTS)}
+    method = Guessing(truth, coupled, width, wrong)
+    assert tokens(method) == plain
+    assert method.accepted > 0
+
+
+def test_greedy_speculation_is_greedy_plain() -> None:
+    greedy = Sampling(scale=2.0, temperature=0.0)
+    plain = tokens(Plain(), sampling=greedy)
+    truth = {text: plain[f"toy/{i:05d}", 0] for i, text in enumerate(TEXTS)}
+    for wrong in (0, 2):
+        assert tokens(Guessing(truth, exact, 4, wrong), sampling=greedy) == plain
+
+
+def test_a_right_draft_saves_passes_and_every_token_is_counted() -> None:
+    plain = draw(Plain(), jobs(TEXTS))
+    truth = {text: plain[f"toy/{i:05d}", 0].tokens for i, text in enumerate(TEXTS)}
+    for key, delivery in draw(Guessing(truth, coupled, 4, 0), jobs(TEXTS)).items():
+        assert delivery.usage.sampled == 16
+        assert delivery.usage.target_positions == 2 * 15  # the last token is never fed; every guess was right
+        assert plain[key].usage.target_passes - delivery.usage.target_passes >= 16 - 4 - 1
+
+
+def test_a_draft_that_does_not_fit_is_refused() -> None:
+    model = ToyModel()
+    sampler = Sampler(model, Sampling(), slots=2, width=2)
+    canvas = sampler.open(*sampler.contexts("a cat"), key=1, usage=Usage())
+    with pytest.raises(ValueError, match="draft of 2 tokens at 0: at most 1 fit"):
+        sampler.forward([canvas], [Draft(torch.tensor([1, 2]))])

@@ -1,0 +1,124 @@
+"""Truncating, forking, re-prompting and committing keep what they must keep."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from toy import ToyModel
+
+from harness.hooks import Sampling, cfg, exact
+from harness.records import Usage
+from harness.sampler import Canvas, Context, Sampler
+
+TEXT = "two dogs left of a car"
+
+
+@pytest.fixture
+def sampler() -> Sampler:
+    return Sampler(ToyModel(), Sampling(scale=2.0), slots=8, width=3, prefill=(2, 4))
+
+
+def opened(sampler: Sampler, key: int = 5) -> Canvas:
+    return sampler.open(*sampler.contexts(TEXT), key=key, usage=Usage())
+
+
+def advance(sampler: Sampler, canvas: Canvas, until: int = 16) -> tuple[int, ...]:
+    while canvas.length < until:
+        sampler.forward([canvas], [None])
+        sampler.draw([canvas], [None], exact)
+    return canvas.tokens
+
+
+@pytest.mark.parametrize("length", [0, 1, 7, 15, 16])
+def test_truncate_and_replay_gives_the_same_tokens(sampler: Sampler, length: int) -> None:
+    canvas = opened(sampler)
+    drawn = advance(sampler, canvas)
+    sampler.truncate(canvas, length)
+    assert canvas.tokens == drawn[:length]
+    assert advance(sampler, canvas) == drawn
+    assert canvas._usage.sampled == 16 + 16 - length
+    assert canvas._usage.discarded == 16 - length
+
+
+@pytest.mark.parametrize("length", [0, 5, 11])
+def test_condition_to_another_text_and_back_gives_the_same_tokens(sampler: Sampler, length: int) -> None:
+    drawn = advance(sampler, opened(sampler))
+    canvas = opened(sampler)
+    advance(sampler, canvas, length)
+    texts = [Context(None, TEXT), Context("one", "one")]
+    sampler.condition(canvas, texts, cfg)
+    sampler.forward([canvas], [None])
+    sampler.condition(canvas, [Context(None, TEXT), Context(TEXT, TEXT)], cfg)
+    assert advance(sampler, canvas) == drawn
+
+
+def test_condition_keeps_the_cache_of_unchanged_streams(sampler: Sampler) -> None:
+    canvas = opened(sampler)
+    advance(sampler, canvas, 8)
+    before = canvas._usage.text_positions
+    sampler.condition(canvas, [Context(None, TEXT), Context(TEXT, TEXT), Context("one", "one")], three)
+    advance(sampler, canvas, 9)
+    assert canvas._usage.text_positions - before == len(sampler.model.context("one", "one"))
+
+
+def three(logits_RKTV: torch.Tensor, scale_R: torch.Tensor) -> torch.Tensor:
+    return logits_RKTV.mean(1)
+
+
+def test_a_fork_shares_the_past_and_goes_its_own_way(sampler: Sampler) -> None:
+    source, copy = opened(sampler, 1), opened(sampler, 2)
+    advance(sampler, source, 6)
+    advance(sampler, copy, 3)
+    sampler.fork(source, over=copy)
+    assert copy.tokens == source.tokens
+    assert copy._usage.discarded == 3
+    alone = Sampler(ToyModel(), Sampling(scale=2.0), slots=8, width=3, prefill=(2, 4))
+    assert advance(sampler, source) == advance(alone, opened(alone, 1))
+    assert advance(sampler, copy) != source.tokens
+    assert copy.tokens[:6] == source.tokens[:6]
+
+
+def test_committed_tokens_are_seen_by_the_next_draw(sampler: Sampler) -> None:
+    """Committing what plain would have drawn, unverified, leaves the rest as plain draws it."""
+    drawn = advance(sampler, opened(sampler))
+    canvas = opened(sampler)
+    advance(sampler, canvas, 4)
+    sampler.commit(canvas, drawn[4:6])
+    advance(sampler, canvas, 9)
+    sampler.commit(canvas, drawn[9:10])
+    assert advance(sampler, canvas) == drawn
+    assert canvas._usage.skipped == 3
+    assert canvas._usage.sampled == 13
+    assert math.isnan(canvas.log_probs[4])
+    assert not math.isnan(canvas.log_probs[6])
+
+
+def test_a_cache_built_in_pieces_equals_a_fresh_one(sampler: Sampler) -> None:
+    canvas = opened(sampler)
+    advance(sampler, canvas, 10)
+    fresh = opened(sampler)
+    sampler.commit(fresh, canvas.tokens)
+    for each in (canvas, fresh):
+        sampler.forward([each], [None])
+    for mine, theirs in zip(canvas._streams, fresh._streams, strict=True):
+        assert mine.cached == theirs.cached
+        keys = sampler._cache.keys[:, :, : mine.cached]
+        torch.testing.assert_close(keys[:, mine.slot], keys[:, theirs.slot])
+
+
+def test_misuse_is_refused_and_changes_nothing(sampler: Sampler) -> None:
+    canvas = opened(sampler)
+    advance(sampler, canvas, 4)
+    with pytest.raises(ValueError, match="truncate to 5"):
+        sampler.truncate(canvas, 5)
+    with pytest.raises(ValueError, match=r"outside 0\.\.31"):
+        sampler.commit(canvas, [32])
+    with pytest.raises(ValueError, match="13 tokens at 4"):
+        sampler.commit(canvas, [0] * 13)
+    assert canvas.length == 4
+    sampler.close(canvas)
+    with pytest.raises(ValueError, match="closed"):
+        sampler.truncate(canvas, 0)
+    assert sampler.free == 8

@@ -1,0 +1,114 @@
+"""A toy image model with an invertible decoder: whole runs in milliseconds, without weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from harness.hooks import Sampling
+from harness.models.trunk import Attend, KVCache, Trunk, TrunkSpec, axial_rotary
+from harness.noise import derive
+from harness.records import Job, Prompt
+from harness.sampler import Image, Sampler
+from harness.scheduler import Delivery, Scheduler
+from harness.session import Method
+
+DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+
+
+class ToyModel:
+    """2 layers, float64, random weights; prompts are words hashed into 8 embeddings, so lengths differ."""
+
+    name = "toy"
+    revision = "random"
+
+    def __init__(
+        self,
+        grid: tuple[int, int] = (4, 4),
+        vocab: int = 32,
+        dtype: torch.dtype = torch.float64,
+        device: str = "cpu",
+        seed: int = 0,
+    ) -> None:
+        self.grid, self.vocab, self.dim, self.max_context = grid, vocab, 32, 9
+        self.dtype, self.device = dtype, torch.device(device)
+        generator = torch.Generator().manual_seed(seed)
+        self.trunk = Trunk(TrunkSpec(layers=2, dim=32, heads=2, hidden=64))
+        self.tokens, self.words = nn.Embedding(vocab, 32), nn.Embedding(8, 32)
+        self.output = nn.Linear(32, vocab, bias=False)
+        for module in (self.trunk, self.tokens, self.words, self.output):
+            for parameter in module.parameters():
+                parameter.data = torch.randn(parameter.shape, generator=generator).to(dtype) * 0.3
+            module.to(self.device)
+        self.codebook = self.tokens.weight.detach()
+        self.forwards = 0
+
+    @property
+    def num_tokens(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    def context(self, text: str | None, like: str) -> Tensor:
+        words = ["<start>", *like.split()][: self.max_context]
+        ids = [0 if text is None else 1 + derive(word) % 7 for word in words]
+        if text is not None and text != like:
+            ids = [1 + derive(word) % 7 for word in ["<start>", *text.split()][: self.max_context]]
+        return self.words(torch.tensor(ids, device=self.device)).detach()
+
+    def embed(self, token_BW: Tensor, index_BW: Tensor) -> Tensor:
+        return self.tokens(token_BW)
+
+    def forward(self, x_BWD: Tensor, pos_BW: Tensor, start_B: Tensor, attend: Attend) -> Tensor:
+        self.forwards += 1
+        coords = (pos_BW - start_B[:, None]).unsqueeze(-1).expand(-1, -1, 2).cpu()
+        return self.trunk(x_BWD, axial_rotary(coords, 16).to(self.device), attend)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        return self.output(hidden)
+
+    def cache(self, slots: int) -> KVCache:
+        return KVCache(self.trunk.spec, slots, self.max_context + self.num_tokens, self.dtype, self.device)
+
+    def decode(self, token_BN: Tensor) -> Tensor:
+        pixels = (token_BN + 1).clamp(0, 255).to(torch.uint8).unflatten(1, self.grid)
+        return pixels.unsqueeze(-1).expand(-1, -1, -1, 3).contiguous()
+
+
+def jobs(texts: Iterable[str], images: int = 1) -> list[Job]:
+    prompts = [Prompt(f"toy/{i:05d}", text, "any") for i, text in enumerate(texts)]
+    return [Job(prompt, image) for prompt in prompts for image in range(images)]
+
+
+TEXTS = ["a cat", "two dogs left of a car", "a red bird", "one", "a b c d e f g h", "three cups"]
+
+
+def draw(
+    method: Method,
+    some: Sequence[Job],
+    *,
+    model: ToyModel | None = None,
+    sampling: Sampling | None = None,
+    slots: int = 12,
+    width: int | None = None,
+    seed: int = 0,
+    concurrency: int | None = None,
+) -> dict[tuple[str, int], Delivery]:
+    """All deliveries of a run, by job; asserts that every slot is free afterwards."""
+    sampler = Sampler(
+        model or ToyModel(), sampling or Sampling(scale=2.0), slots=slots, width=width or method.width, prefill=(3, 4)
+    )
+    done: dict[tuple[str, int], Delivery] = {}
+    Scheduler(method, sampler, seed=seed, concurrency=concurrency).run(some, lambda d: done.update({d.job.key: d}))
+    assert sampler.free == slots
+    return done
+
+
+class PixelSum:
+    """A reward that reads only the image: its mean brightness."""
+
+    id = "pixel-sum"
+
+    def __call__(self, texts: Sequence[str], images: Sequence[Image]) -> list[float]:
+        return [float(np.mean(image)) for image in images]
