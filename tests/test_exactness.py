@@ -61,7 +61,9 @@ def test_speculation_keeps_the_first_token_law(rule: object) -> None:
     assert p_value(first, target[0, :3]) > 1e-3
     assert p_value(next_R[accepted], target[1]) > 1e-3
     if rule is exact:
-        assert accepted.double().mean().item() == pytest.approx(float(torch.minimum(target[0], draft[0]).sum()), abs=3e-3)
+        assert accepted.double().mean().item() == pytest.approx(
+            float(torch.minimum(target[0], draft[0]).sum()), abs=3e-3
+        )
 
 
 def test_uniforms_are_uniform_and_independent_of_place_lane_and_index() -> None:

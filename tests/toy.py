@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
+from PIL import Image as Pillow
 from torch import Tensor, nn
 
 from harness.hooks import Sampling
 from harness.models.trunk import Attend, KVCache, Trunk, TrunkSpec, axial_rotary
 from harness.noise import derive
-from harness.records import Job, Prompt
-from harness.sampler import Image, Sampler
+from harness.records import Job, Prompt, Score
+from harness.sampler import Canvas, Image, Sampler
 from harness.scheduler import Delivery, Scheduler
-from harness.session import Method
+from harness.session import Method, Session
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
@@ -30,9 +34,10 @@ class ToyModel:
         grid: tuple[int, int] = (4, 4),
         vocab: int = 32,
         dtype: torch.dtype = torch.float64,
-        device: str = "cpu",
+        device: str | torch.device = "cpu",
         seed: int = 0,
     ) -> None:
+        grid = (int(grid[0]), int(grid[1]))
         self.grid, self.vocab, self.dim, self.max_context = grid, vocab, 32, 9
         self.dtype, self.device = dtype, torch.device(device)
         generator = torch.Generator().manual_seed(seed)
@@ -112,3 +117,42 @@ class PixelSum:
 
     def __call__(self, texts: Sequence[str], images: Sequence[Image]) -> list[float]:
         return [float(np.mean(image)) for image in images]
+
+
+class ToyBenchmark:
+    """Prompts of two categories; an image is right when it is bright. `pause` makes scoring slow, in seconds."""
+
+    name, version = "toy", "1"
+
+    def __init__(self, prompts: int | None = None, images: int = 2, pause: float = 0.0) -> None:
+        self.images, self.pause, self.judge = images, pause, PixelSum()
+        texts = [f"{text} {number}" for number in range(4) for text in TEXTS][:prompts]
+        self._prompts = [
+            Prompt(f"toy/{i:05d}", text, ("even", "odd")[i % 2], {"answer": i}) for i, text in enumerate(texts)
+        ]
+
+    def prompts(self) -> list[Prompt]:
+        return self._prompts
+
+    def score(self, items: Iterable[tuple[Prompt, Path]]) -> Iterator[Score]:
+        for prompt, path in items:
+            time.sleep(self.pause)
+            with Pillow.open(path) as picture:
+                bright = float(np.asarray(picture).mean())
+            yield Score(prompt.id, int(path.stem), self.judge.id, float(bright > 16.5), {"bright": round(bright, 3)})
+
+    def summary(self, table: pd.DataFrame) -> dict[str, float]:
+        return dict(table.groupby("category")["value"].mean())
+
+
+class Faulty:
+    """Plain sampling that fails on every second prompt until the file `mended` exists in the working directory."""
+
+    rows, streams, width = 1, 2, 1
+
+    async def generate(self, prompt: str, s: Session) -> Canvas:
+        if prompt.endswith(("1", "3")) and not Path("mended").exists():
+            raise ConnectionError("the judge is down")
+        (canvas,) = s.open()
+        await s.run([canvas])
+        return canvas
