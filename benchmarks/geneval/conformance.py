@@ -1,0 +1,99 @@
+"""Runs a conformance file: cases whose answers the reference evaluator gave.
+
+Two kinds of case, told apart by their fields: `detections` in, a verdict out; or result `rows` in, a summary out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.geneval.jsonl import bad_line, read_objects
+from benchmarks.geneval.prompts import row_problem
+from benchmarks.geneval.summary import parse_result, summarize
+from benchmarks.geneval.verdict import Options, verdict
+from harness.records import UserError
+
+
+def conformance(path: Path | str) -> tuple[int, int, list[str]]:
+    """Passed, failed, and one message per failed case. Raises UserError naming the line of a case that is malformed."""
+    path, failures, total = Path(path), [], 0
+    for number, case in read_objects(path):
+        try:
+            differences = list(_run(case))
+        except KeyError as error:
+            raise bad_line(path, number, f"{error} is missing") from None
+        except (ValueError, TypeError, AttributeError, IndexError, UserError) as error:
+            raise bad_line(path, number, f"not a conformance case: {error}") from None
+        total += 1
+        if differences:
+            failures.append(f"line {number}, {case.get('id', 'no id')}: {'; '.join(differences)}")
+    return total - len(failures), len(failures), failures
+
+
+@dataclass(frozen=True, slots=True)
+class _Planted:
+    """A detection of a case; `color` is what the color classifier would answer for it."""
+
+    name: str
+    box: tuple[float, ...]
+    score: float
+    color: str | None
+
+
+def _run(case: Mapping[str, Any]) -> Iterator[str]:
+    if "detections" in case:
+        return _run_verdict(case)
+    if "rows" in case:
+        return _run_summary(case)
+    raise ValueError("expected 'detections' (a verdict case) or 'rows' (a summary case)")
+
+
+def _run_verdict(case: Mapping[str, Any]) -> Iterator[str]:
+    if problem := row_problem(case["metadata"]):
+        raise ValueError(f"metadata: {problem}")
+    planted = [_planted(detection) for detection in case["detections"]]
+
+    def color_of(_: str, indices: Sequence[int]) -> list[str]:
+        return [planted[i].color or "no color" for i in indices]
+
+    got = verdict(planted, case["metadata"], color_of, Options(**case.get("options", {})))
+    expected = case["expected"]
+    yield from _compare("correct", got.correct, expected["correct"])
+    yield from _compare("reason", "\n".join(got.reasons), expected["reason"])
+    yield from _compare("kept", got.kept, expected["kept"])
+    yield from _compare("color_checked", [[name, list(i)] for name, i in got.color_checked], expected["color_checked"])
+
+
+def _planted(detection: Mapping[str, Any]) -> _Planted:
+    box = tuple(float(corner) for corner in detection["box"])
+    if len(box) != 4:
+        raise ValueError(f"a box has four corners, found {detection['box']!r}")
+    return _Planted(detection["class"], box, float(detection["score"]), detection.get("color"))
+
+
+def _run_summary(case: Mapping[str, Any]) -> Iterator[str]:
+    got = summarize(parse_result(row) for row in case["rows"])
+    expected = case["expected"]
+    for name in ("total_images", "total_prompts"):
+        yield from _compare(name, getattr(got, name), expected[name])
+    for name in ("image_accuracy", "prompt_accuracy", "overall"):
+        yield from _compare_close(name, getattr(got, name), expected[name])
+    tasks = [[task.tag, task.correct, task.total] for task in got.tasks]
+    yield from _compare("tasks", tasks, [[task["tag"], task["correct"], task["total"]] for task in expected["tasks"]])
+    for task, wanted in zip(got.tasks, expected["tasks"], strict=False):
+        yield from _compare_close(f"score of {task.tag}", task.score, wanted["score"])
+    yield from _compare("printed lines", got.lines(), expected["printed"])
+
+
+def _compare(what: str, got: object, expected: object) -> Iterator[str]:
+    if got != expected:
+        yield f"{what} is {got!r}, expected {expected!r}"
+
+
+def _compare_close(what: str, got: float, expected: float) -> Iterator[str]:
+    if not math.isclose(got, expected, rel_tol=0, abs_tol=1e-9):
+        yield f"{what} is {got!r}, expected {expected!r}"

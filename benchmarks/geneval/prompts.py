@@ -1,0 +1,90 @@
+"""GenEval's metadata files: from JSON Lines to prompts, with every rule of the schema checked.
+
+A row that the evaluator would read otherwise than its author meant (a misspelt key, a clause that refers forwards) is
+refused: it would not fail later, it would score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from benchmarks.geneval.jsonl import bad_line, read_objects
+from benchmarks.geneval.verdict import COLORS, RELATIONS
+from harness.records import Prompt
+
+TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+
+
+def read_prompts(path: Path | str, classes: Collection[str] | None = None) -> list[Prompt]:
+    """The prompts of a metadata file, ids by row index ("geneval/00042"); `spec` is the whole row.
+
+    With `classes`, a row that names any other class is refused. Raises UserError naming file, line and problem.
+    """
+    path = Path(path)
+    prompts = []
+    for number, row in read_objects(path):
+        if problem := row_problem(row, classes):
+            raise bad_line(path, number, problem)
+        if not row["include"] and not row.get("exclude"):
+            raise bad_line(path, number, "the row has no clause, so that any image would be correct")
+        prompts.append(Prompt(f"geneval/{number - 1:05d}", row["prompt"], row["tag"], row))
+    return prompts
+
+
+def row_problem(row: dict[str, Any], classes: Collection[str] | None = None) -> str | None:
+    """What is wrong with a metadata row, or None."""
+    if problem := _key_problem(row, needed=("tag", "include", "prompt"), optional=("exclude",)):
+        return problem
+    if row["tag"] not in TASKS:
+        return f"unknown tag {row['tag']!r}; the tags are {', '.join(TASKS)}"
+    if not isinstance(row["prompt"], str) or not row["prompt"].strip():
+        return f"'prompt' must be a text, found {row['prompt']!r}"
+    for key in ("include", "exclude"):
+        if not isinstance(row.get(key, []), list):
+            return f"'{key}' must be a list of clauses, found {row[key]!r}"
+    clauses = [("include", i, clause) for i, clause in enumerate(row["include"])]
+    clauses += [("exclude", i, clause) for i, clause in enumerate(row.get("exclude", []))]
+    for kind, index, clause in clauses:
+        if problem := _clause_problem(clause, kind, index, classes):
+            return f"{kind} clause {index}: {problem}"
+    return None
+
+
+def _clause_problem(clause: object, kind: str, index: int, classes: Collection[str] | None) -> str | None:
+    if not isinstance(clause, dict):
+        return f"expected a JSON object, found {clause!r}"
+    if problem := _key_problem(clause, ("class", "count"), ("color", "position") if kind == "include" else ()):
+        return problem
+    name, count = clause["class"], clause["count"]
+    if not isinstance(name, str) or not name:
+        return f"'class' must be a name, found {name!r}"
+    if classes is not None and name not in classes:
+        return f"unknown class {name!r}"
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        return f"'count' must be a whole number of at least 1, found {count!r}"
+    if "color" in clause and clause["color"] not in COLORS:
+        return f"unknown color {clause['color']!r}; the colors are {', '.join(COLORS)}"
+    return _position_problem(clause["position"], index) if "position" in clause else None
+
+
+def _position_problem(position: object, index: int) -> str | None:
+    if not isinstance(position, list) or len(position) != 2:
+        return f"'position' must be [relation, clause index], found {position!r}"
+    relation, target = position
+    if relation not in RELATIONS:
+        return f"unknown relation {relation!r}; the relations are {', '.join(RELATIONS)}"
+    if not isinstance(target, int) or isinstance(target, bool) or target < 0:
+        return f"the target of 'position' must be a clause index, found {target!r}"
+    if target >= index:
+        return f"'position' refers to clause {target}, which is not an earlier one"
+    return None
+
+
+def _key_problem(value: dict[str, Any], needed: Collection[str], optional: Collection[str]) -> str | None:
+    if missing := [key for key in needed if key not in value]:
+        return f"'{missing[0]}' is missing"
+    if unknown := [key for key in value if key not in needed and key not in optional]:
+        return f"unknown key {unknown[0]!r}; the keys are {', '.join([*needed, *optional])}"
+    return None

@@ -1,0 +1,122 @@
+"""GenEval's summary of a result file: from one verdict per image to the numbers the reference prints.
+
+Reference: evaluation/summary_scores.py. The published "GenEval overall" is the unweighted mean of the task scores. The
+reference leaves missing tasks out of it without a word; here they are named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.geneval.jsonl import bad_line, read_objects
+from benchmarks.geneval.prompts import TASKS
+from harness.records import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One image of a result file."""
+
+    filename: str
+    tag: str
+    prompt: str
+    correct: bool
+    metadata: str  # the metadata row as JSON; images belong to one prompt when these texts are equal
+    reason: str = ""
+    details: str = "{}"  # JSON: class -> [x1, y1, x2, y2, score] of the kept objects
+
+
+@dataclass(frozen=True, slots=True)
+class TaskScore:
+    tag: str
+    correct: int
+    total: int
+
+    @property
+    def score(self) -> float:
+        return self.correct / self.total
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The reference's numbers; `tasks` in order of first appearance."""
+
+    total_images: int
+    total_prompts: int
+    image_accuracy: float  # micro: share of correct images
+    prompt_accuracy: float  # share of prompts with at least one correct image: pass@k, not an average
+    tasks: tuple[TaskScore, ...]
+
+    @property
+    def overall(self) -> float:
+        """Mean of the scores of the tasks that are there; comparable with published numbers only if none is missing."""
+        return sum(task.score for task in self.tasks) / len(self.tasks)
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Tasks without an image."""
+        present = {task.tag for task in self.tasks}
+        return tuple(tag for tag in TASKS if tag not in present)
+
+    def lines(self) -> list[str]:
+        """The lines that the reference prints."""
+        return [
+            *("Summary", "======="),
+            f"Total images: {self.total_images}",
+            f"Total prompts: {self.total_prompts}",
+            f"% correct images: {self.image_accuracy:.2%}",
+            f"% correct prompts: {self.prompt_accuracy:.2%}",
+            *("", "Task breakdown", "=============="),
+            *(f"{t.tag:<16} = {t.score:.2%} ({t.correct} / {t.total})" for t in self.tasks),
+            *("", f"Overall score (avg. over tasks): {self.overall:.5f}"),
+        ]
+
+    def __str__(self) -> str:
+        partial = [f"PARTIAL: no image of {', '.join(self.missing)}"] if self.missing else []
+        return "\n".join([*self.lines(), *partial])
+
+
+def summarize(results: Iterable[Result]) -> Summary:
+    """Add up a result file. Raises UserError when there is nothing to add up."""
+    results = list(results)
+    if not results:
+        raise UserError("no results to summarize: score at least one image first")
+    solved: dict[str, bool] = {}
+    tasks: dict[str, list[bool]] = {}
+    for result in results:
+        solved[result.metadata] = solved.get(result.metadata, False) or result.correct
+        tasks.setdefault(result.tag, []).append(result.correct)
+    return Summary(
+        total_images=len(results),
+        total_prompts=len(solved),
+        image_accuracy=sum(result.correct for result in results) / len(results),
+        prompt_accuracy=sum(solved.values()) / len(solved),
+        tasks=tuple(TaskScore(tag, sum(correct), len(correct)) for tag, correct in tasks.items()),
+    )
+
+
+def read_results(path: Path | str) -> list[Result]:
+    """The rows of a result file as the reference writes it. Raises UserError naming file, line and problem."""
+    path, results = Path(path), []
+    for number, row in read_objects(path):
+        try:
+            results.append(parse_result(row))
+        except ValueError as error:
+            raise bad_line(path, number, str(error)) from None
+    return results
+
+
+def parse_result(row: object) -> Result:
+    """One row of a result file; keys beyond the reference's are left aside. Raises ValueError naming the problem."""
+    if not isinstance(row, dict):
+        raise ValueError(f"expected a JSON object, found {row!r}")
+    values: dict[str, Any] = {key: row[key] for key in Result.__slots__ if key in row}
+    for key, kind in {"filename": str, "tag": str, "prompt": str, "correct": bool, "metadata": str}.items():
+        if not isinstance(values.get(key), kind):
+            raise ValueError(f"'{key}' must be a {kind.__name__}, found {values.get(key)!r}")
+    if values["tag"] not in TASKS:
+        raise ValueError(f"unknown tag {values['tag']!r}; the tags are {', '.join(TASKS)}")
+    return Result(**values)

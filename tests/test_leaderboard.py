@@ -1,0 +1,229 @@
+"""The leaderboard is a pure projection of run folders."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from harness.leaderboard import COLUMNS, build, read_run, render_table, row
+from harness.records import SampleRecord, Score, Usage, UserError
+
+CATEGORIES = {"p0": "colors", "p1": "colors", "p2": "position", "p3": "position"}
+ISSUE_COLUMNS = [
+    *("benchmark", "model", "method", "params", "images", "score", "ci_low", "ci_high", "single_object", "two_object"),
+    *("counting", "colors", "position", "color_attr", "visual_tokens", "target_passes", "target_positions"),
+    *("drafted_positions", "renders", "judge_calls", "judge_s", "device_s", "wall_s", "failed", "unjudged", "seed"),
+    *("fingerprint", "device", "commit"),
+]
+
+
+def record(prompt: str, image: int, status: str = "done", **usage: float) -> SampleRecord:
+    cost = Usage(**{"sampled": 100, "skipped": 44, "target_passes": 143, "device_s": 0.1, **usage})
+    stamp = {"commit": "abc1234", "device": "cpu"}
+    return SampleRecord(prompt, image, CATEGORIES[prompt], status, cost, stamp=stamp)
+
+
+def score(prompt: str, image: int, value: float | None, judge: str = "judge@1") -> Score:
+    return Score(prompt, image, judge, value)
+
+
+DONE = [record(prompt, image) for prompt in CATEGORIES for image in range(2)]
+SCORES = [score(r.prompt_id, r.image, float(r.prompt_id != "p0" or r.image)) for r in DONE]
+
+
+def write(
+    results: Path, name: str = "plain-0a1b2c3d", records: list = DONE, scores: list = SCORES, **about: object
+) -> Path:
+    folder = results / "pictogram" / "pictogram_16" / name
+    folder.mkdir(parents=True)
+    run = {
+        "benchmark": "pictogram",
+        "model": "pictogram_16",
+        "method": "plain",
+        "params": "",
+        "seed": 0,
+        "planned": 8,
+        "images_per_prompt": 2,
+        "fingerprint": name[-8:],
+        "numerics": "constant",
+        **about,
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump({"method": {"_target_": "x"}, "run": run}))
+    jobs = [{"prompt_id": p, "category": c, "images": 2} for p, c in CATEGORIES.items()]
+    (folder / "jobs.jsonl").write_text("".join(json.dumps(job) + "\n" for job in jobs))
+    (folder / "records-0.jsonl").write_text("".join(r.to_json() + "\n" for r in records))
+    if scores:
+        (folder / "scores.jsonl").write_text("".join(s.to_json() + "\n" for s in scores))
+    return folder
+
+
+def cells(results: Path) -> list[dict[str, str]]:
+    with (results / "leaderboard.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_columns_begin_as_the_issue_lists_them(tmp_path: Path) -> None:
+    write(tmp_path)
+    build(tmp_path)
+    assert list(COLUMNS[: len(ISSUE_COLUMNS)]) == ISSUE_COLUMNS
+    assert list(cells(tmp_path)[0]) == list(COLUMNS)
+
+
+def test_a_row(tmp_path: Path) -> None:
+    write(tmp_path)
+    build(tmp_path)
+    (line,) = cells(tmp_path)
+    assert (line["images"], line["score"], line["colors"], line["position"]) == ("8", "0.8750", "0.7500", "1.0000")
+    assert (line["counting"], line["params"]) == ("", "")
+    assert (line["visual_tokens"], line["target_passes"], line["device_s"]) == ("144.00", "143.00", "0.1000")
+    assert (line["ci_low"], line["ci_high"]) == ("0.7500", "1.0000")
+    assert (line["device"], line["commit"], line["judge"]) == ("cpu", "abc1234", "judge@1")
+    assert (line["failed"], line["missing"], line["unjudged"]) == ("0", "0", "0")
+
+
+def test_what_is_not_there_is_wrong_and_costs_are_per_delivered_image(tmp_path: Path) -> None:
+    records = [*DONE[:5], record("p2", 1, "failed", sampled=9999)]  # p3 was never reached
+    scores = [score("p0", 0, 1.0), score("p0", 1, None), score("p1", 0, 1.0), score("p2", 0, 1.0), score("p3", 0, 1.0)]
+    line = row(write(tmp_path, records=records, scores=scores))
+    assert (line["colors"], line["position"], line["score"]) == (0.5, 0.25, 0.375)
+    assert (line["images"], line["failed"], line["missing"], line["unjudged"]) == (5, 1, 2, 2)
+    assert line["visual_tokens"] == 144
+
+
+def test_nothing_delivered_is_a_row_too(tmp_path: Path) -> None:
+    write(tmp_path, records=[record(r.prompt_id, r.image, "failed") for r in DONE], scores=[])
+    build(tmp_path)
+    (line,) = cells(tmp_path)
+    assert (line["images"], line["score"], line["failed"], line["device_s"]) == ("0", "0.0000", "8", "")
+
+
+def test_done_beats_failed_and_later_lines_beat_earlier_ones(tmp_path: Path) -> None:
+    records = [*DONE, record("p0", 0, "failed"), record("p0", 1, sampled=900)]
+    scores = [*SCORES, score("p0", 0, 1.0)]
+    run = read_run(write(tmp_path, records=records, scores=scores))
+    assert not run.failed
+    assert run.done["p0", 1].usage.sampled == 900
+    assert run.scores["p0", 0].value == 1
+
+
+def test_a_torn_last_line_is_ignored_and_any_other_is_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path)
+    journal = folder / "records-0.jsonl"
+    whole = journal.read_bytes()
+    journal.write_bytes(whole + DONE[0].to_json().encode()[:40] + "é".encode()[:1])
+    assert row(folder)["images"] == 8
+    journal.write_bytes(whole[:-1])  # only the line's end is missing
+    assert row(folder)["images"] == 8
+    journal.write_bytes(b'{"prompt_id": \n' + whole)
+    with pytest.raises(UserError, match=r"plain-0a1b2c3d.records-0\.jsonl, line 1: cannot be read"):
+        row(folder)
+
+
+def test_order_and_shards_do_not_change_the_file(tmp_path: Path) -> None:
+    costs = random.Random(0)
+    records = [record(r.prompt_id, r.image, device_s=costs.random()) for r in DONE]
+    write(tmp_path / "a", records=records)
+    folder = write(tmp_path / "b", records=[DONE[3], *records[:2:-1]], scores=SCORES[::-1])
+    (folder / "records-1.jsonl").write_text("".join(r.to_json() + "\n" for r in records[:3]))
+    for results in (tmp_path / "a", tmp_path / "b", tmp_path / "b"):
+        build(results)
+    assert (tmp_path / "a/leaderboard.csv").read_bytes() == (tmp_path / "b/leaderboard.csv").read_bytes()
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["leaderboard.csv", "pictogram"]
+
+
+def test_rows_are_sorted_by_the_numbers_in_their_names(tmp_path: Path) -> None:
+    for i, n in enumerate((16, 2, 4)):
+        write(tmp_path, f"best_of_n-0000000{i}", method="best_of_n", params=f"n={n}")
+    write(tmp_path)
+    assert list(build(tmp_path)["params"]) == ["n=2", "n=4", "n=16", ""]
+
+
+def test_other_benchmarks_add_their_categories(tmp_path: Path) -> None:
+    write(tmp_path)
+    folder = write(tmp_path, "other-00000001", benchmark="other")
+    jobs = [{"prompt_id": p, "category": "texture", "images": 2} for p in CATEGORIES]
+    (folder / "jobs.jsonl").write_text("".join(json.dumps(job) + "\n" for job in jobs))
+    frame = build(tmp_path)
+    assert list(frame.columns) == [*COLUMNS, "texture"]
+    assert [line["texture"] for line in cells(tmp_path)] == ["0.8750", ""]
+    (folder / "jobs.jsonl").write_text((folder / "jobs.jsonl").read_text().replace("texture", "seed"))
+    with pytest.raises(UserError, match="category 'seed' has the name of a leaderboard column"):
+        build(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "problem"),
+    [
+        ("config.yaml", "a: [", "cannot be read"),
+        ("config.yaml", "just text", "cannot be read"),
+        ("config.yaml", "a: 1", "no 'run' mapping"),
+        ("config.yaml", "run: {benchmark: b}", "run.model is missing"),
+        ("jobs.jsonl", None, "cannot be read"),
+        ("jobs.jsonl", "", "no image is planned"),
+        (
+            "jobs.jsonl",
+            '{"prompt_id": "p0", "category": "colors", "images": 2}\n',
+            "plans 8 images, jobs.jsonl lists 2",
+        ),
+        ("jobs.jsonl", "{}\n", "line 1"),
+        ("records-0.jsonl", DONE[0].to_json().replace('"p0"', '"x"') + "\n", "image 0 of x is not among the planned"),
+        ("records-0.jsonl", '{"usage": {"tokens": 1}}\n', "line 1"),
+        ("scores.jsonl", "".join(score("p0", 0, 1, j).to_json() + "\n" for j in "ab"), "several judges (a, b)"),
+    ],
+)
+def test_a_folder_that_cannot_be_read_is_named_and_the_board_left_alone(
+    tmp_path: Path, file: str, text: str | None, problem: str
+) -> None:
+    folder = write(tmp_path)
+    build(tmp_path)
+    before = (tmp_path / "leaderboard.csv").read_bytes()
+    (folder / file).unlink()
+    if text is not None:
+        (folder / file).write_text(text)
+    with pytest.raises(UserError) as caught:
+        build(tmp_path)
+    assert "plain-0a1b2c3d" in str(caught.value)
+    assert problem in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "leaderboard.csv").read_bytes() == before
+
+
+def test_the_judge_of_a_row_can_be_named(tmp_path: Path) -> None:
+    scores = [score("p0", 0, 1.0, judge) for judge in ("a", "b")]
+    line = row(write(tmp_path, scores=scores, judge="a"))
+    assert (line["judge"], line["unjudged"], line["colors"]) == ("a", 7, 0.25)
+
+
+def test_no_runs(tmp_path: Path) -> None:
+    (tmp_path / ".hydra" / "0" / "x").mkdir(parents=True)
+    (tmp_path / ".hydra" / "0" / "x" / "config.yaml").touch()
+    assert build(tmp_path).empty
+    assert (tmp_path / "leaderboard.csv").read_text() == ",".join(COLUMNS) + "\n"
+    assert "no run folder" in render_table(build(tmp_path))
+    with pytest.raises(UserError, match="no such results folder"):
+        build(tmp_path / "none")
+
+
+def test_the_printed_table_fits_a_terminal(tmp_path: Path) -> None:
+    write(tmp_path)
+    write(tmp_path, "lantern-00000001", method="lantern", params="delta=0.2,k=10,rule=optimal,drafter=small")
+    frame = build(tmp_path)
+    for task in ("single_object", "two_object", "counting", "color_attr"):
+        frame[task] = 0.5
+    text = render_table(frame)
+    lines = text.splitlines()
+    assert lines[0] == "pictogram on pictogram_16, 8 images a run"
+    assert "0.875 [0.750, 1.000]" in lines[2]
+    assert len(lines) == 4
+    assert max(map(len, lines)) <= 140
+    assert "attr" in lines[1]
+    assert "failed" not in text
+    assert "failed" in render_table(frame.assign(failed=[0, 3]))
+    wide = pd.concat([frame, pd.DataFrame({f"category {i}": [0.5, 0.5] for i in range(20)})], axis=1)
+    assert max(map(len, render_table(wide).splitlines())) <= 140
