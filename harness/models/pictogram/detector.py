@@ -1,8 +1,8 @@
 """Detectors of the pictogram world: what objects a picture shows, where, and of which colour.
 
-CenterNet-like (Zhou et al. 2019): a heat map per class at a quarter of the resolution, whose peaks are objects, and four
-distances from a peak to the sides of its box. Two architectures exist so that a reward and a judge share neither weights
-nor shape. Shapes: B pictures, C classes, h w cells.
+CenterNet-like (Zhou et al. 2019): a heat map per class at a quarter of the resolution, whose peaks are objects, and
+four distances from a peak to the sides of its box. Two architectures exist so that a reward and a judge share neither
+weights nor shape. Shapes: B pictures, C classes, h w cells.
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ STRIDE = 4
 MICROBATCH = 16
 LOWEST = 0.05
 """Detections below this score are not reported."""
+
+
+Peak = tuple[str, tuple[float, float, float, float], float]
+"""Class, box and score."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,19 +117,19 @@ def cell_centres(side: int) -> Tensor:
 
 
 @torch.no_grad()
-def peaks(out: Tensor, classes: Sequence[str]) -> list[list[tuple[str, tuple[float, float, float, float], float]]]:
+def peaks(out: Tensor, classes: Sequence[str]) -> list[list[Peak]]:
     """Class, box and score of each local maximum of at least `LOWEST`, best first, per picture."""
     heat, sides = split(out.float())
     score = heat.sigmoid()
     score = score * (F.max_pool2d(score, 3, 1, 1) == score)
     side = out.shape[-1] * STRIDE
     centres = cell_centres(side)
-    found: list[list[tuple[str, tuple[float, float, float, float], float]]] = [[] for _ in range(len(out))]
+    found: list[list[Peak]] = [[] for _ in range(len(out))]
     for b, c, i, j in (score >= LOWEST).nonzero().tolist():
         left, top, right, bottom = sides[b, :, i, j].tolist()
         x, y = float(centres[j]), float(centres[i])
-        box = tuple(min(max(v, 0.0), float(side)) for v in (x - left, y - top, x + right, y + bottom))
-        found[b].append((classes[c], box, float(score[b, c, i, j])))  # type: ignore[arg-type]
+        x1, y1, x2, y2 = (min(max(v, 0.0), float(side)) for v in (x - left, y - top, x + right, y + bottom))
+        found[b].append((classes[c], (x1, y1, x2, y2), float(score[b, c, i, j])))
     return [sorted(one, key=lambda found_one: -found_one[2]) for one in found]
 
 
@@ -148,8 +152,8 @@ REFERENCE_LAB = to_lab(np.array([REFERENCE_RGB[color] for color in COLORS], np.f
 def color_shares(lab: np.ndarray, box: Sequence[float], background: np.ndarray) -> np.ndarray:
     """How well each of the ten colours fits the median foreground pixel of a box, summing to 1.
 
-    `lab` is the whole picture [H, W, 3]. The foreground is what differs from the background; the median is by lightness,
-    taken over the middle fifth, so that windows, wheels and anti-aliased rims do not count.
+    `lab` is the whole picture [H, W, 3]. The foreground is what differs from the background; the median is by
+    lightness, taken over the middle fifth, so that windows, wheels and anti-aliased rims do not count.
     """
     x1, y1, x2, y2 = (round(v) for v in box)
     inside = lab[y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)].reshape(-1, 3)
@@ -210,7 +214,7 @@ class Detector:
         return [_colored(image, one) for image, one in zip(images, raw, strict=False)]
 
 
-def _colored(image: Pixels, raw: Sequence[tuple[str, tuple[float, float, float, float], float]]) -> list[Detection]:
+def _colored(image: Pixels, raw: Sequence[Peak]) -> list[Detection]:
     lab = to_lab(np.asarray(image, np.float64))
     background = background_lab(lab, [box for _, box, score in raw if score > 0.3])
     detections = []

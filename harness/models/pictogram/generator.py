@@ -1,7 +1,8 @@
 """The embedded text-to-image model: a GPT over the tokenizer's codes, conditioned on 32 prompt positions.
 
-LlamaGen's trunk and rotary table; unlike LlamaGen the prompt keeps positions of its own (word order counts), and it always
-has exactly 32 of them, so there is no padding and no mask. Shapes: B rows, W positions, N image tokens, V codes, D width.
+LlamaGen's trunk and rotary table; unlike LlamaGen the prompt keeps positions of its own (word order counts), and it
+always has exactly 32 of them, so there is no padding and no mask. Shapes: B rows, W positions, N image tokens, V
+codes, D width.
 """
 
 from __future__ import annotations
@@ -48,9 +49,8 @@ class GPT(nn.Module):
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:
                 nn.init.normal_(parameter, std=0.02 if "embeddings" in name else parameter.shape[1] ** -0.5)
-        for block in self.trunk.layers:
-            nn.init.zeros_(block.attention.wo.weight)
-            nn.init.zeros_(block.feed_forward.w2.weight)
+            if name.endswith((".wo.weight", ".w2.weight")):
+                nn.init.zeros_(parameter)
         self.register_buffer("rotary", _rotary_table(spec), persistent=False)
 
     rotary: Tensor
@@ -137,9 +137,8 @@ def load_gpt(weights: str, part: str) -> tuple[GPT, tuple[str, ...], str]:
     state, config, sha = files.read(weights, part)
     spec = GPTSpec(**{key: files.integer(config, key) for key in GPTSpec.__dataclass_fields__})
     if spec.words != len(grammar.vocabulary()):
-        raise ValueError(
-            f"{part} of {weights!r} knows {spec.words} words, the grammar has {len(grammar.vocabulary())}: train it again"
-        )
+        known = len(grammar.vocabulary())
+        raise ValueError(f"{part} of {weights!r} knows {spec.words} words, the grammar has {known}: train it again")
     gpt = GPT(spec)
     files.fill(gpt, state, f"{part} of {weights!r}")
     return gpt, files.strings(config, "classes"), sha
@@ -153,7 +152,7 @@ def load_tokenizer(weights: str) -> tuple[VQ, str]:
     sizes = {key: files.integer(config, key) for key in VQSpec.__dataclass_fields__ if key != "multipliers"}
     vq = VQ(VQSpec(**sizes, multipliers=tuple(map(int, multipliers))))
     files.fill(vq, state, f"tokenizer of {weights!r}")
-    return vq.to(memory_format=torch.channels_last), sha  # type: ignore[call-overload]
+    return vq.to(memory_format=torch.channels_last), sha
 
 
 def spec_config(spec: GPTSpec | VQSpec) -> dict[str, object]:
@@ -163,7 +162,7 @@ def spec_config(spec: GPTSpec | VQSpec) -> dict[str, object]:
 
 @torch.no_grad()
 def draw(gpt: GPT, texts: list[str], *, scale: float, seed: int, temperature: float = 1.0) -> Tensor:
-    """Tokens [B, N] for some texts, sampled in one batch with guidance: for watching a training, not for measuring methods."""
+    """Tokens [B, N] for some texts, drawn in one batch with guidance: for watching a training, not for measuring."""
     rows, count = 2 * len(texts), gpt.spec.side**2
     cache = KVCache(gpt.trunk.spec, rows, PROMPT + count, torch.float32, torch.device("cpu"))
     words = torch.tensor([grammar.encode(text) for text in texts] + [grammar.encode(None)] * len(texts))

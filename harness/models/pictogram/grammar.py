@@ -19,14 +19,15 @@ TASKS = ("single_object", "two_object", "counting", "colors", "position", "color
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 PLACES = ("top", "bottom", "left", "right")
 NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four"}
-CLASSES = (
+_NAMES = (
     "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,parking meter,"
     "bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,backpack,umbrella,handbag,tie,suitcase,frisbee,"
     "skis,snowboard,sports ball,kite,baseball bat,baseball glove,skateboard,surfboard,tennis racket,bottle,wine glass,"
     "cup,fork,knife,spoon,bowl,banana,apple,sandwich,orange,broccoli,carrot,hot dog,pizza,donut,cake,chair,couch,"
     "potted plant,bed,dining table,toilet,tv,laptop,computer mouse,tv remote,computer keyboard,cell phone,microwave,"
     "oven,toaster,sink,refrigerator,book,clock,vase,scissors,teddy bear,hair drier,toothbrush"
-).split(",")
+)
+CLASSES = tuple(_NAMES.split(","))
 CLASS_SETS: dict[str, tuple[str, ...]] = {
     "pictogram_16": (
         *("car", "bus", "airplane", "boat", "bird", "cat", "dog", "giraffe"),
@@ -154,11 +155,9 @@ def plural(name: str) -> str:
 def noun_phrase(clause: Clause, adjective: str = "") -> str:
     color = clause.get("color", "")
     if clause["count"] > 1:
-        words = (NUMBERS[clause["count"]], adjective, color, plural(clause["class"]))
-    else:
-        rest = " ".join(filter(None, (adjective, color, clause["class"])))
-        words = (article(rest), rest)
-    return " ".join(filter(None, words))
+        return " ".join(filter(None, (NUMBERS[clause["count"]], adjective, color, plural(clause["class"]))))
+    rest = " ".join(filter(None, (adjective, color, clause["class"])))
+    return f"{article(rest)} {rest}"
 
 
 def caption(spec: Spec, *, style: Style = "geneval", layout: Layout = (), rng: random.Random | None = None) -> str:

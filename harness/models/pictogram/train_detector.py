@@ -1,7 +1,7 @@
 """Train a detector: `python -m harness.models.pictogram.train_detector --arch residual --part judge --seed 101`.
 
-Data are rendered scenes with blur, gain, tint and noise; once a tokenizer exists, half of each batch goes through it, with
-some codes swapped for neighbours. Broken objects (cut in half, merged from two, shuffled) are hard negatives.
+Data are rendered scenes with blur, gain, tint and noise; once a tokenizer exists, half of each batch goes through it,
+with some codes swapped for neighbours. Broken objects (cut in half, merged from two, shuffled) are hard negatives.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def train(options: training.Options, part: str, architecture: str) -> Detector:
 
 def trained_vq(options: training.Options) -> VQ | None:
     """The tokenizer of this set's checkpoint, once it is quantising."""
-    progress, states = training.resume(options.checkpoint("tokenizer"))
+    _, states = training.resume(options.checkpoint("tokenizer"))
     if not states:
         return None
     vq = new_vq()
@@ -160,7 +160,7 @@ def worn(x_B3HW: Tensor, noise: np.random.Generator) -> Tensor:
 
 
 def targets(placed: Sequence[Sequence[Placed]], classes: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
-    """Heat [B, C, h, w] with a soft bump at each centre, distances [B, 4, h, w], and the mask of central cells [B, 1, h, w]."""
+    """Heat [B, C, h, w] with a soft bump at each centre, distances [B, 4, h, w], mask of central cells [B, 1, h, w]."""
     cells = SIDE // STRIDE
     heat = torch.zeros(len(placed), len(classes), cells, cells)
     sides = torch.zeros(len(placed), 4, cells, cells)

@@ -1,8 +1,8 @@
 """Train the generator: `python -m harness.models.pictogram.train_generator --set pictogram_16 --cpu-minutes 60`.
 
-Fresh scenes are encoded on the fly. A tenth of the captions is dropped and some are wrong, so that guidance has work to
-do, as it has on captions from the web. Every few hundred steps the running average of the weights is sampled and judged;
-training ends when the budget is spent or the model is good enough: methods need room above plain sampling.
+Fresh scenes are encoded on the fly. A tenth of the captions is dropped and some are wrong, so that guidance has work
+to do, as it has on captions from the web. Every few hundred steps the running average of the weights is sampled and
+judged; training ends when the budget is spent or the model is good enough: methods need room above plain sampling.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def train(options: training.Options, enough: float) -> GPT:
     vq = trained_vq(options)
     assert vq is not None, "train the tokenizer first"
     loss_of, encode = training.compiled(loss_of_batch), training.compiled(vq.encode)
-    judge, losses = trained_detector(options), []
+    losses: list[float] = []
     while (share := progress.share(options.cpu_minutes)) < 1:
         training.set_rate(optimisers, training.decay(share))
         words, tokens = batch(options, training.stream(options.seed, "generator", progress.step), encode)
@@ -66,11 +66,11 @@ def train(options: training.Options, enough: float) -> GPT:
         if progress.step % 50 == 0:
             training.save(path, progress, gpt, optimisers, average=average.state_dict())
         if progress.step % 300 == 0:
-            score = watch(average, vq, judge, options) if judge else {}
+            score = watch(average, vq, options)
             progress.note(loss=float(np.mean(losses[-100:])), **score)
             if score.get("mean", 0.0) > enough:
                 break
-    progress.note(loss=float(np.mean(losses[-100:])), **(watch(average, vq, judge, options) if judge else {}))
+    progress.note(loss=float(np.mean(losses[-100:])), **watch(average, vq, options))
     training.save(path, progress, gpt, optimisers, average=average.state_dict())
     return average
 
@@ -115,10 +115,11 @@ def trained_detector(options: training.Options, part: str = "judge") -> Detector
     return Detector(network, options.classes)
 
 
-def watch(
-    gpt: GPT, vq: VQ, judge: Detector, options: training.Options, *, count: int = 96, scale: float = 2.0
-) -> dict[str, float]:
-    """Share of right pictures per task, and their mean, on fresh prompts."""
+def watch(gpt: GPT, vq: VQ, options: training.Options, *, count: int = 96, scale: float = 2.0) -> dict[str, float]:
+    """Share of right pictures per task, and their mean, on fresh prompts; nothing while there is no detector."""
+    judge = trained_detector(options)
+    if judge is None:
+        return {}
     rows = grammar.generate_prompts(options.classes, count, seed=1234)
     tokens = draw(gpt, [row["prompt"] for row in rows], scale=scale, seed=0)
     with torch.no_grad():

@@ -1,8 +1,9 @@
 """Train the VQ tokenizer: `python -m harness.models.pictogram.train_tokenizer --set pictogram_16 --cpu-minutes 14`.
 
-Plain autoencoder first, then a k-means codebook on its latents, then vector quantisation with an EMA codebook whose dead
-rows are restarted from current latents. Attention layers stay switched off (zero output projections): a patch's code then
-does not depend on far-away objects, which makes each (class, colour, size) nearly the same token pattern everywhere.
+Plain autoencoder first, then a k-means codebook on its latents, then vector quantisation with an EMA codebook whose
+dead rows are restarted from current latents. Attention layers stay switched off (zero output projections): a patch's
+code then does not depend on far-away objects, which makes each (class, colour, size) nearly the same token pattern
+everywhere.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from harness.models.pictogram import training, world
 from harness.models.pictogram.grammar import TASKS
-from harness.models.vq import VQ, AttnBlock, VQSpec, to_uint8
+from harness.models.vq import MISSING, VQ, AttnBlock, VQSpec, to_uint8
 
 SPEC = VQSpec(codes=512, code_dim=8, width=32, multipliers=(1, 2, 3), blocks=1, latent=64, groups=8)
 GRID = (12, 12)
@@ -27,8 +28,12 @@ PLAIN_STEPS = 150
 
 
 def main() -> None:
-    arguments = training.parser(__doc__ or "", cpu_minutes=14).parse_args()
-    train(training.options(arguments))
+    parser = training.parser(__doc__ or "", cpu_minutes=9)
+    parser.add_argument("--decoder-minutes", type=float, default=5, help="CPU time for the decoder alone, codes fixed")
+    arguments = parser.parse_args()
+    options = training.options(arguments)
+    train(options)
+    train_decoder(options, arguments.decoder_minutes)
 
 
 def train(options: training.Options) -> VQ:
@@ -39,7 +44,8 @@ def train(options: training.Options) -> VQ:
     codebook = Codebook(vq)
     if states:
         vq.load_state_dict(states["model"])
-        training.restore(optimisers, states["optimisers"])
+        if progress.share(options.cpu_minutes) < 1:
+            training.restore(optimisers, states["optimisers"])
         codebook.count, codebook.total = states["codebook"]
     while (share := progress.share(options.cpu_minutes)) < 1:
         training.set_rate(optimisers, training.decay(share))
@@ -57,6 +63,40 @@ def train(options: training.Options) -> VQ:
     return vq
 
 
+def train_decoder(options: training.Options, minutes: float) -> VQ:
+    """Go on with the decoder alone: codes stay as they are, and pictures become grey where codes are missing."""
+    vq = new_vq()
+    path = options.checkpoint("tokenizer")
+    progress, states = training.resume(path)
+    vq.load_state_dict(states["model"])
+    vq.encoder.requires_grad_(False)
+    vq.quant_conv.requires_grad_(False)
+    optimisers = training.muon_adamw(vq, 0.01, 1.5e-3)
+    while (spent := progress.cpu_s / 60 - options.cpu_minutes) < minutes:
+        training.set_rate(optimisers, training.decay(spent / minutes))
+        rng = training.stream(options.seed, "decoder", progress.step)
+        x = to_pixels(scenes(BATCH, options.classes, rng))
+        training.descend(decoder_step(vq, x, rng), vq, optimisers)
+        progress.tick(BATCH)
+        if progress.step % 50 == 0:
+            progress.note(psnr_db=psnr(vq, options))
+            training.save(path, progress, vq, [], codebook=states["codebook"])
+    training.save(path, progress, vq, [], codebook=states["codebook"])
+    return vq
+
+
+def decoder_step(vq: VQ, x: Tensor, rng: random.Random) -> Tensor:
+    """Reconstruction loss of one batch in which every other picture is cut off at some token."""
+    with torch.no_grad(), training.autocast():
+        codes = vq.encode(x)
+    known = torch.tensor([rng.randint(6, codes.shape[1]) if i % 2 else codes.shape[1] for i in range(len(x))])
+    drawn = torch.arange(codes.shape[1]) < known.unsqueeze(-1)
+    seen = drawn.unflatten(1, GRID).unsqueeze(1).float()
+    with training.autocast():
+        y = vq.decode(codes.masked_fill(~drawn, MISSING), GRID)
+    return picture_loss(y.float(), x * F.interpolate(seen, size=x.shape[-2:]))
+
+
 def _save(
     path: Path, progress: training.Progress, vq: VQ, optimisers: Sequence[torch.optim.Optimizer], codebook: Codebook
 ) -> None:
@@ -69,10 +109,10 @@ def new_vq(spec: VQSpec = SPEC) -> VQ:
     for module in vq.modules():
         if isinstance(module, AttnBlock):
             module.requires_grad_(False)
-            torch.nn.init.zeros_(module.proj_out.weight)
-            torch.nn.init.zeros_(module.proj_out.bias)
+            for parameter in module.proj_out.parameters():
+                torch.nn.init.zeros_(parameter)
     vq.quantize.embedding.requires_grad_(False)
-    return vq.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return vq.to(memory_format=torch.channels_last)
 
 
 def scenes(count: int, classes: Sequence[str], rng: random.Random) -> np.ndarray:
@@ -94,9 +134,13 @@ def step(vq: VQ, codebook: Codebook, x: Tensor, *, quantised: bool) -> Tensor:
         z = F.normalize(vq.quant_conv(vq.encoder(x)).float(), dim=1)
         code, pull = codebook.quantise(z) if quantised else (z, z.new_zeros(()))
         y = vq.decode_latent(code)
-    y = y.float()
+    return picture_loss(y.float(), x) + 0.25 * pull
+
+
+def picture_loss(y: Tensor, x: Tensor) -> Tensor:
+    """L1, L2, and L1 of the differences between neighbouring pixels."""
     edges = sum((y.diff(dim=d) - x.diff(dim=d)).abs().mean() for d in (2, 3))
-    return (y - x).abs().mean() + 2 * (y - x).square().mean() + 0.5 * edges + 0.25 * pull
+    return (y - x).abs().mean() + 2 * (y - x).square().mean() + 0.5 * edges
 
 
 class Codebook:

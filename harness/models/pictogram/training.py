@@ -1,8 +1,8 @@
 """What the training scripts share: a budget of CPU time, checkpoints that continue, schedules, and the Muon optimiser.
 
 Every script runs on one thread (two threads on contended cores are ten times slower: they wait for each other) and
-measures its budget in CPU time of the process, so that a busy machine trains as long as an idle one. Matrix products run
-under bfloat16 autocast, which current CPUs execute ten times faster than float32.
+measures its budget in CPU time of the process, so that a busy machine trains as long as an idle one. Matrix products
+run under bfloat16 autocast, which current CPUs execute ten times faster than float32.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, nn
 
 from harness.models.pictogram.grammar import CLASS_SETS
-
 
 Encode = Callable[[Tensor], Tensor]
 
@@ -75,7 +74,7 @@ def stream(seed: int, part: str, step: int) -> random.Random:
 
 @dataclass(slots=True)
 class Progress:
-    """How far a training is: steps, samples, CPU seconds (earlier runs included) and the curve that goes on the card."""
+    """How far a training is: steps, samples, CPU seconds (earlier runs included) and the curve for the card."""
 
     step: int = 0
     samples: int = 0
@@ -107,7 +106,12 @@ def save(
 ) -> None:
     """Write a checkpoint atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    states = {"model": module.state_dict(), "optimisers": [o.state_dict() for o in optimisers], **more}
+    states = {
+        "model": module.state_dict(),
+        "optimisers": [o.state_dict() for o in optimisers],
+        "seed": torch.initial_seed(),
+        **more,
+    }
     draft = path.with_suffix(".tmp")
     torch.save({"progress": progress.state(), **states}, draft)
     os.replace(draft, path)

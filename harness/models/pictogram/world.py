@@ -61,7 +61,7 @@ class Sample:
 def sample(
     rng: random.Random, classes: Sequence[str], *, tasks: Sequence[str], style: Style, layout_share: float
 ) -> Sample:
-    """A random spec, a layout for it, the scene, and a caption that mentions the layout in `layout_share` of the cases."""
+    """A random spec, a layout, the scene, and a caption that mentions the layout in `layout_share` of the cases."""
     spec = sample_spec(rng.choice(tasks), classes, rng, tinted=style != "geneval" and rng.random() < 0.15)
     named = rng.random() < layout_share
     free = not named and len(objects(spec)) == 1
@@ -87,7 +87,7 @@ def scene(spec: Spec, rng: random.Random, layout: Layout = ()) -> tuple[Pixels, 
 
 
 def clutter(rng: random.Random, classes: Sequence[str], *, most: int = 5) -> tuple[Pixels, tuple[Placed, ...]]:
-    """A scene no spec asked for: up to `most` objects of any class, colour and size wherever there is room, off the lattice."""
+    """A scene no spec asked for: up to `most` objects of any class, colour and size, off the lattice, apart."""
     background = rng.randrange(len(BACKGROUNDS))
     pixels = np.empty((SIDE, SIDE, 3), np.uint8)
     pixels[:] = BACKGROUNDS[background]
@@ -115,10 +115,7 @@ def _positions(spec: Spec, layout: Layout, rng: random.Random) -> list[tuple[int
         size = rng.choice((20, 24, 28, 32))
         return [(_lattice(rng, 0, SIDE - size), _lattice(rng, 0, SIDE - size), size)]
     vertical = layout[0] in ("top", "bottom")
-    if len(spec["include"]) == 2:
-        spots = _pair(layout[0] in ("top", "left"), rng)
-    else:
-        spots = _split(layout, rng)
+    spots = _pair(layout[0] in ("top", "left"), rng) if len(spec["include"]) == 2 else _split(layout, rng)
     return [(across, along, size) if vertical else (along, across, size) for along, across, size in spots]
 
 
