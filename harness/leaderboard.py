@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pandas as pd
 import yaml
 
 from harness import stats
-from harness.records import SampleRecord, Score, UserError
+from harness.records import SampleRecord, Score, UserError, one_line
+from harness.store import read_lines, write_atomic
 
 Key = tuple[str, int]
 Summary = Callable[[pd.DataFrame], Mapping[str, float]]
@@ -70,13 +70,8 @@ def build(results: Path) -> pd.DataFrame:
     rows.sort(key=_order)
     extra = sorted({name for one in rows for name in one} - set(COLUMNS))
     frame = pd.DataFrame(rows, columns=[*COLUMNS, *extra])
-    temporary = results / f".leaderboard.{os.getpid()}.tmp"
     text = pd.DataFrame({name: [_cell(name, value) for value in frame[name]] for name in map(str, frame)}, dtype=object)
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        text.to_csv(file, index=False, lineterminator="\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, results / "leaderboard.csv")
+    write_atomic(results / "leaderboard.csv", text.to_csv(index=False, lineterminator="\n").encode())
     return frame
 
 
@@ -124,7 +119,7 @@ def read_run(folder: Path) -> Run:
     about = _about(folder)
     planned = {
         (prompt_id, image): category
-        for prompt_id, category, images in _lines(folder / "jobs.jsonl", _job)
+        for prompt_id, category, images in read_lines(folder / "jobs.jsonl", _job)
         for image in range(images)
     }
     if not planned:
@@ -134,7 +129,7 @@ def read_run(folder: Path) -> Run:
     done: dict[Key, SampleRecord] = {}
     failed: set[Key] = set()
     for journal in sorted(folder.glob("records-*.jsonl")):
-        for record in _lines(journal, SampleRecord.from_json):
+        for record in read_lines(journal, SampleRecord.from_json):
             if record.key not in planned:
                 raise UserError(f"{journal}: image {record.image} of {record.prompt_id} is not among the planned ones")
             if record.status == "done":
@@ -150,7 +145,7 @@ def _about(folder: Path) -> dict[str, Any]:
     try:
         about = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("run")
     except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError) as error:
-        raise UserError(f"{path}: cannot be read ({_first_line(error)})") from None
+        raise UserError(f"{path}: cannot be read ({one_line(error)})") from None
     if not isinstance(about, dict):
         raise UserError(f"{path}: no 'run' mapping, so {folder} is no run folder")
     needed = ("benchmark", "model", "method", "params", "fingerprint", "seed", "planned")
@@ -161,7 +156,7 @@ def _about(folder: Path) -> dict[str, Any]:
 
 def _scores(folder: Path, judge: str) -> tuple[str, dict[Key, Score]]:
     path = folder / "scores.jsonl"
-    lines = list(_lines(path, Score.from_json)) if path.exists() else []
+    lines = list(read_lines(path, Score.from_json)) if path.exists() else []
     judges = {judge} if judge else {score.judge for score in lines}
     if len(judges) > 1:
         names = ", ".join(sorted(judges))
@@ -169,31 +164,9 @@ def _scores(folder: Path, judge: str) -> tuple[str, dict[Key, Score]]:
     return "".join(judges), {(s.prompt_id, s.image): s for s in lines if s.judge in judges}
 
 
-T = TypeVar("T")
-
-
-def _lines(path: Path, parse: Callable[[str], T]) -> Iterator[T]:
-    """The parsed lines of a journal. A torn last line, the trace of a killed process, is left aside."""
-    try:
-        *lines, tail = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    for number, line in enumerate([*lines, tail] if tail else lines, start=1):
-        try:
-            yield parse(line.decode())
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            if number > len(lines):
-                return
-            raise UserError(f"{path}, line {number}: cannot be read ({_first_line(error)})") from None
-
-
 def _job(line: str) -> tuple[str, str, int]:
     value = json.loads(line)
     return value["prompt_id"], value["category"], int(value["images"])
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _mean(values: Iterable[float]) -> float:

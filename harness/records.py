@@ -128,3 +128,8 @@ def dump(value: Any) -> str:
 def digest(data: bytes, length: int = 64) -> str:
     """First `length` hexadecimal digits of the sha256 of `data`."""
     return hashlib.sha256(data).hexdigest()[:length]
+
+
+def one_line(error: BaseException | str) -> str:
+    """A message without its line breaks."""
+    return " ".join(str(error).split())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -101,8 +101,10 @@ class Scheduler:
     def _resume(self, live: _Live, answer: object, deliver: Callable[[Delivery], None]) -> None:
         """Send an answer (or throw an exception) into a coroutine and note what it waits for next."""
         try:
-            step = live.coroutine.throw if isinstance(answer, Exception) else live.coroutine.send
-            live.waits = step(answer)  # type: ignore[arg-type]
+            if isinstance(answer, Exception):
+                live.waits = live.coroutine.throw(answer)
+            else:
+                live.waits = live.coroutine.send(answer)
             if not isinstance(live.waits, Op):
                 raise TypeError(f"the method awaited {live.waits!r}; only a session's requests can be awaited")
         except StopIteration as stop:
@@ -142,17 +144,20 @@ class Scheduler:
         return [(live, live.waits) for live in self._live if isinstance(live.waits, kind)]
 
     def _round(self, deliver: Callable[[Delivery], None]) -> None:
-        while waiting := self._waiting(Render) or self._waiting(Ask) or self._waiting(Propose):
-            for (live, _), answer in zip(waiting, self._answers([op for _, op in waiting]), strict=True):
-                self._resume(live, answer, deliver)
+        while any(isinstance(live.waits, Render | Ask | Propose) for live in self._live):
+            self._answer(self._waiting(Render), self._renders, deliver)
+            self._answer(self._waiting(Ask), self._asks, deliver)
+            self._answer(self._waiting(Propose), self._proposals, deliver)
         self._advance(deliver)
 
-    def _answers(self, ops: Sequence[Op]) -> list[object]:
-        if isinstance(ops[0], Render):
-            return self._renders([op for op in ops if isinstance(op, Render)])
-        if isinstance(ops[0], Ask):
-            return self._asks([op for op in ops if isinstance(op, Ask)])
-        return self._proposals([op for op in ops if isinstance(op, Propose)])
+    def _answer(
+        self,
+        waiting: list[tuple[_Live, _Kind]],
+        carry_out: Callable[[list[_Kind]], list[object]],
+        deliver: Callable[[Delivery], None],
+    ) -> None:
+        for (live, _), answer in zip(waiting, carry_out([op for _, op in waiting]), strict=True):
+            self._resume(live, answer, deliver)
 
     def _renders(self, ops: list[Render]) -> list[object]:
         images = iter(self._sampler.render([canvas for op in ops for canvas in op.rows]))
@@ -210,8 +215,8 @@ class Scheduler:
                 self._resume(live, [next(signals) for _ in op.rows], deliver)
 
         self._draw_tokens(runs, deliver)
-        for live, op in self._waiting(Run):
-            if not _unfinished(op):
+        for live, run in self._waiting(Run):
+            if not _unfinished(run):
                 self._resume(live, None, deliver)
 
     def _draw_tokens(self, runs: list[Run], deliver: Callable[[Delivery], None]) -> None:

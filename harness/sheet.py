@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from PIL import Image, ImageDraw, ImageFont
 
 from harness.records import SampleRecord, Score
-from harness.store import read_rows, write_atomic
+from harness.store import read_lines, write_atomic
 
 TILE, GAP, TEXT = 144, 10, 270  # pixels
 RIGHT, WRONG = "#2e9e5b", "#d0453e"
@@ -23,8 +23,11 @@ def write_sheet(folders: Sequence[Path], path: Path, rows: int = 12) -> Path:
     """
     runs = list(dict.fromkeys(folders))
     prompts = _prompts(runs[0], rows)
-    records = [{r.key: r for r in read_rows(f / "records-0.jsonl", SampleRecord) if r.status == "done"} for f in runs]
-    scores = [{s.key[:2]: s.value for s in read_rows(f / "scores.jsonl", Score)} for f in runs]
+    records = [
+        {r.key: r for r in read_lines(f / "records-0.jsonl", SampleRecord.from_json) if r.status == "done"}
+        for f in runs
+    ]
+    scores = [{s.key[:2]: s.value for s in read_lines(f / "scores.jsonl", Score.from_json)} for f in runs]
     heads = [_head(folder) for folder in runs]
     font, bold = ImageFont.load_default(15), ImageFont.load_default(17)
     top = 64

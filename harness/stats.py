@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
+from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm, rankdata
 
 DRAWS = 10_000
 LEVEL = 0.95
@@ -62,14 +62,16 @@ def wilson(k: int, n: int, level: float = LEVEL) -> tuple[float, float]:
     """Wilson score interval of a rate of `k` in `n`; sensible at 0 and at `n` too."""
     if not 0 <= k <= n or n == 0:
         raise ValueError(f"no rate of {k} in {n}: 0 <= k <= n and n > 0 are needed")
-    z = float(norm.ppf(0.5 + level / 2))
+    z = NormalDist().inv_cdf(0.5 + level / 2)
     centre = (k + z * z / 2) / (n + z * z)
     half = z / (n + z * z) * math.sqrt(k * (n - k) / n + z * z / 4)
-    return max(centre - half, 0.0), min(centre + half, 1.0)
+    return 0.0 if k == 0 else centre - half, 1.0 if k == n else centre + half
 
 
 def auc(signal: Sequence[float] | np.ndarray, success: Sequence[bool] | np.ndarray) -> float:
     """Chance that a success has the higher signal than a failure, ties counting half; nan if either is absent."""
+    from scipy.stats import rankdata  # a second of import that a run does not need
+
     won = np.asarray(success, bool)
     ranks = rankdata(np.asarray(signal, float))
     pairs = int(won.sum()) * int((~won).sum())

@@ -19,7 +19,7 @@ import io
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self, TypeVar
@@ -28,11 +28,11 @@ import numpy as np
 from omegaconf import OmegaConf
 from PIL import Image as Pillow
 
-from harness.records import Job, Prompt, SampleRecord, Score, UserError, digest, dump
+from harness.records import Job, Prompt, SampleRecord, Score, UserError, digest, dump, one_line
 
 SCHEMA = 1
 
-_Row = TypeVar("_Row", SampleRecord, Score)
+_Row = TypeVar("_Row")
 
 
 def fingerprint(identity: Mapping[str, Any]) -> str:
@@ -51,21 +51,24 @@ def write_atomic(path: Path, data: bytes) -> None:
     os.replace(temporary, path)
 
 
-def read_rows(path: Path, kind: type[_Row]) -> Iterator[_Row]:
-    """Rows of a journal; a torn last line, left by a kill, is passed over.
+def read_lines(path: Path, parse: Callable[[str], _Row]) -> Iterator[_Row]:
+    """Parsed lines of a journal; a torn last line, left by a kill, is passed over.
 
     Raises UserError with the line number for any other line that cannot be read.
     """
-    if not path.exists():
-        return
-    *lines, last = path.read_text(encoding="utf-8").split("\n")
-    for number, line in enumerate([*lines, *([last] if last else [])], 1):
+    try:
+        *lines, tail = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    for number, line in enumerate([*lines, tail] if tail else lines, start=1):
         try:
-            yield kind.from_json(line)
-        except (ValueError, TypeError) as error:
+            yield parse(line.decode())
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             if number > len(lines):
                 return
-            raise UserError(f"{path}, line {number}: not a journal line ({error}); restore or delete it") from error
+            raise UserError(
+                f"{path}, line {number}: cannot be read ({one_line(error)}); restore or delete it"
+            ) from None
 
 
 def image_path(prompt: Prompt, image: int) -> str:
@@ -92,8 +95,10 @@ class RunFolder:
             raise UserError(f"{path} is being written by another process: wait for it, or stop it") from error
         try:
             self._claim(config, jobs)
-            self._done = {r.key: r for r in _repaired(path / "records-0.jsonl", SampleRecord) if self._intact(r)}
-            self._scored = {s.key for s in _repaired(path / "scores.jsonl", Score)}
+            self._done = {
+                r.key: r for r in _repaired(path / "records-0.jsonl", SampleRecord.from_json) if self._intact(r)
+            }
+            self._scored = {s.key for s in _repaired(path / "scores.jsonl", Score.from_json)}
             self._journal: IO[bytes] = (path / "records-0.jsonl").open("ab")
             self._scores: IO[bytes] = (path / "scores.jsonl").open("ab")
         except BaseException:
@@ -169,20 +174,24 @@ def encode_png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def tokens_sha(tokens: Sequence[int]) -> str:
+    """Hash of an image's tokens, for comparing two drawings of one job."""
+    return digest(dump(list(tokens)).encode())
+
+
 def _append(file: IO[bytes], line: str) -> None:
     file.write(line.encode() + b"\n")
     file.flush()
     os.fsync(file.fileno())
 
 
-def _repaired(path: Path, kind: type[_Row]) -> list[_Row]:
+def _repaired(path: Path, parse: Callable[[str], _Row]) -> list[_Row]:
     """Rows of a journal that is about to be appended to: a torn last line is cut off first."""
-    rows = list(read_rows(path, kind))
-    if path.exists():
-        data = path.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        if whole < len(data):
-            with path.open("r+b") as file:
-                file.truncate(whole)
-            rows = list(read_rows(path, kind))
-    return rows
+    if not path.exists():
+        return []
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):
+        with path.open("r+b") as file:
+            file.truncate(whole)
+    return list(read_lines(path, parse))

@@ -1,0 +1,107 @@
+"""`python -m harness.check`: conformance files and audits of run folders.
+
+python -m harness.check geneval FILE     our GenEval decision against a conformance file
+python -m harness.check run FOLDER       is a run folder complete, intact and reproducible?
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from harness.cli import say
+from harness.records import SampleRecord, UserError, digest
+
+CONFORMANCE = {"geneval": "benchmarks.geneval.conformance.conformance"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m harness.check", description=__doc__)
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    for kind in CONFORMANCE:
+        conformance = kinds.add_parser(kind, help="run a conformance file")
+        conformance.add_argument("file", type=Path)
+    audit = kinds.add_parser("run", help="audit a run folder")
+    audit.add_argument("folder", type=Path)
+    audit.add_argument("--again", type=int, default=4, help="images to draw again and compare (default 4)")
+    chosen = parser.parse_args(arguments)
+    try:
+        if chosen.kind == "run":
+            return _verdict(*audit_run(chosen.folder, chosen.again))
+        return _verdict(*_dotted(CONFORMANCE[chosen.kind])(chosen.file))
+    except UserError as error:
+        return say(error)
+
+
+def _verdict(passed: int, failed: int, messages: Sequence[str]) -> int:
+    for message in messages:
+        print(message)
+    print(f"{passed} passed, {failed} failed")
+    return 1 if failed else 0
+
+
+def _dotted(name: str) -> Any:
+    module, function = name.rsplit(".", 1)
+    return getattr(import_module(module), function)
+
+
+def audit_run(folder: Path, again: int) -> tuple[int, int, list[str]]:
+    """Checks of a run folder: planned = done + failed, files match their hashes, `again` records can be drawn again.
+
+    Returns how many checks passed and failed, and what failed. Raises UserError for a folder that is no run.
+    """
+    from harness.store import read_lines
+
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{folder} is no run folder: config.yaml is missing")
+    config = OmegaConf.load(folder / "config.yaml")
+    assert isinstance(config, DictConfig)
+    records = {}
+    for record in read_lines(folder / "records-0.jsonl", SampleRecord.from_json):
+        if record.status == "done" or record.key not in records:
+            records[record.key] = record
+    planned = config.run.planned
+    done = [record for record in records.values() if record.status == "done"]
+    checks = [(len(records) == planned, f"{planned} images planned, {len(records)} done or failed")]
+    for record in done:
+        file = folder / record.path
+        found = digest(file.read_bytes()) if file.is_file() else "missing"
+        checks.append((found == record.image_sha, f"{record.path}: {found[:12]} instead of {record.image_sha[:12]}"))
+    checks += _drawn_again(config, done, again)
+    failures = [message for passed, message in checks if not passed]
+    return len(checks) - len(failures), len(failures), failures
+
+
+def _drawn_again(config: DictConfig, done: list[SampleRecord], count: int) -> list[tuple[bool, str]]:
+    """Draw some records again, alone on a fresh sampler, and compare tokens."""
+    from harness.point import Point
+    from harness.scheduler import Delivery
+    from harness.store import tokens_sha
+
+    chosen = random.Random(0).sample(done, min(count, len(done)))
+    if not chosen:
+        return []
+    config.device = "auto"
+    point = Point(config, {"method": config.run.method, "benchmark": config.run.benchmark})
+    if point.fingerprint != config.run.fingerprint:
+        return [(False, f"this installation makes run {point.fingerprint}, the folder holds {config.run.fingerprint}")]
+    wanted = {record.key: record for record in chosen}
+    checks = []
+
+    def compare(delivery: Delivery) -> None:
+        record = wanted[delivery.job.key]
+        checks.append((tokens_sha(delivery.tokens) == record.tokens_sha, f"{record.path}: drawn again, it differs"))
+
+    point.draw([job for job in point.jobs if job.key in wanted], compare)
+    return checks
+
+
+if __name__ == "__main__":
+    sys.exit(main())

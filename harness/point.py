@@ -1,0 +1,142 @@
+"""A run's parts, built from its configuration: model, method, benchmark, jobs, and the fingerprint that names them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from harness.hooks import Sampling
+from harness.records import Job, Prompt, UserError, digest, dump, one_line
+from harness.sampler import Sampler
+from harness.scheduler import Delivery, Scheduler
+from harness.store import fingerprint
+
+
+class Point:
+    """A run's parts, built from its configuration and checked against each other before anything is computed."""
+
+    def __init__(self, config: DictConfig, choices: dict[str, str]) -> None:
+        self.config, self.choices = config, choices
+        model = container(config.model)
+        self.sampling = Sampling(**model.pop("sampling"))
+        device = str(config.device)
+        self.model = _model(dump(model), device)
+        self.method = _build(config.method)
+        self.benchmark = _build(config.benchmark)
+        self.prompts: list[Prompt] = self.benchmark.prompts()
+        self.jobs = [Job(prompt, image) for prompt in self.prompts for image in range(self.benchmark.images)]
+        self.judge: str = self.benchmark.judge.id
+        self.sampler = self._sampler_shape()
+        self.fingerprint = self._fingerprint(model)
+
+    def _sampler_shape(self) -> dict[str, Any]:
+        shape = container(self.config.sampler)
+        need = self.method.rows * self.method.streams
+        if shape["slots"] is None:
+            shape["slots"] = need
+        if shape["slots"] < need:
+            raise UserError(
+                f"sampler.slots={shape['slots']} is too few: {self.choices['method']} needs {need} "
+                f"({self.method.rows} canvases x {self.method.streams} streams); set sampler.slots={4 * need}"
+            )
+        return {**shape, "width": self.method.width}
+
+    def _fingerprint(self, model: dict[str, Any]) -> str:
+        asked = {name: part.id for name, part in vars(self.method).items() if hasattr(part, "id")}
+        settings = {k: v for k, v in container(self.config.benchmark).items() if k != "metadata"}
+        rows = [[p.id, p.text, p.category, dict(p.spec)] for p in self.prompts]
+        return fingerprint(
+            {
+                "model": [self.model.name, self.model.revision, str(self.model.dtype), model],
+                "sampling": container(self.config.model.sampling),
+                "method": [self.choices["method"], container(self.config.method), asked],
+                "benchmark": [self.benchmark.version, settings, digest(dump(rows).encode()), self.judge],
+                "sampler": self.sampler,
+                "numerics": "constant",
+                "seed": self.config.seed,
+            }
+        )
+
+    def folder(self, results: Path) -> Path:
+        name = f"{self.choices['method']}-{self.fingerprint}"
+        return results / self.choices["benchmark"] / self.model.name / name
+
+    def draw(self, jobs: Iterable[Job], deliver: Callable[[Delivery], None]) -> float:
+        """Draw images, each handed to `deliver` as it ends. Returns the slot utilisation, 0 to 1."""
+        shape = {name: value for name, value in self.sampler.items() if name != "concurrency"}
+        sampler = Sampler(self.model, self.sampling, **{**shape, "prefill": tuple(shape["prefill"])})
+        scheduler = Scheduler(self.method, sampler, seed=self.config.seed, concurrency=self.sampler["concurrency"])
+        scheduler.run(jobs, deliver)
+        return sampler.utilisation
+
+    def record(self) -> dict[str, Any]:
+        """What config.yaml says: the resolved configuration, and under `run` what the leaderboard reads."""
+        config = container(self.config)
+        for elsewhere in ("results", "stages", "device", "logger"):
+            config.pop(elsewhere)
+        summary = {
+            "benchmark": self.choices["benchmark"],
+            "model": self.model.name,
+            "method": self.choices["method"],
+            "params": _changed(self.config, self.choices),
+            "fingerprint": self.fingerprint,
+            "seed": self.config.seed,
+            "images_per_prompt": self.benchmark.images,
+            "planned": len(self.jobs),
+            "numerics": "constant",
+            "judge": self.judge,
+        }
+        return {**config, "run": summary}
+
+
+def container(config: DictConfig) -> dict[str, Any]:
+    """A resolved configuration as plain values."""
+    made = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(made, dict)
+    return {str(key): value for key, value in made.items()}
+
+
+@lru_cache(maxsize=1)
+def _model(config: str, device: str) -> Any:
+    """The model, kept between the runs of one multirun."""
+    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    try:
+        target = torch.device(where)
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device={device} is not usable here ({one_line(error)}): set device=auto or cpu") from error
+    if target.type == "cpu":
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))  # two spinning threads are slower than one
+    return _build(OmegaConf.create(json.loads(config)), device=target)
+
+
+def _build(config: Any, **extra: Any) -> Any:
+    """Instantiate a `_target_`; what its constructor refuses is the user's mistake, in one line."""
+    try:
+        return hydra.utils.instantiate(config, **extra)
+    except hydra.errors.InstantiationException as error:
+        cause = error.__cause__
+        while cause is not None and not isinstance(cause, UserError):
+            cause = cause.__cause__
+        raise (cause or UserError(one_line(error))) from error
+
+
+def _changed(config: DictConfig, choices: dict[str, str]) -> str:
+    """The method's options that differ from its configuration file, as "n=8, reward=other"."""
+    default = hydra.compose("config", overrides=[f"method={choices['method']}"]).method
+    mine, theirs = (_flat(container(part)) for part in (config.method, default))
+    return ", ".join(f"{key}={value}" for key, value in sorted(mine.items()) if theirs.get(key) != value)
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{prefix}.{key}" if prefix else key).items()}

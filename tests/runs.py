@@ -1,0 +1,85 @@
+"""Whole runs on the toy model: what a user types, and what lies on disk afterwards."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+from harness.records import TIMES, SampleRecord
+
+TESTS = Path(__file__).parent
+TOY = ("--config-dir", str(TESTS / "toy_conf"), "model=toy", "benchmark=toy", "sampler.slots=24")
+
+
+def start(cwd: Path, *arguments: str) -> subprocess.Popen:
+    """`python -m harness` in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "harness", *arguments]
+    return subprocess.Popen(
+        command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def harness(cwd: Path, *arguments: str, module: str = "harness") -> tuple[int, str]:
+    """Exit code and output of a command, run inside this process: a fresh one costs seconds of imports."""
+    from harness import check, cli
+
+    output = io.StringIO()
+    before, argv = Path.cwd(), sys.argv
+    sys.argv = [module, *arguments]
+    os.chdir(cwd)
+    try:
+        with redirect_stdout(output), redirect_stderr(output):
+            code = check.main() if module == "harness.check" else cli.main()
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    finally:
+        os.chdir(before)
+        sys.argv = argv
+    return int(code or 0), output.getvalue()
+
+
+def kill_after(cwd: Path, lines: int, *arguments: str) -> None:
+    """Run a command and `kill -9` it once its journals have `lines` lines (at once, for 0)."""
+    process = start(cwd, *arguments)
+    while process.poll() is None:
+        if sum(journal.read_bytes().count(b"\n") for journal in cwd.rglob("records-0.jsonl")) >= lines:
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.002)
+    process.communicate()
+
+
+def folders(cwd: Path) -> list[Path]:
+    return sorted(path.parent for path in (cwd / "results").rglob("config.yaml"))
+
+
+def deterministic(cwd: Path) -> dict[str, object]:
+    """Everything below results/ that must not depend on kills: images, journals as sets, the CSV without its times."""
+    content: dict[str, object] = {}
+    for folder in folders(cwd):
+        name = str(folder.relative_to(cwd))
+        for file in ("config.yaml", "jobs.jsonl"):
+            content[f"{name}/{file}"] = (folder / file).read_bytes()
+        content |= {str(image.relative_to(cwd)): image.read_bytes() for image in folder.rglob("*.png")}
+        lines = (folder / "records-0.jsonl").read_text().splitlines()
+        content[f"{name}/records"] = sorted(json.dumps(timeless(line), sort_keys=True) for line in lines)
+        content[f"{name}/scores"] = sorted((folder / "scores.jsonl").read_text().splitlines())
+    with (cwd / "results/leaderboard.csv").open() as file:
+        content["csv"] = [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
+    return content
+
+
+def timeless(line: str) -> dict[str, object]:
+    record = json.loads(SampleRecord.from_json(line).to_json())
+    for name in TIMES:
+        record["usage"].pop(name)
+    return record

@@ -1,0 +1,93 @@
+"""Resume law: killed after any record, run again: the same bytes as one uninterrupted run."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from runs import TOY, deterministic, folders, harness, kill_after
+
+SWEEP = ("-m", *TOY, "method=plain,toy_best")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    cwd = tmp_path_factory.mktemp("uninterrupted")
+    code, output = harness(cwd, *SWEEP)
+    assert code == 0, output
+    return deterministic(cwd)
+
+
+def kills(count: int) -> Iterator[list[int]]:
+    rng = random.Random(count)
+    for _ in range(count):
+        yield sorted(rng.sample(range(96), rng.choice([1, 2])))
+
+
+@pytest.mark.parametrize("points", [[0], [1, 47], [48, 90]], ids=str)
+def test_a_killed_sweep_ends_in_the_same_bytes(
+    points: list[int], tmp_path: Path, uninterrupted: dict[str, object]
+) -> None:
+    storm(tmp_path, points, uninterrupted)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("points", kills(60), ids=str)
+def test_kill_storm(points: list[int], tmp_path: Path, uninterrupted: dict[str, object]) -> None:
+    storm(tmp_path, points, uninterrupted)
+
+
+def storm(cwd: Path, points: list[int], uninterrupted: dict[str, object]) -> None:
+    for lines in points:
+        kill_after(cwd, lines, *SWEEP)
+    code, output = harness(cwd, *SWEEP)
+    assert code == 0, output
+    assert deterministic(cwd) == uninterrupted
+
+
+def test_a_finished_sweep_draws_nothing_again(tmp_path: Path) -> None:
+    harness(tmp_path, *TOY)
+    (folder,) = folders(tmp_path)
+    before = (folder / "records-0.jsonl").read_bytes()
+    code, output = harness(tmp_path, *TOY)
+    assert code == 0
+    assert "48 planned, 48 done, 0 to draw" in output
+    assert (folder / "records-0.jsonl").read_bytes() == before
+
+
+def test_a_torn_line_and_a_lost_image_are_made_good(tmp_path: Path, uninterrupted: dict[str, object]) -> None:
+    harness(tmp_path, *SWEEP)
+    folder = folders(tmp_path)[0]
+    journal = folder / "records-0.jsonl"
+    lines = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join(lines[:-1]) + lines[-1][:40])
+    torn = next(folder.rglob("*.png"))
+    torn.write_bytes(torn.read_bytes()[:20])
+    code, output = harness(tmp_path, *SWEEP)
+    assert code == 0, output
+    assert "48 planned, 46 done, 2 to draw" in output
+    content = deterministic(tmp_path)
+    assert len(set(content[f"{folder.relative_to(tmp_path)}/records"])) == 48  # type: ignore[call-overload]
+    assert content["csv"] == uninterrupted["csv"]
+
+
+def test_failed_jobs_are_recorded_and_retried_and_the_sweep_goes_on(tmp_path: Path) -> None:
+    code, output = harness(tmp_path, "-m", *TOY, "method=toy_faulty,plain")
+    assert code == 1
+    assert "24 of 48 images failed; run again to retry" in output
+    assert [row["failed"] for row in deterministic(tmp_path)["csv"]] == ["0", "24"]  # type: ignore[attr-defined]
+    (tmp_path / "mended").touch()
+    code, output = harness(tmp_path, "-m", *TOY, "method=toy_faulty,plain")
+    assert code == 0, output
+    plain, mended = deterministic(tmp_path)["csv"]  # type: ignore[misc]
+    assert mended["failed"] == "0"
+    assert mended["score"] == plain["score"]
+
+
+def test_generating_and_scoring_apart_gives_the_same(tmp_path: Path, uninterrupted: dict[str, object]) -> None:
+    for stage in ("generate", "score", "report"):
+        code, output = harness(tmp_path, *SWEEP, f"stages=[{stage}]")
+        assert code == 0, output
+    assert deterministic(tmp_path) == uninterrupted
