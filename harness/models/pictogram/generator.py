@@ -138,7 +138,9 @@ def load_gpt(weights: str, part: str) -> tuple[GPT, tuple[str, ...], str]:
     spec = GPTSpec(**{key: files.integer(config, key) for key in GPTSpec.__dataclass_fields__})
     if spec.words != len(grammar.vocabulary()):
         known = len(grammar.vocabulary())
-        raise ValueError(f"{part} of {weights!r} knows {spec.words} words, the grammar has {known}: train it again")
+        raise files.WeightsError(
+            f"{part} of {weights!r} knows {spec.words} words, the grammar has {known}: train it again"
+        )
     gpt = GPT(spec)
     files.fill(gpt, state, f"{part} of {weights!r}")
     return gpt, files.strings(config, "classes"), sha

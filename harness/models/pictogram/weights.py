@@ -12,15 +12,20 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from harness.records import UserError
 
 FOLDER = Path(__file__).parent / "weights"
 PARTS = ("tokenizer", "generator", "draft", "judge", "reward")
 
 Config = dict[str, object]
+
+
+class WeightsError(UserError, ValueError):
+    """Weights that are missing, altered or of another model."""
 
 
 def folder(weights: str) -> Path:
@@ -31,7 +36,7 @@ def folder(weights: str) -> Path:
     if Path(weights).is_dir():
         return Path(weights)
     known = sorted(path.name for path in FOLDER.iterdir() if path.is_dir()) if FOLDER.is_dir() else []
-    raise ValueError(
+    raise WeightsError(
         f"no weights {weights!r}: neither a folder nor one of the shipped sets {', '.join(known) or '(none)'}"
     )
 
@@ -40,13 +45,13 @@ def read(weights: str, part: str) -> tuple[dict[str, Tensor], Config, str]:
     """Tensors (float32), configuration and sha256 of one part; refuses a file that its card does not vouch for."""
     path = folder(weights) / f"{part}.safetensors"
     if not path.is_file():
-        raise ValueError(f"{path} is missing: export it with `python -m harness.models.pictogram.export`")
+        raise WeightsError(f"{path} is missing: export it with `python -m harness.models.pictogram.export`")
     sha = sha256(path)
     card = path.parent / "card.json"
     if card.is_file():
         stated = json.loads(card.read_text())["sha256"].get(path.name)
         if stated != sha:
-            raise ValueError(
+            raise WeightsError(
                 f"{path} has sha256 {sha}, its card says {stated}: restore the file or export the set again"
             )
     with safe_open(path, framework="pt") as file:
@@ -71,7 +76,7 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
         have = tuple(state[name].shape) if name in state else "nothing"
         want = tuple(own[name].shape) if name in own else "nothing"
         if have != want:
-            raise ValueError(
+            raise WeightsError(
                 f"{source}: tensor {name} is {have}, the model needs {want}: these weights are of another model"
             )
     module.load_state_dict(dict(state))
@@ -95,11 +100,3 @@ def strings(config: Config, key: str) -> tuple[str, ...]:
 
 def parameters(module: nn.Module) -> int:
     return sum(tensor.numel() for tensor in module.parameters())
-
-
-def half_rounded(module: nn.Module) -> nn.Module:
-    """Round the weights to what `write` stores, so that training's last measurement is of the shipped numbers."""
-    with torch.no_grad():
-        for tensor in module.parameters():
-            tensor.copy_(tensor.half().float())
-    return module
