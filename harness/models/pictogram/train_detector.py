@@ -112,7 +112,7 @@ def broken(scene: Scene, rng: random.Random, classes: Sequence[str]) -> Scene:
         width = region.shape[1] // 2
         region[:, width:] = patch[: region.shape[0], width : region.shape[1]]
     else:
-        _shuffle(region, rng)
+        shuffle_blocks(region, rng)
     return pixels, tuple(one for one in placed if one is not spoilt)
 
 
@@ -121,7 +121,7 @@ def _background(pixels: Pixels, placed: Sequence[Placed]) -> tuple[int, int, int
     return world.BACKGROUNDS[int(np.argmax(counts))]
 
 
-def _shuffle(region: Pixels, rng: random.Random, size: int = 4) -> None:
+def shuffle_blocks(region: Pixels, rng: random.Random, size: int = 4) -> None:
     """Permute the whole blocks of a region, in place."""
     spots = [
         (y, x) for y in range(0, region.shape[0] - size + 1, size) for x in range(0, region.shape[1] - size + 1, size)

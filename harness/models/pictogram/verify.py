@@ -1,0 +1,398 @@
+"""Measure the gates of a shipped weight set: `python -m harness.models.pictogram.verify [--quick] [--write]`.
+
+Prints one line per gate: what was measured, what is asked, whether it holds. `--write` puts the table on the set's
+card; without it the exit code is 1 when a gate falls short that the card does not admit. A top layer of the harness:
+the benchmark and the method come through their `_target_`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from hydra.utils import instantiate
+from PIL import Image
+from torch import Tensor
+
+from harness.hooks import Sampling
+from harness.judges.pictogram import PictogramDetector, PictogramReward
+from harness.models.pictogram import grammar, train_detector, world
+from harness.models.pictogram import weights as files
+from harness.models.pictogram.detector import Detector
+from harness.models.pictogram.export import write_card
+from harness.models.pictogram.generator import Pictogram
+from harness.models.pictogram.grammar import COLORS, NUMBERS, RELATIONS, TASKS, Spec
+from harness.models.pictogram.train_tokenizer import decibel
+from harness.models.trunk import causal
+from harness.records import Job, Prompt
+from harness.sampler import Sampler
+from harness.scheduler import Delivery, Scheduler
+from harness.stats import auc, auc_within, macro_mean, paired_difference
+
+SCALE = 2.0
+MANY, FEW = {"prompts": 120, "images": 8, "scenes": 600}, {"prompts": 60, "images": 4, "scenes": 180}
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """One measured number and the least (or most) it should be; None asks nothing."""
+
+    name: str
+    value: float
+    least: float | None = None
+    most: float | None = None
+
+    @property
+    def holds(self) -> bool:
+        return (self.least is None or self.value >= self.least) and (self.most is None or self.value <= self.most)
+
+    def __str__(self) -> str:
+        asked = " ".join(f"{sign} {v:g}" for sign, v in ((">=", self.least), ("<=", self.most)) if v is not None)
+        return f"{self.name:<46} {self.value:>8.3f}  {asked or 'report':<18} {'' if self.holds else 'SHORT'}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--weights", default="pictogram_16", help="a shipped set, or the folder of one")
+    parser.add_argument("--quick", action="store_true", help="fewer prompts and scenes")
+    parser.add_argument("--write", action="store_true", help="put the table on the card")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    gates = measure(arguments.weights, quick=arguments.quick, report=lambda gate: print(gate, flush=True))
+    path = files.folder(arguments.weights) / "card.json"
+    card: dict[str, Any] = json.loads(path.read_text())
+    key = "quick" if arguments.quick else "full"
+    if arguments.write:
+        card.setdefault("measured", {})[key] = [{**asdict(gate), "holds": gate.holds} for gate in gates]
+        write_card(path.parent, card)
+    admitted = {row["name"] for rows in card.get("measured", {}).values() for row in rows if not row["holds"]}
+    short = [gate.name for gate in gates if not gate.holds and gate.name not in admitted]
+    sys.exit(f"short and not on the card: {', '.join(short)}" if short else 0)
+
+
+def measure(weights: str, *, quick: bool, report: Callable[[Gate], None] = lambda gate: None) -> list[Gate]:
+    """All gates of a set, in the order they are printed; each is also handed to `report` as soon as it is known."""
+    size = FEW if quick else MANY
+    bench = Bench(weights)
+    gates: list[Gate] = []
+    for part in (tokenizer_gates, detector_gates, sample_gates, file_gates):
+        for gate in part(bench, size):
+            report(gate)
+            gates.append(gate)
+    return gates
+
+
+class Bench:
+    """What every measurement needs: the model, the draft, both detectors and the benchmark that gives verdicts."""
+
+    def __init__(self, weights: str) -> None:
+        self.weights = weights
+        self.model, self.draft = Pictogram(weights), Pictogram(weights, part="draft")
+        self.judge, self.reward = PictogramDetector(weights), PictogramReward(weights)
+        self.classes = self.model.classes
+
+    def correct(self, asked: Sequence[tuple[Spec, np.ndarray]]) -> np.ndarray:
+        """The benchmark's verdicts on pictures for specs, by judge A."""
+        benchmark = instantiate({"_target_": "benchmarks.pictogram.Pictogram"}, judge=self.judge, total=6)
+        with tempfile.TemporaryDirectory() as folder:
+            items = []
+            for i, (spec, pixels) in enumerate(asked):
+                path = Path(folder) / f"{i}.png"
+                Image.fromarray(pixels).save(path)
+                items.append((Prompt(f"verify/{i}", "", spec["tag"], dict(spec)), path))
+            return np.array([score.value or 0.0 for score in benchmark.score(items)]) > 0.5
+
+    def reconstructed(self, pixels: np.ndarray) -> np.ndarray:
+        x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+        with torch.no_grad():
+            return np.concatenate([self.model.decode(self.model.vq.encode(part)).numpy() for part in x.split(32)])
+
+    def scenes(self, count: int) -> tuple[list[Spec], list[world.Sample], np.ndarray]:
+        """Held-out scenes, evenly over the tasks, and their reconstructions."""
+        rng = random.Random("verify scenes")
+        tasks = [TASKS[i % len(TASKS)] for i in range(count)]
+        samples = [world.sample(rng, self.classes, tasks=[t], style="geneval", layout_share=0.0) for t in tasks]
+        return [one.spec for one in samples], samples, self.reconstructed(np.stack([one.pixels for one in samples]))
+
+
+# --- tokenizer and detectors -----------------------------------------------------------------------------------------
+
+
+def tokenizer_gates(bench: Bench, size: dict[str, int]) -> list[Gate]:
+    specs, samples, again = bench.scenes(size["scenes"])
+    decibels = [decibel(one.pixels, picture) for one, picture in zip(samples, again, strict=True)]
+    passed = bench.correct(list(zip(specs, again, strict=True)))
+    tags = np.array([spec["tag"] for spec in specs])
+    per_task = {task: float(passed[tags == task].mean()) for task in TASKS}
+    return [
+        Gate("tokenizer: held-out PSNR, dB", float(np.mean(decibels)), least=27),
+        Gate("true scenes pass after reconstruction", float(passed.mean()), least=0.95),
+        *(Gate(f"true scenes pass: {task}", share, least=0.90) for task, share in per_task.items()),
+        *swap_gates(bench, specs, samples),
+    ]
+
+
+def swap_gates(bench: Bench, specs: Sequence[Spec], samples: Sequence[world.Sample]) -> list[Gate]:
+    """What happens to verdicts when 30 % of the object tokens become a near, or any, other code."""
+    rng = torch.Generator().manual_seed(0)
+    x = torch.from_numpy(np.stack([one.pixels for one in samples])).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+    with torch.no_grad():
+        codes = torch.cat([bench.model.vq.encode(part) for part in x.split(32)])
+    rows = bench.model.codebook
+    near = (rows @ rows.T).topk(11, dim=-1).indices[codes, torch.randint(1, 11, codes.shape, generator=rng)]
+    other = torch.randint(0, bench.model.vocab, codes.shape, generator=rng)
+    swapped = (torch.rand(codes.shape, generator=rng) < 0.3) & torch.from_numpy(_object_tokens(samples))
+    shares = []
+    for replaced in (codes, torch.where(swapped, near, codes), torch.where(swapped, other, codes)):
+        with torch.no_grad():
+            pictures = np.concatenate([bench.model.decode(part).numpy() for part in replaced.split(32)])
+        shares.append(float(bench.correct(list(zip(specs, pictures, strict=True))).mean()))
+    return [
+        Gate("loss by swapping object tokens: 10 nearest", shares[0] - shares[1], most=0.05),
+        Gate("loss by swapping object tokens: any", shares[0] - shares[2], least=0.40),
+    ]
+
+
+def _object_tokens(samples: Sequence[world.Sample]) -> np.ndarray:
+    cells = world.SIDE // world.LATTICE
+    inside = np.zeros((len(samples), cells, cells), bool)
+    for b, one in enumerate(samples):
+        for x1, y1, x2, y2 in (placed.box for placed in one.placed):
+            inside[b, y1 // 4 : (y2 + 3) // 4, x1 // 4 : (x2 + 3) // 4] = True
+    return inside.reshape(len(samples), -1)
+
+
+def detector_gates(bench: Bench, size: dict[str, int]) -> list[Gate]:
+    rng = random.Random("verify detectors")
+    scenes = [train_detector.one_scene(rng, bench.classes) for _ in range(size["scenes"])]
+    pictures = np.stack([pixels for pixels, _ in scenes])
+    again = bench.reconstructed(pictures)
+    gates = []
+    for part in ("judge", "reward"):
+        detector, _ = Detector.load(bench.weights, part)
+        for kind, shown, least in (("renders", pictures, 0.98), ("reconstructions", again, 0.96)):
+            precision, recall, color = train_detector.accuracy(detector, list(shown), scenes)
+            gates.append(Gate(f"{part}: precision on {kind}", precision, least=least))
+            gates.append(Gate(f"{part}: recall on {kind}", recall, least=least))
+            gates.append(Gate(f"{part}: colour on {kind}", color, least=0.97))
+    return [*gates, *false_accepts(bench, size)]
+
+
+def false_accepts(bench: Bench, size: dict[str, int]) -> list[Gate]:
+    specs, samples, again = bench.scenes(size["scenes"])
+    rng = random.Random("verify near misses")
+    missed = [(near_miss(spec, bench.classes, rng), picture) for spec, picture in zip(specs, again, strict=True)]
+    shuffled = [one.pixels.copy() for one in samples]
+    for one, pixels in zip(samples, shuffled, strict=True):
+        x1, y1, x2, y2 = one.placed[0].box
+        train_detector.shuffle_blocks(pixels[y1:y2, x1:x2], rng)
+    broken = bench.reconstructed(np.stack(shuffled))
+    return [
+        Gate("false accepts of near-miss prompts", float(bench.correct(missed).mean()), most=0.02),
+        Gate(
+            "shuffled objects accepted", float(bench.correct(list(zip(specs, broken, strict=True))).mean()), most=0.03
+        ),
+    ]
+
+
+def near_miss(spec: Spec, classes: Sequence[str], rng: random.Random) -> Spec:
+    """A spec that differs from `spec` in one class, count, colour or relation, or has its colours exchanged."""
+    clauses = spec["include"][::-1] if spec["tag"] == "position" else spec["include"]
+    names, count = [clause["class"] for clause in clauses], clauses[0]["count"]
+    colors = [clause["color"] for clause in clauses if "color" in clause]
+    relation = str(clauses[0].get("position", [None])[0]) if spec["tag"] == "position" else None
+    ways = ["class", *(["color"] if colors else []), *(["count"] if count > 1 else [])]
+    ways += [*(["relation"] if relation else []), *(["exchange"] if len(colors) == 2 else [])]
+    way = rng.choice(ways)
+    if way == "class":
+        names[0] = rng.choice([name for name in classes if name not in names])
+    elif way == "color":
+        colors[0] = rng.choice([color for color in COLORS if color not in colors])
+    elif way == "count":
+        count = rng.choice([n for n in NUMBERS if n > 1 and abs(n - count) == 1])
+    elif way == "relation":
+        relation = rng.choice([other for other in RELATIONS if other != relation])
+    else:
+        colors.reverse()
+    return grammar.make_spec(names, count=count, colors=colors, relation=relation)
+
+
+# --- generated images ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """Samples of every prompt, prompt by prompt: shapes [prompts, images, ...]."""
+
+    rows: list[grammar.Row]
+    tokens: Tensor
+    pictures: np.ndarray
+    right: np.ndarray
+
+
+def draw(bench: Bench, prompts: int, images: int, scale: float) -> Drawn:
+    """Plain samples through the harness's own sampler, judged by the benchmark."""
+    rows = grammar.generate_prompts(bench.classes, prompts, seed=77)
+    jobs = [
+        Job(Prompt(f"verify/{i:05d}", row["prompt"], row["tag"]), image)
+        for i, row in enumerate(rows)
+        for image in range(images)
+    ]
+    done: dict[tuple[str, int], Delivery] = {}
+    sampler = Sampler(bench.model, Sampling(scale=scale), slots=64, prefill=(16, 32), render_batch=16)
+    plain = instantiate({"_target_": "methods.plain.Plain"})
+    Scheduler(plain, sampler, seed=0).run(jobs, lambda delivery: done.update({delivery.job.key: delivery}))
+    ordered = [done[job.key] for job in jobs]
+    assert not any(delivery.error for delivery in ordered), next(d.error for d in ordered if d.error)
+    pictures = np.stack([np.asarray(delivery.image) for delivery in ordered])
+    asked = [(row, picture) for row, picture in zip(np.repeat(np.array(rows, object), images), pictures, strict=True)]
+    return Drawn(
+        rows,
+        torch.tensor([delivery.tokens for delivery in ordered]).unflatten(0, (prompts, images)),
+        pictures.reshape(prompts, images, *pictures.shape[1:]),
+        bench.correct(asked).reshape(prompts, images),
+    )
+
+
+def sample_gates(bench: Bench, size: dict[str, int]) -> list[Gate]:
+    drawn = draw(bench, size["prompts"], size["images"], SCALE)
+    unguided = draw(bench, size["prompts"], max(2, size["images"] // 4), 1.0)
+    plain = table(drawn.rows, drawn.right)
+    tasks = plain.groupby("category")["value"].mean()
+    signals = Signals.of(bench, drawn)
+    agree = bench_agreement(bench, drawn)
+    return [
+        Gate("plain: overall", macro_mean(plain), least=0.35, most=0.70),
+        *(Gate(f"plain: {task}", float(tasks[task]), least=0.05, most=0.95) for task in TASKS),
+        Gate("judge and reward agree", agree, least=0.88),
+        *best_of(drawn, signals),
+        Gate("guidance 2 against 1", macro_mean(plain) - macro_mean(table(unguided.rows, unguided.right)), least=0.08),
+        *entropy_gates(drawn, signals),
+        Gate("draft: acceptance per token", signals.acceptance, least=0.50),
+        Gate("draft: tokens per target pass at k=4", signals.tokens_per_pass),
+    ]
+
+
+def table(rows: Sequence[grammar.Row], right_PI: np.ndarray) -> pd.DataFrame:
+    """Verdicts [prompts, images] as the statistics want them."""
+    return pd.DataFrame(
+        [
+            {"prompt_id": i, "category": row["tag"], "image": image, "value": float(value)}
+            for i, (row, values) in enumerate(zip(rows, right_PI, strict=True))
+            for image, value in enumerate(values)
+        ]
+    )
+
+
+def bench_agreement(bench: Bench, drawn: Drawn) -> float:
+    """How often A's and B's verdicts on generated pictures are the same, by the same decision rule."""
+    other = Bench.__new__(Bench)
+    other.judge = PictogramDetector(bench.weights, part="reward")
+    images = drawn.right.shape[1]
+    rows = [row for row in drawn.rows for _ in range(images)]
+    theirs = other.correct(list(zip(rows, drawn.pictures.reshape(-1, *drawn.pictures.shape[2:]), strict=True)))
+    return float((theirs == drawn.right.reshape(-1)).mean())
+
+
+@dataclass(frozen=True, slots=True)
+class Signals:
+    """What the model and the reward think of the samples: [prompts, images]."""
+
+    reward: np.ndarray
+    likelihood: np.ndarray
+    entropy: np.ndarray
+    acceptance: float
+    tokens_per_pass: float
+
+    @classmethod
+    def of(cls, bench: Bench, drawn: Drawn) -> Signals:
+        images = drawn.right.shape[1]
+        texts = [row["prompt"] for row in drawn.rows for _ in range(images)]
+        pictures = list(drawn.pictures.reshape(-1, *drawn.pictures.shape[2:]))
+        rewards = np.array([value if value is not None else 0.0 for value in bench.reward(texts, pictures)])
+        tokens = drawn.tokens.flatten(0, 1)
+        likelihood, entropy, accepted = [], [], []
+        for start in range(0, len(texts), 32):
+            part = tokens[start : start + 32]
+            law = teacher_forced(bench.model, texts[start : start + 32], part, SCALE)
+            proposed = teacher_forced(bench.draft, texts[start : start + 32], part, 1.0)
+            likelihood.append(law.gather(-1, part.unsqueeze(-1)).clamp(min=1e-30).log().mean((1, 2)))
+            entropy.append(-(law * law.clamp(min=1e-30).log()).sum(-1).mean(-1))
+            accepted.append(torch.minimum(law, proposed).sum(-1))
+        chance = torch.cat(accepted)
+        ahead = sum(chance.unfold(1, 4, 1).cumprod(-1).mean((0, 1)).tolist())
+        shape = drawn.right.shape
+        return cls(
+            rewards.reshape(shape),
+            torch.cat(likelihood).numpy().reshape(shape),
+            torch.cat(entropy).numpy().reshape(shape),
+            float(chance.mean()),
+            1 + ahead,
+        )
+
+
+@torch.no_grad()
+def teacher_forced(model: Pictogram, texts: Sequence[str], token_BN: Tensor, scale: float) -> Tensor:
+    """The guided law at every position of given images, [B, N, V]."""
+    words = torch.tensor([grammar.encode(text) for text in texts])
+    text = model.gpt.forward_train(words, token_BN, causal).float()
+    null = model.gpt.forward_train(torch.zeros_like(words), token_BN, causal).float() if scale != 1 else text
+    return F.softmax(null + scale * (text - null), -1)
+
+
+def best_of(drawn: Drawn, signals: Signals) -> list[Gate]:
+    """Gains of Best-of-N over plain, paired by prompt, and the oracle that no reward can beat."""
+    plain, images = table(drawn.rows, drawn.right), drawn.right.shape[1]
+    gates = []
+    for n, least in ((4, 0.15), (8, 0.20)):
+        if n > images:
+            continue
+        gain, low, _ = paired_difference(picked(drawn, signals.reward, n), plain)
+        gates += [
+            Gate(f"best of {n} by reward: gain", gain, least=least),
+            Gate(f"best of {n}: 95 % from", low, least=0),
+        ]
+    oracle = macro_mean(table(drawn.rows, drawn.right.max(1, keepdims=True)))
+    gates.append(Gate(f"oracle of {images}", oracle, least=macro_mean(picked(drawn, signals.reward, images))))
+    gain, _, _ = paired_difference(picked(drawn, signals.likelihood, 4), plain)
+    return [*gates, Gate("best of 4 by likelihood: gain", gain, least=-0.02)]
+
+
+def picked(drawn: Drawn, signal_PI: np.ndarray, n: int) -> pd.DataFrame:
+    """Verdicts of the best of each group of `n` samples."""
+    prompts, images = signal_PI.shape
+    grouped = signal_PI[:, : images // n * n].reshape(prompts, -1, n)
+    right = drawn.right[:, : images // n * n].reshape(prompts, -1, n)
+    return table(drawn.rows, np.take_along_axis(right, grouped.argmax(-1)[..., None], -1)[..., 0])
+
+
+def entropy_gates(drawn: Drawn, signals: Signals) -> list[Gate]:
+    sure, right = -signals.entropy.reshape(-1), drawn.right.reshape(-1)
+    prompts = np.repeat(np.arange(len(drawn.rows)), drawn.right.shape[1])
+    within, _ = auc_within(sure, right, prompts.tolist())
+    return [
+        Gate("entropy AUC: pooled", auc(sure, right), least=0.68),
+        Gate("entropy AUC: within prompts", within, least=0.55),
+    ]
+
+
+def file_gates(bench: Bench, size: dict[str, int]) -> list[Gate]:
+    folder = files.folder(bench.weights)
+    total = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    apart = files.sha256(folder / "judge.safetensors") != files.sha256(folder / "reward.safetensors")
+    return [Gate("weights, MB", total / 1e6, most=20), Gate("judge and reward differ", float(apart), least=1)]
+
+
+if __name__ == "__main__":
+    main()
