@@ -46,7 +46,7 @@ def main() -> None:
     """Entry point: exit code 0 if every run ended well, 1 if images failed, 2 for a mistake in the command."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us, and we print them in one line
     _expect_one_home()
-    sys.path.append(str(Path(__file__).parent / "plugins"))
+    enable_plugins()
     _outcome.update(results=None, folders=[], failures=[])
     try:
         _app()
@@ -60,6 +60,13 @@ def main() -> None:
     except UserError as error:
         sys.exit(say(error))
     sys.exit(max((say(message, code) for message, code in _outcome["failures"]), default=0))
+
+
+def enable_plugins() -> None:
+    """Let Hydra find our sweeper: it looks for plugins in the namespace package `hydra_plugins` only."""
+    folder = str(Path(__file__).parent / "plugins")
+    if folder not in sys.path:
+        sys.path.append(folder)
 
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")

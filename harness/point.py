@@ -119,14 +119,13 @@ def _model(config: str, device: str) -> Any:
 
 
 def _build(config: Any, **extra: Any) -> Any:
-    """Instantiate a `_target_`; what its constructor refuses is the user's mistake, in one line."""
+    """Instantiate a `_target_`; what its constructor refuses is the user's mistake, said in its own words."""
     try:
         return hydra.utils.instantiate(config, **extra)
     except hydra.errors.InstantiationException as error:
         cause = error.__cause__
-        while cause is not None and not isinstance(cause, UserError):
-            cause = cause.__cause__
-        raise (cause or UserError(one_line(error))) from error
+        known = isinstance(cause, UserError | ValueError | OSError)
+        raise UserError(one_line(cause if known and cause else error)) from error
 
 
 def _changed(config: DictConfig, choices: dict[str, str]) -> str:

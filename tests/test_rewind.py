@@ -104,7 +104,7 @@ def test_a_cache_built_in_pieces_equals_a_fresh_one(sampler: Sampler) -> None:
         sampler.forward([each], [None])
     for mine, theirs in zip(canvas._streams, fresh._streams, strict=True):
         assert mine.cached == theirs.cached
-        keys = sampler._cache.keys[:, :, : mine.cached]
+        keys = sampler._cache.keys[:, :, :, : mine.cached]
         torch.testing.assert_close(keys[:, mine.slot], keys[:, theirs.slot])
 
 

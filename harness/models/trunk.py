@@ -134,7 +134,7 @@ class KVCache:
 
     def __init__(self, spec: TrunkSpec, slots: int, length: int, dtype: torch.dtype, device: torch.device) -> None:
         self.slots, self.length = slots, length
-        shape = (spec.layers, slots + 1, length + 1, spec.heads, spec.head_dim)
+        shape = (spec.layers, slots + 1, spec.heads, length + 1, spec.head_dim)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros_like(self.keys)
         self._column_L = torch.arange(length + 1, device=device)
@@ -157,9 +157,9 @@ class KVCache:
         seen_B1WL = (self._column_L <= pos_BW.unsqueeze(-1)).unsqueeze(1)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            self.keys[layer][slot_B.unsqueeze(1), pos_BW] = k.transpose(1, 2)
-            self.values[layer][slot_B.unsqueeze(1), pos_BW] = v.transpose(1, 2)
-            keys, values = (read(stored[layer]).transpose(1, 2) for stored in (self.keys, self.values))
+            self.keys[layer][slot_B.unsqueeze(1), :, pos_BW] = k.transpose(1, 2)
+            self.values[layer][slot_B.unsqueeze(1), :, pos_BW] = v.transpose(1, 2)
+            keys, values = (read(stored[layer]) for stored in (self.keys, self.values))
             return F.scaled_dot_product_attention(q, keys, values, attn_mask=seen_B1WL)
 
         return attend

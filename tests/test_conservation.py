@@ -1,0 +1,163 @@
+"""Conservation: every token is counted once, thrown away or delivered; no slot leaks, whatever a method does."""
+
+from __future__ import annotations
+
+import pytest
+from test_company import Wanderer
+from toy import TEXTS, PixelSum, ToyModel, draw, jobs
+
+from harness.hooks import Sampling
+from harness.records import UserError
+from harness.sampler import Canvas, Sampler
+from harness.scheduler import Scheduler
+from harness.session import Method, Session
+from methods.best_of_n import BestOfN
+from methods.plain import Plain
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_best_of_n_costs_n_images(n: int) -> None:
+    for delivery in draw(BestOfN(n, PixelSum()), jobs(TEXTS)).values():
+        usage = delivery.usage
+        assert usage.visual_tokens == usage.sampled == n * 16
+        assert usage.discarded == (n - 1) * 16
+        assert usage.target_positions == n * 2 * 15  # two streams; the last token is never fed
+        assert usage.renders == n
+        assert usage.judge_calls == (n if n > 1 else 0)
+
+
+@pytest.mark.parametrize("method", [Plain(), BestOfN(3), Wanderer()])
+def test_tokens_ever_committed_are_sampled_or_skipped(method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted a second time, at the one place where a canvas grows."""
+    grown = {"tokens": 0}
+
+    class Counting(list):
+        def extend(self, more: object) -> None:
+            before = len(self)
+            super().extend(more)  # type: ignore[arg-type]
+            grown["tokens"] += len(self) - before
+
+    opened = Sampler.open
+
+    def open_counting(self: Sampler, *args: object, **kwargs: object) -> Canvas:
+        canvas = opened(self, *args, **kwargs)  # type: ignore[arg-type]
+        canvas._tokens = Counting()
+        return canvas
+
+    forked = Sampler.fork
+
+    def fork_counting(self: Sampler, src: Canvas, over: Canvas) -> None:
+        forked(self, src, over)
+        over._tokens = Counting(over._tokens)
+
+    monkeypatch.setattr(Sampler, "open", open_counting)
+    monkeypatch.setattr(Sampler, "fork", fork_counting)
+    deliveries = draw(method, jobs(TEXTS))
+    assert sum(d.usage.sampled + d.usage.skipped for d in deliveries.values()) == grown["tokens"] > 0
+
+
+def test_device_seconds_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shares of rows sum to the measured total: with a clock that ticks 1 s a reading, to one second per measurement."""
+    import harness.sampler
+
+    ticks = iter(range(10**6))
+    monkeypatch.setattr(harness.sampler.time, "perf_counter", lambda: float(next(ticks)))
+    measured = {"count": 0}
+    share = harness.sampler._share
+
+    def counting(seconds: float, shares: list) -> None:
+        measured["count"] += 1
+        share(seconds, shares)
+
+    monkeypatch.setattr(harness.sampler, "_share", counting)
+    deliveries = draw(BestOfN(2, PixelSum()), jobs(TEXTS))
+    assert sum(d.usage.device_s for d in deliveries.values()) == pytest.approx(measured["count"])
+
+
+class Misbehaving(Plain):
+    rows = 2
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+
+    async def generate(self, prompt: str, s: Session) -> Canvas:
+        a, b = s.open(2)
+        await s.run([a, b], until=5)
+        if prompt != TEXTS[1]:
+            await s.run([a])
+            return a
+        if self.how == "raises":
+            raise ZeroDivisionError("oops")
+        if self.how == "too many":
+            s.open(1)
+        if self.how == "uses a closed one":
+            s.close(b)
+            await s.run([b])
+        if self.how == "awaits something else":
+            await _Foreign()
+        return b  # unfinished
+
+
+class _Foreign:
+    def __await__(self) -> object:
+        yield "not a request"
+
+
+@pytest.mark.parametrize(
+    ("how", "error"),
+    [
+        ("raises", "ZeroDivisionError: oops"),
+        ("too many", "more canvases than its `rows`"),
+        ("uses a closed one", "closed or belongs to another job"),
+        ("awaits something else", "only a session's requests"),
+        ("returns early", "5 of 16 tokens"),
+    ],
+)
+def test_a_job_that_fails_fails_alone_and_frees_its_slots(how: str, error: str) -> None:
+    deliveries = draw(Misbehaving(how), jobs(TEXTS))
+    good = draw(Misbehaving(how), [job for job in jobs(TEXTS) if job.prompt.text != TEXTS[1]])
+    assert error in deliveries["toy/00001", 0].error
+    assert all(deliveries[key].tokens == delivery.tokens for key, delivery in good.items())
+
+
+def test_a_judge_that_fails_on_one_image_fails_one_job() -> None:
+    class Fussy(PixelSum):
+        def __call__(self, texts: object, images: object) -> list[float]:
+            if TEXTS[2] in texts:  # type: ignore[operator]
+                raise TimeoutError("no answer")
+            return super().__call__(texts, images)  # type: ignore[arg-type]
+
+    deliveries = draw(BestOfN(2, Fussy()), jobs(TEXTS))
+    assert [d.error for d in deliveries.values() if d.error] == ["TimeoutError: no answer"]
+    assert all(d.usage.judge_calls == 2 for d in deliveries.values() if not d.error)
+
+
+def test_rewards_see_the_text_and_the_image_only() -> None:
+    """With a falsified answer key nothing changes: no method and no reward can read it."""
+    true, false = jobs(TEXTS), jobs(TEXTS)
+    for job in false:
+        job.prompt.spec["answer"] = "falsified"  # type: ignore[index]
+    reward = BestOfN(4, PixelSum())
+    honest, misled = draw(reward, true), draw(reward, false)
+    assert [d.tokens for d in honest.values()] == [d.tokens for d in misled.values()]
+
+
+def test_a_method_that_does_not_fit_is_refused_before_any_compute() -> None:
+    model = ToyModel()
+    sampler = Sampler(model, Sampling(scale=2.0), slots=6)
+    with pytest.raises(UserError, match=r"sampler\.slots=6 is too few: the method needs 8"):
+        Scheduler(BestOfN(4), sampler, seed=0)
+
+    class Wide(Plain):
+        width = 3
+
+    with pytest.raises(UserError, match=r"sampler\.width=1 is too small: the method needs 3"):
+        Scheduler(Wide(), sampler, seed=0)
+    assert model.forwards == 0
+
+
+@pytest.mark.parametrize("bad", [{"scale": 0.5}, {"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}])
+def test_sampling_out_of_range_is_refused(bad: dict[str, float]) -> None:
+    (name,) = bad
+    with pytest.raises(UserError, match=f"sampling.{name}={bad[name]}"):
+        Sampling(**bad)  # type: ignore[arg-type]
