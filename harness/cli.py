@@ -81,7 +81,7 @@ def _app(config: DictConfig) -> None:
         run(config, {group: str(choice) for group, choice in hydra_config.runtime.choices.items()})
     except IncompleteRunError as error:
         _outcome["failures"].append((f"{name}{error}", 1))
-    except UserError as error:
+    except (UserError, OSError) as error:
         _outcome["failures"].append((f"{name}{error}", 2))
     except Exception as error:
         log.exception("%s failed", name or "the run")

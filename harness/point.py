@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from harness.hooks import Sampling
 from harness.records import Job, Prompt, UserError, digest, dump, one_line
 from harness.sampler import Sampler
-from harness.scheduler import Delivery, Scheduler
+from harness.scheduler import Delivery, Scheduler, expect_fit
 from harness.store import fingerprint
 
 
@@ -39,14 +39,9 @@ class Point:
 
     def _sampler_shape(self) -> dict[str, Any]:
         shape = container(self.config.sampler)
-        need = self.method.rows * self.method.streams
         if shape["slots"] is None:
-            shape["slots"] = need
-        if shape["slots"] < need:
-            raise UserError(
-                f"sampler.slots={shape['slots']} is too few: {self.choices['method']} needs {need} "
-                f"({self.method.rows} canvases x {self.method.streams} streams); set sampler.slots={4 * need}"
-            )
+            shape["slots"] = self.method.rows * self.method.streams
+        expect_fit(self.method, self.sampling, slots=shape["slots"], width=self.method.width)
         return {**shape, "width": self.method.width}
 
     def _fingerprint(self, model: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from harness.hooks import exact
+from harness.hooks import Sampling, exact
 from harness.records import JSON, Job, Usage, UserError
 from harness.sampler import Canvas, Image, Sampler
 from harness.session import Ask, Look, Method, Op, Propose, Render, Run, Session, Step
@@ -41,6 +41,20 @@ class _Live:
     waits: Op | None = None
 
 
+def expect_fit(method: Method, sampling: Sampling, *, slots: int, width: int) -> None:
+    """Raise UserError, with the remedy, for a method that cannot run on such a sampler."""
+    need = method.rows * method.streams
+    if need > slots:
+        raise UserError(
+            f"sampler.slots={slots} is too few: the method needs {need} "
+            f"({method.rows} canvases x {method.streams} streams); set sampler.slots={4 * need}"
+        )
+    if method.width > width:
+        raise UserError(f"sampler.width={width} is too small: the method needs {method.width}")
+    if getattr(method, "needs_guidance", False) and sampling.scale == 1:
+        raise UserError("model.sampling.scale=1 switches guidance off, and the method needs it: set a scale above 1")
+
+
 _Kind = TypeVar("_Kind", bound=Op)
 
 
@@ -53,14 +67,7 @@ class Scheduler:
     """
 
     def __init__(self, method: Method, sampler: Sampler, *, seed: int, concurrency: int | None = None) -> None:
-        need = method.rows * method.streams
-        if need > sampler.slots:
-            raise UserError(
-                f"sampler.slots={sampler.slots} is too few: the method needs {need} "
-                f"({method.rows} canvases x {method.streams} streams); set sampler.slots={4 * need}"
-            )
-        if method.width > sampler.width:
-            raise UserError(f"sampler.width={sampler.width} is too small: the method needs {method.width}")
+        expect_fit(method, sampler.sampling, slots=sampler.slots, width=sampler.width)
         self._method, self._sampler, self._seed = method, sampler, seed
         self._concurrency = concurrency or sampler.slots
         self._live: list[_Live] = []

@@ -38,7 +38,10 @@ class Drafter(Protocol):
 
 
 class Method(Protocol):
-    """One test-time method. `generate` is about one prompt and returns the canvas it likes best, finished."""
+    """One test-time method. `generate` is about one prompt and returns the canvas it likes best, finished.
+
+    A method that makes no sense without guidance also declares `needs_guidance = True`.
+    """
 
     rows: int  # canvases alive at once, at most
     streams: int  # streams per canvas, at most (2 under guidance)

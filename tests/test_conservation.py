@@ -57,7 +57,7 @@ def test_tokens_ever_committed_are_sampled_or_skipped(method: Method, monkeypatc
 
 
 def test_device_seconds_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shares of rows sum to the measured total: with a clock that ticks 1 s a reading, to one second per measurement."""
+    """Shares of rows sum to the measured total: with a clock of 1 s a reading, to one second per measurement."""
     import harness.sampler
 
     ticks = iter(range(10**6))
@@ -153,6 +153,13 @@ def test_a_method_that_does_not_fit_is_refused_before_any_compute() -> None:
 
     with pytest.raises(UserError, match=r"sampler\.width=1 is too small: the method needs 3"):
         Scheduler(Wide(), sampler, seed=0)
+
+    class Guided(Plain):
+        needs_guidance = True
+
+    Scheduler(Guided(), sampler, seed=0)
+    with pytest.raises(UserError, match="the method needs it"):
+        Scheduler(Guided(), Sampler(model, Sampling(scale=1.0), slots=6), seed=0)
     assert model.forwards == 0
 
 
