@@ -47,6 +47,7 @@ def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us, and we print them in one line
     _expect_one_home()
     enable_plugins()
+    logging.getLogger("hydra").setLevel(logging.WARNING)  # the line of each run says which point it is
     _outcome.update(results=None, folders=[], failures=[])
     try:
         _app()

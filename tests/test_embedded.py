@@ -1,0 +1,99 @@
+"""The laws once more on the embedded model, at its real shapes and with its real judge and reward."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from toy import DEVICES
+
+from harness.hooks import Sampling
+from harness.judges.pictogram import PictogramReward
+from harness.models.pictogram.generator import Pictogram
+from harness.models.pictogram.grammar import generate_prompts
+from harness.records import Job, Prompt
+from harness.sampler import Sampler
+from harness.scheduler import Delivery, Scheduler
+from harness.session import Method
+from methods.best_of_n import BestOfN
+from methods.plain import Plain
+
+GOLDEN = Path(__file__).with_name("golden.json")
+
+Draw = Callable[[Method, Sequence[Job]], dict[tuple[str, int], Delivery]]
+
+
+def prompts() -> list[Prompt]:
+    rows = generate_prompts(Pictogram().classes, 6, seed=5)
+    return [Prompt(f"embedded/{i:05d}", row["prompt"], row["tag"], dict(row)) for i, row in enumerate(rows)]
+
+
+@pytest.fixture(scope="module", params=DEVICES)
+def draw(request: pytest.FixtureRequest) -> Draw:
+    model = Pictogram(device=request.param)
+
+    def drawn(method: Method, jobs: Sequence[Job]) -> dict[tuple[str, int], Delivery]:
+        sampler = Sampler(model, Sampling(scale=2.0), slots=16, prefill=(8, 32), render_batch=8)
+        done: dict[tuple[str, int], Delivery] = {}
+        Scheduler(method, sampler, seed=0).run(jobs, lambda delivery: done.update({delivery.job.key: delivery}))
+        assert sampler.free == 16
+        return done
+
+    return drawn
+
+
+def test_company_and_order_change_no_token(draw: Draw) -> None:
+    jobs = [Job(prompt, image) for prompt in prompts() for image in range(2)]
+    together = draw(Plain(), jobs)
+    for some in (jobs[::-1], jobs[5:6]):
+        for key, delivery in draw(Plain(), some).items():
+            assert delivery.tokens == together[key].tokens
+
+
+def test_no_choice_reads_the_answer_key(draw: Draw) -> None:
+    """The reward parses the prompt's text: with every answer key falsified it chooses the same candidates."""
+    rewarded = BestOfN(4, PictogramReward())
+    honest = draw(rewarded, [Job(prompt, 0) for prompt in prompts()])
+    falsified = [replace(prompt, spec={"tag": "counting", "include": []}) for prompt in prompts()]
+    misled = draw(rewarded, [Job(prompt, 0) for prompt in falsified])
+    assert {k: (d.tokens, d.notes) for k, d in honest.items()} == {k: (d.tokens, d.notes) for k, d in misled.items()}
+    assert len({d.notes["chosen"] for d in honest.values()}) > 1  # it does choose
+
+
+def test_tokens_are_those_of_the_last_release() -> None:
+    """A refactoring changes no token; new weights or a meant change of the draw rewrite the file.
+
+    Floating-point kernels differ between processors and versions of torch: where no hashes are on file, none can be
+    compared.
+    """
+    place = f"torch {torch.__version__.split('+')[0]} {torch.backends.cpu.get_cpu_capability()}"
+    golden = json.loads(GOLDEN.read_text())
+    model = Pictogram()
+    if model.revision != golden["weights"] or place not in golden["tokens"]:
+        pytest.skip(f"no token hashes for {place} and weights {model.revision}: write them with this file as a script")
+    assert hashes() == golden["tokens"][place]
+
+
+def hashes() -> dict[str, str]:
+    done: dict[str, str] = {}
+    for name, method in (("plain", Plain()), ("best_of_4", BestOfN(4, PictogramReward()))):
+        sampler = Sampler(Pictogram(), Sampling(scale=2.0), slots=16, prefill=(8, 32), render_batch=8)
+        tokens: dict[str, tuple[int, ...]] = {}
+        jobs = [Job(prompt, 0) for prompt in prompts()]
+        Scheduler(method, sampler, seed=0).run(jobs, lambda d, t=tokens: t.update({d.job.prompt.id: d.tokens}))
+        done[name] = hashlib.sha256(json.dumps(tokens, sort_keys=True).encode()).hexdigest()[:16]
+    return done
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    where = f"torch {torch.__version__.split('+')[0]} {torch.backends.cpu.get_cpu_capability()}"
+    revision = Pictogram().revision
+    known = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {"weights": "", "tokens": {}}
+    kept = known["tokens"] if known["weights"] == revision else {}
+    GOLDEN.write_text(json.dumps({"weights": revision, "tokens": {**kept, where: hashes()}}, indent=1) + "\n")
