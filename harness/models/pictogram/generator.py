@@ -8,6 +8,7 @@ codes, D width.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -83,7 +84,6 @@ class Pictogram:
     `part` is "generator" or "draft". Raises ValueError when the weights are missing, altered or of another shape.
     """
 
-    name = "pictogram"
     max_context = PROMPT
 
     def __init__(
@@ -93,6 +93,7 @@ class Pictogram:
         device: str | torch.device = "cpu",
         dtype: torch.dtype | str = torch.float32,
     ) -> None:
+        self.name = Path(weights).name
         self.device = torch.device(device)
         self.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
         self.gpt, self.classes, sha = load_gpt(weights, part)

@@ -19,12 +19,13 @@ from harness.models.pictogram.train_detector import trained_vq
 from harness.models.pictogram.train_generator import SPEC as TEACHER
 from harness.models.pictogram.train_generator import one_sample
 from harness.models.pictogram.train_tokenizer import to_pixels
+from harness.models.trunk import causal
 from harness.models.vq import VQ
 
 SPEC = GPTSpec(layers=2, dim=96, heads=3, hidden=256)
 BATCH = 64
 SCALE = 2.0
-FRESH_EVERY = 6
+FRESH_EVERY = 12
 """Steps between two batches of samples drawn from the generator; drawing is the expensive part."""
 KEPT = 2048
 
@@ -76,8 +77,7 @@ def trained_generator(options: training.Options) -> GPT:
 def samples(teacher: GPT, options: training.Options, rng: random.Random) -> list[tuple[list[int], Tensor]]:
     """Prompts of the whole grammar and what the generator draws for them."""
     texts = [one_sample(options.classes, rng).text for _ in range(BATCH)]
-    with training.autocast():
-        tokens = draw(teacher, texts, scale=SCALE, seed=rng.getrandbits(32))
+    tokens = draw(teacher, texts, scale=SCALE, seed=rng.getrandbits(32))
     return [(grammar.encode(text), row) for text, row in zip(texts, tokens, strict=True)]
 
 
@@ -112,7 +112,7 @@ def loss_of_batch(draft: GPT, word_B32: Tensor, token_BN: Tensor, law_BNV: Tenso
 def acceptance(draft: GPT, law_BNV: Tensor, word_B32: Tensor, token_BN: Tensor) -> float:
     """Mean chance that the exact rule accepts a drafted token, 1 - total variation, on the generator's own samples."""
     own = 3 * BATCH // 4
-    proposed = F.softmax(draft.forward_train(word_B32, token_BN, training.attend_causally).float(), -1)
+    proposed = F.softmax(draft.forward_train(word_B32, token_BN, causal), -1)
     return float(torch.minimum(proposed, law_BNV)[:own].sum(-1).mean())
 
 

@@ -1,0 +1,177 @@
+"""The shipped weights and the networks around them: shapes, agreements, refusals, and that training learns."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from harness.judges.pictogram import PictogramDetector, PictogramReward
+from harness.models.pictogram import grammar, train_detector, train_generator, train_tokenizer, training, world
+from harness.models.pictogram import weights as files
+from harness.models.pictogram.detector import MICROBATCH, new_network
+from harness.models.pictogram.generator import GPT, PROMPT, GPTSpec, Pictogram
+from harness.models.pictogram.grammar import CLASS_SETS, TASKS
+from harness.models.pictogram.reading import soft_score
+from harness.models.trunk import causal
+
+SET = "pictogram_16"
+CLASSES = CLASS_SETS[SET]
+
+
+@pytest.fixture(scope="module")
+def model() -> Pictogram:
+    return Pictogram(SET)
+
+
+@pytest.fixture(scope="module")
+def scenes() -> list[world.Sample]:
+    rng = random.Random("model tests")
+    tasks = [TASKS[i % 6] for i in range(48)]
+    return [world.sample(rng, CLASSES, tasks=[t], style="geneval", layout_share=0.0) for t in tasks]
+
+
+def reconstructed(model: Pictogram, scenes: list[world.Sample]) -> np.ndarray:
+    x = train_tokenizer.to_pixels(np.stack([one.pixels for one in scenes]))
+    with torch.no_grad():
+        return model.decode(model.vq.encode(x)).numpy()
+
+
+def test_the_tokenizer_keeps_pictures(model: Pictogram, scenes: list[world.Sample]) -> None:
+    pictures = reconstructed(model, scenes)
+    assert pictures.shape == (48, 48, 48, 3)
+    assert np.mean([train_tokenizer.decibel(a.pixels, b) for a, b in zip(scenes, pictures, strict=True)]) >= 27
+
+
+def test_missing_codes_do_not_disturb_what_is_drawn(model: Pictogram, scenes: list[world.Sample]) -> None:
+    x = train_tokenizer.to_pixels(np.stack([one.pixels for one in scenes]))
+    with torch.no_grad():
+        codes = model.vq.encode(x)
+        half = codes.clone()
+        half[:, 72:] = -1
+        whole, partial = model.decode(codes).float(), model.decode(half).float()
+    assert (whole[:, :20] - partial[:, :20]).abs().mean() < 6
+    assert (partial[:, 30:] - 128).abs().mean() < 12
+
+
+@pytest.mark.parametrize("part", ["generator", "draft"])
+def test_decoding_step_by_step_equals_teacher_forcing(part: str) -> None:
+    one = Pictogram(SET, part=part)
+    text = "a photo of a cat"
+    tokens = torch.randint(0, one.vocab, (1, one.num_tokens), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = one.gpt.forward_train(torch.tensor([grammar.encode(text)]), tokens, causal)
+        cache, start = one.cache(1), torch.tensor([PROMPT])
+        pos = torch.arange(PROMPT).unsqueeze(0)
+        hidden = one.forward(one.context(text, text).unsqueeze(0), pos, start, cache.attend_all(pos))
+        logits = [one.head(hidden[:, -1])]
+        for n in range(4):
+            pos = torch.tensor([[PROMPT + n]])
+            x = one.embed(tokens[:, n : n + 1], torch.tensor([[n]]))
+            logits.append(one.head(one.forward(x, pos, start, cache.attend_all(pos))[:, -1]))
+    torch.testing.assert_close(torch.stack(logits, 1), expected[:, :5], rtol=1e-3, atol=1e-3)
+
+
+def test_null_context_is_no_prompt(model: Pictogram) -> None:
+    assert model.context(None, "a photo of a cat").shape == (PROMPT, model.dim)
+    assert not torch.equal(model.context(None, "x"), model.context("a photo of a cat", "x"))
+
+
+def test_detectors_find_what_is_there(model: Pictogram, scenes: list[world.Sample]) -> None:
+    for part in ("judge", "reward"):
+        detector = PictogramDetector(SET, part=part)
+        drawn = [(one.pixels, one.placed) for one in scenes]
+        for pictures in ([one.pixels for one in scenes], list(reconstructed(model, scenes))):
+            precision, recall, color = train_detector.accuracy(detector, pictures, drawn)
+            assert min(precision, recall, color) >= 0.95
+
+
+def test_company_changes_no_detection(scenes: list[world.Sample]) -> None:
+    detector = PictogramDetector(SET)
+    pictures = [one.pixels for one in scenes[: MICROBATCH + 3]]
+    together = detector.detect(pictures)
+    assert together == [detector.detect([picture])[0] for picture in pictures]
+    assert together == detector.detect(pictures[::-1])[::-1]
+
+
+def test_the_reward_reads_text_and_picture_only(scenes: list[world.Sample]) -> None:
+    reward = PictogramReward(SET)
+    texts, pictures = [one.text for one in scenes], [one.pixels for one in scenes]
+    right = reward(texts, pictures)
+    wrong = reward(texts[1:] + texts[:1], pictures)
+    assert np.mean([a > b for a, b in zip(right, wrong, strict=True) if a is not None and b is not None]) > 0.95
+    assert reward(["a sunset in Provence"], pictures[:1]) == [None]
+    assert all(0 <= value <= 1 for value in right if value is not None)
+
+
+def test_the_soft_score_of_nothing_is_low() -> None:
+    spec = grammar.parse("a photo of a red car left of a blue dog")
+    assert spec is not None
+    assert soft_score(spec, []) == 0.0
+
+
+def test_judge_and_reward_are_independent() -> None:
+    assert PictogramDetector(SET).id != PictogramReward(SET).id
+    shapes = [type(PictogramDetector(SET, part=part)._detector.network) for part in ("judge", "reward")]
+    assert shapes[0] is not shapes[1]
+
+
+def test_unknown_sets_and_altered_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="neither a folder nor one of the shipped sets pictogram_16"):
+        Pictogram("pictogram_17")
+    copy = tmp_path / "set"
+    shutil.copytree(files.folder(SET), copy)
+    altered = bytearray((copy / "judge.safetensors").read_bytes())
+    altered[-1] ^= 1
+    (copy / "judge.safetensors").write_bytes(altered)
+    with pytest.raises(ValueError, match="sha256"):
+        PictogramDetector(str(copy))
+
+
+def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
+    config = {"architecture": "residual", "classes": list(CLASSES)}
+    files.write(tmp_path / "judge.safetensors", new_network("residual", 3), config)
+    with pytest.raises(ValueError, match="head"):
+        PictogramDetector(str(tmp_path))
+
+
+def test_the_card_vouches_for_the_files() -> None:
+    folder = files.folder(SET)
+    card = json.loads((folder / "card.json").read_text())
+    assert card["sha256"] == {path.name: files.sha256(path) for path in sorted(folder.glob("*.safetensors"))}
+    assert sum(path.stat().st_size for path in folder.glob("*.safetensors")) <= 20e6
+
+
+def test_generator_training_learns(tmp_path: Path, model: Pictogram) -> None:
+    options = training.Options(SET, cpu_minutes=1, seed=0, work=tmp_path)
+    gpt = GPT(GPTSpec(layers=2, dim=64, heads=2, hidden=128))
+    optimisers = training.muon_adamw(gpt, 0.02, 3e-3)
+    words, tokens = train_generator.batch(options, random.Random(0), model.vq.encode)
+    losses = []
+    for i in range(25):
+        training.set_rate(optimisers, min(1.0, (i + 1) / 5))
+        loss = train_generator.loss_of_batch(gpt, words[:16], tokens[:16])
+        training.descend(loss, gpt, optimisers)
+        losses.append(loss.item())
+    assert losses[0] > 5
+    assert losses[-1] < 3
+
+
+def test_checkpoints_continue(tmp_path: Path) -> None:
+    path = tmp_path / "part.pt"
+    module = torch.nn.Linear(8, 8)
+    optimisers = training.muon_adamw(module, 0.01, 1e-3)
+    progress, _ = training.resume(path)
+    training.descend(module(torch.ones(2, 8)).square().sum(), module, optimisers)
+    progress.tick(2)
+    progress.note(loss=1.0)
+    training.save(path, progress, module, optimisers)
+    again, states = training.resume(path)
+    assert (again.step, again.samples, again.curve) == (1, 2, progress.curve)
+    assert torch.equal(states["model"]["weight"], module.weight)
+    training.restore(training.muon_adamw(module, 0.01, 1e-3), states["optimisers"])
