@@ -16,7 +16,7 @@ HEAVY = {"torch", "pandas", "hydra", "transformers", "open_clip", "mmdet", "wand
 ORDER = [
     {"harness.records"},
     {"harness.noise"},
-    {"harness.hooks"},
+    {"harness.hooks", "harness.parity"},
     {"harness.models"},
     {"harness.sampler"},
     {"harness.session"},
