@@ -12,8 +12,18 @@ import pytest
 import torch
 
 from harness.judges.pictogram import PictogramDetector, PictogramReward
-from harness.models.pictogram import grammar, train_detector, train_generator, train_tokenizer, training, world
+from harness.models.pictogram import (
+    export,
+    grammar,
+    train_detector,
+    train_generator,
+    train_tokenizer,
+    training,
+    verify,
+    world,
+)
 from harness.models.pictogram import weights as files
+from harness.models.pictogram.card import render
 from harness.models.pictogram.detector import MICROBATCH, new_network
 from harness.models.pictogram.generator import GPT, PROMPT, GPTSpec, Pictogram
 from harness.models.pictogram.grammar import CLASS_SETS, TASKS
@@ -175,3 +185,32 @@ def test_checkpoints_continue(tmp_path: Path) -> None:
     assert (again.step, again.samples, again.curve) == (1, 2, progress.curve)
     assert torch.equal(states["model"]["weight"], module.weight)
     training.restore(training.muon_adamw(module, 0.01, 1e-3), states["optimisers"])
+
+
+def test_a_shipped_set_can_be_trained_on(tmp_path: Path) -> None:
+    options = training.Options(SET, cpu_minutes=1, seed=0, work=tmp_path)
+    export.unpack(options, files.folder(SET))
+    for part in files.PARTS:
+        progress, states = training.resume(options.checkpoint(part))
+        assert progress.samples > 0
+        export.rebuild(part, states, len(CLASSES))
+    with pytest.raises(ValueError, match="move it away"):
+        export.unpack(options, files.folder(SET))
+
+
+def test_the_card_for_people_is_the_card_for_programs() -> None:
+    folder = files.folder(SET)
+    assert (folder / "MODEL_CARD.md").read_text() == render(json.loads((folder / "card.json").read_text()))
+
+
+def test_a_measurement_that_contradicts_the_card_is_said() -> None:
+    gates = [verify.Gate("a", 0.5, least=0.4), verify.Gate("b", 0.1, least=0.4)]
+    rows = [{"name": "a", "value": 0.8, "holds": True}, {"name": "b", "value": 0.1, "holds": False}]
+    assert verify.objections(gates, {"on": "elsewhere", "gates": rows}) == ["a is 0.500, the card says 0.800"]
+    assert verify.objections(gates, None) == ["b is short and the card does not say so"]
+
+
+@pytest.mark.long
+def test_the_card_states_what_verify_measures() -> None:
+    card = json.loads((files.folder(SET) / "card.json").read_text())
+    assert verify.objections(verify.measure(SET, quick=True), card["measured"]["quick"]) == []

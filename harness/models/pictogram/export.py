@@ -1,5 +1,7 @@
 """Write a trained set into the package: `python -m harness.models.pictogram.export --set pictogram_16`.
 
+`--unpack` does the reverse: it lays out checkpoints from a shipped set, so that training can go on elsewhere.
+
 Takes the parts whose checkpoints exist, writes them in half precision, and records in `card.json` what made them:
 seeds, CPU minutes, samples, curves and the sha256 of each file. Measurements already on the card stay if no file
 changed.
@@ -8,33 +10,39 @@ changed.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from harness.models.pictogram import training
 from harness.models.pictogram import weights as files
+from harness.models.pictogram.card import Card, write_card
 from harness.models.pictogram.detector import new_network
 from harness.models.pictogram.generator import GPT, spec_config
 from harness.models.pictogram.train_draft import SPEC as DRAFT
 from harness.models.pictogram.train_generator import SPEC as GENERATOR
 from harness.models.pictogram.train_tokenizer import new_vq
 
+STATE = Path("training") / "generator.pt"
+"""The generator's checkpoint in half the bits, beside the weights: what a longer training continues from."""
+
 
 def main() -> None:
     parser = training.parser(__doc__ or "", cpu_minutes=0)
     parser.add_argument("--to", type=Path, default=files.FOLDER, help="folder of weight sets")
+    parser.add_argument("--unpack", action="store_true", help="make checkpoints from the shipped set instead")
     arguments = parser.parse_args()
-    export(training.options(arguments), arguments.to / arguments.set)
+    options, folder = training.options(arguments), arguments.to / arguments.set
+    unpack(options, folder) if arguments.unpack else export(options, folder)
 
 
 def export(options: training.Options, folder: Path) -> None:
     """Write every part that has a checkpoint, then the card that vouches for them."""
     path = folder / "card.json"
-    card: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"parts": {}}
+    card: Card = json.loads(path.read_text()) if path.is_file() else {"parts": {}}
     card |= {"set": options.set, "classes": list(options.classes)}
     for part in files.PARTS:
         progress, states = training.resume(options.checkpoint(part))
@@ -46,10 +54,48 @@ def export(options: training.Options, folder: Path) -> None:
         curve = progress.curve[:: max(1, len(progress.curve) // 24)] + progress.curve[-1:]
         size = {"parameters": files.parameters(module), "steps": progress.step}
         card["parts"][part] = {**config, **about, **size, "curve": curve}
+        if part == "generator":
+            saved = torch.load(options.checkpoint(part), weights_only=True)
+            training.write(folder / STATE, compact(saved, torch.bfloat16))
     sha = {file.name: files.sha256(file) for file in sorted(folder.glob("*.safetensors"))}
     if card.get("sha256") != sha:
         card.pop("measured", None)
     write_card(folder, card | {"sha256": sha})
+
+
+def unpack(options: training.Options, folder: Path) -> None:
+    """Checkpoints of every part: the generator's with its optimisers, the others' with fresh ones."""
+    card = json.loads((folder / "card.json").read_text())
+    for part in files.PARTS:
+        path = options.checkpoint(part)
+        if path.is_file():
+            raise files.WeightsError(f"{path} exists: training would lose it; move it away first")
+        if part == "generator":
+            training.write(path, compact(torch.load(folder / STATE, weights_only=True), torch.float32))
+            continue
+        state, config, _ = files.read(str(folder), part)
+        about = card["parts"][part]
+        progress = training.Progress(about["steps"], about["samples"], 60 * about["cpu_min"], about["curve"])
+        saved = {
+            "progress": progress.state(),
+            "model": state,
+            "average": state,
+            "optimisers": [],
+            "seed": about["seed"],
+        }
+        rows = state.get("quantize.embedding.weight", torch.zeros(0))
+        training.write(
+            path, saved | {"codebook": (torch.ones(len(rows)), rows), "architecture": config.get("architecture")}
+        )
+
+
+def compact(value: Any, dtype: torch.dtype) -> Any:
+    """A nested checkpoint with its floating-point tensors in another precision."""
+    if isinstance(value, torch.Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if isinstance(value, dict):
+        return {key: compact(one, dtype) for key, one in value.items()}
+    return [compact(one, dtype) for one in value] if isinstance(value, list) else value
 
 
 def rebuild(part: str, states: Mapping[str, Any], classes: int) -> tuple[nn.Module, dict[str, object]]:
@@ -65,12 +111,6 @@ def rebuild(part: str, states: Mapping[str, Any], classes: int) -> tuple[nn.Modu
     network = new_network(states["architecture"], classes)
     network.load_state_dict(states["model"])
     return network, {"architecture": states["architecture"]}
-
-
-def write_card(folder: Path, card: Mapping[str, Any]) -> None:
-    draft = folder / "card.tmp"
-    draft.write_text(json.dumps(card, indent=1) + "\n")
-    os.replace(draft, folder / "card.json")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -104,16 +104,21 @@ class Progress:
 def save(
     path: Path, progress: Progress, module: nn.Module, optimisers: Iterable[torch.optim.Optimizer], **more: object
 ) -> None:
-    """Write a checkpoint atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a checkpoint."""
     states = {
         "model": module.state_dict(),
         "optimisers": [o.state_dict() for o in optimisers],
         "seed": torch.initial_seed(),
         **more,
     }
+    write(path, {"progress": progress.state(), **states})
+
+
+def write(path: Path, saved: dict[str, Any]) -> None:
+    """Write a file of tensors atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".tmp")
-    torch.save({"progress": progress.state(), **states}, draft)
+    torch.save(saved, draft)
     os.replace(draft, path)
 
 
@@ -125,8 +130,9 @@ def resume(path: Path) -> tuple[Progress, dict[str, Any]]:
     return Progress(**saved.pop("progress")), saved
 
 
-def restore(optimisers: Iterable[torch.optim.Optimizer], states: Iterable[dict[str, Any]]) -> None:
-    for optimiser, state in zip(optimisers, states, strict=True):
+def restore(optimisers: Sequence[torch.optim.Optimizer], states: Sequence[dict[str, Any]]) -> None:
+    """Optimisers as a checkpoint left them; one unpacked from shipped weights has none, and they start anew."""
+    for optimiser, state in zip(optimisers, states, strict=bool(states)):
         optimiser.load_state_dict(state)
 
 
