@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from harness.hooks import entropy as entropy
     from harness.hooks import exact as exact
     from harness.hooks import unguided as unguided
+    from harness.judges.verifier import Verifier as Verifier
     from harness.noise import Noise as Noise
     from harness.records import UserError as UserError
     from harness.sampler import Canvas as Canvas
@@ -32,6 +33,7 @@ _HOME = {
     "harness.hooks": (
         "Draft", "Drafts", "Guide", "Probe", "Rule", "cfg", "coupled", "entropy", "exact", "unguided",
     ),
+    "harness.judges.verifier": ("Verifier",),
     "harness.noise": ("Noise",),
     "harness.records": ("UserError",),
     "harness.sampler": ("Canvas", "Image"),

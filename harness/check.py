@@ -1,6 +1,8 @@
 """`python -m harness.check`: conformance files and audits of run folders.
 
 python -m harness.check geneval FILE     our GenEval decision against a conformance file
+python -m harness.check gridar FILE      GridAR's guidance, verdicts, copies, prompts and choice, likewise
+python -m harness.check scalingar FILE   our ScalingAR arithmetic against a conformance file
 python -m harness.check run FOLDER       is a run folder complete, intact and reproducible?
 """
 
@@ -19,7 +21,11 @@ from omegaconf import DictConfig, OmegaConf
 from harness.cli import say
 from harness.records import SampleRecord, UserError, digest
 
-CONFORMANCE = {"geneval": "benchmarks.geneval.conformance.conformance"}
+CONFORMANCE = {
+    "geneval": "benchmarks.geneval.conformance.conformance",
+    "gridar": "methods.conformance.gridar.conformance",
+    "scalingar": "methods.conformance.scalingar.conformance",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

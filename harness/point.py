@@ -41,7 +41,8 @@ class Point:
         shape = container(self.config.sampler)
         if shape["slots"] is None:
             shape["slots"] = self.method.rows * self.method.streams
-        expect_fit(self.method, self.sampling, slots=shape["slots"], width=self.method.width)
+        width, grid = self.method.width, self.model.grid
+        expect_fit(self.method, self.sampling, slots=shape["slots"], width=width, grid=grid)
         return {**shape, "width": self.method.width}
 
     def _fingerprint(self, model: dict[str, Any]) -> str:

@@ -70,7 +70,7 @@ class Canvas:
         self._log_probs: list[float] = []
         self._inherited = 0  # leading tokens that came from a fork
         self._ahead = -1  # logits at hand: -1 none, 0 the frontier's, g those behind g draft tokens too
-        self._image: Image | None = None
+        self._image: tuple[tuple[int, ...], Image] | None = None  # the padding it was shown with, and the picture
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -292,22 +292,27 @@ class Sampler:
         return accepted
 
     @torch.no_grad()
-    def render(self, rows: Sequence[Canvas]) -> list[Image]:
-        """Images of canvases, partial ones included; an unchanged canvas is decoded once."""
-        for canvas in rows:
-            _expect_open(canvas)
-        todo = [canvas for canvas in dict.fromkeys(rows) if canvas._image is None]
+    def render(self, rows: Sequence[Canvas], pads: Sequence[tuple[int, ...]] | None = None) -> list[Image]:
+        """Images of canvases, partial ones included; an unchanged canvas is decoded once.
+
+        `pads` are tokens to show behind each row's own; what is still missing then looks as the model shows it.
+        """
+        _expect_open(*rows)
+        wanted = list(zip(rows, pads or [()] * len(rows), strict=True))
+        shown = {(c, pad): c._image[1] for c, pad in wanted if c._image is not None and c._image[0] == pad}
+        todo = [one for one in dict.fromkeys(wanted) if one not in shown]
         for first in range(0, len(todo), self.render_batch):
             batch = todo[first : first + self.render_batch]
             token_BN = np.full((self.render_batch, self.model.num_tokens), MISSING, dtype=np.int64)
-            for row, canvas in zip(token_BN, batch, strict=False):
-                row[: canvas.length] = canvas._tokens
+            for row, (canvas, pad) in zip(token_BN, batch, strict=False):
+                row[: canvas.length + len(pad)] = [*canvas._tokens, *pad]
                 canvas._usage.renders += 1
-            with self._clock.measure([canvas._usage for canvas in batch]):
+            with self._clock.measure([canvas._usage for canvas, _ in batch]):
                 images = self.model.decode(self._tensor(token_BN)).cpu().numpy()
-            for canvas, image in zip(batch, images, strict=False):
-                canvas._image = image
-        return [canvas._image for canvas in rows if canvas._image is not None]
+            for (canvas, pad), image in zip(batch, images, strict=False):
+                canvas._image = pad, image
+                shown[canvas, pad] = image
+        return [shown[one] for one in wanted]
 
     def settle(self) -> None:
         """Bring every `Usage.device_s` up to date (waits for the device)."""

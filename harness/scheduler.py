@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, TypeVar
 
 from harness.hooks import Sampling, exact
@@ -41,7 +42,7 @@ class _Live:
     waits: Op | None = None
 
 
-def expect_fit(method: Method, sampling: Sampling, *, slots: int, width: int) -> None:
+def expect_fit(method: Method, sampling: Sampling, *, slots: int, width: int, grid: tuple[int, int]) -> None:
     """Raise UserError, with the remedy, for a method that cannot run on such a sampler."""
     need = method.rows * method.streams
     if need > slots:
@@ -53,6 +54,8 @@ def expect_fit(method: Method, sampling: Sampling, *, slots: int, width: int) ->
         raise UserError(f"sampler.width={width} is too small: the method needs {method.width}")
     if getattr(method, "needs_guidance", False) and sampling.scale == 1:
         raise UserError("model.sampling.scale=1 switches guidance off, and the method needs it: set a scale above 1")
+    if hasattr(method, "expect_grid"):
+        method.expect_grid(grid)
 
 
 _Kind = TypeVar("_Kind", bound=Op)
@@ -67,7 +70,7 @@ class Scheduler:
     """
 
     def __init__(self, method: Method, sampler: Sampler, *, seed: int, concurrency: int | None = None) -> None:
-        expect_fit(method, sampler.sampling, slots=sampler.slots, width=sampler.width)
+        expect_fit(method, sampler.sampling, slots=sampler.slots, width=sampler.width, grid=sampler.model.grid)
         self._method, self._sampler, self._seed = method, sampler, seed
         self._concurrency = concurrency or sampler.slots
         self._live: list[_Live] = []
@@ -167,7 +170,7 @@ class Scheduler:
             self._resume(live, answer, deliver)
 
     def _renders(self, ops: list[Render]) -> list[object]:
-        images = iter(self._sampler.render([canvas for op in ops for canvas in op.rows]))
+        images = iter(self._sampler.render([c for op in ops for c in op.rows], [pad for op in ops for pad in op.pads]))
         return [[next(images) for _ in op.rows] for op in ops]
 
     def _proposals(self, ops: list[Propose]) -> list[object]:
@@ -199,10 +202,11 @@ class Scheduler:
             raise ValueError(f"judge {group[0].judge.id} gave {len(replies)} answers to {len(texts)} questions")
         each_s = (time.perf_counter() - began) / max(1, len(texts))
         owner = {live.waits: live.session for live in self._live}
-        reply = iter(replies)
+        reply, tokens = iter(replies), iter(getattr(group[0].judge, "tokens", ()))
         for op in group:
             owner[op]._usage.judge_calls += len(op.images)
             owner[op]._usage.judge_s += each_s * len(op.images)
+            owner[op]._usage.judge_tokens += sum(islice(tokens, len(op.images)))
         return {op: [next(reply) for _ in op.images] for op in group}
 
     def _advance(self, deliver: Callable[[Delivery], None]) -> None:

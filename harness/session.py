@@ -23,7 +23,8 @@ class Judge(Protocol):
     """Answers about images. `id` names weights or revision and prompt; answers are None where it cannot tell.
 
     A reward's answers are scores, larger is better; only images of the same text are compared. Called with the texts
-    and images of many jobs at once; an answer must not depend on the others.
+    and images of many jobs at once; an answer must not depend on the others. A language model also keeps
+    `tokens`: how many it read and wrote for each question of its last call.
     """
 
     id: str
@@ -40,7 +41,8 @@ class Drafter(Protocol):
 class Method(Protocol):
     """One test-time method. `generate` is about one prompt and returns the canvas it likes best, finished.
 
-    A method that makes no sense without guidance also declares `needs_guidance = True`.
+    A method that makes no sense without guidance also declares `needs_guidance = True`; one that cannot draw on every
+    grid has `expect_grid(grid)`, which raises UserError before anything is computed.
     """
 
     rows: int  # canvases alive at once, at most
@@ -87,6 +89,7 @@ class Propose(Op):
 @dataclass(eq=False, slots=True)
 class Render(Op):
     rows: list[Canvas]
+    pads: list[tuple[int, ...]]
 
 
 @dataclass(eq=False, slots=True)
@@ -205,10 +208,10 @@ class Session:
         self._own(*rows)
         return await Propose(list(rows), drafter, n)
 
-    async def render(self, rows: Sequence[Canvas]) -> list[Image]:
-        """Images of canvases, partial ones included."""
+    async def render(self, rows: Sequence[Canvas], pads: Sequence[Sequence[int]] | None = None) -> list[Image]:
+        """Images of canvases, partial ones included; `pads` are tokens to show behind each row's own, this once."""
         self._own(*rows)
-        return await Render(list(rows))
+        return await Render(list(rows), [tuple(pad) for pad in pads] if pads is not None else [()] * len(rows))
 
     async def ask(self, judge: Judge, text: str, images: Sequence[Image]) -> list[Any]:
         """One answer per image."""
