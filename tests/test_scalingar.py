@@ -1,0 +1,569 @@
+"""ScalingAR: the spec's worked values, an independent reference, and the laws of pruning and guidance."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import hydra
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from toy import TEXTS, ToyModel, draw, jobs
+
+from harness.hooks import Sampling, cfg
+from harness.records import TIMES, UserError
+from harness.sampler import Canvas, Sampler
+from harness.scheduler import Scheduler
+from harness.session import Session
+from methods.conformance.scalingar import conformance, settings_of
+from methods.plain import Plain
+from methods.scalingar import (
+    Channel,
+    Policy,
+    ProfileSettings,
+    RecoverySettings,
+    ScalingAR,
+    SchedulerSettings,
+    TerminationSettings,
+)
+from methods.scalingar.group import Group
+from methods.scalingar.policy import Termination, guidance
+from methods.scalingar.profile import conditional, guided, quantile, rebound, smooth
+from methods.scalingar.settings import PAPER
+from methods.scalingar.trace import read_trace
+
+SHARED = Path(__file__).parents[2] / "shared" / "data" / "methods" / "scalingar.jsonl"
+needs_shared = pytest.mark.skipif(not SHARED.is_file(), reason="the conformance files are not beside the repository")
+CONF = Path(__file__).parent.parent / "conf" / "method"
+MODES = ["window_end", "window_any", "alg1_immediate"]
+SHORT = RecoverySettings(window_steps=3)  # for the toy's 16 tokens
+OFF = Policy(termination=False, scheduler=False)
+
+
+# ------------------------------------------------------------------ an independent reference
+
+PAPER_OPTIONS: dict[str, Any] = {
+    "alpha_H": 0.5, "alpha_M": 0.5, "lambda_tok": 0.2, "lambda_I": 0.2, "w_tok": 0.65, "w_blk": 0.35, "b": 4, "q": 0.1,
+    "w_I": 0.75, "w_D": 0.25, "p": 0.2, "lambda_theta": 0.2, "W0": 0.125, "delta_steps": 32, "delta_rec": 0.05,
+    "alpha": 0.3, "beta": 0.4, "gamma": 0.4, "W_roll": 64, "W_var": 32, "pct_lo": 5, "pct_hi": 95, "eps": 1e-6,
+    "min_alive": 1, "recovery_mode": "window_end", "rebound_ref": "since_flag", "recovery_enabled": True,
+    "channel_token": True, "channel_block": True, "channel_cond": True, "policy_termination": True,
+    "policy_scheduler": True, "scheduler_form": "additive",
+}  # fmt: skip
+
+
+class Reference:
+    """The specification's equations for one prompt, a candidate at a time, in its own symbols; no shared arithmetic."""
+
+    def __init__(self, n: int, h: int, w: int, s_base: float, **options: Any) -> None:
+        self.o = SimpleNamespace(**{**PAPER_OPTIONS, **options})
+        self.n, self.h, self.w, self.s_base, self.t = n, h, w, s_base, 0
+        self.rows: list[dict[int, dict[str, float]]] = []  # per step: live candidate -> its signals
+        self.live = list(range(n))
+        self.terminated_at: list[int | None] = [None] * n
+        self.flag: dict[int, int] = {}
+        self.low: dict[int, float] = {}
+        self.theta: float | None = None
+
+    def history(self, i: int, name: str, window: int | None = None) -> list[float]:
+        values = [row[i][name] for row in self.rows if i in row]
+        return values if window is None else values[-window:]
+
+    def pool(self, name: str) -> list[float]:
+        return [value for i in self.live for value in self.history(i, name, self.o.W_roll)]
+
+    def average(self, i: int, name: str, weight: float, value: float) -> float:
+        before = [row[i][name] for row in self.rows[:-1]]
+        return value if not before else (1 - weight) * before[-1] + weight * value
+
+    def observe(self, cond: dict[int, np.ndarray], uncond: dict[int, np.ndarray]) -> dict[int, float]:
+        o = self.o
+        self.rows.append({i: {} for i in self.live})
+        for i in self.live:
+            row = self.rows[-1][i]
+            p, p_u = (np.exp(x - x.max()) / np.exp(x - x.max()).sum() for x in (cond[i], uncond[i]))
+            row["Hn"] = -sum(v * math.log(v) for v in p if v > 0) / math.log(len(p))
+            row["m"] = sorted(p)[-1] - sorted(p)[-2]
+            row["K"] = sum(a * math.log(a / b) for a, b in zip(p, p_u, strict=True))
+            u = o.alpha_H * row["Hn"] + o.alpha_M * (1 - row["m"])
+            row["s_tok"] = self.average(i, "s_tok", o.lambda_tok, 1 - u)
+            row["e"] = self.worst_blocks(i)
+        e, K = self.pool("e"), self.pool("K")
+        lo, hi = np.percentile(e, [o.pct_lo, o.pct_hi])
+        mu, sigma = np.mean(K), np.std(K)
+        for i in self.live:
+            row = self.rows[-1][i]
+            spread = len(e) >= 2 and hi - lo >= 1e-6
+            row["B"] = 1 - min(1.0, max(0.0, (row["e"] - lo) / (hi - lo))) if spread else 0.5
+            z = min(10, max(-10, (row["K"] - mu) / (sigma + o.eps)))
+            row["D"] = 1 / (1 + math.exp(-z)) if len(K) >= 2 and sigma >= 1e-6 and o.channel_cond else 0.5
+            w_tok, w_blk = o.w_tok, o.w_blk
+            if not o.channel_token:
+                w_tok, w_blk = 0, 1
+            if not o.channel_block:
+                w_tok, w_blk = 1, 0
+            w_I, w_D, alpha = (o.w_I, o.w_D, o.alpha) if o.channel_cond else (1, 0, 0)
+            row["I"] = self.average(i, "I", o.lambda_I, w_tok * row["s_tok"] + w_blk * row["B"])
+            row["C"] = w_I * row["I"] + w_D * row["D"]
+            lowest = min(self.history(i, "C"))
+            row["R"] = (row["C"] - lowest) / (abs(lowest) + o.eps)
+            row["var_I"] = float(np.var(self.history(i, "I", o.W_var)))
+            correction = alpha * (1 - row["D"]) + o.beta * row["var_I"] - o.gamma * row["R"]
+            wanted = self.s_base * (1 + correction) if o.scheduler_form == "relative" else self.s_base + correction
+            row["scale"] = min(2 * self.s_base, max(1.0, wanted)) if o.policy_scheduler else self.s_base
+        return {i: self.rows[-1][i]["scale"] for i in self.live}
+
+    def worst_blocks(self, i: int) -> float:
+        begun: dict[tuple[int, int], list[float]] = {}
+        for place, entropy in enumerate(self.history(i, "Hn")):
+            begun.setdefault((place // self.w // self.o.b, place % self.w // self.o.b), []).append(entropy)
+        means = sorted((sum(block) / len(block) for block in begun.values()), reverse=True)
+        return float(np.mean(means[: max(1, math.ceil(self.o.q * len(means)))]))
+
+    def terminate(self) -> list[int]:
+        o, t, row = self.o, self.t, self.rows[-1]
+        self.t += 1
+        if not o.policy_termination or t < math.ceil(o.W0 * self.h * self.w) or len(self.live) == 1:
+            return []
+        level = float(np.quantile([row[i]["C"] for i in self.live], o.p))
+        self.theta = level if self.theta is None else (1 - o.lambda_theta) * self.theta + o.lambda_theta * level
+        doomed = [i for i in self.live if self.judge(i, t, row[i]["C"], row[i]["R"], self.theta)]
+        while doomed and len(self.live) - len(doomed) < o.min_alive:
+            spared = max(doomed, key=lambda i: (row[i]["C"], -i))
+            doomed.remove(spared)
+            self.flag.pop(spared, None)
+        for i in doomed:
+            self.terminated_at[i] = t
+            self.live.remove(i)
+        return doomed
+
+    def judge(self, i: int, t: int, c: float, r: float, theta: float) -> bool:
+        """Whether a candidate has to go."""
+        o = self.o
+        if not o.recovery_enabled:
+            return c < theta
+        if o.recovery_mode == "alg1_immediate":
+            self.low[i] = min(self.low.get(i, c), c)
+        elif i not in self.flag and c < theta:
+            self.flag[i], self.low[i] = t, c
+        elif i in self.flag:
+            self.low[i] = min(self.low[i], c)
+        low = self.low.get(i, c)
+        rise = r if o.rebound_ref == "running_min" else (c - low) / (abs(low) + o.eps)
+        if o.recovery_mode == "alg1_immediate":
+            return c < theta and rise < o.delta_rec
+        if i not in self.flag:
+            return False
+        over = t - self.flag[i] >= o.delta_steps
+        if o.recovery_mode == "window_any":
+            if rise >= o.delta_rec:
+                del self.flag[i]
+                return False
+            return over
+        if over and not (c < theta or rise < o.delta_rec):
+            del self.flag[i]
+            return False
+        return over
+
+    def winner(self) -> int:
+        return max(self.live, key=lambda i: (self.rows[-1][i]["C"], -i))
+
+
+OURS = {
+    "Hn": "entropy", "m": "margin", "K": "kl", "s_tok": "token", "e": "trouble", "B": "stability", "I": "intrinsic",
+    "D": "influence", "C": "confidence", "R": "rebound",
+}  # fmt: skip
+
+
+def ours(n: int, h: int, w: int, s_base: float, **options: Any) -> Group:
+    return Group(settings_of({**PAPER_OPTIONS, **options}), n, (h, w), s_base)
+
+
+def signals(cond_NV: np.ndarray, uncond_NV: np.ndarray) -> list[dict[str, float]]:
+    """What the sampler's `look` would answer."""
+    named = conditional(torch.from_numpy(np.stack((uncond_NV, cond_NV), 1))[:, :, None], torch.empty(0))
+    return [{name: float(value[i]) for name, value in named.items()} for i in range(len(cond_NV))]
+
+
+def random_logits(n: int, steps: int, seed: int, vocab: int = 12) -> tuple[np.ndarray, np.ndarray]:
+    """Candidates whose difficulty and obedience drift, so that signals rise and fall; step 0 is common to all."""
+    rng = np.random.default_rng(seed)
+    drift = np.cumsum(rng.normal(0, 0.35, (2, steps, n)), 1)
+    sharp, obey = np.exp(np.clip(drift, -1.5, 1.5))[..., None]
+    uncond = rng.normal(0, 1.5, (steps, n, vocab)) * sharp
+    cond = uncond + rng.normal(0, 0.7, (steps, n, vocab)) * obey
+    uncond[0], cond[0] = uncond[0, :1], cond[0, :1]
+    return cond, uncond
+
+
+def agree(group: Group, reference: Reference, t: int) -> None:
+    """All signals, guidance and flags of step t are equal."""
+    assert group.live.tolist() == reference.live
+    for i, row in reference.rows[t].items():
+        for symbol, name in OURS.items():
+            assert getattr(group.profile, name)[t, i] == pytest.approx(row[symbol], abs=1e-9), (t, i, name)
+        assert group.variance_TN[t, i] == pytest.approx(row["var_I"], abs=1e-9)
+        assert group.scale_TN[t, i] == pytest.approx(row["scale"], abs=1e-9)
+    for i in reference.live:
+        assert group.termination.flag_N[i] == reference.flag.get(i, -1)
+
+
+def replay(n: int, h: int, w: int, seed: int, **options: Any) -> tuple[Group, Reference]:
+    cond, uncond = random_logits(n, h * w, seed)
+    group, reference = ours(n, h, w, 7.5, **options), Reference(n, h, w, 7.5, **options)
+    for t in range(h * w):
+        live = list(reference.live)
+        scales = group.observe(signals(cond[t, live], uncond[t, live]))
+        wanted = reference.observe(dict(enumerate(cond[t])), dict(enumerate(uncond[t])))
+        assert scales == pytest.approx(list(wanted.values()), abs=1e-9)
+        assert sorted(group.terminate()) == sorted(reference.terminate())
+        if reference.theta is not None and not math.isnan(group.threshold_T[t]):
+            assert group.threshold_T[t] == pytest.approx(reference.theta, abs=1e-9)
+        agree(group, reference, t)
+    assert group.terminated_at == reference.terminated_at
+    assert group.winner() == reference.winner()
+    return group, reference
+
+
+@pytest.mark.parametrize("reference", ["since_flag", "running_min"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("n", "h", "w"), [(1, 4, 4), (2, 6, 6), (5, 5, 7), (8, 8, 6)])
+def test_profile_and_policy_agree_with_the_reference_step_by_step(
+    n: int, h: int, w: int, mode: str, reference: str
+) -> None:
+    options = {"recovery_mode": mode, "rebound_ref": reference, "delta_steps": 3, "W_roll": 10, "W_var": 6}
+    group, _ = replay(n, h, w, seed=n, **options)
+    if n == 8 and reference == "since_flag":
+        assert len(group.live) < 8, "nothing was terminated: the comparison says little"
+
+
+SWITCHES: list[dict[str, Any]] = [
+    {"channel_token": False},
+    {"channel_block": False},
+    {"channel_cond": False},
+    {"channel_cond": False, "policy_scheduler": False},
+    {"policy_termination": False},
+    {"policy_scheduler": False},
+    {"recovery_enabled": False},
+    {"scheduler_form": "relative"},
+    {"scheduler_form": "relative", "gamma": 3.0},
+    {"min_alive": 3, "recovery_mode": "alg1_immediate"},
+    {"min_alive": 3, "recovery_mode": "window_any", "delta_rec": 0.5},
+    {"b": 2, "q": 0.3, "pct_lo": 20, "pct_hi": 60},
+]
+
+
+@pytest.mark.parametrize("switch", SWITCHES, ids=lambda options: ",".join(f"{k}={v}" for k, v in options.items()))
+def test_every_switch_agrees_with_the_reference_and_changes_something(switch: dict[str, Any]) -> None:
+    short = {"delta_steps": 3, "W_roll": 10, "W_var": 6}
+    group, _ = replay(6, 6, 6, 1, **short, **switch)
+    full, _ = replay(6, 6, 6, 1, **short)
+    assert not (
+        group.terminated_at == full.terminated_at and np.array_equal(group.scale_TN, full.scale_TN, equal_nan=True)
+    )
+
+
+# ------------------------------------------------------------------ worked values
+
+
+def test_worked_signals() -> None:
+    pi = np.array([[0.5, 0.25, 0.125, 0.125]])
+    (seen,) = signals(np.log(pi), np.zeros((1, 4)))
+    assert seen["entropy"] * math.log(4) == pytest.approx(1.21301, abs=1e-5)
+    assert (seen["entropy"], seen["margin"]) == pytest.approx((0.875, 0.25))
+    group = ours(1, 4, 4, 7.5)
+    group.observe([seen])
+    assert group.profile.token[0, 0] == pytest.approx(0.1875)
+    assert smooth(np.array([0.1875]), np.array([0.6]), 0.2) == pytest.approx(0.27)
+
+
+def test_worked_threshold_rebound_and_guidance() -> None:
+    confidence = np.array([0.7, 0.2, 0.5, 0.6, 0.4])
+    assert quantile(confidence, 0.2) == pytest.approx(0.36)
+    stage = Termination(TerminationSettings(warmup_share=0), RecoverySettings(), 5, 16, 1e-6)
+    for shift in (0.0, 0.05):
+        stage.update(0, np.arange(5), confidence + shift, np.zeros(5), np.zeros(5, bool))
+    assert stage.threshold == pytest.approx(0.8 * 0.36 + 0.2 * 0.41) == pytest.approx(0.37)
+    assert rebound(np.array(0.33), np.array(0.30), 1e-6) == pytest.approx(0.1, abs=1e-5)
+    scale, clamped = guidance(SchedulerSettings(), 7.5, np.array([1 - 0.4]), np.array([0.01]), np.array([0.1]))
+    assert scale == pytest.approx(7.644)
+    assert not clamped.any()
+
+
+@pytest.mark.parametrize(("logits", "trust"), [(np.zeros(8), 0.0), (np.r_[1000.0, np.zeros(7)], 1.0)])
+def test_uniform_laws_are_trusted_not_at_all_and_one_hot_laws_fully(logits: np.ndarray, trust: float) -> None:
+    (seen,) = signals(logits[None], logits[None])
+    assert (seen["entropy"], seen["margin"], seen["kl"]) == pytest.approx((1 - trust, trust, 0.0))
+    group = ours(1, 4, 4, 7.5)
+    group.observe([seen])
+    assert group.profile.token[0, 0] == pytest.approx(trust)
+
+
+def test_equal_streams_have_no_divergence_and_no_use_for_a_scale() -> None:
+    logits = torch.randn(3, 1, 1, 16, generator=torch.Generator().manual_seed(0)).expand(-1, 2, -1, -1)
+    assert conditional(logits, logits[:, 0])["kl"].abs().max() == 0
+    assert torch.equal(cfg(logits, torch.full((3,), 1.5)), cfg(logits, torch.full((3,), 9.0)))
+
+
+def test_masked_ids_count_nowhere() -> None:
+    logits = torch.randn(2, 2, 1, 10, generator=torch.Generator().manual_seed(0))
+    masked = torch.cat((logits, torch.full((2, 2, 1, 5), -torch.inf)), -1)
+    for name, value in conditional(logits, logits).items():
+        assert torch.allclose(conditional(masked, masked)[name], value)
+
+
+def test_step_zero_is_neutral() -> None:
+    cond, uncond = random_logits(4, 1, 0)
+    group = ours(4, 4, 4, 5.0)
+    scales = group.observe(signals(cond[0], uncond[0]))
+    assert set(group.profile.stability[0]) == set(group.profile.influence[0]) == {0.5}
+    assert set(scales) == {5.0 + 0.3 * 0.5}
+
+
+def test_a_signal_that_is_no_number_is_neutral_counted_and_no_reason_to_end() -> None:
+    cond, uncond = random_logits(4, 36, 3)
+    group = ours(4, 6, 6, 5.0, recovery_mode="alg1_immediate", delta_rec=9.0)
+    for t in range(36):
+        seen = signals(cond[t, group.live], uncond[t, group.live])
+        sick = list(group.live).index(2)
+        seen[sick] = {"entropy": math.nan, "margin": 0.1, "kl": math.inf}
+        assert np.isfinite(group.observe(seen)).all()
+        group.terminate()
+        assert 2 in group.live
+    assert group.profile.unclear == 36
+    assert set(group.profile.influence[:, 2]) == set(group.profile.stability[:, 2]) == {0.5}
+
+
+# ------------------------------------------------------------------ on the sampler
+
+
+def drawn(method: ScalingAR, n_jobs: int = 6, **options: Any) -> dict:
+    return draw(method, jobs(TEXTS[:n_jobs]), slots=options.pop("slots", 4 * method.rows), **options)
+
+
+def test_one_candidate_without_policies_is_plain() -> None:
+    plain = draw(Plain(), jobs(TEXTS))
+    for key, delivery in drawn(ScalingAR(1, policy=OFF)).items():
+        assert delivery.tokens == plain[key].tokens
+        for name in ("sampled", "discarded", "target_passes", "target_positions", "text_positions"):
+            assert getattr(delivery.usage, name) == getattr(plain[key].usage, name)
+
+
+def test_without_guidance_it_is_refused_before_any_compute_where_two_streams_are_needed() -> None:
+    model, unguided = ToyModel(), Sampling(scale=1.0)
+    for method in (ScalingAR(4), ScalingAR(4, policy=OFF), ScalingAR(4, channel=Channel(cond=False))):
+        with pytest.raises(UserError, match="the method needs it"):
+            Scheduler(method, Sampler(model, unguided, slots=8), seed=0)
+    assert model.forwards == 0
+    intrinsic = ScalingAR(1, channel=Channel(cond=False), policy=OFF)
+    plain = draw(Plain(), jobs(TEXTS), sampling=unguided)
+    for key, delivery in drawn(intrinsic, sampling=unguided).items():
+        assert delivery.tokens == plain[key].tokens
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Canvas]]:
+    """Every canvas of every prompt, ended ones included."""
+    canvases: dict[str, list[Canvas]] = {}
+    plain_open = Session.open
+
+    def open_and_keep(session: Session, n: int = 1) -> list[Canvas]:
+        canvases[session._job.prompt.id] = plain_open(session, n)
+        return canvases[session._job.prompt.id]
+
+    monkeypatch.setattr(Session, "open", open_and_keep)
+    return canvases
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_pruning_a_candidate_changes_no_tokens_of_the_others(mode: str, opened: dict[str, list[Canvas]]) -> None:
+    """At a fixed guidance scale; the scheduler's statistics are the group's, so with it on survivors feel a loss."""
+    recovery = replace(SHORT, mode=mode, rebound=0.3)
+    pruned = drawn(ScalingAR(6, recovery=recovery, policy=Policy(scheduler=False)))
+    some = {prompt: [c.tokens for c in canvases] for prompt, canvases in opened.items()}
+    assert any(min(map(len, tokens)) < 16 for tokens in some.values())
+    drawn(ScalingAR(6, policy=OFF))
+    for (prompt, _), delivery in pruned.items():
+        for i, canvas in enumerate(opened[prompt]):
+            assert some[prompt][i] == canvas.tokens[: len(some[prompt][i])]
+        assert delivery.tokens == some[prompt][delivery.notes["chosen"]]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_tokens_sampled_are_the_steps_that_candidates_lived(mode: str, opened: dict[str, list[Canvas]]) -> None:
+    n, steps, warmup = 6, 16, 2
+    for (prompt, _), delivery in drawn(ScalingAR(n, recovery=replace(SHORT, mode=mode))).items():
+        ended = delivery.notes["terminated_at"]
+        lived = [steps if last is None else last + 1 for last in ended]
+        assert lived == [canvas.length for canvas in opened[prompt]]
+        assert delivery.usage.sampled == delivery.usage.visual_tokens == sum(lived)
+        assert delivery.usage.discarded == sum(lived) - steps
+        assert steps + (n - 1) * warmup <= sum(lived) <= n * steps
+    for delivery in drawn(ScalingAR(n, policy=Policy(termination=False))).values():
+        assert delivery.usage.sampled == n * steps
+
+
+def test_tokens_and_trace_do_not_depend_on_company() -> None:
+    method, some = ScalingAR(5, recovery=SHORT), jobs(TEXTS, images=2)
+    together = draw(method, some, slots=20)
+    shuffled = random.Random(1).sample(some, len(some))
+    for other in (draw(method, shuffled, slots=34), draw(method, shuffled[:2], slots=10)):
+        for key, delivery in other.items():
+            assert not delivery.error
+            assert (delivery.tokens, delivery.notes) == (together[key].tokens, together[key].notes)
+            same = dict.fromkeys(TIMES, 0.0)
+            assert replace(delivery.usage, **same) == replace(together[key].usage, **same)
+
+
+def test_slots_of_ended_candidates_serve_other_prompts_in_the_same_run() -> None:
+    rounds = []
+    for policy in (Policy(), Policy(termination=False)):
+        sampler = Sampler(ToyModel(), Sampling(scale=2.0), slots=24)
+        method = ScalingAR(6, policy=policy, recovery=RecoverySettings(enabled=False))
+        Scheduler(method, sampler, seed=0).run(jobs(TEXTS, images=2), lambda delivery: None)
+        rounds.append(sampler.rounds)
+    assert rounds[0] < rounds[1] == 6 * 16
+
+
+class Recorded(ScalingAR):
+    """Keeps the logits it is shown; one prompt at a time, so that rows are the live candidates."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.shown: list[torch.Tensor] = []
+        signals_of = self.probe
+
+        def keep(logits_RKTV: torch.Tensor, law_RTV: torch.Tensor) -> dict[str, torch.Tensor]:
+            self.shown.append(logits_RKTV.clone())
+            return signals_of(logits_RKTV, law_RTV)
+
+        self.probe = keep
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_whole_run_is_the_reference_and_each_scale_guides_its_own_step(
+    mode: str, opened: dict[str, list[Canvas]]
+) -> None:
+    method = Recorded(6, recovery=replace(SHORT, mode=mode), scheduler=SchedulerSettings(drift=2.0))
+    (delivery,) = draw(method, jobs(TEXTS[:1]), slots=12, sampling=Sampling(scale=3.0)).values()
+    reference = Reference(6, 4, 4, 3.0, recovery_mode=mode, delta_steps=3, alpha=2.0)
+    (canvases,) = opened.values()
+    for t, logits_RKTV in enumerate(method.shown):
+        live = list(reference.live)
+        null, text = ({i: logits_RKTV[r, k, 0].numpy() for r, i in enumerate(live)} for k in (0, 1))
+        for i, scale in reference.observe(text, null).items():
+            law = torch.from_numpy(null[i] + scale * (text[i] - null[i])).log_softmax(-1)
+            assert canvases[i].log_probs[t] == pytest.approx(float(law[canvases[i].tokens[t]]), abs=1e-9)
+        reference.terminate()
+    assert delivery.notes["terminated_at"] == reference.terminated_at
+    assert delivery.notes["chosen"] == reference.winner()
+    assert delivery.tokens == canvases[reference.winner()].tokens
+    trace = read_trace(delivery.notes)
+    names = {"C": "confidence", "I": "intrinsic", "D": "influence", "Hn": "entropy", "R": "rebound", "scale": "scale"}
+    for symbol, name in names.items():
+        for i in range(6):
+            values = [row[i][symbol] for row in reference.rows if i in row]
+            assert trace[name][:, i] == pytest.approx(values + [math.nan] * (16 - len(values)), abs=6e-4, nan_ok=True)
+    assert len(json.dumps(delivery.notes)) < 2000
+
+
+def test_guided_prev_reads_the_law_under_the_previous_scale() -> None:
+    method = Recorded(1, entropy_source="guided_prev", scheduler=SchedulerSettings(drift=2.0))
+    (delivery,) = draw(method, jobs(TEXTS[:1]), slots=2, sampling=Sampling(scale=3.0)).values()
+    trace, scale = read_trace(delivery.notes), 3.0
+    plain = ScalingAR(1, scheduler=SchedulerSettings(drift=2.0))
+    (other,) = draw(plain, jobs(TEXTS[:1]), slots=2, sampling=Sampling(scale=3.0)).values()
+    assert other.notes["trace"]["entropy"] != delivery.notes["trace"]["entropy"]  # type: ignore[index,call-overload]
+    for t, logits_RKTV in enumerate(method.shown):
+        null, text = logits_RKTV[0, :, 0]
+        entropy = torch.special.entr((null + scale * (text - null)).softmax(-1)).sum() / math.log(32)
+        assert trace["entropy"][t, 0] == pytest.approx(float(entropy), abs=2e-3)
+        scale = trace["scale"][t, 0]
+    law = torch.full((1, 1, 4), 0.25)
+    assert guided(torch.randn(1, 2, 1, 4), law)["entropy"].item() == pytest.approx(1)
+
+
+# ------------------------------------------------------------------ configuration and conformance
+
+
+def configured(name: str) -> ScalingAR:
+    config = OmegaConf.load(CONF / f"{name}.yaml")
+    if "defaults" in config:
+        config.pop("defaults")
+        config = OmegaConf.merge(OmegaConf.load(CONF / "scalingar.yaml"), config)
+    return hydra.utils.instantiate(config)
+
+
+def test_the_configurations_are_the_papers_with_windows_scaled_to_the_embedded_grid() -> None:
+    paper, embedded = configured("scalingar_paper"), configured("scalingar")
+    assert paper.n == embedded.n == 8
+    assert paper.settings == PAPER == settings_of(PAPER_OPTIONS)
+    assert embedded.settings == replace(
+        PAPER,
+        profile=replace(PAPER.profile, rolling_steps=16),
+        recovery=replace(PAPER.recovery, window_steps=8),
+        scheduler=replace(PAPER.scheduler, variance_steps=8),
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "complaint"),
+    [
+        (lambda: ScalingAR(0), r"method\.n=0"),
+        (lambda: ScalingAR(entropy_source="uncond"), "cond, guided_prev"),
+        (lambda: Channel(token=False, block=False), "leave one of them on"),
+        (lambda: RecoverySettings(mode="window"), r"recovery\.mode=window.*window_end, window_any, alg1_immediate"),
+        (lambda: RecoverySettings(reference="flag"), r"recovery\.reference=flag"),
+        (lambda: SchedulerSettings(form="factor"), r"scheduler\.form=factor.*additive, relative"),
+        (lambda: TerminationSettings(quantile=20), r"termination\.quantile=20: is a share"),
+        (lambda: TerminationSettings(min_alive=0), r"termination\.min_alive=0"),
+        (lambda: ProfileSettings(low_percentile=95, high_percentile=5), "must rise"),
+        (lambda: ProfileSettings(block_side=0), r"profile\.block_side=0"),
+    ],
+)
+def test_options_out_of_range_are_refused(make: Any, complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        make()
+
+
+@needs_shared
+def test_every_conformance_case_passes() -> None:
+    passed, failed, messages = conformance(SHARED)
+    assert (failed, messages) == (0, [])
+    assert passed == 39
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [("winner", 0, "winner: expected 0, got 3"), ("tokens", 7, "tokens: expected 7, got 321")],
+)
+def test_a_wrong_expectation_is_reported(tmp_path: Path, field: str, value: object, said: str) -> None:
+    case = json.loads(SHARED.read_text().splitlines()[0])
+    (tmp_path / case["inputs"]).symlink_to(SHARED.with_name(case["inputs"]))
+    for change in ({}, {field: value}):
+        case["expected"] |= change
+        (tmp_path / "cases.jsonl").write_text(json.dumps(case) + "\n")
+        result = conformance(tmp_path / "cases.jsonl")
+        assert result[:2] == ((0, 1) if change else (1, 0))
+    assert result[2] == [f"sar-001 (defaults with a short window): {said}"]
+    case["options"]["q"] = case["options"]["p"] = 0.7
+    case["expected"] = json.loads(SHARED.read_text().splitlines()[0])["expected"]
+    (tmp_path / "cases.jsonl").write_text(json.dumps(case) + "\n")
+    assert conformance(tmp_path / "cases.jsonl")[1] == 1
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"id": "x"}'])
+def test_a_malformed_conformance_file_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "cases.jsonl").write_text(text + "\n")
+    with pytest.raises(UserError, match=r"cases\.jsonl, line 1: not"):
+        conformance(tmp_path / "cases.jsonl")
+    with pytest.raises(UserError, match="cannot be read"):
+        conformance(tmp_path / "none.jsonl")
