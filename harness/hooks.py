@@ -51,9 +51,8 @@ class Drafts:
         law_RGV = law_RTV.new_zeros((rows, columns, vocab))
         for r, draft in enumerate(drafts):
             if draft is not None and len(draft):
-                token_RG[r, : len(draft)] = draft.tokens
-                one_hot = torch.nn.functional.one_hot(draft.tokens, vocab)
-                law_RGV[r, : len(draft)] = (one_hot if draft.law is None else draft.law).to(law_RGV.dtype)
+                law = torch.nn.functional.one_hot(draft.tokens, vocab) if draft.law is None else draft.law
+                token_RG[r, : len(draft)], law_RGV[r, : len(draft)] = draft.tokens, law.to(law_RGV.dtype)
         lengths = [0 if draft is None else len(draft) for draft in drafts]
         return cls(token_RG, law_RGV, torch.tensor(lengths, device=law_RTV.device))
 
@@ -67,13 +66,15 @@ class Sampling:
     """How a law is made of logits, for target and drafter alike.
 
     `scale` is the usual guidance scale, null + scale * (text - null); 1 switches guidance off. `temperature` 0 is
-    greedy. `top_k` 0 and `top_p` 1 keep everything. Raises UserError for values out of range.
+    greedy. `top_k` 0 and `top_p` 1 keep everything. `interval` k >= 0 guides the first k + 2 tokens only and takes the
+    scale 1 for the others (LlamaGen `generate.py`, cfg_interval). Raises UserError for values out of range.
     """
 
     scale: float = 1.0
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    interval: int = -1
 
     def __post_init__(self) -> None:
         if self.scale < 1:
@@ -84,6 +85,8 @@ class Sampling:
             raise UserError(f"sampling.top_k={self.top_k}: must be 0 (all tokens) or positive")
         if not 0 < self.top_p <= 1:
             raise UserError(f"sampling.top_p={self.top_p}: must be in (0, 1]")
+        if self.interval < -1:
+            raise UserError(f"sampling.interval={self.interval}: must be -1 (guide always) or the last guided step")
 
 
 def unguided(logits_RKTV: Tensor, _scale_R: Tensor) -> Tensor:

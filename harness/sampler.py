@@ -83,6 +83,11 @@ class Canvas:
         return tuple(self._log_probs)
 
     @property
+    def contexts(self) -> tuple[Context, ...]:
+        """What the streams are conditioned on."""
+        return tuple(stream.context for stream in self._streams)
+
+    @property
     def length(self) -> int:
         return len(self._tokens)
 
@@ -124,8 +129,11 @@ class Sampler:
         )  # the last slot is scratch
         self._token_SN = torch.zeros((slots + 1, model.num_tokens), dtype=torch.int64, device=device)
         self._key_S2 = torch.zeros((slots + 1, 2), dtype=torch.int64, device=device)
+        self._column_W = torch.arange(width, device=device)
         self._frontier_SWV: Tensor | None = None
         self._embed = lru_cache(maxsize=4 * slots)(lambda context: model.context(context.text, context.like))
+        prefix = getattr(model, "prefix", None)
+        self._prefix = prefix and lru_cache(maxsize=4 * slots)(lambda context: prefix(context.text, context.like))
         self._free = list(range(slots - 1, -1, -1))
         self._clock = _Clock(device)
         self.rounds = 0  # decoding forwards so far
@@ -257,6 +265,7 @@ class Sampler:
             if draft:
                 place = slice(canvas.length, canvas.length + length)
                 self._token_SN[self._slots(canvas), place] = draft.tokens.to(self.model.device)
+        self._begin([canvas for canvas, _ in waiting])
         self._prefill([(c, g) for (c, _), g in zip(waiting, lengths, strict=True)])
         self._decode([c for c, _ in waiting], lengths)
 
@@ -319,6 +328,27 @@ class Sampler:
         self._clock.settle()
 
     # ------------------------------------------------------------------ one forward
+
+    def _begin(self, rows: list[Canvas]) -> None:
+        """Put the prefixes of models that have them into the slots where nothing is cached.
+
+        Streams of one prompt share the computation. Each is charged with its positions, and its job with one pass,
+        as if it had been alone: what a job costs must not depend on its company.
+        """
+        if self._prefix is None:
+            return
+        fresh = [(canvas, stream) for canvas in rows for stream in canvas._streams if stream.cached == 0]
+        depth: dict[int, Usage] = {}
+        for canvas, stream in fresh:
+            with self._clock.measure([canvas._usage]):
+                prefix = self._prefix(stream.context)
+                self._cache.put(stream.slot, prefix)
+            stream.cached = len(prefix)
+            canvas._usage.text_positions += prefix.positions
+            if prefix.positions:
+                depth[id(canvas._usage)] = canvas._usage
+        for usage in depth.values():
+            usage.target_passes += 1
 
     def _prefill(self, waiting: list[tuple[Canvas, int]]) -> None:
         """Feed all but the last pending position of every stream whose pending positions and draft exceed `width`."""
@@ -417,7 +447,12 @@ class Sampler:
             slot_RK = self._tensor([[stream.slot for stream in rows[i]._streams] for i in places])
             scale_R = torch.tensor([rows[i].scale for i in places], dtype=torch.float64, device=self.model.device)
             logits_RKTV = self._frontier_SWV[slot_RK, :width]
-            yield places, logits_RKTV, warp(guide(logits_RKTV, scale_R), self.sampling)
+            law_RTV = guide(logits_RKTV, scale_R)
+            if self.sampling.interval >= 0:
+                place_RT = self._tensor([rows[i].length for i in places])[:, None] + self._column_W[:width]
+                late_RT1 = (place_RT >= self.sampling.interval + 2).unsqueeze(-1)
+                law_RTV = torch.where(late_RT1, guide(logits_RKTV, torch.ones_like(scale_R)), law_RTV)
+            yield places, logits_RKTV, warp(law_RTV, self.sampling)
 
     def _apply(self, rule: Rule, rows: list[Canvas], drafts: list[Draft | None], law_RTV: Tensor) -> Tensor:
         """Rule and device-side commit of one group: [R, 1 + 2T] of count, committed tokens, their log-probabilities."""

@@ -15,6 +15,9 @@ class ImageModel(Protocol):
 
     A stream is a context of P positions followed by image tokens; position p of a stream is a context position
     when p < P, and image token p - P otherwise. Shapes: B rows, W positions, N image tokens, V vocabulary, D width.
+
+    A model that computes the head of its contexts by itself also has `prefix(text, like) -> Prefix`, for the context
+    of the same arguments: the prefix takes the first n < P positions of a stream, which are then never fed.
     """
 
     name: str

@@ -125,24 +125,66 @@ def causal(_layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """The first n positions of a stream, computed by its model at once instead of being fed one by one.
+
+    `keys` and `values` are [layers, H, n, d]. `bias` [P] is added to the scores that later positions give to the P
+    context positions; a position sees itself unbiased. `positions` says how many prompt positions were computed.
+    """
+
+    keys: Tensor
+    values: Tensor
+    bias: Tensor
+    positions: int
+
+    def __len__(self) -> int:
+        return self.keys.shape[2]
+
+
 class KVCache:
     """Static keys and values of S slots, each with L positions of its own.
 
     One more slot and one more position exist as scratch space: rows and columns that pad a constant-shape forward
-    write there, so nothing has to branch. Scratch is never read by a live row.
+    write there, so nothing has to branch. Scratch is never read by a live row. A `biased` cache also keeps what is
+    added to the scores of each position; only such a cache can hold a `Prefix`.
     """
 
-    def __init__(self, spec: TrunkSpec, slots: int, length: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        spec: TrunkSpec,
+        slots: int,
+        length: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        biased: bool = False,
+    ) -> None:
         self.slots, self.length = slots, length
         shape = (spec.layers, slots + 1, spec.heads, length + 1, spec.head_dim)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros_like(self.keys)
+        self.bias_SL = torch.zeros((slots + 1, length + 1), dtype=dtype, device=device) if biased else None
         self._column_L = torch.arange(length + 1, device=device)
+
+    @property
+    def slot_bytes(self) -> int:
+        """Memory of one slot."""
+        return (self.keys.nbytes + self.values.nbytes) // (self.slots + 1)
 
     def copy(self, source: Tensor, target: Tensor) -> None:
         """Copy whole slots, `source` and `target` int64 [n]."""
         self.keys[:, target] = self.keys[:, source]
         self.values[:, target] = self.values[:, source]
+        if self.bias_SL is not None:
+            self.bias_SL[target] = self.bias_SL[source]
+
+    def put(self, slot: int, prefix: Prefix) -> None:
+        """Begin a slot anew with a prefix at its first positions."""
+        assert self.bias_SL is not None, "a prefix needs a biased cache"
+        self.keys[:, slot, :, : len(prefix)] = prefix.keys
+        self.values[:, slot, :, : len(prefix)] = prefix.values
+        self.bias_SL[slot] = 0
+        self.bias_SL[slot, : len(prefix.bias)] = prefix.bias
 
     def attend_all(self, pos_SW: Tensor) -> Attend:
         """Attention for a forward whose row s is slot s: the cache is read in place."""
@@ -154,12 +196,20 @@ class KVCache:
         return self._attend(slot_B, pos_BW, lambda stored: stored[slot_B])
 
     def _attend(self, slot_B: Tensor, pos_BW: Tensor, read: Callable[[Tensor], Tensor]) -> Attend:
-        seen_B1WL = (self._column_L <= pos_BW.unsqueeze(-1)).unsqueeze(1)
+        mask_B1WL = self._mask(slot_B, pos_BW.unsqueeze(-1)).unsqueeze(1)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             self.keys[layer][slot_B.unsqueeze(1), :, pos_BW] = k.transpose(1, 2)
             self.values[layer][slot_B.unsqueeze(1), :, pos_BW] = v.transpose(1, 2)
             keys, values = (read(stored[layer]) for stored in (self.keys, self.values))
-            return F.scaled_dot_product_attention(q, keys, values, attn_mask=seen_B1WL)
+            return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask_B1WL)
 
         return attend
+
+    def _mask(self, slot_B: Tensor, pos_BW1: Tensor) -> Tensor:
+        """What a position sees, [B, W, L]: itself and those before it; as scores to add where the cache has a bias."""
+        seen_BWL = self._column_L <= pos_BW1
+        if self.bias_SL is None:
+            return seen_BWL
+        bias_BWL = self.bias_SL[slot_B].unsqueeze(1).masked_fill(self._column_L == pos_BW1, 0.0)
+        return bias_BWL.masked_fill(~seen_BWL, -torch.inf)
