@@ -1,0 +1,177 @@
+"""A chat with any OpenAI-compatible vision endpoint: GPT models, or open ones behind vLLM, SGLang and their kin."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import logging
+import math
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
+from typing import Any
+
+from PIL import Image as Pillow
+
+from harness.records import UserError, one_line
+from harness.sampler import Image
+
+log = logging.getLogger(__name__)
+
+REFUSED = (401, 403, 404)
+"""Statuses that another attempt cannot mend: wrong key, wrong model, wrong address."""
+
+
+class Endpoint:
+    """Questions about images, sent as chat completions, several at a time.
+
+    `base_url` (".../v1") and `model` default to VLM_BASE_URL and VLM_MODEL; the key is VLM_API_KEY, if set, and is
+    never written anywhere. A question that still fails after `retries` more attempts (time-out, overload, refusal,
+    garbage) is answered with None, so that the method's fallback is recorded beside its image. Raises UserError where
+    nothing can ever be answered: no endpoint, or one that does not take the key or know the model.
+    """
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        model: str | None = None,
+        *,
+        temperature: float | None = 0.0,
+        logprobs: bool = True,
+        timeout_s: float = 60.0,
+        retries: int = 2,
+        backoff_s: float = 1.0,
+        concurrency: int = 8,
+    ) -> None:
+        self._url = (base_url or os.environ.get("VLM_BASE_URL", "")).rstrip("/")
+        self._model = model or os.environ.get("VLM_MODEL", "")
+        if not self._url.startswith(("http://", "https://")) or not self._model:
+            raise UserError(
+                f"vision endpoint: base_url={self._url or None}, model={self._model or None}; "
+                "set both, or VLM_BASE_URL and VLM_MODEL (and VLM_API_KEY) in the environment"
+            )
+        self._temperature, self._logprobs = temperature, logprobs
+        self._timeout_s, self._retries, self._backoff_s = timeout_s, retries, backoff_s
+        self._concurrency = concurrency
+        self.id = f"vlm-{self._model}"
+        self.tokens: Sequence[int] = ()
+
+    def reply(self, questions: Sequence[str], images: Sequence[Image]) -> list[str | None]:
+        """The text of each answer."""
+        return [text_of(answer) for answer in self._ask_all(questions, images, {"max_tokens": 200})]
+
+    def yes(self, questions: Sequence[str], images: Sequence[Image]) -> list[float | None]:
+        """P(yes) + P(Yes) of the first token; where the server gives no probabilities, 1 for yes and 0 for no."""
+        extra: dict[str, Any] = {"max_tokens": 4}
+        if self._logprobs:
+            extra |= {"logprobs": True, "top_logprobs": 20}
+        return [yes_of(answer) for answer in self._ask_all(questions, images, extra)]
+
+    def _ask_all(
+        self, questions: Sequence[str], images: Sequence[Image], extra: Mapping[str, Any]
+    ) -> list[dict[str, Any]]:
+        """Completions in the order of the questions; an empty one where there was none."""
+        bodies = [self._body(question, image, extra) for question, image in zip(questions, images, strict=True)]
+        with ThreadPoolExecutor(max(1, min(self._concurrency, len(bodies)))) as pool:
+            answers = list(pool.map(self._persist, bodies))
+        self.tokens = [_tokens(answer) for answer in answers]
+        return answers
+
+    def _body(self, question: str, image: Image, extra: Mapping[str, Any]) -> dict[str, Any]:
+        content = [
+            {"type": "text", "text": question},
+            {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{_jpeg(image)}"}},
+        ]
+        messages = [
+            {"role": "system", "content": "You are a helpful assistant."},
+            {"role": "user", "content": content},
+        ]
+        body: dict[str, Any] = {"model": self._model, "messages": messages, **extra}
+        if self._temperature is not None:
+            body["temperature"] = self._temperature
+        return body
+
+    def _persist(self, body: dict[str, Any]) -> dict[str, Any]:
+        """One completion, tried again with growing pauses; without log-probabilities where they may be the trouble."""
+        for attempt in range(self._retries + 1):
+            if attempt:
+                time.sleep(self._backoff_s * 2 ** (attempt - 1))
+            try:
+                answer = self._post(body)
+                if not isinstance(answer, dict) or text_of(answer) is None:
+                    raise ValueError("the answer holds no text")
+                return answer
+            except urllib.error.HTTPError as error:
+                if error.code in REFUSED:
+                    raise UserError(
+                        f"vision endpoint {self._url} refuses model {self._model!r} ({error.code} {error.reason}): "
+                        "check VLM_API_KEY, the model's name and the address"
+                    ) from None
+                if error.code == 400:
+                    body = {name: value for name, value in body.items() if "logprobs" not in name}
+                why = f"status {error.code}"
+            except (OSError, HTTPException, ValueError) as error:
+                why = one_line(f"{type(error).__name__}: {error}")
+            log.warning("%s, attempt %d of %d: %s", self.id, attempt + 1, self._retries + 1, why)
+        return {}
+
+    def _post(self, body: Mapping[str, Any]) -> Any:
+        headers = {"Content-Type": "application/json"}
+        if key := os.environ.get("VLM_API_KEY"):
+            headers["Authorization"] = f"Bearer {key}"
+        url = f"{self._url}/chat/completions"
+        request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+        with urllib.request.urlopen(request, timeout=self._timeout_s) as response:
+            return json.loads(response.read())
+
+
+def _jpeg(image: Image) -> str:
+    buffer = io.BytesIO()
+    Pillow.fromarray(image).save(buffer, format="JPEG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _choice(answer: Mapping[str, Any]) -> Mapping[str, Any]:
+    choices = answer.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices else {}
+    return first if isinstance(first, dict) else {}
+
+
+def text_of(answer: Mapping[str, Any]) -> str | None:
+    """What a completion says, None where it says nothing."""
+    message = _choice(answer).get("message")
+    text = message.get("content") if isinstance(message, dict) else None
+    return text if isinstance(text, str) else None
+
+
+def yes_of(answer: Mapping[str, Any]) -> float | None:
+    """The probability of yes in a completion, from its log-probabilities if it has them; None for anything else."""
+    chances = _first_token(answer)
+    if chances:
+        known = {word: chance for word, chance in chances.items() if word.lower() in ("yes", "no")}
+        return min(1.0, sum(known.get(word, 0.0) for word in ("yes", "Yes"))) if known else None
+    said = (text_of(answer) or "").strip().rstrip(".!").lower()
+    return {"yes": 1.0, "no": 0.0}.get(said)
+
+
+def _first_token(answer: Mapping[str, Any]) -> dict[str, float]:
+    """Probabilities of the likeliest first tokens, by word; empty where the server does not say."""
+    chances: dict[str, float] = {}
+    try:
+        for entry in _choice(answer)["logprobs"]["content"][0]["top_logprobs"]:
+            word = str(entry["token"]).strip()
+            chances[word] = chances.get(word, 0.0) + math.exp(min(0.0, float(entry["logprob"])))
+    except (KeyError, IndexError, TypeError, ValueError):
+        return {}
+    return chances
+
+
+def _tokens(answer: Mapping[str, Any]) -> int:
+    usage = answer.get("usage")
+    total = usage.get("total_tokens") if isinstance(usage, dict) else None
+    return total if isinstance(total, int) else 0
