@@ -68,6 +68,21 @@ def axial_rotary(coords: Tensor, head_dim: int, base: float = 10000.0) -> Tensor
     return torch.stack((angle.cos(), angle.sin()), -1)
 
 
+def running_rotary(pos: Tensor, head_dim: int, base: float = 10000.0) -> Tensor:
+    """Rotation table of ordinary positions [...]: returns (cos, sin), [..., head_dim/2, 2], float32 (Llama)."""
+    frequency = 1.0 / base ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    angle = pos.float().unsqueeze(-1) * frequency
+    return torch.stack((angle.cos(), angle.sin()), -1)
+
+
+def adjacent_pairs(weight: Tensor, heads: int) -> Tensor:
+    """Query or key rows [D, D] trained for half-split rotary pairs (i with i + d/2), put in the order of `rotate`.
+
+    A permutation within each head, the same for queries and keys: scores do not change.
+    """
+    return weight.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+
+
 class Attention(nn.Module):
     def __init__(self, spec: TrunkSpec) -> None:
         super().__init__()

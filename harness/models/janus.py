@@ -1,0 +1,183 @@
+"""Janus-Pro's text-to-image half: its language model as the shared trunk, its image head, aligner and tokenizer.
+
+The understanding tower and the language head are never loaded. An image token enters as an aligned code vector, one
+row of a table that is computed once; positions are ordinary running ones, so a stream may have any prompt length.
+
+Shapes: B rows, W positions, P prompt length, N image tokens, V image vocabulary, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from harness.models import checkpoint as files
+from harness.models.janus_checkpoint import SIZES, JanusSpec, read_spec, read_state
+from harness.models.janus_prompt import ROLES, HashedWords, Words, null_ids, read_words
+from harness.models.trunk import Attend, KVCache, Trunk, running_rotary
+from harness.models.vq import VQ
+from harness.records import UserError
+
+
+class JanusNet(nn.Module):
+    """The weights. Aligner and head are linear, exact GELU, linear, with biases (Janus `projector.py`, `vision_head`)."""
+
+    def __init__(self, spec: JanusSpec) -> None:
+        super().__init__()
+        dim, codes, code_dim = spec.trunk.dim, spec.vq.codes, spec.vq.code_dim
+        self.words = nn.Embedding(spec.words, dim)
+        self.gen_embed = nn.Embedding(codes, code_dim)  # not the tokenizer's codebook, and not scaled to unit length
+        self.gen_aligner = nn.Sequential(nn.Linear(code_dim, dim), nn.GELU(), nn.Linear(dim, dim))
+        self.trunk = Trunk(spec.trunk)
+        self.gen_head = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, codes))
+        self.vq = VQ(spec.vq)
+
+    @torch.no_grad()
+    def aligned(self) -> Tensor:
+        """What the trunk is fed for each image token, [V, D]."""
+        return self.gen_aligner(self.gen_embed.weight)
+
+
+class Janus:
+    """Janus-Pro as the sampler sees it (harness.models.ImageModel).
+
+    Weights come from `checkpoint` (a folder or file in the original or the library's layout), else from the hub's
+    cache; `weights="random"` draws them instead, full size, for work on speed. `size` (1B, 7B) is what the checkpoint
+    must be; None takes any. `max_context` is the longest prompt in positions. Raises UserError for a checkpoint that
+    is missing, damaged or of another model.
+    """
+
+    def __init__(
+        self,
+        name: str = "janus_pro",
+        hub: str | None = None,
+        revision: str | None = None,
+        files: Sequence[str] = ("*.json", "*.safetensors"),
+        checkpoint: str | None = None,
+        weights: str | None = None,
+        size: str | JanusSpec | None = None,
+        family: str = "Janus-Pro",
+        max_context: int = 192,
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype = "bfloat16",
+    ) -> None:
+        if family not in ROLES:
+            raise UserError(f"model.family={family}: known prompt templates are {', '.join(ROLES)}")
+        self.name, self._roles = name, ROLES[family]
+        self.device = torch.device(device)
+        self.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+        expected = _expected(size)
+        if weights == "random":
+            if expected is None:
+                raise UserError(f"model.weights=random needs model.size, one of {', '.join(SIZES)}")
+            self.spec, self.revision = expected, "random"
+            self.net = _random(expected, self.device, self.dtype)
+            self._words: Words | None = HashedWords(expected.words)
+        elif weights is None:
+            self._load(hub, revision, files, checkpoint, expected)
+        else:
+            raise UserError(f"model.weights={weights}: leave it null for the checkpoint, or set random")
+        self.net.eval().requires_grad_(False)
+        self.vocab, self.dim = self.spec.vq.codes, self.spec.trunk.dim
+        self.grid = (self.spec.side, self.spec.side)
+        self.max_context = max_context
+        if not 1 <= max_context <= self.spec.positions - self.num_tokens:
+            raise UserError(f"model.max_context={max_context}: 1 to {self.spec.positions - self.num_tokens} fit")
+        self._aligned_VD = self.net.aligned()
+        places = torch.arange(max_context + self.num_tokens + 1)
+        self._rotary = running_rotary(places, self.spec.trunk.head_dim, self.spec.rope_base).to(self.device)
+
+    def _load(
+        self,
+        hub: str | None,
+        revision: str | None,
+        wanted: Sequence[str],
+        checkpoint: str | None,
+        expected: JanusSpec | None,
+    ) -> None:
+        path = files.locate(hub, revision, wanted, checkpoint)
+        weights = files.read_weights(path)
+        self.spec = read_spec(path, weights)
+        if expected is not None and self.spec != expected:
+            raise UserError(f"{path} is {self.spec.summary}, not {expected.summary} as model.size says")
+        with torch.device("meta"):
+            self.net = JanusNet(self.spec)
+        state = read_state(path, weights, self.net)
+        files.fill(self.net, {name: self._placed(name, tensor) for name, tensor in state.items()}, path)
+        self.revision = files.revision_of(path)
+        self._words = read_words(path)
+
+    def _placed(self, name: str, tensor: Tensor) -> Tensor:
+        """The tokenizer computes in float32 whatever the model computes in: pixels are not where time goes."""
+        return tensor.to(self.device, torch.float32 if name.startswith("vq.") else self.dtype)
+
+    @property
+    def num_tokens(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def codebook(self) -> Tensor:
+        return self.vq.quantize.rows()
+
+    @property
+    def vq(self) -> VQ:
+        return self.net.vq
+
+    def context(self, text: str | None, like: str) -> Tensor:
+        """Word embeddings [P, D]. The null prompt has the length of `like`'s: all its ids but first and last are pad."""
+        if self._words is None:
+            raise UserError(f"{self.name}: the checkpoint has no tokenizer.json beside its weights, add it")
+        ids = self._words(self._roles, like if text is None else text)
+        if len(ids) > self.max_context:
+            raise UserError(f"a prompt has {len(ids)} positions: set model.max_context to {len(ids)} or more")
+        return self.embed_words(null_ids(ids, self._words.pad) if text is None else ids)
+
+    def embed_words(self, ids: Sequence[int]) -> Tensor:
+        """Word embeddings [P, D] of token ids."""
+        return self.net.words(torch.tensor(ids, device=self.device))
+
+    def embed(self, token_BW: Tensor, index_BW: Tensor) -> Tensor:
+        return F.embedding(token_BW, self._aligned_VD)
+
+    def forward(self, x_BWD: Tensor, pos_BW: Tensor, start_B: Tensor, attend: Attend) -> Tensor:
+        return self.net.trunk(x_BWD, self._rotary[pos_BW], attend)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        return self.net.gen_head(hidden).float()
+
+    def cache(self, slots: int) -> KVCache:
+        return KVCache(self.spec.trunk, slots, self.max_context + self.num_tokens, self.dtype, self.device)
+
+    def decode(self, token_BN: Tensor) -> Tensor:
+        return to_uint8(self.vq.decode(token_BN, self.grid))
+
+
+def to_uint8(x_B3HW: Tensor) -> Tensor:
+    """Pixels in [-1, 1] to uint8 [B, H, W, 3] by Janus' rule: (x + 1) / 2 * 255, clipped and truncated."""
+    return ((x_B3HW.float() + 1) / 2 * 255).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def _expected(size: str | JanusSpec | None) -> JanusSpec | None:
+    if isinstance(size, str):
+        if size not in SIZES:
+            raise UserError(f"model.size={size}: known sizes are {', '.join(SIZES)}")
+        return SIZES[size]
+    return size
+
+
+def _random(spec: JanusSpec, device: torch.device, dtype: torch.dtype) -> JanusNet:
+    """Weights of the right sizes, the same in every process on one kind of device."""
+    with torch.device("meta"):
+        net = JanusNet(spec).to(dtype)
+        net.vq.float()
+    net.to_empty(device=device)
+    generator = torch.Generator(device).manual_seed(0)
+    for name, parameter in net.named_parameters():
+        if parameter.ndim > 1:
+            parameter.data.normal_(std=(parameter.numel() / len(parameter)) ** -0.5, generator=generator)
+        else:
+            parameter.data.fill_(float(name.endswith(".weight")))  # norms are one, biases zero
+    return net

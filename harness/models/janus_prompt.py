@@ -1,0 +1,76 @@
+"""Janus' prompt: the one-turn template, the ids of a checkpoint's own tokenizer, and the null prompt's rule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from harness.noise import derive
+from harness.records import UserError, one_line
+
+Roles = tuple[str, str]
+
+ROLES: dict[str, Roles] = {"Janus-Pro": ("<|User|>", "<|Assistant|>"), "Janus-1.3B": ("User", "Assistant")}
+"""User and assistant as each family writes them."""
+
+BOS, PAD, BEGIN_OF_IMAGE = "<｜begin▁of▁sentence｜>", "<｜▁pad▁｜>", "<begin_of_image>"
+
+
+class Words(Protocol):
+    """Token ids of a prompt, BOS first and begin-of-image last."""
+
+    pad: int
+
+    def __call__(self, roles: Roles, prompt: str) -> list[int]: ...
+
+
+def template(roles: Roles, prompt: str) -> str:
+    """What is tokenised: user's turn, assistant's empty turn, begin-of-image (Janus `generation_inference.py`)."""
+    user, assistant = roles
+    return f"{user}: {prompt.strip()}\n\n{assistant}:".strip() + BEGIN_OF_IMAGE
+
+
+def null_ids(ids: Sequence[int], pad: int) -> list[int]:
+    """The null prompt shaped like `ids`: everything but the first and the last id is pad, and attended like a word."""
+    return [ids[0], *[pad] * (len(ids) - 2), ids[-1]]
+
+
+class TokenizerWords:
+    """A checkpoint's own tokenizer.json. Special ids come from it: the families of Janus disagree about them."""
+
+    def __init__(self, file: Path) -> None:
+        from transformers import PreTrainedTokenizerFast
+
+        try:
+            self._tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file))
+        except Exception as error:  # the tokenizers library raises bare Exceptions
+            raise UserError(f"{file} is no tokenizer ({one_line(error)[:120]}): download it again") from None
+        known = self._tokenizer.get_vocab()
+        lost = [tag for tag in (BOS, PAD, BEGIN_OF_IMAGE) if tag not in known]
+        if lost:
+            raise UserError(f"{file} does not know {', '.join(lost)}: it is not Janus-Pro's tokenizer")
+        self.bos, self.pad, self.begin_of_image = known[BOS], known[PAD], known[BEGIN_OF_IMAGE]
+
+    def __call__(self, roles: Roles, prompt: str) -> list[int]:
+        ids = self._tokenizer.encode(template(roles, prompt), add_special_tokens=False)
+        assert ids[-1] == self.begin_of_image
+        return [self.bos, *ids]
+
+
+class HashedWords:
+    """A stand-in for random weights: blank-separated words become arbitrary ids, so lengths stay realistic."""
+
+    def __init__(self, words: int) -> None:
+        self.bos, self.pad, self.begin_of_image = words - 1, words - 2, words - 3
+
+    def __call__(self, roles: Roles, prompt: str) -> list[int]:
+        text = template(roles, prompt).removesuffix(BEGIN_OF_IMAGE)
+        ids = (derive(word) % self.begin_of_image for word in text.split())
+        return [self.bos, *ids, self.begin_of_image]
+
+
+def read_words(path: Path) -> Words | None:
+    """The tokenizer beside a checkpoint's weights, if there is one."""
+    file = (path if path.is_dir() else path.parent) / "tokenizer.json"
+    return TokenizerWords(file) if file.is_file() else None
