@@ -41,8 +41,7 @@ class Point:
         shape = container(self.config.sampler)
         if shape["slots"] is None:
             shape["slots"] = self.method.rows * self.method.streams
-        width, grid = self.method.width, self.model.grid
-        expect_fit(self.method, self.sampling, slots=shape["slots"], width=width, grid=grid)
+        expect_fit(self.method, self.model, self.sampling, slots=shape["slots"], width=self.method.width)
         return {**shape, "width": self.method.width}
 
     def _fingerprint(self, model: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from harness.hooks import Sampling, exact
+from harness.models import ImageModel
 from harness.records import JSON, Job, Usage, UserError
 from harness.sampler import Canvas, Image, Sampler
 from harness.session import Ask, Look, Method, Op, Propose, Render, Run, Session, Step
@@ -42,8 +43,11 @@ class _Live:
     waits: Op | None = None
 
 
-def expect_fit(method: Method, sampling: Sampling, *, slots: int, width: int, grid: tuple[int, int]) -> None:
-    """Raise UserError, with the remedy, for a method that cannot run on such a sampler."""
+def expect_fit(method: Method, model: ImageModel, sampling: Sampling, *, slots: int, width: int) -> None:
+    """Raise UserError, with the remedy, for a method that cannot run on such a model and sampler.
+
+    Parts of a method that depend on the model (drafters, neighbour tables) have an `expect_target` of their own.
+    """
     need = method.rows * method.streams
     if need > slots:
         raise UserError(
@@ -54,8 +58,11 @@ def expect_fit(method: Method, sampling: Sampling, *, slots: int, width: int, gr
         raise UserError(f"sampler.width={width} is too small: the method needs {method.width}")
     if getattr(method, "needs_guidance", False) and sampling.scale == 1:
         raise UserError("model.sampling.scale=1 switches guidance off, and the method needs it: set a scale above 1")
+    for part in vars(method).values():
+        if hasattr(part, "expect_target"):
+            part.expect_target(model)
     if hasattr(method, "expect_grid"):
-        method.expect_grid(grid)
+        method.expect_grid(model.grid)
 
 
 _Kind = TypeVar("_Kind", bound=Op)
@@ -70,7 +77,7 @@ class Scheduler:
     """
 
     def __init__(self, method: Method, sampler: Sampler, *, seed: int, concurrency: int | None = None) -> None:
-        expect_fit(method, sampler.sampling, slots=sampler.slots, width=sampler.width, grid=sampler.model.grid)
+        expect_fit(method, sampler.model, sampler.sampling, slots=sampler.slots, width=sampler.width)
         self._method, self._sampler, self._seed = method, sampler, seed
         self._concurrency = concurrency or sampler.slots
         self._live: list[_Live] = []

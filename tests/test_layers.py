@@ -20,7 +20,7 @@ ORDER = [
     {"harness.models"},
     {"harness.sampler"},
     {"harness.session"},
-    {"harness.judges", "harness.scheduler", "harness.store", "harness.stats"},
+    {"harness.judges", "harness.drafters", "harness.scheduler", "harness.store", "harness.stats"},
     {"harness.leaderboard", "harness.sheet"},
     {"harness.point"},
     {"harness.cli"},

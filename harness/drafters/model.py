@@ -1,0 +1,138 @@
+"""An independent draft model over the same image tokens, with a cache of its own (speculative decoding, chain)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from harness.hooks import Draft, Drafts
+from harness.models import ImageModel
+from harness.noise import DRAFT, Noise
+from harness.records import Usage, UserError
+from harness.sampler import Canvas, Sampler
+
+
+class DraftModel:
+    """Proposes chains drawn from a smaller model, each token with the law it was drawn from.
+
+    `model` makes the draft model on a device. It runs in a sampler of its own, in which every canvas has a shadow that
+    follows the canvas's committed tokens; rejected tokens are rewound there like anywhere else. `guided` drafts with
+    the target's guidance (two streams), otherwise from the text alone: both are lossless under an exact rule.
+    Its computed positions are booked as `drafted_positions` of the canvas's job.
+    """
+
+    def __init__(self, model: Callable[..., ImageModel], guided: bool = True) -> None:
+        self._make, self.guided = model, guided
+        self._model: ImageModel | None = None
+        self._target: Sampler | None = None
+        self._draft: Sampler | None = None
+        self._shadows: dict[int, tuple[Canvas, Canvas]] = {}
+
+    @property
+    def id(self) -> str:
+        """Names the weights."""
+        model = self._model or self._make()
+        return f"{model.name}-{model.revision}"
+
+    def expect_target(self, target: ImageModel) -> None:
+        """Raise UserError unless the draft model draws the same tokens on the same grid as `target`."""
+        model = self._loaded(target.device)
+        for what in ("vocab", "grid"):
+            mine, theirs = getattr(model, what), getattr(target, what)
+            if mine != theirs:
+                raise UserError(f"drafter {self.id}: its {what} is {mine}, the model's is {theirs}; choose its drafter")
+        if not torch.equal(model.codebook.float(), target.codebook.float()):
+            raise UserError(
+                f"drafter {self.id} was made for another tokenizer than {target.name}'s; choose its drafter"
+            )
+
+    def propose(self, sampler: Sampler, rows: Sequence[Canvas], n: int) -> list[Draft | None]:
+        """Chains of up to `n` tokens, shorter at the image's end so that one more token fits; None where none fits."""
+        shadows = self._follow(sampler, rows)
+        assert self._draft is not None
+        before = [replace(shadow._usage) for shadow in shadows]
+        wanted = [min(n, sampler.model.num_tokens - canvas.length - 1) for canvas in rows]
+        drawn: list[list[tuple[Tensor, Tensor]]] = [[] for _ in rows]
+        for depth in range(max(wanted, default=0)):
+            active = [i for i, count in enumerate(wanted) if count > depth]
+            nothing = [None] * len(active)
+            self._draft.forward([shadows[i] for i in active], nothing)
+            recorder = _Recorder()
+            self._draft.draw([shadows[i] for i in active], nothing, recorder)
+            for i, token, law_V in zip(active, recorder.token_R, recorder.law_RV, strict=True):
+                drawn[i].append((token, law_V))
+        self._draft.settle()
+        for canvas, shadow, old in zip(rows, shadows, before, strict=True):
+            positions = shadow._usage.target_positions + shadow._usage.text_positions
+            canvas._usage.drafted_positions += positions - old.target_positions - old.text_positions
+            canvas._usage.device_s += shadow._usage.device_s - old.device_s
+        return [_chain(pairs) if pairs else None for pairs in drawn]
+
+    def _loaded(self, device: torch.device) -> ImageModel:
+        if self._model is None or self._model.device != device:
+            self._model = self._make(device=device)
+        return self._model
+
+    def _follow(self, sampler: Sampler, rows: Sequence[Canvas]) -> list[Canvas]:
+        """Shadows of `rows`, each with exactly the canvas's tokens, contexts and guidance scale."""
+        if self._target is not sampler:
+            sampling = sampler.sampling if self.guided else replace(sampler.sampling, scale=1.0)
+            self._target, self._shadows = sampler, {}
+            self._draft = Sampler(
+                self._loaded(sampler.model.device),
+                sampling,
+                slots=sampler.slots,
+                width=2,  # after a round, the last drafted token and the target's own are not cached yet
+                prefill=sampler.prefill,
+            )
+        draft = cast(Sampler, self._draft)
+        for number, (canvas, shadow) in list(self._shadows.items()):
+            if canvas.closed:
+                draft.close(shadow)
+                del self._shadows[number]
+        return [self._shadow(draft, canvas) for canvas in rows]
+
+    def _shadow(self, draft: Sampler, canvas: Canvas) -> Canvas:
+        text = canvas.contexts[:2][-1]  # (null, text, ...) under guidance, (text,) without
+        contexts, guide = draft.contexts(text.like)
+        if text.text != text.like:
+            contexts[-1] = text
+        if id(canvas) not in self._shadows:
+            self._shadows[id(canvas)] = canvas, draft.open(contexts, guide, canvas._key, Usage())
+        _, shadow = self._shadows[id(canvas)]
+        if list(shadow.contexts) != contexts:
+            draft.condition(shadow, contexts, guide)
+        agreed = _agreement(canvas.tokens, shadow.tokens)
+        if agreed < shadow.length:
+            draft.truncate(shadow, agreed)
+        if agreed < canvas.length:
+            draft.commit(shadow, canvas.tokens[agreed:])
+        shadow.scale = canvas.scale
+        return shadow
+
+
+class _Recorder:
+    """A rule that draws in the drafter's lane and remembers what it drew, and from which laws."""
+
+    token_R: Tensor
+    law_RV: Tensor
+
+    def __call__(self, law_RTV: Tensor, drafts: Drafts, noise: Noise) -> tuple[Tensor, Tensor]:
+        self.law_RV, self.token_R = law_RTV[:, 0], noise.race(DRAFT, law_RTV)[:, 0]
+        return drafts.token_RG, self.token_R
+
+
+def _chain(pairs: list[tuple[Tensor, Tensor]]) -> Draft:
+    return Draft(torch.stack([token for token, _ in pairs]), torch.stack([law_V for _, law_V in pairs]))
+
+
+def _agreement(one: Sequence[int], other: Sequence[int]) -> int:
+    """Length of the common prefix."""
+    for place, (a, b) in enumerate(zip(one, other, strict=False)):
+        if a != b:
+            return place
+    return min(len(one), len(other))

@@ -1,0 +1,165 @@
+"""Speculative decoding with a draft model: lossless where it says so, ragged, and honestly counted."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_company import costs
+from test_exactness import joint_law, p_value
+from toy import TEXTS, PixelSum, ToyModel, draw, jobs
+
+from harness.drafters.model import DraftModel
+from harness.hooks import Draft, Drafts, Rule, Sampling, coupled, exact
+from harness.noise import Noise
+from harness.records import UserError
+from harness.sampler import Canvas
+from harness.session import Session
+from methods.plain import Plain
+from methods.speculative import Speculative
+
+
+def drafter(seed: int = 9, guided: bool = True, like: ToyModel | None = None) -> DraftModel:
+    """A toy draft model of other weights (or the same, for seed 0), with the target's codebook."""
+
+    def make(device: object = "cpu") -> ToyModel:
+        target = like or ToyModel()
+        made = ToyModel(grid=target.grid, vocab=target.vocab, seed=seed, device=str(device))
+        made.codebook = target.codebook
+        return made
+
+    return DraftModel(make, guided)
+
+
+@pytest.mark.parametrize("gamma", [1, 2, 3, 5, 20])
+@pytest.mark.parametrize("guided", [True, False])
+def test_coupled_is_plain_for_any_drafter(gamma: int, guided: bool) -> None:
+    plain = draw(Plain(), jobs(TEXTS, images=2))
+    method = Speculative(drafter(guided=guided), gamma, coupled)
+    for key, delivery in draw(method, jobs(TEXTS, images=2)).items():
+        assert not delivery.error
+        assert delivery.tokens == plain[key].tokens
+
+
+@pytest.mark.parametrize("seed", [0, 9])
+def test_greedy_speculation_is_greedy_plain(seed: int) -> None:
+    greedy = Sampling(scale=2.0, temperature=0.0)
+    plain = draw(Plain(), jobs(TEXTS), sampling=greedy)
+    for key, delivery in draw(Speculative(drafter(seed)), jobs(TEXTS), sampling=greedy).items():
+        assert delivery.tokens == plain[key].tokens
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(scale=2.0), Sampling(scale=1.0, top_k=5), Sampling(scale=3.0, top_p=0.9)]
+)
+def test_the_target_as_its_own_drafter_is_always_accepted(sampling: Sampling) -> None:
+    for delivery in draw(Speculative(drafter(seed=0), gamma=4), jobs(TEXTS), sampling=sampling).values():
+        accepted = delivery.notes["accepted"]
+        assert accepted == [1, 0, 0, 0, 3]  # 3 x (4 + 1), and the last token, before which nothing fits
+        streams = 1 if sampling.scale == 1 else 2
+        assert delivery.usage.target_positions == streams * 15
+
+
+def test_counts_are_exact() -> None:
+    deliveries = draw(Speculative(drafter(), gamma=3), jobs(TEXTS, images=3))
+    assert len({tuple(d.notes["accepted"]) for d in deliveries.values()}) > 1  # rows are ragged
+    for delivery in deliveries.values():
+        usage, accepted = delivery.usage, delivery.notes["accepted"]
+        rounds = sum(accepted)
+        assert usage.sampled == 16 == sum(count * (a + 1) for a, count in enumerate(accepted))
+        assert usage.skipped == usage.discarded == 0
+        assert usage.target_positions < 2 * rounds * 4
+        assert usage.drafted_positions >= 2 * (rounds - 1)  # two streams
+
+
+def test_company_changes_nothing() -> None:
+    some = jobs(TEXTS, images=2)
+    together = draw(Speculative(drafter(), gamma=3), some)
+    for other in (some[::-1], some[3:4]):
+        for key, delivery in draw(Speculative(drafter(), gamma=3), other).items():
+            assert delivery.tokens == together[key].tokens
+            assert costs(delivery.usage) == costs(together[key].usage)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> ToyModel:
+    return ToyModel(grid=(1, 2), vocab=5, seed=4)
+
+
+def drawn_pairs(tiny: ToyModel, rule: Rule, sampling: Sampling, images: int) -> torch.Tensor:
+    method = Speculative(drafter(like=tiny), gamma=1, rule=rule)
+    deliveries = draw(method, jobs(["a cat"], images=images), model=tiny, sampling=sampling, slots=512)
+    return torch.tensor([d.tokens[0] * 5 + d.tokens[1] for d in deliveries.values()])
+
+
+def test_exact_keeps_the_joint_law_through_the_whole_sampler(tiny: ToyModel) -> None:
+    sampling = Sampling(scale=2.0, top_k=4)
+    joint = joint_law(tiny, sampling)
+    kept = joint > 0
+    pairs = drawn_pairs(tiny, exact, sampling, 20_000)
+    assert not (~kept)[pairs].any()
+    assert p_value((torch.cumsum(kept, 0) - 1)[pairs], joint[kept]) > 1e-3
+
+
+def test_the_test_sees_a_rule_that_accepts_too_much(tiny: ToyModel) -> None:
+    def generous(law_RTV: torch.Tensor, drafts: Drafts, noise: Noise) -> tuple[torch.Tensor, torch.Tensor]:
+        """Credits the draft token with 8 % more than its probability."""
+        lifted = law_RTV.scatter_add(
+            2,
+            torch.nn.functional.pad(drafts.token_RG, (0, 1)).unsqueeze(-1),
+            torch.full_like(law_RTV[..., :1], 0.08),
+        )
+        return exact(lifted, drafts, noise)
+
+    sampling = Sampling(scale=2.0)
+    assert p_value(drawn_pairs(tiny, generous, sampling, 5_000), joint_law(tiny, sampling)) < 1e-6
+
+
+def test_it_composes_with_candidates() -> None:
+    """Best-of-N over speculative steps, written with the same requests: the candidates are those of plain sampling."""
+
+    class SpeculativeBest(Speculative):
+        rows = 2
+
+        async def generate(self, prompt: str, s: Session) -> Canvas:
+            rows = s.open(2)
+            while live := [canvas for canvas in rows if not canvas.done]:
+                drafts: list[Draft | None] = await s.draft(self.drafter, live, self.gamma)
+                await s.step(live, drafts, rule=self.rule)
+            scores = await s.ask(PixelSum(), prompt, await s.render(rows))
+            return rows[scores.index(max(scores))]
+
+    from methods.best_of_n import BestOfN
+
+    best = draw(BestOfN(2, PixelSum()), jobs(TEXTS))
+    for key, delivery in draw(SpeculativeBest(drafter(), 3, coupled), jobs(TEXTS)).items():
+        assert delivery.tokens == best[key].tokens
+
+
+def test_a_drafter_of_another_kind_is_refused_before_any_compute() -> None:
+    model = ToyModel()
+    with pytest.raises(UserError, match=r"vocab is 16, the model's is 32"):
+        draw(Speculative(DraftModel(lambda device="cpu": ToyModel(vocab=16))), jobs(TEXTS), model=model)
+    with pytest.raises(UserError, match=r"grid is \(2, 4\), the model's is \(4, 4\)"):
+        draw(Speculative(DraftModel(lambda device="cpu": ToyModel(grid=(2, 4)))), jobs(TEXTS), model=model)
+    with pytest.raises(UserError, match="another tokenizer"):
+        draw(Speculative(DraftModel(lambda device="cpu": ToyModel(seed=1))), jobs(TEXTS), model=model)
+    with pytest.raises(UserError, match=r"method\.gamma=0"):
+        Speculative(drafter(), gamma=0)
+    with pytest.raises(UserError, match=r"sampler\.width=2 is too small: the method needs 5"):
+        draw(Speculative(drafter()), jobs(TEXTS), model=model, width=2)
+    assert model.forwards == 0
+
+
+def test_a_re_prompted_canvas_is_drafted_with_its_new_text() -> None:
+    class Turning(Speculative):
+        async def generate(self, prompt: str, s: Session) -> Canvas:
+            (canvas,) = s.open()
+            while not canvas.done:
+                if canvas.length == 0 or canvas.length >= 8:
+                    s.condition(canvas, (None, prompt if canvas.length == 0 else "one"), canvas._guide)
+                await s.step([canvas], await s.draft(self.drafter, [canvas], self.gamma), rule=self.rule)
+            return canvas
+
+    for delivery in draw(Turning(drafter(seed=0), 3), jobs(TEXTS)).values():
+        assert not delivery.error
+        assert delivery.usage.target_positions <= 2 * (15 + 15 + 8)  # the target as drafter: nothing was rejected
