@@ -92,15 +92,15 @@ def one_scene(rng: random.Random, classes: Sequence[str]) -> Scene:
 
 
 def broken(scene: Scene, rng: random.Random, classes: Sequence[str]) -> Scene:
-    """In a third of the scenes one object is spoilt and no longer counts."""
+    """In half of the scenes one object is spoilt and no longer counts."""
     pixels, placed = scene
-    if not placed or rng.random() > 0.35:
+    if not placed or rng.random() > 0.5:
         return scene
     pixels, spoilt = pixels.copy(), rng.choice(placed)
     x1, y1, x2, y2 = spoilt.box
     region = pixels[y1:y2, x1:x2]
     background = np.array(_background(pixels, placed), np.uint8)
-    kind = rng.choice(("half", "merged", "shuffled"))
+    kind = rng.choice(("half", "merged", "shuffled", "shuffled"))
     if kind == "half":
         height, width = region.shape[:2]
         cut = rng.choice((np.s_[: height // 2], np.s_[height // 2 :], np.s_[:, : width // 2], np.s_[:, width // 2 :]))
