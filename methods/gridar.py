@@ -231,7 +231,8 @@ class GridAR:
         self.pad, self.line = pad, line
         self.keep_original, self.most_words, self.orm_fallback = keep_original, most_words, orm_fallback
         self._guide = partial(_three_way, rewrite_scale=rewrite_scale)
-        self._judges = {stage.strips: verifier.select(stage.strips) for stage in self.stages if stage.select}
+        self._selectors = {stage.strips: verifier.select(stage.strips) for stage in self.stages if stage.select}
+        self._rewriter = verifier.rewrite
 
     def expect_grid(self, grid: tuple[int, int]) -> None:
         for stage in self.stages:
@@ -277,7 +278,7 @@ class GridAR:
         """Replace impossible candidates; returns the views of what is there now."""
         size = stage.strips
         pictures = [composite(views[i : i + size], stage.share, self.line) for i in range(0, self.n, size)]
-        replies = await s.ask(self._judges[size], prompt, pictures)
+        replies = await s.ask(self._selectors[size], prompt, pictures)
         rng = s.rng(f"replacement {stage.name}") if self.replacement == "random" else None
         found = selection(replies, size, grouped_by_4=self.grouped_by_4, strict_parse=self.strict_parse, rng=rng)
         for j, source in enumerate(found.source):
@@ -303,7 +304,7 @@ class GridAR:
         trace: dict,
     ) -> None:
         """Give each candidate a prompt that fits what it shows."""
-        replies = await s.ask(self.verifier.rewrite, prompt, [masked(v, stage.share, self.line) for v in views])
+        replies = await s.ask(self._rewriter, prompt, [masked(v, stage.share, self.line) for v in views])
         texts = [rewriting(reply, prompt) for reply in replies]
         strayed = [not text.startswith(prompt) for text in texts]
         refused = [

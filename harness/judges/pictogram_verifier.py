@@ -20,12 +20,12 @@ RULES = "1"
 """Version of the rules below; part of the verifier's id."""
 SURE = 0.5
 """Detections at least this good are objects."""
-HINT = 0.15
-"""What no detection of this score explains is not any object."""
 WRONG = 0.03
 """A colour whose share is smaller is another colour."""
 CONTRAST = 14.0
 """Distance from the background, in Lab, at which a pixel belongs to something."""
+SPECK, PIECE = 25, 40
+"""Foreground pixels below which a patch is dirt, and from which a cut-off object shows its colour."""
 SMALLEST, PER_ROW = 16, 3
 """Side of the smallest objects, and how many of them stand in a row."""
 
@@ -170,7 +170,7 @@ def _things(pixels: Pixels, background: np.ndarray, visible: int, detections: Se
     for number, (rows, columns) in enumerate(ndimage.find_objects(label), start=1):
         mine = label == number
         area = int(mine.sum())
-        if area < 6:
+        if area < SPECK:
             continue
         box = (float(columns.start), float(rows.start), float(columns.stop), float(rows.stop))
         on_it = [one for one in detections if _overlap(one.box, box) > 0.5]
@@ -204,12 +204,22 @@ def faults(spec: Spec, view: View) -> Iterator[str]:
         if one.name not in names:
             yield f"a {one.name} that was not asked for"
     yield from _wrong_colors(spec, view)
-    if any(not t.cut and t.area >= 40 and (t.best is None or t.best.score < HINT) for t in view.things):
-        yield "something shapeless"
+    if _missing(wanted, view) > len(view.cut) + max(0, len(wanted) - len(view.things)):
+        yield "something else stands in the place of what is missing"
     yield from _wrong_places(spec, view)
     rows_left = (SIDE - view.visible) // SMALLEST
     if len(wanted) - len(view.things) > PER_ROW * rows_left:
         yield "no room for the rest"
+
+
+def _missing(wanted: Sequence[tuple[str, str | None]], view: View) -> int:
+    """How many of the wanted objects no finished thing is. Things never outnumber what was asked for, so each
+    finished one that is something else leaves an object without a place."""
+    missing = [name for name, _ in wanted]
+    for one in view.known:
+        if one.name in missing:
+            missing.remove(one.name)
+    return len(missing)
 
 
 def _wrong_colors(spec: Spec, view: View) -> Iterator[str]:
@@ -218,7 +228,11 @@ def _wrong_colors(spec: Spec, view: View) -> Iterator[str]:
         if one.name in colors and one.color_shares[COLORS.index(colors[one.name])] < WRONG:
             yield f"a {one.color} {one.name}"
     for thing in view.cut:
-        if colors and thing.area >= 40 and sum(thing.shares[COLORS.index(color)] for color in colors.values()) < WRONG:
+        if (
+            colors
+            and thing.area >= PIECE
+            and sum(thing.shares[COLORS.index(color)] for color in colors.values()) < WRONG
+        ):
             yield "a wrong colour"
 
 

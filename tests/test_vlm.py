@@ -1,0 +1,288 @@
+"""Language-model verifiers: a real HTTP server that misbehaves, a tiny real model, and the embedded verifier's eyes."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+from PIL import Image as Pillow
+from toy import TEXTS, draw, jobs
+
+from harness.judges.verifier import ChatReward, ChatVerifier, orm_question, rewrite_question, select_question
+from harness.judges.vlm import Endpoint, yes_of
+from harness.records import UserError
+from methods.gridar import GridAR, selection
+
+IMAGE = np.full((48, 48, 3), 90, np.uint8)
+TWO_STEPS = {"quarter": {"share": 0.25, "strips": 4}, "half": {"share": 0.5, "strips": 2}}
+Behaviour = Callable[[dict], tuple[int, object]]
+
+
+class Server:
+    """An endpoint on loopback that answers as `behave` says; keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.behave: Behaviour = lambda body: says("yes")
+        self.asked: list[dict] = []
+        self.headers: list[dict[str, str]] = []
+        self.most_at_once = self._now = 0
+        self._lock = threading.Lock()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                outer._serve(self)
+
+            def log_message(self, *_: object) -> None: ...
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._http.daemon_threads = True
+        threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self._http.server_port}/v1"
+
+    def _serve(self, handler: BaseHTTPRequestHandler) -> None:
+        body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
+        with self._lock:
+            self.asked.append(body)
+            self.headers.append(dict(handler.headers))
+            self._now += 1
+            self.most_at_once = max(self.most_at_once, self._now)
+        try:
+            status, answer = self.behave(body)
+            data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+            handler.send_response(status)
+            handler.send_header("Content-Length", str(len(data)))
+            handler.end_headers()
+            handler.wfile.write(data)
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+        finally:
+            with self._lock:
+                self._now -= 1
+
+    def close(self) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+
+
+def says(text: str, top: dict[str, float] | None = None) -> tuple[int, object]:
+    choice: dict = {"message": {"role": "assistant", "content": text}}
+    if top is not None:
+        entries = [{"token": token, "logprob": float(np.log(p))} for token, p in top.items()]
+        choice["logprobs"] = {"content": [{"token": text, "top_logprobs": entries}]}
+    return 200, {"choices": [choice], "usage": {"total_tokens": 17}}
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    for name in ("VLM_BASE_URL", "VLM_MODEL", "VLM_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    one = Server()
+    yield one
+    one.close()
+
+
+def endpoint(server: Server, **options: object) -> Endpoint:
+    quick = {"timeout_s": 0.3, "backoff_s": 0.01, **options}
+    return Endpoint(server.url, "some-model", **quick)  # type: ignore[arg-type]
+
+
+def question(body: dict) -> str:
+    return body["messages"][-1]["content"][0]["text"]
+
+
+# --- what is sent ----------------------------------------------------------------------------------------------------
+
+
+def test_a_question_is_text_then_jpeg_and_the_key_stays_in_the_header(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("VLM_API_KEY", "sesame-1234")
+    caplog.set_level(logging.DEBUG)
+    chat = endpoint(server)
+    verifier = ChatVerifier(chat)
+    server.behave = lambda body: says("possible, possible")
+    assert verifier.select(2)(["a cat"], [IMAGE]) == ["possible, possible"]
+    (body,) = server.asked
+    text, picture = body["messages"][-1]["content"]
+    assert text == {"type": "text", "text": select_question("a cat", 2)}
+    kind, data = picture["image_url"]["url"].split(",")
+    assert kind == "data:image/jpeg;base64"
+    assert Pillow.open(io.BytesIO(base64.b64decode(data))).size == (48, 48)
+    assert (body["model"], body["temperature"]) == ("some-model", 0.0)
+    assert server.headers[0]["Authorization"] == "Bearer sesame-1234"
+    server.behave = lambda body: (500, b"sesame?")
+    assert verifier.rewrite(["a cat"], [IMAGE]) == [None]
+    assert "sesame-1234" not in caplog.text + repr(vars(chat)) + chat.id + verifier.id + json.dumps(server.asked)
+
+
+def test_address_and_model_come_from_the_environment(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="VLM_BASE_URL and VLM_MODEL"):
+        Endpoint()
+    monkeypatch.setenv("VLM_BASE_URL", server.url + "/")
+    monkeypatch.setenv("VLM_MODEL", "from-outside")
+    assert Endpoint().reply(["?"], [IMAGE]) == ["yes"]
+    assert server.asked[0]["model"] == "from-outside"
+    assert "Authorization" not in server.headers[0]
+
+
+def test_questions_name_what_the_method_needs() -> None:
+    assert all(word in select_question("a red cat", 4) for word in ("a red cat", "quarter", "four", "certain"))
+    assert all(word in select_question("a red cat", 2) for word in ("half", "bottom half", "two lower-case words"))
+    assert all(word in rewrite_question("a red cat") for word in ("a red cat", "at the beginning", "original prompt"))
+    assert "yes or no" in orm_question("a red cat")
+    ids = [ChatReward(_Deaf()).id, *(ChatVerifier(_Deaf()).select(n).id for n in (2, 4)), ChatVerifier(_Deaf()).id]
+    assert len(set(ids)) == 4
+
+
+class _Deaf:
+    id, tokens = "deaf", ()
+
+    def reply(self, questions: Sequence[str], images: Sequence[np.ndarray]) -> list[str | None]:
+        return [None] * len(questions)
+
+    yes = reply  # type: ignore[assignment]
+
+
+def test_questions_of_a_batch_are_in_flight_together_and_answered_in_order(server: Server) -> None:
+    def slow(body: dict) -> tuple[int, object]:
+        time.sleep(0.02 * random.random())
+        return says(question(body)[-3:])
+
+    server.behave = slow
+    chat = endpoint(server, timeout_s=5.0, concurrency=4)
+    texts = [f"number {i:03d}" for i in range(24)]
+    assert chat.reply(texts, [IMAGE] * 24) == [text[-3:] for text in texts]
+    assert list(chat.tokens) == [17] * 24
+    assert 1 < server.most_at_once <= 4
+
+
+# --- what comes back -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("bad", "answered"),
+    [
+        ((500, b"oops"), 3),
+        ((429, b"slow down"), 3),
+        ((400, b"no such picture"), 3),
+        ((200, b"<html>not json</html>"), 3),
+        ((200, {"choices": []}), 3),
+        ((200, {"choices": [{"message": {"content": None}}]}), 3),
+        ((200, ["a list"]), 3),
+    ],
+)
+def test_failures_are_tried_again_and_then_left_to_the_method(
+    server: Server, bad: tuple[int, object], answered: int
+) -> None:
+    server.behave = lambda body: bad
+    assert endpoint(server).reply(["?"], [IMAGE]) == [None]
+    assert len(server.asked) == answered
+    replies = iter([bad, bad, says("yes")])
+    server.behave = lambda body: next(replies)
+    assert endpoint(server).yes(["?"], [IMAGE]) == [1.0]
+
+
+def test_a_time_out_is_a_failure(server: Server) -> None:
+    def sleeps(body: dict) -> tuple[int, object]:
+        time.sleep(0.2)
+        return says("yes")
+
+    server.behave = sleeps
+    assert endpoint(server, timeout_s=0.05, retries=1).reply(["?"], [IMAGE]) == [None]
+
+
+def test_a_server_that_is_gone_is_a_failure(server: Server) -> None:
+    chat = endpoint(server, retries=1)
+    server.close()
+    assert chat.reply(["?"], [IMAGE]) == [None]
+    server._http = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)  # for the fixture to close
+    threading.Thread(target=server._http.serve_forever, daemon=True).start()
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_refused_key_or_model_ends_the_run(server: Server, status: int) -> None:
+    server.behave = lambda body: (status, b"no")
+    with pytest.raises(UserError, match=f"refuses model 'some-model' \\({status}"):
+        endpoint(server).reply(["?"], [IMAGE])
+    assert len(server.asked) == 1
+
+
+def test_yes_probability(server: Server) -> None:
+    chat = endpoint(server)
+    server.behave = lambda body: says("Yes", {"Yes": 0.6, "yes": 0.2, "No": 0.15, " YES": 0.01})
+    assert chat.yes(["?"], [IMAGE]) == [pytest.approx(0.8)]
+    assert server.asked[0]["top_logprobs"] == 20
+    server.behave = lambda body: says("No", {"No": 0.9, "Maybe": 0.1})
+    assert chat.yes(["?"], [IMAGE]) == [0.0]
+    server.behave = lambda body: says("Perhaps", {"Perhaps": 0.9, "It": 0.1})
+    assert chat.yes(["?"], [IMAGE]) == [None]
+    for text, value in (("Yes.", 1.0), ("no", 0.0), ("yes it does", None), ("", None)):
+        assert yes_of({"choices": [{"message": {"content": text}}]}) == value
+    assert yes_of({"choices": [{"message": {"content": "yes"}, "logprobs": {"content": []}}]}) == 1.0
+    assert yes_of({}) is None
+
+
+def test_a_server_without_probabilities_is_asked_without(server: Server) -> None:
+    server.behave = lambda body: (400, b"logprobs?") if "logprobs" in body else says("no")
+    assert endpoint(server).yes(["?"], [IMAGE]) == [0.0]
+    assert ["logprobs" in body for body in server.asked] == [True, False]
+
+
+# --- GridAR over the endpoint ----------------------------------------------------------------------------------------
+
+
+def gridar(server: Server, **options: object) -> GridAR:
+    chat = endpoint(server, **options)
+    return GridAR(4, TWO_STEPS, ChatVerifier(chat), ChatReward(chat), line=0)
+
+
+def test_a_run_over_a_misbehaving_server_is_whole_and_says_what_happened(server: Server) -> None:
+    """Deterministic misbehaviour, by question: nothing, garbage, extra words, missing words, refusals."""
+    bad = [(500, b""), says("possible"), says("impossible, possible, possible, possible, possible"), says("I cannot.")]
+
+    def behave(body: dict) -> tuple[int, object]:
+        text = question(body)
+        luck = random.Random(str(body["messages"])).randrange(4)
+        if "represent the prompt" in text:
+            return bad[0] if luck == 0 else says("Yes", {"Yes": luck / 4, "No": 1 - luck / 4})
+        if "strips" in text:
+            return bad[luck]
+        return bad[0] if luck == 0 else says('"something else"')
+
+    server.behave = behave
+    deliveries = draw(gridar(server, retries=0, timeout_s=5.0), jobs(TEXTS), slots=24)
+    assert not any(delivery.error for delivery in deliveries.values())
+    notes = [delivery.notes for delivery in deliveries.values()]
+    stops = [stop for note in notes for stop in note["stages"]]  # type: ignore[union-attr]
+    failed = sum(stop["failed"] for stop in stops)  # type: ignore[index, call-overload, misc]
+    malformed = sum(stop["malformed"] for stop in stops)  # type: ignore[index, call-overload, misc]
+    assert failed > 0 and malformed > 0 and failed + malformed == 3 * len(TEXTS)
+    for stop in stops:
+        assert stop["replies"].count(None) == stop["failed"]  # type: ignore[index, call-overload, union-attr]
+        assert stop["possible"] == selection(stop["replies"], 4 // len(stop["replies"])).possible  # type: ignore
+    for note in notes:
+        scores = note["scores"]
+        assert note["unscored"] == scores.count(None)  # type: ignore[union-attr]
+        if note["unscored"] < 4:  # type: ignore[operator]
+            assert scores[note["chosen"]] == max(s for s in scores if s is not None)  # type: ignore
+    assert all(delivery.usage.judge_tokens % 17 == 0 < delivery.usage.judge_tokens for delivery in deliveries.values())
+    again = draw(gridar(server, retries=0, timeout_s=5.0), jobs(TEXTS)[::-1], slots=12)
+    assert {key: d.tokens for key, d in again.items()} == {key: d.tokens for key, d in deliveries.items()}
+    assert {key: d.notes for key, d in again.items()} == {key: d.notes for key, d in deliveries.items()}
+
+
+def test_a_wrong_key_ends_the_run_and_not_one_image(server: Server) -> None:
+    server.behave = lambda body: (401, b"no")
+    with pytest.raises(UserError, match="VLM_API_KEY"):
+        draw(gridar(server), jobs(TEXTS), slots=24)
