@@ -23,7 +23,7 @@ from harness.records import UserError
 
 
 class JanusNet(nn.Module):
-    """The weights. Aligner and head are linear, exact GELU, linear, with biases (Janus `projector.py`, `vision_head`)."""
+    """The weights. Aligner and head: linear, exact GELU, linear, with biases (Janus `projector.py`, `vision_head`)."""
 
     def __init__(self, spec: JanusSpec) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class Janus:
             raise UserError(f"{path} is {self.spec.summary}, not {expected.summary} as model.size says")
         with torch.device("meta"):
             self.net = JanusNet(self.spec)
-        state = read_state(path, weights, self.net)
+        state = read_state(path, weights, self.net, self.spec.trunk.heads)
         files.fill(self.net, {name: self._placed(name, tensor) for name, tensor in state.items()}, path)
         self.revision = files.revision_of(path)
         self._words = read_words(path)
@@ -127,7 +127,7 @@ class Janus:
         return self.net.vq
 
     def context(self, text: str | None, like: str) -> Tensor:
-        """Word embeddings [P, D]. The null prompt has the length of `like`'s: all its ids but first and last are pad."""
+        """Word embeddings [P, D]; the null prompt is `like`'s with all ids but first and last replaced by pad."""
         if self._words is None:
             raise UserError(f"{self.name}: the checkpoint has no tokenizer.json beside its weights, add it")
         ids = self._words(self._roles, like if text is None else text)

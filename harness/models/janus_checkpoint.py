@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ class JanusSpec:
     trunk: TrunkSpec
     words: int = 102400
     side: int = 24
-    vq: VQSpec = VQSpec()
+    vq: VQSpec = field(default_factory=VQSpec)
     rope_base: float = 10000.0
     positions: int = 16384
 
@@ -174,7 +174,7 @@ def _vq_spec(weights: Mapping[str, Tensor], library: bool, path: Path) -> VQSpec
     return VQSpec(codes, code_dim, width, multipliers, blocks, shape("encoder.conv_out.weight")[0])
 
 
-def read_state(path: Path, weights: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+def read_state(path: Path, weights: Mapping[str, Tensor], module: nn.Module, heads: int) -> dict[str, Tensor]:
     """The tensors of `module` by its own names. Missing ones are an error that names them as the checkpoint would."""
     library = _is_library(read_config(path), path)
     stored = {name: _stored(name, library) for name in module.state_dict()}
@@ -186,7 +186,6 @@ def read_state(path: Path, weights: Mapping[str, Tensor], module: nn.Module) -> 
             "or config.json is another model's"
         )
     report_unknown({name for name in weights.keys() - used if not _NOT_NEEDED.match(name)}, path)
-    heads = module.get_submodule("trunk").get_submodule("layers.0.attention").heads
     state = {}
     for name, sources in stored.items():
         if len(sources) == 1:
