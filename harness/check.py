@@ -1,8 +1,10 @@
 """`python -m harness.check`: conformance files and audits of run folders.
 
 python -m harness.check geneval FILE     our GenEval decision against a conformance file
+python -m harness.check acceptance FILE  acceptance rules of speculative methods, likewise
 python -m harness.check gridar FILE      GridAR's guidance, verdicts, copies, prompts and choice, likewise
 python -m harness.check scalingar FILE   our ScalingAR arithmetic against a conformance file
+python -m harness.check parity FOLDER    our model against what the original returned, in a fixture folder
 python -m harness.check run FOLDER       is a run folder complete, intact and reproducible?
 """
 
@@ -22,10 +24,16 @@ from harness.cli import say
 from harness.records import SampleRecord, UserError, digest
 
 CONFORMANCE = {
+    "acceptance": "methods.conformance.acceptance.conformance",
     "geneval": "benchmarks.geneval.conformance.conformance",
     "gridar": "methods.conformance.gridar.conformance",
     "scalingar": "methods.conformance.scalingar.conformance",
 }
+PARITY = {
+    "LlamaGen text-to-image": "harness.models.llamagen_parity.parity",
+    "Janus-Pro text-to-image": "harness.models.janus_parity.parity",
+}
+"""Comparison of each family that a fixture's manifest may name."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,11 +42,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for kind in CONFORMANCE:
         conformance = kinds.add_parser(kind, help="run a conformance file")
         conformance.add_argument("file", type=Path)
+    parity = kinds.add_parser("parity", help="compare a model with what the original returned")
+    parity.add_argument("folder", type=Path)
+    parity.add_argument("--device", default="cpu", help="cpu (default) or cuda; float32 without TF32")
     audit = kinds.add_parser("run", help="audit a run folder")
     audit.add_argument("folder", type=Path)
     audit.add_argument("--again", type=int, default=4, help="images to draw again and compare (default 4)")
     chosen = parser.parse_args(arguments)
     try:
+        if chosen.kind == "parity":
+            return check_parity(chosen.folder, chosen.device)
         if chosen.kind == "run":
             return _verdict(*audit_run(chosen.folder, chosen.again))
         return _verdict(*_dotted(CONFORMANCE[chosen.kind])(chosen.file))
@@ -46,16 +59,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return say(error)
 
 
-def _verdict(passed: int, failed: int, messages: Sequence[str]) -> int:
+def _verdict(passed: int, failed: int, messages: Sequence[str], skipped: int = 0) -> int:
     for message in messages:
         print(message)
-    print(f"{passed} passed, {failed} failed")
+    print(f"{passed} passed, {failed} failed" + (f", {skipped} skipped" if skipped else ""))
     return 1 if failed else 0
 
 
 def _dotted(name: str) -> Any:
     module, function = name.rsplit(".", 1)
     return getattr(import_module(module), function)
+
+
+def check_parity(folder: Path, device: str) -> int:
+    """Compare our model with a fixture folder's arrays, one line each; non-zero when one is out of tolerance."""
+    import torch
+
+    from harness.parity import Fixture
+
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    if device != "cpu" and not torch.cuda.is_available():
+        raise UserError(f"--device {device} is not usable here: leave it out for the CPU")
+    fixture = Fixture(folder)
+    if fixture.family not in PARITY:
+        raise UserError(f"{folder} is of family {fixture.family!r}: known are {', '.join(PARITY)}")
+    passed = failed = 0
+    try:
+        for quantity in _dotted(PARITY[fixture.family])(fixture, torch.device(device)):
+            print(quantity, flush=True)
+            passed, failed = passed + quantity.passed, failed + (not quantity.passed)
+    except KeyError as error:
+        raise UserError(f"{folder} lacks {error}, which every fixture of its family has") from error
+    return _verdict(passed, failed or int(not passed), [])
 
 
 def audit_run(folder: Path, again: int) -> tuple[int, int, list[str]]:

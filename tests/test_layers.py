@@ -26,7 +26,7 @@ ORDER = [
     {"harness.cli"},
     {"harness.check", "harness.__main__"},
 ]
-TOP = {"harness.models.pictogram." + name for name in ("verify", "export")}
+TOP = {"harness.models." + name for name in ("pictogram.verify", "pictogram.export", "llamagen_parity")}
 """Entry points that live beside the model they are about; nothing imports them."""
 
 

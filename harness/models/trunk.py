@@ -50,11 +50,13 @@ class RMSNorm(nn.Module):
 
 
 def rotate(x_BHWd: Tensor, rotary_BW2: Tensor) -> Tensor:
-    """Rotate adjacent pairs by `rotary_BW2` = (cos, sin) of shape [B, W, d/2, 2] (LlamaGen `apply_rotary_emb`)."""
-    pairs = x_BHWd.unflatten(-1, (-1, 2))
-    cos, sin = rotary_BW2.unsqueeze(1).to(x_BHWd.dtype).unbind(-1)
-    even, odd = pairs.unbind(-1)
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2)
+    """Rotate adjacent pairs by `rotary_BW2` = (cos, sin) of shape [B, W, d/2, 2] (LlamaGen `apply_rotary_emb`).
+
+    At least in float32, as the original does.
+    """
+    cos, sin = rotary_BW2.unsqueeze(1).unbind(-1)
+    even, odd = x_BHWd.unflatten(-1, (-1, 2)).to(torch.promote_types(x_BHWd.dtype, torch.float32)).unbind(-1)
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2).to(x_BHWd.dtype)
 
 
 def axial_rotary(coords: Tensor, head_dim: int, base: float = 10000.0) -> Tensor:
