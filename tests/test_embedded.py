@@ -22,6 +22,7 @@ from harness.scheduler import Delivery, Scheduler
 from harness.session import Method
 from methods.best_of_n import BestOfN
 from methods.plain import Plain
+from methods.scalingar import ScalingAR
 
 GOLDEN = Path(__file__).with_name("golden.json")
 
@@ -53,6 +54,14 @@ def test_company_and_order_change_no_token(draw: Draw) -> None:
     for some in (jobs[::-1], jobs[5:6]):
         for key, delivery in draw(Plain(), some).items():
             assert delivery.tokens == together[key].tokens
+
+
+def test_company_changes_no_confidence(draw: Draw) -> None:
+    """Probes run on as many rows as there are: their reductions must not show it."""
+    jobs = [Job(prompt, 0) for prompt in prompts()[4:]]
+    together, alone = draw(ScalingAR(4), jobs), draw(ScalingAR(4), jobs[1:])
+    for key, delivery in alone.items():
+        assert (delivery.tokens, delivery.notes) == (together[key].tokens, together[key].notes)
 
 
 def test_no_choice_reads_the_answer_key(draw: Draw) -> None:
