@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from harness.hooks import coupled as coupled
     from harness.hooks import entropy as entropy
     from harness.hooks import exact as exact
+    from harness.hooks import leftover as leftover
     from harness.hooks import unguided as unguided
+    from harness.hooks import verify_chain as verify_chain
     from harness.judges.verifier import Verifier as Verifier
+    from harness.models import ImageModel as ImageModel
     from harness.noise import Noise as Noise
     from harness.records import UserError as UserError
     from harness.sampler import Canvas as Canvas
@@ -31,9 +34,11 @@ if TYPE_CHECKING:
 
 _HOME = {
     "harness.hooks": (
-        "Draft", "Drafts", "Guide", "Probe", "Rule", "cfg", "coupled", "entropy", "exact", "unguided",
+        "Draft", "Drafts", "Guide", "Probe", "Rule", "cfg", "coupled", "entropy", "exact",
+        "leftover", "unguided", "verify_chain",
     ),
     "harness.judges.verifier": ("Verifier",),
+    "harness.models": ("ImageModel",),
     "harness.noise": ("Noise",),
     "harness.records": ("UserError",),
     "harness.sampler": ("Canvas", "Image"),

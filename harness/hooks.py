@@ -128,31 +128,50 @@ def _prefix(accepted_RG: Tensor) -> tuple[Tensor, Tensor]:
     return count_R, torch.where(node_G < count_R[:, None], node_G, -1)
 
 
+Residual = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(law_RV, draft_law_RV, token_R) -> the law, up to a factor, to draw from after `token` was rejected."""
+
+
 def exact(law_RTV: Tensor, drafts: Drafts, noise: Noise) -> tuple[Tensor, Tensor]:
     """Speculative sampling that keeps the target's law (Leviathan et al. 2023, Algorithm 1).
 
-    With empty drafts it is ordinary sampling: there is one code path. Accept token x while u < p(x)/q(x); the first
-    rejected position is drawn from max(p - q, 0); after a full acceptance the bonus token is drawn from p.
+    With empty drafts it is ordinary sampling: there is one code path.
+    """
+    credit_RG = law_RTV[:, :-1].gather(-1, drafts.token_RG.unsqueeze(-1)).squeeze(-1)
+    return verify_chain(law_RTV, drafts, noise, credit_RG, leftover)
+
+
+def verify_chain(
+    law_RTV: Tensor, drafts: Drafts, noise: Noise, credit_RG: Tensor, residual: Residual
+) -> tuple[Tensor, Tensor]:
+    """Walk down a chain: accept a token while u q < credit, where q is the chance it was drafted with.
+
+    `credit_RG` is the target's probability of each draft token, or what a relaxed rule lends it. The first rejected
+    position is drawn from `residual`; after a full acceptance the bonus token is drawn from the target's law.
     """
     columns = drafts.token_RG.shape[1]
     if columns == 0:
         return drafts.token_RG, noise.race(DRAW, law_RTV)[:, 0]
-    target_RG = law_RTV[:, :columns].gather(-1, drafts.token_RG.unsqueeze(-1)).squeeze(-1)
     draft_RG = drafts.law_RGV.gather(-1, drafts.token_RG.unsqueeze(-1)).squeeze(-1)
     chance_RG = noise.uniform(ACCEPT, 1)[:, :columns, 0]
     drafted_RG = torch.arange(columns, device=law_RTV.device) < drafts.length_R[:, None]
-    count_R, path_RG = _prefix((chance_RG * draft_RG < target_RG) & drafted_RG)
+    count_R, path_RG = _prefix((chance_RG * draft_RG < credit_RG) & drafted_RG)
 
-    row = torch.arange(len(count_R), device=law_RTV.device)
-    target_R1V = law_RTV[row, count_R].unsqueeze(1)
-    rejected_R = count_R < drafts.length_R
-    draft_R1V = drafts.law_RGV[row, count_R.clamp(max=columns - 1)].unsqueeze(1)
-    residual_R1V = (target_R1V - draft_R1V).clamp(min=0)
-    empty_R = residual_R1V.amax((1, 2)) == 0  # p equals q up to rounding: any law will do, p is the natural one
-    residual_R1V = torch.where(empty_R[:, None, None], target_R1V, residual_R1V)
-    here = noise.at(count_R)
-    next_R = torch.where(rejected_R, here.race(RESIDUAL, residual_R1V)[:, 0], here.race(DRAW, target_R1V)[:, 0])
-    return path_RG, next_R
+    row, last_R = torch.arange(len(count_R), device=law_RTV.device), count_R.clamp(max=columns - 1)
+    law_RV, here = law_RTV[row, count_R], noise.at(count_R)
+    left_RV = residual(law_RV, drafts.law_RGV[row, last_R], drafts.token_RG[row, last_R])
+    rejected_R = here.race(RESIDUAL, left_RV.unsqueeze(1))[:, 0]
+    bonus_R = here.race(DRAW, law_RV.unsqueeze(1))[:, 0]
+    return path_RG, torch.where(count_R < drafts.length_R, rejected_R, bonus_R)
+
+
+def leftover(law_RV: Tensor, draft_law_RV: Tensor, _token_R: Tensor) -> Tensor:
+    """max(p - q, 0): what the drafts left of the target's law.
+
+    Where it is zero everywhere, p equals q up to rounding; then any law will do, and p is the natural one.
+    """
+    left_RV = (law_RV - draft_law_RV).clamp(min=0)
+    return torch.where(left_RV.amax(1, keepdim=True) == 0, law_RV, left_RV)
 
 
 def coupled(law_RTV: Tensor, drafts: Drafts, noise: Noise) -> tuple[Tensor, Tensor]:

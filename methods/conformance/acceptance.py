@@ -1,0 +1,135 @@
+"""Runs a conformance file for acceptance rules: laws, drafts and uniforms in; acceptances and residual laws out.
+
+The rules that are checked are the ones methods run with (`harness.exact`, `methods/lantern.py`). Rules over trees are
+skipped, and counted, until there are trees.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from harness import Drafts, Noise, UserError, exact
+from methods.lantern import RESIDUALS, Lantern
+
+TOLERANCE = 1e-5
+TREES = ("tree_sampled", "tree_topk")
+RESIDUAL_LANE = 2
+
+
+def conformance(path: Path | str) -> tuple[int, int, list[str], int]:
+    """Passed, failed, a message per failed case, skipped. Raises UserError naming the line of a malformed case."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    failures, skipped = [], 0
+    for number, line in enumerate(lines, start=1):
+        try:
+            case = json.loads(line)
+            if case["kind"] in TREES:
+                skipped += 1
+                continue
+            differences = list(_differences(RULES[case["kind"]](case["input"]), case["expected"]))
+        except (KeyError, ValueError, TypeError, IndexError) as error:
+            what = f"{type(error).__name__}: {error}"
+            raise UserError(f"{path}, line {number}: not a conformance case ({what})") from None
+        if differences:
+            failures.append(f"{case.get('id', f'line {number}')} ({case.get('name', '')}): {differences[0]}")
+    return len(lines) - skipped - len(failures), len(failures), failures, skipped
+
+
+class _Given:
+    """Noise with given uniforms, which notes the law that is drawn from in each lane."""
+
+    def __init__(self, uniforms: list[float]) -> None:
+        self._uniforms = torch.tensor(uniforms)
+        self.laws: dict[int, Tensor] = {}
+
+    def uniform(self, _lane: int, _count: int) -> Tensor:
+        return self._uniforms[None, :, None]
+
+    def at(self, _offset_R: Tensor) -> _Given:
+        return self
+
+    def race(self, lane: int, weight_RTV: Tensor) -> Tensor:
+        self.laws[lane] = weight_RTV[0, 0] / weight_RTV[0, 0].sum()
+        return weight_RTV.argmax(-1)
+
+
+def _exact_chain(given: Mapping[str, Any]) -> dict[str, Any]:
+    law, draft_law, token = torch.tensor(given["p"]), torch.tensor(given["q"]), torch.tensor(given["draft"])
+    noise = _Given(given["uniforms"])
+    drafts = Drafts(token[None], draft_law[None], torch.tensor([len(token)]))
+    path, _ = exact(law[None], drafts, cast(Noise, noise))
+    accepted = int((path >= 0).sum())
+    rejected = accepted < len(token)
+    column = torch.arange(len(token))
+    ratio = law[column, token] / draft_law[column, token]
+    return {
+        "accepted": accepted,
+        "next_law_kind": "residual" if rejected else "bonus",
+        "next_law": noise.laws[RESIDUAL_LANE if rejected else 0].tolist(),
+        "accept_probs": ratio.clamp(max=1).tolist(),
+    }
+
+
+def _lantern(given: Mapping[str, Any]) -> dict[str, Any]:
+    law, token = torch.tensor([given["p"]]), torch.tensor([given["candidate"]])
+    point = torch.nn.functional.one_hot(token, law.shape[1]).to(law.dtype)
+    draft_law = point if given["q"] is None else torch.tensor([given["q"]])
+    rule = _rule(given, "optimal")
+    borrowed, credit = rule.borrow(law, token), rule.credit(law, token)
+    count = int(borrowed.count_R)
+    chance = float((credit / draft_law.gather(1, token[:, None])[0]).clamp(max=1))
+    kinds = ("code_dynamic", "aggregated", "optimal") if given["q"] is None else (*RESIDUALS.keys() - {"code_dynamic"},)
+    residuals = {kind: _rule(given, kind).residual(law, draft_law, token)[0] for kind in kinds}
+    if given["q"] is None:
+        residuals["code_lumina_dynamic"] = residuals["code_dynamic"]  # Lumina's dynamic tree does the same
+    return {
+        "bound": float(borrowed.bound_R),
+        "c": borrowed.sum_Rk[0].tolist(),
+        "m_star": count,
+        "m_star_code": int(borrowed.prefix_R),
+        "kept": [int(token), *borrowed.neighbour_Rk[0, :count].tolist()],
+        "borrowed": float(borrowed.mass_R),
+        "p_relaxed": float(credit),
+        "accept_prob": chance,
+        "residual": {kind: (left / left.sum()).tolist() for kind, left in residuals.items()} if chance < 1 else None,
+    }
+
+
+def _rule(given: Mapping[str, Any], residual: str) -> Lantern:
+    rule = Lantern(given["k"], given["bound"].get("delta"), given["bound"].get("lambda"), residual)
+    table = torch.zeros((len(given["p"]), min(given["k"] + 1, len(given["neighbours"]))), dtype=torch.int64)
+    table[given["candidate"]] = torch.tensor(given["neighbours"][: table.shape[1]])
+    rule.table = table
+    return rule
+
+
+RULES: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {"exact_chain": _exact_chain, "lantern": _lantern}
+
+
+def _differences(got: Any, expected: Any, where: str = "") -> Iterator[str]:
+    """Where two answers differ; an expected null is not compared."""
+    if expected is None:
+        return
+    if isinstance(expected, dict):
+        for name, value in expected.items():
+            yield from _differences(None if got is None else got.get(name), value, f"{where}.{name}".strip("."))
+    elif isinstance(expected, list):
+        if got is None or len(got) != len(expected):
+            yield f"{where}: expected {expected}, got {got}"
+            return
+        for place, (mine, theirs) in enumerate(zip(got, expected, strict=True)):
+            yield from _differences(mine, theirs, f"{where}[{place}]")
+    elif isinstance(expected, float) and got is not None:
+        if not abs(got - expected) <= TOLERANCE * max(1.0, abs(expected)):
+            yield f"{where}: expected {expected}, got {got}"
+    elif got != expected:
+        yield f"{where}: expected {expected}, got {got}"

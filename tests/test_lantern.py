@@ -1,0 +1,177 @@
+"""LANTERN's rule: what it borrows, what it leaves, and that it is exact where nothing is borrowed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_company import costs
+from test_speculative import drafter
+from toy import TEXTS, ToyModel, draw, jobs
+
+from harness.hooks import Sampling, exact
+from harness.records import UserError
+from methods.conformance.acceptance import conformance
+from methods.lantern import RESIDUALS, Lantern, neighbours
+from methods.speculative import Speculative
+
+VECTORS = Path(__file__).parent.parent.parent / "shared/data/methods/acceptance.jsonl"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path
+
+
+def ready(rule: Lantern, vocab: int, seed: int = 0) -> Lantern:
+    order = torch.rand(vocab, vocab, generator=torch.Generator().manual_seed(seed)).fill_diagonal_(2).argsort(1)
+    rule.table = order[:, : min(rule.k + 1, vocab - 1)]
+    return rule
+
+
+laws = st.integers(0, 2**31).map(
+    lambda seed: (
+        torch.distributions.Dirichlet(torch.full((8,), 0.4, dtype=torch.float64)).sample()
+        if torch.manual_seed(seed)
+        else None
+    )
+)
+
+
+@pytest.mark.skipif(not VECTORS.exists(), reason="the conformance vectors are not beside this checkout")
+def test_conformance_vectors() -> None:
+    passed, failed, messages, skipped = conformance(VECTORS)
+    assert (failed, messages) == (0, [])
+    assert passed == 106
+    assert skipped == 49
+
+
+def test_worked_values() -> None:
+    """p, neighbours and numbers worked out by hand from the definitions."""
+    law = torch.tensor([[0.10, 0.25, 0.05, 0.30, 0.20, 0.10]])
+    table = torch.tensor([[2, 1, 4, 5, 3]]).repeat(6, 1)
+    x, point = torch.tensor([0]), torch.eye(6)[:1]
+    additive = Lantern(2, delta=0.2, residual="code_dynamic")
+    additive.table = table[:, :3]
+    assert additive.credit(law, x).item() == pytest.approx(0.15)
+    left = additive.residual(law, point, x)[0]
+    assert (left / left.sum()).tolist() == pytest.approx([0, 0, 0, 0.75, 0, 0.25])
+    for multiplier, count, credit in ((4.5, 2, 0.40), (1.4, 0, 0.10)):
+        rule = Lantern(3, multiplier=multiplier)
+        rule.table = table[:, :4]
+        assert rule.borrow(law, x).count_R.item() == count
+        assert rule.credit(law, x).item() == pytest.approx(credit)
+
+
+@settings(max_examples=60, deadline=None)
+@given(law=laws, token=st.integers(0, 7), k=st.integers(0, 7), delta=st.floats(0, 1))
+def test_the_bound_is_a_bound_on_total_variation(law: torch.Tensor, token: int, k: int, delta: float) -> None:
+    rule, x = ready(Lantern(k, delta=delta), 8), torch.tensor([token])
+    surrogate = rule.surrogate(law[None], x)[0]
+    distance = 0.5 * (surrogate - law).abs().sum().item()
+    assert distance == pytest.approx(rule.borrow(law[None], x).mass_R.item(), abs=1e-12)
+    assert distance <= delta + 1e-12
+    assert surrogate.sum().item() == pytest.approx(1)
+    assert surrogate[token].item() == pytest.approx(rule.credit(law[None], x).item())
+    if delta > 0:  # (at zero nothing is borrowed, and the code's prefix may still count neighbours without mass)
+        wider = ready(Lantern(k, delta=min(1.0, delta * 1.5)), 8)
+        assert wider.credit(law[None], x).item() >= rule.credit(law[None], x).item() - 1e-12
+
+
+@settings(max_examples=40, deadline=None)
+@given(law=laws, token=st.integers(0, 7), delta=st.floats(0, 1), residual=st.sampled_from(["optimal", "aggregated"]))
+def test_output_stays_within_delta_of_the_target(law: torch.Tensor, token: int, delta: float, residual: str) -> None:
+    """One chosen candidate: accepted with its credit, else drawn from the residual; the output law by enumeration."""
+    rule, x, point = ready(Lantern(5, delta=delta, residual=residual), 8), torch.tensor([token]), torch.eye(8).double()
+    credit = rule.credit(law[None], x).clamp(max=1).item()
+    left = rule.residual(law[None], point[token][None], x)[0]
+    output = credit * point[token] + (1 - credit) * left / left.sum()
+    assert 0.5 * (output - law).abs().sum().item() <= delta + 1e-9
+
+
+@pytest.mark.parametrize("residual", ["optimal", "aggregated"])
+@pytest.mark.parametrize("bound", [{"delta": 0.0, "k": 9}, {"multiplier": 1.0, "k": 9}, {"delta": 0.5, "k": 0}])
+def test_where_nothing_is_borrowed_it_is_exact_token_for_token(residual: str, bound: dict[str, float]) -> None:
+    sampling = Sampling(scale=2.0, top_k=6)
+    relaxed = Speculative(drafter(), 3, Lantern(residual=residual, **bound))  # type: ignore[arg-type]
+    strict = draw(Speculative(drafter(), 3, exact), jobs(TEXTS, 2), sampling=sampling)
+    for key, delivery in draw(relaxed, jobs(TEXTS, 2), sampling=sampling).items():
+        assert delivery.tokens == strict[key].tokens
+        assert costs(delivery.usage) == costs(strict[key].usage)
+
+
+def test_the_released_residual_is_not_lossless_even_at_zero() -> None:
+    """Neighbours without mass pass a bound of zero, so the code's clearing fires: measured here, as the notes say."""
+    law = torch.tensor([[0.5, 0.3, 0.2, 0.0]])
+    rule = Lantern(1, delta=0.0, residual="code_dynamic")
+    rule.table = torch.tensor([[3, 1], [3, 2], [0, 3], [0, 1]])
+    x, point = torch.tensor([0]), torch.eye(4)[:1]
+    left = rule.residual(law, point, x)[0]
+    output = 0.5 * point[0] + 0.5 * left / left.sum()
+    assert 0.5 * (output - law[0]).abs().sum() == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("residual", list(RESIDUALS))
+def test_more_is_accepted_and_company_changes_nothing(residual: str) -> None:
+    def method() -> Speculative:
+        return Speculative(drafter(), 3, Lantern(8, delta=0.4, residual=residual))
+
+    strict = draw(Speculative(drafter(), 3, exact), jobs(TEXTS, 4))
+    relaxed = draw(method(), jobs(TEXTS, 4))
+    rounds = [sum(sum(d.notes["accepted"]) for d in run.values()) for run in (relaxed, strict)]  # type: ignore[arg-type, misc]
+    assert rounds[0] < rounds[1]
+    for key, delivery in draw(method(), jobs(TEXTS, 4)[::-1]).items():
+        assert not delivery.error
+        assert delivery.tokens == relaxed[key].tokens
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_neighbours_are_the_nearest_other_codes(metric: str, own_cache: Path) -> None:
+    codebook = torch.randn(1500, 3, generator=torch.Generator().manual_seed(1))
+    table = neighbours(codebook, 20, metric)
+    rows = codebook / codebook.norm(dim=1, keepdim=True) if metric == "cosine" else codebook
+    distance = np.linalg.norm(rows.numpy()[:, None].astype(np.float64) - rows.numpy()[None], axis=-1)
+    np.fill_diagonal(distance, np.inf)
+    assert (table.numpy() == distance.argsort(axis=1, kind="stable")[:, :20]).mean() > 0.999
+    assert not (table == torch.arange(1500)[:, None]).any()
+    (file,) = (own_cache / "visual-ar-tts").iterdir()
+    stamp = file.stat().st_mtime_ns
+    assert torch.equal(neighbours(codebook, 20, metric), table)
+    assert file.stat().st_mtime_ns == stamp  # read, not made again
+    assert neighbours(codebook[:5], 50, metric).shape == (5, 4)
+
+
+def test_a_table_of_another_codebook_is_refused(own_cache: Path) -> None:
+    neighbours(torch.randn(20, 3), 4, "l2")
+    (file,) = (own_cache / "visual-ar-tts").iterdir()
+    other = ToyModel().codebook
+    neighbours(other, 4, "l2")
+    (wanted,) = set((own_cache / "visual-ar-tts").iterdir()) - {file}
+    wanted.write_bytes(file.read_bytes())
+    with pytest.raises(UserError, match=r"belongs to codebook .* delete it"):
+        neighbours(other, 4, "l2")
+    wanted.write_bytes(b"rubbish")
+    with pytest.raises(UserError, match="no neighbour table"):
+        neighbours(other, 4, "l2")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"k": -1, "delta": 0.1}, "rule.k=-1"),
+        ({"k": 5}, "give one of the two bounds"),
+        ({"k": 5, "delta": 0.1, "multiplier": 2.0}, "give one of the two bounds"),
+        ({"k": 5, "delta": 1.5}, "rule.delta=1.5"),
+        ({"k": 5, "multiplier": 0.5}, "rule.multiplier=0.5"),
+        ({"k": 5, "delta": 0.1, "residual": "best"}, "rule.residual=best"),
+        ({"k": 5, "delta": 0.1, "metric": "l3"}, "rule.metric=l3"),
+    ],
+)
+def test_values_out_of_range_are_refused(options: dict[str, float], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        Lantern(**options)  # type: ignore[arg-type]
