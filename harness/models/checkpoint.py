@@ -122,6 +122,13 @@ def unpickle(file: Path) -> dict[str, Any]:
     return loaded
 
 
+def dtype_named(name: str) -> torch.dtype:
+    """What a model computes in. Raises UserError for anything but float32, bfloat16 and float16."""
+    if name not in ("float32", "bfloat16", "float16"):
+        raise UserError(f"model.dtype={name}: choose float32, bfloat16 or float16")
+    return getattr(torch, name)
+
+
 def sha256(files: Sequence[Path]) -> str:
     """One hash over the content of some files."""
     total = hashlib.sha256()
@@ -142,6 +149,18 @@ def report_unknown(names: Collection[str], source: Path) -> None:
     """Say which tensors of a checkpoint were not used."""
     if names:
         log.warning("%s: %d tensors are not known and not used, the first is %s", source, len(names), min(names))
+
+
+@torch.no_grad()
+def randomise(module: nn.Module, device: str | torch.device) -> None:
+    """Give a module made on the meta device random weights, the same every time on one kind of device."""
+    module.to_empty(device=device)
+    generator = torch.Generator(device).manual_seed(0)
+    for name, tensor in module.state_dict().items():
+        if tensor.ndim == 1:
+            tensor.fill_(0.0 if name.endswith("bias") else 1.0)
+        else:
+            tensor.normal_(std=tensor[0].numel() ** -0.5, generator=generator)
 
 
 def fill(module: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:

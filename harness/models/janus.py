@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.models import checkpoint as files
+from harness.models import checkpoint as checkpoints
 from harness.models.janus_checkpoint import SIZES, JanusSpec, read_spec, read_state
 from harness.models.janus_prompt import ROLES, HashedWords, Words, null_ids, read_words
 from harness.models.trunk import Attend, KVCache, Trunk, running_rotary
@@ -57,29 +57,31 @@ class Janus:
         revision: str | None = None,
         files: Sequence[str] = ("*.json", "*.safetensors"),
         checkpoint: str | None = None,
-        weights: str | None = None,
+        weights: str = "published",
         size: str | JanusSpec | None = None,
         family: str = "Janus-Pro",
         max_context: int = 192,
         device: str | torch.device = "cpu",
-        dtype: str | torch.dtype = "bfloat16",
+        dtype: str = "bfloat16",
     ) -> None:
         if family not in ROLES:
             raise UserError(f"model.family={family}: known prompt templates are {', '.join(ROLES)}")
         self.name, self._roles = name, ROLES[family]
         self.device = torch.device(device)
-        self.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+        self.dtype = checkpoints.dtype_named(dtype)
         expected = _expected(size)
         if weights == "random":
             if expected is None:
                 raise UserError(f"model.weights=random needs model.size, one of {', '.join(SIZES)}")
             self.spec, self.revision = expected, "random"
-            self.net = _random(expected, self.device, self.dtype)
+            self.net = _meta(expected).to(self.dtype)
+            self.net.vq.float()
+            checkpoints.randomise(self.net, self.device)
             self._words: Words | None = HashedWords(expected.words)
-        elif weights is None:
+        elif weights == "published":
             self._load(hub, revision, files, checkpoint, expected)
         else:
-            raise UserError(f"model.weights={weights}: leave it null for the checkpoint, or set random")
+            raise UserError(f"model.weights={weights}: choose published or random")
         self.net.eval().requires_grad_(False)
         self.vocab, self.dim = self.spec.vq.codes, self.spec.trunk.dim
         self.grid = (self.spec.side, self.spec.side)
@@ -98,16 +100,15 @@ class Janus:
         checkpoint: str | None,
         expected: JanusSpec | None,
     ) -> None:
-        path = files.locate(hub, revision, wanted, checkpoint)
-        weights = files.read_weights(path)
+        path = checkpoints.locate(hub, revision, wanted, checkpoint)
+        weights = checkpoints.read_weights(path)
         self.spec = read_spec(path, weights)
         if expected is not None and self.spec != expected:
             raise UserError(f"{path} is {self.spec.summary}, not {expected.summary} as model.size says")
-        with torch.device("meta"):
-            self.net = JanusNet(self.spec)
+        self.net = _meta(self.spec)
         state = read_state(path, weights, self.net, self.spec.trunk.heads)
-        files.fill(self.net, {name: self._placed(name, tensor) for name, tensor in state.items()}, path)
-        self.revision = files.revision_of(path)
+        checkpoints.fill(self.net, {name: self._placed(name, tensor) for name, tensor in state.items()}, path)
+        self.revision = checkpoints.revision_of(path)
         self._words = read_words(path)
 
     def _placed(self, name: str, tensor: Tensor) -> Tensor:
@@ -160,24 +161,15 @@ def to_uint8(x_B3HW: Tensor) -> Tensor:
     return ((x_B3HW.float() + 1) / 2 * 255).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
+def _meta(spec: JanusSpec) -> JanusNet:
+    """The modules without memory."""
+    with torch.device("meta"):
+        return JanusNet(spec)
+
+
 def _expected(size: str | JanusSpec | None) -> JanusSpec | None:
     if isinstance(size, str):
         if size not in SIZES:
             raise UserError(f"model.size={size}: known sizes are {', '.join(SIZES)}")
         return SIZES[size]
     return size
-
-
-def _random(spec: JanusSpec, device: torch.device, dtype: torch.dtype) -> JanusNet:
-    """Weights of the right sizes, the same in every process on one kind of device."""
-    with torch.device("meta"):
-        net = JanusNet(spec).to(dtype)
-        net.vq.float()
-    net.to_empty(device=device)
-    generator = torch.Generator(device).manual_seed(0)
-    for name, parameter in net.named_parameters():
-        if parameter.ndim > 1:
-            parameter.data.normal_(std=(parameter.numel() / len(parameter)) ** -0.5, generator=generator)
-        else:
-            parameter.data.fill_(float(name.endswith(".weight")))  # norms are one, biases zero
-    return net

@@ -110,7 +110,7 @@ def read_spec(path: Path, weights: Mapping[str, Tensor]) -> JanusSpec:
         vision = config.get("vision_config", {})
         if library:
             side = math.isqrt(int(vision.get("num_image_tokens", 576)))
-            rope_base = llama.get("rope_parameters", {}).get("rope_theta", llama["rope_theta"])
+            rope_base = (llama.get("rope_parameters") or {}).get("rope_theta", llama["rope_theta"])
         else:
             side = int(vision.get("params", {}).get("image_size", 384)) // vq.downsampling
             rope_base = llama["rope_theta"]

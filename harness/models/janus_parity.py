@@ -55,7 +55,7 @@ class _Check:
         self.ids = self._unpadded("prompt")
         self.refined = self._unpadded("refined_prompt")
         longest = max(len(ids) for ids in (*self.ids, *self.refined))
-        self.model = Janus(checkpoint=str(checkpoint), max_context=longest, device=device, dtype=torch.float32)
+        self.model = Janus(checkpoint=str(checkpoint), max_context=longest, device=device, dtype="float32")
         self.total = self.model.num_tokens
         if (self.total, self.model.vocab) != (
             manifest["config"]["image"]["tokens"],
