@@ -11,12 +11,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image as Pillow
 from toy import TEXTS, draw, jobs
 
+from harness.judges.local_vlm import LocalVLM, yes_probability
 from harness.judges.verifier import ChatReward, ChatVerifier, orm_question, rewrite_question, select_question
 from harness.judges.vlm import Endpoint, yes_of
 from harness.records import UserError
@@ -237,6 +240,100 @@ def test_a_server_without_probabilities_is_asked_without(server: Server) -> None
     server.behave = lambda body: (400, b"logprobs?") if "logprobs" in body else says("no")
     assert endpoint(server).yes(["?"], [IMAGE]) == [0.0]
     assert ["logprobs" in body for body in server.asked] == [True, False]
+
+
+# --- a local model ---------------------------------------------------------------------------------------------------
+
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
+WORDS = ("[UNK]", "yes", "Yes", "no", "No", "possible", "impossible", ",", *SPECIAL, "<|video_pad|>")
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }} {% for c in m.content %}{% if c.type == 'image' %}"
+    "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ c.text }} {% endif %}{% endfor %}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant {% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a Qwen2.5-VL of one layer, random weights and a vocabulary of fifteen words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import (
+        PreTrainedTokenizerFast,
+        Qwen2_5_VLConfig,
+        Qwen2_5_VLForConditionalGeneration,
+        Qwen2_5_VLProcessor,
+        Qwen2VLImageProcessor,
+        Qwen2VLVideoProcessor,
+    )
+
+    number = {word: i for i, word in enumerate(WORDS)}
+    tokenizer = Tokenizer(models.WordLevel(number, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="[UNK]",
+        pad_token="<|endoftext|>",
+        eos_token="<|im_end|>",
+        additional_special_tokens=[*SPECIAL, "<|video_pad|>"],
+    )
+    processor = Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(min_pixels=28 * 28, max_pixels=56 * 56),
+        tokenizer=fast,
+        video_processor=Qwen2VLVideoProcessor(),
+        chat_template=TEMPLATE,
+    )
+    small = {"hidden_size": 16, "intermediate_size": 32}
+    text = {"vocab_size": len(WORDS), "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    vision = {"depth": 1, "num_heads": 2, "out_hidden_size": 16, "fullatt_block_indexes": [0], "window_size": 56}
+    config = Qwen2_5_VLConfig(
+        text_config={
+            **small,
+            **text,
+            "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4},
+            **{f"{name}_token_id": number[f"<|{word}|>"] for name, word in (("eos", "im_end"), ("pad", "endoftext"))},
+        },
+        vision_config={**small, **vision},
+        image_token_id=number["<|image_pad|>"],
+        video_token_id=number["<|video_pad|>"],
+        vision_start_token_id=number["<|vision_start|>"],
+        vision_end_token_id=number["<|vision_end|>"],
+    )
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("tiny")
+    Qwen2_5_VLForConditionalGeneration(config).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def test_a_local_model_answers_greedily_and_alone(tiny: Path) -> None:
+    chat = LocalVLM(str(tiny), device="cpu", dtype="float32", max_new_tokens=4)
+    images = [np.random.default_rng(i).integers(0, 256, (48, 48, 3), np.uint8) for i in range(3)]
+    questions = ["possible", "yes , no", "No"]
+    replies, tokens = chat.reply(questions, images), chat.tokens
+    assert all(isinstance(reply, str) for reply in replies)
+    assert replies == [chat.reply([q], [image])[0] for q, image in zip(questions, images, strict=True)]
+    assert len(tokens) == 3 and min(tokens) > 4
+    values = chat.yes(questions, images)
+    assert values == [chat.yes([q], [image])[0] for q, image in zip(questions, images, strict=True)]
+    assert len(set(values)) == 3 and all(0 < value < 1 for value in values)  # type: ignore[operator]
+    assert chat.yes(questions[:1], images[1:2]) != values[:1]  # it looks at the picture
+    reward, verifier = ChatReward(chat), ChatVerifier(chat)
+    assert reward(["a cat"], images[:1])[0] == chat.yes([orm_question("a cat")], images[:1])[0]
+    assert isinstance(verifier.rewrite(["a cat"], images[:1])[0], str)
+    assert verifier.rewrite.tokens == chat.tokens
+    shared = LocalVLM(str(tiny), device="cpu", dtype="float32")
+    assert shared._model is chat._model
+
+
+def test_the_yes_probability_is_over_the_whole_vocabulary() -> None:
+    logits = torch.tensor([0.0, 2.0, 1.0, -1.0, 3.0])
+    expected = (np.exp(2) + np.exp(1)) / np.exp(logits.double().numpy()).sum()
+    assert yes_probability(logits, [1, 2]) == pytest.approx(expected)
+
+
+def test_a_model_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be loaded"):
+        LocalVLM(str(tmp_path), device="cpu")
 
 
 # --- GridAR over the endpoint ----------------------------------------------------------------------------------------

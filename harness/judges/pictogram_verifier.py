@@ -14,7 +14,7 @@ import numpy as np
 from harness.models.pictogram.detector import Detection, Detector, color_shares, to_lab
 from harness.models.pictogram.grammar import COLORS, Layout, Spec, layout_clause, layouts, objects, parse_layout
 from harness.models.pictogram.reading import chances
-from harness.models.pictogram.world import BACKGROUNDS, SIDE, Pixels
+from harness.models.pictogram.world import BACKGROUNDS, LATTICE, SIDE, Pixels
 
 RULES = "1"
 """Version of the rules below; part of the verifier's id."""
@@ -24,7 +24,7 @@ WRONG = 0.03
 """A colour whose share is smaller is another colour."""
 CONTRAST = 14.0
 """Distance from the background, in Lab, at which a pixel belongs to something."""
-SPECK, PIECE = 25, 40
+SPECK, PIECE = 25, 60
 """Foreground pixels below which a patch is dirt, and from which a cut-off object shows its colour."""
 SMALLEST, PER_ROW = 16, 3
 """Side of the smallest objects, and how many of them stand in a row."""
@@ -207,7 +207,7 @@ def faults(spec: Spec, view: View) -> Iterator[str]:
     if _missing(wanted, view) > len(view.cut) + max(0, len(wanted) - len(view.things)):
         yield "something else stands in the place of what is missing"
     yield from _wrong_places(spec, view)
-    rows_left = (SIDE - view.visible) // SMALLEST
+    rows_left = (SIDE - view.visible + LATTICE) // SMALLEST  # an object may begin unseen in the last row of tokens
     if len(wanted) - len(view.things) > PER_ROW * rows_left:
         yield "no room for the rest"
 

@@ -1,0 +1,97 @@
+"""A chat with a local vision-language model of transformers, of the kind of Qwen2.5-VL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from harness.records import UserError, one_line
+from harness.sampler import Image
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class LocalVLM:
+    """Questions about images, answered greedily and one by one, so that an answer does not depend on its company.
+
+    `model` is a hub id or a folder, pinned by `revision`; a verifier and a reward of the same model share it. Raises
+    UserError where it cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        revision: str | None = None,
+        *,
+        device: str = "auto",
+        dtype: str = "bfloat16",
+        max_new_tokens: int = 96,
+    ) -> None:
+        where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self._processor, self._model = _load(model, revision, where, dtype)
+        self._max_new_tokens = max_new_tokens
+        vocabulary = self._processor.tokenizer.get_vocab()
+        self._yes = [vocabulary[word] for word in ("yes", "Yes") if word in vocabulary]
+        if not self._yes:
+            raise UserError(f"{model}: its tokenizer has no token for yes, so it cannot be a reward")
+        self.id = f"vlm-{model.rstrip('/').split('/')[-1]}" + (f"-{revision}" if revision else "")
+        self.tokens: Sequence[int] = ()
+
+    @torch.inference_mode()
+    def reply(self, questions: Sequence[str], images: Sequence[Image]) -> list[str | None]:
+        """The greedy answer to each question."""
+        replies: list[str | None] = []
+        tokens = []
+        for question, image in zip(questions, images, strict=True):
+            inputs = self._inputs(question, image)
+            known = inputs["input_ids"].shape[1]
+            output = self._model.generate(**inputs, do_sample=False, max_new_tokens=self._max_new_tokens)[0]
+            replies.append(self._processor.tokenizer.decode(output[known:], skip_special_tokens=True))
+            tokens.append(len(output))
+        self.tokens = tokens
+        return replies
+
+    @torch.inference_mode()
+    def yes(self, questions: Sequence[str], images: Sequence[Image]) -> list[float | None]:
+        """P(yes) + P(Yes) of the first answered token over the whole vocabulary, from one forward; never None."""
+        values: list[float | None] = []
+        tokens = []
+        for question, image in zip(questions, images, strict=True):
+            inputs = self._inputs(question, image)
+            values.append(yes_probability(self._model(**inputs).logits[0, -1], self._yes))
+            tokens.append(inputs["input_ids"].shape[1] + 1)
+        self.tokens = tokens
+        return values
+
+    def _inputs(self, question: str, image: Image) -> Any:
+        from PIL import Image as Pillow
+
+        content = [{"type": "text", "text": question}, {"type": "image"}]
+        messages = [
+            {"role": "system", "content": [{"type": "text", "text": "You are a helpful assistant."}]},
+            {"role": "user", "content": content},
+        ]
+        text = self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        inputs = self._processor(text=[text], images=[Pillow.fromarray(image)], return_tensors="pt")
+        return inputs.to(self._model.device, self._model.dtype)
+
+
+def yes_probability(logits_V: Tensor, yes: Sequence[int]) -> float:
+    """Mass of the tokens `yes` under the softmax of `logits`."""
+    return float(logits_V.double().softmax(-1)[list(yes)].sum())
+
+
+@lru_cache(maxsize=2)
+def _load(model: str, revision: str | None, device: str, dtype: str) -> tuple[Any, Any]:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    try:
+        processor = AutoProcessor.from_pretrained(model, revision=revision)
+        network = AutoModelForImageTextToText.from_pretrained(model, revision=revision, dtype=getattr(torch, dtype))
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UserError(f"vision-language model {model!r} cannot be loaded: {one_line(error)[:300]}") from None
+    return processor, network.to(device).eval()
