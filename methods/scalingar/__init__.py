@@ -30,7 +30,8 @@ class ScalingAR:
     last token; no reward and no partial image is looked at.
 
     `entropy_source` names the distribution of entropy and margin: `cond`, the text stream's, or `guided_prev`, the law
-    of the next draw under the previous step's scale. Raises UserError for options out of range.
+    under the previous step's scale (temperature, top-k and top-p included). Where the model's guidance ends early
+    (`sampling.interval`), the scheduler's effect ends with it. Raises UserError for options out of range.
     """
 
     streams = 2
