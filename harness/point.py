@@ -14,6 +14,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from harness.hooks import Sampling
+from harness.memory import choose_slots
 from harness.records import Job, Prompt, UserError, digest, dump, one_line
 from harness.sampler import Sampler
 from harness.scheduler import Delivery, Scheduler, expect_fit
@@ -27,6 +28,11 @@ class Point:
         self.config, self.choices = config, choices
         model = container(config.model)
         self.sampling = Sampling(**model.pop("sampling"))
+        if model.get("weights") == "random":
+            raise UserError(
+                "model.weights=random is for measuring speed: its images must not enter a leaderboard; "
+                "leave it out, or set model.weights=published and model.checkpoint=PATH"
+            )
         device = str(config.device)
         self.model = _model(dump(model), device)
         self.method = _build(config.method)
@@ -38,11 +44,26 @@ class Point:
         self.fingerprint = self._fingerprint(model)
 
     def _sampler_shape(self) -> dict[str, Any]:
+        """The sampler's sizes, with the number of slots that memory allows; `memory_gb` itself names no result."""
         shape = container(self.config.sampler)
-        if shape["slots"] is None:
-            shape["slots"] = self.method.rows * self.method.streams
-        expect_fit(self.method, self.model, self.sampling, slots=shape["slots"], width=self.method.width)
-        return {**shape, "width": self.method.width}
+        memory_gb, width = shape.pop("memory_gb", None), self.method.width
+        one_job = self.method.rows * self.method.streams
+        if shape["slots"] is None and shape["concurrency"] is not None:
+            shape["slots"] = one_job * shape["concurrency"]
+        if shape["slots"] is not None:
+            expect_fit(self.method, self.model, self.sampling, slots=shape["slots"], width=width)
+        shape["slots"] = choose_slots(
+            self.model,
+            asked=shape["slots"],
+            one_job=one_job,
+            most=one_job * len(self.jobs),
+            memory_gb=memory_gb,
+            width=width,
+            prefill=tuple(shape["prefill"]),
+            render_batch=shape["render_batch"],
+        )
+        expect_fit(self.method, self.model, self.sampling, slots=shape["slots"], width=width)
+        return {**shape, "width": width}
 
     def _fingerprint(self, model: dict[str, Any]) -> str:
         asked = {name: part.id for name, part in vars(self.method).items() if hasattr(part, "id")}
@@ -77,6 +98,7 @@ class Point:
         config = container(self.config)
         for elsewhere in ("results", "stages", "device", "logger"):
             config.pop(elsewhere)
+        config["sampler"]["slots"] = self.sampler["slots"]
         summary = {
             "benchmark": self.choices["benchmark"],
             "model": self.model.name,

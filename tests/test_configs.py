@@ -12,6 +12,7 @@ from hydra.core.plugins import Plugins
 
 import harness.cli
 from harness.point import Point
+from harness.records import UserError
 
 CONF = Path(__file__).parent.parent / "conf"
 
@@ -38,10 +39,24 @@ def test_every_method_builds_on_every_sampler(method: str, sampler: str) -> None
     assert len(point.fingerprint) == 8
 
 
-@pytest.mark.parametrize("group", ["model", "benchmark"])
-def test_every_model_and_benchmark_builds(group: str) -> None:
-    for option in options(group):
-        assert Point(compose("config", [f"{group}={option}"]), choices("plain")).jobs
+def test_every_benchmark_builds() -> None:
+    for option in options("benchmark"):
+        assert Point(compose("config", [f"benchmark={option}"]), choices("plain")).jobs
+
+
+@pytest.mark.parametrize("model", options("model"))
+def test_every_model_builds_or_says_which_weights_it_lacks(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    config = compose("config", [f"model={model}"])
+    if "pictogram" in config.model._target_:
+        assert Point(config, choices("plain")).jobs
+        return
+    with pytest.raises(UserError, match=r"set model.checkpoint=PATH|model.weights=random is for measuring") as error:
+        Point(config, choices("plain"))
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("judge", options("judge"))

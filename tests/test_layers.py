@@ -19,7 +19,7 @@ ORDER = [
     {"harness.hooks", "harness.parity"},
     {"harness.models"},
     {"harness.sampler"},
-    {"harness.session"},
+    {"harness.memory", "harness.session"},
     {"harness.judges", "harness.drafters", "harness.scheduler", "harness.store", "harness.stats"},
     {"harness.leaderboard", "harness.sheet"},
     {"harness.point"},

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.models import checkpoint as files
-from harness.models.captions import Captions
+from harness.models.captions import Captions, WordFeatures
 from harness.models.trunk import Attend, KVCache, Prefix, Trunk, TrunkSpec, axial_rotary
 from harness.models.vq import VQ, VQSpec, to_uint8
 from harness.records import UserError
@@ -243,7 +243,6 @@ def load(
     checkpoint: str | None = None,
     tokenizer: Mapping[str, int | Sequence[int]] | None = None,
     tokenizer_hub: str | None = None,
-    tokenizer_revision: str | None = None,
     tokenizer_file: str = "vq_ds16_t2i.pt",
     tokenizer_checkpoint: str | None = None,
     padding: Padding = "left",
@@ -263,21 +262,19 @@ def load(
     gpt_spec = _gpt_spec(size, image // vq_spec.downsampling, vq_spec.codes)
     with torch.device("meta"):
         gpt, vq = GPT(gpt_spec), VQ(vq_spec)
-    kind = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}.get(dtype)
-    if kind is None:
-        raise UserError(f"model.dtype={dtype}: choose float32, bfloat16 or float16")
+    kind = files.dtype_named(dtype)
     if weights == "random":
-        sha = "random"
-        randomise(gpt.to(kind), device)
-        randomise(vq, device)
+        sha, captions = "random", WordFeatures(gpt_spec.caption_dim, gpt_spec.condition)
+        files.randomise(gpt.to(kind), device)
+        files.randomise(vq, device)
     elif weights == "published":
         path = _gpt_file(files.locate(hub, revision, [file or "*"], checkpoint), file)
         state = fill_gpt(gpt, path, image)
-        beside = tokenizer_checkpoint or _beside(path, tokenizer_file)
-        vq_path = path if _has_tokenizer(state) and not tokenizer_checkpoint else None
-        if vq_path is None:
-            found = _locate_tokenizer(tokenizer_hub or hub, tokenizer_revision or revision, tokenizer_file, beside)
-            vq_path = found / tokenizer_file if found.is_dir() else found
+        if tokenizer_checkpoint is None and _has_tokenizer(state):
+            vq_path = path
+        else:
+            beside = tokenizer_checkpoint or _beside(path, tokenizer_file)
+            vq_path = _tokenizer_path(tokenizer_hub or hub, None if tokenizer_hub else revision, tokenizer_file, beside)
         fill_vq(vq, vq_path)
         sha = files.sha256(files.weight_files(path) + files.weight_files(vq_path))[:12]
     else:
@@ -314,18 +311,6 @@ def fill_vq(vq: VQ, path: Path) -> None:
     if _has_tokenizer(state):
         state = {n.removeprefix("vq_model."): t for n, t in state.items() if n.startswith("vq_model.")}
     _fill(vq, state, path, ignore=("quantize.codebook_used",))
-
-
-@torch.no_grad()
-def randomise(module: nn.Module, device: str | torch.device) -> None:
-    """Give a module made on the meta device random weights, the same every time on one kind of device."""
-    module.to_empty(device=device)
-    generator = torch.Generator(device).manual_seed(0)
-    for name, tensor in module.state_dict().items():
-        if tensor.ndim == 1:
-            tensor.fill_(0.0 if name.endswith("bias") else 1.0)
-        else:
-            tensor.normal_(std=tensor[0].numel() ** -0.5, generator=generator)
 
 
 def _gpt_spec(size: str | Mapping[str, int], side: int, codes: int) -> GPTSpec:
@@ -365,11 +350,12 @@ def _beside(path: Path, name: str) -> str | None:
     return str(file) if file.is_file() else None
 
 
-def _locate_tokenizer(hub: str | None, revision: str | None, file: str, checkpoint: str | None) -> Path:
+def _tokenizer_path(hub: str | None, revision: str | None, file: str, checkpoint: str | None) -> Path:
     try:
-        return files.locate(hub, revision, [file], checkpoint)
+        found = files.locate(hub, revision, [file], checkpoint)
     except UserError as error:
         raise UserError(f"tokenizer: {error}".replace("model.checkpoint", "model.tokenizer_checkpoint")) from None
+    return found / file if found.is_dir() else found
 
 
 def _has_tokenizer(state: Mapping[str, Tensor]) -> bool:

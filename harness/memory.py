@@ -1,0 +1,120 @@
+"""How many streams fit into the memory there is, with the arithmetic in words.
+
+A slot costs its keys and values over the full length, its context, and the laws of one draw; besides slots there are
+the weights, the scratch slot, what a prefill gathers, and the image decoder's maps for one batch of images.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from harness.models import ImageModel
+from harness.records import UserError
+
+log = logging.getLogger("harness")
+
+MOST = 256
+"""Slots that are taken at most where nobody says how many."""
+LOGIT_BYTES = 96
+"""Working memory per logit of a draw: float32 laws, and noise, which is hashed and raced in 64 bits."""
+GB = 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Bytes that a sampler needs: for each slot, and besides."""
+
+    slot: int
+    weights: int
+    decoder: int
+    besides: int  # scratch slot and prefill
+
+    @property
+    def fixed(self) -> int:
+        return self.weights + self.decoder + self.besides
+
+    def of(self, slots: int) -> int:
+        return self.fixed + slots * self.slot
+
+    def fitting(self, budget: float) -> int:
+        """How many slots fit into so many bytes."""
+        return max(0, int(budget - self.fixed) // self.slot)
+
+    def sum(self, slots: int) -> str:
+        """The arithmetic, as "64 slots x 0.191 GB + image decoder 8.6 GB + ... = 22.7 GB"."""
+        parts = (("weights", self.weights), ("image decoder", self.decoder), ("prefill", self.besides))
+        others = "".join(f" + {name} {size / GB:.3g} GB" for name, size in parts if size)
+        return f"{slots} slots x {self.slot / GB:.3g} GB{others} = {self.of(slots) / GB:.3g} GB"
+
+
+def needed(model: ImageModel, *, width: int, prefill: tuple[int, int], render_batch: int) -> Need:
+    """What a sampler of that shape over `model` takes, without its slots being there."""
+    cache = model.cache(1)
+    modules = [part for part in vars(model).values() if isinstance(part, nn.Module)]
+    weights = {id(t): t.nbytes for module in modules for t in (*module.parameters(), *module.buffers())}
+    context = model.max_context * model.dim * cache.keys.element_size() + 8 * model.num_tokens
+    rows, columns = prefill
+    gathered = rows * cache.slot_bytes // len(cache.keys)
+    hidden = rows * columns * model.dim * cache.keys.element_size() * 16
+    return Need(
+        slot=cache.slot_bytes + context + LOGIT_BYTES * width * model.vocab,
+        weights=sum(weights.values()),
+        decoder=render_batch * int(getattr(model, "render_bytes", 0)),
+        besides=cache.slot_bytes + context + gathered + hidden,
+    )
+
+
+def choose_slots(
+    model: ImageModel,
+    *,
+    asked: int | None,
+    one_job: int,
+    most: int,
+    memory_gb: float | None,
+    width: int,
+    prefill: tuple[int, int],
+    render_batch: int,
+) -> int:
+    """The number of slots of a run: what is asked for, or fewer where memory is short; without a wish, what fits.
+
+    The memory is `memory_gb`, weights included, or nine tenths of what the device has free. On the CPU a number that
+    is asked for is taken at its word unless `memory_gb` is set. A number that memory decides is a power of two times
+    what one job needs, so that it stays the same when a little more or less is free. Raises UserError when not even
+    one job fits.
+    """
+    if asked is not None and memory_gb is None and model.device.type == "cpu":
+        return asked
+    need = needed(model, width=width, prefill=prefill, render_batch=render_batch)
+    if memory_gb is None:
+        budget, source = _free(model.device) + need.weights, "free on the device, the weights' included"
+    else:
+        budget, source = memory_gb * GB, "in sampler.memory_gb"
+    fitting = need.fitting(budget)
+    least = one_job if asked is None else min(asked, one_job)
+    if fitting < least:
+        raise UserError(
+            f"too little memory for one image at a time: {need.sum(least)}, of {budget / GB:.3g} GB {source}, where "
+            f"{fitting} slots fit: set sampler.memory_gb={need.of(least) / GB * 1.01:.3g} or more, a smaller "
+            "sampler.render_batch, or fewer candidates"
+        )
+    slots = min(most, MOST) if asked is None else asked
+    if slots > fitting:
+        slots = one_job
+        while 2 * slots <= fitting:
+            slots *= 2
+    log.info("memory: %s, of %.3g GB %s (sampler.slots=%d keeps it so)", need.sum(slots), budget / GB, source, slots)
+    return slots
+
+
+def _free(device: torch.device) -> float:
+    """Bytes that may still be used: nine tenths of a GPU's free memory, half of the main memory's."""
+    if device.type != "cuda":
+        return 0.5 * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free, _ = torch.cuda.mem_get_info(device)
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return 0.9 * (free + kept)
