@@ -14,7 +14,10 @@ import torch
 from torch import Tensor
 
 DRAW, ACCEPT, RESIDUAL, DRAFT = 0, 1, 2, 7
-"""Lanes: independent streams at one position for drawing, accepting a draft, drawing a residual, drafting."""
+"""Lanes: independent streams at one position for drawing, accepting a draft, drawing a residual, drafting.
+
+A draft's siblings use the lanes that follow its own.
+"""
 
 _WORD = 0xFFFFFFFF
 

@@ -182,9 +182,9 @@ class Scheduler:
 
     def _proposals(self, ops: list[Propose]) -> list[object]:
         answers: dict[Op, object] = {}
-        for group in _groups(ops, lambda op: (id(op.drafter), op.n)):
+        for group in _groups(ops, lambda op: (id(op.drafter), op.n, op.sibling)):
             rows = [canvas for op in group for canvas in op.rows]
-            drafts = iter(group[0].drafter.propose(self._sampler, rows, group[0].n))
+            drafts = iter(group[0].drafter.propose(self._sampler, rows, group[0].n, group[0].sibling))
             answers |= {op: [next(drafts) for _ in op.rows] for op in group}
         return [answers[op] for op in ops]
 

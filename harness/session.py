@@ -33,9 +33,9 @@ class Judge(Protocol):
 
 
 class Drafter(Protocol):
-    """Proposes tokens for many canvases at once."""
+    """Proposes tokens for many canvases at once; each `sibling` is another proposal from the same place."""
 
-    def propose(self, sampler: Sampler, rows: Sequence[Canvas], n: int) -> list[Draft | None]: ...
+    def propose(self, sampler: Sampler, rows: Sequence[Canvas], n: int, sibling: int = 0) -> Sequence[Draft | None]: ...
 
 
 class Method(Protocol):
@@ -84,6 +84,7 @@ class Propose(Op):
     rows: list[Canvas]
     drafter: Drafter
     n: int
+    sibling: int
 
 
 @dataclass(eq=False, slots=True)
@@ -203,10 +204,13 @@ class Session:
         self._own(*rows)
         return await Step(list(rows), list(drafts) if drafts is not None else [None] * len(rows), rule)
 
-    async def draft(self, drafter: Drafter, rows: Sequence[Canvas], n: int) -> list[Draft | None]:
-        """Up to `n` proposed tokens a row, clipped so that one more still fits the image; None where none fits."""
+    async def draft(self, drafter: Drafter, rows: Sequence[Canvas], n: int, sibling: int = 0) -> list[Draft | None]:
+        """Up to `n` proposed tokens a row, clipped so that one more still fits the image; None where none fits.
+
+        Siblings 0, 1, ... are independent proposals from the same place.
+        """
         self._own(*rows)
-        return await Propose(list(rows), drafter, n)
+        return await Propose(list(rows), drafter, n, sibling)
 
     async def render(self, rows: Sequence[Canvas], pads: Sequence[Sequence[int]] | None = None) -> list[Image]:
         """Images of canvases, partial ones included; `pads` are tokens to show behind each row's own, this once."""

@@ -50,8 +50,11 @@ class DraftModel:
                 f"drafter {self.id} was made for another tokenizer than {target.name}'s; choose its drafter"
             )
 
-    def propose(self, sampler: Sampler, rows: Sequence[Canvas], n: int) -> list[Draft | None]:
-        """Chains of up to `n` tokens, shorter at the image's end so that one more token fits; None where none fits."""
+    def propose(self, sampler: Sampler, rows: Sequence[Canvas], n: int, sibling: int = 0) -> list[Draft | None]:
+        """Chains of up to `n` tokens, shorter at the image's end so that one more token fits; None where none fits.
+
+        Siblings draw in lanes of their own.
+        """
         shadows = self._follow(sampler, rows)
         assert self._draft is not None
         before = [replace(shadow._usage) for shadow in shadows]
@@ -61,7 +64,7 @@ class DraftModel:
             active = [i for i, count in enumerate(wanted) if count > depth]
             nothing = [None] * len(active)
             self._draft.forward([shadows[i] for i in active], nothing)
-            recorder = _Recorder()
+            recorder = _Recorder(DRAFT + sibling)
             self._draft.draw([shadows[i] for i in active], nothing, recorder)
             for i, token, law_V in zip(active, recorder.token_R, recorder.law_RV, strict=True):
                 drawn[i].append((token, law_V))
@@ -121,8 +124,11 @@ class _Recorder:
     token_R: Tensor
     law_RV: Tensor
 
+    def __init__(self, lane: int) -> None:
+        self.lane = lane
+
     def __call__(self, law_RTV: Tensor, drafts: Drafts, noise: Noise) -> tuple[Tensor, Tensor]:
-        self.law_RV, self.token_R = law_RTV[:, 0], noise.race(DRAFT, law_RTV)[:, 0]
+        self.law_RV, self.token_R = law_RTV[:, 0], noise.race(self.lane, law_RTV)[:, 0]
         return drafts.token_RG, self.token_R
 
 
