@@ -1,0 +1,417 @@
+"""Janus-Pro: the same numbers as the transformers library's model, both checkpoint layouts, and the laws of runs."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import harness
+from safetensors.torch import load_file, save_file
+from test_company import Wanderer, costs
+from test_gridar import TWO_STEPS, Mock
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from toy import DEVICES, TEXTS, PixelSum, draw, jobs
+
+from harness.hooks import Sampling
+from harness.models.janus import Janus, to_uint8
+from harness.models.janus_checkpoint import SIZES, JanusSpec
+from harness.models.janus_parity import parity
+from harness.models.janus_prompt import BEGIN_OF_IMAGE, BOS, PAD
+from harness.models.trunk import TrunkSpec
+from harness.models.vq import MISSING, VQSpec
+from harness.parity import Fixture
+from harness.records import UserError
+from methods.best_of_n import BestOfN
+from methods.gridar import GridAR
+from methods.plain import Plain
+from methods.scalingar import ScalingAR
+
+FIXTURE = Path(__file__).parents[2] / "shared" / "fixtures" / "janus_tiny"
+TINY = JanusSpec(
+    TrunkSpec(2, 32, 2, 48, norm_eps=1e-6), words=300, side=4, vq=VQSpec(40, 8, 32, (1, 1, 2), 1, 32), positions=256
+)
+
+
+# --- a tiny model of the transformers library, and its answers -------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def oracle() -> Any:
+    """The library's model with random weights whose logits are well apart."""
+    from transformers import JanusConfig, JanusForConditionalGeneration
+
+    text = {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 2, "vocab_size": 300, "max_position_embeddings": 256, "rms_norm_eps": 1e-6,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16, "patch_size": 4,
+        "num_image_tokens": 16, "projection_dim": 32,
+    }  # fmt: skip
+    vq = {
+        "embed_dim": 8, "num_embeddings": 40, "latent_channels": 32, "base_channels": 32, "num_res_blocks": 1,
+        "channel_multiplier": [1, 1, 2], "projection_dim": 32, "image_token_embed_dim": 32,
+    }  # fmt: skip
+    config = JanusConfig(text_config=text, vision_config=vision, vq_config=vq, tie_word_embeddings=False)
+    model = JanusForConditionalGeneration(config).eval()
+    generator = torch.Generator().manual_seed(6)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            std = 0.3 if parameter.ndim == 1 else parameter[0].numel() ** -0.5
+            parameter.normal_(float("norm" in name and name.endswith("weight")), std, generator=generator)
+    return model
+
+
+@pytest.fixture(scope="module")
+def library(oracle: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its checkpoint as the library saves it, with a tokenizer of bytes and Janus' tags."""
+    folder = tmp_path_factory.mktemp("library")
+    oracle.save_pretrained(folder)
+    letters = {letter: n for n, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(letters, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.add_special_tokens([PAD, "<|User|>", BEGIN_OF_IMAGE, BOS, "<|Assistant|>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def original(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same weights in the original layout: two pickled shards and a configuration that leaves defaults out."""
+    folder = tmp_path_factory.mktemp("original")
+    state = {renamed(name): tensor for name, tensor in load_file(library / "model.safetensors").items()}
+    state["gen_vision_model.quantize.codebook_used"] = torch.zeros(16)
+    state["language_model.model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(8)
+    files: dict[str, dict[str, Tensor]] = {
+        "pytorch_model-00001-of-00002.bin": {},
+        "pytorch_model-00002-of-00002.bin": {},
+    }
+    for n, name in enumerate(sorted(state)):
+        files[sorted(files)[n % 2]][name] = state[name]
+    for file, part in files.items():
+        torch.save(part, folder / file)
+    index = {"weight_map": {name: file for file, part in files.items() for name in part}}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    config = {
+        "model_type": "multi_modality",
+        "language_config": {
+            "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "vocab_size": 300, "max_position_embeddings": 256,
+        },
+        "vision_config": {"params": {"image_size": 16}},
+        "gen_aligner_config": {"params": {"depth": 2}},
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    shutil.copy(library / "tokenizer.json", folder)
+    return folder
+
+
+def renamed(name: str) -> str:
+    """A library name in the original layout."""
+    for old, new in {
+        "model.language_model.": "language_model.model.",
+        "lm_head.": "language_model.lm_head.",
+        "model.generation_embeddings.": "gen_embed.",
+        "model.generation_aligner.fc1.": "gen_aligner.layers.0.",
+        "model.generation_aligner.hidden_layers.0.": "gen_aligner.layers.2.",
+        "model.generation_head.proj_out.": "gen_head.output_mlp_projector.",
+        "model.generation_head.vision_head.": "gen_head.vision_head.",
+        "model.vision_model.": "vision_model.",
+        "model.aligner.": "aligner.",
+        "model.vqmodel.": "gen_vision_model.",
+        "encoder.down.": "encoder.conv_blocks.",
+        "decoder.up.": "decoder.conv_blocks.",
+        ".block.": ".res.",
+        "mid.block_1": "mid.0",
+        "mid.attn_1": "mid.1",
+        "mid.block_2": "mid.2",
+    }.items():
+        name = name.replace(old, new) if not name.startswith(("vision_model.", "language_model.")) else name
+    return name
+
+
+def load(checkpoint: Path, **options: Any) -> Janus:
+    return Janus(checkpoint=str(checkpoint), max_context=64, dtype="float32", **options)
+
+
+@pytest.fixture(params=["library", "original"])
+def model(request: pytest.FixtureRequest) -> Janus:
+    return load(request.getfixturevalue(request.param))
+
+
+def ids_of(library: Path, prompt: str) -> Tensor:
+    """Ids of a prompt, by the tokenizers library and the template written out."""
+    tokenizer = Tokenizer.from_file(str(library / "tokenizer.json"))
+    text = f"<|User|>: {prompt}\n\n<|Assistant|>:<begin_of_image>"
+    return torch.tensor([[tokenizer.token_to_id(BOS), *tokenizer.encode(text).ids]])
+
+
+@torch.no_grad()
+def test_teacher_forced_logits_are_the_librarys(oracle: Any, library: Path, model: Janus) -> None:
+    ids, codes = ids_of(library, "a cat"), torch.randint(0, 40, (1, 16), generator=torch.Generator().manual_seed(1))
+    words = oracle.get_input_embeddings()(ids)
+    inputs = torch.cat((words, oracle.prepare_embeddings_for_image_generation(codes)), 1)
+    expected = oracle.model.generation_head(oracle.model.language_model(inputs_embeds=inputs).last_hidden_state)
+    context = model.context(" a cat\n", like="ignored")
+    torch.testing.assert_close(context, words[0], atol=0, rtol=0)
+    x = torch.cat((context, model.embed(codes[0], codes[0])))[None]
+    pos = torch.arange(x.shape[1])[None]
+    cache = model.cache(1)
+    start = torch.tensor([len(context)])
+    got = [model.head(model.forward(x[:, :20], pos[:, :20], start, cache.attend_all(pos[:, :20])))]
+    for n in range(20, x.shape[1]):
+        got.append(
+            model.head(model.forward(x[:, n : n + 1], pos[:, n : n + 1], start, cache.attend_all(pos[:, n : n + 1])))
+        )
+    torch.testing.assert_close(torch.cat(got, 1), expected, atol=2e-5, rtol=1e-5)
+    assert expected.std() > 0.1
+
+
+def test_greedy_guided_images_are_the_librarys(oracle: Any, library: Path, model: Janus) -> None:
+    """Prompts of different lengths, drawn together by the sampler; the library draws each alone."""
+    texts = ["a cat", "two dogs left of a car", "one"]
+    drawn = draw(Plain(), jobs(texts), model=model, sampling=Sampling(scale=5.0, temperature=0.0), slots=6)
+    tokenizer = Tokenizer.from_file(str(library / "tokenizer.json"))
+    begin = tokenizer.token_to_id(BEGIN_OF_IMAGE)
+    oracle.generation_config.generation_kwargs = {"boi_token_id": begin}
+    for text, delivery in zip(texts, drawn.values(), strict=True):
+        ids = ids_of(library, text)
+        expected = oracle.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), generation_mode="image", guidance_scale=5.0,
+            do_sample=False, bos_token_id=tokenizer.token_to_id(BOS), pad_token_id=tokenizer.token_to_id(PAD),
+        )  # fmt: skip
+        assert delivery.tokens == tuple(expected[0].tolist())
+    assert len({delivery.tokens for delivery in drawn.values()}) == 3
+    assert len({token for delivery in drawn.values() for token in delivery.tokens}) > 5
+
+
+@torch.no_grad()
+def test_pixels_are_the_librarys(oracle: Any, model: Janus) -> None:
+    codes = torch.randint(0, 40, (3, 16), generator=torch.Generator().manual_seed(2))
+    expected = oracle.decode_image_tokens(codes)
+    torch.testing.assert_close(model.vq.decode(codes, model.grid).permute(0, 2, 3, 1), expected, atol=2e-5, rtol=1e-5)
+    difference = model.decode(codes).int() - ((expected + 1) / 2 * 255).clamp(0, 255).to(torch.uint8).int()
+    assert difference.abs().max() <= 1
+    partial = codes.masked_fill(torch.arange(16) >= 8, MISSING)
+    assert model.decode(partial).shape == (3, 16, 16, 3)
+
+
+@torch.no_grad()
+def test_codes_are_the_nearest_unit_vectors(oracle: Any, model: Janus) -> None:
+    """The library's encoder finds the latents, unit lengths are taken here: the library forgets them."""
+    tower = oracle.model.vqmodel
+    pixels = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    latent = tower.quant_conv(tower.encoder(pixels)).double().permute(0, 2, 3, 1).reshape(2, 16, 1, 8)
+    rows = tower.quantize.embedding.weight.double()
+    unit = [x / x.square().sum(-1, keepdim=True).sqrt() for x in (latent, rows)]
+    expected = (unit[0] - unit[1]).square().sum(-1).argmin(-1)
+    assert torch.equal(model.vq.encode(pixels), expected)
+    forgotten = (latent - rows).square().sum(-1).argmin(-1)
+    assert not torch.equal(forgotten, expected)
+
+
+def test_eight_bits_are_truncated() -> None:
+    pixels = torch.tensor([-2.0, -1.0, 0.0, 0.999, 1.0, 3.0]).view(1, 1, 1, 6).expand(1, 3, 1, 6)
+    assert to_uint8(pixels)[0, 0, :, 0].tolist() == [0, 0, 127, 254, 255, 255]
+
+
+def test_the_null_prompt_has_its_likes_length(library: Path) -> None:
+    model = load(library)
+    text, null = model.context("a cat", "a cat"), model.context(None, "a cat")
+    pad = model.embed_words([Tokenizer.from_file(str(library / "tokenizer.json")).token_to_id(PAD)])
+    assert torch.equal(null[0], text[0]) and torch.equal(null[-1], text[-1])
+    assert torch.equal(null[1:-1], pad.expand(len(text) - 2, -1))
+    assert torch.equal(null, model.context(None, "a dog"))
+    with pytest.raises(UserError, match=r"set model\.max_context to 109 or more"):
+        model.context("a cat" * 20, "")
+
+
+# --- against upstream's code -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_parity_with_upstream(device: str) -> None:
+    if not FIXTURE.is_dir():
+        pytest.skip("the shared parity fixture is not on this machine")
+    quantities = list(parity(Fixture(FIXTURE), torch.device(device)))
+    assert not [str(quantity) for quantity in quantities if not quantity.passed]
+    assert len(quantities) == 2 * 27 + 1
+
+
+# --- laws and methods ------------------------------------------------------------------------------------------------
+
+
+def tiny(device: str = "cpu") -> Janus:
+    return Janus(weights="random", size=TINY, max_context=24, device=device, dtype="float32")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("method", [Plain(), Wanderer()])
+def test_company(method: Any, device: str) -> None:
+    some = jobs(TEXTS)
+    together = draw(method, some, model=tiny(device), slots=14)
+    shuffled = random.Random(3).sample(some, len(some))
+    for other in (
+        draw(method, shuffled, model=tiny(device), slots=14),
+        draw(method, some[:1], model=tiny(device), slots=14),
+    ):
+        for key, delivery in other.items():
+            assert not delivery.error
+            assert delivery.tokens == together[key].tokens
+            assert costs(delivery.usage) == costs(together[key].usage)
+
+
+def test_reduction() -> None:
+    model = tiny()
+    plain = {key: delivery.tokens for key, delivery in draw(Plain(), jobs(TEXTS), model=model).items()}
+    for method in (BestOfN(1), GridAR(1, {}, Mock(), PixelSum(), line=0)):
+        assert {key: d.tokens for key, d in draw(method, jobs(TEXTS), model=model).items()} == plain
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        Plain(),
+        BestOfN(2, PixelSum()),
+        ScalingAR(3),
+        GridAR(4, TWO_STEPS, Mock(), PixelSum(), line=0),
+        GridAR(4, TWO_STEPS, Mock(), PixelSum(), line=0, three_way=False),
+    ],
+)
+def test_methods_run_end_to_end(method: Any) -> None:
+    for delivery in draw(method, jobs(TEXTS[:3]), model=tiny(), slots=24).values():
+        assert not delivery.error
+        assert len(delivery.tokens) == 16
+        assert delivery.image is not None and delivery.image.shape == (16, 16, 3)
+
+
+def test_released_sizes() -> None:
+    """Parameter counts of the decoder blocks, in billions, as published."""
+    for size, billions in {"1B": 1.233, "7B": 6.072}.items():
+        trunk = SIZES[size].trunk
+        assert trunk.layers * (4 * trunk.dim**2 + 3 * trunk.dim * trunk.hidden) / 1e9 == pytest.approx(
+            billions, abs=1e-3
+        )
+
+
+# --- bad input -------------------------------------------------------------------------------------------------------
+
+
+def refused(match: str, **options: Any) -> None:
+    with pytest.raises(UserError, match=match) as caught:
+        Janus(**{"max_context": 64, "dtype": "float32", **options})
+    assert "\n" not in str(caught.value)
+
+
+def copied(source: Path, target: Path) -> Path:
+    return Path(shutil.copytree(source, target / "copy"))
+
+
+def test_a_checkpoint_of_another_size_is_refused(library: Path, tmp_path: Path) -> None:
+    refused("2 layers of width 32 .* not 24 layers of width 2048", checkpoint=str(library), size="1B")
+    refused("known sizes are 1B, 7B", checkpoint=str(library), size="3B")
+    folder = copied(library, tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    for change, message in (
+        ({"intermediate_size": 64}, "w1.weight is .48, 32., the model needs .64, 32."),
+        (
+            {"num_hidden_layers": 3},
+            "lacks 9 tensors, the first is model.language_model.layers.2.input_layernorm.weight",
+        ),
+        ({"num_key_value_heads": 1}, "num_key_value_heads that no Janus-Pro has"),
+        ({"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0}}, "rope_type that no Janus-Pro has"),
+    ):
+        changed = {**config, "text_config": {**config["text_config"], **change}}
+        (folder / "config.json").write_text(json.dumps(changed))
+        refused(message, checkpoint=str(folder))
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "llama"}))
+    refused("says model_type 'llama'", checkpoint=str(folder))
+    (folder / "config.json").unlink()
+    refused("a checkpoint needs its config.json", checkpoint=str(folder))
+
+
+def test_missing_names_are_refused_and_unknown_ones_reported(
+    library: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = copied(library, tmp_path)
+    state = load_file(folder / "model.safetensors")
+    save_file({**state, "model.extra.weight": torch.zeros(1)}, folder / "model.safetensors")
+    load(folder)
+    assert "1 tensors are not known and not used, the first is model.extra.weight" in caplog.text
+    del state["model.generation_head.vision_head.bias"]
+    save_file(state, folder / "model.safetensors")
+    refused("lacks 1 tensors, the first is model.generation_head.vision_head.bias", checkpoint=str(folder))
+    del state["model.vqmodel.encoder.conv_in.weight"]
+    save_file(state, folder / "model.safetensors")
+    refused("lacks tensor model.vqmodel.encoder.conv_in.weight", checkpoint=str(folder))
+
+
+class Touch:
+    """What a malicious pickle does: run code when it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_damaged_and_dangerous_files_are_refused(library: Path, original: Path, tmp_path: Path) -> None:
+    cut = copied(library, tmp_path)
+    whole = (cut / "model.safetensors").read_bytes()
+    for size in (0, 5, len(whole) // 2, len(whole) - 1):
+        (cut / "model.safetensors").write_bytes(whole[:size])
+        refused("it is damaged, download it again", checkpoint=str(cut))
+    shards = copied(original, tmp_path / "shards")
+    shard = shards / "pytorch_model-00002-of-00002.bin"
+    whole = shard.read_bytes()
+    for size in (0, 100, len(whole) // 2):
+        shard.write_bytes(whole[:size])
+        refused("damaged", checkpoint=str(shards))
+    for protocol, save in (
+        (None, torch.save),
+        (2, lambda value, file: file.write_bytes(pickle.dumps(value, protocol=2))),
+    ):
+        save({"a": Touch(tmp_path / f"ran{protocol}")}, shard)
+        refused("not read because it could run code", checkpoint=str(shards))
+    assert not list(tmp_path.glob("ran*"))
+    torch.save({"step": 3}, shard)
+    refused("entry 'step' is no tensor", checkpoint=str(shards))
+    torch.save([1], shard)
+    refused("holds a list instead of tensors by name", checkpoint=str(shards))
+    shard.unlink()
+    refused("names the shard pytorch_model-00002-of-00002.bin, which is not beside it", checkpoint=str(shards))
+
+
+def test_missing_checkpoints_are_refused(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    refused("somebody/janus .* cannot be downloaded .* set model.checkpoint=PATH", hub="somebody/janus")
+    refused("set model.checkpoint=PATH, or model.hub", hub=None)
+    refused("there is no such file or folder", checkpoint=str(tmp_path / "nowhere"))
+    refused("it is no checkpoint folder", checkpoint=str(tmp_path))
+    refused("choose float32, bfloat16 or float16", checkpoint=str(library), dtype="int8")
+    refused("choose published or random", weights="best")
+    refused("needs model.size", weights="random")
+    refused("1 to 240 fit", weights="random", size=TINY, max_context=241)
+    refused("known prompt templates are Janus-Pro, Janus-1.3B", family="Janus-2", checkpoint=str(library))
+    folder = copied(library, tmp_path)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"no tokenizer\.json beside its weights"):
+        load(folder).context("a cat", "a cat")
+    (folder / "tokenizer.json").write_text("{}")
+    refused("is no tokenizer", checkpoint=str(folder))
+
+
+def test_commands_say_it_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for option in ("model.hub=somebody/janus", "model.checkpoint=nowhere"):
+        code, said = harness(tmp_path, "model=janus_pro_1b", option, "device=cpu")
+        assert code and len(said.strip().splitlines()) == 1 and "model.checkpoint" in said
