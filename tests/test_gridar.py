@@ -21,6 +21,7 @@ from methods.best_of_n import BestOfN
 from methods.gridar import GridAR, choose, composite, masked, orthogonal, padding, rewriting, selection, three_way
 
 VECTORS = Path(__file__).parents[2] / "shared" / "data" / "methods" / "gridar.jsonl"
+Tokens = dict[tuple[str, int], tuple[int, ...]]
 TWO_STEPS = {"quarter": {"share": 0.25, "strips": 4}, "half": {"share": 0.5, "strips": 2}}
 
 
@@ -63,31 +64,33 @@ def gridar(verifier: Mock, n: int = 4, **options: object) -> GridAR:
     return GridAR(n, verifier=verifier, reward=PixelSum(), **options)  # type: ignore[arg-type]
 
 
-def tokens(method: object, **options: object) -> dict[tuple[str, int], tuple[int, ...]]:
-    deliveries = draw(method, jobs(TEXTS, images=2), slots=24, **options)  # type: ignore[arg-type]
+def tokens(method: object, **options: object) -> Tokens:
+    deliveries = draw(method, jobs(TEXTS), slots=48, **options)  # type: ignore[arg-type]
     assert not any(delivery.error for delivery in deliveries.values())
     return {key: delivery.tokens for key, delivery in deliveries.items()}
+
+
+@pytest.fixture(scope="module")
+def best() -> Tokens:
+    return tokens(BestOfN(4, PixelSum()))
 
 
 # --- reductions ------------------------------------------------------------------------------------------------------
 
 
-def test_without_stages_it_is_best_of_n() -> None:
-    assert tokens(gridar(Mock(), stages={})) == tokens(BestOfN(4, PixelSum()))
-    assert tokens(gridar(Mock(), stages={"quarter": None, "half": None})) == tokens(BestOfN(4, PixelSum()))
-    assert tokens(gridar(Mock(), stages=TWO_STEPS, select=False, rewrite=False)) == tokens(BestOfN(4, PixelSum()))
+def test_without_stages_it_is_best_of_n(best: Tokens) -> None:
+    assert tokens(gridar(Mock(), stages={})) == best
+    assert tokens(gridar(Mock(), stages={"quarter": None, "half": None})) == best
+    assert tokens(gridar(Mock(), stages=TWO_STEPS, select=False, rewrite=False)) == best
     assert tokens(gridar(Mock(), n=1, stages={})) == tokens(BestOfN(1))
 
 
-def test_nothing_rejected_and_nothing_rewritten_is_best_of_n() -> None:
+def test_nothing_rejected_and_nothing_rewritten_is_best_of_n(best: Tokens) -> None:
     """With the prompt rewritten to itself the third stream changes no law: three-way equals two-way guidance."""
-    best = tokens(BestOfN(4, PixelSum()))
     for verdict in ("possible", "impossible"):  # all impossible: the group stays as it is
         for three in (True, False):
             assert tokens(gridar(Mock(verdict, clause=""), three_way=three)) == best
-    assert tokens(gridar(Mock("possible")), sampling=Sampling(scale=3.0)) != tokens(
-        BestOfN(4, PixelSum()), sampling=Sampling(scale=3.0)
-    )
+    assert tokens(gridar(Mock("possible"))) != best
 
 
 def test_guidance_needs_the_rewritten_prompt_only_where_it_differs() -> None:
@@ -97,7 +100,7 @@ def test_guidance_needs_the_rewritten_prompt_only_where_it_differs() -> None:
     two = cfg(torch.stack((null, text), 1), scale)
     assert torch.equal(three_way(torch.stack((null, text, text), 1), scale), two)
     apart = rewritten - null
-    torch.testing.assert_close(three_way(torch.stack((null, null, rewritten), 1), scale), null + 2.0 * apart)
+    assert torch.allclose(three_way(torch.stack((null, null, rewritten), 1), scale), null + 2.0 * apart, atol=1e-5)
     d_perp, d_o = orthogonal(apart, text - null), text - null
     assert ((d_perp * d_o).sum(-1).abs() <= 1e-4 * d_perp.norm(dim=-1) * d_o.norm(dim=-1)).all()
 
@@ -216,20 +219,19 @@ def test_a_replaced_candidate_is_shown_and_rewritten_as_its_source() -> None:
         assert all(texts[i] == texts[source] for i, source in enumerate(stop["source"]))  # type: ignore
 
 
-def test_initial_reformulation_is_a_stage_before_the_first_row() -> None:
+def test_initial_reformulation_is_a_stage_before_the_first_row(best: Tokens) -> None:
     mock = Mock(clause=" again")
     stages = {"plan": {"share": 0, "select": False, "three_way": False}}
     planned = tokens(gridar(mock, stages=stages))
     assert not any(image.any() for _, _, image in mock.shown)
-    assert planned != tokens(BestOfN(4, PixelSum()))
+    assert planned != best
 
 
-def test_rewritten_prompts_may_be_refused() -> None:
+def test_rewritten_prompts_may_be_refused(best: Tokens) -> None:
     class Strays(Mock):
         def rewrite(self, texts: Sequence[str], images: Sequence[Image]) -> list[str]:
             return ["something else" for _ in texts]
 
-    best = tokens(BestOfN(4, PixelSum()))
     assert tokens(gridar(Strays("possible"), keep_original=True)) == best
     assert tokens(gridar(Mock("possible", clause=" very" * 90))) == best
     for delivery in draw(gridar(Strays("possible")), jobs(TEXTS), slots=24).values():

@@ -89,6 +89,7 @@ def yes_probability(logits_V: Tensor, yes: Sequence[int]) -> float:
 def _load(model: str, revision: str | None, device: str, dtype: str) -> tuple[Any, Any]:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
+    network: Any
     try:
         processor = AutoProcessor.from_pretrained(model, revision=revision)
         network = AutoModelForImageTextToText.from_pretrained(model, revision=revision, dtype=getattr(torch, dtype))
