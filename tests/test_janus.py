@@ -392,7 +392,7 @@ def test_damaged_and_dangerous_files_are_refused(library: Path, original: Path, 
 
 def test_missing_checkpoints_are_refused(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     refused("somebody/janus .* cannot be downloaded .* set model.checkpoint=PATH", hub="somebody/janus")
     refused("set model.checkpoint=PATH, or model.hub", hub=None)
     refused("there is no such file or folder", checkpoint=str(tmp_path / "nowhere"))

@@ -35,6 +35,8 @@ class JanusNet(nn.Module):
         self.gen_head = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, codes))
         self.vq = VQ(spec.vq)
 
+    aligned_VD: Tensor
+
     @torch.no_grad()
     def aligned(self) -> Tensor:
         """What the trunk is fed for each image token, [V, D]."""
@@ -88,7 +90,7 @@ class Janus:
         self.max_context = max_context
         if not 1 <= max_context <= self.spec.positions - self.num_tokens:
             raise UserError(f"model.max_context={max_context}: 1 to {self.spec.positions - self.num_tokens} fit")
-        self._aligned_VD = self.net.aligned()
+        self.net.register_buffer("aligned_VD", self.net.aligned(), persistent=False)
         places = torch.arange(max_context + self.num_tokens + 1)
         self._rotary = running_rotary(places, self.spec.trunk.head_dim, self.spec.rope_base).to(self.device)
 
@@ -127,6 +129,11 @@ class Janus:
     def vq(self) -> VQ:
         return self.net.vq
 
+    @property
+    def render_bytes(self) -> int:
+        """Working memory of the image decoder for one image."""
+        return self.vq.decode_bytes(self.num_tokens)
+
     def context(self, text: str | None, like: str) -> Tensor:
         """Word embeddings [P, D]; the null prompt is `like`'s with all ids but first and last replaced by pad."""
         if self._words is None:
@@ -141,7 +148,7 @@ class Janus:
         return self.net.words(torch.tensor(ids, device=self.device))
 
     def embed(self, token_BW: Tensor, index_BW: Tensor) -> Tensor:
-        return F.embedding(token_BW, self._aligned_VD)
+        return F.embedding(token_BW, self.net.aligned_VD)
 
     def forward(self, x_BWD: Tensor, pos_BW: Tensor, start_B: Tensor, attend: Attend) -> Tensor:
         return self.net.trunk(x_BWD, self._rotary[pos_BW], attend)
