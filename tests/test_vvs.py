@@ -79,7 +79,7 @@ def test_no_skip_before_the_cache_is_warm_and_uniform_means_one_in_every_interva
             return seen[-1][1]
 
     draw(VVS(drafter(seed=0), Watching(2), 1, exact), jobs(TEXTS[:1]))
-    # the target as its own drafter: two tokens a verified round, so 6 tokens are there in round 3, too few, 10 in round 5
+    # the target as its own drafter: two tokens a verified round; round 3 has 6 (too few), round 5 has 10
     assert seen == [(5, True), (7, True)]
     assert [round_ for round_ in range(12) if Uniform(3).due(round_)] == [1, 4, 7, 10]
     assert [round_ for round_ in range(6) if Uniform(3, phase=0).due(round_)] == [0, 3]
