@@ -135,11 +135,8 @@ class LlamaGen:
 
     @property
     def render_bytes(self) -> int:
-        """Working memory of the image decoder for one image: about four maps of its largest layer."""
-        spec = self.vq.spec
-        pixels = self.num_tokens * spec.downsampling**2
-        largest = max(spec.width * m * pixels // 4 ** max(0, i - 1) for i, m in enumerate(spec.multipliers))
-        return 4 * 4 * largest
+        """Working memory of the image decoder for one image."""
+        return self.vq.decode_bytes(self.num_tokens)
 
     def context(self, text: str | None, like: str) -> Tensor:
         prompt_PD, _ = self._prompt(text, like)
