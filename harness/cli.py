@@ -224,6 +224,7 @@ class _Progress:
     def __init__(self, name: str, total: int) -> None:
         from tqdm import tqdm
 
+        self._name = name  # a disabled bar does not keep it
         self._bar = tqdm(total=total, desc=name, unit="img", disable=None, smoothing=0.05)
         self._values: list[float] = []
         self._last = time.monotonic()
@@ -240,7 +241,7 @@ class _Progress:
             self._bar.n += 1  # a disabled bar does not count
             if time.monotonic() - self._last > 30:
                 self._last = time.monotonic()
-                log.info("%s: %d of %d%s", self._bar.desc, self._bar.n, self._bar.total, self._running())
+                log.info("%s: %d of %d%s", self._name, self._bar.n, self._bar.total, self._running())
 
     def scores(self, values: list[float | None]) -> None:
         self._values += [value or 0.0 for value in values]
