@@ -50,13 +50,11 @@ class Point:
         one_job = self.method.rows * self.method.streams
         if shape["slots"] is None and shape["concurrency"] is not None:
             shape["slots"] = one_job * shape["concurrency"]
-        if shape["slots"] is not None:
-            expect_fit(self.method, self.model, self.sampling, slots=shape["slots"], width=width)
         shape["slots"] = choose_slots(
             self.model,
             asked=shape["slots"],
             one_job=one_job,
-            most=one_job * len(self.jobs),
+            most=one_job * max(1, len(self.jobs)),
             memory_gb=memory_gb,
             width=width,
             prefill=tuple(shape["prefill"]),
@@ -149,7 +147,7 @@ def _changed(config: DictConfig, choices: dict[str, str]) -> str:
     """The method's options that differ from its configuration file, as "n=8, reward=other"."""
     default = hydra.compose("config", overrides=[f"method={choices['method']}"]).method
     mine, theirs = (_flat(container(part)) for part in (config.method, default))
-    return ", ".join(f"{key}={value}" for key, value in sorted(mine.items()) if theirs.get(key) != value)
+    return ", ".join(f"{key}={value}" for key, value in sorted(mine.items()) if theirs.get(key, ...) != value)
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
