@@ -81,5 +81,10 @@ def test_each_result_relevant_change_changes_the_fingerprint() -> None:
     assert same == fingerprints[0]
 
 
+def test_a_part_that_is_switched_off_shows_in_the_leaderboard() -> None:
+    point = Point(compose("config", ["method=gridar", "method.stages.quarter=null"]), choices("gridar"))
+    assert point.record()["run"]["params"] == "stages.quarter=None"
+
+
 def choices(method: str) -> dict[str, str]:
     return {"method": method, "benchmark": "pictogram"}
