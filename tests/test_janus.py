@@ -88,6 +88,10 @@ def library(oracle: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.add_special_tokens([PAD, "<|User|>", BEGIN_OF_IMAGE, BOS, "<|Assistant|>"])
     tokenizer.save(str(folder / "tokenizer.json"))
+    added = {"content": "<|grounding|>", "special": True, "lstrip": False, "rstrip": False, "normalized": False}
+    settings = {"tokenizer_class": "LlamaTokenizerFast", "add_bos_token": True, "bos_token": BOS, "legacy": True}
+    settings["added_tokens_decoder"] = {str(tokenizer.get_vocab_size()): {**added, "single_word": False}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return folder
 
 
@@ -118,7 +122,8 @@ def original(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "gen_aligner_config": {"params": {"depth": 2}},
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
-    shutil.copy(library / "tokenizer.json", folder)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(library / file, folder)
     return folder
 
 
@@ -238,6 +243,9 @@ def test_the_null_prompt_has_its_likes_length(library: Path) -> None:
     assert torch.equal(null[0], text[0]) and torch.equal(null[-1], text[-1])
     assert torch.equal(null[1:-1], pad.expand(len(text) - 2, -1))
     assert torch.equal(null, model.context(None, "a dog"))
+    assert len(model.context("a <|grounding|>", "")) == len(
+        model.context("a x", "")
+    )  # one id, from tokenizer_config.json
     with pytest.raises(UserError, match=r"set model\.max_context to 109 or more"):
         model.context("a cat" * 20, "")
 

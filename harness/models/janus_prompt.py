@@ -37,14 +37,18 @@ def null_ids(ids: Sequence[int], pad: int) -> list[int]:
 
 
 class TokenizerWords:
-    """A checkpoint's own tokenizer.json. Special ids come from it: the families of Janus disagree about them."""
+    """A checkpoint's own tokenizer.json, with the tokens that tokenizer_config.json adds.
+
+    Special ids come from it: the families of Janus disagree about them. BOS is prepended here, as the tokenizer's
+    class does in upstream's version of the library.
+    """
 
     def __init__(self, file: Path) -> None:
         from transformers import PreTrainedTokenizerFast
 
         try:
-            self._tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file))
-        except Exception as error:  # the tokenizers library raises bare Exceptions
+            self._tokenizer = PreTrainedTokenizerFast.from_pretrained(str(file.parent), local_files_only=True)
+        except Exception as error:  # the tokenizers library raises bare exceptions
             raise UserError(f"{file} is no tokenizer ({one_line(error)[:120]}): download it again") from None
         known = self._tokenizer.get_vocab()
         lost = [tag for tag in (BOS, PAD, BEGIN_OF_IMAGE) if tag not in known]
