@@ -112,7 +112,10 @@ def run(config: DictConfig, choices: dict[str, str]) -> None:
     with RunFolder(point.folder(results), point.record(), point.jobs) as folder:
         missing = folder.missing()
         _outcome["folders"].append(folder.path)
-        log.info("%s: %d planned, %d done, %d to draw", folder.path, len(point.jobs), len(folder.done), len(missing))
+        log.info(
+            "%s: %d prompts x %d images planned, %d done, %d to draw",
+            *(folder.path, len(point.prompts), point.benchmark.images, len(folder.done), len(missing)),
+        )
         if "generate" in config.stages and missing:
             _generate(point, folder, missing)
         if "score" in config.stages:

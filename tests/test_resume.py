@@ -53,7 +53,7 @@ def test_a_finished_sweep_draws_nothing_again(tmp_path: Path) -> None:
     before = (folder / "records-0.jsonl").read_bytes()
     code, output = harness(tmp_path, *TOY)
     assert code == 0
-    assert "48 planned, 48 done, 0 to draw" in output
+    assert "24 prompts x 2 images planned, 48 done, 0 to draw" in output
     assert (folder / "records-0.jsonl").read_bytes() == before
 
 
@@ -67,7 +67,7 @@ def test_a_torn_line_and_a_lost_image_are_made_good(tmp_path: Path, uninterrupte
     torn.write_bytes(torn.read_bytes()[:20])
     code, output = harness(tmp_path, *SWEEP)
     assert code == 0, output
-    assert "48 planned, 46 done, 2 to draw" in output
+    assert "images planned, 46 done, 2 to draw" in output
     content = deterministic(tmp_path)
     assert len(set(content[f"{folder.relative_to(tmp_path)}/records"])) == 48  # type: ignore[call-overload]
     assert content["csv"] == uninterrupted["csv"]
