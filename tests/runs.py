@@ -63,7 +63,10 @@ def folders(cwd: Path) -> list[Path]:
 
 
 def deterministic(cwd: Path) -> dict[str, object]:
-    """Everything below results/ that must not depend on kills: images, journals as sets, the CSV without its times."""
+    """Everything below results/ that must not depend on kills: images, journals as sets, the CSV without its times.
+
+    The commit is left out too: it may move while tests run.
+    """
     content: dict[str, object] = {}
     for folder in folders(cwd):
         name = str(folder.relative_to(cwd))
@@ -74,7 +77,7 @@ def deterministic(cwd: Path) -> dict[str, object]:
         content[f"{name}/records"] = sorted(json.dumps(timeless(line), sort_keys=True) for line in lines)
         content[f"{name}/scores"] = sorted((folder / "scores.jsonl").read_text().splitlines())
     with (cwd / "results/leaderboard.csv").open() as file:
-        content["csv"] = [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
+        content["csv"] = [{k: v for k, v in row.items() if k not in (*TIMES, "commit")} for row in csv.DictReader(file)]
     return content
 
 
@@ -82,4 +85,5 @@ def timeless(line: str) -> dict[str, object]:
     record = json.loads(SampleRecord.from_json(line).to_json())
     for name in TIMES:
         record["usage"].pop(name)
+    record["stamp"].pop("commit")
     return record
