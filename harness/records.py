@@ -50,7 +50,7 @@ class Usage:
     discarded: int = 0  # committed tokens later thrown away by truncate, fork-over or close
     target_passes: int = 0  # sequential target forwards the job took part in (its depth)
     target_positions: int = 0  # image positions computed by the target, all streams: drafts, re-prefill, guidance
-    text_positions: int = 0  # prompt positions computed by the target, all streams
+    text_positions: int = 0  # prompt positions computed by the target, all streams, as if no stream shared another's
     drafted_positions: int = 0  # positions computed by a drafter
     renders: int = 0  # VQ decodes, partial ones included
     judge_calls: int = 0  # images put to a judge

@@ -189,10 +189,10 @@ class VQ(nn.Module):
         self.post_quant_conv = nn.Conv2d(spec.code_dim, spec.latent, 1)
 
     def decode_bytes(self, codes: int) -> int:
-        """Working memory of decoding one float32 image of so many codes: about four maps of the largest layer."""
+        """Working memory of decoding one float32 image of so many codes: five maps of its largest layer are alive."""
         pixels = codes * self.spec.downsampling**2
         widths = (self.spec.width * multiplier for multiplier in self.spec.multipliers)
-        return 4 * 4 * max(width * pixels // 4 ** max(0, i - 1) for i, width in enumerate(widths))
+        return 5 * 4 * max(width * pixels // 4 ** max(0, i - 1) for i, width in enumerate(widths))
 
     def encode(self, x_B3HW: Tensor) -> Tensor:
         return self.quantize.nearest(self.quant_conv(self.encoder(x_B3HW))).flatten(1)
