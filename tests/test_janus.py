@@ -425,8 +425,24 @@ def test_missing_checkpoints_are_refused(library: Path, tmp_path: Path, monkeypa
     (folder / "tokenizer.json").unlink()
     with pytest.raises(UserError, match=r"no tokenizer\.json beside its weights"):
         load(folder).context("a cat", "a cat")
+    tokenizer = Tokenizer.from_file(str(library / "tokenizer.json"))
+    tokenizer.add_tokens([f"word{n}" for n in range(40)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    refused("has ids up to 301, the model 300 words", checkpoint=str(folder))
     (folder / "tokenizer.json").write_text("{}")
     refused("is no tokenizer", checkpoint=str(folder))
+
+
+def test_a_checkpoint_on_disk_draws_a_benchmark(library: Path, tmp_path: Path) -> None:
+    options = ("size=null", "dtype=float32", "max_context=64", f"checkpoint={library}")
+    toy = ("--config-dir", str(Path(__file__).parent / "toy_conf"), "benchmark=toy", "benchmark.prompts=3")
+    model = ("model=janus_pro_1b", *(f"model.{option}" for option in options))
+    code, said = harness(tmp_path, *toy, *model, "sampler.slots=8", "device=cpu")
+    assert code == 0, said
+    (run,) = tmp_path.glob("results/toy/janus_pro_1b/*")
+    assert len(list(run.rglob("*.png"))) == 6
+    code, said = harness(tmp_path, "run", str(run), "--again", "2", module="harness.check")
+    assert code == 0, said
 
 
 def test_commands_say_it_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,7 +111,7 @@ class Janus:
         state = read_state(path, weights, self.net, self.spec.trunk.heads)
         checkpoints.fill(self.net, {name: self._placed(name, tensor) for name, tensor in state.items()}, path)
         self.revision = checkpoints.revision_of(path)
-        self._words = read_words(path)
+        self._words = read_words(path, self.spec.words)
 
     def _placed(self, name: str, tensor: Tensor) -> Tensor:
         """The tokenizer computes in float32 whatever the model computes in: pixels are not where time goes."""

@@ -43,7 +43,7 @@ class TokenizerWords:
     class does in upstream's version of the library.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, words: int) -> None:
         from transformers import PreTrainedTokenizerFast
 
         try:
@@ -54,6 +54,10 @@ class TokenizerWords:
         lost = [tag for tag in (BOS, PAD, BEGIN_OF_IMAGE) if tag not in known]
         if lost:
             raise UserError(f"{file} does not know {', '.join(lost)}: it is not Janus-Pro's tokenizer")
+        if max(known.values()) >= words:
+            raise UserError(
+                f"{file} has ids up to {max(known.values())}, the model {words} words: it is another model's"
+            )
         self.bos, self.pad, self.begin_of_image = known[BOS], known[PAD], known[BEGIN_OF_IMAGE]
 
     def __call__(self, roles: Roles, prompt: str) -> list[int]:
@@ -74,7 +78,7 @@ class HashedWords:
         return [self.bos, *ids, self.begin_of_image]
 
 
-def read_words(path: Path) -> Words | None:
-    """The tokenizer beside a checkpoint's weights, if there is one."""
+def read_words(path: Path, words: int) -> Words | None:
+    """The tokenizer beside the weights of a checkpoint with so many word embeddings, if there is one."""
     file = (path if path.is_dir() else path.parent) / "tokenizer.json"
-    return TokenizerWords(file) if file.is_file() else None
+    return TokenizerWords(file, words) if file.is_file() else None
