@@ -11,14 +11,16 @@ from collections.abc import Sequence
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig
 
 
 class PointSweeper(BasicSweeper):
     """Runs every point of `points`, in order, as one multirun."""
 
     def __init__(
-        self, points: Sequence[Sequence[str]] = (), max_batch_size: int | None = None, params: DictConfig | None = None
+        self,
+        points: Sequence[Sequence[str]] = (),
+        max_batch_size: int | None = None,
+        params: dict[str, str] | None = None,
     ) -> None:
         super().__init__(max_batch_size=max_batch_size, params=params)
         self.points = [list(point) for point in points] or [[]]
