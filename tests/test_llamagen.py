@@ -346,7 +346,7 @@ def spoil(path: Path, how: str) -> None:
         ("truncated", "download it again"),
         ("no weights", "holds a list instead of tensors by name"),
         ("code", "not read because it could run code"),
-        ("lacking", "lacks 1 of 20 tensors, the first is trunk.layers.1.ffn_norm.weight"),
+        ("lacking", "lacks 1 of 20 tensors, the first is layers.1.ffn_norm.weight"),
         ("larger", r"is \(64,\), the model needs \(32,\)"),
         ("other grid", r"made for 64 image tokens, this configuration has 16 \(8 px\): choose the configuration"),
     ],
@@ -399,17 +399,8 @@ def test_random_weights_stay_out_of_the_leaderboard(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_on_disk_runs_from_the_command_line(tmp_path: Path) -> None:
-    folder = released(tmp_path / "weights")
-    size = {**SIZE, "condition": reference.CONDITION}
-    (tmp_path / "conf" / "model").mkdir(parents=True)
-    (tmp_path / "conf" / "model" / "tiny.yaml").write_text(
-        f"_target_: harness.models.llamagen.load\nname: tiny\nsize: {size}\nimage: 8\ntokenizer: {TOKENIZER}\n"
-        f"checkpoint: {folder / 'gpt.pt'}\ndtype: float32\nsampling: {{scale: 3.0, top_k: 20}}\n"
-        f"captions: {{_target_: harness.models.captions.WordFeatures, width: {reference.WIDTH}, length: 5}}\n"
-    )
-    toy_conf = Path(__file__).parent / "toy_conf"
-    shutil.copytree(toy_conf, tmp_path / "conf", dirs_exist_ok=True)
-    options = ("--config-dir", str(tmp_path / "conf"), "model=tiny", "benchmark=toy", "benchmark.prompts=4")
+    captions = f"{{_target_: harness.models.captions.WordFeatures, width: {reference.WIDTH}, length: 5}}"
+    options = on_disk(tmp_path, captions)
     code, said = harness(
         tmp_path, "-m", *options, "method=plain,toy_best", "sampler.slots=null", "sampler.memory_gb=0.01"
     )
@@ -418,6 +409,30 @@ def test_a_checkpoint_on_disk_runs_from_the_command_line(tmp_path: Path) -> None
     for run in (tmp_path / "results" / "toy" / "tiny").iterdir():
         code, said = harness(tmp_path, "run", str(run), module="harness.check")
         assert code == 0, said
+
+
+def on_disk(tmp_path: Path, captions: str) -> tuple[str, ...]:
+    """Options of a run of the toy benchmark with a tiny checkpoint on disk."""
+    folder = released(tmp_path / "weights")
+    size = {**SIZE, "condition": reference.CONDITION}
+    (tmp_path / "conf" / "model").mkdir(parents=True)
+    (tmp_path / "conf" / "model" / "tiny.yaml").write_text(
+        f"_target_: harness.models.llamagen.load\nname: tiny\nsize: {size}\nimage: 8\ntokenizer: {TOKENIZER}\n"
+        f"checkpoint: {folder / 'gpt.pt'}\ndtype: float32\nsampling: {{scale: 3.0, top_k: 20}}\n"
+        f"captions: {captions}\n"
+    )
+    shutil.copytree(Path(__file__).parent / "toy_conf", tmp_path / "conf", dirs_exist_ok=True)
+    return ("--config-dir", str(tmp_path / "conf"), "model=tiny", "benchmark=toy", "benchmark.prompts=4")
+
+
+def test_a_missing_text_encoder_ends_a_run_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    code, said = harness(tmp_path, *on_disk(tmp_path, "{_target_: harness.models.captions.T5}"))
+    assert code == 2
+    assert "error: the text encoder google/flan-t5-xl is not usable" in said
+    assert "Traceback" not in said
 
 
 # ------------------------------------------------------------------ captions

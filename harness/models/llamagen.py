@@ -144,7 +144,10 @@ class LlamaGen:
 
     @torch.no_grad()
     def prefix(self, text: str | None, like: str) -> Prefix:
-        """Keys, values and bias of the prompt's positions before the last, as one entry; none without `collapse`."""
+        """Keys, values and bias of the prompt's positions before the last, as one entry; none without `collapse`.
+
+        Exact but for rounding: a bfloat16 cache rounds the bias by up to 0.016, within what it does to everything else.
+        """
         prompt_PD, padded = self._prompt(text, like)
         spec, count = self.gpt.spec.trunk, len(prompt_PD) - 1
         last = -math.inf if padded else 0.0  # nothing but itself sees a padding position
@@ -377,7 +380,7 @@ def _fill(module: nn.Module, state: Mapping[str, Tensor], path: Path, ignore: tu
     missing = sorted(wanted - named.keys())
     if missing:
         raise UserError(
-            f"{path} lacks {len(missing)} of {len(wanted)} tensors, the first is {missing[0]}: "
+            f"{path} lacks {len(missing)} of {len(wanted)} tensors, the first is {missing[0].removeprefix('trunk.')}: "
             "it is the checkpoint of another model"
         )
     files.report_unknown(sorted(named.keys() - wanted), path)

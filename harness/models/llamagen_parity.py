@@ -20,14 +20,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.hooks import Draft, Sampling, cfg, exact, warp
+from harness.hooks import Draft, Sampling, cfg, exact, unguided, warp
 from harness.models.captions import Features, clean
 from harness.models.llamagen import GPT, GPTSpec, LlamaGen, Padding, fill_gpt, fill_vq, rotary_table
 from harness.models.trunk import TrunkSpec
 from harness.models.vq import VQ, VQSpec, to_uint8
 from harness.parity import Fixture, Quantity
 from harness.records import Usage, UserError
-from harness.sampler import Canvas, Sampler
+from harness.sampler import Canvas, Context, Sampler
 
 
 @torch.no_grad()
@@ -152,7 +152,7 @@ class _Check:
             guided_BNV = cfg(logits_BKNV, torch.full((len(self.texts),), self.scale, device=self.device))
             got = {"greedy_tokens_cfg": self.greedy_BN, "greedy_cfg_logits": guided_BNV}
             got["greedy_tokens_cfg_interval"] = self._greedy(self._sampler(collapse, interval=interval))[1]
-            got["greedy_tokens_no_cfg"] = self._greedy(self._sampler(collapse, scale=1.0))[1]
+            got["greedy_tokens_no_cfg"] = self._greedy(self._sampler(collapse, scale=1.0), guided=False)[1]
             yield from self._compare(got, form)
 
     def other_prompts(self) -> Iterator[Quantity]:
@@ -199,8 +199,11 @@ class _Check:
         sampling = Sampling(scale=self.scale if scale is None else scale, temperature=0.0, interval=interval)
         return Sampler(model, sampling, slots=2 * len(self.texts), width=width, prefill=(2, 16))
 
-    def _open(self, sampler: Sampler) -> list[Canvas]:
-        return [sampler.open(*sampler.contexts(text), key=n, usage=Usage()) for n, text in enumerate(self.texts)]
+    def _open(self, sampler: Sampler, guided: bool = True) -> list[Canvas]:
+        pairs = [[Context(None, text), Context(text, text)] for text in self.texts]
+        if guided:
+            return [sampler.open(pair, cfg, key=n, usage=Usage()) for n, pair in enumerate(pairs)]
+        return [sampler.open(pair[1:], unguided, key=n, usage=Usage()) for n, pair in enumerate(pairs)]
 
     def _forced(self, sampler: Sampler) -> Tensor:
         """Logits [B, K, N, V] along the teacher's tokens."""
@@ -221,9 +224,9 @@ class _Check:
         sampler.draw(canvases, drafts, exact)
         return tap.logits[0]
 
-    def _greedy(self, sampler: Sampler) -> tuple[Tensor, Tensor]:
+    def _greedy(self, sampler: Sampler, guided: bool = True) -> tuple[Tensor, Tensor]:
         """Logits [B, K, N, V] along the drawn tokens, and those tokens [B, N]."""
-        canvases, tap = self._open(sampler), _Tap()
+        canvases, tap = self._open(sampler, guided), _Tap()
         while not canvases[0].done:
             sampler.forward(canvases, [None] * len(canvases))
             sampler.probe(canvases, tap.probe)
