@@ -169,7 +169,9 @@ class _Check:
 
     def bfloat16(self) -> Iterator[Quantity]:
         """In bfloat16 our logits may depart from float32 hardly more than upstream's own do."""
-        upstream = self.fixture.manifest["measured"]["bf16"]
+        upstream = self.fixture.manifest.get("measured", {}).get("bf16")
+        if upstream is None:
+            return
         expected_RNV = self.expected["cached_logits"]
         got_RNV = _rows(self._forced(self._sampler(collapse=True, dtype=torch.bfloat16))).cpu()
         error_RNV = (got_RNV - expected_RNV).abs()
