@@ -164,8 +164,12 @@ def spec_config(spec: GPTSpec | VQSpec) -> dict[str, object]:
 
 
 @torch.no_grad()
-def draw(gpt: GPT, texts: list[str], *, scale: float, seed: int, temperature: float = 1.0) -> Tensor:
-    """Tokens [B, N] for some texts, drawn in one batch with guidance: for watching a training, not for measuring."""
+def draw(gpt: GPT, texts: list[str], *, scale: float, seed: int, prefix_BP: Tensor | None = None) -> Tensor:
+    """Tokens [B, N] for some texts, drawn in one batch with guidance, perhaps after given first tokens.
+
+    For training and for studies of the model; methods are compared through the harness's sampler.
+    """
+    given = 0 if prefix_BP is None else prefix_BP.shape[1]
     rows, count = 2 * len(texts), gpt.spec.side**2
     cache = KVCache(gpt.trunk.spec, rows, PROMPT + count, torch.float32, torch.device("cpu"))
     words = torch.tensor([grammar.encode(text) for text in texts] + [grammar.encode(None)] * len(texts))
@@ -175,8 +179,9 @@ def draw(gpt: GPT, texts: list[str], *, scale: float, seed: int, temperature: fl
     for n in range(count):
         hidden = gpt.trunk(x, gpt.rotary[pos], cache.attend_all(pos))[:, -1]
         text, null = gpt.head(hidden).float().chunk(2)
-        law = F.softmax((null + scale * (text - null)) / temperature, -1)
-        tokens = torch.cat((tokens, torch.multinomial(law, 1, generator=generator)), 1)
+        law = F.softmax(null + scale * (text - null), -1)
+        drawn = torch.multinomial(law, 1, generator=generator)
+        tokens = torch.cat((tokens, prefix_BP[:, n : n + 1] if prefix_BP is not None and n < given else drawn), 1)
         at = torch.full((rows, 1), n)
         x, pos = gpt.embed_tokens(tokens[:, -1:].repeat(2, 1), at), at + PROMPT
     return tokens
