@@ -210,7 +210,6 @@ def test_a_measurement_that_contradicts_the_card_is_said() -> None:
     assert verify.objections(gates, None) == ["b is short and the card does not say so"]
 
 
-@pytest.mark.long
 def test_the_card_states_what_verify_measures() -> None:
     card = json.loads((files.folder(SET) / "card.json").read_text())
     assert verify.objections(verify.measure(SET, quick=True), card["measured"]["quick"]) == []
