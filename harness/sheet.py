@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,16 +31,18 @@ def write_sheet(folders: Sequence[Path], path: Path, rows: int = 12) -> Path:
     scores = [{s.key[:2]: s.value for s in read_lines(f / "scores.jsonl", Score.from_json)} for f in runs]
     heads = [_head(folder) for folder in runs]
     font, bold = ImageFont.load_default(15), ImageFont.load_default(17)
-    top = 64
+    top = 76
     size = (TEXT + len(runs) * (TILE + GAP) + GAP, top + len(prompts) * (TILE + GAP) + GAP)
     sheet = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(sheet)
     for column, head in enumerate(heads):
         x = TEXT + column * (TILE + GAP)
-        pen.multiline_text((x, 12), head, font=bold, fill="#222222")
+        pen.multiline_text((x, 12), _wrapped(head, bold, TILE), font=bold, fill="#222222")
     for row, prompt in enumerate(prompts):
         y = top + row * (TILE + GAP)
-        pen.multiline_text((GAP, y + 6), _wrapped(f"{prompt[1]}", font), font=font, fill="#222222", spacing=5)
+        pen.multiline_text(
+            (GAP, y + 6), _wrapped(prompt[1], font, TEXT - 3 * GAP), font=font, fill="#222222", spacing=5
+        )
         pen.text((GAP, y + TILE - 22), prompt[2].replace("_", " "), font=font, fill="#888888")
         for column, folder in enumerate(runs):
             x = TEXT + column * (TILE + GAP)
@@ -52,8 +55,6 @@ def write_sheet(folders: Sequence[Path], path: Path, rows: int = 12) -> Path:
             if record.key in scores[column]:
                 right = (scores[column][record.key] or 0.0) >= 0.5
                 pen.rectangle((x - 3, y - 3, x + TILE + 2, y + TILE + 2), outline=RIGHT if right else WRONG, width=4)
-    import io
-
     buffer = io.BytesIO()
     sheet.save(buffer, format="PNG")
     write_atomic(path, buffer.getvalue())
@@ -62,7 +63,7 @@ def write_sheet(folders: Sequence[Path], path: Path, rows: int = 12) -> Path:
 
 def _head(folder: Path) -> str:
     run = OmegaConf.load(folder / "config.yaml").run
-    return f"{run.method.replace('_', ' ')}\n{run.params}"
+    return f"{run.method.replace('_', ' ')} {run.params}"
 
 
 def _prompts(folder: Path, count: int) -> list[tuple[str, str, str]]:
@@ -78,9 +79,9 @@ def _prompts(folder: Path, count: int) -> list[tuple[str, str, str]]:
     return sorted(chosen[:count], key=lambda prompt: order.index(prompt[2]))
 
 
-def _wrapped(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
+def _wrapped(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
-        lines = [*lines[:-1], longer] if font.getlength(longer) < TEXT - 3 * GAP else [*lines, word]
+        lines = [*lines[:-1], longer] if font.getlength(longer) <= width else [*lines, word]
     return "\n".join(lines)
