@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from harness.download import cache_folder as cache_folder
     from harness.hooks import Draft as Draft
     from harness.hooks import Drafts as Drafts
     from harness.hooks import Guide as Guide
@@ -27,12 +28,14 @@ if TYPE_CHECKING:
     from harness.records import UserError as UserError
     from harness.sampler import Canvas as Canvas
     from harness.sampler import Image as Image
+    from harness.session import Decoding as Decoding
     from harness.session import Drafter as Drafter
     from harness.session import Judge as Judge
     from harness.session import Method as Method
     from harness.session import Session as Session
 
 _HOME = {
+    "harness.download": ("cache_folder",),
     "harness.hooks": (
         "Draft", "Drafts", "Guide", "Probe", "Rule", "cfg", "coupled", "entropy", "exact",
         "leftover", "unguided", "verify_chain",
@@ -42,7 +45,7 @@ _HOME = {
     "harness.noise": ("Noise",),
     "harness.records": ("UserError",),
     "harness.sampler": ("Canvas", "Image"),
-    "harness.session": ("Drafter", "Judge", "Method", "Session"),
+    "harness.session": ("Decoding", "Drafter", "Judge", "Method", "Session"),
 }  # fmt: skip
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 __all__ = sorted(_MODULE)

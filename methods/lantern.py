@@ -11,14 +11,13 @@ import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness import Drafts, ImageModel, Noise, UserError, exact, leftover, verify_chain
+from harness import Drafts, ImageModel, Noise, UserError, cache_folder, exact, leftover, verify_chain
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +80,17 @@ class Lantern:
             return exact(law_RTV, drafts, noise)
         credit_n = self.credit(law_RTV[:, :columns].flatten(0, 1), drafts.token_RG.flatten())
         return verify_chain(law_RTV, drafts, noise, credit_n.unflatten(0, (-1, columns)), self.residual)
+
+    def signals(self, law_RTV: Tensor, drafts: Drafts, noise: Noise, path_RG: Tensor) -> dict[str, Tensor]:
+        """Over the accepted draft tokens of a chain: neighbours lent (m*), their mass (c_m*), and how many tokens the
+        exact rule would have rejected at the same chance."""
+        columns = drafts.token_RG.shape[1]
+        law_nV, token_n = law_RTV[:, :columns].flatten(0, 1), drafts.token_RG.flatten()
+        borrowed = self.borrow(law_nV, token_n)
+        draft_n = drafts.law_RGV.flatten(0, 1).gather(1, token_n[:, None])[:, 0]
+        rejected_n = noise.uniform(ACCEPT, 1)[:, :columns, 0].flatten() * draft_n >= _own(law_nV, token_n)
+        measured = {"lent": borrowed.count_R, "lent_mass": borrowed.mass_R, "rescued": rejected_n}
+        return {name: (value.view(path_RG.shape) * (path_RG >= 0)).sum(1) for name, value in measured.items()}
 
     def credit(self, law_RV: Tensor, token_R: Tensor) -> Tensor:
         """The relaxed probability p(x) + c_m*, float64 [R]."""
@@ -182,7 +192,7 @@ def neighbours(codebook_Vd: Tensor, k: int, metric: str) -> Tensor:
     codebook = codebook_Vd.detach().float().cpu().contiguous()
     k = min(k, len(codebook) - 1)
     name = hashlib.sha256(codebook.numpy().tobytes()).hexdigest()[:16]
-    path = _cache() / f"neighbours-{name}-{metric}-{k}.npz"
+    path = cache_folder() / f"neighbours-{name}-{metric}-{k}.npz"
     if path.is_file():
         try:
             stored = np.load(path, allow_pickle=False)
@@ -210,7 +220,3 @@ def _nearest_codes(codebook_Vd: Tensor, k: int, metric: str) -> Tensor:
         distance[own, first + own] = torch.inf
         nearest.append(distance.sort(dim=1, stable=True).indices[:, :k])
     return torch.cat(nearest)
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "visual-ar-tts"
