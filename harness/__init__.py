@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from harness.judges.verifier import Verifier as Verifier
     from harness.models import ImageModel as ImageModel
     from harness.noise import Noise as Noise
+    from harness.notes import pack_picture as pack_picture
+    from harness.notes import pack_series as pack_series
+    from harness.notes import unpack_series as unpack_series
     from harness.records import UserError as UserError
     from harness.sampler import Canvas as Canvas
     from harness.sampler import Image as Image
@@ -43,6 +46,7 @@ _HOME = {
     "harness.judges.verifier": ("Verifier",),
     "harness.models": ("ImageModel",),
     "harness.noise": ("Noise",),
+    "harness.notes": ("pack_picture", "pack_series", "unpack_series"),
     "harness.records": ("UserError",),
     "harness.sampler": ("Canvas", "Image"),
     "harness.session": ("Decoding", "Drafter", "Judge", "Method", "Session"),
