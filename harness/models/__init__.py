@@ -53,8 +53,8 @@ class ImageModel(Protocol):
         """Logits over image tokens, [..., V], at least float32."""
         ...
 
-    def cache(self, slots: int) -> KVCache:
-        """Static key/value storage for `slots` streams of `max_context` + N positions."""
+    def cache(self, slots: int, room: int = 0) -> KVCache:
+        """Static key/value storage for `slots` streams of `max_context` + N + `room` positions."""
         ...
 
     def decode(self, token_BN: Tensor) -> Tensor:

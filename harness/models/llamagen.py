@@ -172,8 +172,8 @@ class LlamaGen:
     def head(self, hidden: Tensor) -> Tensor:
         return self.gpt.output(hidden).float()
 
-    def cache(self, slots: int) -> KVCache:
-        length = self.max_context + self.num_tokens
+    def cache(self, slots: int, room: int = 0) -> KVCache:
+        length = self.max_context + self.num_tokens + room
         return KVCache(self.gpt.spec.trunk, slots, length, self.dtype, self.device, biased=True)
 
     def encode(self, pixels_B3HW: Tensor) -> Tensor:

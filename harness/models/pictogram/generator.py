@@ -126,8 +126,8 @@ class Pictogram:
     def head(self, hidden: Tensor) -> Tensor:
         return self.gpt.head(hidden).float()
 
-    def cache(self, slots: int) -> KVCache:
-        return KVCache(self.gpt.trunk.spec, slots, self.max_context + self.num_tokens, self.dtype, self.device)
+    def cache(self, slots: int, room: int = 0) -> KVCache:
+        return KVCache(self.gpt.trunk.spec, slots, self.max_context + self.num_tokens + room, self.dtype, self.device)
 
     def decode(self, token_BN: Tensor) -> Tensor:
         return to_uint8(self.vq.decode(token_BN, self.grid))
