@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from harness.hooks import entropy as entropy
     from harness.hooks import exact as exact
     from harness.hooks import leftover as leftover
+    from harness.hooks import stakes as stakes
     from harness.hooks import unguided as unguided
     from harness.hooks import verify_chain as verify_chain
     from harness.judges.verifier import Verifier as Verifier
@@ -41,7 +42,7 @@ _HOME = {
     "harness.download": ("cache_folder",),
     "harness.hooks": (
         "Draft", "Drafts", "Guide", "Probe", "Rule", "cfg", "coupled", "entropy", "exact",
-        "leftover", "unguided", "verify_chain",
+        "leftover", "stakes", "unguided", "verify_chain",
     ),
     "harness.judges.verifier": ("Verifier",),
     "harness.models": ("ImageModel",),

@@ -17,8 +17,7 @@ from harness.hooks import Sampling
 from harness.memory import choose_slots
 from harness.records import Job, Prompt, UserError, digest, dump, one_line
 from harness.sampler import Sampler
-from harness.scheduler import Delivery, Scheduler, expect_fit
-from harness.stats import uniform
+from harness.scheduler import Delivery, Scheduler, expect_fit, parts
 from harness.store import SCHEMA, fingerprint
 
 
@@ -43,7 +42,7 @@ class Point:
         self.judge: str = self.benchmark.judge.id
         self.prompts_sha = digest(dump([_row(prompt) for prompt in self.prompts]).encode())
         self.aggregates = _aggregates(self.benchmark, sorted({prompt.category for prompt in self.prompts}))
-        self.asked = {name: part.id for name, part in vars(self.method).items() if hasattr(part, "id")}
+        self.asked = {name: part.id for name, part in parts(self.method) if hasattr(part, "id")}
         self.sampler = self._sampler_shape()
         self.fingerprint = self._fingerprint(model)
 
@@ -129,7 +128,8 @@ def _row(prompt: Prompt) -> list[Any]:
 
 def _aggregates(benchmark: Any, categories: Sequence[str]) -> dict[str, dict[str, float]]:
     """The benchmark's named linear combinations of category means, "score" among them."""
-    named = benchmark.aggregates(categories) if hasattr(benchmark, "aggregates") else {"score": uniform(categories)}
+    uniform = {"score": dict.fromkeys(categories, 1 / len(categories))}
+    named = benchmark.aggregates(categories) if hasattr(benchmark, "aggregates") else uniform
     aggregates = {str(name): {str(c): float(w) for c, w in parts.items()} for name, parts in named.items()}
     assert "score" in aggregates, f"{type(benchmark).__name__}.aggregates names no score"
     assert all(set(parts) <= set(categories) for parts in aggregates.values()), "an aggregate of unknown categories"

@@ -58,11 +58,12 @@ class Canvas:
 
     __slots__ = (
         "_ahead", "_guide", "_image", "_inherited", "_key", "_log_probs", "_streams",
-        "_tokens", "_total", "_usage", "scale", "version",
+        "_tokens", "_total", "_usage", "scale", "signals", "version",
     )  # fmt: skip
 
     def __init__(self, key: int, usage: Usage, total: int, scale: float, guide: Guide) -> None:
         self.scale = scale  # guidance scale of the next draw
+        self.signals: dict[str, float] = {}  # what the rules said of their rounds, summed up
         self.version = 0  # grows on fork, truncate and condition
         self._key, self._usage, self._total, self._guide = key, usage, total, guide
         self._streams: list[_Stream] = []
@@ -190,7 +191,7 @@ class Sampler:
             static[target] = static[source]
         over._tokens, over._log_probs = list(src._tokens), list(src._log_probs)
         over._inherited, over._ahead, over._image = src.length, src._ahead, src._image
-        over.scale, over._guide = src.scale, src._guide
+        over.scale, over._guide, over.signals = src.scale, src._guide, dict(src.signals)
         over.version += 1
         self._set_key(over, derive(over._key, "fork", over.version))
 
@@ -292,12 +293,16 @@ class Sampler:
             packed = []
             order: list[int] = []
             for places, _, law_RTV in self._laws(rows, width):
-                packed.append(self._apply(rule, [rows[i] for i in places], [drafts[i] for i in places], law_RTV))
+                names, values_RX = self._apply(rule, [rows[i] for i in places], [drafts[i] for i in places], law_RTV)
+                packed.append(values_RX)
                 order.extend(places)
             table = torch.cat(packed).tolist()  # the round's one device-to-host copy
         for place, (count, *values) in zip(order, table, strict=True):
             accepted[place] = int(count)
-            self._commit_drawn(rows[place], int(count) + 1, values[:width], values[width:])
+            self._commit_drawn(rows[place], int(count) + 1, values[:width], values[width : 2 * width])
+            summed = rows[place].signals
+            for name, value in zip(names, values[2 * width :], strict=True):
+                summed[name] = summed.get(name, 0.0) + value
         return accepted
 
     @torch.no_grad()
@@ -454,14 +459,22 @@ class Sampler:
                 law_RTV = torch.where(late_RT1, guide(logits_RKTV, torch.ones_like(scale_R)), law_RTV)
             yield places, logits_RKTV, warp(law_RTV, self.sampling)
 
-    def _apply(self, rule: Rule, rows: list[Canvas], drafts: list[Draft | None], law_RTV: Tensor) -> Tensor:
-        """Rule and device-side commit of one group: [R, 1 + 2T] of count, committed tokens, their log-probabilities."""
+    def _apply(
+        self, rule: Rule, rows: list[Canvas], drafts: list[Draft | None], law_RTV: Tensor
+    ) -> tuple[list[str], Tensor]:
+        """Rule and device-side commit of one group.
+
+        Returns [R, 1 + 2T + signals]: count, committed tokens, their log-probabilities, and the rule's signals, named.
+        """
         slot_R = self._tensor([canvas._streams[0].slot for canvas in rows])
         place_RT = self._tensor([canvas.length for canvas in rows]).unsqueeze(1) + torch.arange(
             law_RTV.shape[1], device=law_RTV.device
         )
         proposal = Drafts.stack(drafts, law_RTV)
-        path_RG, next_R = rule(law_RTV, proposal, Noise(self._key_S2[slot_R], place_RT))
+        noise = Noise(self._key_S2[slot_R], place_RT)
+        path_RG, next_R = rule(law_RTV, proposal, noise)
+        measure = getattr(rule, "signals", None)
+        signals = measure(law_RTV, proposal, noise, path_RG) if measure is not None else {}
         count_R1 = (path_RG >= 0).sum(1, keepdim=True)
         token_RT = torch.cat((proposal.token_RG, next_R.unsqueeze(1)), 1).scatter(1, count_R1, next_R.unsqueeze(1))
         log_prob_RT = law_RTV.gather(-1, token_RT.unsqueeze(-1)).squeeze(-1).double().log()
@@ -469,7 +482,8 @@ class Sampler:
         row_Q, slot_Q = self._tensor(streams).unbind(1)
         where_Q = place_RT.gather(1, count_R1)[row_Q, 0]
         self._token_SN[slot_Q, where_Q] = next_R[row_Q]
-        return torch.cat((count_R1.double(), token_RT.double(), log_prob_RT), 1)
+        measured = [value_R.double().unsqueeze(1) for value_R in signals.values()]
+        return list(signals), torch.cat((count_R1.double(), token_RT.double(), log_prob_RT, *measured), 1)
 
     def _commit_drawn(self, canvas: Canvas, count: int, tokens: list[float], log_probs: list[float]) -> None:
         canvas._tokens.extend(int(token) for token in tokens[:count])
