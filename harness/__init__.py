@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from harness.hooks import coupled as coupled
     from harness.hooks import entropy as entropy
     from harness.hooks import exact as exact
+    from harness.hooks import faced as faced
     from harness.hooks import leftover as leftover
+    from harness.hooks import own as own
     from harness.hooks import unguided as unguided
     from harness.hooks import verify as verify
-    from harness.hooks import verify_chain as verify_chain
     from harness.judges.verifier import Verifier as Verifier
     from harness.models import ImageModel as ImageModel
     from harness.noise import Noise as Noise
@@ -45,7 +46,7 @@ _HOME = {
     "harness.download": ("cache_folder",),
     "harness.hooks": (
         "Draft", "Drafts", "Guide", "Probe", "Rule", "cfg", "coupled", "entropy", "exact",
-        "leftover", "unguided", "verify", "verify_chain",
+        "faced", "leftover", "own", "unguided", "verify",
     ),
     "harness.judges.verifier": ("Verifier",),
     "harness.models": ("ImageModel",),

@@ -4,6 +4,7 @@ python -m harness method=best_of_n                      one run, one folder, res
 python -m harness -m method=plain,best_of_n             a sweep
 python -m harness -m experiment=demo                    a listed sweep
 python -m harness stages=[report]                       leaderboard.csv from the journals, no computing
+python -m harness benchmark=tiif stages=[estimate]      calls and tokens that a judge would be asked for, no computing
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.records import Job, SampleRecord, UserError, digest, one_line
+from harness.records import Job, SampleRecord, Score, UserError, digest, one_line
 
 if TYPE_CHECKING:
     from harness.point import Point
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("harness")
 
-STAGES = ("generate", "score", "report")
+STAGES = ("estimate", "generate", "score", "report")
 CHUNK = 32
 """Images scored at a time while others are drawn."""
 
@@ -107,6 +108,14 @@ def run(config: DictConfig, choices: dict[str, str]) -> None:
     from harness.store import RunFolder
 
     point = Point(config, choices)
+    if "estimate" in config.stages:
+        if len(config.stages) > 1 or not hasattr(point.benchmark, "estimate"):
+            raise UserError(
+                f"stages={list(config.stages)} with benchmark={choices['benchmark']}: an estimate is asked "
+                "for alone, of a benchmark whose judge answers calls, such as tiif"
+            )
+        print(point.benchmark.estimate([job.prompt for job in point.jobs]))
+        return
     if "report" in config.stages:
         _outcome["results"] = results
     with RunFolder(point.folder(results), point.record(), point.jobs) as folder:
@@ -116,15 +125,22 @@ def run(config: DictConfig, choices: dict[str, str]) -> None:
             "%s: %d prompts x %d images planned, %d done, %d to draw",
             *(folder.path, len(point.prompts), point.benchmark.images, len(folder.done), len(missing)),
         )
+        if "score" in config.stages and hasattr(point.benchmark, "ready"):
+            point.benchmark.ready([job.prompt for job in (*missing, *folder.unscored(point.judge))])
         if "generate" in config.stages and missing:
             _generate(point, folder, missing)
         if "score" in config.stages:
             _score(point, folder, folder.unscored(point.judge))
+            _summarise(point, folder)
         failed = len(folder.missing())
         assert len(folder.done) + failed == len(point.jobs)
         if failed and "generate" in config.stages:
             raise IncompleteRunError(
                 f"{folder.path}: {failed} of {len(point.jobs)} images failed; run again to retry them"
+            )
+        if "score" in config.stages and (unanswered := len(folder.unscored(point.judge))):
+            raise IncompleteRunError(
+                f"{folder.path}: the judge left {unanswered} images without an answer; run again to ask it about them"
             )
 
 
@@ -178,6 +194,19 @@ def _score(point: Point, folder: RunFolder, jobs: Iterable[Job]) -> list[float |
         folder.save_score(score)
         values.append(score.value)
     return values
+
+
+def _summarise(point: Point, folder: RunFolder) -> None:
+    """What the benchmark has to say about all scores of the run so far: into the log and into summary.txt."""
+    from harness.store import read_lines, write_atomic
+
+    if not hasattr(point.benchmark, "summarise"):
+        return
+    scores = read_lines(folder.path / "scores.jsonl", Score.from_json)
+    lines = list(point.benchmark.summarise([score for score in scores if score.judge == point.judge]))
+    write_atomic(folder.path / "summary.txt", "".join(f"{line}\n" for line in lines).encode())
+    for line in lines:
+        log.info("%s", line)
 
 
 def _report(results: Path, folders: list[Path]) -> None:

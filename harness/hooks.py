@@ -85,6 +85,8 @@ Rule = Callable[[Tensor, Drafts, Noise], tuple[Tensor, Tensor]]
 """(law_RTV, drafts, noise) -> accepted path (draft indices [R, G], -1 padded), next token [R].
 
 `law_RTV` are the laws at the root and behind every draft token; `noise` is that of the next T places, by depth.
+A rule may also have `signals(law_RTV, drafts, noise, path_RG) -> {name: [R]}`: what it has to say of the round; the
+sampler adds these up over a canvas's rounds in `Canvas.signals`.
 """
 
 
@@ -175,9 +177,7 @@ def own(law_RV: Tensor, token_R: Tensor) -> Tensor:
     return law_RV.gather(-1, token_R.unsqueeze(-1)).squeeze(-1)
 
 
-def verify(
-    law_RTV: Tensor, drafts: Drafts, noise: Noise, credit: Credit, residual: Residual
-) -> tuple[Tensor, Tensor]:
+def verify(law_RTV: Tensor, drafts: Drafts, noise: Noise, credit: Credit, residual: Residual) -> tuple[Tensor, Tensor]:
     """Accept draft tokens while u q < credit, where q is the chance they were drafted with."""
     if drafts.forest is not None:
         return _verify_trees(law_RTV, drafts, drafts.forest, noise, credit, residual)
@@ -197,10 +197,8 @@ def verify_chain(
     position is drawn from `residual`; after a full acceptance the bonus token is drawn from the target's law.
     """
     columns = drafts.token_RG.shape[1]
-    draft_RG = drafts.law_RGV.gather(-1, drafts.token_RG.unsqueeze(-1)).squeeze(-1)
-    chance_RG = noise.uniform(ACCEPT, 1)[:, :columns, 0]
     drafted_RG = torch.arange(columns, device=law_RTV.device) < drafts.length_R[:, None]
-    count_R, path_RG = _prefix((chance_RG * draft_RG < credit_RG) & drafted_RG)
+    count_R, path_RG = _prefix((stakes(drafts, noise) < credit_RG) & drafted_RG)
 
     row, last_R = torch.arange(len(count_R), device=law_RTV.device), count_R.clamp(max=columns - 1)
     law_RV, here = law_RTV[row, count_R], noise.at(count_R)
@@ -248,6 +246,41 @@ def _verify_trees(
     return path_RG, torch.where(spoilt_R, residual_R, draw_R)
 
 
+def stakes(drafts: Drafts, noise: Noise) -> Tensor:
+    """u q of every draft token, [R, G]: it is accepted where that is less than the credit it has with the target."""
+    draft_RG = drafts.law_RGV.gather(-1, drafts.token_RG.unsqueeze(-1)).squeeze(-1)
+    return noise.uniform(ACCEPT, 1)[:, : draft_RG.shape[1], 0] * draft_RG
+
+
+def faced(
+    law_RTV: Tensor, drafts: Drafts, noise: Noise, path_RG: Tensor, residual: Residual
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What accepted tokens were tested against: laws [R, D, V], tokens [R, D] and u q [R, D] along the path.
+
+    In a tree the law is what the token's elder siblings left by `residual`. Columns behind the path mean nothing.
+    """
+    if drafts.forest is None:
+        return law_RTV[:, : path_RG.shape[1]], drafts.token_RG, stakes(drafts, noise)
+    columns = drafts.forest.depth
+    path_RG = path_RG[:, :columns]
+    row_R1 = torch.arange(len(path_RG), device=path_RG.device).unsqueeze(1)
+    above_RG = torch.nn.functional.pad(path_RG[:, :-1] + 1, (1, 0))
+    children_RGC = torch.from_numpy(drafts.forest.child_RTC).to(path_RG.device)[row_R1, above_RG]
+    rank_RG = (children_RGC == path_RG.unsqueeze(2)).int().argmax(2)
+    left_nV = law_RTV[row_R1, above_RG].flatten(0, 1)
+    for rank in range(children_RGC.shape[2] - 1):
+        elder_RG = children_RGC[:, :, rank].clamp(min=0)
+        token_n, draft_law_nV = (table[row_R1, elder_RG].flatten(0, 1) for table in (drafts.token_RG, drafts.law_RGV))
+        after_nV = residual(left_nV, draft_law_nV, token_n)
+        before_n = (rank < rank_RG).flatten() & (own(draft_law_nV, token_n) > 0)
+        left_nV = torch.where(before_n[:, None], after_nV / after_nV.sum(1, keepdim=True), left_nV)
+    at_RG = path_RG.clamp(min=0)
+    token_RG = drafts.token_RG.gather(1, at_RG)
+    chance_RGC = noise.uniform(ACCEPT, children_RGC.shape[2])[:, :columns]
+    stake_RG = chance_RGC.gather(2, rank_RG.unsqueeze(2))[..., 0] * own(drafts.law_RGV[row_R1, at_RG], token_RG)
+    return left_nV.unflatten(0, path_RG.shape), token_RG, stake_RG
+
+
 def leftover(law_RV: Tensor, draft_law_RV: Tensor, _token_R: Tensor) -> Tensor:
     """max(p - q, 0): what the drafts left of the target's law.
 
@@ -284,8 +317,8 @@ def _coupled_trees(law_RTV: Tensor, drafts: Drafts, trees: Forest, noise: Noise)
         child_R = child_RC.gather(1, fits_RC.int().argmax(1, keepdim=True))[:, 0]
         node_R = torch.where(alive_R, child_R, node_R)
         path_RG[:, depth] = torch.where(alive_R, child_R, -1)
-        further_R = noise.at(torch.full_like(row_R, depth + 1)).race(DRAW, law_RTV[row_R, node_R + 1].unsqueeze(1))[:, 0]
-        drawn_R = torch.where(alive_R, further_R, drawn_R)
+        here, law_RV = noise.at(torch.full_like(row_R, depth + 1)), law_RTV[row_R, node_R + 1]
+        drawn_R = torch.where(alive_R, here.race(DRAW, law_RV.unsqueeze(1))[:, 0], drawn_R)
     return path_RG, drawn_R
 
 

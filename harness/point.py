@@ -17,8 +17,7 @@ from harness.hooks import Sampling
 from harness.memory import choose_slots
 from harness.records import Job, Prompt, UserError, digest, dump, one_line
 from harness.sampler import Sampler
-from harness.scheduler import Delivery, Scheduler, expect_fit
-from harness.stats import uniform
+from harness.scheduler import Delivery, Scheduler, demands, expect_fit, parts
 from harness.store import SCHEMA, fingerprint
 
 
@@ -43,14 +42,14 @@ class Point:
         self.judge: str = self.benchmark.judge.id
         self.prompts_sha = digest(dump([_row(prompt) for prompt in self.prompts]).encode())
         self.aggregates = _aggregates(self.benchmark, sorted({prompt.category for prompt in self.prompts}))
-        self.asked = {name: part.id for name, part in vars(self.method).items() if hasattr(part, "id")}
+        self.asked = {name: part.id for name, part in parts(self.method) if hasattr(part, "id")}
         self.sampler = self._sampler_shape()
         self.fingerprint = self._fingerprint(model)
 
     def _sampler_shape(self) -> dict[str, Any]:
         """The sampler's sizes, with the number of slots that memory allows; `memory_gb` itself names no result."""
         shape = container(self.config.sampler)
-        memory_gb, width = shape.pop("memory_gb", None), self.method.width
+        memory_gb, needs = shape.pop("memory_gb", None), demands(self.method)
         one_job = self.method.rows * self.method.streams
         if shape["slots"] is None and shape["concurrency"] is not None:
             shape["slots"] = one_job * shape["concurrency"]
@@ -60,12 +59,12 @@ class Point:
             one_job=one_job,
             most=one_job * max(1, len(self.jobs)),
             memory_gb=memory_gb,
-            width=width,
+            **needs,
             prefill=tuple(shape["prefill"]),
             render_batch=shape["render_batch"],
         )
-        expect_fit(self.method, self.model, self.sampling, slots=shape["slots"], width=width)
-        return {**shape, "width": width}
+        expect_fit(self.method, self.model, self.sampling, slots=shape["slots"], **needs)
+        return {**shape, **needs}
 
     def _fingerprint(self, model: dict[str, Any]) -> str:
         settings = {k: v for k, v in container(self.config.benchmark).items() if k != "metadata"}
@@ -129,7 +128,8 @@ def _row(prompt: Prompt) -> list[Any]:
 
 def _aggregates(benchmark: Any, categories: Sequence[str]) -> dict[str, dict[str, float]]:
     """The benchmark's named linear combinations of category means, "score" among them."""
-    named = benchmark.aggregates(categories) if hasattr(benchmark, "aggregates") else {"score": uniform(categories)}
+    uniform = {"score": dict.fromkeys(categories, 1 / len(categories))}
+    named = benchmark.aggregates(categories) if hasattr(benchmark, "aggregates") else uniform
     aggregates = {str(name): {str(c): float(w) for c, w in parts.items()} for name, parts in named.items()}
     assert "score" in aggregates, f"{type(benchmark).__name__}.aggregates names no score"
     assert all(set(parts) <= set(categories) for parts in aggregates.values()), "an aggregate of unknown categories"

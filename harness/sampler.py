@@ -62,11 +62,12 @@ class Canvas:
 
     __slots__ = (
         "_ahead", "_guide", "_image", "_inherited", "_key", "_log_probs", "_streams",
-        "_tokens", "_total", "_usage", "scale", "version",
+        "_tokens", "_total", "_usage", "scale", "signals", "version",
     )  # fmt: skip
 
     def __init__(self, key: int, usage: Usage, total: int, scale: float, guide: Guide) -> None:
         self.scale = scale  # guidance scale of the next draw
+        self.signals: dict[str, float] = {}  # what the rules said of their rounds, summed up
         self.version = 0  # grows on fork, truncate and condition
         self._key, self._usage, self._total, self._guide = key, usage, total, guide
         self._streams: list[_Stream] = []
@@ -196,7 +197,7 @@ class Sampler:
             static[target] = static[source]
         over._tokens, over._log_probs = list(src._tokens), list(src._log_probs)
         over._inherited, over._ahead, over._image = src.length, src._ahead, src._image
-        over.scale, over._guide = src.scale, src._guide
+        over.scale, over._guide, over.signals = src.scale, src._guide, dict(src.signals)
         over.version += 1
         self._set_key(over, derive(over._key, "fork", over.version))
 
@@ -322,12 +323,16 @@ class Sampler:
             packed = []
             order: list[int] = []
             for places, _, law_RTV in self._laws(rows, width, self._depths(drafts, width)):
-                packed.append(self._apply(rule, [rows[i] for i in places], [drafts[i] for i in places], law_RTV))
+                names, values_RX = self._apply(rule, [rows[i] for i in places], [drafts[i] for i in places], law_RTV)
+                packed.append(values_RX)
                 order.extend(places)
             table = torch.cat(packed).tolist()  # the round's one device-to-host copy
         for place, (count, *values) in zip(order, table, strict=True):
             accepted[place] = int(count)
-            self._commit_drawn(rows[place], int(count) + 1, values[:width], values[width:])
+            self._commit_drawn(rows[place], int(count) + 1, values[:width], values[width : 2 * width])
+            summed = rows[place].signals
+            for name, value in zip(names, values[2 * width :], strict=True):
+                summed[name] = summed.get(name, 0.0) + value
         return accepted
 
     @torch.no_grad()
@@ -513,34 +518,44 @@ class Sampler:
                 law_RTV = torch.where(late_RT1, guide(logits_RKTV, torch.ones_like(scale_R)), law_RTV)
             yield places, logits_RKTV, warp(law_RTV, sampling)
 
-    def _apply(self, rule: Rule, rows: list[Canvas], drafts: list[Draft | None], law_RTV: Tensor) -> Tensor:
-        """Rule and device-side commit of one group: [R, 1 + 2T] of count, committed tokens, their log-probabilities."""
+    def _apply(
+        self, rule: Rule, rows: list[Canvas], drafts: list[Draft | None], law_RTV: Tensor
+    ) -> tuple[list[str], Tensor]:
+        """Rule and device-side commit of one group.
+
+        Returns [R, 1 + 2T + signals]: count, committed tokens, their log-probabilities, and the rule's signals, named.
+        """
         noise = self.noise(rows, law_RTV.shape[1])
         proposal = Drafts.stack(drafts, law_RTV)
         path_RG, next_R = rule(law_RTV, proposal, noise)
+        measure = getattr(rule, "signals", None)
+        signals = measure(law_RTV, proposal, noise, path_RG) if measure is not None else {}
         count_R1 = (path_RG >= 0).sum(1, keepdim=True)
         token_RT = proposal.token_RG.gather(1, path_RG.clamp(min=0))
         token_RT = torch.cat((token_RT, next_R.unsqueeze(1)), 1).scatter(1, count_R1, next_R.unsqueeze(1))
         row_R1 = torch.arange(len(rows), device=law_RTV.device).unsqueeze(1)
-        chance_RT = law_RTV[row_R1, torch.nn.functional.pad(path_RG + 1, (1, 0)), token_RT]
+        log_prob_RT = law_RTV[row_R1, torch.nn.functional.pad(path_RG + 1, (1, 0)), token_RT].double().log()
+        self._keep(rows, proposal.forest, path_RG, token_RT, noise.position_RT)
+        measured = [value_R.double().unsqueeze(1) for value_R in signals.values()]
+        return list(signals), torch.cat((count_R1.double(), token_RT.double(), log_prob_RT, *measured), 1)
+
+    def _keep(
+        self, rows: list[Canvas], trees: Forest | None, path_RG: Tensor, token_RT: Tensor, place_RT: Tensor
+    ) -> None:
+        """Put the drawn token, and of a tree the accepted path's tokens, keys and values, to where a chain has them."""
         streams = [(r, stream.slot, stream.start) for r, canvas in enumerate(rows) for stream in canvas._streams]
         row_Q, slot_Q, start_Q = self._tensor(streams).unbind(1)
-        if proposal.forest is None:
-            where_Q = noise.position_RT.gather(1, count_R1)[row_Q, 0]
-            self._token_SN[slot_Q, where_Q] = next_R[row_Q]
-        else:
-            deep = proposal.forest.depth
-            self._straighten(slot_Q, start_Q[:, None] + noise.position_RT[row_Q, :1], path_RG[row_Q, :deep])
-            place_QD = noise.position_RT[row_Q, : deep + 1]
-            self._token_SN[slot_Q[:, None], place_QD] = token_RT[row_Q, : deep + 1]
-        return torch.cat((count_R1.double(), token_RT.double(), chance_RT.double().log()), 1)
-
-    def _straighten(self, slot_Q: Tensor, base_Q1: Tensor, path_QD: Tensor) -> None:
-        """Move the accepted path of trees that begin at `base` in the cache to where a chain would lie."""
-        place_D = torch.arange(path_QD.shape[1], device=path_QD.device)
-        source_QD = torch.where(path_QD >= 0, base_Q1 + path_QD, self._cache.length)
-        target_QD = torch.where(path_QD >= 0, base_Q1 + place_D, self._cache.length)
-        self._cache.move(slot_Q, source_QD, target_QD)
+        if trees is None:
+            last_R1 = (path_RG >= 0).sum(1, keepdim=True)
+            where_Q = place_RT.gather(1, last_R1)[row_Q, 0]
+            self._token_SN[slot_Q, where_Q] = token_RT.gather(1, last_R1)[row_Q, 0]
+            return
+        place_QD, path_QD = place_RT[row_Q, : trees.depth + 1], path_RG[row_Q, : trees.depth]
+        self._token_SN[slot_Q[:, None], place_QD] = token_RT[row_Q, : trees.depth + 1]
+        base_Q1, end = (start_Q + place_QD[:, 0]).unsqueeze(1), self._cache.length
+        target_QD = base_Q1 + torch.arange(trees.depth, device=base_Q1.device)
+        source_QD = torch.where(path_QD >= 0, base_Q1 + path_QD, end)
+        self._cache.move(slot_Q, source_QD, torch.where(path_QD >= 0, target_QD, end))
 
     def _commit_drawn(self, canvas: Canvas, count: int, tokens: list[float], log_probs: list[float]) -> None:
         canvas._tokens.extend(int(token) for token in tokens[:count])

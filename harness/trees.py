@@ -78,7 +78,7 @@ class Static:
     """A fixed tree: at each place so many children, drawn without replacement (EAGLE-1, LANTERN++).
 
     `children` names a published tree, or gives the number of children at each place: "" is the root, "0" its first
-    child, "01" that child's second. Raises UserError for an unknown name, a place without its parent, or a rank above 9.
+    child, "01" that child's second. Raises UserError for an unknown name, a place without its parent, a rank above 9.
     """
 
     def __init__(self, children: str | Mapping[str, int]) -> None:
@@ -91,7 +91,9 @@ class Static:
             parent, rank = place[:-1], place[-1:]
             known = not place or (rank.isdigit() and int(rank) < counts.get(parent, 0))
             if not known or not 0 < count <= 10:
-                raise UserError(f"tree.children[{place!r}]={count}: its parent needs that child, and 1 to 10 fit a place")
+                raise UserError(
+                    f"tree.children[{place!r}]={count}: a place follows its parent's, with 1 to 10 children"
+                )
         if not counts:
             raise UserError("tree.children is empty: draft at least one token")
         nodes = [place + str(rank) for place in counts for rank in range(counts[place])]
@@ -99,7 +101,8 @@ class Static:
         self.depth, self.nodes = len(nodes[-1]), len(nodes)
         self._counts, index = counts, {place: i for i, place in enumerate(["", *nodes])}
         self.parents: Parents = tuple(index[place[:-1]] - 1 for place in nodes)
-        self._levels = [[place for place in ["", *nodes] if len(place) == d and place in counts] for d in range(self.depth)]
+        inner = [place for place in ["", *nodes] if place in counts]
+        self._levels = [[place for place in inner if len(place) == d] for d in range(self.depth)]
         self._first = [index[level[0] + "0"] - 1 for level in self._levels]  # first node of each depth
         self._node = {place: i - 1 for place, i in index.items()}
         self.widest = max(map(len, self._levels))
@@ -128,7 +131,8 @@ class Static:
             parent_F = torch.tensor([fed[place[:-1]] for place in following])
             fed |= {place: len(fed) - 1 + i for i, place in enumerate(following)}
             law_AFV = feed(active, token_RF[active], parent_F.expand(len(active), -1))
-            law_RFV = law_AFV.new_zeros((len(room), *law_AFV.shape[1:])).index_copy_(0, _index(active, law_AFV), law_AFV)
+            law_RFV = law_AFV.new_zeros((len(room), *law_AFV.shape[1:]))
+            law_RFV[active] = law_AFV
         token_RG = torch.cat(tokens, 1)
         stage_RGV = None if greedy else torch.cat(stages, 1)
         grown = []

@@ -1,13 +1,13 @@
 """VVS: some rounds of speculative decoding commit draft tokens without asking the target (arXiv 2511.13587).
 
-The published method picks among the paths of an EAGLE tree; here the paths are independent chains of a draft model,
-which keeps drafting from its own cache after a skip (our reading for independent drafters; the authors publish none).
-The schedules, the choice of a path and its truncation are theirs (HyattDD/VVS, `skip_utils_llamagen.py`).
+The published method picks among the paths of an EAGLE tree. Where `gamma` is a number, the paths are independent chains
+instead, and an independent draft model keeps drafting from its own cache after a skip (our reading; the authors publish
+none). The schedules, the choice of a path and its truncation are theirs (HyattDD/VVS, `skip_utils_llamagen.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -15,15 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness import Canvas, Draft, Drafter, Rule, Session, UserError, exact
-from methods.speculative import Speculative
+from harness import Canvas, Draft, Drafter, Rule, Session, Tree, UserError, exact, paths
+from methods.speculative import Speculative, signals
 
 WARM = 6
 """Tokens in the cache before the first skip."""
 
 
 class Schedule(Protocol):
-    """Decides which rounds skip the target; `paths` chains are drafted in a round that may."""
+    """Decides which rounds skip the target; without a tree, `paths` chains are drafted in a round that may."""
 
     paths: int
 
@@ -77,14 +77,14 @@ class VVS(Speculative):
     `truncate` cuts it to the paths' mean length. The target catches up in the next round. With `post: fill` it never
     takes skipped tokens back, as in the released code; with `post: reject` it verifies them together with the next
     draft, as the paper's "post verification" can be read. Notes `accepted` like speculative decoding, and `skips`: how
-    many rounds committed 1, 2, ..., gamma tokens unseen. Raises UserError for values out of range.
+    many rounds committed 1, 2, ... tokens unseen. Raises UserError for values out of range.
     """
 
     def __init__(
         self,
         drafter: Drafter,
         schedule: Schedule,
-        gamma: int = 4,
+        gamma: int | Tree = 4,
         rule: Rule = exact,
         select: str = "random",
         truncate: bool = True,
@@ -96,47 +96,67 @@ class VVS(Speculative):
         if post not in ("fill", "reject"):
             raise UserError(f"method.post={post}: choose fill or reject")
         self.schedule, self.select, self.truncate, self.post = schedule, select, truncate, post
-        self.width = 1 + 2 * gamma
+        self.width += self.depth  # what was skipped is fed with the next draft
+        self.room += self.depth if self.room else 0
 
-    async def generate(self, prompt: str, s: Session) -> Canvas:
-        (canvas,) = s.open()
+    async def finish(self, rows: Sequence[Canvas], s: Session) -> None:
+        """Draw the rows to their end; each skips on its own account."""
         rng = s.rng("vvs")
-        accepted, skips = [0] * (1 + 2 * self.gamma), [0] * (1 + self.gamma)
-        unseen: Draft | None = None  # what the last round committed without the target
+        accepted, skips = [0] * (1 + 2 * self.depth), [0] * (1 + self.depth)
+        unseen: dict[Canvas, Draft] = {}  # what a row's last round committed without the target
         round_ = 0
-        while not canvas.done:
-            (draft,) = await s.draft(self.drafter, [canvas], self.gamma)
-            path = None
-            if draft and unseen is None and canvas.length > WARM and self.schedule.due(round_):
-                path = await self._path(canvas, draft, round_, rng, s)
-            if path is not None:
+        while live := [canvas for canvas in rows if not canvas.done]:
+            drafts = dict(zip(live, await s.draft(self.drafter, live, self.gamma), strict=True))
+            skipped = await self._skips(drafts, unseen, round_, rng, s)
+            for canvas, path in skipped.items():
                 s.commit(canvas, path.tokens.tolist())
                 skips[len(path)] += 1
-            else:
-                if unseen is not None and self.post == "reject":
-                    s.truncate(canvas, canvas.length - len(unseen))
-                    draft = _joined(unseen, draft)
-                (count,) = await s.step([canvas], [draft], rule=self.rule)
-                accepted[count] += 1
-            unseen = path
+            verified = [canvas for canvas in live if canvas not in skipped]
+            for canvas in verified:
+                if canvas in unseen and self.post == "reject":
+                    s.truncate(canvas, canvas.length - len(unseen[canvas]))
+                    drafts[canvas] = _joined(unseen[canvas], drafts[canvas])
+            if verified:
+                for count in await s.step(verified, [drafts[canvas] for canvas in verified], rule=self.rule):
+                    accepted[count] += 1
+            unseen = skipped
             round_ += 1
-        s.note(accepted=accepted, skips=skips)
-        return canvas
+        s.note(accepted=accepted, skips=skips, **signals(rows))
 
-    async def _path(
-        self, canvas: Canvas, first: Draft, round_: int, rng: np.random.Generator, s: Session
+    async def _skips(
+        self,
+        drafts: Mapping[Canvas, Draft | None],
+        unseen: Mapping[Canvas, Draft],
+        round_: int,
+        rng: np.random.Generator,
+        s: Session,
+    ) -> dict[Canvas, Draft]:
+        """What to commit unseen, for the rows that skip this round."""
+        if not self.schedule.due(round_):
+            return {}
+        found = {c: branches(draft) for c, draft in drafts.items() if draft and c not in unseen and c.length > WARM}
+        for sibling in range(1, self.schedule.paths if isinstance(self.gamma, int) else 1):
+            for canvas, other in zip(found, await s.draft(self.drafter, list(found), self.gamma, sibling), strict=True):
+                if other is not None:
+                    found[canvas].append(other)
+        chosen = {canvas: self._choose(some, round_, rng, s.codebook) for canvas, some in found.items()}
+        return {canvas: path for canvas, path in chosen.items() if path is not None}
+
+    def _choose(
+        self, paths: Sequence[Draft], round_: int, rng: np.random.Generator, codebook_Vd: Tensor
     ) -> Draft | None:
-        """What to commit unseen, or None to verify."""
-        paths = [first]
-        for sibling in range(1, self.schedule.paths):
-            (other,) = await s.draft(self.drafter, [canvas], self.gamma, sibling)
-            if other is not None:
-                paths.append(other)
-        if not self.schedule.skip(round_, [path.tokens for path in paths], s.codebook):
+        if not self.schedule.skip(round_, [path.tokens for path in paths], codebook_Vd):
             return None
         chosen = int(rng.integers(len(paths))) if self.select == "random" else likeliest(paths)
         length = kept([1 + len(path) for path in paths], chosen) if self.truncate else len(paths[chosen])
         return _head(paths[chosen], length) if length else None
+
+
+def branches(draft: Draft) -> list[Draft]:
+    """The root-to-leaf paths of a draft."""
+    if draft.parents is None:
+        return [draft]
+    return [Draft(draft.tokens[p], None if draft.law is None else draft.law[p]) for p in paths(draft.parents)]
 
 
 def kept(lengths: Sequence[int], chosen: int) -> int:
@@ -180,7 +200,10 @@ def _head(draft: Draft, length: int) -> Draft:
 
 
 def _joined(first: Draft, second: Draft | None) -> Draft:
+    """A chain and what was drafted behind it."""
     if second is None:
         return first
     laws = None if first.law is None or second.law is None else torch.cat((first.law, second.law))
-    return Draft(torch.cat((first.tokens, second.tokens)), laws)
+    end = len(first) - 1
+    parents = second.parents and (*range(-1, end), *(end + 1 + parent for parent in second.parents))
+    return Draft(torch.cat((first.tokens, second.tokens)), laws, parents)
