@@ -16,12 +16,14 @@ import re
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -50,6 +52,7 @@ def main() -> None:
     enable_plugins()
     logging.getLogger("hydra").setLevel(logging.WARNING)  # the line of each run says which point it is
     _outcome.update(results=None, folders=[], failures=[])
+    sys.argv[1:] = _with_their_points(sys.argv[1:])
     try:
         _app()
     except (UserError, HydraException, OmegaConfBaseException) as error:
@@ -62,6 +65,31 @@ def main() -> None:
     except UserError as error:
         sys.exit(say(error))
     sys.exit(max((say(message, code) for message, code in _outcome["failures"]), default=0))
+
+
+def _with_their_points(arguments: list[str]) -> list[str]:
+    """The arguments of a sweep, where options of a swept part go with each point.
+
+    Hydra composes a sweep once without its swept values, and refuses `method.gamma=8` there if the default method has
+    no gamma. As a sweep of one value it is left to the points.
+    """
+    if not {"-m", "--multirun"} & set(arguments):
+        return arguments
+    parser, parsed = OverridesParser.create(), {}
+    for argument in arguments:
+        with suppress(HydraException):
+            (parsed[argument],) = parser.parse_overrides([argument])
+    swept = {one.key_or_group for one in parsed.values() if one.is_sweep_override() or one.key_or_group == "experiment"}
+
+    def with_points(argument: str) -> str:
+        one = parsed.get(argument)
+        if one is None or one.is_sweep_override() or "." not in one.key_or_group or one.is_delete():
+            return argument
+        if not swept & {one.key_or_group.split(".")[0], "experiment"}:
+            return argument
+        return f"{one.input_line[: one.input_line.index('=')]}=choice({one.get_value_element_as_str()})"
+
+    return [with_points(argument) for argument in arguments]
 
 
 def enable_plugins() -> None:
@@ -210,12 +238,14 @@ def _summarise(point: Point, folder: RunFolder) -> None:
 
 
 def _report(results: Path, folders: list[Path]) -> None:
-    from harness.leaderboard import build, render_table
+    from harness.leaderboard import build, excluded_line, render_table
     from harness.sheet import write_sheet
 
-    frame = build(results)
-    print(render_table(frame))
-    print(f"\n{results / 'leaderboard.csv'}: {len(frame)} runs")
+    board = build(results)
+    print(render_table(board.frame))
+    print(f"\n{results / 'leaderboard.csv'}: {len(board.runs)} runs")
+    if board.excluded:
+        print(excluded_line(board))
     if folders:
         print(f"{write_sheet(folders, results / 'sheet.png')}: prompts x methods")
 

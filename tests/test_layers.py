@@ -21,10 +21,12 @@ ORDER = [
     {"harness.sampler"},
     {"harness.memory", "harness.session"},
     {"harness.judges", "harness.drafters", "harness.scheduler", "harness.store", "harness.stats"},
-    {"harness.leaderboard", "harness.sheet"},
+    {"harness.runs"},
+    {"harness.ranking", "harness.sheet"},
+    {"harness.leaderboard"},
     {"harness.point"},
     {"harness.cli"},
-    {"harness.check", "harness.__main__"},
+    {"harness.board", "harness.check", "harness.compare", "harness.power", "harness.__main__"},
 ]
 TOP = {"harness.models." + name for name in ("pictogram.verify", "pictogram.export", "llamagen_parity")}
 """Entry points that live beside the model they are about; nothing imports them."""
