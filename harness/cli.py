@@ -146,6 +146,10 @@ def run(config: DictConfig, choices: dict[str, str]) -> None:
         return
     if "report" in config.stages:
         _outcome["results"] = results
+    ready = getattr(point.benchmark, "ready", None) if "score" in config.stages else None
+    begun = point.folder(results).exists()
+    if ready and not begun:  # what cannot be judged leaves no folder
+        ready([job.prompt for job in point.jobs])
     with RunFolder(point.folder(results), point.record(), point.jobs) as folder:
         missing = folder.missing()
         _outcome["folders"].append(folder.path)
@@ -153,8 +157,8 @@ def run(config: DictConfig, choices: dict[str, str]) -> None:
             "%s: %d prompts x %d images planned, %d done, %d to draw",
             *(folder.path, len(point.prompts), point.benchmark.images, len(folder.done), len(missing)),
         )
-        if "score" in config.stages and hasattr(point.benchmark, "ready"):
-            point.benchmark.ready([job.prompt for job in (*missing, *folder.unscored(point.judge))])
+        if ready and begun:
+            ready([job.prompt for job in (*missing, *folder.unscored(point.judge))])
         if "generate" in config.stages and missing:
             _generate(point, folder, missing)
         if "score" in config.stages:
