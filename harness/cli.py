@@ -87,7 +87,7 @@ def _with_their_points(arguments: list[str]) -> list[str]:
             return argument
         if not swept & {one.key_or_group.split(".")[0], "experiment"}:
             return argument
-        return f"{one.input_line[: one.input_line.index('=')]}=choice({one.get_value_element_as_str()})"
+        return f"{argument.partition('=')[0]}=choice({one.get_value_element_as_str()})"
 
     return [with_points(argument) for argument in arguments]
 
@@ -146,10 +146,9 @@ def run(config: DictConfig, choices: dict[str, str]) -> None:
         return
     if "report" in config.stages:
         _outcome["results"] = results
-    ready = getattr(point.benchmark, "ready", None) if "score" in config.stages else None
     begun = point.folder(results).exists()
-    if ready and not begun:  # what cannot be judged leaves no folder
-        ready([job.prompt for job in point.jobs])
+    if not begun:  # what cannot be judged leaves no folder
+        _expect_judge(point, point.jobs)
     with RunFolder(point.folder(results), point.record(), point.jobs) as folder:
         missing = folder.missing()
         _outcome["folders"].append(folder.path)
@@ -157,8 +156,8 @@ def run(config: DictConfig, choices: dict[str, str]) -> None:
             "%s: %d prompts x %d images planned, %d done, %d to draw",
             *(folder.path, len(point.prompts), point.benchmark.images, len(folder.done), len(missing)),
         )
-        if ready and begun:
-            ready([job.prompt for job in (*missing, *folder.unscored(point.judge))])
+        if begun:
+            _expect_judge(point, [*missing, *folder.unscored(point.judge)])
         if "generate" in config.stages and missing:
             _generate(point, folder, missing)
         if "score" in config.stages:
@@ -177,6 +176,16 @@ def run(config: DictConfig, choices: dict[str, str]) -> None:
 
 
 # ------------------------------------------------------------------ one run
+
+
+def _expect_judge(point: Point, jobs: list[Job]) -> None:
+    """Let the benchmark refuse images that its judge could not be asked about, and say what the others will take."""
+    if "score" not in point.config.stages or not jobs:
+        return
+    if hasattr(point.benchmark, "ready"):
+        point.benchmark.ready()
+    if hasattr(point.benchmark, "estimate"):
+        log.info("%s", point.benchmark.estimate([job.prompt for job in jobs]))
 
 
 def _generate(point: Point, folder: RunFolder, missing: list[Job]) -> None:
