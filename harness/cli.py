@@ -56,7 +56,7 @@ def main() -> None:
     try:
         _app()
     except (UserError, HydraException, OmegaConfBaseException) as error:
-        sys.exit(say(_remedy(one_line(error))))
+        sys.exit(say(remedy(one_line(error))))
     except KeyboardInterrupt:
         sys.exit(say("interrupted; run the same command again to continue", code=130))
     try:
@@ -132,10 +132,11 @@ def run(config: DictConfig, choices: dict[str, str]) -> None:
         _outcome["results"] = results
         return
 
+    from harness.elsewhere import Elsewhere
     from harness.point import Point
     from harness.store import RunFolder
 
-    point = Point(config, choices)
+    point = (Elsewhere if isinstance(config.benchmark.get("images"), str) else Point)(config, choices)
     if "estimate" in config.stages:
         if len(config.stages) > 1 or not hasattr(point.benchmark, "estimate"):
             raise UserError(
@@ -150,11 +151,14 @@ def run(config: DictConfig, choices: dict[str, str]) -> None:
     if not begun:  # what cannot be judged leaves no folder
         _expect_judge(point, point.jobs)
     with RunFolder(point.folder(results), point.record(), point.jobs) as folder:
+        if isinstance(point, Elsewhere):
+            point.adopt(folder)
         missing = folder.missing()
         _outcome["folders"].append(folder.path)
         log.info(
-            "%s: %d prompts x %d images planned, %d done, %d to draw",
+            "%s: %d prompts x %d images planned, %d done, %d %s",
             *(folder.path, len(point.prompts), point.benchmark.images, len(folder.done), len(missing)),
+            "missing" if isinstance(point, Elsewhere) else "to draw",
         )
         if begun:
             _expect_judge(point, [*missing, *folder.unscored(point.judge)])
@@ -238,23 +242,27 @@ def _score(point: Point, folder: RunFolder, jobs: Iterable[Job]) -> list[float |
 
 
 def _summarise(point: Point, folder: RunFolder) -> None:
-    """What the benchmark has to say about all scores of the run so far: into the log and into summary.txt."""
+    """What the benchmark has to say about all scores of the run so far: the log and summary.txt, and its own files."""
     from harness.store import read_lines, write_atomic
 
-    if not hasattr(point.benchmark, "summarise"):
-        return
-    scores = read_lines(folder.path / "scores.jsonl", Score.from_json)
-    lines = list(point.benchmark.summarise([score for score in scores if score.judge == point.judge]))
-    write_atomic(folder.path / "summary.txt", "".join(f"{line}\n" for line in lines).encode())
-    for line in lines:
-        log.info("%s", line)
+    scores = [s for s in read_lines(folder.path / "scores.jsonl", Score.from_json) if s.judge == point.judge]
+    if hasattr(point.benchmark, "summarise"):
+        lines = list(point.benchmark.summarise(scores))
+        write_atomic(folder.path / "summary.txt", "".join(f"{line}\n" for line in lines).encode())
+        for line in lines:
+            log.info("%s", line)
+    if hasattr(point.benchmark, "files"):
+        for name, text in point.benchmark.files(scores, folder.path).items():
+            write_atomic(folder.path / name, text.encode())
 
 
 def _report(results: Path, folders: list[Path]) -> None:
+    from harness.exports import write_exports
     from harness.leaderboard import build, excluded_line, render_table
     from harness.sheet import write_sheet
 
     board = build(results)
+    write_exports(board, results / "export")
     print(render_table(board.frame))
     print(f"\n{results / 'leaderboard.csv'}: {len(board.runs)} runs")
     if board.excluded:
@@ -341,7 +349,7 @@ def _expect_one_home() -> None:
             )
 
 
-def _remedy(message: str) -> str:
+def remedy(message: str) -> str:
     """Hydra advises to append an option it does not know; nothing would read it."""
     unknown = re.match(r"Could not override '(?P<key>[^']+)'", message)
     if not unknown:
