@@ -37,7 +37,8 @@ COSTS = (
 MORE_COSTS = ("skipped", "discarded", "text_positions", "judge_tokens")
 BUDGETS = ("budget", "budget_s", "accepted", "latency_p50_s", "latency_p90_s")
 COMPARED = (
-    *("speedup", "speedup_low", "speedup_high", "tie_group", "rank_low", "rank_high"),
+    *("speedup", "speedup_low", "speedup_high", "pass_saving", "pass_saving_low", "pass_saving_high"),
+    *("tie_group", "rank_low", "rank_high"),
     *("vs_plain", "vs_plain_low", "vs_plain_high", "vs_plain_p", "vs_plain_p_holm", "vs_plain_detectable"),
     *("vs_bon", "vs_bon_low", "vs_bon_high", "vs_bon_p", "vs_bon_p_holm", "vs_bon_detectable"),
     *("vs_bon_s", "vs_bon_s_low", "vs_bon_s_high", "worse_at_most", "worst_task", "worst_task_bound", "non_inferior"),
@@ -183,8 +184,9 @@ def _own(group: Group, i: int) -> dict[str, Cell]:
 def _beside_plain(group: Group, i: int) -> dict[str, Cell]:
     """Budget, speed, differences and bounds of a run among its group."""
     row: dict[str, Cell] = {"budget": group.budget(i), "budget_s": group.budget(i, "seconds")}
-    if speedup := group.speedup(i):
-        row |= dict(zip(("speedup", "speedup_low", "speedup_high"), speedup, strict=True))
+    for name, saved in (("speedup", group.saving(i, "seconds")), ("pass_saving", group.saving(i, "target_passes"))):
+        if saved:
+            row |= dict(zip((name, f"{name}_low", f"{name}_high"), saved, strict=True))
     differences = {"vs_plain": group.vs_plain(i), "vs_bon": group.vs_best_of_n(i)}
     for name, found in {**differences, "vs_bon_s": group.vs_best_of_n(i, "seconds")}.items():
         if found:
@@ -267,7 +269,7 @@ def _metrics(group: Group, i: int, row: Mapping[str, Cell]) -> list[Metric]:
         found += [
             (f"latency/p{100 * q:.0f}_s", percentile(seconds, q), math.nan, math.nan, len(seconds)) for q in PERCENTILES
         ]
-    for name in ("speedup", "vs_plain", "vs_bon", "vs_bon_s"):
+    for name in ("speedup", "pass_saving", "vs_plain", "vs_bon", "vs_bon_s"):
         ends = (_number(row.get(f"{name}_{end}")) for end in ("low", "high"))
         found.append((f"compare/{name}", _number(row.get(name)), *ends, design.clusters))  # type: ignore[arg-type]
     ends = (_number(row.get(f"selection_{end}")) for end in ("low", "high"))

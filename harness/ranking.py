@@ -22,6 +22,7 @@ from harness.stats.comparison import MARGIN, TASK_MARGIN, Difference, difference
 from harness.stats.scaling import SLACK
 
 Currency = Literal["visual_tokens", "seconds"]
+Quantity = Literal["visual_tokens", "seconds", "target_passes"]
 CURRENCIES: tuple[Currency, ...] = ("visual_tokens", "seconds")
 PLAIN, BEST_OF_N = "plain", "best_of_n"
 
@@ -185,35 +186,33 @@ class Group:
         overall = float(np.quantile(lost_DC @ self.weight_KC[0], 0.05))
         return NonInferiority(overall, self.design.categories[worst], float(tasks[worst]))
 
-    def speedup(self, run: int) -> tuple[float, float, float] | None:
-        """Geometric mean over prompts of plain's seconds over the run's, and its interval.
+    def saving(self, run: int, quantity: Quantity) -> tuple[float, float, float] | None:
+        """Geometric mean over prompts of plain's cost over the run's, and its interval: for seconds, the speed-up.
 
-        None without a plain run on the same device at the same concurrency, or where a prompt has no image.
+        None without a plain run (for seconds, one on the same device at the same concurrency), or where a prompt has
+        no image.
         """
         plain = self.plain_of(run)
-        if plain is None or run in self._plains or not self._timed_alike(run, plain):
+        if plain is None or run in self._plains or (quantity == "seconds" and not self._timed_alike(run, plain)):
             return None
-        seconds = [self._seconds(i) for i in (plain, run)]
-        if any(s is None or (s <= 0).any() for s in seconds):
+        ours, theirs = self._per_prompt(run, quantity), self._per_prompt(plain, quantity)
+        if ours is None or theirs is None or (ours <= 0).any() or (theirs <= 0).any():
             return None
-        log_P = np.log(seconds[0]) - np.log(seconds[1])  # type: ignore[arg-type]
-        weight_C = self.design.per_prompt()
+        log_P, weight_C = np.log(theirs) - np.log(ours), self.design.per_prompt()
         value = float(np.exp(self.design.means(log_P[None])[0] @ weight_C))
         if not self.design.uncertain:
             return value, math.nan, math.nan
         low, high = _interval(self.design.bootstrap(log_P[None])[:, 0] @ weight_C)
         return value, math.exp(low), math.exp(high)
 
-    def _seconds(self, run: int) -> np.ndarray | None:
-        """Mean seconds of each prompt's delivered images [P]."""
-        by_prompt: dict[tuple[str, str], list[float]] = {}
+    def _per_prompt(self, run: int, quantity: Quantity) -> np.ndarray | None:
+        """Mean cost of each prompt's delivered images [P]; None where a prompt has none."""
+        costs: dict[tuple[str, str], list[float]] = {}
         for record in self.runs[run].done.values():
-            by_prompt.setdefault((record.category, record.prompt_id), []).append(
-                _cost(self.runs[run], record, "seconds")
-            )
-        if set(by_prompt) != set(self.design.index):
+            costs.setdefault((record.category, record.prompt_id), []).append(_cost(self.runs[run], record, quantity))
+        if set(costs) != set(self.design.index):
             return None
-        return np.array([np.mean(by_prompt[key]) for key in self.design.index])
+        return np.array([np.mean(costs[key]) for key in self.design.index])
 
     def oracle(self, run: int) -> tuple[float, float, float, float] | None:
         """Score of always choosing the best of n candidates; the share of that gain which the run made, its interval.
@@ -281,9 +280,9 @@ class Group:
         return float(self.score_R[alike[0]]) if alike else math.nan
 
 
-def _cost(run: Run, record: SampleRecord, currency: Currency) -> float:
-    if currency == "visual_tokens":
-        return record.usage.visual_tokens
+def _cost(run: Run, record: SampleRecord, quantity: Quantity) -> float:
+    if quantity != "seconds":
+        return float(getattr(record.usage, quantity))
     return record.usage.wall_s if run.concurrency == 1 else record.usage.device_s + record.usage.judge_s
 
 
