@@ -258,7 +258,6 @@ def _summarise(point: Point, folder: RunFolder) -> None:
 
 def _report(results: Path, folders: list[Path]) -> None:
     from harness.exports import write_exports
-    from harness.exports import write_exports
     from harness.leaderboard import build, excluded_line, render_table
     from harness.sheet import write_sheet
 

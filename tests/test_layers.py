@@ -24,10 +24,13 @@ ORDER = [
     {"harness.runs"},
     {"harness.ranking", "harness.sheet"},
     {"harness.leaderboard"},
+    {"harness.claims"},
+    {"harness.exports"},
     {"harness.point"},
     {"harness.elsewhere"},
     {"harness.cli"},
-    {"harness.board", "harness.check", "harness.compare", "harness.power", "harness.__main__"},
+    {"harness.board", "harness.check", "harness.compare", "harness.__main__"},
+    {"harness.power"},
 ]
 TOP = {"harness.models." + name for name in ("pictogram.verify", "pictogram.export", "llamagen_parity")}
 """Entry points that live beside the model they are about; nothing imports them."""
