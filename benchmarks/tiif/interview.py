@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from benchmarks.tiif.answers import read_fairly, refused
-from harness.judges.verifier import Chat
 from harness.records import UserError, digest, dump
 from harness.sampler import Image
 
@@ -37,6 +37,25 @@ TEMPLATES = (
     "3. The answers are in the order of the questions.\n"
     "4. Every question gets one answer; write nothing besides the answers, and as many of them as there are questions.",
 )
+
+
+class Witness(Protocol):
+    """Who looks at the images: a chat (harness/judges: vlm, local_vlm), or anything that answers in words.
+
+    `tokens` counts what it read and wrote for each question of the last call, `served` names who answered each.
+    """
+
+    id: str
+    tokens: Sequence[int]
+    served: Sequence[str]
+
+    def ready(self) -> None:
+        """Raises UserError where it is known beforehand that no question can be answered."""
+        ...
+
+    def reply(self, questions: Sequence[str], images: Sequence[Image], system: str) -> list[str | None]:
+        """The reply to each question about its image; None where there was none."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +85,9 @@ class Heard:
 
 
 class Interview:
-    """A chat as the judge of a questionnaire; an unreadable reply is asked for again, `attempts` times in all."""
+    """A witness as the judge of a questionnaire; an unreadable reply is asked for again, `attempts` times in all."""
 
-    def __init__(self, chat: Chat, attempts: int = 3) -> None:
+    def __init__(self, chat: Witness, attempts: int = 3) -> None:
         if attempts < 1:
             raise UserError(f"benchmark.judge.attempts={attempts}: at least one is needed")
         self.chat, self.attempts = chat, attempts

@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.images import read_images
 from benchmarks.spread import spread
-from benchmarks.tiif.interview import SYSTEM, Asked, Heard, Interview, message
+from benchmarks.tiif.interview import Asked, Heard, Interview
 from benchmarks.tiif.scores import LENGTHS, Groups, matches, weighted
 from benchmarks.tiif.text import Reader, gned, read_words, recall
 from harness.records import Prompt, Score, UserError, one_line
@@ -59,17 +59,6 @@ class Questionnaire:
     def ready(self) -> None:
         """Raises UserError where it is known beforehand that the judge cannot answer."""
         self.judge.ready()
-
-    def estimate(self, prompts: Sequence[Prompt]) -> str:
-        """Calls and tokens for an image of each of these prompts, if every reply can be read at once."""
-        questions = sum(len(prompt.spec["questions"]) for prompt in prompts)
-        characters = sum(len(SYSTEM) + len(message(prompt.id, prompt.spec["questions"])) for prompt in prompts)
-        small, large = (tokens * len(prompts) for tokens in (255, 765))
-        return (
-            f"{self.judge.id}: {len(prompts):,} calls with {questions:,} questions; about {characters // 4:,} tokens "
-            f"of text and {small:,} (512 pixels) to {large:,} (1,024 pixels) of pictures in, about {25 * questions:,} "
-            "out; an unreadable reply is asked for up to {self.judge.attempts - 1} more times"
-        )
 
     def score(self, items: Iterable[tuple[Prompt, Path]]) -> Iterator[Score]:
         """Judge image files named by their number ("images/text/short/3/0.png"), in order.

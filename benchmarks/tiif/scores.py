@@ -27,7 +27,7 @@ class Groups:
     def means(self, present: Collection[str]) -> dict[str, dict[str, float]]:
         """Each group, each level and "overall" as weights of the dimensions that are present; without any it is absent.
 
-        Groups that are one dimension of the same name are left out: they say nothing that the dimension does not.
+        Groups of a single dimension are left out: they say nothing that the dimension does not.
         """
         shares = {group: _uniform(names, present) for group, names in self.groups.items()}
         shares = {group: share for group, share in shares.items() if share}
@@ -39,7 +39,7 @@ class Groups:
         for share in shares.values():
             for name, weight in share.items():
                 overall[name] = overall.get(name, 0.0) + weight / len(shares)
-        named = {group: share for group, share in shares.items() if tuple(self.groups[group]) != (group,)}
+        named = {group: share for group, share in shares.items() if len(self.groups[group]) > 1}
         return {name: share for name, share in {**named, **levels, "overall": overall}.items() if share}
 
     def aggregates(self, categories: Collection[str]) -> dict[str, dict[str, float]]:
