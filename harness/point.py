@@ -139,8 +139,12 @@ class Point:
         return about
 
 
-PLACES = ("metadata", "checkpoint", "device")
-"""Benchmark options, at any depth, that say where something is: what it holds is in version, prompts and judge."""
+PLACES = (
+    *("metadata", "checkpoint", "device"),
+    *("base_url", "needs_key", "timeout_s", "retries", "backoff_s", "longest_pause_s", "concurrency"),
+)
+"""Benchmark options, at any depth, that say where something is or how it is reached: what it is is in version, prompts
+and judge."""
 
 
 def _named(settings: Any) -> Any:
