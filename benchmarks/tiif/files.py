@@ -19,7 +19,7 @@ from harness.records import Prompt, UserError, digest
 
 COMMIT = "3aae7504d2546516eaec2fea82fde9ae445dfea3"
 ADDRESS = f"https://raw.githubusercontent.com/A113N-W3I/TIIF-Bench/{COMMIT}/data/"
-REMEDY = "set benchmark.metadata=FOLDER, the repository's folder data"
+REMEDY = "set benchmark.metadata=PATH to the repository's folder data"
 SPLITS = ("test", "testmini")
 
 _WORD = re.compile(r"Is the text '(.*)' in the image\?")
