@@ -259,6 +259,7 @@ def _summarise(point: Point, folder: RunFolder) -> None:
 def _report(results: Path, folders: list[Path]) -> None:
     from harness.exports import write_exports
     from harness.leaderboard import build, excluded_line, render_table
+    from harness.report import write_report
     from harness.sheet import write_sheet
 
     board = build(results)
@@ -269,6 +270,8 @@ def _report(results: Path, folders: list[Path]) -> None:
         print(excluded_line(board))
     if folders:
         print(f"{write_sheet(folders, results / 'sheet.png')}: prompts x methods")
+    page = write_report(results, board, figures=not folders)  # they take seconds: only where the report is all
+    print(f"{page}: figures and gallery")
 
 
 def _stamp(device: Any) -> dict[str, str]:

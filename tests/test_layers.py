@@ -25,7 +25,7 @@ ORDER = [
     {"harness.ranking", "harness.sheet"},
     {"harness.leaderboard"},
     {"harness.claims"},
-    {"harness.exports"},
+    {"harness.exports", "harness.report", "harness.tracking"},
     {"harness.point"},
     {"harness.elsewhere"},
     {"harness.cli"},
