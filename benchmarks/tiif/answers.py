@@ -28,8 +28,9 @@ def read_fairly(reply: str, questions: int) -> tuple[str, ...] | None:
 
     Wherever the reference reads answers, so does this, unless numbers in the reply contradict them.
     """
-    strict = read_strictly(reply, questions)
-    plain = strict or _complete((_answer(_ORNAMENT.sub("", line, count=1)) for line in _lines(reply)), questions)
+    plain = read_strictly(reply, questions)
+    if plain is None:
+        plain = _complete((_answer(_ORNAMENT.sub("", line, count=1)) for line in _lines(reply)), questions)
     numbered = _by_number(reply, questions)
     if plain is not None and numbered is not None and plain != numbered:
         return None

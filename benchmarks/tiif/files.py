@@ -83,9 +83,7 @@ def _version(split: str, files: Mapping[str, tuple[Path, Path]], metadata: str |
 def _prompts(name: str, stem: str, texts: Path, questions: Path) -> Iterator[Prompt]:
     rows, asked = list(read_objects(texts)), list(read_objects(questions))
     if len(rows) != len(asked):
-        raise UserError(
-            f"{questions}: {len(asked)} rows, {texts} has {len(rows)}; row i of one belongs to row i of the other"
-        )
+        raise UserError(f"{questions}: {len(asked)} rows, {texts} has {len(rows)}; they belong together row by row")
     for index, ((line, row), (_, key)) in enumerate(zip(rows, asked, strict=True)):
         spec = _spec(stem, questions, line, key)
         for length in LENGTHS:
@@ -106,15 +104,11 @@ def _spec(stem: str, path: Path, line: int, key: Mapping[str, object]) -> dict[s
     """Questions and answers of a row, and the words that an image of dimension "text" must show."""
     questions, answers = key.get("yn_question_list"), key.get("yn_answer_list")
     if key.get("type") != stem or not _texts(questions) or not _texts(answers):
-        raise bad_line(
-            path, line, f"expected type {stem!r}, a yn_question_list and a yn_answer_list, found {key!r:.200}"
-        )
+        raise bad_line(path, line, f"expected type {stem!r}, yn_question_list and yn_answer_list, found {key!r:.200}")
     assert isinstance(questions, list) and isinstance(answers, list)
     answers = [answer.strip().lower() for answer in answers]
     if len(questions) != len(answers) or not set(answers) <= {"yes", "no"}:
-        raise bad_line(
-            path, line, f"expected a yes or no for each of the {len(questions)} questions, found {answers!r}"
-        )
+        raise bad_line(path, line, f"expected yes or no for each of {len(questions)} questions, found {answers!r}")
     spec = {"questions": [question.strip() for question in questions], "answers": answers}
     if stem == "text":
         words = [_WORD.fullmatch(question) for question in spec["questions"]]
