@@ -67,6 +67,11 @@ class Run:
         return str(self.about.get("excluded") or "")
 
     @property
+    def complete(self) -> bool:
+        """Whether every planned image was delivered: only such a run is a baseline for others."""
+        return len(self.done) == len(self.planned)
+
+    @property
     def concurrency(self) -> int | None:
         """Images in flight; 1 for a latency run, None for as many as fit."""
         return (self.config.get("sampler") or {}).get("concurrency")

@@ -165,6 +165,15 @@ class RunFolder:
             self._done[record.key] = record
         _append(self._journal, record.to_json())
 
+    def adopt(self, record: SampleRecord, source: Path) -> None:
+        """Take an image that lies elsewhere as delivered: a link to it instead of a file."""
+        link = self.path / record.path
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(source.resolve())
+        self._done[record.key] = record
+        _append(self._journal, record.to_json())
+
     def save_score(self, score: Score) -> None:
         self._scored.add(score.key)
         _append(self._scores, score.to_json())

@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import math
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from harness.stats import (
+    Design,
+    Spread,
+    area_under,
+    assumed_spread,
     auc,
     auc_within,
+    benjamini_hochberg,
+    budget_for,
     category_means,
+    clustered_wilson,
+    difference,
+    holm,
+    hypervolume,
     interval,
     macro_mean,
+    measured_spread,
+    oracle,
     paired_difference,
+    pareto,
     prompt_means,
+    quality_at,
+    rank_intervals,
+    selection_efficiency,
+    sign_flip,
+    tie_groups,
     wilson,
 )
 
@@ -55,7 +74,7 @@ def test_the_interval_has_the_standard_error_of_the_formula() -> None:
     rng = np.random.default_rng(1)
     values = {name: rng.random((size, 1)) for name, size in (("a", 80), ("b", 120), ("c", 100))}
     low, high = interval(table(**values))
-    variance = sum(v.var() / len(v) for v in values.values()) / 9  # S = mean of three independent means
+    variance = sum(v.var(ddof=1) / len(v) for v in values.values()) / 9  # S = mean of three independent means
     assert (high - low) / 2 == pytest.approx(1.96 * math.sqrt(variance), rel=0.04)
     assert (high + low) / 2 == pytest.approx(macro_mean(table(**values)), abs=0.002)
 
@@ -76,18 +95,54 @@ def test_a_single_prompt_has_no_interval() -> None:
     assert all(map(math.isnan, interval(table(a=np.ones((1, 4)), b=np.ones((9, 4))))))
 
 
+def off_nominal(rate: float, runs: int, nominal: float = 0.95) -> float:
+    """Distance of a simulated rate from its nominal value, in Monte-Carlo standard errors."""
+    return abs(rate - nominal) / math.sqrt(nominal * (1 - nominal) / runs)
+
+
+def coverage(draws_DRC: np.ndarray, truth: float) -> float:
+    """Share of runs whose 95 % interval of the macro mean holds the truth."""
+    low_R, high_R = np.quantile(draws_DRC.mean(axis=2), [0.025, 0.975], axis=0)
+    return float(np.mean((low_R <= truth) & (truth <= high_R)))
+
+
 def test_intervals_cover() -> None:
-    """Nominal 95 %; percentile intervals fall a little short with 40 prompts a category."""
-    rng = np.random.default_rng(4)
-    hits = paired_hits = 0
-    for _ in range(200):
-        plain, better = simulated(rng, gain=0.1)
-        low, high = interval(plain, draws=400)
-        hits += low <= 0.4 <= high
-        _, low, high = paired_difference(better, plain, draws=400)
-        paired_hits += low <= 0.1 <= high
-    assert 0.90 <= hits / 200 <= 0.99
-    assert 0.90 <= paired_hits / 200 <= 0.99
+    """The 95 % interval holds the truth in 95 % of simulations; taking images for prompts would not."""
+    rng, runs = np.random.default_rng(4), 2000
+    category_P = np.repeat(["a", "b"], [50, 70])
+    chance_RP = rng.random((runs, 120)) * np.where(category_P == "a", 0.8, 0.6)  # means 0.4 and 0.3
+    draws_JRP = rng.random((4, runs, 120))
+    plain_RP, better_RP = ((draws_JRP < chance_RP + gain).mean(axis=0) for gain in (0.0, 0.1))
+    design = Design(pd.DataFrame({"category": category_P, "prompt_id": np.arange(120)}))
+    assert off_nominal(coverage(design.bootstrap(plain_RP, draws=1000), 0.35), runs) < 3
+    assert off_nominal(coverage(design.bootstrap(better_RP - plain_RP, draws=1000), 0.1), runs) < 3
+    alone = Design(pd.DataFrame({"category": np.repeat(category_P, 4), "prompt_id": np.arange(480)}))
+    images_RX = (draws_JRP < chance_RP).transpose(1, 2, 0).reshape(runs, 480).astype(float)
+    assert coverage(alone.bootstrap(images_RX[:400], draws=400), 0.35) < 0.90
+
+
+def test_prompts_of_a_cluster_are_one_observation() -> None:
+    rng = np.random.default_rng(10)
+    scenes = rng.random((60, 1))
+    once = table(a=scenes)
+    both = table(a=np.concatenate([scenes, scenes]))
+    clustered = both.assign(cluster=[f"scene {i % 60}" for i in range(120)])
+    width = {name: np.diff(interval(t))[0] for name, t in (("once", once), ("both", both), ("clustered", clustered))}
+    assert width["clustered"] == pytest.approx(width["once"], rel=0.03)
+    assert width["both"] < 0.75 * width["once"]
+    across = table(short=scenes, long=scenes).assign(cluster=[f"scene {i % 60}" for i in range(120)])
+    assert Design(across).clusters == 60
+    assert np.diff(interval(across))[0] == pytest.approx(width["once"], rel=0.03)
+    assert np.diff(interval(across.drop(columns="cluster")))[0] == pytest.approx(width["once"] / math.sqrt(2), rel=0.05)
+
+
+def test_prompts_weigh_inside_their_category() -> None:
+    scores = table(a=np.array([[1.0], [0.0], [0.0]]), b=np.array([[1.0], [1.0]])).assign(weight=[3, 1, 2, 5, 1])
+    assert category_means(scores) == {"a": 0.5, "b": 1.0}
+    design = Design(scores)
+    value_P = prompt_means(scores).to_numpy()
+    assert design.shares(value_P, design.uniform()).sum() == pytest.approx(macro_mean(scores))
+    assert design.per_prompt() == pytest.approx([0.5, 0.5])
 
 
 def test_pairing_narrows_the_interval() -> None:
@@ -112,6 +167,171 @@ def test_wilson() -> None:
     for k, n in ((0, 0), (3, 2), (-1, 2)):
         with pytest.raises(ValueError, match="no rate"):
             wilson(k, n)
+
+
+def test_a_clustered_rate_is_as_wide_as_its_error() -> None:
+    assert clustered_wilson(0.0, 0.0, 80) == wilson(0, 80)
+    independent = math.sqrt(0.3 * 0.7 / 200)
+    assert clustered_wilson(0.3, independent, 50) == pytest.approx(wilson(60, 200))
+    low, high = clustered_wilson(0.3, 2 * independent, 50)
+    assert high - low == pytest.approx(2 * np.diff(wilson(60, 200))[0], rel=0.05)
+    assert all(map(math.isnan, clustered_wilson(0.3, math.nan, 1)))
+
+
+def test_the_permutation_test_errs_as_often_as_it_says() -> None:
+    """Under the null at the nominal rate, and with a gain it finds what a z test finds."""
+    rng, runs = np.random.default_rng(7), 1500
+    null = [sign_flip(rng.choice([-0.5, 0.0, 0.0, 0.5], 60), draws=999, seed=i) for i in range(runs)]
+    assert off_nominal(float(np.mean(np.array(null) <= 0.05)), runs, 0.05) < 3
+    gains = [sign_flip(rng.normal(0.36, 1, 60), draws=999, seed=i) for i in range(300)]
+    assert np.mean(np.array(gains) <= 0.05) == pytest.approx(0.79, abs=0.08)  # z = 0.36 sqrt(60) = 2.79
+
+
+def test_few_signs_are_all_tried() -> None:
+    assert sign_flip(np.array([0.2, 0.1, 0.3])) == 2 / 8
+    assert sign_flip(np.array([0.2, -0.2, 0.0])) == 1.0
+    assert sign_flip(np.zeros(5)) == 1.0
+    assert sign_flip(np.ones(20)) == 1 / 10_001
+
+
+def test_holm_is_the_librarys() -> None:
+    from statsmodels.stats.multitest import multipletests
+
+    rng = np.random.default_rng(8)
+    for size in (1, 2, 7):
+        p = rng.random(size) ** 3
+        assert holm(list(p)) == pytest.approx(multipletests(p, method="holm")[1])
+    corrected = holm([0.01, math.nan, 0.02])
+    assert corrected[0] == pytest.approx(0.02)
+    assert math.isnan(corrected[1])
+    assert corrected[2] == pytest.approx(0.02)
+    assert all(map(math.isnan, holm([math.nan])))
+    assert benjamini_hochberg([0.01, 0.02, 0.9]) == pytest.approx([0.03, 0.03, 0.9])
+
+
+def test_holm_keeps_a_family_of_true_nulls_quiet() -> None:
+    p = np.random.default_rng(3).random((2000, 6))
+    found = np.mean([min(holm(list(family))) < 0.05 for family in p])
+    assert off_nominal(float(found), 2000, 1 - 0.95**6) > 10  # without correction: 26 %
+    assert abs(found - (1 - (1 - 0.05 / 6) ** 6)) < 3 * math.sqrt(0.05 * 0.95 / 2000)
+
+
+def designed(*arrays: np.ndarray) -> tuple[Design, list[np.ndarray]]:
+    """A design of one category and the prompt means of runs of it."""
+    tables = [table(a=values) for values in arrays]
+    return Design(tables[0]), [prompt_means(t).to_numpy() for t in tables]
+
+
+def test_one_binary_image_a_prompt_is_mcnemars() -> None:
+    from scipy.stats import binomtest
+
+    rng = np.random.default_rng(11)
+    a, b = (rng.integers(0, 2, (40, 1)).astype(float) for _ in range(2))
+    design, (a_P, b_P) = designed(a, b)
+    found = difference(design, a_P, b_P, design.uniform(), binary=True)
+    won, lost = int(np.sum(a_P > b_P)), int(np.sum(a_P < b_P))
+    assert won + lost < 25
+    assert (found.test, found.p) == ("McNemar", pytest.approx(binomtest(won, won + lost).pvalue))
+    heavy = Design(table(a=a).assign(weight=range(1, 41)))
+    assert difference(heavy, a_P, b_P, heavy.uniform(), binary=True).test == "sign-flip"
+
+
+def test_a_difference_knows_what_it_can_see() -> None:
+    rng = np.random.default_rng(12)
+    plain = rng.random((200, 1))
+    small, large = plain + rng.normal(0.004, 0.05, (200, 1)), plain + rng.normal(0.05, 0.05, (200, 1))
+    design, (plain_P, small_P, large_P) = designed(plain, small, large)
+    little, much = (difference(design, x, plain_P, design.uniform()) for x in (small_P, large_P))
+    assert little.error == pytest.approx(0.05 / math.sqrt(200), rel=0.15)
+    assert little.detectable == pytest.approx((1.959964 + 0.841621) * little.error)
+    assert little.value - little.bound == pytest.approx(1.645 * little.error, rel=0.05)
+    assert not little.resolved
+    assert much.resolved
+    assert not difference(design, plain_P, plain_P, design.uniform()).resolved
+    assert little.low < little.bound < little.value < little.high
+
+
+def test_ties_and_ranks() -> None:
+    rng = np.random.default_rng(13)
+    base = rng.random((150, 1)) * 0.5
+    runs = [base + gain + rng.normal(0, 0.03, (150, 1)) for gain in (0.0, 0.2, 0.201, 0.1)]
+    design, values = designed(*runs)
+    value_RP = np.stack(values)
+    score_DR = design.bootstrap(value_RP) @ design.uniform()
+    assert tie_groups(design, value_RP, design.uniform(), score_DR) == [3, 1, 1, 2]
+    assert rank_intervals(score_DR) == [(4, 4), (1, 2), (1, 2), (3, 3)]
+    same = np.repeat(score_DR[:, :1], 3, axis=1)
+    assert rank_intervals(same) == [(1, 1)] * 3
+
+
+def test_rank_intervals_cover() -> None:
+    """The best of five runs that differ by half an error has rank 1 inside its interval 95 times in 100."""
+    rng, hits = np.random.default_rng(14), 0
+    for _ in range(100):
+        values = rng.normal(0, 1, (5, 80)) + np.arange(5)[:, None] * 0.06
+        design, stacked = designed(*(v[:, None] for v in values))
+        low, high = rank_intervals(design.bootstrap(np.stack(stacked), draws=300) @ design.uniform())[4]
+        hits += low <= 1 <= high
+    assert hits >= 90
+
+
+def test_the_front_holds_what_nothing_dominates() -> None:
+    assert pareto([1, 2, 2, 4, 1], [0.5, 0.7, 0.6, 0.7, 0.5]) == [True, True, False, False, True]
+    assert pareto([1, math.nan], [0.5, 0.9]) == [True, False]
+
+
+def test_the_oracle_is_the_mean_over_all_choices() -> None:
+    values = [0.0, 0.25, 1.0, 0.5, 0.25, 0.0]
+    for k in (1, 2, 4, 6):
+        assert oracle(values, k) == pytest.approx(np.mean([max(chosen) for chosen in combinations(values, k)]))
+    assert oracle([1, 0, 0, 1], 2) == pytest.approx(1 - math.comb(2, 2) / math.comb(4, 2))
+    assert math.isnan(oracle([1, 0], 3))
+    assert selection_efficiency(0.7, 0.5, 0.9) == pytest.approx(0.5)
+    assert math.isnan(selection_efficiency(0.5, 0.5, 0.5))
+
+
+def test_quality_at_a_budget_is_straight_on_the_doublings() -> None:
+    budgets, quality = [1.0, 2.0, 8.0], np.array([0.5, 0.6, 0.8])
+    assert quality_at(budgets, quality, 2) == 0.6
+    assert quality_at(budgets, quality, 4) == pytest.approx(0.7)
+    assert quality_at(budgets, quality, 8.05) == 0.8  # within the slack
+    assert math.isnan(quality_at(budgets, quality, 16))
+    assert budget_for(budgets, list(quality), 0.7) == pytest.approx(4)
+    assert budget_for(budgets, list(quality), 0.5) == 1
+    assert budget_for(budgets, list(quality), 0.9) == math.inf
+    assert area_under(budgets, quality) == pytest.approx((0.55 * 1 + 0.7 * 2) / 3)
+    draws = np.stack([quality, quality + 0.1], axis=1)
+    assert area_under(budgets, draws) == pytest.approx([0.65, 0.75])
+    assert math.isnan(area_under([1.0], quality[:1]))
+
+
+def test_hypervolume_is_the_area_that_is_dominated() -> None:
+    assert hypervolume([1, 2], [0.5, 0.7], plain=0.5) == pytest.approx(3 * 0.2)
+    assert hypervolume([1, 2, 4], [0.5, 0.7, 0.8], plain=0.5) == pytest.approx(3 * 0.2 + 2 * 0.1)
+    assert hypervolume([1, 2, 4], [0.5, 0.7, 0.6], plain=0.5) == pytest.approx(3 * 0.2)  # dominated points add nothing
+    assert hypervolume([1, 32], [0.5, 0.9], plain=0.5) == 0
+
+
+def test_power_is_what_simulation_finds() -> None:
+    rng, spread, repeats = np.random.default_rng(15), Spread(prompts=0.02, images=0.1), 3000
+    prompts = spread.needed(0.05, images=4, power=0.8)
+    assert spread.power(0.05, prompts, 4) == pytest.approx(0.8, abs=0.005)
+    shape = (repeats, prompts)
+    means = 0.05 + rng.normal(0, math.sqrt(0.02), shape) + rng.normal(0, math.sqrt(0.1 / 4), shape)
+    z = means.mean(axis=1) / (means.std(axis=1, ddof=1) / math.sqrt(prompts))
+    assert off_nominal(float(np.mean(np.abs(z) > 1.959964)), repeats, 0.8) < 3
+    assert spread.needed(0.05, 16) < prompts < spread.needed(0.05, 1)
+
+
+def test_a_spread_is_found_in_runs() -> None:
+    rng = np.random.default_rng(16)
+    between, within = rng.normal(0, math.sqrt(0.02), (2000, 1)), rng.normal(0, math.sqrt(0.1), (2000, 4))
+    a = table(a=between[:1000] + within[:1000], b=between[1000:] + within[1000:])
+    a["image"] = a.groupby("prompt_id").cumcount()
+    found = measured_spread(a, a.assign(value=0.0))
+    assert (found.prompts, found.images) == (pytest.approx(0.02, rel=0.25), pytest.approx(0.1, rel=0.05))
+    assumed = assumed_spread(0.8, correlation=0.5, pairing=0.0)
+    assert assumed.prompts + assumed.images == pytest.approx(2 * 0.8 * 0.2)
 
 
 def test_auc_counts_pairs() -> None:

@@ -7,18 +7,18 @@ import io
 import json
 import logging
 import random
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from chat_server import Server, says
 from PIL import Image as Pillow
 from toy import TEXTS, draw, jobs
 
+from benchmarks.tiif.interview import SYSTEM, Asked, Interview, message
 from harness.judges.local_vlm import LocalVLM, yes_probability
 from harness.judges.verifier import ChatReward, ChatVerifier, orm_question, rewrite_question, select_question
 from harness.judges.vlm import Endpoint, yes_of
@@ -27,72 +27,6 @@ from methods.gridar import GridAR, selection
 
 IMAGE = np.full((48, 48, 3), 90, np.uint8)
 TWO_STEPS = {"quarter": {"share": 0.25, "strips": 4}, "half": {"share": 0.5, "strips": 2}}
-Behaviour = Callable[[dict], tuple[int, object]]
-
-
-class Server:
-    """An endpoint on loopback that answers as `behave` says; keeps what it was asked."""
-
-    def __init__(self) -> None:
-        self.behave: Behaviour = lambda body: says("yes")
-        self.asked: list[dict] = []
-        self.headers: list[dict[str, str]] = []
-        self.most_at_once = self._now = 0
-        self._lock = threading.Lock()
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                outer._serve(self)
-
-            def log_message(self, *_: object) -> None: ...
-
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._http.daemon_threads = True
-        threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self._http.server_port}/v1"
-
-    def _serve(self, handler: BaseHTTPRequestHandler) -> None:
-        body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
-        with self._lock:
-            self.asked.append(body)
-            self.headers.append(dict(handler.headers))
-            self._now += 1
-            self.most_at_once = max(self.most_at_once, self._now)
-        try:
-            status, answer = self.behave(body)
-            data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-            handler.send_response(status)
-            handler.send_header("Content-Length", str(len(data)))
-            handler.end_headers()
-            handler.wfile.write(data)
-        except (BrokenPipeError, ConnectionResetError):
-            pass
-        finally:
-            with self._lock:
-                self._now -= 1
-
-    def close(self) -> None:
-        self._http.shutdown()
-        self._http.server_close()
-
-
-def says(text: str, top: dict[str, float] | None = None) -> tuple[int, object]:
-    choice: dict = {"message": {"role": "assistant", "content": text}}
-    if top is not None:
-        entries = [{"token": token, "logprob": float(np.log(p))} for token, p in top.items()]
-        choice["logprobs"] = {"content": [{"token": text, "top_logprobs": entries}]}
-    return 200, {"choices": [choice], "usage": {"total_tokens": 17}}
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    for name in ("VLM_BASE_URL", "VLM_MODEL", "VLM_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    one = Server()
-    yield one
-    one.close()
 
 
 def endpoint(server: Server, **options: object) -> Endpoint:
@@ -182,6 +116,7 @@ def test_questions_of_a_batch_are_in_flight_together_and_answered_in_order(serve
         ((200, b"<html>not json</html>"), 3),
         ((200, {"choices": []}), 3),
         ((200, {"choices": [{"message": {"content": None}}]}), 3),
+        ((200, {"choices": [{"message": "yes"}]}), 3),
         ((200, ["a list"]), 3),
     ],
 )
@@ -194,6 +129,46 @@ def test_failures_are_tried_again_and_then_left_to_the_method(
     replies = iter([bad, bad, says("yes")])
     server.behave = lambda body: next(replies)
     assert endpoint(server).yes(["?"], [IMAGE]) == [1.0]
+
+
+def test_a_server_is_left_alone_for_as_long_as_it_asks(server: Server) -> None:
+    busy = iter([(429, b"slow down", {"Retry-After": "0.3"}), (503, b"", {"Retry-After": "Fri, 01 Jan"}), says("yes")])
+    server.behave = lambda body: next(busy)
+    begun = time.monotonic()
+    assert endpoint(server).reply(["?"], [IMAGE]) == ["yes"]
+    assert 0.3 <= time.monotonic() - begun < 2
+    server.behave = lambda body: (429, b"slow down", {"Retry-After": "86400"})
+    begun = time.monotonic()
+    assert endpoint(server, longest_pause_s=0.05).reply(["?"], [IMAGE]) == [None]
+    assert time.monotonic() - begun < 2
+
+
+def test_the_key_does_not_follow_a_redirection_and_does_not_come_back(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLM_API_KEY", "sesame-1234")
+    other = Server()
+    other.behave = lambda body: says("yes")
+    server.behave = lambda body: (302, b"", {"Location": other.url})
+    endpoint(server, retries=0).reply(["?"], [IMAGE])
+    other.close()
+    assert server.headers[0]["Authorization"] == "Bearer sesame-1234"
+    assert len(other.headers) == 1 and "sesame" not in str(other.headers)
+    server.behave = lambda body: says("you sent sesame-1234")
+    assert endpoint(server).reply(["?"], [IMAGE]) == ["you sent [key]"]
+    for address in ("http://me:sesame-1234@127.0.0.1/v1", "http://127.0.0.1/v1?key=sesame-1234"):
+        with pytest.raises(UserError, match="keep the key out of the address") as error:
+            Endpoint(address, "some-model")
+        assert "sesame" not in str(error.value)
+
+
+def test_a_needed_key_is_missed_beforehand(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    chat = endpoint(server, needs_key=True)
+    with pytest.raises(UserError, match="needs a key: set VLM_API_KEY"):
+        chat.ready()
+    monkeypatch.setenv("VLM_API_KEY", "sesame-1234")
+    chat.ready()
+    assert not server.asked
 
 
 def test_a_time_out_is_a_failure(server: Server) -> None:
@@ -209,8 +184,6 @@ def test_a_server_that_is_gone_is_a_failure(server: Server) -> None:
     chat = endpoint(server, retries=1)
     server.close()
     assert chat.reply(["?"], [IMAGE]) == [None]
-    server._http = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)  # for the fixture to close
-    threading.Thread(target=server._http.serve_forever, daemon=True).start()
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
@@ -323,6 +296,19 @@ def test_a_local_model_answers_greedily_and_alone(tiny: Path) -> None:
     assert verifier.rewrite.tokens == chat.tokens
     shared = LocalVLM(str(tiny), device="cpu", dtype="float32")
     assert shared._model is chat._model
+
+
+def test_a_local_model_is_interviewed_like_any_other(tiny: Path) -> None:
+    chat = LocalVLM(str(tiny), revision="main", device="cpu", dtype="float32", max_new_tokens=6)
+    judge = Interview(chat, attempts=2)
+    asked = [Asked(f"p/{i}", ["Is there a cat?"], np.full((48, 48, 3), 80 * i, np.uint8)) for i in range(3)]
+    heard = judge.ask(asked)
+    assert heard == [judge.ask([one])[0] for one in asked]
+    assert judge.id.startswith(f"vlm-{tiny.name}-main-")
+    for one, said in zip(asked, heard, strict=True):
+        first = chat.reply([message(one.key, one.questions)], [one.image], SYSTEM)[0]
+        assert said.replies[0] == first and 1 <= len(said.replies) <= 2
+        assert said.served == chat.id and said.tokens > 0
 
 
 def test_the_yes_probability_is_over_the_whole_vocabulary() -> None:

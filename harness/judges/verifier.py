@@ -35,19 +35,10 @@ HELPFUL = "You are a helpful assistant."
 
 
 class Chat(Protocol):
-    """A language model that sees.
-
-    `tokens` counts what it read and wrote for each question of the last call, `served` names the model that answered
-    each, as far as that is known.
-    """
+    """A language model that sees. `tokens` counts what it read and wrote for each question of the last call."""
 
     id: str
     tokens: Sequence[int]
-    served: Sequence[str]
-
-    def ready(self) -> None:
-        """Raises UserError where it is known beforehand that no question can be answered."""
-        ...
 
     def reply(self, questions: Sequence[str], images: Sequence[Image], system: str = HELPFUL) -> list[str | None]:
         """The reply to each question about its image; None where there was none."""

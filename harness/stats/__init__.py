@@ -7,6 +7,7 @@ Everything is a pure function of its arguments, the bootstrap's seed included.
 """
 
 from harness.stats.comparison import (
+    ALPHA,
     Difference,
     benjamini_hochberg,
     detectable,
@@ -33,6 +34,7 @@ from harness.stats.rates import auc, auc_within, clustered_wilson, oracle, selec
 from harness.stats.scaling import BUDGETS, area_under, budget_for, hypervolume, quality_at
 
 __all__ = [
+    "ALPHA",
     "BUDGETS",
     "DRAWS",
     "Design",

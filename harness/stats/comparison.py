@@ -101,22 +101,18 @@ def holm(p: Sequence[float]) -> list[float]:
 
     NaN (no test) stays and does not count.
     """
-    return _corrected(p, "holm")
+    values = np.asarray(p, float)  # four lines of our own: the library's take seconds to import, after every run
+    order = np.argsort(values)[: int((~np.isnan(values)).sum())]
+    factors = np.arange(len(order), 0, -1)
+    values[order] = np.minimum(1.0, np.maximum.accumulate(values[order] * factors))
+    return [float(value) for value in values]
 
 
 def benjamini_hochberg(p: Sequence[float]) -> list[float]:
     """P values of an exploration, corrected for the share of false findings among the findings."""
-    return _corrected(p, "fdr_bh")
-
-
-def _corrected(p: Sequence[float], method: str) -> list[float]:
     from statsmodels.stats.multitest import multipletests
 
-    values = np.asarray(p, float)
-    known = ~np.isnan(values)
-    if known.any():
-        values[known] = multipletests(values[known], method=method)[1]
-    return [float(value) for value in values]
+    return [float(value) for value in multipletests(p, method="fdr_bh")[1]]
 
 
 def detectable(error: float, power: float = POWER, alpha: float = ALPHA) -> float:

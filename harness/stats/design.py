@@ -64,7 +64,7 @@ class Design:
 
     def per_prompt(self) -> np.ndarray:
         """Weights [C] under which every prompt counts by its own weight, whatever its category."""
-        return self._weight_GC.sum(axis=0) / self._weight_GC.sum()
+        return np.asarray(self._weight_GC.sum(axis=0) / self._weight_GC.sum())
 
     def means(self, value_RP: np.ndarray) -> np.ndarray:
         """Category means [R, C]: weighted means of the prompts' values."""

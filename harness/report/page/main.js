@@ -1,0 +1,66 @@
+"use strict";
+// Which view is shown, and the keys and buttons that every view shares.
+
+const VIEWS = { results: showResults, inside: showInside, gallery: showGallery };
+let leave = null; // what the view that is shown must undo
+
+function show() {
+  readAddress();
+  if (leave) leave();
+  const view = document.getElementById("view");
+  view.className = state.view;
+  view.replaceChildren();
+  for (const link of document.querySelectorAll("nav a")) {
+    link.href = `#${link.dataset.view}${state.board === "0" ? "" : `?board=${state.board}`}`;
+    link.toggleAttribute("aria-current", link.dataset.view === state.view);
+  }
+  if (!report.boards.length) {
+    leave = null;
+    view.append(h("p", { class: "empty", text: "No run has been reported yet: the results folder is empty." }));
+    return;
+  }
+  document.title = { results: board().title, inside: "Inside the methods", gallery: "Gallery" }[state.view];
+  leave = VIEWS[state.view](view) || null;
+  showDetail();
+}
+
+function go(view) {
+  setState({ ...DEFAULTS, board: state.board, view }, true);
+  show();
+  scrollTo(0, 0);
+}
+
+function toggleTheme() {
+  setTheme(theme() === "dark" ? "light" : "dark");
+  stored("theme", theme());
+}
+
+const boards = document.getElementById("boards");
+boards.hidden = report.boards.length < 2;
+boards.append(...report.boards.map((one, i) => h("option", { value: i, text: `${one.title}${one.judge ? ` · ${one.judge}` : ""}` })));
+readAddress();
+boards.value = state.board;
+boards.addEventListener("change", () => {
+  setState({ ...DEFAULTS, view: state.view, board: boards.value }, true);
+  show();
+});
+document.getElementById("theme").addEventListener("click", toggleTheme);
+document.getElementById("help").addEventListener("click", () => document.getElementById("keys").showModal());
+for (const dialog of document.querySelectorAll("dialog"))
+  dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
+
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, select, textarea")) return;
+  const view = { 1: "results", 2: "inside", 3: "gallery" }[event.key];
+  if (view && !document.querySelector("dialog[open]")) go(view);
+  else if (event.key === "t") toggleTheme();
+  else if (event.key === "?") document.getElementById("keys").showModal();
+  else if (event.key === "/" && document.getElementById("search")) document.getElementById("search").focus();
+  else return;
+  event.preventDefault();
+});
+addEventListener("popstate", show);
+addEventListener("hashchange", () => location.hash !== address({}) && show());
+
+show();
+requestAnimationFrame(() => setTimeout(() => (document.documentElement.dataset.painted = Math.round(performance.now()))));
