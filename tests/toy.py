@@ -67,8 +67,11 @@ class ToyModel:
 
     def forward(self, x_BWD: Tensor, pos_BW: Tensor, start_B: Tensor, attend: Attend) -> Tensor:
         self.forwards += 1
+        return self.trunk(x_BWD, self.rotary(pos_BW, start_B), attend)
+
+    def rotary(self, pos_BW: Tensor, start_B: Tensor) -> Tensor:
         coords = (pos_BW - start_B[:, None]).unsqueeze(-1).expand(-1, -1, 2).cpu()
-        return self.trunk(x_BWD, axial_rotary(coords, 16).to(self.device), attend)
+        return axial_rotary(coords, 16).to(self.device)
 
     def head(self, hidden: Tensor) -> Tensor:
         return self.output(hidden)

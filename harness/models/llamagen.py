@@ -166,8 +166,10 @@ class LlamaGen:
         return self.gpt.tok_embeddings(token_BW)
 
     def forward(self, x_BWD: Tensor, pos_BW: Tensor, start_B: Tensor, attend: Attend) -> Tensor:
-        at_BW = (pos_BW - start_B.unsqueeze(1) + 1).clamp(0, self.num_tokens)
-        return self.gpt.trunk(x_BWD, self._rotary[at_BW], attend)
+        return self.gpt.trunk(x_BWD, self.rotary(pos_BW, start_B), attend)
+
+    def rotary(self, pos_BW: Tensor, start_B: Tensor) -> Tensor:
+        return self._rotary[(pos_BW - start_B.unsqueeze(1) + 1).clamp(0, self.num_tokens)]
 
     def head(self, hidden: Tensor) -> Tensor:
         return self.gpt.output(hidden).float()

@@ -120,8 +120,10 @@ class Pictogram:
         return self.gpt.embed_tokens(token_BW, index_BW)
 
     def forward(self, x_BWD: Tensor, pos_BW: Tensor, start_B: Tensor, attend: Attend) -> Tensor:
-        at_BW = (pos_BW - start_B.unsqueeze(1) + PROMPT).clamp(0, len(self.gpt.rotary) - 1)
-        return self.gpt.trunk(x_BWD, self.gpt.rotary[at_BW], attend)
+        return self.gpt.trunk(x_BWD, self.rotary(pos_BW, start_B), attend)
+
+    def rotary(self, pos_BW: Tensor, start_B: Tensor) -> Tensor:
+        return self.gpt.rotary[(pos_BW - start_B.unsqueeze(1) + PROMPT).clamp(0, len(self.gpt.rotary) - 1)]
 
     def head(self, hidden: Tensor) -> Tensor:
         return self.gpt.head(hidden).float()
