@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.hooks import Draft, Drafts, Guide, Probe, Rule, Sampling, cfg, unguided, warp
+from harness.hooks import Draft, Drafts, Guide, Probe, Rule, Sampling, Verdict, cfg, unguided, warp
 from harness.models import ImageModel
 from harness.models.trunk import Attend
 from harness.models.vq import MISSING
@@ -58,7 +58,7 @@ class Canvas:
 
     __slots__ = (
         "_ahead", "_guide", "_image", "_inherited", "_key", "_log_probs", "_streams",
-        "_tokens", "_total", "_usage", "scale", "version",
+        "_tokens", "_total", "_usage", "_verdict", "scale", "version",
     )  # fmt: skip
 
     def __init__(self, key: int, usage: Usage, total: int, scale: float, guide: Guide) -> None:
@@ -70,6 +70,7 @@ class Canvas:
         self._log_probs: list[float] = []
         self._inherited = 0  # leading tokens that came from a fork
         self._ahead = -1  # logits at hand: -1 none, 0 the frontier's, g those behind g draft tokens too
+        self._verdict: Verdict | None = None  # of the last draw, if its draft is followed
         self._image: tuple[tuple[int, ...], Image] | None = None  # the padding it was shown with, and the picture
 
     @property
@@ -190,6 +191,7 @@ class Sampler:
             static[target] = static[source]
         over._tokens, over._log_probs = list(src._tokens), list(src._log_probs)
         over._inherited, over._ahead, over._image = src.length, src._ahead, src._image
+        over._verdict = None  # drafts that both made of it would not be independent
         over.scale, over._guide = src.scale, src._guide
         over.version += 1
         self._set_key(over, derive(over._key, "fork", over.version))
@@ -205,7 +207,7 @@ class Sampler:
             elif canvas._streams[k].context != context:
                 canvas._streams[k] = self._stream(context, canvas._streams[k].slot)
         self._token_SN[self._slots(canvas), : canvas.length] = self._tensor(canvas._tokens)
-        canvas._guide, canvas._ahead = guide, -1
+        canvas._guide, canvas._ahead, canvas._verdict = guide, -1, None
         for stream in canvas._streams:  # the frontier is fed again, so that all streams have their logits there
             stream.cached = min(stream.cached, stream.start + canvas.length - 1)
         canvas.version += 1
@@ -269,11 +271,29 @@ class Sampler:
         self._prefill([(c, g) for (c, _), g in zip(waiting, lengths, strict=True)])
         self._decode([c for c, _ in waiting], lengths)
 
+    def verdict(self, canvas: Canvas) -> Verdict | None:
+        """What the last draw said of its draft, for drafters; None if that was not followed or the canvas changed."""
+        return canvas._verdict
+
+    def tokens(self, rows: Sequence[Canvas]) -> Tensor:
+        """Tokens of the rows on the device, int64 [R, N]; what stands behind a row's length means nothing."""
+        return self._token_SN[self._firsts(rows)]
+
+    def noise(self, rows: Sequence[Canvas], width: int) -> Noise:
+        """The noise of the next `width` places of every row."""
+        column_T = torch.arange(width, device=self.model.device)
+        place_R1 = self._tensor([canvas.length for canvas in rows]).unsqueeze(1)
+        return Noise(self._key_S2[self._firsts(rows)], place_R1 + column_T)
+
+    def working(self, rows: Sequence[Canvas]) -> AbstractContextManager[None]:
+        """Books the device time of what is done inside, shared evenly among the rows."""
+        return self._clock.measure([canvas._usage for canvas in rows])
+
     @torch.no_grad()
     def probe(self, rows: Sequence[Canvas], probe: Probe) -> list[dict[str, float]]:
         """Signals of the laws at the frontiers of `rows`, which must be ready. Draws nothing."""
         signals: list[dict[str, float]] = [{} for _ in rows]
-        with self._clock.measure([canvas._usage for canvas in rows]):
+        with self.working(rows):
             for places, logits_RKTV, law_RTV in self._laws(rows, 1):
                 named = probe(logits_RKTV, law_RTV)
                 table = torch.stack([value.double() for value in named.values()], 1).tolist()
@@ -288,16 +308,20 @@ class Sampler:
             return []
         accepted = [0] * len(rows)
         width = 1 + max((0 if draft is None else len(draft) for draft in drafts), default=0)
-        with self._clock.measure([canvas._usage for canvas in rows]):
+        with self.working(rows):
             packed = []
             order: list[int] = []
+            law_of: dict[int, Tensor] = {}
             for places, _, law_RTV in self._laws(rows, width):
+                law_of.update({i: law_RTV[r] for r, i in enumerate(places) if _followed(drafts[i])})
                 packed.append(self._apply(rule, [rows[i] for i in places], [drafts[i] for i in places], law_RTV))
                 order.extend(places)
             table = torch.cat(packed).tolist()  # the round's one device-to-host copy
         for place, (count, *values) in zip(order, table, strict=True):
             accepted[place] = int(count)
             self._commit_drawn(rows[place], int(count) + 1, values[:width], values[width:])
+            if (draft := _followed(drafts[place])) is not None:
+                rows[place]._verdict = Verdict(draft, law_of[place][: 1 + len(draft)], int(count))
         return accepted
 
     @torch.no_grad()
@@ -456,18 +480,14 @@ class Sampler:
 
     def _apply(self, rule: Rule, rows: list[Canvas], drafts: list[Draft | None], law_RTV: Tensor) -> Tensor:
         """Rule and device-side commit of one group: [R, 1 + 2T] of count, committed tokens, their log-probabilities."""
-        slot_R = self._tensor([canvas._streams[0].slot for canvas in rows])
-        place_RT = self._tensor([canvas.length for canvas in rows]).unsqueeze(1) + torch.arange(
-            law_RTV.shape[1], device=law_RTV.device
-        )
-        proposal = Drafts.stack(drafts, law_RTV)
-        path_RG, next_R = rule(law_RTV, proposal, Noise(self._key_S2[slot_R], place_RT))
+        proposal, noise = Drafts.stack(drafts, law_RTV), self.noise(rows, law_RTV.shape[1])
+        path_RG, next_R = rule(law_RTV, proposal, noise)
         count_R1 = (path_RG >= 0).sum(1, keepdim=True)
         token_RT = torch.cat((proposal.token_RG, next_R.unsqueeze(1)), 1).scatter(1, count_R1, next_R.unsqueeze(1))
         log_prob_RT = law_RTV.gather(-1, token_RT.unsqueeze(-1)).squeeze(-1).double().log()
         streams = [(r, stream.slot) for r, canvas in enumerate(rows) for stream in canvas._streams]
         row_Q, slot_Q = self._tensor(streams).unbind(1)
-        where_Q = place_RT.gather(1, count_R1)[row_Q, 0]
+        where_Q = noise.position_RT.gather(1, count_R1)[row_Q, 0]
         self._token_SN[slot_Q, where_Q] = next_R[row_Q]
         return torch.cat((count_R1.double(), token_RT.double(), log_prob_RT), 1)
 
@@ -501,7 +521,11 @@ class Sampler:
         """After the tokens changed: the last one is not cached yet, and no logits are at hand."""
         for stream in canvas._streams:
             stream.cached = max(0, min(stream.cached, stream.start + canvas.length - 1))
-        canvas._ahead, canvas._image = -1, None
+        canvas._ahead, canvas._image, canvas._verdict = -1, None, None
+
+    def _firsts(self, rows: Sequence[Canvas]) -> Tensor:
+        """The slot of every row's first stream, which holds its tokens and key."""
+        return self._tensor([canvas._streams[0].slot for canvas in rows])
 
     def _slots(self, canvas: Canvas) -> Tensor:
         return self._tensor([stream.slot for stream in canvas._streams])
@@ -511,6 +535,10 @@ class Sampler:
 
     def _tensor(self, values: Sequence[object] | np.ndarray) -> Tensor:
         return torch.as_tensor(values, dtype=torch.int64).to(self.model.device, non_blocking=True)
+
+
+def _followed(draft: Draft | None) -> Draft | None:
+    return draft if draft is not None and draft.followed else None
 
 
 def _expect_open(*canvases: Canvas) -> None:
