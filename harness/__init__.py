@@ -20,11 +20,15 @@ if TYPE_CHECKING:
     from harness.hooks import entropy as entropy
     from harness.hooks import exact as exact
     from harness.hooks import leftover as leftover
+    from harness.hooks import stakes as stakes
     from harness.hooks import unguided as unguided
     from harness.hooks import verify_chain as verify_chain
     from harness.judges.verifier import Verifier as Verifier
     from harness.models import ImageModel as ImageModel
     from harness.noise import Noise as Noise
+    from harness.notes import pack_picture as pack_picture
+    from harness.notes import pack_series as pack_series
+    from harness.notes import unpack_series as unpack_series
     from harness.records import UserError as UserError
     from harness.sampler import Canvas as Canvas
     from harness.sampler import Image as Image
@@ -38,11 +42,12 @@ _HOME = {
     "harness.download": ("cache_folder",),
     "harness.hooks": (
         "Draft", "Drafts", "Guide", "Probe", "Rule", "cfg", "coupled", "entropy", "exact",
-        "leftover", "unguided", "verify_chain",
+        "leftover", "stakes", "unguided", "verify_chain",
     ),
     "harness.judges.verifier": ("Verifier",),
     "harness.models": ("ImageModel",),
     "harness.noise": ("Noise",),
+    "harness.notes": ("pack_picture", "pack_series", "unpack_series"),
     "harness.records": ("UserError",),
     "harness.sampler": ("Canvas", "Image"),
     "harness.session": ("Decoding", "Drafter", "Judge", "Method", "Session"),

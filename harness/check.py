@@ -1,6 +1,6 @@
 """`python -m harness.check`: conformance files and audits of run folders.
 
-python -m harness.check geneval FILE     our GenEval decision against a conformance file
+python -m harness.check geneval FILE     our GenEval decision against a conformance file; geneval-summary: the summary
 python -m harness.check acceptance FILE  acceptance rules of speculative methods, likewise
 python -m harness.check gridar FILE      GridAR's guidance, verdicts, copies, prompts and choice, likewise
 python -m harness.check scalingar FILE   our ScalingAR arithmetic against a conformance file
@@ -26,6 +26,7 @@ from harness.records import SampleRecord, UserError, digest
 CONFORMANCE = {
     "acceptance": "methods.conformance.acceptance.conformance",
     "geneval": "benchmarks.geneval.conformance.conformance",
+    "geneval-summary": "benchmarks.geneval.conformance.conformance",
     "gridar": "methods.conformance.gridar.conformance",
     "scalingar": "methods.conformance.scalingar.conformance",
 }

@@ -72,7 +72,11 @@ class Drafts:
 
 
 Rule = Callable[[Tensor, Drafts, Noise], tuple[Tensor, Tensor]]
-"""(law_RTV, drafts, noise) -> accepted path (draft indices [R, G], -1 padded), next token [R]."""
+"""(law_RTV, drafts, noise) -> accepted path (draft indices [R, G], -1 padded), next token [R].
+
+A rule may also have `signals(law_RTV, drafts, noise, path_RG) -> {name: [R]}`: what it has to say of the round; the
+sampler adds these up over a canvas's rounds in `Canvas.signals`.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,10 +170,8 @@ def verify_chain(
     columns = drafts.token_RG.shape[1]
     if columns == 0:
         return drafts.token_RG, noise.race(DRAW, law_RTV)[:, 0]
-    draft_RG = drafts.law_RGV.gather(-1, drafts.token_RG.unsqueeze(-1)).squeeze(-1)
-    chance_RG = noise.uniform(ACCEPT, 1)[:, :columns, 0]
     drafted_RG = torch.arange(columns, device=law_RTV.device) < drafts.length_R[:, None]
-    count_R, path_RG = _prefix((chance_RG * draft_RG < credit_RG) & drafted_RG)
+    count_R, path_RG = _prefix((stakes(drafts, noise) < credit_RG) & drafted_RG)
 
     row, last_R = torch.arange(len(count_R), device=law_RTV.device), count_R.clamp(max=columns - 1)
     law_RV, here = law_RTV[row, count_R], noise.at(count_R)
@@ -177,6 +179,12 @@ def verify_chain(
     rejected_R = here.race(RESIDUAL, left_RV.unsqueeze(1))[:, 0]
     bonus_R = here.race(DRAW, law_RV.unsqueeze(1))[:, 0]
     return path_RG, torch.where(count_R < drafts.length_R, rejected_R, bonus_R)
+
+
+def stakes(drafts: Drafts, noise: Noise) -> Tensor:
+    """u q of every draft token, [R, G]: it is accepted where that is less than the credit it has with the target."""
+    draft_RG = drafts.law_RGV.gather(-1, drafts.token_RG.unsqueeze(-1)).squeeze(-1)
+    return noise.uniform(ACCEPT, 1)[:, : draft_RG.shape[1], 0] * draft_RG
 
 
 def leftover(law_RV: Tensor, draft_law_RV: Tensor, _token_R: Tensor) -> Tensor:

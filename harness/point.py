@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ from harness.hooks import Sampling
 from harness.memory import choose_slots
 from harness.records import Job, Prompt, UserError, digest, dump, one_line
 from harness.sampler import Sampler
-from harness.scheduler import Delivery, Scheduler, expect_fit
-from harness.store import fingerprint
+from harness.scheduler import Delivery, Scheduler, expect_fit, parts
+from harness.store import SCHEMA, fingerprint
 
 
 class Point:
@@ -40,6 +40,9 @@ class Point:
         self.prompts: list[Prompt] = self.benchmark.prompts()
         self.jobs = [Job(prompt, image) for prompt in self.prompts for image in range(self.benchmark.images)]
         self.judge: str = self.benchmark.judge.id
+        self.prompts_sha = digest(dump([_row(prompt) for prompt in self.prompts]).encode())
+        self.aggregates = _aggregates(self.benchmark, sorted({prompt.category for prompt in self.prompts}))
+        self.asked = {name: part.id for name, part in parts(self.method) if hasattr(part, "id")}
         self.sampler = self._sampler_shape()
         self.fingerprint = self._fingerprint(model)
 
@@ -64,15 +67,13 @@ class Point:
         return {**shape, "width": width}
 
     def _fingerprint(self, model: dict[str, Any]) -> str:
-        asked = {name: part.id for name, part in vars(self.method).items() if hasattr(part, "id")}
         settings = {k: v for k, v in container(self.config.benchmark).items() if k != "metadata"}
-        rows = [[p.id, p.text, p.category, dict(p.spec)] for p in self.prompts]
         return fingerprint(
             {
                 "model": [self.model.name, self.model.revision, str(self.model.dtype), model],
                 "sampling": container(self.config.model.sampling),
-                "method": [self.choices["method"], container(self.config.method), asked],
-                "benchmark": [self.benchmark.version, settings, digest(dump(rows).encode()), self.judge],
+                "method": [self.choices["method"], container(self.config.method), self.asked],
+                "benchmark": [self.benchmark.version, settings, self.prompts_sha, self.judge],
                 "sampler": self.sampler,
                 "numerics": "constant",
                 "seed": self.config.seed,
@@ -108,8 +109,31 @@ class Point:
             "planned": len(self.jobs),
             "numerics": "constant",
             "judge": self.judge,
+            "version": self.benchmark.version,
+            "prompts_sha": self.prompts_sha[:16],
+            "aggregates": self.aggregates,
+            "asked": self.asked,
+            "schema": SCHEMA,
         }
+        if excluded := str(getattr(self.benchmark, "excluded", "")):
+            summary["excluded"] = excluded  # why the run must not enter a leaderboard
         return {**config, "run": summary}
+
+
+def _row(prompt: Prompt) -> list[Any]:
+    """What of a prompt names a result; weight and cluster only where they are set."""
+    row = [prompt.id, prompt.text, prompt.category, dict(prompt.spec)]
+    return [*row, prompt.standing] if prompt.standing else row
+
+
+def _aggregates(benchmark: Any, categories: Sequence[str]) -> dict[str, dict[str, float]]:
+    """The benchmark's named linear combinations of category means, "score" among them."""
+    uniform = {"score": dict.fromkeys(categories, 1 / len(categories))}
+    named = benchmark.aggregates(categories) if hasattr(benchmark, "aggregates") else uniform
+    aggregates = {str(name): {str(c): float(w) for c, w in parts.items()} for name, parts in named.items()}
+    assert "score" in aggregates, f"{type(benchmark).__name__}.aggregates names no score"
+    assert all(set(parts) <= set(categories) for parts in aggregates.values()), "an aggregate of unknown categories"
+    return aggregates
 
 
 def container(config: DictConfig) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
@@ -21,12 +22,29 @@ class UserError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One benchmark prompt. `spec` is the answer key; it never reaches a method or a reward."""
+    """One benchmark prompt. `spec` is the answer key; it never reaches a method or a reward.
+
+    Raises UserError for a weight that is not a positive number.
+    """
 
     id: str
     text: str
     category: str
     spec: Mapping[str, Any] = field(default_factory=dict)
+    weight: float = 1.0  # of each of its images inside the category, e.g. its number of questions
+    cluster: str = ""  # prompts that share one stand or fall together and are resampled together; "" = it is alone
+
+    def __post_init__(self) -> None:
+        if not 0 < self.weight < math.inf:
+            raise UserError(f"prompt {self.id}: weight {self.weight} is not a positive number")
+
+    @property
+    def standing(self) -> dict[str, Any]:
+        """`weight` and `cluster` where they differ from the usual: what journals and fingerprints add for them."""
+        return {
+            **({} if self.weight == 1 else {"weight": self.weight}),
+            **({"cluster": self.cluster} if self.cluster else {}),
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,11 +58,12 @@ class Canvas:
 
     __slots__ = (
         "_ahead", "_guide", "_image", "_inherited", "_key", "_log_probs", "_streams",
-        "_tokens", "_total", "_usage", "_verdict", "scale", "version",
+        "_tokens", "_total", "_usage", "_verdict", "scale", "signals", "version",
     )  # fmt: skip
 
     def __init__(self, key: int, usage: Usage, total: int, scale: float, guide: Guide) -> None:
         self.scale = scale  # guidance scale of the next draw
+        self.signals: dict[str, float] = {}  # what the rules said of their rounds, summed up
         self.version = 0  # grows on fork, truncate and condition
         self._key, self._usage, self._total, self._guide = key, usage, total, guide
         self._streams: list[_Stream] = []
@@ -192,7 +193,7 @@ class Sampler:
         over._tokens, over._log_probs = list(src._tokens), list(src._log_probs)
         over._inherited, over._ahead, over._image = src.length, src._ahead, src._image
         over._verdict = None  # drafts that both made of it would not be independent
-        over.scale, over._guide = src.scale, src._guide
+        over.scale, over._guide, over.signals = src.scale, src._guide, dict(src.signals)
         over.version += 1
         self._set_key(over, derive(over._key, "fork", over.version))
 
@@ -314,14 +315,18 @@ class Sampler:
             law_of: dict[int, Tensor] = {}
             for places, _, law_RTV in self._laws(rows, width):
                 law_of.update({i: law_RTV[r] for r, i in enumerate(places) if _followed(drafts[i])})
-                packed.append(self._apply(rule, [rows[i] for i in places], [drafts[i] for i in places], law_RTV))
+                names, values_RX = self._apply(rule, [rows[i] for i in places], [drafts[i] for i in places], law_RTV)
+                packed.append(values_RX)
                 order.extend(places)
             table = torch.cat(packed).tolist()  # the round's one device-to-host copy
         for place, (count, *values) in zip(order, table, strict=True):
             accepted[place] = int(count)
-            self._commit_drawn(rows[place], int(count) + 1, values[:width], values[width:])
+            self._commit_drawn(rows[place], int(count) + 1, values[:width], values[width : 2 * width])
             if (draft := _followed(drafts[place])) is not None:
                 rows[place]._verdict = Verdict(draft, law_of[place][: 1 + len(draft)], int(count))
+            summed = rows[place].signals
+            for name, value in zip(names, values[2 * width :], strict=True):
+                summed[name] = summed.get(name, 0.0) + value
         return accepted
 
     @torch.no_grad()
@@ -478,10 +483,17 @@ class Sampler:
                 law_RTV = torch.where(late_RT1, guide(logits_RKTV, torch.ones_like(scale_R)), law_RTV)
             yield places, logits_RKTV, warp(law_RTV, self.sampling)
 
-    def _apply(self, rule: Rule, rows: list[Canvas], drafts: list[Draft | None], law_RTV: Tensor) -> Tensor:
-        """Rule and device-side commit of one group: [R, 1 + 2T] of count, committed tokens, their log-probabilities."""
+    def _apply(
+        self, rule: Rule, rows: list[Canvas], drafts: list[Draft | None], law_RTV: Tensor
+    ) -> tuple[list[str], Tensor]:
+        """Rule and device-side commit of one group.
+
+        Returns [R, 1 + 2T + signals]: count, committed tokens, their log-probabilities, and the rule's signals, named.
+        """
         proposal, noise = Drafts.stack(drafts, law_RTV), self.noise(rows, law_RTV.shape[1])
         path_RG, next_R = rule(law_RTV, proposal, noise)
+        measure = getattr(rule, "signals", None)
+        signals = measure(law_RTV, proposal, noise, path_RG) if measure is not None else {}
         count_R1 = (path_RG >= 0).sum(1, keepdim=True)
         token_RT = torch.cat((proposal.token_RG, next_R.unsqueeze(1)), 1).scatter(1, count_R1, next_R.unsqueeze(1))
         log_prob_RT = law_RTV.gather(-1, token_RT.unsqueeze(-1)).squeeze(-1).double().log()
@@ -489,7 +501,8 @@ class Sampler:
         row_Q, slot_Q = self._tensor(streams).unbind(1)
         where_Q = noise.position_RT.gather(1, count_R1)[row_Q, 0]
         self._token_SN[slot_Q, where_Q] = next_R[row_Q]
-        return torch.cat((count_R1.double(), token_RT.double(), log_prob_RT), 1)
+        measured = [value_R.double().unsqueeze(1) for value_R in signals.values()]
+        return list(signals), torch.cat((count_R1.double(), token_RT.double(), log_prob_RT, *measured), 1)
 
     def _commit_drawn(self, canvas: Canvas, count: int, tokens: list[float], log_probs: list[float]) -> None:
         canvas._tokens.extend(int(token) for token in tokens[:count])

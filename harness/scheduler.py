@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
@@ -58,11 +58,19 @@ def expect_fit(method: Method, model: ImageModel, sampling: Sampling, *, slots: 
         raise UserError(f"sampler.width={width} is too small: the method needs {method.width}")
     if getattr(method, "needs_guidance", False) and sampling.scale == 1:
         raise UserError("model.sampling.scale=1 switches guidance off, and the method needs it: set a scale above 1")
-    for part in vars(method).values():
+    for _, part in parts(method):
         if hasattr(part, "expect_target"):
             part.expect_target(model)
     if hasattr(method, "expect_grid"):
         method.expect_grid(model.grid)
+
+
+def parts(method: object, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """What a method is made of (judges, drafters, rules, ...), named; what its decoding is made of, too."""
+    for name, part in vars(method).items():
+        yield prefix + name, part
+        if hasattr(part, "finish"):
+            yield from parts(part, f"{prefix}{name}.")
 
 
 _Kind = TypeVar("_Kind", bound=Op)

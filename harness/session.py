@@ -38,6 +38,14 @@ class Drafter(Protocol):
     def propose(self, sampler: Sampler, rows: Sequence[Canvas], n: int, sibling: int = 0) -> Sequence[Draft | None]: ...
 
 
+class Decoding(Protocol):
+    """How a method that holds several canvases lets them be finished, other than by `Session.run`."""
+
+    width: int
+
+    async def finish(self, rows: Sequence[Canvas], s: Session) -> None: ...
+
+
 class Method(Protocol):
     """One test-time method. `generate` is about one prompt and returns the canvas it likes best, finished.
 

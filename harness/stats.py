@@ -8,7 +8,7 @@ are resampled, inside their category. Everything is a pure function of its argum
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from statistics import NormalDist
 
 import numpy as np
@@ -16,6 +16,12 @@ import pandas as pd
 
 DRAWS = 10_000
 LEVEL = 0.95
+
+
+def uniform(categories: Iterable[str]) -> dict[str, float]:
+    """Weights of the unweighted mean over categories."""
+    names = sorted(set(categories))
+    return {name: 1 / len(names) for name in names}
 
 
 def prompt_means(table: pd.DataFrame) -> pd.Series:

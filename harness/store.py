@@ -31,6 +31,7 @@ from PIL import Image as Pillow
 from harness.records import Job, Prompt, SampleRecord, Score, UserError, digest, dump, one_line
 
 SCHEMA = 1
+"""Of run folders; a folder of a newer one is refused."""
 
 _Row = TypeVar("_Row")
 
@@ -117,7 +118,7 @@ class RunFolder:
         prompts = {job.prompt.id: job.prompt for job in jobs}
         images = Counter(job.prompt.id for job in jobs)
         lines = [
-            dump({"prompt_id": p.id, "text": p.text, "category": p.category, "images": images[p.id]})
+            dump({"prompt_id": p.id, "text": p.text, "category": p.category, "images": images[p.id], **p.standing})
             for p in prompts.values()
         ]
         write_atomic(self.path / "jobs.jsonl", "".join(line + "\n" for line in lines).encode())

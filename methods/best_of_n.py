@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from harness import Canvas, Judge, Session, UserError
+from harness import Canvas, Decoding, Judge, Session, UserError
 
 
 class BestOfN:
@@ -13,22 +13,26 @@ class BestOfN:
 
     `reward` scores a candidate from the prompt's text and its image; None takes the model's own mean log-likelihood
     per token. Ties go to the lowest index; a candidate that cannot be scored loses to every one that can
-    (spec of Best-of-N in ScalingAR, arXiv 2509.26376, App. D.1, and GridAR, arXiv 2511.21185).
+    (spec of Best-of-N in ScalingAR, arXiv 2509.26376, App. D.1, and GridAR, arXiv 2511.21185). `decoding` draws the
+    candidates, for example speculatively; None draws token by token. Nobody has published that composition.
     Raises UserError unless n is at least 1.
     """
 
     streams = 2
-    width = 1
 
-    def __init__(self, n: int, reward: Judge | None = None) -> None:
+    def __init__(self, n: int, reward: Judge | None = None, decoding: Decoding | None = None) -> None:
         if n < 1:
             raise UserError(f"method.n={n}: Best-of-N needs at least one candidate")
         self.rows = self.n = n
-        self.reward = reward
+        self.reward, self.decoding = reward, decoding
+        self.width = 1 if decoding is None else decoding.width
 
     async def generate(self, prompt: str, s: Session) -> Canvas:
         candidates = s.open(self.n)
-        await s.run(candidates)
+        if self.decoding is None:
+            await s.run(candidates)
+        else:
+            await self.decoding.finish(candidates, s)
         if self.n == 1:
             return candidates[0]
         if self.reward is None:

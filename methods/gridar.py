@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 from torch import Tensor
 
-from harness import Canvas, Image, Judge, Session, UserError, Verifier, cfg
+from harness import Canvas, Image, Judge, Session, UserError, Verifier, cfg, pack_picture
 from methods.best_of_n import best, unscorable
 
 GROUP = 4
@@ -285,6 +285,7 @@ class GridAR:
             if source != j:
                 s.fork(candidates[source], over=candidates[j])
         trace.update(
+            pictures=[pack_picture(picture) for picture in pictures],
             replies=list(replies),
             possible=found.possible,
             source=found.source,

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness import Drafts, ImageModel, Noise, UserError, cache_folder, exact, leftover, verify_chain
+from harness import Drafts, ImageModel, Noise, UserError, cache_folder, exact, leftover, stakes, verify_chain
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +82,11 @@ class Lantern:
         return verify_chain(law_RTV, drafts, noise, credit_n.unflatten(0, (-1, columns)), self.residual)
 
     def signals(self, law_RTV: Tensor, drafts: Drafts, noise: Noise, path_RG: Tensor) -> dict[str, Tensor]:
-        """Over the accepted draft tokens of a chain: neighbours lent (m*), their mass (c_m*), and how many tokens the
-        exact rule would have rejected at the same chance."""
+        """Of the accepted draft tokens: neighbours lent (m*), mass (c_m*), and how many `exact` would have rejected."""
         columns = drafts.token_RG.shape[1]
         law_nV, token_n = law_RTV[:, :columns].flatten(0, 1), drafts.token_RG.flatten()
         borrowed = self.borrow(law_nV, token_n)
-        draft_n = drafts.law_RGV.flatten(0, 1).gather(1, token_n[:, None])[:, 0]
-        rejected_n = noise.uniform(ACCEPT, 1)[:, :columns, 0].flatten() * draft_n >= _own(law_nV, token_n)
+        rejected_n = stakes(drafts, noise).flatten() >= _own(law_nV, token_n)
         measured = {"lent": borrowed.count_R, "lent_mass": borrowed.mass_R, "rescued": rejected_n}
         return {name: (value.view(path_RG.shape) * (path_RG >= 0)).sum(1) for name, value in measured.items()}
 

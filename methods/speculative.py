@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 from harness import Canvas, Drafter, Rule, Session, UserError, exact
 
 
@@ -10,7 +13,8 @@ class Speculative:
 
     With `exact` (Leviathan et al. 2023, Algorithm 1) the image has the target's law whatever the drafter proposes;
     other rules trade that for longer acceptances. Notes `accepted`: how many rounds accepted 0, 1, ..., gamma draft
-    tokens. Raises UserError unless gamma is at least 1.
+    tokens, and what the rule says of them. It also serves other methods as their `decoding`. Raises UserError unless
+    gamma is at least 1.
     """
 
     rows = 1
@@ -24,10 +28,20 @@ class Speculative:
 
     async def generate(self, prompt: str, s: Session) -> Canvas:
         (canvas,) = s.open()
-        accepted = [0] * (1 + self.gamma)
-        while not canvas.done:
-            drafts = await s.draft(self.drafter, [canvas], self.gamma)
-            (count,) = await s.step([canvas], drafts, rule=self.rule)
-            accepted[count] += 1
-        s.note(accepted=accepted)
+        await self.finish([canvas], s)
         return canvas
+
+    async def finish(self, rows: Sequence[Canvas], s: Session) -> None:
+        """Draw the rows to their end, each at its own pace."""
+        accepted = [0] * (1 + self.gamma)
+        while live := [canvas for canvas in rows if not canvas.done]:
+            drafts = await s.draft(self.drafter, live, self.gamma)
+            for count in await s.step(live, drafts, rule=self.rule):
+                accepted[count] += 1
+        s.note(accepted=accepted, **signals(rows))
+
+
+def signals(rows: Sequence[Canvas]) -> dict[str, float]:
+    """What the rule said of the rows' rounds, summed up; six digits."""
+    names = {name: None for canvas in rows for name in canvas.signals}
+    return {name: round(math.fsum(canvas.signals.get(name, 0.0) for canvas in rows), 6) for name in names}

@@ -7,7 +7,7 @@ The schedules, the choice of a path and its truncation are theirs (HyattDD/VVS, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness import Canvas, Draft, Drafter, Rule, Session, UserError, exact
-from methods.speculative import Speculative
+from methods.speculative import Speculative, signals
 
 WARM = 6
 """Tokens in the cache before the first skip."""
@@ -98,41 +98,53 @@ class VVS(Speculative):
         self.schedule, self.select, self.truncate, self.post = schedule, select, truncate, post
         self.width = 1 + 2 * gamma
 
-    async def generate(self, prompt: str, s: Session) -> Canvas:
-        (canvas,) = s.open()
+    async def finish(self, rows: Sequence[Canvas], s: Session) -> None:
+        """Draw the rows to their end; each skips on its own account."""
         rng = s.rng("vvs")
         accepted, skips = [0] * (1 + 2 * self.gamma), [0] * (1 + self.gamma)
-        unseen: Draft | None = None  # what the last round committed without the target
+        unseen: dict[Canvas, Draft] = {}  # what a row's last round committed without the target
         round_ = 0
-        while not canvas.done:
-            (draft,) = await s.draft(self.drafter, [canvas], self.gamma)
-            path = None
-            if draft and unseen is None and canvas.length > WARM and self.schedule.due(round_):
-                path = await self._path(canvas, draft, round_, rng, s)
-            if path is not None:
+        while live := [canvas for canvas in rows if not canvas.done]:
+            drafts = dict(zip(live, await s.draft(self.drafter, live, self.gamma), strict=True))
+            skipped = await self._skips(drafts, unseen, round_, rng, s)
+            for canvas, path in skipped.items():
                 s.commit(canvas, path.tokens.tolist())
                 skips[len(path)] += 1
-            else:
-                if unseen is not None and self.post == "reject":
-                    s.truncate(canvas, canvas.length - len(unseen))
-                    draft = _joined(unseen, draft)
-                (count,) = await s.step([canvas], [draft], rule=self.rule)
-                accepted[count] += 1
-            unseen = path
+            verified = [canvas for canvas in live if canvas not in skipped]
+            for canvas in verified:
+                if canvas in unseen and self.post == "reject":
+                    s.truncate(canvas, canvas.length - len(unseen[canvas]))
+                    drafts[canvas] = _joined(unseen[canvas], drafts[canvas])
+            if verified:
+                for count in await s.step(verified, [drafts[canvas] for canvas in verified], rule=self.rule):
+                    accepted[count] += 1
+            unseen = skipped
             round_ += 1
-        s.note(accepted=accepted, skips=skips)
-        return canvas
+        s.note(accepted=accepted, skips=skips, **signals(rows))
 
-    async def _path(
-        self, canvas: Canvas, first: Draft, round_: int, rng: np.random.Generator, s: Session
-    ) -> Draft | None:
-        """What to commit unseen, or None to verify."""
-        paths = [first]
+    async def _skips(
+        self,
+        drafts: Mapping[Canvas, Draft | None],
+        unseen: Mapping[Canvas, Draft],
+        round_: int,
+        rng: np.random.Generator,
+        s: Session,
+    ) -> dict[Canvas, Draft]:
+        """What to commit unseen, for the rows that skip this round."""
+        if not self.schedule.due(round_):
+            return {}
+        paths = {c: [draft] for c, draft in drafts.items() if draft and c not in unseen and c.length > WARM}
         for sibling in range(1, self.schedule.paths):
-            (other,) = await s.draft(self.drafter, [canvas], self.gamma, sibling)
-            if other is not None:
-                paths.append(other)
-        if not self.schedule.skip(round_, [path.tokens for path in paths], s.codebook):
+            for canvas, other in zip(paths, await s.draft(self.drafter, list(paths), self.gamma, sibling), strict=True):
+                if other is not None:
+                    paths[canvas].append(other)
+        chosen = {canvas: self._choose(some, round_, rng, s.codebook) for canvas, some in paths.items()}
+        return {canvas: path for canvas, path in chosen.items() if path is not None}
+
+    def _choose(
+        self, paths: Sequence[Draft], round_: int, rng: np.random.Generator, codebook_Vd: Tensor
+    ) -> Draft | None:
+        if not self.schedule.skip(round_, [path.tokens for path in paths], codebook_Vd):
             return None
         chosen = int(rng.integers(len(paths))) if self.select == "random" else likeliest(paths)
         length = kept([1 + len(path) for path in paths], chosen) if self.truncate else len(paths[chosen])

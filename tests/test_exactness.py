@@ -8,11 +8,11 @@ import torch
 from scipy.stats import chisquare
 from toy import ToyModel, draw, jobs
 
-from harness.hooks import Drafts, Sampling, coupled, exact, warp
-from harness.noise import DRAW, Noise, derive, words
+from harness.hooks import Drafts, Rule, Sampling, coupled, exact, leftover, verify_chain, warp
+from harness.noise import DRAFT, DRAW, Noise, derive, words
 from methods.plain import Plain
 
-DRAWS = 400_000
+DRAWS = 1_000_000
 
 
 def keys(count: int, name: str) -> torch.Tensor:
@@ -47,23 +47,74 @@ def test_the_test_sees_a_bug_of_two_percent() -> None:
     assert p_value(drawn, LAW[:5]) < 1e-6
 
 
-@pytest.mark.parametrize("rule", [exact, coupled])
-def test_speculation_keeps_the_first_token_law(rule: object) -> None:
-    """Draft from another law; first token, and second token given the first was accepted, follow the target."""
-    target = torch.tensor([[0.5, 0.3, 0.2, 0.0], [0.1, 0.2, 0.3, 0.4]])
-    draft = torch.tensor([[0.2, 0.3, 0.4, 0.1]])
+def generous(law_RTV: torch.Tensor, drafts: Drafts, noise: Noise) -> tuple[torch.Tensor, torch.Tensor]:
+    """A rule with a bug: it credits every draft token with two percentage points too much."""
+    credit_RG = law_RTV[:, :-1].gather(-1, drafts.token_RG.unsqueeze(-1)).squeeze(-1)
+    return verify_chain(law_RTV, drafts, noise, credit_RG + 0.02, leftover)
+
+
+class Joint:
+    """Every law of three tokens from four codes, by prefix: P(a), P(b | a), P(c | a, b); some are zero, some tie."""
+
+    def __init__(self, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.laws = [torch.rand(*[4] * (place + 1), generator=generator).double() ** 2 for place in range(3)]
+        self.laws[1][0, 2] = self.laws[2][1, :, 3] = 0.0
+        self.laws[2][2] = 1.0
+        self.laws = [law / law.sum(-1, keepdim=True) for law in self.laws]
+
+    def after(self, place: int, prefix_RP: torch.Tensor) -> torch.Tensor:
+        """Laws [R, 4] of the token at `place`."""
+        law = self.laws[place]
+        return law[tuple(prefix_RP[:, :place].unbind(1))] if place else law.expand(len(prefix_RP), -1)
+
+    def whole(self) -> torch.Tensor:
+        one, two, three = self.laws
+        return (one[:, None, None] * two[:, :, None] * three).flatten()
+
+
+def speculated(rule: Rule, target: Joint, draft: Joint) -> torch.Tensor:
+    """Codes of DRAWS triples: two drafted tokens, one verification, then plain draws to the end."""
+    rows = noise(DRAWS, 3)
+    at = [Noise(rows.key_R2, rows.position_RT[:, place : place + 1]) for place in range(3)]
+    token_R3 = torch.zeros((DRAWS, 3), dtype=torch.int64)
+    for place in range(2):
+        token_R3[:, place] = at[place].race(DRAFT, draft.after(place, token_R3).unsqueeze(1))[:, 0]
+    law_RTV = torch.stack([target.after(place, token_R3) for place in range(3)], 1)
+    draft_law_RGV = torch.stack([draft.after(place, token_R3) for place in range(2)], 1)
+    drafts = Drafts(token_R3[:, :2].clone(), draft_law_RGV, torch.full((DRAWS,), 2))
+    path_RG, next_R = rule(law_RTV, drafts, rows)
+    count_R = (path_RG >= 0).sum(1)
+    token_R3.scatter_(1, count_R[:, None], next_R[:, None])
+    for place in range(1, 3):
+        drawn_R = at[place].race(DRAW, target.after(place, token_R3).unsqueeze(1))[:, 0]
+        token_R3[:, place] = torch.where(place > count_R, drawn_R, token_R3[:, place])
+    return token_R3 @ torch.tensor([16, 4, 1])
+
+
+def test_speculation_keeps_the_joint_law_and_a_bug_of_two_percent_shows() -> None:
+    target, draft = Joint(1), Joint(2)
+    joint = target.whole()
+    kept = joint > 0
+    number = torch.cumsum(kept, 0) - 1
+    for rule in (exact, coupled):
+        drawn = speculated(rule, target, draft)
+        assert kept[drawn].all()
+        assert p_value(number[drawn], joint[kept]) > 1e-3
+    drawn = speculated(generous, target, draft)
+    assert not kept[drawn].all() or p_value(number[drawn], joint[kept]) < 1e-6
+    assert p_value(number[drawn[kept[drawn]]], joint[kept]) < 1e-6
+
+
+def test_the_acceptance_rate_is_the_overlap_of_the_laws() -> None:
+    target, draft = Joint(1), Joint(2)
     rows = noise(DRAWS, 2)
-    token_R = Noise(rows.key_R2, rows.position_RT[:, :1]).race(7, draft.expand(DRAWS, 1, -1))
-    drafts = Drafts(token_R, draft.expand(DRAWS, 1, -1), torch.ones(DRAWS, dtype=torch.int64))
-    path_RG, next_R = rule(target.expand(DRAWS, 2, -1), drafts, rows)  # type: ignore[operator]
-    accepted = path_RG[:, 0] == 0
-    first = torch.where(accepted, token_R[:, 0], next_R)
-    assert p_value(first, target[0, :3]) > 1e-3
-    assert p_value(next_R[accepted], target[1]) > 1e-3
-    if rule is exact:
-        assert accepted.double().mean().item() == pytest.approx(
-            float(torch.minimum(target[0], draft[0]).sum()), abs=3e-3
-        )
+    q_V = draft.laws[0]
+    token_R1 = Noise(rows.key_R2, rows.position_RT[:, :1]).race(DRAFT, q_V.expand(DRAWS, 1, -1))
+    law_RTV = torch.stack([target.after(place, token_R1) for place in range(2)], 1)
+    path_RG, _ = exact(law_RTV, Drafts(token_R1, q_V.expand(DRAWS, 1, -1), torch.ones(DRAWS).long()), rows)
+    overlap = float(torch.minimum(target.laws[0], q_V).sum())
+    assert (path_RG == 0).double().mean().item() == pytest.approx(overlap, abs=2e-3)
 
 
 def test_uniforms_are_uniform_and_independent_of_place_lane_and_index() -> None:

@@ -13,7 +13,8 @@ from test_company import costs
 from test_speculative import drafter
 from toy import TEXTS, ToyModel, draw, jobs
 
-from harness.hooks import Sampling, exact
+from harness.hooks import Drafts, Sampling, exact
+from harness.noise import ACCEPT, Noise
 from harness.records import UserError
 from methods.conformance.acceptance import conformance
 from methods.lantern import RESIDUALS, Lantern, neighbours
@@ -175,3 +176,27 @@ def test_a_table_of_another_codebook_is_refused(own_cache: Path) -> None:
 def test_values_out_of_range_are_refused(options: dict[str, float], words: str) -> None:
     with pytest.raises(UserError, match=words):
         Lantern(**options)  # type: ignore[arg-type]
+
+
+def test_what_was_borrowed_is_noted() -> None:
+    """Two accepted tokens and one rejected: neighbours lent, their mass, and what only borrowing saved."""
+    law = torch.tensor([[0.1, 0.2, 0.3, 0.4]]).double().expand(4, 4)[None]
+    rule = Lantern(2, delta=0.35)
+    rule.table = torch.tensor([[1, 2, 3], [0, 2, 3], [3, 1, 0], [2, 1, 0]])
+    token_RG = torch.tensor([[0, 1, 3]])
+    drafts = Drafts(token_RG, torch.eye(4).double()[token_RG], torch.tensor([3]))
+    noise = Noise(torch.tensor([[3, 4]]), torch.arange(4)[None])
+    path_RG = torch.tensor([[0, 1, -1]])
+    chance = noise.uniform(ACCEPT, 1)[0, :2, 0]
+    said = {name: value.item() for name, value in rule.signals(law, drafts, noise, path_RG).items()}
+    rescued = int(chance[0] >= 0.1) + int(chance[1] >= 0.2)
+    assert said == pytest.approx({"lent": 1 + 1, "lent_mass": 0.2 + 0.1, "rescued": rescued})
+
+
+def test_the_journal_says_what_was_borrowed() -> None:
+    for delivery in draw(Speculative(drafter(), 3, Lantern(8, delta=0.4)), jobs(TEXTS, 2)).values():
+        tokens = sum(a * count for a, count in enumerate(delivery.notes["accepted"]))  # type: ignore[arg-type, operator, misc]
+        assert 0 <= delivery.notes["rescued"] <= tokens  # type: ignore[operator]
+        assert 0 <= delivery.notes["lent_mass"] <= 0.4 * tokens  # type: ignore[operator]
+    strict = draw(Speculative(drafter(), 3, Lantern(0, delta=0.4)), jobs(TEXTS[:1]))
+    assert all(d.notes["lent"] == d.notes["rescued"] == 0 for d in strict.values())

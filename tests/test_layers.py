@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 HEAVY = {"torch", "pandas", "hydra", "transformers", "open_clip", "mmdet", "wandb", "matplotlib", "scipy"}
 
 ORDER = [
-    {"harness.records"},
+    {"harness.records", "harness.notes"},
     {"harness.noise", "harness.download"},
     {"harness.hooks", "harness.parity"},
     {"harness.models"},

@@ -9,11 +9,12 @@ from test_exactness import joint_law, p_value
 from toy import TEXTS, PixelSum, ToyModel, draw, jobs
 
 from harness.drafters.model import DraftModel
-from harness.hooks import Draft, Drafts, Rule, Sampling, coupled, exact
+from harness.hooks import Drafts, Rule, Sampling, coupled, exact
 from harness.noise import Noise
 from harness.records import UserError
 from harness.sampler import Canvas
 from harness.session import Session
+from methods.best_of_n import BestOfN
 from methods.plain import Plain
 from methods.speculative import Speculative
 
@@ -114,25 +115,50 @@ def test_the_test_sees_a_rule_that_accepts_too_much(tiny: ToyModel) -> None:
     assert p_value(drawn_pairs(tiny, generous, sampling, 5_000), joint_law(tiny, sampling)) < 1e-6
 
 
-def test_it_composes_with_candidates() -> None:
-    """Best-of-N over speculative steps, written with the same requests: the candidates are those of plain sampling."""
-
-    class SpeculativeBest(Speculative):
-        rows = 2
-
-        async def generate(self, prompt: str, s: Session) -> Canvas:
-            rows = s.open(2)
-            while live := [canvas for canvas in rows if not canvas.done]:
-                drafts: list[Draft | None] = await s.draft(self.drafter, live, self.gamma)
-                await s.step(live, drafts, rule=self.rule)
-            scores = await s.ask(PixelSum(), prompt, await s.render(rows))
-            return rows[scores.index(max(scores))]
-
-    from methods.best_of_n import BestOfN
-
-    best = draw(BestOfN(2, PixelSum()), jobs(TEXTS))
-    for key, delivery in draw(SpeculativeBest(drafter(), 3, coupled), jobs(TEXTS)).items():
+def test_candidates_drawn_speculatively_are_those_of_plain_sampling() -> None:
+    best = draw(BestOfN(3, PixelSum()), jobs(TEXTS))
+    for key, delivery in draw(BestOfN(3, PixelSum(), Speculative(drafter(), 3, coupled)), jobs(TEXTS)).items():
+        assert not delivery.error
         assert delivery.tokens == best[key].tokens
+        assert sum((a + 1) * count for a, count in enumerate(delivery.notes["accepted"])) == 3 * 16
+        assert delivery.usage.target_passes <= best[key].usage.target_passes
+
+
+def test_a_decodings_parts_are_checked_too() -> None:
+    wrong = Speculative(DraftModel(lambda device="cpu": ToyModel(vocab=16)))
+    with pytest.raises(UserError, match="vocab is 16"):
+        draw(BestOfN(2, PixelSum(), wrong), jobs(TEXTS))
+
+
+@pytest.mark.parametrize("gamma", [1, 4, 15])
+def test_the_image_ends_where_it_ends(gamma: int) -> None:
+    """Drafts are cut so that the bonus token still fits: all are accepted, and nothing is drafted past the end."""
+    for delivery in draw(Speculative(drafter(seed=0), gamma, exact), jobs(TEXTS, images=2)).values():
+        assert len(delivery.tokens) == delivery.usage.sampled == 16
+        whole, rest = divmod(16, gamma + 1)
+        expected = [0] * (gamma + 1)
+        expected[gamma] = whole
+        if rest:
+            expected[rest - 1] += 1
+        assert delivery.notes["accepted"] == expected
+
+
+def test_a_tie_at_the_kth_token_survives_in_target_and_draft() -> None:
+    """All logits equal: top-k keeps every token, for the drafter as for the target, so that all drafts are accepted."""
+
+    class Level(ToyModel):
+        def head(self, hidden: torch.Tensor) -> torch.Tensor:
+            return torch.zeros_like(super().head(hidden))
+
+    level = Level()
+    flat = DraftModel(lambda device="cpu": Level())
+    sampling = Sampling(scale=2.0, top_k=3)
+    plain = draw(Plain(), jobs(TEXTS), model=level, sampling=sampling)
+    for key, delivery in draw(Speculative(flat, 3, coupled), jobs(TEXTS), model=level, sampling=sampling).items():
+        assert delivery.tokens == plain[key].tokens
+        assert max(delivery.tokens) >= 3  # more tokens than three
+    for delivery in draw(Speculative(flat, 3, exact), jobs(TEXTS), model=level, sampling=sampling).values():
+        assert delivery.notes["accepted"] == [0, 0, 0, 4]
 
 
 def test_a_drafter_of_another_kind_is_refused_before_any_compute() -> None:

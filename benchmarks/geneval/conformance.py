@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.geneval.jsonl import bad_line, read_objects
 from benchmarks.geneval.prompts import row_problem
 from benchmarks.geneval.summary import parse_result, summarize
 from benchmarks.geneval.verdict import Options, verdict
+from benchmarks.jsonl import bad_line, read_objects
 from harness.records import UserError
 
 

@@ -6,13 +6,17 @@ refused: it would not fail later, it would score.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import logging
+from collections import Counter
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.geneval.jsonl import bad_line, read_objects
 from benchmarks.geneval.verdict import COLORS, RELATIONS
-from harness.records import Prompt
+from benchmarks.jsonl import bad_line, read_objects
+from harness.records import Prompt, UserError
+
+log = logging.getLogger(__name__)
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 
@@ -31,6 +35,29 @@ def read_prompts(path: Path | str, classes: Collection[str] | None = None) -> li
             raise bad_line(path, number, "the row has no clause, so that any image would be correct")
         prompts.append(Prompt(f"geneval/{number - 1:05d}", row["prompt"], row["tag"], row))
     return prompts
+
+
+def about(prompts: Sequence[Prompt], classes: Collection[str], others: str, source: str) -> list[Prompt]:
+    """The prompts that name none but these classes; says how many of `source` are left out.
+
+    `others` says what the other classes are ("unknown to ..."). Raises UserError where no prompt is left.
+    """
+    unknown = Counter(name for prompt in prompts for name in classes_of(prompt) - set(classes))
+    chosen = [prompt for prompt in prompts if classes_of(prompt) <= set(classes)]
+    if not chosen:
+        raise UserError(f"{source}: each of its {len(prompts)} prompts names a class {others}")
+    if unknown:
+        examples = ", ".join(name for name, _ in unknown.most_common(5)) + (", ..." if len(unknown) > 5 else "")
+        log.warning(
+            "%s: %d of %d prompts left out: they name %d classes %s (%s)",
+            *(source, len(prompts) - len(chosen), len(prompts), len(unknown), others, examples),
+        )
+    return chosen
+
+
+def classes_of(prompt: Prompt) -> frozenset[str]:
+    """The classes that a prompt's clauses name."""
+    return frozenset(clause["class"] for key in ("include", "exclude") for clause in prompt.spec.get(key, ()))
 
 
 def row_problem(row: dict[str, Any], classes: Collection[str] | None = None) -> str | None:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.geneval.jsonl import bad_line, read_objects
 from benchmarks.geneval.prompts import TASKS
+from benchmarks.jsonl import bad_line, read_objects
 from harness.records import UserError
 
 

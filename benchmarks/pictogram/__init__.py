@@ -5,8 +5,6 @@ Its scores are no GenEval scores: other images, other detector, other prompts. T
 
 from __future__ import annotations
 
-import logging
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -15,11 +13,11 @@ from typing import Protocol
 import numpy as np
 import pandas as pd
 
-from benchmarks.geneval.prompts import TASKS, read_prompts
+from benchmarks.geneval.prompts import TASKS, about, read_prompts
 from benchmarks.geneval.verdict import Detection, Options, verdict
+from benchmarks.images import read_images
+from benchmarks.spread import spread
 from harness.records import Prompt, Score, UserError, digest, dump
-
-log = logging.getLogger(__name__)
 
 BATCH = 64
 """Images read and put to the judge at a time."""
@@ -83,7 +81,7 @@ class Pictogram:
         """
         remaining = iter(items)
         while batch := list(islice(remaining, BATCH)):
-            pixels = [_read(path) for _, path in batch]
+            pixels = read_images(path for _, path in batch)
             seen = iter(self._detect([image for image in pixels if isinstance(image, np.ndarray)]))
             for (prompt, path), image in zip(batch, pixels, strict=True):
                 found = next(seen) if isinstance(image, np.ndarray) else image
@@ -108,18 +106,9 @@ class Pictogram:
         return [Prompt(f"pictogram/{i:05d}", row["prompt"], row["tag"], dict(row)) for i, row in enumerate(rows)]
 
     def _official(self, metadata: str) -> list[Prompt]:
-        rows, known = read_prompts(metadata), frozenset(self.judge.classes)
-        unknown = Counter(name for row in rows for name in classes_of(row) - known)
-        prompts = [row for row in rows if classes_of(row) <= known]
+        rows = read_prompts(metadata)
+        prompts = about(rows, self.judge.classes, f"unknown to {self.judge.id}", metadata)
         self.left_out = len(rows) - len(prompts)
-        if not prompts:
-            raise UserError(f"{metadata}: each of its {len(rows)} prompts names a class unknown to {self.judge.id}")
-        if self.left_out:
-            examples = ", ".join(name for name, _ in unknown.most_common(5)) + (", ..." if len(unknown) > 5 else "")
-            log.warning(
-                "%s: %d of %d prompts left out: they name %d classes unknown to %s (%s)",
-                *(metadata, self.left_out, len(rows), len(unknown), self.judge.id, examples),
-            )
         return prompts
 
     def _detect(self, images: Sequence[np.ndarray]) -> list[Sequence[Found] | str]:
@@ -140,41 +129,6 @@ class Pictogram:
         kept = {name: [_compact(found[i]) for i in indices] for name, indices in decision.kept.items()}
         detail = {"reasons": list(decision.reasons), "kept": kept}
         return Score(prompt.id, image, self.judge.id, float(decision.correct), detail)
-
-
-def spread(prompts: Sequence[Prompt], wanted: int) -> list[Prompt]:
-    """`wanted` of the prompts, as evenly over their categories as these allow: the first ones of each, in order."""
-    if not 1 <= wanted <= len(prompts):
-        raise UserError(f"benchmark.prompts={wanted}: choose from 1 to the {len(prompts)} prompts available")
-    available = Counter(prompt.category for prompt in prompts)
-    share = dict.fromkeys(available, 0)
-    for _ in range(wanted):
-        share[min((c for c in share if share[c] < available[c]), key=share.__getitem__)] += 1
-    taken: Counter[str] = Counter()
-    chosen = []
-    for prompt in prompts:
-        if taken[prompt.category] < share[prompt.category]:
-            chosen.append(prompt)
-        taken[prompt.category] += 1
-    return chosen
-
-
-def classes_of(prompt: Prompt) -> frozenset[str]:
-    """The classes that a prompt's clauses name."""
-    return frozenset(clause["class"] for key in ("include", "exclude") for clause in prompt.spec.get(key, ()))
-
-
-def _read(path: Path) -> np.ndarray | str:
-    """RGB pixels, uint8 [H, W, 3], or why there are none."""
-    from PIL import Image
-
-    if not path.is_file():
-        return f"{path.name} is missing"
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return f"{path.name} cannot be read: {error}".replace(str(path), path.name)
 
 
 def _compact(found: Found) -> list[float | str]:
