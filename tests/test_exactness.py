@@ -54,7 +54,7 @@ def generous(law_RTV: torch.Tensor, drafts: Drafts, noise: Noise) -> tuple[torch
 
 
 class Joint:
-    """Every law of some tokens from four codes, by prefix: P(a), P(b | a), P(c | a, b), ...; some are zero, some tie."""
+    """Every law of some tokens from four codes, by prefix: P(a), P(b | a), P(c | a, b), ...; some zero, some tied."""
 
     def __init__(self, seed: int, tokens: int = 3) -> None:
         generator = torch.Generator().manual_seed(seed)
