@@ -4,6 +4,7 @@ python -m harness.check geneval FILE     our GenEval decision against a conforma
 python -m harness.check acceptance FILE  acceptance rules of speculative methods, likewise
 python -m harness.check gridar FILE      GridAR's guidance, verdicts, copies, prompts and choice, likewise
 python -m harness.check scalingar FILE   our ScalingAR arithmetic against a conformance file
+python -m harness.check tiif FILE        TIIF-Bench's replies, scores and text metrics, likewise
 python -m harness.check parity FOLDER    our model against what the original returned, in a fixture folder
 python -m harness.check run FOLDER       is a run folder complete, intact and reproducible?
 """
@@ -29,6 +30,7 @@ CONFORMANCE = {
     "geneval-summary": "benchmarks.geneval.conformance.conformance",
     "gridar": "methods.conformance.gridar.conformance",
     "scalingar": "methods.conformance.scalingar.conformance",
+    "tiif": "benchmarks.tiif.conformance.conformance",
 }
 PARITY = {
     "LlamaGen text-to-image": "harness.models.llamagen_parity.parity",

@@ -4,6 +4,7 @@ python -m harness method=best_of_n                      one run, one folder, res
 python -m harness -m method=plain,best_of_n             a sweep
 python -m harness -m experiment=demo                    a listed sweep
 python -m harness stages=[report]                       leaderboard.csv from the journals, no computing
+python -m harness benchmark=tiif stages=[estimate]      calls and tokens that a judge would be asked for, no computing
 """
 
 from __future__ import annotations
@@ -15,18 +16,20 @@ import re
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.records import Job, SampleRecord, UserError, digest, one_line
+from harness.records import Job, SampleRecord, Score, UserError, digest, one_line
 
 if TYPE_CHECKING:
     from harness.point import Point
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("harness")
 
-STAGES = ("generate", "score", "report")
+STAGES = ("estimate", "generate", "score", "report")
 CHUNK = 32
 """Images scored at a time while others are drawn."""
 
@@ -49,10 +52,11 @@ def main() -> None:
     enable_plugins()
     logging.getLogger("hydra").setLevel(logging.WARNING)  # the line of each run says which point it is
     _outcome.update(results=None, folders=[], failures=[])
+    sys.argv[1:] = _with_their_points(sys.argv[1:])
     try:
         _app()
     except (UserError, HydraException, OmegaConfBaseException) as error:
-        sys.exit(say(_remedy(one_line(error))))
+        sys.exit(say(remedy(one_line(error))))
     except KeyboardInterrupt:
         sys.exit(say("interrupted; run the same command again to continue", code=130))
     try:
@@ -61,6 +65,31 @@ def main() -> None:
     except UserError as error:
         sys.exit(say(error))
     sys.exit(max((say(message, code) for message, code in _outcome["failures"]), default=0))
+
+
+def _with_their_points(arguments: list[str]) -> list[str]:
+    """The arguments of a sweep, where options of a swept part go with each point.
+
+    Hydra composes a sweep once without its swept values, and refuses `method.gamma=8` there if the default method has
+    no gamma. As a sweep of one value it is left to the points.
+    """
+    if not {"-m", "--multirun"} & set(arguments):
+        return arguments
+    parser, parsed = OverridesParser.create(), {}
+    for argument in arguments:
+        with suppress(HydraException):
+            (parsed[argument],) = parser.parse_overrides([argument])
+    swept = {one.key_or_group for one in parsed.values() if one.is_sweep_override() or one.key_or_group == "experiment"}
+
+    def with_points(argument: str) -> str:
+        one = parsed.get(argument)
+        if one is None or one.is_sweep_override() or "." not in one.key_or_group or one.is_delete():
+            return argument
+        if not swept & {one.key_or_group.split(".")[0], "experiment"}:
+            return argument
+        return f"{argument.partition('=')[0]}=choice({one.get_value_element_as_str()})"
+
+    return [with_points(argument) for argument in arguments]
 
 
 def enable_plugins() -> None:
@@ -103,32 +132,64 @@ def run(config: DictConfig, choices: dict[str, str]) -> None:
         _outcome["results"] = results
         return
 
+    from harness.elsewhere import Elsewhere
     from harness.point import Point
     from harness.store import RunFolder
 
-    point = Point(config, choices)
+    point = (Elsewhere if isinstance(config.benchmark.get("images"), str) else Point)(config, choices)
+    if "estimate" in config.stages:
+        if len(config.stages) > 1 or not hasattr(point.benchmark, "estimate"):
+            raise UserError(
+                f"stages={list(config.stages)} with benchmark={choices['benchmark']}: an estimate is asked "
+                "for alone, of a benchmark whose judge answers calls, such as tiif"
+            )
+        print(point.benchmark.estimate([job.prompt for job in point.jobs]))
+        return
     if "report" in config.stages:
         _outcome["results"] = results
+    begun = point.folder(results).exists()
+    if not begun:  # what cannot be judged leaves no folder
+        _expect_judge(point, point.jobs)
     with RunFolder(point.folder(results), point.record(), point.jobs) as folder:
+        if isinstance(point, Elsewhere):
+            point.adopt(folder)
         missing = folder.missing()
         _outcome["folders"].append(folder.path)
         log.info(
-            "%s: %d prompts x %d images planned, %d done, %d to draw",
+            "%s: %d prompts x %d images planned, %d done, %d %s",
             *(folder.path, len(point.prompts), point.benchmark.images, len(folder.done), len(missing)),
+            "missing" if isinstance(point, Elsewhere) else "to draw",
         )
+        if begun:
+            _expect_judge(point, [*missing, *folder.unscored(point.judge)])
         if "generate" in config.stages and missing:
             _generate(point, folder, missing)
         if "score" in config.stages:
             _score(point, folder, folder.unscored(point.judge))
+            _summarise(point, folder)
         failed = len(folder.missing())
         assert len(folder.done) + failed == len(point.jobs)
         if failed and "generate" in config.stages:
             raise IncompleteRunError(
                 f"{folder.path}: {failed} of {len(point.jobs)} images failed; run again to retry them"
             )
+        if "score" in config.stages and (unanswered := len(folder.unscored(point.judge))):
+            raise IncompleteRunError(
+                f"{folder.path}: the judge left {unanswered} images without an answer; run again to ask it about them"
+            )
 
 
 # ------------------------------------------------------------------ one run
+
+
+def _expect_judge(point: Point, jobs: list[Job]) -> None:
+    """Let the benchmark refuse images that its judge could not be asked about, and say what the others will take."""
+    if "score" not in point.config.stages or not jobs:
+        return
+    if hasattr(point.benchmark, "ready"):
+        point.benchmark.ready()
+    if hasattr(point.benchmark, "estimate"):
+        log.info("%s", point.benchmark.estimate([job.prompt for job in jobs]))
 
 
 def _generate(point: Point, folder: RunFolder, missing: list[Job]) -> None:
@@ -180,13 +241,32 @@ def _score(point: Point, folder: RunFolder, jobs: Iterable[Job]) -> list[float |
     return values
 
 
+def _summarise(point: Point, folder: RunFolder) -> None:
+    """What the benchmark has to say about all scores of the run so far: the log and summary.txt, and its own files."""
+    from harness.store import read_lines, write_atomic
+
+    scores = [s for s in read_lines(folder.path / "scores.jsonl", Score.from_json) if s.judge == point.judge]
+    if hasattr(point.benchmark, "summarise"):
+        lines = list(point.benchmark.summarise(scores))
+        write_atomic(folder.path / "summary.txt", "".join(f"{line}\n" for line in lines).encode())
+        for line in lines:
+            log.info("%s", line)
+    if hasattr(point.benchmark, "files"):
+        for name, text in point.benchmark.files(scores, folder.path).items():
+            write_atomic(folder.path / name, text.encode())
+
+
 def _report(results: Path, folders: list[Path]) -> None:
-    from harness.leaderboard import build, render_table
+    from harness.exports import write_exports
+    from harness.leaderboard import build, excluded_line, render_table
     from harness.sheet import write_sheet
 
-    frame = build(results)
-    print(render_table(frame))
-    print(f"\n{results / 'leaderboard.csv'}: {len(frame)} runs")
+    board = build(results)
+    write_exports(board, results / "export")
+    print(render_table(board.frame))
+    print(f"\n{results / 'leaderboard.csv'}: {len(board.runs)} runs")
+    if board.excluded:
+        print(excluded_line(board))
     if folders:
         print(f"{write_sheet(folders, results / 'sheet.png')}: prompts x methods")
 
@@ -269,7 +349,7 @@ def _expect_one_home() -> None:
             )
 
 
-def _remedy(message: str) -> str:
+def remedy(message: str) -> str:
     """Hydra advises to append an option it does not know; nothing would read it."""
     unknown = re.match(r"Could not override '(?P<key>[^']+)'", message)
     if not unknown:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -34,17 +34,30 @@ class Point:
                 "leave it out, or set model.weights=published and model.checkpoint=PATH"
             )
         device = str(config.device)
-        self.model = _model(dump(model), device)
-        self.method = _build(config.method)
-        self.benchmark = _build(config.benchmark)
-        self.prompts: list[Prompt] = self.benchmark.prompts()
-        self.jobs = [Job(prompt, image) for prompt in self.prompts for image in range(self.benchmark.images)]
-        self.judge: str = self.benchmark.judge.id
-        self.prompts_sha = digest(dump([_row(prompt) for prompt in self.prompts]).encode())
-        self.aggregates = _aggregates(self.benchmark, sorted({prompt.category for prompt in self.prompts}))
+        self.model = load_model(dump(model), device)
+        self.method = build(config.method)
+        self._take(build(config.benchmark, **self._known_classes()))
         self.asked = {name: part.id for name, part in parts(self.method) if hasattr(part, "id")}
         self.sampler = self._sampler_shape()
         self.fingerprint = self._fingerprint(model)
+
+    def _take(self, benchmark: Any) -> None:
+        """What a benchmark makes of a run: prompts, jobs, judge."""
+        self.benchmark = benchmark
+        self.prompts: list[Prompt] = benchmark.prompts()
+        self.jobs = [Job(prompt, image) for prompt in self.prompts for image in range(benchmark.images)]
+        self.judge: str = benchmark.judge.id
+        self.prompts_sha = digest(dump([_row(prompt) for prompt in self.prompts]).encode())
+        self.aggregates = _aggregates(benchmark, sorted({prompt.category for prompt in self.prompts}))
+        self.settings = _named(container(self.config.benchmark))
+
+    def _known_classes(self) -> dict[str, Sequence[str]]:
+        """For benchmark.classes=model: the classes that the model was taught."""
+        if self.config.benchmark.get("classes") != "model":
+            return {}
+        if not hasattr(self.model, "classes"):
+            raise UserError(f"benchmark.classes=model: {self.model.name} has no list of classes; leave it out")
+        return {"classes": list(self.model.classes)}
 
     def _sampler_shape(self) -> dict[str, Any]:
         """The sampler's sizes, with the number of slots that memory allows; `memory_gb` itself names no result."""
@@ -67,13 +80,12 @@ class Point:
         return {**shape, "width": width}
 
     def _fingerprint(self, model: dict[str, Any]) -> str:
-        settings = {k: v for k, v in container(self.config.benchmark).items() if k != "metadata"}
         return fingerprint(
             {
                 "model": [self.model.name, self.model.revision, str(self.model.dtype), model],
                 "sampling": container(self.config.model.sampling),
                 "method": [self.choices["method"], container(self.config.method), self.asked],
-                "benchmark": [self.benchmark.version, settings, self.prompts_sha, self.judge],
+                "benchmark": [self.benchmark.version, self.settings, self.prompts_sha, self.judge],
                 "sampler": self.sampler,
                 "numerics": "constant",
                 "seed": self.config.seed,
@@ -98,26 +110,48 @@ class Point:
         for elsewhere in ("results", "stages", "device", "logger"):
             config.pop(elsewhere)
         config["sampler"]["slots"] = self.sampler["slots"]
-        summary = {
-            "benchmark": self.choices["benchmark"],
+        made = {
             "model": self.model.name,
             "method": self.choices["method"],
             "params": _changed(self.config, self.choices),
-            "fingerprint": self.fingerprint,
             "seed": self.config.seed,
+            "numerics": "constant",
+            "asked": self.asked,
+        }
+        return {**config, "run": self._about(made)}
+
+    def _about(self, made: Mapping[str, Any]) -> dict[str, Any]:
+        """What the leaderboard reads of a run whose images were `made` so."""
+        about = {
+            **made,
+            "benchmark": self.choices["benchmark"],
+            "fingerprint": self.fingerprint,
             "images_per_prompt": self.benchmark.images,
             "planned": len(self.jobs),
-            "numerics": "constant",
             "judge": self.judge,
             "version": self.benchmark.version,
             "prompts_sha": self.prompts_sha[:16],
             "aggregates": self.aggregates,
-            "asked": self.asked,
             "schema": SCHEMA,
         }
         if excluded := str(getattr(self.benchmark, "excluded", "")):
-            summary["excluded"] = excluded  # why the run must not enter a leaderboard
-        return {**config, "run": summary}
+            about["excluded"] = excluded  # why the run must not enter a leaderboard
+        return about
+
+
+PLACES = (
+    *("metadata", "checkpoint", "device"),
+    *("base_url", "needs_key", "timeout_s", "retries", "backoff_s", "longest_pause_s", "concurrency"),
+)
+"""Benchmark options, at any depth, that say where something is or how it is reached: what it is is in version, prompts
+and judge."""
+
+
+def _named(settings: Any) -> Any:
+    """Settings that name a result."""
+    if not isinstance(settings, dict):
+        return settings
+    return {key: _named(value) for key, value in settings.items() if key not in PLACES}
 
 
 def _row(prompt: Prompt) -> list[Any]:
@@ -144,7 +178,7 @@ def container(config: DictConfig) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=1)
-def _model(config: str, device: str) -> Any:
+def load_model(config: str, device: str) -> Any:
     """The model, kept between the runs of one multirun."""
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     try:
@@ -154,10 +188,10 @@ def _model(config: str, device: str) -> Any:
         raise UserError(f"device={device} is not usable here ({one_line(error)}): set device=auto or cpu") from error
     if target.type == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))  # two spinning threads are slower than one
-    return _build(OmegaConf.create(json.loads(config)), device=target)
+    return build(OmegaConf.create(json.loads(config)), device=target)
 
 
-def _build(config: Any, **extra: Any) -> Any:
+def build(config: Any, **extra: Any) -> Any:
     """Instantiate a `_target_`; what its constructor refuses is the user's mistake, said in its own words."""
     try:
         return hydra.utils.instantiate(config, **extra)

@@ -14,10 +14,12 @@ bytes. A lock keeps a second writer out.
 from __future__ import annotations
 
 import fcntl
+import gzip
 import hashlib
 import io
 import os
 import re
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -53,14 +55,15 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def read_lines(path: Path, parse: Callable[[str], _Row]) -> Iterator[_Row]:
-    """Parsed lines of a journal; a torn last line, left by a kill, is passed over.
+    """Parsed lines of a journal, `.gz` or not; a torn last line, left by a kill, is passed over.
 
     Raises UserError with the line number for any other line that cannot be read.
     """
     try:
-        *lines, tail = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        data = path.read_bytes()
+        *lines, tail = (gzip.decompress(data) if path.suffix == ".gz" else data).split(b"\n")
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: cannot be read ({one_line(getattr(error, 'strerror', None) or error)})") from None
     for number, line in enumerate([*lines, tail] if tail else lines, start=1):
         try:
             yield parse(line.decode())
@@ -70,6 +73,12 @@ def read_lines(path: Path, parse: Callable[[str], _Row]) -> Iterator[_Row]:
             raise UserError(
                 f"{path}, line {number}: cannot be read ({one_line(error)}); restore or delete it"
             ) from None
+
+
+def journals(folder: Path, name: str) -> list[Path]:
+    """A run folder's files of that name ("records-*.jsonl": every shard), packed ones (`.gz`) among them."""
+    found = sorted([*folder.glob(name), *folder.glob(f"{name}.gz")])
+    return found or [folder / name]
 
 
 def image_path(prompt: Prompt, image: int) -> str:
@@ -86,6 +95,8 @@ class RunFolder:
     def __init__(self, path: Path, config: Mapping[str, Any], jobs: Sequence[Job]) -> None:
         """Create the folder, or open it again. Raises UserError for another run's folder or a second writer."""
         self.path = path
+        if (path / "records-0.jsonl.gz").exists():
+            raise UserError(f"{path} is packed for publication, without images: choose another results=")
         self._jobs = {job.key: job for job in jobs}
         path.mkdir(parents=True, exist_ok=True)
         self._lock = (path / ".lock").open("w")
@@ -152,6 +163,15 @@ class RunFolder:
         if image is not None:
             write_atomic(self.path / record.path, encode_png(image))
             self._done[record.key] = record
+        _append(self._journal, record.to_json())
+
+    def adopt(self, record: SampleRecord, source: Path) -> None:
+        """Take an image that lies elsewhere as delivered: a link to it instead of a file."""
+        link = self.path / record.path
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(source.resolve())
+        self._done[record.key] = record
         _append(self._journal, record.to_json())
 
     def save_score(self, score: Score) -> None:

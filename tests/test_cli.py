@@ -117,3 +117,15 @@ def test_an_audit_passes_a_good_folder_and_finds_what_was_changed(tmp_path: Path
     assert (code, output.splitlines()[-1]) == (1, "48 passed, 5 failed")
     code, output = harness(tmp_path, "run", str(tmp_path), module="harness.check")
     assert (code, "is no run folder" in output) == (2, True)
+
+
+def test_an_option_that_only_the_swept_choices_have_goes_with_each_point(tmp_path: Path) -> None:
+    sweep = ("-m", *TOY, "method=toy_best,best_of_n_likelihood", "benchmark.prompts=2")
+    code, said = harness(tmp_path, *sweep, "method.n=2")
+    assert code == 0, said
+    assert {(row["method"], row["params"]) for row in board(tmp_path)} == {
+        ("toy_best", "n=2"),
+        ("best_of_n_likelihood", "n=2"),
+    }
+    code, said = harness(tmp_path, *sweep, "method.m=2")
+    assert code == 2 and "unknown option 'method.m'" in said

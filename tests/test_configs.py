@@ -39,9 +39,22 @@ def test_every_method_builds_on_every_sampler(method: str, sampler: str) -> None
     assert len(point.fingerprint) == 8
 
 
-def test_every_benchmark_builds() -> None:
-    for option in options("benchmark"):
-        assert Point(compose("config", [f"benchmark={option}"]), choices("plain")).jobs
+@pytest.mark.parametrize("benchmark", options("benchmark"))
+def test_every_benchmark_builds_or_says_which_files_it_lacks(
+    benchmark: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nobody(*_: object, **__: object) -> None:
+        raise OSError("no network in tests")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("urllib.request.urlopen", nobody)
+    config = compose("config", [f"benchmark={benchmark}"])
+    if "pictogram" in benchmark:
+        assert Point(config, choices("plain")).jobs
+        return
+    with pytest.raises(UserError, match=r"set benchmark\.metadata=PATH") as error:
+        Point(config, choices("plain"))
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("model", options("model"))

@@ -445,6 +445,34 @@ def test_a_checkpoint_on_disk_draws_a_benchmark(library: Path, tmp_path: Path) -
     assert code == 0, said
 
 
+def test_a_smaller_checkpoint_drafts_for_a_larger_one(library: Path, tmp_path: Path) -> None:
+    """As Janus-Pro-1B for 7B: another language model of fewer layers, the same image tokenizer, both from disk."""
+    (tmp_path / "draft").mkdir()
+    small = copied(library, tmp_path / "draft")
+    weights = load_file(small / "model.safetensors")
+    save_file({k: v for k, v in weights.items() if ".language_model.layers.1." not in k}, small / "model.safetensors")
+    config = json.loads((small / "config.json").read_text())
+    config["text_config"]["num_hidden_layers"] = 1
+    (small / "config.json").write_text(json.dumps(config))
+    toy = ("--config-dir", str(Path(__file__).parent / "toy_conf"), "benchmark=toy", "benchmark.prompts=2")
+    shared = ("size=null", "dtype=float32", "max_context=64")
+    model = ("model=janus_pro_7b", *(f"model.{option}" for option in shared), f"model.checkpoint={library}")
+    drafter = ("drafter@method.drafter=janus_pro_1b", *(f"method.drafter.model.{option}" for option in shared))
+    speculative = ("method=speculative", *drafter, f"method.drafter.model.checkpoint={small}")
+    code, said = harness(tmp_path, *toy, *model, *speculative, "sampler.slots=4", "device=cpu")
+    assert code == 0, said
+    (run,) = tmp_path.glob("results/toy/janus_pro_7b/speculative-*")
+    records = [json.loads(line) for line in (run / "records-0.jsonl").read_text().splitlines()]
+    assert len(records) == 4
+    for record in records:
+        assert sum((a + 1) * count for a, count in enumerate(record["notes"]["accepted"])) == 16
+        assert sum(record["notes"]["accepted"][1:]) > 0
+        assert record["usage"]["drafted_positions"] > 0
+    other = (*toy, *model, *speculative, "method.drafter.model.max_context=300", "device=cpu")
+    code, said = harness(tmp_path, *other)
+    assert code == 2 and "1 to 240 fit" in said
+
+
 def test_commands_say_it_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for option in ("model.hub=somebody/janus", "model.checkpoint=nowhere"):

@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from harness.leaderboard import COLUMNS, build, read_run, render_table, row
+from harness.leaderboard import COLUMNS, build, project, render_table
 from harness.records import SampleRecord, Score, Usage, UserError
+from harness.runs import read_run
 
 CATEGORIES = {"p0": "colors", "p1": "colors", "p2": "position", "p3": "position"}
 ISSUE_COLUMNS = [
@@ -61,6 +62,11 @@ def write(
     if scores:
         (folder / "scores.jsonl").write_text("".join(s.to_json() + "\n" for s in scores))
     return folder
+
+
+def row(folder: Path) -> dict:
+    """A folder's own row of the leaderboard."""
+    return project([read_run(folder)]).frame.iloc[0].to_dict()
 
 
 def cells(results: Path) -> list[dict[str, str]]:
@@ -134,14 +140,14 @@ def test_order_and_shards_do_not_change_the_file(tmp_path: Path) -> None:
     for results in (tmp_path / "a", tmp_path / "b", tmp_path / "b"):
         build(results)
     assert (tmp_path / "a/leaderboard.csv").read_bytes() == (tmp_path / "b/leaderboard.csv").read_bytes()
-    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["leaderboard.csv", "pictogram"]
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["curves.csv", "leaderboard.csv", "metrics.csv", "pictogram"]
 
 
 def test_rows_are_sorted_by_the_numbers_in_their_names(tmp_path: Path) -> None:
     for i, n in enumerate((16, 2, 4)):
         write(tmp_path, f"best_of_n-0000000{i}", method="best_of_n", params=f"n={n}")
     write(tmp_path)
-    assert list(build(tmp_path)["params"]) == ["n=2", "n=4", "n=16", ""]
+    assert list(build(tmp_path).frame["params"]) == ["n=2", "n=4", "n=16", ""]
 
 
 def test_other_benchmarks_add_their_categories(tmp_path: Path) -> None:
@@ -149,7 +155,7 @@ def test_other_benchmarks_add_their_categories(tmp_path: Path) -> None:
     folder = write(tmp_path, "other-00000001", benchmark="other")
     jobs = [{"prompt_id": p, "category": "texture", "images": 2} for p in CATEGORIES]
     (folder / "jobs.jsonl").write_text("".join(json.dumps(job) + "\n" for job in jobs))
-    frame = build(tmp_path)
+    frame = build(tmp_path).frame
     assert list(frame.columns) == [*COLUMNS, "texture"]
     assert [line["texture"] for line in cells(tmp_path)] == ["0.8750", ""]
     (folder / "jobs.jsonl").write_text((folder / "jobs.jsonl").read_text().replace("texture", "seed"))
@@ -203,9 +209,9 @@ def test_the_judge_of_a_row_can_be_named(tmp_path: Path) -> None:
 def test_no_runs(tmp_path: Path) -> None:
     (tmp_path / ".hydra" / "0" / "x").mkdir(parents=True)
     (tmp_path / ".hydra" / "0" / "x" / "config.yaml").touch()
-    assert build(tmp_path).empty
+    assert build(tmp_path).frame.empty
     assert (tmp_path / "leaderboard.csv").read_text() == ",".join(COLUMNS) + "\n"
-    assert "no run folder" in render_table(build(tmp_path))
+    assert "no run folder" in render_table(build(tmp_path).frame)
     with pytest.raises(UserError, match="no such results folder"):
         build(tmp_path / "none")
 
@@ -213,12 +219,12 @@ def test_no_runs(tmp_path: Path) -> None:
 def test_the_printed_table_fits_a_terminal(tmp_path: Path) -> None:
     write(tmp_path)
     write(tmp_path, "lantern-00000001", method="lantern", params="delta=0.2,k=10,rule=optimal,drafter=small")
-    frame = build(tmp_path)
+    frame = build(tmp_path).frame
     for task in ("single_object", "two_object", "counting", "color_attr"):
         frame[task] = 0.5
     text = render_table(frame)
     lines = text.splitlines()
-    assert lines[0] == "pictogram on pictogram_16, 8 images a run"
+    assert lines[0] == "pictogram on pictogram_16, 4 prompts x 2 images"
     assert "0.875 [0.750, 1.000]" in lines[2]
     assert len(lines) == 4
     assert max(map(len, lines)) <= 140

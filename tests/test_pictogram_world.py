@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from harness.models.pictogram import world
 from harness.models.pictogram.detector import background_lab, color_shares, to_lab
 from harness.models.pictogram.grammar import CLASS_SETS, COLORS, TASKS, layouts, objects, sample_spec
 
-CLASSES = CLASS_SETS["pictogram_16"]
+CLASSES, EIGHTY = CLASS_SETS["pictogram_16"], CLASS_SETS["pictogram_80"]
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -52,14 +54,32 @@ def test_relations_hold_by_genevals_rule() -> None:
         offset = [(one.box[i] + one.box[i + 2] - target.box[i] - target.box[i + 2]) / 2 for i in (0, 1)]
         size = [one.box[i + 2] - one.box[i] + target.box[i + 2] - target.box[i] for i in (0, 1)]
         shrunk = [np.sign(o) * max(abs(o) - 0.1 * s, 0) for o, s in zip(offset, size, strict=True)]
-        x, y = np.array(shrunk) / np.hypot(*offset)
+        x, y = np.array(shrunk) / np.hypot(offset[0], offset[1])
         relation = spec["include"][1]["position"][0]
         assert {"left of": x < -0.5, "right of": x > 0.5, "above": y < -0.5, "below": y > 0.5}[str(relation)]
 
 
 def test_colours_read_back() -> None:
-    right = [reads_back(name, color, size) for name in CLASSES for color in COLORS for size in (20, 24, 28)]
-    assert np.mean(right) >= 0.98
+    for classes, sizes in ((CLASSES, (20, 24, 28)), (EIGHTY, (20,))):
+        right = {name: [reads_back(name, color, size) for color in COLORS for size in sizes] for name in classes}
+        assert np.mean(list(right.values())) >= 0.98
+        assert min(map(sum, right.values())) >= 0.6 * len(COLORS) * len(sizes), min(right, key=lambda n: sum(right[n]))
+
+
+def test_every_class_is_drawn_with_three_to_eight_shapes() -> None:
+    folder = Path(world.__file__).parent / "sprites"
+    assert {path.stem for path in folder.glob("*.svg")} == {name.replace(" ", "_") for name in EIGHTY}
+    for path in folder.glob("*.svg"):
+        assert 3 <= len(re.findall(r"<(?:path|rect|circle|ellipse)", path.read_text())) <= 8, path.stem
+
+
+def test_no_two_classes_look_alike() -> None:
+    """In one tint only shape tells them apart: luminance of small sprites differs in many of its pixels."""
+    gray = np.stack([world.patch_of(name, "red", 16, 0)[0] @ world.LUMINANCE for name in EIGHTY])
+    differs = (np.abs(gray[:, None] - gray) > 24).mean((-1, -2))
+    alike = differs + np.eye(len(gray))
+    first, second = np.unravel_index(alike.argmin(), alike.shape)
+    assert alike.min() > 0.15, (EIGHTY[first], EIGHTY[second])
 
 
 def reads_back(name: str, color: str, size: int, background: int = 1) -> bool:

@@ -1,5 +1,7 @@
-"""GenEval's rules: what its prompt files say, when an image is correct, and how images add up to a score.
+"""GenEval (arXiv 2310.11513): 553 prompts of six tasks, judged by an object detector and CLIP's eye for color.
 
-Reference: github.com/djghosh13/geneval at af4902f24d3ca90ebbb446dd9891a59e0f82725f (arXiv 2310.11513). The rules are
-pure functions over plain values, so they serve any detector: the official one and the embedded model's own.
+Reference: github.com/djghosh13/geneval at af4902f24d3ca90ebbb446dd9891a59e0f82725f. The rules (prompts, verdict,
+summary) are pure functions over plain values, so they serve any detector: the official one and the embedded model's.
 """
+
+from benchmarks.geneval.benchmark import GenEval as GenEval

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from harness.judges.verifier import HELPFUL
 from harness.records import UserError, one_line
 from harness.sampler import Image
 
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 class LocalVLM:
     """Questions about images, answered greedily and one by one, so that an answer does not depend on its company.
 
-    `model` is a hub id or a folder, pinned by `revision`; a verifier and a reward of the same model share it. Raises
-    UserError where it cannot be loaded.
+    `model` is a hub id or a folder, pinned by `revision`; a verifier, a reward and a judge of the same model share it.
+    The weights are loaded when the first question comes. Raises UserError where it cannot be loaded.
     """
 
     def __init__(
@@ -32,27 +33,37 @@ class LocalVLM:
         max_new_tokens: int = 96,
     ) -> None:
         where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        self._processor, self._model = _load(model, revision, where, dtype)
+        self._processor, commit = _load_processor(model, revision)
+        self._weights = (model, revision, where, dtype)
         self._max_new_tokens = max_new_tokens
         vocabulary = self._processor.tokenizer.get_vocab()
         self._yes = [vocabulary[word] for word in ("yes", "Yes") if word in vocabulary]
         if not self._yes:
             raise UserError(f"{model}: its tokenizer has no token for yes, so it cannot be a reward")
-        self.id = f"vlm-{model.rstrip('/').split('/')[-1]}" + (f"-{revision}" if revision else "")
+        pinned = commit or revision
+        self.id = f"vlm-{model.rstrip('/').split('/')[-1]}" + (f"-{pinned}" if pinned else "")
         self.tokens: Sequence[int] = ()
+        self.served: Sequence[str] = ()
+
+    @property
+    def _model(self) -> Any:
+        return _load_network(*self._weights)
+
+    def ready(self) -> None:
+        """Nothing that the constructor did not see."""
 
     @torch.inference_mode()
-    def reply(self, questions: Sequence[str], images: Sequence[Image]) -> list[str | None]:
+    def reply(self, questions: Sequence[str], images: Sequence[Image], system: str = HELPFUL) -> list[str | None]:
         """The greedy answer to each question."""
         replies: list[str | None] = []
         tokens = []
         for question, image in zip(questions, images, strict=True):
-            inputs = self._inputs(question, image)
+            inputs = self._inputs(question, image, system)
             known = inputs["input_ids"].shape[1]
             output = self._model.generate(**inputs, do_sample=False, max_new_tokens=self._max_new_tokens)[0]
             replies.append(self._processor.tokenizer.decode(output[known:], skip_special_tokens=True))
             tokens.append(len(output))
-        self.tokens = tokens
+        self.tokens, self.served = tokens, [self.id] * len(tokens)
         return replies
 
     @torch.inference_mode()
@@ -61,18 +72,18 @@ class LocalVLM:
         values: list[float | None] = []
         tokens = []
         for question, image in zip(questions, images, strict=True):
-            inputs = self._inputs(question, image)
+            inputs = self._inputs(question, image, HELPFUL)
             values.append(yes_probability(self._model(**inputs).logits[0, -1], self._yes))
             tokens.append(inputs["input_ids"].shape[1] + 1)
         self.tokens = tokens
         return values
 
-    def _inputs(self, question: str, image: Image) -> Any:
+    def _inputs(self, question: str, image: Image, system: str) -> Any:
         from PIL import Image as Pillow
 
         content = [{"type": "text", "text": question}, {"type": "image"}]
         messages = [
-            {"role": "system", "content": [{"type": "text", "text": "You are a helpful assistant."}]},
+            {"role": "system", "content": [{"type": "text", "text": system}]},
             {"role": "user", "content": content},
         ]
         text = self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -86,13 +97,28 @@ def yes_probability(logits_V: Tensor, yes: Sequence[int]) -> float:
 
 
 @lru_cache(maxsize=2)
-def _load(model: str, revision: str | None, device: str, dtype: str) -> tuple[Any, Any]:
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+def _load_processor(model: str, revision: str | None) -> tuple[Any, str | None]:
+    """The processor, and the commit on the hub that it is of; None for a folder."""
+    from transformers import AutoConfig, AutoProcessor
+
+    try:
+        config = AutoConfig.from_pretrained(model, revision=revision)
+        return AutoProcessor.from_pretrained(model, revision=revision), getattr(config, "_commit_hash", None)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _not_loaded(model, error) from None
+
+
+@lru_cache(maxsize=2)
+def _load_network(model: str, revision: str | None, device: str, dtype: str) -> Any:
+    from transformers import AutoModelForImageTextToText
 
     network: Any
     try:
-        processor = AutoProcessor.from_pretrained(model, revision=revision)
         network = AutoModelForImageTextToText.from_pretrained(model, revision=revision, dtype=getattr(torch, dtype))
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise UserError(f"vision-language model {model!r} cannot be loaded: {one_line(error)[:300]}") from None
-    return processor, network.to(device).eval()
+        raise _not_loaded(model, error) from None
+    return network.to(device).eval()
+
+
+def _not_loaded(model: str, error: Exception) -> UserError:
+    return UserError(f"vision-language model {model!r} cannot be loaded: {one_line(error)[:300]}")

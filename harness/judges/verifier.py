@@ -30,14 +30,18 @@ class Verifier(Protocol):
         ...
 
 
+HELPFUL = "You are a helpful assistant."
+"""The usual system message."""
+
+
 class Chat(Protocol):
     """A language model that sees. `tokens` counts what it read and wrote for each question of the last call."""
 
     id: str
     tokens: Sequence[int]
 
-    def reply(self, questions: Sequence[str], images: Sequence[Image]) -> list[str | None]:
-        """A short reply to each question about its image; None where there was none."""
+    def reply(self, questions: Sequence[str], images: Sequence[Image], system: str = HELPFUL) -> list[str | None]:
+        """The reply to each question about its image; None where there was none."""
         ...
 
     def yes(self, questions: Sequence[str], images: Sequence[Image]) -> list[float | None]:

@@ -106,10 +106,14 @@ def read_file(file: Path) -> dict[str, Tensor]:
     return state
 
 
-def unpickle(file: Path) -> dict[str, Any]:
-    """A dictionary out of a pickle, by torch's weights-only reader: objects that could run code are refused."""
+def unpickle(file: Path, allowed: Sequence[Any] = ()) -> dict[str, Any]:
+    """A dictionary out of a pickle, by torch's weights-only reader: objects that could run code are refused.
+
+    `allowed` are harmless classes and functions that the file may hold besides tensors.
+    """
     try:
-        loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        with torch.serialization.safe_globals(list(allowed)):
+            loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError:
         raise UserError(
             f"{file} is damaged, or a pickle with more than tensors in it, which is not read because it could run "

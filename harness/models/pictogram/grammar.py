@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from itertools import permutations
 from typing import Literal, NotRequired, TypedDict
 
 PROMPT_POSITIONS = 32
@@ -33,6 +32,7 @@ CLASS_SETS: dict[str, tuple[str, ...]] = {
         *("car", "bus", "airplane", "boat", "bird", "cat", "dog", "giraffe"),
         *("apple", "banana", "cup", "bottle", "chair", "clock", "umbrella", "book"),
     ),
+    "pictogram_80": CLASSES,
 }
 
 # Wordings. {x} and {y} are the objects in text order, {rel} a wording of the relation, {verb} a verb of VERBS.
@@ -341,7 +341,8 @@ def encode(text: str | None) -> list[int]:
 
 def generate_prompts(classes: Sequence[str], total: int, seed: int) -> list[Row]:
     """`total` different rows of GenEval's six templates, spread as evenly over the tasks as these can provide."""
-    capacity = {task: sum(1 for _ in _every_spec(task, classes)) for task in TASKS}
+    spaces = {task: _space(task, classes) for task in TASKS}
+    capacity = {task: size for task, (size, _) in spaces.items()}
     if total > sum(capacity.values()):
         raise ValueError(
             f"{len(classes)} classes give {sum(capacity.values())} different prompts, {total} were asked for"
@@ -351,24 +352,31 @@ def generate_prompts(classes: Sequence[str], total: int, seed: int) -> list[Row]
         open_tasks = [task for task in TASKS if wanted[task] < capacity[task]]
         wanted[min(open_tasks, key=wanted.__getitem__)] += 1
     rows = []
-    for task in TASKS:
-        specs = random.Random(f"{seed}/{task}").sample(list(_every_spec(task, classes)), wanted[task])
+    for task, (size, spec_of) in spaces.items():
+        specs = map(spec_of, random.Random(f"{seed}/{task}").sample(range(size), wanted[task]))
         rows += [Row(**spec, prompt=caption(spec)) for spec in specs]
     return rows
 
 
-def _every_spec(task: str, classes: Sequence[str]) -> Iterator[Spec]:
-    pairs = list(permutations(classes, 2))
+def _space(task: str, classes: Sequence[str]) -> tuple[int, Callable[[int], Spec]]:
+    """How many specs a task has and the spec of a number; millions are counted, none is listed."""
+    pairs, tints = len(classes) * (len(classes) - 1), len(COLORS) * (len(COLORS) - 1)
     if task == "single_object":
-        yield from (make_spec([name]) for name in classes)
-    elif task == "two_object":
-        yield from (make_spec(pair) for pair in pairs)
-    elif task == "counting":
-        yield from (make_spec([name], count=count) for name in classes for count in (2, 3, 4))
-    elif task == "colors":
-        yield from (make_spec([name], colors=[color]) for name in classes for color in COLORS if color != name)
-    elif task == "position":
-        yield from (make_spec(pair, relation=relation) for pair in pairs for relation in RELATIONS)
-    else:
-        tints = list(permutations(COLORS, 2))
-        yield from (make_spec(pair, colors=tint) for pair in pairs for tint in tints)
+        return len(classes), lambda i: make_spec([classes[i]])
+    if task == "two_object":
+        return pairs, lambda i: make_spec(_pair(classes, i))
+    if task == "counting":
+        return 3 * len(classes), lambda i: make_spec([classes[i // 3]], count=2 + i % 3)
+    if task == "colors":
+        colored = [(name, color) for name in classes for color in COLORS if color != name]
+        return len(colored), lambda i: make_spec(colored[i][:1], colors=colored[i][1:])
+    if task == "position":
+        relations = tuple(RELATIONS)
+        return 4 * pairs, lambda i: make_spec(_pair(classes, i // 4), relation=relations[i % 4])
+    return tints * pairs, lambda i: make_spec(_pair(classes, i // tints), colors=_pair(COLORS, i % tints))
+
+
+def _pair(names: Sequence[str], i: int) -> tuple[str, str]:
+    """The pair of number `i` among all ordered pairs of different names."""
+    first, second = divmod(i, len(names) - 1)
+    return names[first], names[second + (second >= first)]

@@ -42,6 +42,10 @@ def train(options: training.Options) -> VQ:
     progress, states = training.resume(path)
     optimisers = training.muon_adamw(vq, 0.02, 3e-3)
     codebook = Codebook(vq)
+    if options.warm and not states:
+        training.warm(options, "tokenizer", vq)
+        codebook.adopt()
+        progress.step = PLAIN_STEPS + 1
     if states:
         vq.load_state_dict(states["model"])
         if progress.share(options.cpu_minutes) < 1:
@@ -164,8 +168,12 @@ class Codebook:
             total[empty] = z[torch.randperm(len(z))[: int(empty.sum())]]
             rows = F.normalize(total, dim=-1)
         self.vq.quantize.embedding.weight.data.copy_(rows)
+        self.adopt()
+
+    def adopt(self) -> None:
+        """Go on with the rows the tokenizer already has."""
         self.count.fill_(1.0)
-        self.total.copy_(rows)
+        self.total.copy_(self.vq.quantize.embedding.weight)
 
     def _latents(self, x: Tensor) -> Tensor:
         z = self.vq.quant_conv(self.vq.encoder(x)).float()

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from harness.models.pictogram import weights as files
 from harness.models.pictogram.grammar import CLASS_SETS
 
 Encode = Callable[[Tensor], Tensor]
@@ -33,6 +34,7 @@ class Options:
     cpu_minutes: float
     seed: int
     work: Path
+    warm: str | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -54,13 +56,14 @@ def parser(description: str, *, cpu_minutes: float) -> argparse.ArgumentParser:
     made.add_argument(
         "--work", type=Path, default=Path(".train"), help="folder of checkpoints; running again continues there"
     )
+    made.add_argument("--warm", help="a shipped set to begin with, where its tensors fit, instead of random weights")
     return made
 
 
 def options(arguments: argparse.Namespace) -> Options:
     torch.set_num_threads(1)
     torch.manual_seed(arguments.seed)
-    return Options(arguments.set, arguments.cpu_minutes, arguments.seed, arguments.work)
+    return Options(arguments.set, arguments.cpu_minutes, arguments.seed, arguments.work, arguments.warm)
 
 
 def autocast() -> torch.autocast:
@@ -134,6 +137,19 @@ def restore(optimisers: Sequence[torch.optim.Optimizer], states: Sequence[dict[s
     """Optimisers as a checkpoint left them; one unpacked from shipped weights has none, and they start anew."""
     for optimiser, state in zip(optimisers, states, strict=bool(states)):
         optimiser.load_state_dict(state)
+
+
+def warm(options: Options, part: str, module: nn.Module) -> None:
+    """Begin with the weights of another set: each tensor fills the corner of its namesake that it covers.
+
+    Output projections of the trunk are zero at the start, so layers and hidden units beyond the corner change nothing.
+    """
+    if options.warm is None:
+        return
+    state, own = files.read(options.warm, part)[0], module.state_dict()
+    for name in own.keys() & state.keys():
+        corner = tuple(map(slice, state[name].shape))
+        own[name][corner].copy_(state[name])
 
 
 def descend(loss: Tensor, module: nn.Module, optimisers: Iterable[torch.optim.Optimizer]) -> None:

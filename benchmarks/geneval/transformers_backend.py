@@ -1,0 +1,91 @@
+"""A variant of GenEval's detector: the original authors' Mask2Former through transformers.
+
+Trained separately from the reference's network and prepared by its own processor, so its scores are not comparable
+with published ones, and its id keeps them apart.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks.geneval.detector import LONG_SIDE, Mask2Former, expect_coco
+from harness.records import UserError, one_line
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+class Transformers(Mask2Former):
+    """`model` is a hub id at a `revision`, or a folder.
+
+    `weights` are `published`, or `random` ones in the shape of `model`'s configuration, which test the path. Raises
+    UserError where it cannot be had; nothing is looked for before it is loaded.
+    """
+
+    def __init__(
+        self,
+        model: str = "facebook/mask2former-swin-small-coco-instance",
+        revision: str | None = None,
+        weights: str = "published",
+        short_side: int | None = None,
+        device: str = "auto",
+        batch: int | None = None,
+    ) -> None:
+        super().__init__(device, batch, weights == "random")
+        if weights not in ("published", "random"):
+            raise UserError(f"benchmark.detector.weights={weights}: choose published or random")
+        self._model, self._revision, self._short_side = model, revision, short_side
+        which = "random" if self.random else revision[:8] if revision else "newest"
+        name = model.rstrip("/").split("/")[-1]
+        self.id = f"transformers-{name}-{which}" + (f"@{short_side}" if short_side else "")
+        self._processor: Any = None
+
+    def build(self) -> torch.nn.Module:
+        from transformers import AutoImageProcessor
+
+        try:
+            self._processor = AutoImageProcessor.from_pretrained(self._model, revision=self._revision)
+            network = self._random_network() if self.random else self._published_network()
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise UserError(
+                f"detector {self._model!r} cannot be loaded ({one_line(error)[:200]}): "
+                "set benchmark.detector.model to a folder with its files"
+            ) from None
+        if self._short_side:
+            longest = round(LONG_SIDE * self._short_side)
+            self._processor.size = {"shortest_edge": self._short_side, "longest_edge": longest}
+        expect_coco(network.config.num_labels, self._model)
+        return network
+
+    def _random_network(self) -> Any:
+        import torch
+        from transformers import AutoConfig, Mask2FormerForUniversalSegmentation
+
+        config = AutoConfig.from_pretrained(self._model, revision=self._revision)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return Mask2FormerForUniversalSegmentation(config)
+
+    def _published_network(self) -> Any:
+        import torch
+        from transformers import Mask2FormerForUniversalSegmentation
+
+        kind: Any = Mask2FormerForUniversalSegmentation
+        network, told = kind.from_pretrained(
+            self._model, revision=self._revision, output_loading_info=True, dtype=torch.float32
+        )
+        if missing := sorted(told["missing_keys"]):
+            raise UserError(f"{self._model} lacks {len(missing)} tensors of a Mask2Former, such as {missing[0]}")
+        return network
+
+    def prepare(self, image: np.ndarray) -> tuple[Tensor, tuple[int, int]]:
+        """By its own processor, which resizes to multiples of 32 where others pad."""
+        (pixels,) = self._processor(image, return_tensors="pt")["pixel_values"]
+        return pixels, (int(pixels.shape[1]), int(pixels.shape[2]))
+
+    def forward(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        made = self.network(pixel_values=pixels_BCHW)
+        return made.class_queries_logits, made.masks_queries_logits

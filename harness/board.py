@@ -1,0 +1,109 @@
+"""`python -m harness.board pack SOURCE TARGET`: a results folder made small enough to publish.
+
+Keeps what tables are derived from (configurations, prompts, journals, scores; journals compressed) and leaves images
+out. `python -m harness 'stages=[report]' results=TARGET` then writes the same tables from it, byte for byte.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.cli import say
+from harness.exports import markdown, write_exports
+from harness.leaderboard import Board, build
+from harness.records import UserError
+from harness.runs import find_runs, read_run
+from harness.store import journals, write_atomic
+
+JOURNALS = ("jobs.jsonl", "records-*.jsonl", "scores*.jsonl")
+MOST_MB = 10.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m harness.board", description=__doc__)
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    packing = kinds.add_parser("pack", help="pack the complete runs of a results folder")
+    packing.add_argument("source", type=Path)
+    packing.add_argument("target", type=Path)
+    packing.add_argument("--experiment", default="embedded_board", help="the sweep that made it, for its README")
+    chosen = parser.parse_args(arguments)
+    try:
+        return pack(chosen.source, chosen.target, chosen.experiment)
+    except UserError as error:
+        return say(error)
+
+
+def pack(source: Path, target: Path, experiment: str) -> int:
+    """Pack the complete runs of `source` into `target`, whose former board is replaced.
+
+    Raises UserError for a source without a complete run, for a target with runs that are not packed, and where the
+    journals are larger than a board may be.
+    """
+    runs = [read_run(folder) for folder in find_runs(source)]
+    complete = [run for run in runs if run.complete and not run.unjudged and not run.excluded]
+    if not complete:
+        raise UserError(f"{source}: none of its {len(runs)} runs is complete; run its sweep again to finish it")
+    former = find_runs(target) if target.is_dir() else []
+    if open_ones := [folder for folder in former if not (folder / "records-0.jsonl.gz").exists()]:
+        raise UserError(f"{open_ones[0]} is not packed, and would be lost: choose another target")
+    packed = {run.path.relative_to(source) / name: data for run in complete for name, data in _packed(run.path).items()}
+    size_mb = sum(map(len, packed.values())) / 1e6
+    if size_mb > MOST_MB:
+        raise UserError(f"{source}: its journals take {size_mb:.1f} MB packed, a board at most {MOST_MB:g} MB")
+    for folder in former:
+        shutil.rmtree(folder)
+    for path, data in packed.items():
+        write_atomic(target / path, data)
+    board = build(target)
+    write_exports(board, target / "export")
+    write_atomic(target / "README.md", _readme(board, experiment).encode())
+    for run in runs:
+        if run not in complete:
+            print(f"left out: {run.path} ({run.excluded or _gap(len(run.planned) - len(run.done), len(run.unjudged))})")
+    print(f"{target}: {len(complete)} runs, {size_mb:.2f} MB of journals")
+    return 0
+
+
+def _packed(folder: Path) -> dict[str, bytes]:
+    """A run folder's files, journals compressed; equal files give equal bytes."""
+    files = {"config.yaml": (folder / "config.yaml").read_bytes()}
+    for path in (path for name in JOURNALS for path in journals(folder, name)):
+        data = path.read_bytes()
+        files[path.name.removesuffix(".gz") + ".gz"] = data if path.suffix == ".gz" else gzip.compress(data, mtime=0)
+    return files
+
+
+def _gap(missing: int, unjudged: int) -> str:
+    return f"{missing} images missing, {unjudged} unjudged"
+
+
+def _readme(board: Board, experiment: str) -> str:
+    commits = " ".join(sorted({record.stamp.get("commit", "") for run in board.runs for record in run.done.values()}))
+    return f"""# Board
+
+{len(board.runs)} complete runs, without their images. They were made, in a folder of their own, by
+
+```
+python -m harness -m experiment={experiment} results=FOLDER
+python -m harness.board pack FOLDER results/board
+```
+
+at {commits}. The tables here follow from the journals alone; this writes them again, byte for byte:
+
+```
+python -m harness 'stages=[report]' results=results/board
+```
+
+`leaderboard.csv` has a row for each run, `metrics.csv` one for each run and metric, `curves.csv` one for each method
+and currency; `export/` holds Markdown, LaTeX, the hub's format, and what papers claim.
+
+{markdown(board)}"""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""Every class on one page, to be looked at: `python -m harness.models.pictogram.contact_sheet`.
+
+Each cell shows a sprite in its own colours at 32 and at 16 pixels, and in the ten colours at 20.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from harness.models.pictogram import world
+from harness.models.pictogram.grammar import CLASSES, COLORS
+
+PAGE = Path(__file__).parent / "sprites" / "SHEET.png"
+COLUMNS, ZOOM = 5, 2
+TITLE = 7
+CELL = (32 + 16 + 5 * 20 + 2, TITLE + 2 * 20 + 1)
+"""Width and height in the sprites' pixels."""
+
+
+def main() -> None:
+    page().quantize(128).save(PAGE, optimize=True)
+
+
+def page() -> Image.Image:
+    """All classes, enlarged."""
+    spots = [(i % COLUMNS * CELL[0], i // COLUMNS * CELL[1]) for i in range(len(CLASSES))]
+    pixels = np.full((spots[-1][1] + CELL[1], COLUMNS * CELL[0], 3), 255, np.uint8)
+    for name, (x, y) in zip(CLASSES, spots, strict=True):
+        top = y + TITLE
+        pixels[top : y + CELL[1] - 1, x : x + CELL[0] - 2] = world.BACKGROUNDS[0]
+        shown: list[tuple[int, int, str | None, int]] = [(x, top, None, 32), (x + 32, top, None, 16)]
+        shown += [(x + 48 + i % 5 * 20, top + i // 5 * 20, color, 20) for i, color in enumerate(COLORS)]
+        for left, up, color, size in shown:
+            pixels[up : up + size, left : left + size] = world.patch_of(name, color, size, 0)[0]
+    sheet = Image.fromarray(pixels).resize((pixels.shape[1] * ZOOM, pixels.shape[0] * ZOOM), Image.Resampling.NEAREST)
+    text = ImageDraw.Draw(sheet)
+    for name, (x, y) in zip(CLASSES, spots, strict=True):
+        text.text((x * ZOOM + 2, y * ZOOM + 1), name, fill=(0, 0, 0))
+    return sheet
+
+
+if __name__ == "__main__":
+    main()
