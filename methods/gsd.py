@@ -40,8 +40,8 @@ class Grouped:
         columns = drafts.token_RG.shape[1]
         if columns == 0:
             return exact(law_RTV, drafts, noise)
-        laws = (law.flatten(0, 1) for law in (law_RTV[:, :columns], drafts.law_RGV))
-        credit_n = self.credit(*laws, drafts.token_RG.flatten())
+        law_nV, draft_law_nV = law_RTV[:, :columns].flatten(0, 1), drafts.law_RGV.flatten(0, 1)
+        credit_n = self.credit(law_nV, draft_law_nV, drafts.token_RG.flatten())
         return verify_chain(law_RTV, drafts, noise, credit_n.unflatten(0, (-1, columns)), leftover)
 
     def credit(self, law_RV: Tensor, draft_law_RV: Tensor, token_R: Tensor) -> Tensor:
