@@ -25,14 +25,28 @@ Probe = Callable[[Tensor, Tensor], dict[str, Tensor]]
 class Draft:
     """A proposed continuation of one canvas: `tokens` int64 [G]; `law` [G, V] that they were drawn from.
 
-    `law` None says that the tokens were chosen deterministically.
+    `law` None says that the tokens were chosen deterministically. `followed` asks the sampler to keep what the target
+    says of it (`Sampler.verdict`) until the canvas changes: the next draft is made from that.
     """
 
     tokens: Tensor
     law: Tensor | None = None
+    followed: bool = False
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the target said of a followed draft: its laws [1 + G, V], the first at the place of the first draft token.
+
+    `accepted` tokens of the draft were committed, and one more; the laws behind that one saw a rejected token.
+    """
+
+    draft: Draft
+    law_TV: Tensor
+    accepted: int
 
 
 @dataclass(frozen=True, slots=True)
