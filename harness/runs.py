@@ -88,6 +88,15 @@ class Run:
         return file if inside and file.is_file() else None
 
     @cached_property
+    def device(self) -> str:
+        """What drew its images."""
+        return self.stamped("device")
+
+    def stamped(self, name: str) -> str:
+        """What the images' stamps say of "device" or "commit", joined where they differ."""
+        return "+".join(sorted({r.stamp[name] for r in self.done.values() if r.stamp.get(name)}))
+
+    @cached_property
     def protocol(self) -> Protocol:
         about = self.about
         asked = [[p.id, p.text, p.category, p.standing] for _, p in sorted(self.prompts.items())]
