@@ -61,7 +61,7 @@ def words(a: Run, b: Run) -> list[str]:
         f"images, judge {a.judge or 'none'}, paired by prompt",
         f"A = {a.name} ({a.fingerprint}): {score_a:.3f}    B = {b.name} ({b.fingerprint}): {score_b:.3f}",
         f"A - B = {100 * found.value:+.1f} points, 95 % interval {100 * found.low:+.1f} to {100 * found.high:+.1f}, "
-        f"p = {_p(found.p)} ({found.test})",
+        f"p {_p(found.p)} ({found.test})",
         _verdict(found),
     ]
     if not group.design.uncertain:
@@ -107,7 +107,7 @@ def _gaps(run: Run) -> list[str]:
 
 
 def _p(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
 
 
 if __name__ == "__main__":

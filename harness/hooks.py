@@ -28,14 +28,28 @@ class Draft:
 
     `law` None says that the tokens were chosen deterministically. `parents` makes it a tree; None is a chain. The law
     of a sibling is what it was drawn from after those before it: without replacement, it has no mass on them.
+    `followed` asks the sampler to keep what the target says of it (`Sampler.verdict`) until the canvas changes.
     """
 
     tokens: Tensor
     law: Tensor | None = None
     parents: Parents | None = None
+    followed: bool = False
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the target said of a followed draft: its laws [1 + G, V], the first at the place of the first draft token.
+
+    `accepted` tokens of the draft were committed, and one more; the laws behind that one saw a rejected token.
+    """
+
+    draft: Draft
+    law_TV: Tensor
+    accepted: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -177,7 +177,7 @@ def _own(group: Group, i: int) -> dict[str, Cell]:
         "reward_is_judge": _kinship(run),
         "accepted": _accepted(done),
         **{f"latency_p{100 * q:.0f}_s": percentile(seconds, q) for q in PERCENTILES[:2]},
-        **{name: "+".join(sorted({r.stamp[name] for r in done if r.stamp.get(name)})) for name in ("device", "commit")},
+        **{name: run.stamped(name) for name in ("device", "commit")},
     }
 
 

@@ -59,6 +59,10 @@ class Noise:
         low = _mix(_mix(index ^ second) ^ _mix(first ^ 0xC2B2AE35))
         return ((high << 20 | low >> 12).double() + 0.5) * 2.0**-52
 
+    def salted(self, salt_R: Tensor) -> Noise:
+        """Noise independent of this one at the same places, another for every salt: for what is drawn repeatedly."""
+        return Noise(_mix(self.key_R2 ^ _mix(salt_R + 0x27D4EB2F).unsqueeze(1)), self.position_RT)
+
     def at(self, offset_R: Tensor) -> Noise:
         """The noise of one position a row: the `offset`-th of its T."""
         return Noise(self.key_R2, self.position_RT.gather(1, offset_R.unsqueeze(1)))

@@ -14,7 +14,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from harness.hooks import Sampling
-from harness.memory import choose_slots
+from harness.memory import GB, choose_slots, needed
 from harness.records import Job, Prompt, UserError, digest, dump, one_line
 from harness.sampler import Sampler
 from harness.scheduler import Delivery, Scheduler, demands, expect_fit, parts
@@ -79,6 +79,11 @@ class Point:
         expect_fit(self.method, self.model, self.sampling, slots=shape["slots"], **needs)
         return {**shape, **needs}
 
+    def _memory_gb(self) -> float:
+        """What the target and the slots of one image need; judges and drafters apart."""
+        need = needed(self.model, width=self.method.width, prefill=tuple(self.sampler["prefill"]), render_batch=1)
+        return round(need.of(self.method.rows * self.method.streams) / GB, 6)
+
     def _fingerprint(self, model: dict[str, Any]) -> str:
         return fingerprint(
             {
@@ -117,6 +122,7 @@ class Point:
             "seed": self.config.seed,
             "numerics": "constant",
             "asked": self.asked,
+            "memory_gb": self._memory_gb(),
         }
         return {**config, "run": self._about(made)}
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.hooks import Draft, Drafts, Guide, Probe, Rule, Sampling, cfg, plant, unguided, warp
+from harness.hooks import Draft, Drafts, Guide, Probe, Rule, Sampling, Verdict, cfg, plant, unguided, warp
 from harness.models import ImageModel
 from harness.models.trunk import Attend, TreeMask
 from harness.models.vq import MISSING
@@ -62,7 +62,7 @@ class Canvas:
 
     __slots__ = (
         "_ahead", "_guide", "_image", "_inherited", "_key", "_log_probs", "_streams",
-        "_tokens", "_total", "_usage", "scale", "signals", "version",
+        "_tokens", "_total", "_usage", "_verdict", "scale", "signals", "version",
     )  # fmt: skip
 
     def __init__(self, key: int, usage: Usage, total: int, scale: float, guide: Guide) -> None:
@@ -75,6 +75,7 @@ class Canvas:
         self._log_probs: list[float] = []
         self._inherited = 0  # leading tokens that came from a fork
         self._ahead = -1  # logits at hand: -1 none, 0 the frontier's, g those behind g draft tokens too
+        self._verdict: Verdict | None = None  # of the last draw, if its draft is followed
         self._image: tuple[tuple[int, ...], Image] | None = None  # the padding it was shown with, and the picture
 
     @property
@@ -197,6 +198,7 @@ class Sampler:
             static[target] = static[source]
         over._tokens, over._log_probs = list(src._tokens), list(src._log_probs)
         over._inherited, over._ahead, over._image = src.length, src._ahead, src._image
+        over._verdict = None  # drafts that both made of it would not be independent
         over.scale, over._guide, over.signals = src.scale, src._guide, dict(src.signals)
         over.version += 1
         self._set_key(over, derive(over._key, "fork", over.version))
@@ -212,7 +214,7 @@ class Sampler:
             elif canvas._streams[k].context != context:
                 canvas._streams[k] = self._stream(context, canvas._streams[k].slot)
         self._token_SN[self._slots(canvas), : canvas.length] = self._tensor(canvas._tokens)
-        canvas._guide, canvas._ahead = guide, -1
+        canvas._guide, canvas._ahead, canvas._verdict = guide, -1, None
         for stream in canvas._streams:  # the frontier is fed again, so that all streams have their logits there
             stream.cached = min(stream.cached, stream.start + canvas.length - 1)
         canvas.version += 1
@@ -279,11 +281,29 @@ class Sampler:
         self._prefill([(c, g) for (c, _), g in zip(waiting, lengths, strict=True)])
         self._decode([c for c, _ in waiting], lengths, trees)
 
+    def verdict(self, canvas: Canvas) -> Verdict | None:
+        """What the last draw said of its draft, for drafters; None if that was not followed or the canvas changed."""
+        return canvas._verdict
+
+    def tokens(self, rows: Sequence[Canvas]) -> Tensor:
+        """Tokens of the rows on the device, int64 [R, N]; what stands behind a row's length means nothing."""
+        return self._token_SN[self._firsts(rows)]
+
+    def noise(self, rows: Sequence[Canvas], width: int) -> Noise:
+        """The noise of the next `width` places of every row."""
+        column_T = torch.arange(width, device=self.model.device)
+        place_R1 = self._tensor([canvas.length for canvas in rows]).unsqueeze(1)
+        return Noise(self._key_S2[self._firsts(rows)], place_R1 + column_T)
+
+    def working(self, rows: Sequence[Canvas]) -> AbstractContextManager[None]:
+        """Books the device time of what is done inside, shared evenly among the rows."""
+        return self._clock.measure([canvas._usage for canvas in rows])
+
     @torch.no_grad()
     def probe(self, rows: Sequence[Canvas], probe: Probe) -> list[dict[str, float]]:
         """Signals of the laws at the frontiers of `rows`, which must be ready. Draws nothing."""
         signals: list[dict[str, float]] = [{} for _ in rows]
-        with self._clock.measure([canvas._usage for canvas in rows]):
+        with self.working(rows):
             for places, logits_RKTV, law_RTV in self._laws(rows, 1, self._column_W[:1].expand(len(rows), 1)):
                 named = probe(logits_RKTV, law_RTV)
                 table = torch.stack([value.double() for value in named.values()], 1).tolist()
@@ -299,18 +319,12 @@ class Sampler:
         """
         width = 1 + max((len(draft) for draft in drafts if draft), default=0)
         table = None
-        with self._clock.measure([canvas._usage for canvas in rows]):
+        with self.working(rows):
             for places, _, law_RTV in self._laws(rows, width, self._depths(drafts, width), sampling):
                 table = law_RTV.new_zeros((len(rows), *law_RTV.shape[1:])) if table is None else table
                 table[self._tensor(places)] = law_RTV
         assert table is not None
         return table
-
-    def noise(self, rows: Sequence[Canvas], count: int) -> Noise:
-        """The noise of the next `count` places of `rows`."""
-        slot_R = self._tensor([canvas._streams[0].slot for canvas in rows])
-        place_R1 = self._tensor([canvas.length for canvas in rows]).unsqueeze(1)
-        return Noise(self._key_S2[slot_R], place_R1 + torch.arange(count, device=place_R1.device))
 
     @torch.no_grad()
     def draw(self, rows: Sequence[Canvas], drafts: Sequence[Draft | None], rule: Rule) -> list[int]:
@@ -319,10 +333,12 @@ class Sampler:
             return []
         accepted = [0] * len(rows)
         width = 1 + max((0 if draft is None else len(draft) for draft in drafts), default=0)
-        with self._clock.measure([canvas._usage for canvas in rows]):
+        with self.working(rows):
             packed = []
             order: list[int] = []
+            law_of: dict[int, Tensor] = {}
             for places, _, law_RTV in self._laws(rows, width, self._depths(drafts, width)):
+                law_of.update({i: law_RTV[r] for r, i in enumerate(places) if _followed(drafts[i])})
                 names, values_RX = self._apply(rule, [rows[i] for i in places], [drafts[i] for i in places], law_RTV)
                 packed.append(values_RX)
                 order.extend(places)
@@ -330,6 +346,8 @@ class Sampler:
         for place, (count, *values) in zip(order, table, strict=True):
             accepted[place] = int(count)
             self._commit_drawn(rows[place], int(count) + 1, values[:width], values[width : 2 * width])
+            if (draft := _followed(drafts[place])) is not None:
+                rows[place]._verdict = Verdict(draft, law_of[place][: 1 + len(draft)], int(count))
             summed = rows[place].signals
             for name, value in zip(names, values[2 * width :], strict=True):
                 summed[name] = summed.get(name, 0.0) + value
@@ -525,8 +543,7 @@ class Sampler:
 
         Returns [R, 1 + 2T + signals]: count, committed tokens, their log-probabilities, and the rule's signals, named.
         """
-        noise = self.noise(rows, law_RTV.shape[1])
-        proposal = Drafts.stack(drafts, law_RTV)
+        proposal, noise = Drafts.stack(drafts, law_RTV), self.noise(rows, law_RTV.shape[1])
         path_RG, next_R = rule(law_RTV, proposal, noise)
         measure = getattr(rule, "signals", None)
         signals = measure(law_RTV, proposal, noise, path_RG) if measure is not None else {}
@@ -587,7 +604,11 @@ class Sampler:
         """After the tokens changed: the last one is not cached yet, and no logits are at hand."""
         for stream in canvas._streams:
             stream.cached = max(0, min(stream.cached, stream.start + canvas.length - 1))
-        canvas._ahead, canvas._image = -1, None
+        canvas._ahead, canvas._image, canvas._verdict = -1, None, None
+
+    def _firsts(self, rows: Sequence[Canvas]) -> Tensor:
+        """The slot of every row's first stream, which holds its tokens and key."""
+        return self._tensor([canvas._streams[0].slot for canvas in rows])
 
     def _slots(self, canvas: Canvas) -> Tensor:
         return self._tensor([stream.slot for stream in canvas._streams])
@@ -597,6 +618,10 @@ class Sampler:
 
     def _tensor(self, values: Sequence[object] | np.ndarray) -> Tensor:
         return torch.as_tensor(values, dtype=torch.int64).to(self.model.device, non_blocking=True)
+
+
+def _followed(draft: Draft | None) -> Draft | None:
+    return draft if draft is not None and draft.followed else None
 
 
 def _expect_open(*canvases: Canvas) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from contextlib import redirect_stderr, redirect_stdout
+from importlib import import_module
 from pathlib import Path
 
 from harness.records import TIMES, SampleRecord
@@ -30,15 +31,14 @@ def start(cwd: Path, *arguments: str) -> subprocess.Popen:
 
 def harness(cwd: Path, *arguments: str, module: str = "harness") -> tuple[int, str]:
     """Exit code and output of a command, run inside this process: a fresh one costs seconds of imports."""
-    from harness import check, cli
-
+    entry = {"harness": "harness.cli", "harness.bench": "harness.bench.__main__"}.get(module, module)
     output = io.StringIO()
     before, argv = Path.cwd(), sys.argv
     sys.argv = [module, *arguments]
     os.chdir(cwd)
     try:
         with redirect_stdout(output), redirect_stderr(output):
-            code = check.main() if module == "harness.check" else cli.main()
+            code = import_module(entry).main()
     except SystemExit as stop:
         code = int(stop.code or 0)
     finally:

@@ -54,11 +54,11 @@ def generous(law_RTV: torch.Tensor, drafts: Drafts, noise: Noise) -> tuple[torch
 
 
 class Joint:
-    """Every law of three tokens from four codes, by prefix: P(a), P(b | a), P(c | a, b); some are zero, some tie."""
+    """Every law of some tokens from four codes, by prefix: P(a), P(b | a), P(c | a, b), ...; some zero, some tied."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, tokens: int = 3) -> None:
         generator = torch.Generator().manual_seed(seed)
-        self.laws = [torch.rand(*[4] * (place + 1), generator=generator).double() ** 2 for place in range(3)]
+        self.laws = [torch.rand(*[4] * (place + 1), generator=generator).double() ** 2 for place in range(tokens)]
         self.laws[1][0, 2] = self.laws[2][1, :, 3] = 0.0
         self.laws[2][2] = 1.0
         self.laws = [law / law.sum(-1, keepdim=True) for law in self.laws]
@@ -69,8 +69,11 @@ class Joint:
         return law[tuple(prefix_RP[:, :place].unbind(1))] if place else law.expand(len(prefix_RP), -1)
 
     def whole(self) -> torch.Tensor:
-        one, two, three = self.laws
-        return (one[:, None, None] * two[:, :, None] * three).flatten()
+        """The law of all tokens at once, numbered in base four."""
+        whole = self.laws[0]
+        for law in self.laws[1:]:
+            whole = whole.unsqueeze(-1) * law
+        return whole.flatten()
 
 
 def speculated(rule: Rule, target: Joint, draft: Joint) -> torch.Tensor:

@@ -30,7 +30,7 @@ ORDER = [
     {"harness.point"},
     {"harness.elsewhere"},
     {"harness.cli"},
-    {"harness.board", "harness.check", "harness.compare", "harness.__main__"},
+    {"harness.bench", "harness.board", "harness.check", "harness.compare", "harness.__main__"},
     {"harness.power"},
 ]
 TOP = {"harness.models." + name for name in ("pictogram.verify", "pictogram.export", "llamagen_parity")}

@@ -24,7 +24,7 @@ from harness.models.pictogram import (
 )
 from harness.models.pictogram import weights as files
 from harness.models.pictogram.card import render
-from harness.models.pictogram.detector import MICROBATCH, new_network
+from harness.models.pictogram.detector import MICROBATCH, Detector, new_network
 from harness.models.pictogram.generator import GPT, PROMPT, GPTSpec, Pictogram
 from harness.models.pictogram.grammar import CLASS_SETS, TASKS
 from harness.models.pictogram.reading import soft_score
@@ -94,7 +94,7 @@ def test_null_context_is_no_prompt(model: Pictogram) -> None:
 
 def test_detectors_find_what_is_there(model: Pictogram, scenes: list[world.Sample]) -> None:
     for part in ("judge", "reward"):
-        detector = PictogramDetector(SET, part=part)
+        detector, _ = Detector.load(SET, part)
         drawn = [(one.pixels, one.placed) for one in scenes]
         for pictures in ([one.pixels for one in scenes], list(reconstructed(model, scenes))):
             precision, recall, color = train_detector.accuracy(detector, pictures, drawn)
@@ -187,13 +187,27 @@ def test_checkpoints_continue(tmp_path: Path) -> None:
     training.restore(training.muon_adamw(module, 0.01, 1e-3), states["optimisers"])
 
 
+def test_a_grown_generator_begins_as_the_one_it_grew_from(tmp_path: Path) -> None:
+    """More layers and hidden units change nothing until they are trained."""
+    small, large = (GPT(GPTSpec(layers=n, dim=64, heads=2, hidden=32 * n)) for n in (2, 3))
+    torch.nn.init.normal_(small.trunk.layers[1].feed_forward.w2.weight, std=0.1)  # type: ignore
+    torch.nn.init.normal_(small.trunk.layers[0].attention.wo.weight, std=0.1)  # type: ignore
+    files.write(tmp_path / "generator.safetensors", small, {})
+    options = training.Options("pictogram_80", cpu_minutes=1, seed=0, work=tmp_path, warm=str(tmp_path))
+    training.warm(options, "generator", large)
+    words, tokens = torch.randint(0, 200, (2, 32)), torch.randint(0, 512, (2, 144))
+    one, other = (gpt.forward_train(words, tokens, causal) for gpt in (small, large))
+    torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2)  # half precision on the way
+    assert one.std() > 0.1
+
+
 def test_a_shipped_set_can_be_trained_on(tmp_path: Path) -> None:
     options = training.Options(SET, cpu_minutes=1, seed=0, work=tmp_path)
     export.unpack(options, files.folder(SET))
     for part in files.PARTS:
         progress, states = training.resume(options.checkpoint(part))
         assert progress.samples > 0
-        export.rebuild(part, states, len(CLASSES))
+        export.rebuild(part, states, options)
     with pytest.raises(ValueError, match="move it away"):
         export.unpack(options, files.folder(SET))
 

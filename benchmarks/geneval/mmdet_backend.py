@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ URL = "https://download.openmmlab.com/mmdetection/v3.0/mask2former/{name}/{name}
 SHA256 = "c9d0c4f2"
 """The digits that mmdet publishes, in the file's name."""
 MEAN, DEVIATION = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-PADDING = 128
+PADDING = (128, 128, 128)
 
 
 class Mmdet(Mask2Former):
@@ -88,7 +89,9 @@ class Mmdet(Mask2Former):
 
     def forward(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         network: Any = self.network
-        class_LBQC, mask_LBQhw = network.panoptic_head(network.extract_feat(pixels_BCHW), [])
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.meshgrid")  # how mmdet calls it
+            class_LBQC, mask_LBQhw = network.panoptic_head(network.extract_feat(pixels_BCHW), [])
         return class_LBQC[-1], mask_LBQhw[-1]  # of the last decoder layer
 
     def _read_config(self) -> Any:
@@ -138,9 +141,20 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 
     from harness.models.checkpoint import unpickle
 
-    multiarray: Any = np._core.multiarray  # type: ignore[attr-defined]  # how NumPy pickles arrays and numbers
-    types = [type(np.dtype(kind)) for kind in (np.int64, np.int32, np.float64, np.float32, np.bool_)]
-    harmless = [HistoryBuffer, ConfigDict, np.ndarray, np.dtype, *types, multiarray._reconstruct, multiarray.scalar]
+    def statistic(kind: object, name: str) -> object:
+        """The methods that a log's history names; Python's own `getattr` would hand out any."""
+        if kind is not HistoryBuffer or name not in ("min", "max", "current", "mean"):
+            raise pickle.UnpicklingError(f"{name} of {kind} is not for checkpoints")
+        return getattr(HistoryBuffer, name)
+
+    kinds = [type(np.dtype(kind)) for kind in (np.int64, np.int32, np.float64, np.float32, np.bool_)]
+    multiarray: Any = np._core.multiarray  # type: ignore[attr-defined]  # how NumPy 2 pickles; NumPy 1 had no underscore
+    arrays = [
+        (getattr(multiarray, name), f"numpy.{core}.multiarray.{name}")
+        for name in ("_reconstruct", "scalar")
+        for core in ("core", "_core")
+    ]
+    harmless = [HistoryBuffer, ConfigDict, np.ndarray, np.dtype, *kinds, *arrays, (statistic, "builtins.getattr")]
     loaded = unpickle(path, harmless)
     state = loaded.get("state_dict", loaded)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):

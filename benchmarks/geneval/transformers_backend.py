@@ -83,7 +83,7 @@ class Transformers(Mask2Former):
 
     def prepare(self, image: np.ndarray) -> tuple[Tensor, tuple[int, int]]:
         """By its own processor, which resizes to multiples of 32 where others pad."""
-        (pixels,) = self._processor(image, return_tensors="pt")["pixel_values"]
+        (pixels,) = self._processor(image.copy(), return_tensors="pt")["pixel_values"]
         return pixels, (int(pixels.shape[1]), int(pixels.shape[2]))
 
     def forward(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:

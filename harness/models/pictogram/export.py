@@ -23,7 +23,7 @@ from harness.models.pictogram.card import Card, write_card
 from harness.models.pictogram.detector import new_network
 from harness.models.pictogram.generator import GPT, spec_config
 from harness.models.pictogram.train_draft import SPEC as DRAFT
-from harness.models.pictogram.train_generator import SPEC as GENERATOR
+from harness.models.pictogram.train_generator import SPECS as GENERATORS
 from harness.models.pictogram.train_tokenizer import new_vq
 
 STATE = Path("training") / "generator.pt"
@@ -48,7 +48,7 @@ def export(options: training.Options, folder: Path) -> None:
         progress, states = training.resume(options.checkpoint(part))
         if not states:
             continue
-        module, config = rebuild(part, states, len(options.classes))
+        module, config = rebuild(part, states, options)
         about = {"seed": states["seed"], "cpu_min": round(progress.cpu_s / 60, 1), "samples": progress.samples}
         files.write(folder / f"{part}.safetensors", module, {**config, **about, "classes": list(options.classes)})
         curve = progress.curve[:: max(1, len(progress.curve) // 24)] + progress.curve[-1:]
@@ -98,17 +98,17 @@ def compact(value: Any, dtype: torch.dtype) -> Any:
     return [compact(one, dtype) for one in value] if isinstance(value, list) else value
 
 
-def rebuild(part: str, states: Mapping[str, Any], classes: int) -> tuple[nn.Module, dict[str, object]]:
+def rebuild(part: str, states: Mapping[str, Any], options: training.Options) -> tuple[nn.Module, dict[str, object]]:
     """The module of a checkpoint (a generator's running average) and the configuration it is stored with."""
     if part == "tokenizer":
         vq = new_vq()
         vq.load_state_dict(states["model"])
         return vq, spec_config(vq.spec)
     if part in ("generator", "draft"):
-        gpt = GPT(GENERATOR if part == "generator" else DRAFT)
+        gpt = GPT(GENERATORS[options.set] if part == "generator" else DRAFT)
         gpt.load_state_dict(states["average"])
         return gpt, spec_config(gpt.spec)
-    network = new_network(states["architecture"], classes)
+    network = new_network(states["architecture"], len(options.classes))
     network.load_state_dict(states["model"])
     return network, {"architecture": states["architecture"]}
 

@@ -38,7 +38,9 @@ def train(options: training.Options, part: str, architecture: str) -> Detector:
     path = options.checkpoint(part)
     progress, states = training.resume(path)
     optimisers = training.muon_adamw(network, 0.01, 2e-3)
-    if states:
+    if not states:
+        training.warm(options, part, network, but="head.")
+    else:
         network.load_state_dict(states["model"])
         training.restore(optimisers, states["optimisers"])
     vq = trained_vq(options)

@@ -16,7 +16,7 @@ from torch import Tensor
 from harness.models.pictogram import grammar, training
 from harness.models.pictogram.generator import GPT, GPTSpec, draw
 from harness.models.pictogram.train_detector import trained_vq
-from harness.models.pictogram.train_generator import SPEC as TEACHER
+from harness.models.pictogram.train_generator import SPECS as TEACHERS
 from harness.models.pictogram.train_generator import one_sample
 from harness.models.pictogram.train_tokenizer import to_pixels
 from harness.models.trunk import causal
@@ -39,7 +39,9 @@ def train(options: training.Options) -> GPT:
     path = options.checkpoint("draft")
     progress, states = training.resume(path)
     optimisers = training.muon_adamw(draft, 0.02, 3e-3)
-    if states:
+    if not states:
+        training.warm(options, "draft", draft)
+    else:
         draft.load_state_dict(states["model"])
         training.restore(optimisers, states["optimisers"])
     average.load_state_dict(states.get("average", draft.state_dict()))
@@ -69,7 +71,7 @@ def train(options: training.Options) -> GPT:
 
 def trained_generator(options: training.Options) -> GPT:
     _, states = training.resume(options.checkpoint("generator"))
-    gpt = GPT(TEACHER)
+    gpt = GPT(TEACHERS[options.set])
     gpt.load_state_dict(states["average"])
     return gpt.eval().requires_grad_(False)
 

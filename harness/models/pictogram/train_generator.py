@@ -23,7 +23,10 @@ from harness.models.pictogram.train_detector import trained_vq
 from harness.models.pictogram.train_tokenizer import GRID, to_pixels
 from harness.models.vq import VQ, to_uint8
 
-SPEC = GPTSpec(layers=4, dim=160, heads=5, hidden=512)
+SPECS = {
+    "pictogram_16": GPTSpec(layers=4, dim=160, heads=5, hidden=512),
+    "pictogram_80": GPTSpec(layers=4, dim=160, heads=5, hidden=1152),
+}
 BATCH = 64
 TASKS = (
     *("single_object", "two_object", "two_object", "counting", "counting"),
@@ -44,11 +47,13 @@ def main() -> None:
 
 
 def train(options: training.Options, enough: float) -> GPT:
-    gpt, average = GPT(SPEC), GPT(SPEC)
+    gpt, average = GPT(SPECS[options.set]), GPT(SPECS[options.set])
     path = options.checkpoint("generator")
     progress, states = training.resume(path)
     optimisers = training.muon_adamw(gpt, 0.02, 3e-3)
-    if states:
+    if not states:
+        training.warm(options, "generator", gpt)
+    else:
         gpt.load_state_dict(states["model"])
         training.restore(optimisers, states["optimisers"])
     average.load_state_dict(states.get("average", gpt.state_dict()))

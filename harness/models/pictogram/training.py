@@ -139,15 +139,17 @@ def restore(optimisers: Sequence[torch.optim.Optimizer], states: Sequence[dict[s
         optimiser.load_state_dict(state)
 
 
-def warm(options: Options, part: str, module: nn.Module) -> None:
+def warm(options: Options, part: str, module: nn.Module, *, but: str = "") -> None:
     """Begin with the weights of another set: each tensor fills the corner of its namesake that it covers.
+
+    Tensors whose name starts with `but` keep their random values: rows that stand for other classes are of no use.
 
     Output projections of the trunk are zero at the start, so layers and hidden units beyond the corner change nothing.
     """
     if options.warm is None:
         return
     state, own = files.read(options.warm, part)[0], module.state_dict()
-    for name in own.keys() & state.keys():
+    for name in own.keys() & {name for name in state if not but or not name.startswith(but)}:
         corner = tuple(map(slice, state[name].shape))
         own[name][corner].copy_(state[name])
 

@@ -14,7 +14,7 @@ function showFigures(view, one) {
 }
 
 function memoryCaption(one) {
-  return one.runs.some((run) => run.memory_gb) ? "Score over seconds an image; areas are the memory that one image needs." : "Score over seconds an image. These runs do not say how much memory they need.";
+  return one.runs.some((run) => run.memory_gb) ? "Score over seconds an image; areas are the memory that the target needs for one image, judges and drafters apart." : "Score over seconds an image. These runs do not say how much memory they need.";
 }
 
 /** Cards whose plots are drawn when they come near the window; returns what undoes them. */

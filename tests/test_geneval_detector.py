@@ -1,0 +1,392 @@
+"""GenEval's evaluator, the true networks at a tiny size: what mmdet and open_clip say themselves is the measure."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny_evaluator import BASE, picture, write_clip, write_config
+
+from benchmarks.geneval import mmcv_ops
+from benchmarks.geneval.colors import Clip, Question, crop
+from benchmarks.geneval.detector import CLASSES, Found, instances
+from benchmarks.geneval.mmdet_backend import OFFICIAL, SHA256, Mmdet
+from benchmarks.geneval.transformers_backend import Transformers
+from benchmarks.geneval.verdict import COLORS
+from harness.records import UserError
+
+FLOOR = 0.01
+SMALL: dict[str, Any] = {"short_side": 64, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("evaluator")
+
+
+@pytest.fixture(scope="module")
+def config(folder: Path) -> str:
+    return write_config(folder)
+
+
+@pytest.fixture(scope="module")
+def detector(config: str) -> Mmdet:
+    made = Mmdet(config, weights="random", **SMALL)
+    made.load()
+    return made
+
+
+@pytest.fixture(scope="module")
+def clip(folder: Path) -> Clip:
+    return Clip(write_clip(folder), weights="random", device="cpu")
+
+
+# --- operators --------------------------------------------------------------------------------------------------------
+
+
+def test_the_stand_in_has_what_the_detector_needs_and_refuses_the_rest(detector: Mmdet) -> None:
+    from mmcv.ops import nms
+    from mmcv.utils import ext_loader
+
+    assert not mmcv_ops.install()  # once is enough
+    kept = nms(torch.tensor([[0.0, 0, 10, 10], [1, 1, 10, 10], [20, 20, 30, 30]]), torch.tensor([0.9, 0.8, 0.7]), 0.5)
+    assert kept[1].tolist() == [0, 2]
+    with pytest.raises(NotImplementedError, match="'softnms' needs a compiled mmcv"):
+        ext_loader.load_ext("_ext", []).softnms()
+
+
+def test_attention_that_returns_garbage_is_found_out(detector: Mmdet, monkeypatch: pytest.MonkeyPatch) -> None:
+    mmcv_ops.expect_sound_attention(torch.device("cpu"))
+    extension = __import__("sys").modules["mmcv._ext"]
+    right = extension.ms_deform_attn_forward
+    monkeypatch.setattr(extension, "ms_deform_attn_forward", lambda *a, **k: right(*a, **k) * 1.01)
+    with pytest.raises(UserError, match="deformable attention is wrong on cpu"):
+        mmcv_ops.expect_sound_attention(torch.device("cpu"))
+
+
+# --- mmdet ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_official_detector_is_named_and_pinned() -> None:
+    assert Mmdet().id == f"mmdet-{OFFICIAL}-{SHA256}"
+    assert Mmdet(weights="random", short_side=384).id == f"mmdet-{OFFICIAL}-random@384"
+    assert not Mmdet().random
+
+
+def test_detections_are_those_of_mmdet(detector: Mmdet) -> None:
+    from mmdet.apis import inference_detector
+    from mmengine.registry import init_default_scope
+
+    init_default_scope("mmdet")
+    network: Any = detector.network
+    network.cfg = detector._read_config()
+    pipeline = network.cfg.test_dataloader.dataset.pipeline
+    pipeline[0].to_float32 = False  # mmdet 2, and so the reference, resizes bytes
+    pipeline[1].scale = (107, 64)
+    for seed in range(3):
+        image = picture(seed)
+        theirs = inference_detector(network, np.ascontiguousarray(image[:, :, ::-1])).pred_instances.numpy()
+        ours = sorted(detector.detect([image], 0.0)[0], key=lambda found: (found.name, found.score))
+        assert len(ours) == len(theirs) == 100
+        order = sorted(range(100), key=lambda i: (CLASSES[theirs.labels[i]], theirs.scores[i]))
+        assert [found.name for found in ours] == [CLASSES[theirs.labels[i]] for i in order]
+        np.testing.assert_allclose([found.score for found in ours], theirs.scores[order], rtol=1e-5)
+        np.testing.assert_array_equal([found.box for found in ours], theirs.bboxes[order])
+        np.testing.assert_array_equal([found.mask for found in ours], theirs.masks[order])
+
+
+def test_a_padded_input_is_read_as_mmdet_reads_it(detector: Mmdet) -> None:
+    network: Any = detector.network
+    random = torch.Generator().manual_seed(1)
+    class_QC, mask_Qhw = torch.randn(20, 81, generator=random) * 3, torch.randn(20, 16, 24, generator=random)
+    upsampled = F.interpolate(mask_Qhw[None], (64, 96), mode="bilinear", align_corners=False)
+    sample: Any = type("Sample", (), {"metainfo": {"img_shape": (50, 90), "ori_shape": (75, 135)}})
+    (theirs,) = network.panoptic_fusion_head.predict(class_QC[None], upsampled, [sample], rescale=True)
+    theirs = theirs["ins_results"]
+    ours = instances(class_QC, mask_Qhw, (64, 96), (50, 90), (75, 135), 0.15)
+    wanted = [i for i, score in enumerate(theirs.scores.tolist()) if score > 0.15]
+    assert 5 < len(ours) == len(wanted) < 100
+    for found, i in zip(ours, wanted, strict=True):
+        assert found.name == CLASSES[theirs.labels[i]]
+        assert found.score == pytest.approx(float(theirs.scores[i]), rel=1e-5)
+        assert list(found.box) == theirs.bboxes[i].tolist()
+        assert (found.mask == theirs.masks[i].numpy()).all()
+
+
+def test_pictures_are_resized_padded_with_gray_and_normalised(detector: Mmdet) -> None:
+    pixels_CHW, used = detector.prepare(np.full((20, 30, 3), (10, 20, 30), np.uint8))
+    assert (used, tuple(pixels_CHW.shape)) == ((64, 96), (3, 64, 96))
+    pixels_CHW, used = detector.prepare(np.full((20, 60, 3), (10, 20, 30), np.uint8))
+    assert (used, tuple(pixels_CHW.shape)) == ((36, 107), (3, 64, 128))
+    colors = [pixels_CHW[:, y, x] * torch.tensor((58.395, 57.12, 57.375)) for y, x in ((0, 0), (35, 106), (36, 0))]
+    means = torch.tensor((123.675, 116.28, 103.53))
+    for got, wanted in zip(colors, ((10, 20, 30), (10, 20, 30), (128, 128, 128)), strict=True):
+        torch.testing.assert_close(got + means, torch.tensor(wanted).float(), atol=1e-3, rtol=0)
+
+
+def test_no_detection_depends_on_its_company(config: str) -> None:
+    several = Mmdet(config, weights="random", batch=3, **SMALL)
+    pictures = [picture(0), picture(1), picture(2, 96, 64), picture(3), picture(4), picture(5)]
+    together = several.detect(pictures, FLOOR)
+    assert all(together)
+    for one, wanted in zip(reversed(pictures), reversed(together), strict=True):
+        assert describe(several.detect([one], FLOOR)[0]) == describe(wanted)
+    assert several.detect([], FLOOR) == []
+
+
+def describe(found: list[Found]) -> list[tuple]:
+    return [(one.name, one.box, one.score, one.mask.tobytes()) for one in found]
+
+
+def test_a_checkpoint_gives_its_weights_and_its_name(detector: Mmdet, config: str, folder: Path) -> None:
+    from mmengine.config import ConfigDict
+    from mmengine.logging import HistoryBuffer
+
+    history = HistoryBuffer([0.5, 0.25], [1, 1])
+    meta = {"cfg": "model = 1", "dataset_meta": {"classes": CLASSES}, "lr": np.float64(0.1), "more": ConfigDict(a=1)}
+    checkpoint = {"meta": meta, "state_dict": detector.network.state_dict(), "message_hub": {"loss": history}}
+    path = folder / "whole.pth"
+    torch.save(checkpoint, path)
+    loaded = Mmdet(config, checkpoint=str(path), **SMALL)
+    assert not loaded.random
+    image = picture(7)
+    assert describe(loaded.detect([image], FLOOR)[0]) == describe(detector.detect([image], FLOOR)[0])
+    assert loaded.id.split("-")[:2] == ["mmdet", "tiny"]
+    assert Mmdet(config, checkpoint=str(path), **{**SMALL, "short_side": 96}).id == loaded.id.replace("@64", "@96")
+    as_numpy_1_wrote(path)
+    older = Mmdet(config, checkpoint=str(path), **SMALL)
+    assert older.id != loaded.id
+    older.load()
+
+
+def as_numpy_1_wrote(path: Path) -> None:
+    """Name NumPy's functions as files of 2022 do."""
+    with zipfile.ZipFile(path) as file:
+        parts = {name: file.read(name) for name in file.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as file:
+        for name, content in parts.items():
+            file.writestr(name, content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+
+
+class Borrowed:
+    """Asks for an attribute as the logs in checkpoints do, but for one that could be misused."""
+
+    def __reduce__(self) -> tuple:
+        from mmengine.logging import HistoryBuffer
+
+        return getattr, (HistoryBuffer, "__subclasses__")
+
+
+class Hostile:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(config: str, tmp_path: Path) -> None:
+    trap, path = tmp_path / "trap", tmp_path / "hostile.pth"
+    torch.save({"state_dict": {}, "meta": Borrowed()}, path)
+    with pytest.raises(UserError, match="could run code"):
+        Mmdet(config, checkpoint=str(path), **SMALL).load()
+    for write in (torch.save, lambda value, file: file.write_bytes(pickle.dumps(value))):
+        write({"state_dict": {}, "meta": Hostile(trap)}, path)
+        with pytest.raises(UserError, match="could run code"):
+            Mmdet(config, checkpoint=str(path), **SMALL).load()
+    assert not trap.exists()
+
+
+def renamed(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.replace("attn.in_proj", "attentions.0.in_proj"): value for name, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda state: {k: v for k, v in state.items() if "level_embed" not in k}, "1 are missing (such as panoptic"),
+        (renamed, "are unknown (such as panoptic_head.transformer_decoder"),
+        (
+            lambda state: {**state, "panoptic_head.cls_embed.weight": torch.zeros(134, 32)},
+            "1 have another shape (such as panoptic_head.cls_embed.weight)",
+        ),
+        (lambda state: {"a": 3}, "no weights by name"),
+    ],
+)
+def test_a_checkpoint_of_another_network_is_refused(
+    change: Any, problem: str, detector: Mmdet, config: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "other.pth"
+    torch.save({"state_dict": change(OrderedDict(detector.network.state_dict()))}, path)
+    with pytest.raises(UserError) as caught:
+        Mmdet(config, checkpoint=str(path), **SMALL).load()
+    assert problem in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_configurations_are_refused(tmp_path: Path, config: str) -> None:
+    panoptic = write_config(tmp_path, base=BASE.replace(".py", "-panoptic.py"))
+    with pytest.raises(UserError, match=r"knows 133 classes.*instance segmentation variant, not the panoptic one"):
+        Mmdet(panoptic, weights="random", **SMALL).load()
+    (tmp_path / "broken.py").write_text("model = (")
+    with pytest.raises(UserError, match="no configuration of mmdet"):
+        Mmdet(str(tmp_path / "broken.py"), weights="random", **SMALL).load()
+    with pytest.raises(UserError, match="choose a file, or one of mask2former_r101"):
+        Mmdet("mask3former", weights="random", **SMALL).load()
+    with pytest.raises(UserError, match=r"only .* has a download; set checkpoint=PATH"):
+        Mmdet(config)
+    with pytest.raises(UserError, match=r"nowhere\.pth: cannot be read"):
+        Mmdet(checkpoint=str(tmp_path / "nowhere.pth"))
+    for wrong in ({"weights": "good"}, {"short_side": 3}, {"batch": 0}, {"weights": "random", "checkpoint": config}):
+        with pytest.raises(UserError, match=r"benchmark\.detector"):
+            Mmdet(**wrong)
+
+
+# --- transformers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint folder of transformers, as on the hub."""
+    from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
+
+    swin = {
+        "model_type": "swin",
+        "embed_dim": 12,
+        "depths": [1, 1, 1, 1],
+        "num_heads": [1, 1, 2, 2],
+        "window_size": 7,
+        "out_features": ["stage1", "stage2", "stage3", "stage4"],
+    }
+    small = {"feature_size": 32, "mask_feature_size": 32, "hidden_dim": 32, "num_attention_heads": 4, "num_queries": 20}
+    more = {"encoder_feedforward_dim": 64, "dim_feedforward": 64, "encoder_layers": 1, "decoder_layers": 3}
+    config = Mask2FormerConfig(backbone_config=swin, num_labels=80, **small, **more)
+    torch.manual_seed(3)
+    folder = tmp_path_factory.mktemp("hub") / "tiny-coco-instance"
+    Mask2FormerForUniversalSegmentation(config).save_pretrained(folder)
+    Mask2FormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 107}).save_pretrained(folder)
+    return folder
+
+
+def test_the_transformers_backend_reads_raw_outputs_as_the_reference_does(hub: Path) -> None:
+    from transformers import AutoImageProcessor, Mask2FormerForUniversalSegmentation
+
+    image = picture(0, 72, 48)
+    found = Transformers(str(hub), device="cpu").detect([image], 0.001)[0]
+    network = Mask2FormerForUniversalSegmentation.from_pretrained(hub).eval()
+    with torch.no_grad():
+        made = network(**AutoImageProcessor.from_pretrained(hub)(image, return_tensors="pt"))
+    chance = made.class_queries_logits[0].softmax(-1)[:, :-1]
+    mask = F.interpolate(made.masks_queries_logits, (64, 96), mode="bilinear")
+    mask = F.interpolate(mask, (48, 72), mode="bilinear")[0]
+    quality = [float(m.sigmoid()[m > 0].mean()) if (m > 0).any() else 0.0 for m in mask]
+    scores = sorted(
+        ((float(chance[q, c]) * quality[q], CLASSES[c]) for q in range(20) for c in range(80)), reverse=True
+    )
+    most_likely = sorted(found, key=lambda one: one.score, reverse=True)[:10]
+    assert [one.name for one in most_likely] == [name for _, name in scores[:10]]
+    np.testing.assert_allclose([one.score for one in most_likely], [score for score, _ in scores[:10]], rtol=1e-4)
+
+
+def test_the_transformers_backend_names_what_it_is(hub: Path) -> None:
+    assert Transformers().id == "transformers-mask2former-swin-small-coco-instance-newest"
+    assert Transformers(revision="0123456789ab").id.endswith("-01234567")
+    random = Transformers(str(hub), weights="random", short_side=96, device="cpu")
+    assert (random.random, random.id) == (True, "transformers-tiny-coco-instance-random@96")
+    assert random.detect([picture(0), picture(1)], 0.001)[1]
+    with pytest.raises(UserError, match=r"cannot be loaded .* set benchmark.detector.model to a folder"):
+        Transformers(str(hub / "nowhere"), device="cpu").load()
+
+
+def test_a_transformers_checkpoint_without_its_head_is_refused(hub: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(hub, tmp_path / "torn")
+    state = load_file(hub / "model.safetensors")
+    save_file(
+        {k: v for k, v in state.items() if "class_predictor" not in k},
+        tmp_path / "torn/model.safetensors",
+        {"format": "pt"},
+    )
+    with pytest.raises(UserError, match=r"lacks 2 tensors of a Mask2Former, such as class_predictor"):
+        Transformers(str(tmp_path / "torn"), device="cpu").load()
+
+
+# --- color ------------------------------------------------------------------------------------------------------------
+
+
+def half_masked(image: np.ndarray, name: str = "cup", box: tuple = (8.0, 4.0, 40.0, 60.0)) -> Question:
+    mask = np.zeros(image.shape[:2], bool)
+    mask[:, :32] = True
+    return Question(image, Found(name, box, 0.9, mask))
+
+
+def test_a_crop_is_gray_outside_the_mask() -> None:
+    question = half_masked(np.full((64, 64, 3), (200, 10, 30), np.uint8))
+    made = crop(question.image, question.found)
+    assert made.size == (32, 56)
+    assert made.getpixel((23, 0)) == (200, 10, 30)
+    assert made.getpixel((24, 0)) == (153, 153, 153)
+
+
+def test_colors_are_those_of_open_clip(clip: Clip) -> None:
+    import open_clip
+
+    questions = [half_masked(picture(0)), half_masked(picture(1), "teddy bear", (0.0, 0.0, 64.0, 20.0))]
+    got = clip.scores(questions)
+    model, tokenizer = clip._model, open_clip.get_tokenizer("tiny_clip")
+    assert any(type(module).__name__ == "QuickGELU" for module in model.modules())
+    for question, scores in zip(questions, got, strict=True):
+        with torch.no_grad():
+            image = F.normalize(model.encode_image(clip._transform(crop(question.image, question.found))[None]))
+            for color, score in zip(COLORS, scores, strict=True):
+                name = question.found.name
+                texts = [f"a photo of a {color} {name}", f"a photo of a {color}-colored {name}"]
+                text = F.normalize(model.encode_text(tokenizer([*texts, f"a photo of a {color} object"])))
+                assert score == pytest.approx(float((image @ F.normalize(text.mean(0), dim=0))[0]), abs=1e-5)
+
+
+def test_no_color_depends_on_its_company(folder: Path, clip: Clip) -> None:
+    several = Clip(write_clip(folder), weights="random", device="cpu", batch=3)
+    questions = [half_masked(picture(seed), name) for seed, name in enumerate(("cup", "dog", "cup", "cat"))]
+    together = several.scores(questions)
+    assert [several.scores([question])[0] for question in questions] == together
+    np.testing.assert_allclose(clip.scores(questions), together, atol=1e-5)
+    assert clip.scores([]) == []
+
+
+def test_weights_of_openai_need_their_activation(folder: Path, tmp_path: Path) -> None:
+    assert Clip().id == "clip-ViT-L-14-quickgelu-openai"
+    with pytest.raises(UserError, match=r"ViT-L-14 has no QuickGELU, which OpenAI's weights need: ViT-L-14-quickgelu"):
+        Clip("ViT-L-14")
+    with pytest.raises(UserError, match="no model of open_clip with quick_gelu"):
+        Clip(str(tmp_path / "none.json"))
+    with pytest.raises(UserError, match="exclude each other"):
+        Clip(weights="random", checkpoint="x")
+    with pytest.raises(UserError, match=r"none\.pt: cannot be read"):
+        Clip(checkpoint=str(tmp_path / "none.pt"))
+    with pytest.raises(UserError, match=r"benchmark\.colors\.batch=0"):
+        Clip(batch=0)
+
+
+def test_a_clip_checkpoint_is_read_as_weights_only(clip: Clip, folder: Path, tmp_path: Path) -> None:
+    clip.load()
+    path = tmp_path / "clip.pt"
+    torch.save(clip._model.state_dict(), path)
+    loaded = Clip(write_clip(folder), checkpoint=str(path), device="cpu")
+    assert loaded.scores([half_masked(picture(2))]) == clip.scores([half_masked(picture(2))])
+    assert loaded.id != clip.id
+    torch.save({"state_dict": Hostile(tmp_path / "trap")}, path)
+    with pytest.raises(UserError, match=r"cannot be loaded .*set benchmark\.colors\.checkpoint"):
+        Clip(write_clip(folder), checkpoint=str(path), device="cpu").load()
+    assert not (tmp_path / "trap").exists()

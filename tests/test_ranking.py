@@ -1,0 +1,391 @@
+"""Runs beside each other: budgets, equal budgets, families, bounds, protocols, words."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from written import JUDGE, prompts_of, write_run
+
+from harness import compare, power
+from harness.claims import COLUMNS as CLAIMED
+from harness.claims import beside, read_claims, verdict
+from harness.exports import eval_results, latex, markdown
+from harness.leaderboard import Board, build, percentile, project, render_table, samples_for
+from harness.ranking import Group
+from harness.records import Prompt, UserError
+from harness.runs import find_runs, read_run
+
+rng = np.random.default_rng(0)
+CHANCE = {f"{category}/{i}": rng.random() for category in ("a", "b") for i in range(40)}
+
+
+def drawn(gain: float, images: int = 4, seed: int = 1) -> dict[str, list[float]]:
+    """Images that are right with each prompt's chance plus `gain`, from common random numbers."""
+    common = np.random.default_rng(seed)
+    return {prompt: [float(u < chance + gain) for u in common.random(images)] for prompt, chance in CHANCE.items()}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Plain, Best-of-N at 2 and 4, a method between them, an exact and a lossy acceleration, a latency pair."""
+    folder = tmp_path_factory.mktemp("results")
+    plain = drawn(0.0)
+    write_run(folder, plain)
+    for n, gain in ((2, 0.1), (4, 0.2)):
+        cost = {"sampled": 100 * n, "device_s": 1.5 * n, "judge_calls": n}
+        write_run(
+            folder,
+            drawn(gain),
+            "best_of_n",
+            fingerprint=f"0000000{n}",
+            params=f"n={n}",
+            options={"n": n},
+            usage=cost,
+            asked={"reward": "judge-2"},
+        )
+    between = {"sampled": 100 * 2**1.5, "device_s": 2.0}
+    write_run(folder, drawn(0.25), "clever", fingerprint="00000005", usage=between, options={"n": 4})
+    quick = {"target_passes": 40, "drafted_positions": 90, "device_s": 0.5}
+    notes = {"accepted": [1, 2, 1]}
+    write_run(folder, plain, "exact", fingerprint="00000006", usage=quick, notes=notes, asked={"drafter": JUDGE})
+    write_run(folder, drawn(-0.2), "lossy", fingerprint="00000007", usage=quick)
+    write_run(folder, drawn(0.0, images=8, seed=5), fingerprint="00000008")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def board(results: Path) -> Board:
+    return build(results)
+
+
+def row(board: Board, fingerprint: str) -> pd.Series:
+    return board.frame[board.frame["fingerprint"] == fingerprint].iloc[0]
+
+
+def test_equal_budget_lies_between_two_n(board: Board) -> None:
+    """At 2 sqrt 2 plain images, Best-of-N is half way between 2 and 4 of them, prompt by prompt."""
+    clever, two, four = (row(board, f"0000000{i}") for i in (5, 2, 4))
+    assert clever["budget"] == pytest.approx(2**1.5)
+    assert clever["vs_bon"] == pytest.approx(clever["score"] - (two["score"] + four["score"]) / 2)
+    assert clever["vs_bon_low"] < clever["vs_bon"] < clever["vs_bon_high"]
+    assert clever["budget_s"] == 2
+    assert clever["vs_bon_s_low"] < clever["vs_bon_s"] < clever["vs_bon_s_high"]  # between plain's 1 s and 3 s for n=2
+    for one in (two, four, row(board, "00000006")):
+        assert pd.isna(one["vs_bon"])  # itself, or no dearer than plain
+
+
+def test_each_family_is_corrected_by_itself(board: Board) -> None:
+    ranked = board.frame[board.frame["images_per_prompt"] == 4]
+    p = ranked["vs_plain_p"].dropna()
+    assert len(p) == 5
+    assert row(board, "00000005")["vs_plain_p_holm"] == pytest.approx(5 * p.min(), abs=1e-4)
+    assert row(board, "00000005")["vs_bon_p_holm"] == row(board, "00000005")["vs_bon_p"]  # a family of one
+    assert row(board, "00000006")["vs_plain_p_holm"] == 1
+
+
+def test_accelerations_state_what_they_may_have_lost(board: Board) -> None:
+    exact, lossy, clever = row(board, "00000006"), row(board, "00000007"), row(board, "00000005")
+    assert (exact["worse_at_most"], exact["worst_task_bound"], exact["non_inferior"]) == (0, 0, "yes")
+    assert lossy["non_inferior"] == "no"
+    assert lossy["worst_task_bound"] <= lossy["worse_at_most"] < lossy["vs_plain"] < 0
+    assert lossy["vs_plain_low"] < lossy["worse_at_most"]  # one-sided
+    assert pd.isna(clever["worse_at_most"])
+    assert exact["speedup"] == pytest.approx(2)
+    assert exact["pass_saving"] == pytest.approx(101 / 40)
+    assert exact["accepted"] == pytest.approx(1)
+
+
+def test_the_best_lead_and_equals_are_tied(board: Board) -> None:
+    ranked = board.frame[board.frame["images_per_prompt"] == 4].set_index("fingerprint")
+    assert ranked.loc["00000005", "tie_group"] == 1
+    assert ranked.loc["00000001", "tie_group"] == ranked.loc["00000006", "tie_group"]
+    assert ranked["tie_group"].idxmax() == "00000007"
+    assert (ranked["rank_low"] <= ranked["rank_high"]).all()
+    assert ranked.loc["00000007", "rank_low"] == 6
+    assert set(ranked.index[ranked["front_tokens"] == "yes"]) == {"00000001", "00000002", "00000005", "00000006"}
+
+
+def test_the_oracle_comes_from_plain_images_of_the_same_prompts(board: Board, results: Path) -> None:
+    pool = read_run(results / "made/toy/plain-00000008").table
+    best = pool.groupby(["category", "prompt_id"])["value"].apply(
+        lambda v: 1 - math.comb(int(8 - v.sum()), 2) / math.comb(8, 2)
+    )
+    two = row(board, "00000002")
+    assert two["oracle"] == pytest.approx(best.groupby("category").mean().mean())
+    single = pool["value"].mean()
+    assert two["selection_efficiency"] == pytest.approx((two["score"] - single) / (two["oracle"] - single))
+    assert two["selection_low"] < two["selection_efficiency"] < two["selection_high"]
+
+
+def test_protocols_are_never_ranked_together(board: Board, results: Path, tmp_path: Path) -> None:
+    assert board.frame["protocol"].nunique() == 2  # other numbers of images per prompt
+    lone = row(board, "00000008")
+    assert pd.isna(lone["tie_group"])
+    assert pd.isna(lone["vs_plain"])
+    for i, other in enumerate(
+        [{}, {"judge": "judge-9"}, {"version": "2"}, {"prompts_sha": "b" * 16}, {"numerics": "fast"}, {"model": "m"}]
+    ):
+        write_run(tmp_path, drawn(0.0), fingerprint=f"1000000{i}", **other)
+    frame = build(tmp_path).frame
+    assert frame["protocol"].nunique() == 6
+    assert frame["tie_group"].isna().all()
+    text = render_table(frame)
+    assert text.count("made on toy, 80 prompts x 4 images (protocol ") == 5
+    assert max(map(len, text.splitlines())) <= 140
+
+
+def test_rows_of_one_protocol_must_agree_in_their_prompts(tmp_path: Path) -> None:
+    write_run(tmp_path, drawn(0.0))
+    other = dict(list(drawn(0.0).items())[1:])
+    write_run(tmp_path, other, fingerprint="00000002")
+    with pytest.raises(UserError, match="claim the same prompts, but their jobs differ"):
+        build(tmp_path)
+
+
+def test_seeds_and_concurrency_choose_the_plain_run(tmp_path: Path) -> None:
+    values = {**drawn(0.0)}
+    for i, (seed, concurrency) in enumerate(((0, None), (0, 1), (1, None))):
+        seconds = {"device_s": 1.0 + i, "wall_s": 10.0}
+        write_run(tmp_path, values, fingerprint=f"0000000{i}", seed=seed, concurrency=concurrency, usage=seconds)
+        write_run(
+            tmp_path, values, "m", fingerprint=f"1000000{i}", seed=seed, concurrency=concurrency,
+            usage={**seconds, "wall_s": 5.0},
+        )  # fmt: skip
+    group = Group([read_run(folder) for folder in find_runs(tmp_path)])
+    names = [run.fingerprint for run in group.runs]
+    for i in range(3):
+        assert names[group.plain_of(names.index(f"1000000{i}"))] == f"0000000{i}"
+    assert group.saving(names.index("10000001"), "seconds")[0] == pytest.approx(2)  # wall clock, one at a time
+    assert group.saving(names.index("10000000"), "seconds")[0] == pytest.approx(1)
+    frame = build(tmp_path).frame.set_index("fingerprint")
+    assert frame.loc["00000001", "latency_p50_s"] == 10
+    assert frame.loc["00000001", "latency_p90_s"] == 10
+    assert pd.isna(frame.loc["00000000", "latency_p50_s"])
+
+
+def test_percentiles_need_samples() -> None:
+    assert [samples_for(q) for q in (0.5, 0.9, 0.95, 0.99)] == [11, 64, 130, 662]  # MLPerf's early stopping
+    assert math.isnan(percentile([1.0] * 10, 0.5))
+    assert percentile(list(range(11)), 0.5) == 5
+    assert math.isnan(percentile([1.0] * 63, 0.9))
+
+
+def test_incomplete_runs_are_no_baseline(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, drawn(0.0))
+    journal = folder / "records-0.jsonl"
+    journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:-1]))
+    write_run(tmp_path, drawn(0.1), "m", fingerprint="00000002")
+    board = build(tmp_path)
+    assert board.frame["vs_plain"].isna().all()
+    assert "(1 images missing)" in markdown(board)
+
+
+def test_excluded_runs_are_counted_and_left_out(tmp_path: Path) -> None:
+    from harness.leaderboard import excluded_line
+
+    write_run(tmp_path, drawn(0.0))
+    write_run(tmp_path, drawn(0.1), "m", fingerprint="00000002", excluded="detector of other weights")
+    board = build(tmp_path)
+    assert [run.fingerprint for run in board.runs] == ["00000001"]
+    assert excluded_line(board) == "1 excluded: detector of other weights"
+    assert "1 excluded: detector of other weights" in markdown(board)
+
+
+def test_one_run_alone_compares_with_nothing(tmp_path: Path) -> None:
+    write_run(tmp_path, drawn(0.0))
+    board = build(tmp_path)
+    assert board.frame[["tie_group", "vs_plain", "vs_bon", "worse_at_most"]].isna().all(axis=None)
+    assert board.curves.empty
+    assert "vs plain" not in render_table(board.frame)
+
+
+def test_aggregates_weights_and_clusters_come_from_the_journals(tmp_path: Path) -> None:
+    values = drawn(0.0)
+    prompts = [
+        Prompt(p.id, p.text, p.category, weight=1.0 + (p.category == "a") * (int(p.id[2:]) % 3), cluster=p.id[2:])
+        for p in prompts_of(values)
+    ]
+    aggregates = {"score": {"a": 0.25, "b": 0.75}, "only_a": {"a": 1.0}}
+    folder = write_run(tmp_path, values, prompts=prompts, aggregates=aggregates)
+    run = read_run(folder)
+    assert list(run.aggregates) == ["score", "only_a"]
+    assert Group([run]).design.clusters == 40
+    board = build(tmp_path)
+    weights = [p.weight for p in prompts[:40]]
+    a = np.average([np.mean(values[f"a/{i}"]) for i in range(40)], weights=weights)
+    b = np.mean([np.mean(values[f"b/{i}"]) for i in range(40)])
+    line = board.frame.iloc[0]
+    assert (line["a"], line["only_a"], line["score"]) == pytest.approx((a, a, a / 4 + b * 3 / 4))
+    tidy = board.metrics.set_index("metric")
+    assert tidy.loc["quality/only_a", "ci_low"] < a < tidy.loc["quality/only_a", "ci_high"]
+
+
+def test_packed_and_sharded_journals_read_alike(results: Path, tmp_path: Path) -> None:
+    source = results / "made/toy/plain-00000001"
+    packed = tmp_path / "made/toy/plain-00000001"
+    packed.mkdir(parents=True)
+    (packed / "config.yaml").write_bytes((source / "config.yaml").read_bytes())
+    for name in ("jobs.jsonl", "scores.jsonl"):
+        (packed / f"{name}.gz").write_bytes(gzip.compress((source / name).read_bytes(), mtime=0))
+    lines = (source / "records-0.jsonl").read_bytes().splitlines(keepends=True)
+    (packed / "records-0.jsonl.gz").write_bytes(gzip.compress(b"".join(lines[:100]), mtime=0))
+    (packed / "records-1.jsonl").write_bytes(b"".join(lines[100:]) + b'{"torn')
+    assert project([read_run(packed)]).frame.equals(project([read_run(source)]).frame)
+    (packed / "records-0.jsonl.gz").write_bytes(gzip.compress(b"".join(lines[:100]))[:-20])
+    with pytest.raises(UserError, match=r"records-0\.jsonl\.gz: cannot be read"):
+        read_run(packed)
+
+
+def test_newer_folders_are_refused(tmp_path: Path) -> None:
+    write_run(tmp_path, drawn(0.0), schema=99)
+    with pytest.raises(UserError, match="written in schema 99, this version reads up to 1: update it"):
+        build(tmp_path)
+
+
+def test_texts_of_any_script_and_length_pass_through(tmp_path: Path) -> None:
+    values = {f"a/{i}": [1.0, 0.0] for i in range(3)}
+    texts = ["写真 — naïve Ω", "long " * 4000, "<script>alert('|&%$#_{}')</script>"]
+    prompts = [Prompt(f"a/{i}", text, "a") for i, text in enumerate(texts)]
+    folder = write_run(tmp_path, values, prompts=prompts, params="名=é, x_y=50%|{}")
+    assert [p.text for p in read_run(folder).prompts.values()] == texts
+    board = build(tmp_path)
+    assert r"名=é, x\_y=50\%|\{\}" in latex(board)
+    assert r"名=é, x_y=50%\|{}" in markdown(board)
+    assert "名=é" in (tmp_path / "leaderboard.csv").read_text(encoding="utf-8")
+
+
+def test_tables_say_the_same_in_every_form(board: Board) -> None:
+    text, tex = markdown(board), latex(board)
+    best = f"{row(board, '00000005')['score']:.3f}"
+    assert f"**{best} [" in text
+    assert rf"\textbf{{{best} [" in tex
+    assert tex.count(r"\toprule") == tex.count(r"\bottomrule") == 2
+    i = next(i for i, run in enumerate(board.runs) if run.fingerprint == "00000005")
+    entries = yaml.safe_load(eval_results(board, i))
+    assert entries[0]["dataset"] == {"id": "made", "task_id": "score"}
+    assert f"{entries[0]['value']:.3f}" == best
+    assert {entry["dataset"]["task_id"] for entry in entries} == {"score", "a", "b"}
+    assert "run 00000005" in entries[0]["notes"]
+
+
+def test_tidy_metrics_agree_with_the_wide_table(board: Board) -> None:
+    tidy = board.metrics.set_index(["fingerprint", "metric"])["value"]
+    for _, line in board.frame.iterrows():
+        assert tidy[line["fingerprint"], "quality/score"] == line["score"]
+        assert tidy[line["fingerprint"], "cost/visual_tokens"] == line["visual_tokens"]
+    assert tidy["00000005", "compare/vs_bon"] == row(board, "00000005")["vs_bon"]
+    scores = board.metrics[board.metrics["metric"] == "quality/score"]
+    assert ((scores["ci_low"] < scores["value"]) & (scores["value"] < scores["ci_high"])).all()
+
+
+def test_curves_start_at_plain(board: Board) -> None:
+    tokens = board.curves[board.curves["currency"] == "visual_tokens"].set_index("method")
+    best = tokens.loc["best_of_n"]
+    assert best["budgets"] == "1 2 4"
+    assert best["quality_at_1"] == pytest.approx(row(board, "00000001")["score"])
+    assert best["quality_at_4"] == pytest.approx(row(board, "00000004")["score"])
+    assert math.isnan(best["quality_at_8"])
+    assert best["ausc_low"] < best["ausc"] < best["ausc_high"]
+    assert set(tokens.index) == {"best_of_n", "clever"}
+
+
+def test_verifiers_of_the_judge_and_its_family_are_flagged(board: Board) -> None:
+    assert row(board, "00000002")["reward_is_judge"] == "family"
+    assert row(board, "00000006")["reward_is_judge"] == ""  # a drafter judges nothing
+    assert row(board, "00000001")["reward_is_judge"] == ""
+
+
+# --- words, plans, claims --------------------------------------------------------------------------------------------
+
+
+def said(capsys: pytest.CaptureFixture[str], module: object, *arguments: str) -> tuple[int, str]:
+    code = module.main(list(arguments))  # type: ignore[attr-defined]
+    output = capsys.readouterr()
+    return code, output.out + output.err
+
+
+def test_a_comparison_in_words(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, text = said(capsys, compare, "00000005", "00000001", "--results", str(results))
+    assert code == 0
+    assert "Resolved: A is better than B." in text
+    assert "p = < 0.001" not in text
+    assert "p < 0.001 (sign-flip)" in text
+    code, text = said(capsys, compare, "00000001", "00000006", "--results", str(results))
+    assert "A - B = +0.0 points" in text
+    assert "Not resolved. A is at most 0.0 points worse than B, with 95 % confidence." in text
+    folders = [str(results / "made/toy" / name) for name in ("lossy-00000007", "plain-00000001")]
+    assert "Resolved: A is worse than B." in said(capsys, compare, *folders)[1]
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "problem"),
+    [
+        ("00000001", "00000001", "are one run: name two"),
+        ("00000001", "00000008", "different protocols: images_per_prompt 4 and 8"),
+        ("00000001", "ffff", "ffff: 0 runs below"),
+        ("0000000", "00000001", "0000000: 7 runs below"),
+        ("", "00000001", ": 0 runs below"),
+    ],
+)
+def test_what_cannot_be_compared_is_said(
+    results: Path, capsys: pytest.CaptureFixture[str], a: str, b: str, problem: str
+) -> None:
+    code, text = said(capsys, compare, a, b, "--results", str(results))
+    assert code == 2
+    assert problem in text
+    assert text.count("\n") == 1
+
+
+def test_plans(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, text = said(capsys, power, "00000002", "00000001", "--results", str(results), "--difference", "3")
+    assert code == 0
+    assert "prompts for 3 points" in text
+    code, text = said(capsys, power, "--rate", "0.8", "--prompts", "100")
+    assert "100 prompts detect" in text
+    needed = [int(line.split()[1]) for line in text.splitlines()[2:]]
+    assert needed == sorted(needed, reverse=True)
+    for arguments, problem in (
+        ([], "0 runs are given"),
+        (["--rate", "1.2"], "--rate 1.2"),
+        (["--rate", "0.8", "--difference", "0"], "--difference 0"),
+        (["--rate", "0.8", "--power", "1"], "--power 1"),
+        (["--rate", "0.8", "--prompts", "1"], "--prompts 1"),
+    ):
+        code, text = said(capsys, power, *arguments)
+        assert (code, problem in text) == (2, True)
+
+
+def test_claims_name_their_source_and_are_matched_by_model(tmp_path: Path) -> None:
+    claims = read_claims()
+    assert all(claim.source and claim.metric for claim in claims)
+    gain = next(c for c in claims if (c.model, c.method, c.metric) == ("janus_pro_7b", "gridar", "vs_plain"))
+    assert gain.value == pytest.approx(0.09)
+    for method, fingerprint, options in (("plain", "00000001", {}), ("gridar", "00000002", {"n": 8})):
+        write_run(
+            tmp_path, drawn(0.1 * (method != "plain")), method, fingerprint=fingerprint, options=options,
+            benchmark="geneval", model="janus_pro_7b",
+        )  # fmt: skip
+    found = beside(build(tmp_path))
+    assert list(found.columns) == list(CLAIMED)
+    mine = found[found["fingerprint"] == "00000002"].set_index("metric")
+    assert set(mine.index) == {"score", "vs_plain"}
+    assert mine.loc["score", "claimed"] == 0.88
+    assert mine.loc["score", "verdict"] == "refuted"
+    assert mine.loc["vs_plain", "verdict"] == "not resolved"
+    assert (found[found["model"] == "llamagen_xl_512"]["verdict"] == "not measured").all()
+    assert json.loads(found.to_json())  # plain values
+
+
+def test_verdicts() -> None:
+    assert verdict("score", 0.80, 0.81, 0.80, 0.82) == "reproduced"
+    assert verdict("score", 0.80, 0.70, 0.69, 0.71) == "refuted"
+    assert verdict("score", 0.80, 0.75, 0.65, 0.85) == "not resolved"
+    assert verdict("speedup", 1.8, 1.75, 1.70, 1.80) == "reproduced"
+    assert verdict("score", 0.80, 0.80, math.nan, math.nan) == "not resolved"
