@@ -175,14 +175,9 @@ class Lesson:
         shape, device = self.feature_BLD.shape, self.model.device
         noise_BLD = (torch.rand(shape, generator=generator, device=device) - 0.5) * NOISE
         noisy_BLD = self.feature_BLD.float() + noise_BLD
-        pos_BL = self.pos_BL[:, 1:]
+        rotary_BL2 = self.model.rotary(self.pos_BL[:, 1:], self.start_B)  # type: ignore[attr-defined]
         with torch.autocast(device.type, dtype=torch.bfloat16):
-            guess_BLD = layer(
-                self.x_BLD[:, 1:].float(),
-                noisy_BLD[:, :-1],
-                self.model.rotary(pos_BL, self.start_B),
-                self._attend(),  # type: ignore[attr-defined]
-            )
+            guess_BLD = layer(self.x_BLD[:, 1:].float(), noisy_BLD[:, :-1], rotary_BL2, self._attend())
         place_BND = self.image_BN[:, :-1, None].expand(-1, -1, shape[2])
         guess_BND, true_BND = guess_BLD.float().gather(1, place_BND), self.feature_BLD.float().gather(1, place_BND + 1)
         regression = F.smooth_l1_loss(guess_BND, true_BND)
