@@ -23,7 +23,7 @@ import pandas as pd
 
 from harness import stats
 from harness.ranking import CURRENCIES, Curve, Group
-from harness.records import SampleRecord, UserError
+from harness.records import TIMES, SampleRecord, UserError
 from harness.runs import Protocol, Run, find_runs, read_run
 from harness.store import write_atomic
 
@@ -50,6 +50,11 @@ COLUMNS = (
     *("version", "prompts_sha", "prompts", "images_per_prompt", "concurrency", "protocol", "reward_is_judge"),
     *(*MORE_COSTS, *BUDGETS, *COMPARED),
 )
+TIMED = (
+    *(*TIMES, "budget_s", "latency_p50_s", "latency_p90_s", "speedup", "speedup_low", "speedup_high"),
+    *("vs_bon_s", "vs_bon_s_low", "vs_bon_s_high", "front_seconds"),
+)
+"""Columns that differ between two runs of the same jobs: they follow from clocks."""
 METRICS = (
     *("protocol", "benchmark", "model", "method", "params", "seed", "fingerprint"),
     *("metric", "value", "ci_low", "ci_high", "n"),
