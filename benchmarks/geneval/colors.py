@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from benchmarks.geneval.detector import Found, usable
+from benchmarks.geneval.detector import Found
 from benchmarks.geneval.verdict import COLORS
 from harness.download import file_sha256
 from harness.records import UserError, one_line
@@ -90,7 +90,9 @@ class Clip:
         import open_clip
         import torch
 
-        name = self._name
+        from harness.models.checkpoint import device_named
+
+        device, name = device_named(self._asked), self._name
         if name.endswith(".json"):
             open_clip.add_model_config(Path(name))
             name = Path(name).stem
@@ -106,8 +108,8 @@ class Clip:
                     f"({one_line(error)[:200]}): set benchmark.colors.checkpoint to its open_clip_model.safetensors"
                 ) from None
             self._tokenizer = open_clip.get_tokenizer(name)
-        self._device = usable(self._asked)
-        self._model = self._model.to(self._device).eval()
+        self._device = device
+        self._model = self._model.to(device).eval()
 
     def scores(self, questions: Sequence[Question]) -> list[list[float]]:
         import torch
