@@ -274,7 +274,8 @@ def _summarise(point: Point, folder: RunFolder) -> None:
 
 def _report(results: Path, folders: list[Path], tracker: Tracker) -> None:
     from harness.exports import write_exports
-    from harness.leaderboard import build, excluded_line, render_table
+    from harness.leaderboard import build, excluded_line
+    from harness.printed import render_table
     from harness.report import write_report
     from harness.sheet import write_sheet
 

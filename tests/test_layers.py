@@ -25,7 +25,7 @@ ORDER = [
     {"harness.runs"},
     {"harness.ranking", "harness.sheet"},
     {"harness.leaderboard"},
-    {"harness.claims"},
+    {"harness.claims", "harness.printed"},
     {"harness.exports", "harness.report", "harness.tracking"},
     {"harness.point"},
     {"harness.elsewhere"},
