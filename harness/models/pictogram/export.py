@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from harness.drafters.eagle import Layer
 from harness.models.pictogram import training
 from harness.models.pictogram import weights as files
 from harness.models.pictogram.card import Card, write_card
@@ -90,7 +91,10 @@ def unpack(options: training.Options, folder: Path) -> None:
         }
         rows = state.get("quantize.embedding.weight", torch.zeros(0))
         training.write(
-            path, saved | {"codebook": (torch.ones(len(rows)), rows), "architecture": config.get("architecture")}
+            path,
+            saved
+            | {"codebook": (torch.ones(len(rows)), rows)}
+            | {key: config.get(key) for key in ("architecture", "target")},
         )
 
 
@@ -113,6 +117,10 @@ def rebuild(part: str, states: Mapping[str, Any], options: training.Options) -> 
         gpt = GPT(GENERATORS[options.set] if part == "generator" else DRAFT)
         gpt.load_state_dict(states["average"])
         return gpt, spec_config(gpt.spec)
+    if part == "eagle":
+        layer = Layer(GPT(GENERATORS[options.set]).trunk.spec)
+        layer.load_state_dict(states["average"])
+        return layer, {"target": states["target"]}
     network = new_network(states["architecture"], len(options.classes))
     network.load_state_dict(states["model"])
     return network, {"architecture": states["architecture"]}
