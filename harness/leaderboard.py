@@ -47,7 +47,8 @@ COMPARED = (
 COLUMNS = (
     *("benchmark", "model", "method", "params", "images", "score", "ci_low", "ci_high", *TASKS, *COSTS),
     *("failed", "unjudged", "seed", "fingerprint", "device", "commit", "missing", "judge", "numerics"),
-    *("version", "prompts_sha", "prompts", "images_per_prompt", "concurrency", "protocol", "reward_is_judge"),
+    *("version", "prompts_sha", "prompts", "images_per_prompt", "concurrency", "candidates", "protocol"),
+    "reward_is_judge",
     *(*MORE_COSTS, *BUDGETS, *COMPARED),
 )
 TIMED = (
@@ -170,6 +171,7 @@ def _own(group: Group, i: int) -> dict[str, Cell]:
         "protocol": run.protocol.id,
         "prompts": len(run.prompts),
         "concurrency": run.concurrency,
+        "candidates": run.candidates,
         "images": len(done),
         "ci_low": low,
         "ci_high": high,
@@ -332,8 +334,9 @@ def _identity(run: Run) -> dict[str, Cell]:
 
 def _order(run: Run) -> list[list[tuple[int, str]]]:
     """Sorts texts by the numbers in them: n=2, n=4, n=16."""
-    names = ("benchmark", "model", "method", "params", "seed", "fingerprint")
-    parts = [re.findall(r"\d+|\D+", str(run.about[name])) for name in names]
+    first, last = ("benchmark", "model", "method"), ("params", "seed", "fingerprint")
+    texts = (*(run.about[name] for name in first), run.candidates or 0, *(run.about[name] for name in last))
+    parts = [re.findall(r"\d+|\D+", str(text)) for text in texts]
     return [[(int(part) if part.isdecimal() else -1, part) for part in split] for split in parts]
 
 
@@ -357,7 +360,7 @@ def cell(name: str, value: object) -> str:
     return f"{round(value, 10):.{2 if name in (*COSTS, *MORE_COSTS) and not name.endswith('_s') else 4}f}"
 
 
-INTEGERS = ("tie_group", "rank_low", "rank_high", "concurrency")
+INTEGERS = ("tie_group", "rank_low", "rank_high", "concurrency", "candidates")
 """Whole numbers that a missing one turns into floats."""
 
 
@@ -379,6 +382,14 @@ def heading(runs: pd.DataFrame) -> str:
     """What the rows of one protocol are about."""
     first = runs.iloc[0]
     return f"{first['benchmark']} on {first['model']}, {first['prompts']} prompts x {first['images_per_prompt']} images"
+
+
+def options(row: pd.Series) -> str:
+    """A row's changed options, and its number of candidates where that is the configuration's own."""
+    shown = str(row["params"]).split(", ") if row["params"] else []
+    if pd.notna(row["candidates"]) and not any(part.startswith("n=") for part in shown):
+        shown.insert(0, f"n={row['candidates']:.0f}")
+    return ", ".join(shown)
 
 
 def signed(row: pd.Series, name: str) -> str:

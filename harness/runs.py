@@ -87,6 +87,12 @@ class Run:
         inside = bool(record.path) and file.resolve().is_relative_to(self.path.resolve())
         return file if inside and file.is_file() else None
 
+    @property
+    def candidates(self) -> int | None:
+        """Candidates of an image, for methods that have a number of them."""
+        n = self.options.get("n")
+        return n if isinstance(n, int) else None
+
     @cached_property
     def device(self) -> str:
         """What drew its images."""

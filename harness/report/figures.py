@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -47,11 +47,18 @@ STYLE: Any = {
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
     "pdf.fonttype": 42,  # letters stay letters
+    "svg.hashsalt": "figures",  # names inside the file are drawn from it
 }
+UNDATED: dict[str, Any] = {"pdf": {"CreationDate": None, "Producer": None}, "svg": {"Date": None}}
 
 
-def write_figures(panels: Sequence[Panel], folder: Path) -> list[str]:
-    """Write every figure that the panels have data for; returns their names, "<number of the panel>-<figure>"."""
+def write_figures(
+    panels: Sequence[Panel], folder: Path, *, only: Collection[str] = (), kind: Literal["pdf", "svg"] = "pdf"
+) -> list[str]:
+    """Write every figure that the panels have data for; returns their names, "<number of the panel>-<figure>".
+
+    `only` names some figures: "scaling", "pareto_tokens", ...
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -60,10 +67,10 @@ def write_figures(panels: Sequence[Panel], folder: Path) -> list[str]:
     names = []
     with matplotlib.rc_context(STYLE):
         for i, panel in enumerate(panels):
-            for name, draw in _figures(panel):
+            for name, draw in ((name, draw) for name, draw in _figures(panel) if not only or name in only):
                 figure = Figure(figsize=(WIDTH, HEIGHT))
                 draw(figure)
-                figure.savefig(folder / f"{i}-{name}.pdf", metadata={"CreationDate": None, "Producer": None})
+                figure.savefig(folder / f"{i}-{name}.{kind}", metadata=UNDATED[kind])
                 names.append(f"{i}-{name}")
     return names
 
