@@ -28,6 +28,8 @@ PALETTE = (
 )
 """Grey for plain, then one for each method; the page has the same (core.js)."""
 MARKERS = "osD^PX*v"
+LETTERS = 28
+"""Longest label of a legend in two columns."""
 GREY = "#b9b4aa"
 STYLE: Any = {
     "font.size": 8,
@@ -226,8 +228,10 @@ def _plain_ticks(axes: Axes, values: Sequence[float]) -> None:
 def _legend(figure: Figure, size: float | None = None) -> None:
     """Below the axes, which grows the figure where the legend needs several rows."""
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    rows = math.ceil(len(labels) / 2)
-    figure.set_size_inches(WIDTH, HEIGHT + 0.13 * rows)
-    legend = figure.legend(handles, labels, loc="outside lower center", ncols=2, columnspacing=1, handletextpad=0.4)
+    columns = 2 if max(map(len, labels), default=0) <= LETTERS else 1
+    figure.set_size_inches(WIDTH, HEIGHT + 0.13 * math.ceil(len(labels) / columns))
+    legend = figure.legend(
+        handles, labels, loc="outside lower center", ncols=columns, columnspacing=1, handletextpad=0.4
+    )
     for handle in legend.legend_handles if size else ():
         handle.set_sizes([size])  # type: ignore[union-attr]
