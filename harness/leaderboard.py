@@ -121,10 +121,8 @@ def project(runs: Iterable[Run]) -> Board:
 
 def _pools(run: Run, protocol: Protocol) -> bool:
     """Whether it is plain sampling under the same protocol but for its number of images."""
-    own = run.protocol
-    return run.about["method"] == "plain" and own._replace(images_per_prompt=0) == protocol._replace(
-        images_per_prompt=0
-    )
+    alike = run.protocol._replace(images_per_prompt=0) == protocol._replace(images_per_prompt=0)
+    return alike and run.about["method"] == "plain" and run.complete
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------
@@ -153,8 +151,8 @@ def _rows(group: Group) -> list[dict[str, Cell]]:
 def _own(group: Group, i: int) -> dict[str, Cell]:
     """What a run is, scored and cost, without regard to others."""
     run, design = group.runs[i], group.design
-    tasks = dict(zip(design.categories, design.means(group.value_RP[i : i + 1])[0].tolist(), strict=True))
     means = design.means(group.value_RP[i : i + 1])[0]
+    tasks = dict(zip(design.categories, means.tolist(), strict=True))
     named = dict(zip(run.aggregates, (group.weight_KC @ means).tolist(), strict=True))
     if clash := [name for name in {**tasks, **named} if name in COLUMNS and name not in ("score", *TASKS)]:
         raise UserError(f"{run.path}: category {clash[0]!r} has the name of a leaderboard column; rename the category")
