@@ -382,14 +382,6 @@ def heading(runs: pd.DataFrame) -> str:
     return f"{first['benchmark']} on {first['model']}, {first['prompts']} prompts x {first['images_per_prompt']} images"
 
 
-def options(row: pd.Series) -> str:
-    """A row's changed options, and its number of candidates where that is the configuration's own."""
-    shown = str(row["params"]).split(", ") if row["params"] else []
-    if pd.notna(row["candidates"]) and not any(part.startswith("n=") for part in shown):
-        shown.insert(0, f"n={row['candidates']:.0f}")
-    return ", ".join(shown)
-
-
 def signed(row: pd.Series, name: str) -> str:
     """A difference with its sign; in brackets where it is not resolved, a dash where there is none."""
     if pd.isna(row[name]):

@@ -348,6 +348,7 @@ def test_a_comparison_in_words(results: Path, capsys: pytest.CaptureFixture[str]
     assert "Resolved: A is better than B." in text
     assert "p = < 0.001" not in text
     assert "p < 0.001 (sign-flip)" in text
+    assert all(line.endswith("q < 0.001") for line in text.splitlines() if line.startswith("  "))
     code, text = said(capsys, compare, "00000001", "00000006", "--results", str(results))
     assert "A - B = +0.0 points" in text
     assert "Not resolved. A is at most 0.0 points worse than B, with 95 % confidence." in text
