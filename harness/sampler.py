@@ -19,7 +19,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -30,7 +30,7 @@ from harness.hooks import Draft, Drafts, Guide, Probe, Rule, Sampling, Verdict, 
 from harness.models import ImageModel
 from harness.models.trunk import Attend
 from harness.models.vq import MISSING
-from harness.noise import Noise, derive, words
+from harness.noise import DRAW, Noise, derive, words
 from harness.records import Usage, UserError
 
 Image = np.ndarray
@@ -51,13 +51,16 @@ class _Stream:
     context: Context
     start: int  # context length P
     cached: int = 0  # positions whose keys and values are in the slot
+    beyond: set[int] = field(
+        default_factory=set
+    )  # image places cached behind those, where places were drawn out of order
 
 
 class Canvas:
     """One image being drawn. A handle: methods read it, only the sampler changes it, except `scale`."""
 
     __slots__ = (
-        "_ahead", "_guide", "_image", "_inherited", "_key", "_log_probs", "_streams",
+        "_ahead", "_guide", "_image", "_inherited", "_islands", "_key", "_log_probs", "_streams",
         "_tokens", "_total", "_usage", "_verdict", "scale", "signals", "version",
     )  # fmt: skip
 
@@ -70,6 +73,9 @@ class Canvas:
         self._tokens: list[int] = []
         self._log_probs: list[float] = []
         self._inherited = 0  # leading tokens that came from a fork
+        self._islands: dict[
+            int, tuple[int, float]
+        ] = {}  # tokens drawn behind a gap, by place, and their log-probability
         self._ahead = -1  # logits at hand: -1 none, 0 the frontier's, g those behind g draft tokens too
         self._verdict: Verdict | None = None  # of the last draw, if its draft is followed
         self._image: tuple[tuple[int, ...], Image] | None = None  # the padding it was shown with, and the picture
@@ -168,7 +174,7 @@ class Sampler:
 
     def close(self, canvas: Canvas) -> None:
         """Give the slots back; what the canvas had drawn counts as discarded."""
-        canvas._usage.discarded += canvas.length - canvas._inherited
+        canvas._usage.discarded += canvas.length + len(canvas._islands) - canvas._inherited
         self.release(canvas)
 
     def release(self, canvas: Canvas) -> None:
@@ -179,13 +185,15 @@ class Sampler:
     def fork(self, src: Canvas, over: Canvas) -> None:
         """`over` becomes a copy of `src` with a fresh key: same past, different future. Draws nothing."""
         _expect_open(src, over)
-        over._usage.discarded += over.length - over._inherited
+        _expect_whole(src)
+        over._usage.discarded += over.length + len(over._islands) - over._inherited
+        over._islands.clear()
         while len(over._streams) > len(src._streams):
             self._free.append(over._streams.pop().slot)
         while len(over._streams) < len(src._streams):
             over._streams.append(_Stream(self._take_slot(), src._streams[0].context, 0))
         for mine, theirs in zip(over._streams, src._streams, strict=True):
-            mine.context, mine.start, mine.cached = theirs.context, theirs.start, theirs.cached
+            mine.context, mine.start, mine.cached, mine.beyond = theirs.context, theirs.start, theirs.cached, set()
         source, target = self._slots(src), self._slots(over)
         self._cache.copy(source, target)
         for static in (self._context_SPD, self._token_SN, *self._frontiers()):
@@ -200,6 +208,7 @@ class Sampler:
     def condition(self, canvas: Canvas, contexts: Sequence[Context], guide: Guide) -> None:
         """Change what the streams are conditioned on. Unchanged streams keep their cache, others start anew."""
         _expect_open(canvas)
+        _expect_whole(canvas)
         while len(canvas._streams) > len(contexts):
             self._free.append(canvas._streams.pop().slot)
         for k, context in enumerate(contexts):
@@ -214,13 +223,14 @@ class Sampler:
         canvas.version += 1
 
     def truncate(self, canvas: Canvas, length: int) -> None:
-        """Keep the first `length` tokens. Drawing again gives the same ones: noise is keyed by place."""
+        """Keep the first `length` tokens, none behind a gap. Drawing again gives the same: noise is keyed by place."""
         _expect_open(canvas)
         if not 0 <= length <= canvas.length:
             raise ValueError(f"truncate to {length}: the canvas has {canvas.length} tokens")
         kept = min(canvas._inherited, length)
-        canvas._usage.discarded += (canvas.length - canvas._inherited) - (length - kept)
+        canvas._usage.discarded += (canvas.length + len(canvas._islands) - canvas._inherited) - (length - kept)
         canvas._inherited = kept
+        canvas._islands.clear()
         del canvas._tokens[length:], canvas._log_probs[length:]
         self._rewind(canvas)
         canvas.version += 1
@@ -228,6 +238,7 @@ class Sampler:
     def commit(self, canvas: Canvas, tokens: Sequence[int]) -> None:
         """Append tokens that the target has not seen; the cache lags behind until the next forward."""
         _expect_open(canvas)
+        _expect_whole(canvas)
         if canvas.length + len(tokens) > self.model.num_tokens:
             raise ValueError(
                 f"commit of {len(tokens)} tokens at {canvas.length}: the image has {self.model.num_tokens}"
@@ -260,6 +271,7 @@ class Sampler:
         lengths = [0 if draft is None else len(draft) for _, draft in waiting]
         for (canvas, draft), length in zip(waiting, lengths, strict=True):
             _expect_open(canvas)
+            _expect_whole(canvas)
             if canvas.done:
                 raise ValueError("the canvas is finished: nothing is left to draw")
             room = min(self.width, self.model.num_tokens - canvas.length) - 1
@@ -328,6 +340,39 @@ class Sampler:
             for name, value in zip(names, values[2 * width :], strict=True):
                 summed[name] = summed.get(name, 0.0) + value
         return accepted
+
+    @torch.no_grad()
+    def draw_at(self, rows: Sequence[Canvas], places: Sequence[Sequence[int]]) -> None:
+        """Draw the tokens of `places` of every row in one forward, whatever else is missing.
+
+        Each is drawn from the law that the tokens before it in the raster give, as far as there are any. Where the one
+        right before it is missing, the nearest before that stands in for it, unseen by all others. A token is fed once,
+        with what there was when it was drawn. Raises ValueError for places that have a token or lie beyond the image,
+        and where more positions wait to be fed than `width`.
+        """
+        for canvas, at in zip(rows, places, strict=True):
+            _expect_open(canvas)
+            bad = [t for t in at if t in canvas._islands or not canvas.length <= t < self.model.num_tokens]
+            if bad or not at:
+                raise ValueError(f"places {bad} are drawn or beyond the image's {self.model.num_tokens} tokens")
+        fed = [self._stand_in(canvas, at) for canvas, at in zip(rows, places, strict=True)]
+        self._begin(list(rows))
+        pieced = {id(canvas) for canvas in rows for stream in canvas._streams if stream.beyond}  # feed nothing twice
+        self._prefill([(c, len(extra)) for c, extra in zip(rows, fed, strict=True) if id(c) not in pieced])
+        self._feed_at(rows, places, fed)
+        width = max(len(at) for at in places)
+        place_RT = self._tensor([[*at, *[at[0]] * (width - len(at))] for at in places])
+        with self.working(rows):
+            order, tables = [], []
+            for chosen, _, law_RTV in self._laws(rows, width, place_RT):
+                at_RT = place_RT[self._tensor(chosen)]
+                drawn_RT = Noise(self._key_S2[self._firsts([rows[i] for i in chosen])], at_RT).race(DRAW, law_RTV)
+                log_prob_RT = law_RTV.gather(-1, drawn_RT.unsqueeze(-1)).squeeze(-1).double().log()
+                tables.append(torch.cat((drawn_RT.double(), log_prob_RT), 1))
+                order.extend(chosen)
+            table = torch.cat(tables).tolist()
+        for i, values in zip(order, table, strict=True):
+            self._land(rows[i], places[i], [int(token) for token in values[:width]], values[width:])
 
     @torch.no_grad()
     def render(self, rows: Sequence[Canvas], pads: Sequence[tuple[int, ...]] | None = None) -> list[Image]:
@@ -439,6 +484,67 @@ class Sampler:
         self.rounds += 1
         self.fed += len(streams)
 
+    def _stand_in(self, canvas: Canvas, at: Sequence[int]) -> list[int]:
+        """Puts stand-ins before places that have nothing there; returns where."""
+        missing = [t - 1 for t in at if t > canvas.length and t - 1 not in canvas._islands]
+        for place in missing:
+            behind = [island for island in canvas._islands if island < place]
+            token = canvas._islands[max(behind)][0] if behind else canvas._tokens[-1] if canvas._tokens else 0
+            self._token_SN[self._slots(canvas), place] = token
+        return missing
+
+    def _feed_at(self, rows: Sequence[Canvas], places: Sequence[Sequence[int]], stand_ins: list[list[int]]) -> None:
+        """One [S, W] forward of all tokens not fed yet, and stand-ins; the logits of `places` reach the frontier."""
+        pos = np.full((self.slots, self.width), self._cache.length, dtype=np.int64)
+        hidden = np.zeros((self.slots, self._cache.length + 1), dtype=bool)
+        column, start = np.zeros((self.slots, self.width), dtype=np.int64), [0] * self.slots
+        streams = [(canvas, stream) for canvas in rows for stream in canvas._streams]
+        for canvas, at, extra in zip(rows, places, stand_ins, strict=True):
+            there = np.zeros(self.model.num_tokens, dtype=bool)
+            there[[*range(canvas.length), *canvas._islands]] = True
+            for stream in canvas._streams:
+                known = [*range(stream.cached - stream.start, canvas.length), *canvas._islands]
+                fed = sorted({*known, *extra} - stream.beyond)
+                if len(fed) > self.width:
+                    raise ValueError(f"{len(fed)} positions wait to be fed: at most {self.width} fit")
+                pos[stream.slot, : len(fed)] = stream.start + np.asarray(fed)
+                hidden[stream.slot, stream.start : stream.start + len(there)] = ~there
+                column[stream.slot, : len(at)], start[stream.slot] = [fed.index(t - 1) for t in at], stream.start
+                canvas._usage.text_positions += sum(place < 0 for place in fed)
+                canvas._usage.target_positions += sum(place >= 0 for place in fed)
+                stream.beyond |= {place for place in fed if place not in extra and place >= 0}
+                stream.cached = max(stream.cached, stream.start)
+                while stream.cached - stream.start in stream.beyond:
+                    stream.beyond.remove(stream.cached - stream.start)
+                    stream.cached += 1
+        pos_SW, device = self._tensor(pos), self.model.device
+        with self._clock.measure([canvas._usage for canvas, _ in streams]):
+            attend = self._cache.attend_all(pos_SW, torch.from_numpy(hidden).to(device))
+            slot_S = torch.arange(self.slots, device=device)
+            logits_SWV = self.model.head(self._feed(slot_S, self._tensor(start), pos_SW, attend))
+            if self._frontier_SWV is None:
+                self._frontier_SWV = torch.zeros_like(logits_SWV)
+            behind_SWV = logits_SWV.gather(1, self._tensor(column).unsqueeze(-1).expand_as(logits_SWV))
+            slot_Q = self._tensor([stream.slot for _, stream in streams])
+            self._frontier_SWV[slot_Q] = behind_SWV[slot_Q]
+        for canvas in rows:
+            canvas._ahead = self.width - 1
+        for usage in {id(canvas._usage): canvas._usage for canvas in rows}.values():
+            usage.target_passes += 1
+        self.rounds += 1
+        self.fed += len(streams)
+
+    def _land(self, canvas: Canvas, at: Sequence[int], tokens: list[int], log_probs: list[float]) -> None:
+        """Commit tokens drawn at chosen places; what has no gap before it joins the others."""
+        self._token_SN[self._slots(canvas).unsqueeze(1), self._tensor(list(at))] = self._tensor(tokens[: len(at)])
+        canvas._islands.update(zip(at, zip(tokens, log_probs, strict=True), strict=False))
+        canvas._usage.sampled += len(at)
+        while canvas.length in canvas._islands:
+            token, log_prob = canvas._islands.pop(canvas.length)
+            canvas._tokens.append(token)
+            canvas._log_probs.append(log_prob)
+        canvas._ahead, canvas._image, canvas._verdict = -1, None, None
+
     def _feed(self, slot_B: Tensor, start_B: Tensor, pos_BW: Tensor, attend: Attend) -> Tensor:
         """Hidden states [B, W, D]: embeds contexts and tokens at `pos`, writes the cache, attends."""
         text_BW1 = pos_BW.clamp(max=self.model.max_context - 1).unsqueeze(-1)
@@ -464,8 +570,15 @@ class Sampler:
 
     # ------------------------------------------------------------------ one draw
 
-    def _laws(self, rows: Sequence[Canvas], width: int) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-        """Places in `rows`, logits [R, K, T, V] and laws [R, T, V] of the canvases of one guide, group by group."""
+    def _laws(
+        self, rows: Sequence[Canvas], width: int, place_RT: Tensor | None = None
+    ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        """Places in `rows`, logits [R, K, T, V] and laws [R, T, V] of the canvases of one guide, group by group.
+
+        The laws are those of the next `width` places, or of given ones.
+        """
+        if place_RT is None:
+            place_RT = self._tensor([canvas.length for canvas in rows]).unsqueeze(1) + self._column_W[:width]
         groups: dict[tuple[Guide, int], list[int]] = {}
         for place, canvas in enumerate(rows):
             if canvas._ahead < 0:
@@ -478,8 +591,7 @@ class Sampler:
             logits_RKTV = self._frontier_SWV[slot_RK, :width]
             law_RTV = guide(logits_RKTV, scale_R)
             if self.sampling.interval >= 0:
-                place_RT = self._tensor([rows[i].length for i in places])[:, None] + self._column_W[:width]
-                late_RT1 = (place_RT >= self.sampling.interval + 2).unsqueeze(-1)
+                late_RT1 = (place_RT[self._tensor(places)] >= self.sampling.interval + 2).unsqueeze(-1)
                 law_RTV = torch.where(late_RT1, guide(logits_RKTV, torch.ones_like(scale_R)), law_RTV)
             yield places, logits_RKTV, warp(law_RTV, self.sampling)
 
@@ -534,6 +646,7 @@ class Sampler:
         """After the tokens changed: the last one is not cached yet, and no logits are at hand."""
         for stream in canvas._streams:
             stream.cached = max(0, min(stream.cached, stream.start + canvas.length - 1))
+            stream.beyond.clear()
         canvas._ahead, canvas._image, canvas._verdict = -1, None, None
 
     def _firsts(self, rows: Sequence[Canvas]) -> Tensor:
@@ -548,6 +661,11 @@ class Sampler:
 
     def _tensor(self, values: Sequence[object] | np.ndarray) -> Tensor:
         return torch.as_tensor(values, dtype=torch.int64).to(self.model.device, non_blocking=True)
+
+
+def _expect_whole(canvas: Canvas) -> None:
+    if canvas._islands:
+        raise ValueError("tokens were drawn out of order: go on with draw_at until the gaps are filled, or truncate")
 
 
 def _followed(draft: Draft | None) -> Draft | None:

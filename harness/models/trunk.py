@@ -203,17 +203,22 @@ class KVCache:
         self.bias_SL[slot] = 0
         self.bias_SL[slot, : len(prefix.bias)] = prefix.bias
 
-    def attend_all(self, pos_SW: Tensor) -> Attend:
-        """Attention for a forward whose row s is slot s: the cache is read in place."""
+    def attend_all(self, pos_SW: Tensor, hidden_SL: Tensor | None = None) -> Attend:
+        """Attention for a forward whose row s is slot s: the cache is read in place.
+
+        `hidden` [S, L + 1] are positions that only they themselves see.
+        """
         rows = torch.arange(self.slots, device=pos_SW.device)
-        return self._attend(rows, pos_SW, lambda stored: stored[: self.slots])
+        return self._attend(rows, pos_SW, lambda stored: stored[: self.slots], hidden_SL)
 
     def attend_some(self, slot_B: Tensor, pos_BW: Tensor) -> Attend:
         """Attention for a forward over chosen slots (prefill): their part of the cache is gathered."""
         return self._attend(slot_B, pos_BW, lambda stored: stored[slot_B])
 
-    def _attend(self, slot_B: Tensor, pos_BW: Tensor, read: Callable[[Tensor], Tensor]) -> Attend:
-        mask_B1WL = self._mask(slot_B, pos_BW.unsqueeze(-1)).unsqueeze(1)
+    def _attend(
+        self, slot_B: Tensor, pos_BW: Tensor, read: Callable[[Tensor], Tensor], hidden_BL: Tensor | None = None
+    ) -> Attend:
+        mask_B1WL = self._mask(slot_B, pos_BW.unsqueeze(-1), hidden_BL).unsqueeze(1)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             self.keys[layer][slot_B.unsqueeze(1), :, pos_BW] = k.transpose(1, 2)
@@ -223,9 +228,11 @@ class KVCache:
 
         return attend
 
-    def _mask(self, slot_B: Tensor, pos_BW1: Tensor) -> Tensor:
+    def _mask(self, slot_B: Tensor, pos_BW1: Tensor, hidden_BL: Tensor | None) -> Tensor:
         """What a position sees, [B, W, L]: itself and those before it; as scores to add where the cache has a bias."""
         seen_BWL = self._column_L <= pos_BW1
+        if hidden_BL is not None:
+            seen_BWL &= ~hidden_BL.unsqueeze(1) | (self._column_L == pos_BW1)
         if self.bias_SL is None:
             return seen_BWL
         bias_BWL = self.bias_SL[slot_B].unsqueeze(1).masked_fill(self._column_L == pos_BW1, 0.0)
