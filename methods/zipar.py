@@ -38,20 +38,17 @@ class ZipAR:
         height, wide = s.grid
         drawn = {canvas: [min(max(canvas.length - wide * i, 0), wide) for i in range(height)] for canvas in rows}
         while live := [canvas for canvas in rows if not canvas.done]:
-            chosen = [self._next(drawn[canvas], wide) for canvas in live]
-            await s.draw_at(
-                live, [[i * wide + drawn[canvas][i] for i in some] for canvas, some in zip(live, chosen, strict=True)]
-            )
-            for canvas, some in zip(live, chosen, strict=True):
-                for i in some:
-                    drawn[canvas][i] += 1
+            places = []
+            for canvas in live:
+                counts = drawn[canvas]
+                chosen = self._next(counts, wide)
+                places.append([i * wide + counts[i] for i in chosen])
+                for i in chosen:
+                    counts[i] += 1
+            await s.draw_at(live, places)
 
     def _next(self, drawn: Sequence[int], wide: int) -> list[int]:
         """The rows of the image that get a token now, given how many each has."""
-        above = [wide, *drawn]
-        ready = [
-            i
-            for i, (up, n) in enumerate(zip(above, drawn, strict=False))
-            if n < wide and up >= min(wide, n + self.window)
-        ]
+        above = zip([wide, *drawn], drawn, strict=False)
+        ready = [i for i, (up, n) in enumerate(above) if n < wide and up >= min(wide, n + self.window)]
         return ready[: self.parallel]
