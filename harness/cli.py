@@ -15,7 +15,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -34,6 +34,7 @@ from harness.records import Job, SampleRecord, Score, UserError, digest, one_lin
 if TYPE_CHECKING:
     from harness.point import Point
     from harness.store import RunFolder
+    from harness.tracking import Tracker
 
 log = logging.getLogger("harness")
 
@@ -61,7 +62,7 @@ def main() -> None:
         sys.exit(say("interrupted; run the same command again to continue", code=130))
     try:
         if _outcome["results"] is not None and (_outcome["folders"] or not _outcome["failures"]):
-            _report(_outcome["results"], _outcome["folders"])
+            _report(_outcome["results"], _outcome["folders"], _outcome["tracker"])
     except UserError as error:
         sys.exit(say(error))
     sys.exit(max((say(message, code) for message, code in _outcome["failures"]), default=0))
@@ -128,6 +129,7 @@ def run(config: DictConfig, choices: dict[str, str]) -> None:
     if unknown or not config.stages:
         raise UserError(f"stages={list(config.stages)}: choose from {', '.join(STAGES)}")
     results = Path(config.results)
+    tracker = _outcome["tracker"] = _tracker(config)
     if set(config.stages) == {"report"}:
         _outcome["results"] = results
         return
@@ -150,7 +152,10 @@ def run(config: DictConfig, choices: dict[str, str]) -> None:
     begun = point.folder(results).exists()
     if not begun:  # what cannot be judged leaves no folder
         _expect_judge(point, point.jobs)
-    with RunFolder(point.folder(results), point.record(), point.jobs) as folder:
+    with (
+        RunFolder(point.folder(results), point.record(), point.jobs) as folder,
+        tracker.follow(folder.path, results) as track,
+    ):
         if isinstance(point, Elsewhere):
             point.adopt(folder)
         missing = folder.missing()
@@ -163,9 +168,10 @@ def run(config: DictConfig, choices: dict[str, str]) -> None:
         if begun:
             _expect_judge(point, [*missing, *folder.unscored(point.judge)])
         if "generate" in config.stages and missing:
-            _generate(point, folder, missing)
+            _generate(point, folder, missing, track)
         if "score" in config.stages:
             _score(point, folder, folder.unscored(point.judge))
+            track()
             _summarise(point, folder)
         failed = len(folder.missing())
         assert len(folder.done) + failed == len(point.jobs)
@@ -177,6 +183,15 @@ def run(config: DictConfig, choices: dict[str, str]) -> None:
             raise IncompleteRunError(
                 f"{folder.path}: the judge left {unanswered} images without an answer; run again to ask it about them"
             )
+
+
+def _tracker(config: DictConfig) -> Tracker:
+    """The run's logger (conf/logger)."""
+    try:
+        tracker: Tracker = hydra.utils.instantiate(config.logger)
+    except InstantiationException as error:
+        raise UserError(one_line(error.__cause__ or error)) from error
+    return tracker
 
 
 # ------------------------------------------------------------------ one run
@@ -192,7 +207,7 @@ def _expect_judge(point: Point, jobs: list[Job]) -> None:
         log.info("%s", point.benchmark.estimate([job.prompt for job in jobs]))
 
 
-def _generate(point: Point, folder: RunFolder, missing: list[Job]) -> None:
+def _generate(point: Point, folder: RunFolder, missing: list[Job], track: Callable[[], None]) -> None:
     from harness.scheduler import Delivery
     from harness.store import encode_png, image_path, tokens_sha
 
@@ -225,6 +240,7 @@ def _generate(point: Point, folder: RunFolder, missing: list[Job]) -> None:
                 if len(fresh) >= CHUNK:
                     progress.scores(_score(point, folder, fresh))
                     fresh.clear()
+                    track()
             progress.step()
 
         utilisation = point.draw(missing, deliver)
@@ -256,9 +272,10 @@ def _summarise(point: Point, folder: RunFolder) -> None:
             write_atomic(folder.path / name, text.encode())
 
 
-def _report(results: Path, folders: list[Path]) -> None:
+def _report(results: Path, folders: list[Path], tracker: Tracker) -> None:
     from harness.exports import write_exports
-    from harness.leaderboard import build, excluded_line, render_table
+    from harness.leaderboard import build, excluded_line
+    from harness.printed import render_table
     from harness.report import write_report
     from harness.sheet import write_sheet
 
@@ -272,6 +289,8 @@ def _report(results: Path, folders: list[Path]) -> None:
         print(f"{write_sheet(folders, results / 'sheet.png')}: prompts x methods")
     page = write_report(results, board, figures=not folders)  # they take seconds: only where the report is all
     print(f"{page}: figures and gallery")
+    if said := tracker.publish(board, results):
+        print(said)
 
 
 def _stamp(device: Any) -> dict[str, str]:

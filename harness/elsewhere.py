@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import hydra
 from omegaconf import DictConfig
 
 from harness.point import Point, build, container
@@ -21,6 +22,10 @@ class Elsewhere(Point):
 
     def __init__(self, config: DictConfig, choices: dict[str, str]) -> None:
         self.source = Path(str(config.benchmark.images)).expanduser()
+        if not self.source.is_dir():
+            raise UserError(f"benchmark.images={config.benchmark.images}: neither a number nor a folder of images")
+        if not hasattr(hydra.utils.get_class(config.benchmark._target_), "reads_folders"):
+            raise UserError(f"benchmark={choices['benchmark']} has no folder layout: give benchmark.images a number")
         if "generate" in config.stages:
             raise UserError(f"benchmark.images={self.source} has its images already: set stages=[score]")
         self.config, self.choices = config, {**choices, "method": "elsewhere"}

@@ -23,7 +23,7 @@ import pandas as pd
 
 from harness import stats
 from harness.ranking import CURRENCIES, Curve, Group
-from harness.records import SampleRecord, UserError
+from harness.records import TIMES, SampleRecord, UserError
 from harness.runs import Protocol, Run, find_runs, read_run
 from harness.store import write_atomic
 
@@ -50,6 +50,11 @@ COLUMNS = (
     *("version", "prompts_sha", "prompts", "images_per_prompt", "concurrency", "protocol", "reward_is_judge"),
     *(*MORE_COSTS, *BUDGETS, *COMPARED),
 )
+TIMED = (
+    *(*TIMES, "budget_s", "latency_p50_s", "latency_p90_s", "speedup", "speedup_low", "speedup_high"),
+    *("vs_bon_s", "vs_bon_s_low", "vs_bon_s_high", "front_seconds"),
+)
+"""Columns that differ between two runs of the same jobs: they follow from clocks."""
 METRICS = (
     *("protocol", "benchmark", "model", "method", "params", "seed", "fingerprint"),
     *("metric", "value", "ci_low", "ci_high", "n"),
@@ -60,8 +65,6 @@ CURVES = (
     *("budget_for_best_of_8", "ausc", "ausc_low", "ausc_high", "hypervolume"),
 )
 PERCENTILES = (0.5, 0.9, 0.95, 0.99)
-WIDTH = 140
-"""Characters that the printed table may fill."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +180,7 @@ def _own(group: Group, i: int) -> dict[str, Cell]:
         "reward_is_judge": _kinship(run),
         "accepted": _accepted(done),
         **{f"latency_p{100 * q:.0f}_s": percentile(seconds, q) for q in PERCENTILES[:2]},
-        **{name: "+".join(sorted({r.stamp[name] for r in done if r.stamp.get(name)})) for name in ("device", "commit")},
+        **{name: run.stamped(name) for name in ("device", "commit")},
     }
 
 
@@ -364,19 +367,7 @@ def excluded_line(board: Board) -> str:
     return "; ".join(f"{count} excluded: {reason}" for reason, count in sorted(reasons.items()))
 
 
-def render_table(frame: pd.DataFrame) -> str:
-    """The board as text for a terminal of 140 columns: a block for each protocol, a line for each run.
-
-    Differences in brackets are not resolved: this comparison cannot tell them from none.
-    """
-    if frame.empty:
-        return "The leaderboard is empty: no run folder was found."
-    blocks = [[heading(runs), *_printed(runs)] for runs in protocols(frame)]
-    twice = Counter(block[0] for block in blocks)
-    for block, runs in zip(blocks, protocols(frame), strict=True):
-        if twice[block[0]] > 1:  # they differ in judge, numerics, version or prompts
-            block[0] += f" (protocol {runs['protocol'].iloc[0]}, judge {runs['judge'].iloc[0] or 'none'})"
-    return "\n\n".join("\n".join(block) for block in blocks)
+# --- reading a table -----------------------------------------------------------------------------------------------
 
 
 def protocols(frame: pd.DataFrame) -> list[pd.DataFrame]:
@@ -390,64 +381,6 @@ def heading(runs: pd.DataFrame) -> str:
     return f"{first['benchmark']} on {first['model']}, {first['prompts']} prompts x {first['images_per_prompt']} images"
 
 
-SHORT = {
-    "single_object": "one",
-    "two_object": "two",
-    "counting": "count",
-    "colors": "color",
-    "position": "pos",
-    "color_attr": "attr",
-    "visual_tokens": "tokens",
-    "target_passes": "passes",
-    "tie_group": "tie",
-}
-DIGITS = {
-    **dict.fromkeys(("visual_tokens", "failed", "missing", "unjudged", "tie_group"), 0),
-    "target_passes": 1,
-    "device_s": 3,
-    "judge_s": 3,
-}
-
-
-def _printed(runs: pd.DataFrame) -> list[str]:
-    """Header and lines; parameters cut and categories dropped only where they do not fit."""
-    categories = [*TASKS, *(str(name) for name in runs.columns if name not in COLUMNS)]
-    categories = [name for name in categories if runs[name].notna().any()]
-    compared = [name for name in ("tie_group",) if runs[name].notna().any()]
-    numbers = ["visual_tokens", "target_passes", "device_s", "judge_s"]
-    numbers += [name for name in ("failed", "missing", "unjudged") if runs[name].any()]
-    for width, shown in ((28, categories), (20, categories), (12, categories), (28, [])):
-        left = [*_names(runs, width), *(_column(runs, name) for name in compared), _scores_of(runs)]
-        lines = _align([*left, *_differences(runs), *(_column(runs, name) for name in [*shown, *numbers])])
-        if max(map(len, lines)) <= WIDTH:
-            break
-    return lines
-
-
-def _names(runs: pd.DataFrame, width: int) -> list[list[str]]:
-    columns = [["method", *map(str, runs["method"])], ["params", *map(str, runs["params"])]]
-    for name in ("seed", "concurrency"):
-        if runs[name].nunique(dropna=False) > 1:
-            columns.append([name, *("-" if pd.isna(value) else f"{value:.0f}" for value in runs[name])])
-    return [[text if len(text) <= width else text[: width - 2] + ".." for text in column] for column in columns]
-
-
-def _scores_of(runs: pd.DataFrame) -> list[str]:
-    column = ["score [95% interval]"]
-    for score, low, high in zip(runs["score"], runs["ci_low"], runs["ci_high"], strict=True):
-        column.append(f"{score:.3f} [{'    -,     -' if math.isnan(low) else f'{low:.3f}, {high:.3f}'}]")
-    return column
-
-
-def _differences(runs: pd.DataFrame) -> list[list[str]]:
-    """Differences against plain and against Best-of-N at equal budget, those that are not resolved in brackets."""
-    columns = []
-    for name, title in (("vs_plain", "vs plain"), ("vs_bon", "vs BoN")):
-        if runs[name].notna().any():
-            columns.append([title, *(signed(row, name) for _, row in runs.iterrows())])
-    return columns
-
-
 def signed(row: pd.Series, name: str) -> str:
     """A difference with its sign; in brackets where it is not resolved, a dash where there is none."""
     if pd.isna(row[name]):
@@ -458,18 +391,3 @@ def signed(row: pd.Series, name: str) -> str:
 def resolved(row: pd.Series, name: str) -> bool:
     """Whether a row's difference can be told from none (stats.Difference.resolved, corrected for its family)."""
     return bool(abs(row[name]) >= row[f"{name}_detectable"] and row[f"{name}_p_holm"] < stats.ALPHA)
-
-
-def _column(runs: pd.DataFrame, name: str) -> list[str]:
-    digits = DIGITS.get(name, 2)
-    return [SHORT.get(name, name), *("-" if math.isnan(value) else f"{value:.{digits}f}" for value in runs[name])]
-
-
-def _align(columns: list[list[str]]) -> list[str]:
-    texts = ("method", "params")
-    padded = [
-        [cell.ljust(width) if column[0] in texts else cell.rjust(width) for cell in column]
-        for column in columns
-        for width in [max(map(len, column))]
-    ]
-    return ["  ".join(line).rstrip() for line in zip(*padded, strict=True)]

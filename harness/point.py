@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from harness.hooks import Sampling
 from harness.memory import GB, choose_slots, needed
+from harness.models.checkpoint import device_named
 from harness.records import Job, Prompt, UserError, digest, dump, one_line
 from harness.sampler import Sampler
 from harness.scheduler import Delivery, Scheduler, expect_fit, parts
@@ -186,12 +187,7 @@ def container(config: DictConfig) -> dict[str, Any]:
 @lru_cache(maxsize=1)
 def load_model(config: str, device: str) -> Any:
     """The model, kept between the runs of one multirun."""
-    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    try:
-        target = torch.device(where)
-        torch.empty(0, device=target)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device={device} is not usable here ({one_line(error)}): set device=auto or cpu") from error
+    target = device_named(device)
     if target.type == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))  # two spinning threads are slower than one
     return build(OmegaConf.create(json.loads(config)), device=target)

@@ -51,15 +51,21 @@ def plan(spread: Spread, difference: float, power: float, prompts: int) -> list[
         raise UserError(f"--power {power:g}: choose a chance between 0 and 1")
     if prompts < 2:
         raise UserError(f"--prompts {prompts}: a comparison needs two prompts at least")
+    heads = (
+        "images per prompt",
+        f"prompts for {100 * difference:g} points",
+        "images in all",
+        f"{prompts} prompts detect",
+    )
     lines = [
         f"variance of the paired difference: {spread.prompts:.4f} between prompts, {spread.images:.4f} between images",
-        f"images per prompt   prompts for {100 * difference:g} points   images in all   {prompts} prompts detect",
+        "   ".join(heads),
     ]
     for images in IMAGES:
         needed = spread.needed(difference, images, power)
-        seen = 100 * detectable(spread.error(prompts, images), power)
-        lines.append(f"{images:17d}   {needed:{len(f'prompts for {100 * difference:g} points')}d}   "
-                     f"{needed * images:13d}   {seen:.1f} points")  # fmt: skip
+        seen = f"{100 * detectable(spread.error(prompts, images), power):.1f} points"
+        cells = (str(images), str(needed), str(needed * images), seen)
+        lines.append("   ".join(cell.rjust(len(head)) for cell, head in zip(cells, heads, strict=True)))
     return lines
 
 

@@ -62,6 +62,7 @@ class Group:
 
     def __init__(self, runs: Sequence[Run], pool: Sequence[Run] = ()) -> None:
         self.runs, self._pool = list(runs), list(pool)
+        self._costs: dict[tuple[int, Currency], float] = {}
         tables = [run.table for run in self.runs]
         self.design = stats.Design(tables[0])
         for run, table in zip(self.runs, tables, strict=True):
@@ -102,8 +103,10 @@ class Group:
 
     def cost(self, run: int, currency: Currency) -> float:
         """Mean cost of a delivered image."""
-        records = list(self.runs[run].done.values())
-        return math.fsum(_cost(self.runs[run], r, currency) for r in records) / len(records) if records else math.nan
+        if (run, currency) not in self._costs:
+            costs = [_cost(self.runs[run], record, currency) for record in self.runs[run].done.values()]
+            self._costs[run, currency] = math.fsum(costs) / len(costs) if costs else math.nan
+        return self._costs[run, currency]
 
     def budget(self, run: int, currency: Currency = "visual_tokens") -> float:
         """Mean cost of a delivered image in plain images; nan without a plain run to measure by.
@@ -132,7 +135,7 @@ class Group:
         return (
             one.about["seed"] != other.about["seed"],
             one.concurrency != other.concurrency,
-            _device(one) != _device(other),
+            one.device != other.device,
         )
 
     def _timed_alike(self, a: int, b: int) -> bool:
@@ -284,10 +287,6 @@ def _cost(run: Run, record: SampleRecord, quantity: Quantity) -> float:
     if quantity != "seconds":
         return float(getattr(record.usage, quantity))
     return record.usage.wall_s if run.concurrency == 1 else record.usage.device_s + record.usage.judge_s
-
-
-def _device(run: Run) -> str:
-    return "+".join(sorted({r.stamp.get("device", "") for r in run.done.values()}))
 
 
 def _is_best_of_n(run: Run) -> bool:

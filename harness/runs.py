@@ -81,6 +81,21 @@ class Run:
         """The method's options."""
         return self.config.get("method") or {}
 
+    def image(self, record: SampleRecord) -> Path | None:
+        """A delivered image's file, if it is still there; never one outside the run folder."""
+        file = self.path / record.path
+        inside = bool(record.path) and file.resolve().is_relative_to(self.path.resolve())
+        return file if inside and file.is_file() else None
+
+    @cached_property
+    def device(self) -> str:
+        """What drew its images."""
+        return self.stamped("device")
+
+    def stamped(self, name: str) -> str:
+        """What the images' stamps say of "device" or "commit", joined where they differ."""
+        return "+".join(sorted({r.stamp[name] for r in self.done.values() if r.stamp.get(name)}))
+
     @cached_property
     def protocol(self) -> Protocol:
         about = self.about

@@ -1,20 +1,19 @@
-"""A picture sheet: some prompts down, the runs across, same seed in every row."""
+"""Pictures of runs: prompts down and runs across with the same seed in every row, and some images of a single run."""
 
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from omegaconf import OmegaConf
 from PIL import Image, ImageDraw, ImageFont
 
-from harness.records import SampleRecord, Score
-from harness.store import read_lines, write_atomic
+from harness.records import Prompt
+from harness.runs import Run, read_run
+from harness.store import write_atomic
 
-TILE, GAP, TEXT = 144, 10, 270  # pixels
-RIGHT, WRONG = "#2e9e5b", "#d0453e"
+TILE, GAP, TEXT, TOP = 144, 10, 270, 76  # pixels
+RIGHT, WRONG, UNJUDGED = "#2e9e5b", "#d0453e", "#cccccc"
 
 
 def write_sheet(folders: Sequence[Path], path: Path, rows: int = 12) -> Path:
@@ -22,61 +21,77 @@ def write_sheet(folders: Sequence[Path], path: Path, rows: int = 12) -> Path:
 
     A green frame says that the benchmark's judge found the image right, a red one that it did not.
     """
-    runs = list(dict.fromkeys(folders))
-    prompts = _prompts(runs[0], rows)
-    records = [
-        {r.key: r for r in read_lines(f / "records-0.jsonl", SampleRecord.from_json) if r.status == "done"}
-        for f in runs
-    ]
-    scores = [{s.key[:2]: s.value for s in read_lines(f / "scores.jsonl", Score.from_json)} for f in runs]
-    heads = [_head(folder) for folder in runs]
+    runs = [read_run(folder) for folder in dict.fromkeys(folders)]
+    prompts = _spread(list(runs[0].prompts.values()), rows)
     font, bold = ImageFont.load_default(15), ImageFont.load_default(17)
-    top = 76
-    size = (TEXT + len(runs) * (TILE + GAP) + GAP, top + len(prompts) * (TILE + GAP) + GAP)
+    size = (TEXT + len(runs) * (TILE + GAP) + GAP, TOP + len(prompts) * (TILE + GAP) + GAP)
     sheet = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(sheet)
-    for column, head in enumerate(heads):
-        x = TEXT + column * (TILE + GAP)
-        pen.multiline_text((x, 12), _wrapped(head, bold, TILE), font=bold, fill="#222222")
+    for column, run in enumerate(runs):
+        head = f"{str(run.about['method']).replace('_', ' ')} {run.about['params']}"
+        place = (TEXT + column * (TILE + GAP), 12)
+        pen.multiline_text(place, _wrapped(head, bold, TILE), font=bold, fill="#222222")
     for row, prompt in enumerate(prompts):
-        y = top + row * (TILE + GAP)
-        pen.multiline_text(
-            (GAP, y + 6), _wrapped(prompt[1], font, TEXT - 3 * GAP), font=font, fill="#222222", spacing=5
-        )
-        pen.text((GAP, y + TILE - 22), prompt[2].replace("_", " "), font=font, fill="#888888")
-        for column, folder in enumerate(runs):
-            x = TEXT + column * (TILE + GAP)
-            record = records[column].get((prompt[0], 0))
-            if record is None:
-                pen.rectangle((x, y, x + TILE, y + TILE), outline="#cccccc")
-                continue
-            picture = Image.open(folder / record.path).convert("RGB")
-            sheet.paste(picture.resize((TILE, TILE), Image.Resampling.NEAREST), (x, y))
-            if record.key in scores[column]:
-                right = (scores[column][record.key] or 0.0) >= 0.5
-                pen.rectangle((x - 3, y - 3, x + TILE + 2, y + TILE + 2), outline=RIGHT if right else WRONG, width=4)
-    buffer = io.BytesIO()
-    sheet.save(buffer, format="PNG")
-    write_atomic(path, buffer.getvalue())
+        y = TOP + row * (TILE + GAP)
+        words = _wrapped(prompt.text, font, TEXT - 3 * GAP)
+        pen.multiline_text((GAP, y + 6), words, font=font, fill="#222222", spacing=5)
+        pen.text((GAP, y + TILE - 22), prompt.category.replace("_", " "), font=font, fill="#888888")
+        for column, run in enumerate(runs):
+            _paste(sheet, (TEXT + column * (TILE + GAP), y), run, (prompt.id, 0))
+    write_atomic(path, _png(sheet))
     return path
 
 
-def _head(folder: Path) -> str:
-    run = OmegaConf.load(folder / "config.yaml").run
-    return f"{run.method.replace('_', ' ')} {run.params}"
+def contact_sheet(run: Run, pictures: int = 16, columns: int = 4) -> bytes | None:
+    """PNG bytes of some of a run's images, spread over its categories; None where no image is there."""
+    there = [prompt for prompt in run.prompts.values() if _file(run, (prompt.id, 0)) is not None]
+    chosen = _spread(there, pictures)
+    if not chosen:
+        return None
+    lines = -(-len(chosen) // columns)
+    sheet = Image.new("RGB", (GAP + columns * (TILE + GAP), GAP + lines * (TILE + GAP)), "white")
+    for i, prompt in enumerate(chosen):
+        place = (GAP + i % columns * (TILE + GAP), GAP + i // columns * (TILE + GAP))
+        _paste(sheet, place, run, (prompt.id, 0))
+    return _png(sheet)
 
 
-def _prompts(folder: Path, count: int) -> list[tuple[str, str, str]]:
-    """(id, text, category) of prompts taken in turn from each category."""
-    by_category: dict[str, list[tuple[str, str, str]]] = {}
-    for line in (folder / "jobs.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        by_category.setdefault(row["category"], []).append((row["prompt_id"], row["text"], row["category"]))
-    chosen: list[tuple[str, str, str]] = []
-    while len(chosen) < count and any(by_category.values()):
-        chosen += [prompts.pop(0) for prompts in by_category.values() if prompts]
+def _paste(sheet: Image.Image, place: tuple[int, int], run: Run, key: tuple[str, int]) -> None:
+    """An image in a frame that tells its verdict; an empty frame where it is not there."""
+    (x, y), pen = place, ImageDraw.Draw(sheet)
+    file = _file(run, key)
+    if file is None:
+        pen.rectangle((x, y, x + TILE, y + TILE), outline=UNJUDGED)
+        return
+    with Image.open(file) as picture:
+        sheet.paste(picture.convert("RGB").resize((TILE, TILE), Image.Resampling.NEAREST), place)
+    if key in run.scores:
+        right = (run.scores[key].value or 0.0) >= 0.5
+        pen.rectangle((x - 3, y - 3, x + TILE + 2, y + TILE + 2), outline=RIGHT if right else WRONG, width=4)
+
+
+def _file(run: Run, key: tuple[str, int]) -> Path | None:
+    """The image's file, if the image was delivered and is still there."""
+    record = run.done.get(key)
+    return run.image(record) if record is not None else None
+
+
+def _spread(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
+    """At most `count` prompts taken in turn from each category, sorted by category."""
+    by_category: dict[str, list[Prompt]] = {}
+    for prompt in prompts:
+        by_category.setdefault(prompt.category, []).append(prompt)
     order = list(by_category)
-    return sorted(chosen[:count], key=lambda prompt: order.index(prompt[2]))
+    chosen: list[Prompt] = []
+    while len(chosen) < count and any(by_category.values()):
+        chosen += [some.pop(0) for some in by_category.values() if some]
+    return sorted(chosen[:count], key=lambda prompt: order.index(prompt.category))
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 def _wrapped(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:

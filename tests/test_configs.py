@@ -9,6 +9,7 @@ import pytest
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
+from hydra.utils import instantiate
 
 import harness.cli
 from harness.point import Point
@@ -70,6 +71,16 @@ def test_every_model_builds_or_says_which_weights_it_lacks(
     with pytest.raises(UserError, match=r"set model.checkpoint=PATH|model.weights=random is for measuring") as error:
         Point(config, choices("plain"))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("group", "option"), [(g, o) for g in ("detector", "colors") for o in options(g)])
+def test_every_part_of_an_evaluator_mounts_and_has_a_name(group: str, option: str) -> None:
+    config = compose("config", ["benchmark=geneval", f"{group}@benchmark.{group}={option}", "device=cpu"])
+    if "revision" in config.benchmark[group]:
+        config.benchmark[group].revision = "0123456789"  # else the hub is asked for the newest
+    made = instantiate(config.benchmark[group])
+    assert made.id.startswith(f"{option}-")
+    assert not made.random
 
 
 @pytest.mark.parametrize("judge", options("judge"))

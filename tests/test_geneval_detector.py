@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -296,14 +297,19 @@ def test_the_transformers_backend_reads_raw_outputs_as_the_reference_does(hub: P
     np.testing.assert_allclose([one.score for one in most_likely], [score for score, _ in scores[:10]], rtol=1e-4)
 
 
-def test_the_transformers_backend_names_what_it_is(hub: Path) -> None:
-    assert Transformers().id == "transformers-mask2former-swin-small-coco-instance-newest"
-    assert Transformers(revision="0123456789ab").id.endswith("-01234567")
+def test_the_transformers_backend_names_what_it_is(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Transformers(revision="0123456789ab").id == "transformers-mask2former-swin-small-coco-instance-01234567"
+    assert re.fullmatch(r"transformers-tiny-coco-instance-[0-9a-f]{8}", Transformers(str(hub)).id)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"cannot be had .* set benchmark\.detector\.model to a folder"):
+        Transformers("nobody/nothing")
     random = Transformers(str(hub), weights="random", short_side=96, device="cpu")
     assert (random.random, random.id) == (True, "transformers-tiny-coco-instance-random@96")
     assert random.detect([picture(0), picture(1)], 0.001)[1]
-    with pytest.raises(UserError, match=r"cannot be loaded .* set benchmark.detector.model to a folder"):
-        Transformers(str(hub / "nowhere"), device="cpu").load()
+    with pytest.raises(UserError, match=r"cannot be had .* set benchmark\.detector\.model to a folder"):
+        Transformers(str(hub / "nowhere"), weights="random", device="cpu").load()
+    with pytest.raises(UserError, match=r"device=cuda:77 is not usable here"):
+        Transformers(str(hub), device="cuda:77").load()
 
 
 def test_a_transformers_checkpoint_without_its_head_is_refused(hub: Path, tmp_path: Path) -> None:

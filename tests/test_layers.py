@@ -24,12 +24,12 @@ ORDER = [
     {"harness.runs"},
     {"harness.ranking", "harness.sheet"},
     {"harness.leaderboard"},
-    {"harness.claims"},
+    {"harness.claims", "harness.printed"},
     {"harness.exports", "harness.report", "harness.tracking"},
     {"harness.point"},
     {"harness.elsewhere"},
     {"harness.cli"},
-    {"harness.board", "harness.check", "harness.compare", "harness.__main__"},
+    {"harness.bench", "harness.board", "harness.check", "harness.compare", "harness.__main__"},
     {"harness.power"},
 ]
 TOP = {"harness.models." + name for name in ("pictogram.verify", "pictogram.export", "llamagen_parity")}

@@ -11,7 +11,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from harness.leaderboard import COLUMNS, build, project, render_table
+from harness.exports import write_exports
+from harness.leaderboard import COLUMNS, build, project
+from harness.printed import render_table
 from harness.records import SampleRecord, Score, Usage, UserError
 from harness.runs import read_run
 
@@ -140,7 +142,12 @@ def test_order_and_shards_do_not_change_the_file(tmp_path: Path) -> None:
     for results in (tmp_path / "a", tmp_path / "b", tmp_path / "b"):
         build(results)
     assert (tmp_path / "a/leaderboard.csv").read_bytes() == (tmp_path / "b/leaderboard.csv").read_bytes()
-    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["curves.csv", "leaderboard.csv", "metrics.csv", "pictogram"]
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == [
+        "curves.csv",
+        "leaderboard.csv",
+        "metrics.csv",
+        "pictogram",
+    ]
 
 
 def test_rows_are_sorted_by_the_numbers_in_their_names(tmp_path: Path) -> None:
@@ -212,6 +219,8 @@ def test_no_runs(tmp_path: Path) -> None:
     assert build(tmp_path).frame.empty
     assert (tmp_path / "leaderboard.csv").read_text() == ",".join(COLUMNS) + "\n"
     assert "no run folder" in render_table(build(tmp_path).frame)
+    write_exports(build(tmp_path), tmp_path / "export")
+    assert (tmp_path / "export/leaderboard.md").read_text() == "No run.\n"
     with pytest.raises(UserError, match="no such results folder"):
         build(tmp_path / "none")
 

@@ -212,8 +212,29 @@ def test_a_shipped_set_can_be_trained_on(tmp_path: Path) -> None:
         export.unpack(options, files.folder(SET))
 
 
-def test_the_card_for_people_is_the_card_for_programs() -> None:
-    folder = files.folder(SET)
+def test_an_unfinished_set_continues_elsewhere_and_cannot_be_drawn_with(tmp_path: Path) -> None:
+    here, there = (training.Options(SET, cpu_minutes=1, seed=0, work=tmp_path / name) for name in ("here", "there"))
+    folder = tmp_path / SET
+    export.unpack(here, files.folder(SET))
+    for part in ("draft", "reward"):
+        here.checkpoint(part).unlink()
+    export.export(here, folder, unfinished=True)
+    assert {path.stem for path in folder.glob("*.safetensors")} == {"tokenizer", "judge"}
+    assert "Not here yet: generator, draft, reward." in (folder / "MODEL_CARD.md").read_text()
+    with pytest.raises(files.WeightsError, match=r"generator\.safetensors is missing"):
+        Pictogram(str(folder))
+    export.unpack(there, folder)
+    for part in ("tokenizer", "generator", "judge"):
+        (was, before), (now, after) = (training.resume(options.checkpoint(part)) for options in (here, there))
+        assert (was.step, was.samples) == (now.step, now.samples)
+        for name, tensor in before["model"].items():
+            torch.testing.assert_close(after["model"][name], tensor, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "folder", sorted(path for path in files.FOLDER.iterdir() if path.is_dir()), ids=lambda p: p.name
+)
+def test_the_card_for_people_is_the_card_for_programs(folder: Path) -> None:
     assert (folder / "MODEL_CARD.md").read_text() == render(json.loads((folder / "card.json").read_text()))
 
 

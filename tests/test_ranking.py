@@ -17,7 +17,8 @@ from harness import compare, power
 from harness.claims import COLUMNS as CLAIMED
 from harness.claims import beside, read_claims, verdict
 from harness.exports import eval_results, latex, markdown
-from harness.leaderboard import Board, build, percentile, project, render_table, samples_for
+from harness.leaderboard import Board, build, excluded_line, percentile, project, samples_for
+from harness.printed import render_table
 from harness.ranking import Group
 from harness.records import Prompt, UserError
 from harness.runs import find_runs, read_run
@@ -188,8 +189,6 @@ def test_incomplete_runs_are_no_baseline(tmp_path: Path) -> None:
 
 
 def test_excluded_runs_are_counted_and_left_out(tmp_path: Path) -> None:
-    from harness.leaderboard import excluded_line
-
     write_run(tmp_path, drawn(0.0))
     write_run(tmp_path, drawn(0.1), "m", fingerprint="00000002", excluded="detector of other weights")
     board = build(tmp_path)
@@ -262,6 +261,8 @@ def test_texts_of_any_script_and_length_pass_through(tmp_path: Path) -> None:
 
 
 def test_tables_say_the_same_in_every_form(board: Board) -> None:
+    from huggingface_hub import parse_eval_result_entries
+
     text, tex = markdown(board), latex(board)
     best = f"{row(board, '00000005')['score']:.3f}"
     assert f"**{best} [" in text
@@ -273,6 +274,7 @@ def test_tables_say_the_same_in_every_form(board: Board) -> None:
     assert f"{entries[0]['value']:.3f}" == best
     assert {entry["dataset"]["task_id"] for entry in entries} == {"score", "a", "b"}
     assert "run 00000005" in entries[0]["notes"]
+    assert [entry.value for entry in parse_eval_result_entries(entries)] == [entry["value"] for entry in entries]
 
 
 def test_tidy_metrics_agree_with_the_wide_table(board: Board) -> None:

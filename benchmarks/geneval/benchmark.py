@@ -27,7 +27,7 @@ from harness.records import Prompt, Score, UserError
 COMMIT = "af4902f24d3ca90ebbb446dd9891a59e0f82725f"
 URL = f"https://raw.githubusercontent.com/djghosh13/geneval/{COMMIT}/prompts/evaluation_metadata.jsonl"
 SHA256 = "5c48e0813e812e3c373fa5c8ed07a8f0a483be30272b4427b0559c8048e67c13"
-BATCH = 16
+BATCH = 8
 """Images read, detected and judged at a time; their scores are in the journal before the next."""
 FLOOR = 0.05
 """Detections above this score are kept in the journal, so that other thresholds can be studied without a detector."""
@@ -56,6 +56,7 @@ class GenEval:
     """
 
     name = "geneval"
+    reads_folders = True
 
     def __init__(
         self,

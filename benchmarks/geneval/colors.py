@@ -6,14 +6,16 @@ Reference: `color_classification` of GenEval's evaluate_images.py, with clip_ben
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from benchmarks.geneval.detector import Found, usable
+from benchmarks.geneval.detector import Found
 from benchmarks.geneval.verdict import COLORS
 from harness.download import file_sha256
 from harness.records import UserError, one_line
@@ -88,11 +90,13 @@ class Clip:
         import open_clip
         import torch
 
-        name = self._name
+        from harness.models.checkpoint import device_named
+
+        device, name = device_named(self._asked), self._name
         if name.endswith(".json"):
             open_clip.add_model_config(Path(name))
             name = Path(name).stem
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _silence():
             torch.manual_seed(0)
             try:
                 self._model, _, self._transform = open_clip.create_model_and_transforms(
@@ -103,9 +107,9 @@ class Clip:
                     f"CLIP {self._name} with weights {self._checkpoint or self._weights} cannot be loaded "
                     f"({one_line(error)[:200]}): set benchmark.colors.checkpoint to its open_clip_model.safetensors"
                 ) from None
-        self._tokenizer = open_clip.get_tokenizer(name)
-        self._device = usable(self._asked)
-        self._model = self._model.to(self._device).eval()
+            self._tokenizer = open_clip.get_tokenizer(name)
+        self._device = device
+        self._model = self._model.to(device).eval()
 
     def scores(self, questions: Sequence[Question]) -> list[list[float]]:
         import torch
@@ -152,6 +156,17 @@ def crop(image: np.ndarray, found: Found) -> Any:
 
     masked = np.where(found.mask[:, :, None], image, np.array(GRAY, np.uint8))
     return Image.fromarray(masked).crop(found.box)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """open_clip tells the root logger of each of its steps."""
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _described(path: Path) -> bool:

@@ -65,7 +65,9 @@ class Mask2Former:
 
     @property
     def device(self) -> torch.device:
-        return usable(self._asked)
+        from harness.models.checkpoint import device_named
+
+        return device_named(self._asked)
 
     def load(self) -> None:
         if self._network is None:
@@ -151,13 +153,6 @@ def instances(
         for name, score, m in zip(names, score_N, mask_of_N.tolist(), strict=True)
         if score > floor
     ]
-
-
-def usable(device: str) -> torch.device:
-    """The device of that name; "auto" is a GPU where there is one."""
-    import torch
-
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
 
 
 def expect_coco(classes: int, source: str) -> None:

@@ -6,6 +6,7 @@ with published ones, and its id keeps them apart.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,10 +20,10 @@ if TYPE_CHECKING:
 
 
 class Transformers(Mask2Former):
-    """`model` is a hub id at a `revision`, or a folder.
+    """`model` is a folder, or a hub id at a `revision`; without one, the newest is looked up, since the id names it.
 
     `weights` are `published`, or `random` ones in the shape of `model`'s configuration, which test the path. Raises
-    UserError where it cannot be had; nothing is looked for before it is loaded.
+    UserError where it cannot be had.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class Transformers(Mask2Former):
         if weights not in ("published", "random"):
             raise UserError(f"benchmark.detector.weights={weights}: choose published or random")
         self._model, self._revision, self._short_side = model, revision, short_side
-        which = "random" if self.random else revision[:8] if revision else "newest"
+        which = "random" if self.random else (revision or self._newest())[:8]
         name = model.rstrip("/").split("/")[-1]
         self.id = f"transformers-{name}-{which}" + (f"@{short_side}" if short_side else "")
         self._processor: Any = None
@@ -50,15 +51,28 @@ class Transformers(Mask2Former):
             self._processor = AutoImageProcessor.from_pretrained(self._model, revision=self._revision)
             network = self._random_network() if self.random else self._published_network()
         except (OSError, ValueError, KeyError, ImportError) as error:
-            raise UserError(
-                f"detector {self._model!r} cannot be loaded ({one_line(error)[:200]}): "
-                "set benchmark.detector.model to a folder with its files"
-            ) from None
+            raise self._unavailable(error) from None
         if self._short_side:
             longest = round(LONG_SIDE * self._short_side)
             self._processor.size = {"shortest_edge": self._short_side, "longest_edge": longest}
         expect_coco(network.config.num_labels, self._model)
         return network
+
+    def _newest(self) -> str:
+        """What identifies the checkpoint: a folder's hash, or the hub's commit."""
+        from harness.models.checkpoint import locate, revision_of
+
+        try:
+            folder = Path(self._model)
+            return revision_of(folder if folder.is_dir() else locate(self._model, None, ["config.json"], None))
+        except UserError as error:
+            raise self._unavailable(error) from None
+
+    def _unavailable(self, error: Exception) -> UserError:
+        return UserError(
+            f"detector {self._model!r} cannot be had ({one_line(error)[:200]}): "
+            "set benchmark.detector.model to a folder with its files"
+        )
 
     def _random_network(self) -> Any:
         import torch

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from harness.judges.verifier import HELPFUL
+from harness.models.checkpoint import device_named
 from harness.records import UserError, one_line
 from harness.sampler import Image
 
@@ -32,9 +33,8 @@ class LocalVLM:
         dtype: str = "bfloat16",
         max_new_tokens: int = 96,
     ) -> None:
-        where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self._processor, commit = _load_processor(model, revision)
-        self._weights = (model, revision, where, dtype)
+        self._weights = (model, revision, str(device_named(device)), dtype)
         self._max_new_tokens = max_new_tokens
         vocabulary = self._processor.tokenizer.get_vocab()
         self._yes = [vocabulary[word] for word in ("yes", "Yes") if word in vocabulary]

@@ -133,6 +133,16 @@ def dtype_named(name: str) -> torch.dtype:
     return getattr(torch, name)
 
 
+def device_named(name: str) -> torch.device:
+    """The device of that name; "auto" is a GPU where there is one. Raises UserError for one that is not usable here."""
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device={name} is not usable here ({one_line(error)}): set device=auto or cpu") from error
+    return device
+
+
 def sha256(files: Sequence[Path]) -> str:
     """One hash over the content of some files."""
     total = hashlib.sha256()

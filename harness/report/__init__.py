@@ -27,7 +27,7 @@ import pandas as pd
 from PIL import Image
 
 from harness.leaderboard import Board, resolved
-from harness.records import SampleRecord
+from harness.records import SampleRecord, digest
 from harness.report import collect
 from harness.report.collect import Panel, Shown, panels
 from harness.report.figures import write_figures
@@ -85,10 +85,9 @@ def _write_thumbs(one: Shown, folder: Path, there: dict[str, str]) -> None:
     """Make the thumbnails that are not `there` yet (stem -> file name) of images that are."""
     folder.mkdir(parents=True, exist_ok=True)
     for record in one.run.done.values():
-        stem, source = _stem(record), one.run.path / record.path
-        if stem in there or not source.is_file() or not source.resolve().is_relative_to(one.run.path.resolve()):
-            continue
-        there[stem] = _write_thumb(source, folder / stem)
+        stem = _stem(record)
+        if stem not in there and (source := one.run.image(record)):
+            there[stem] = _write_thumb(source, folder / stem)
 
 
 def _write_thumb(source: Path, target: Path) -> str:
@@ -107,14 +106,14 @@ def _write_thumb(source: Path, target: Path) -> str:
 
 
 def _stem(record: SampleRecord) -> str:
-    return record.image_sha[:16]
+    """Hashed once more: a journal may say anything, and this becomes a file's name."""
+    return digest(record.image_sha.encode(), 16)
 
 
 def _size(one: Shown) -> list[int] | None:
     """Width and height of the run's images in pixels, from the first that is there."""
     for record in one.run.done.values():
-        source = one.run.path / record.path
-        if source.is_file():
+        if source := one.run.image(record):
             with Image.open(source) as image:
                 return list(image.size)
     return None
@@ -178,7 +177,8 @@ def _detail(one: Shown, key: tuple[str, int]) -> dict[str, Any]:
         "judge ms": round(1000 * usage.judge_s, 1),
     }
     said = {k: v for k, v in score.detail.items() if k not in ("kept", "reasons")} if score else {}
-    return {"boxes": collect.boxes(score), "said": said, "costs": costs, "notes": record.notes, "path": record.path}
+    path = record.path if one.run.image(record) else ""
+    return {"boxes": collect.boxes(score), "said": said, "costs": costs, "notes": record.notes, "path": path}
 
 
 def _summary(panel: Panel, results: Path) -> dict[str, Any]:

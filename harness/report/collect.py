@@ -33,13 +33,14 @@ class Shown:
     row: Row
     label: str
     family: str  # what a scaling curve connects: the method and its options, less the number of candidates
-    plain: str | None  # fingerprint of the plain run that it is compared with
+    plain: str | None  # id of the plain run that it is compared with
     color: int = 0  # a number for each method, 0 for plain
     symbol: int = 0  # a number for each family of a method
 
     @property
     def id(self) -> str:
-        return self.run.fingerprint
+        """The fingerprint, fit for a file's name."""
+        return _id(self.run)
 
     @property
     def seconds(self) -> float:
@@ -96,12 +97,16 @@ def _dressed(runs: Sequence[Run], rows: Sequence[Row]) -> list[Shown]:
     shown = []
     for i, (run, row) in enumerate(zip(runs, rows, strict=True)):
         method, plain = str(run.about["method"]), group.plain_of(i)
-        one = Shown(run, row, _label(run, runs), _family(run), None if plain is None else runs[plain].fingerprint)
+        one = Shown(run, row, _label(run, runs), _family(run), None if plain is None else _id(runs[plain]))
         known = families.setdefault(method, [])
         known += [] if one.family in known else [one.family]
         color = 0 if method == "plain" else 1 + methods.index(method)
         shown.append(replace(one, color=color, symbol=known.index(one.family)))
     return shown
+
+
+def _id(run: Run) -> str:
+    return re.sub(r"\W", "_", run.fingerprint)
 
 
 def _label(run: Run, among: Sequence[Run]) -> str:

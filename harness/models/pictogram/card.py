@@ -8,13 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from harness.models.pictogram.weights import PARTS
+
 Card = dict[str, Any]
 
 ABOUT = """
 A small text-to-image model with its tokenizer, draft, judge and reward, trained from nothing by the scripts of
-`harness/models/pictogram` on scenes they draw themselves: flat pictograms in ten colours on plain backgrounds, 48 by
-48 pixels, 12 by 12 tokens. It exists to compare test-time methods on any machine. Its scores are no GenEval scores:
-other images, another judge, and one renderer behind generator, judge and reward, which share its blind spots.
+`harness/models/pictogram` on scenes they draw themselves: flat pictograms (`sprites/SHEET.png` shows them all) in ten
+colours on plain backgrounds, 48 by 48 pixels, 12 by 12 tokens. It exists to compare test-time methods on any machine.
+Its scores are no GenEval scores: other images, another judge, and one renderer behind generator, judge and reward,
+which share its blind spots.
 """
 
 RECIPE = """
@@ -41,7 +44,10 @@ def write_card(folder: Path, card: Mapping[str, Any]) -> None:
 
 def render(card: Mapping[str, Any]) -> str:
     """The card as Markdown."""
-    lines = [f"# {card['set']}", ABOUT, f"Classes: {', '.join(card['classes'])}.", "", "## Recipe", RECIPE]
+    lines = [f"# {card['set']}", ABOUT]
+    if missing := [part for part in PARTS if f"{part}.safetensors" not in card["sha256"]]:
+        lines += [f"**In training.** Not here yet: {', '.join(missing)}. `training/` holds what it continues from.", ""]
+    lines += [f"Classes: {', '.join(card['classes'])}.", "", "## Recipe", RECIPE]
     lines += [f"- Note: {note}" for note in card.get("notes", [])]
     lines += [
         "",

@@ -34,13 +34,17 @@ def main() -> None:
     parser = training.parser(__doc__ or "", cpu_minutes=0)
     parser.add_argument("--to", type=Path, default=files.FOLDER, help="folder of weight sets")
     parser.add_argument("--unpack", action="store_true", help="make checkpoints from the shipped set instead")
+    parser.add_argument("--unfinished", action="store_true", help="of the generator only what its training needs")
     arguments = parser.parse_args()
     options, folder = training.options(arguments), arguments.to / arguments.set
-    unpack(options, folder) if arguments.unpack else export(options, folder)
+    unpack(options, folder) if arguments.unpack else export(options, folder, unfinished=arguments.unfinished)
 
 
-def export(options: training.Options, folder: Path) -> None:
-    """Write every part that has a checkpoint, then the card that vouches for them."""
+def export(options: training.Options, folder: Path, *, unfinished: bool = False) -> None:
+    """Write every part that has a checkpoint, then the card that vouches for them.
+
+    An unfinished set has no generator to load, only its checkpoint to continue from.
+    """
     path = folder / "card.json"
     card: Card = json.loads(path.read_text()) if path.is_file() else {"parts": {}}
     card |= {"set": options.set, "classes": list(options.classes)}
@@ -50,7 +54,8 @@ def export(options: training.Options, folder: Path) -> None:
             continue
         module, config = rebuild(part, states, options)
         about = {"seed": states["seed"], "cpu_min": round(progress.cpu_s / 60, 1), "samples": progress.samples}
-        files.write(folder / f"{part}.safetensors", module, {**config, **about, "classes": list(options.classes)})
+        if not (unfinished and part == "generator"):
+            files.write(folder / f"{part}.safetensors", module, {**config, **about, "classes": list(options.classes)})
         curve = progress.curve[:: max(1, len(progress.curve) // 24)] + progress.curve[-1:]
         size = {"parameters": files.parameters(module), "steps": progress.step}
         card["parts"][part] = {**config, **about, **size, "curve": curve}
@@ -64,9 +69,9 @@ def export(options: training.Options, folder: Path) -> None:
 
 
 def unpack(options: training.Options, folder: Path) -> None:
-    """Checkpoints of every part: the generator's with its optimisers, the others' with fresh ones."""
+    """Checkpoints of every part that was trained: the generator's with its optimisers, the others' with fresh ones."""
     card = json.loads((folder / "card.json").read_text())
-    for part in files.PARTS:
+    for part in card["parts"]:
         path = options.checkpoint(part)
         if path.is_file():
             raise files.WeightsError(f"{path} exists: training would lose it; move it away first")

@@ -71,8 +71,8 @@ def train(options: training.Options, enough: float) -> GPT:
         progress.tick(BATCH)
         if progress.step % 50 == 0:
             training.save(path, progress, gpt, optimisers, average=average.state_dict())
-        if progress.step % 300 == 0:
-            score = watch(average, vq, options)
+        if progress.step % 100 == 0:
+            score = watch(average, vq, options) if progress.step % 300 == 0 else {}
             progress.note(loss=float(np.mean(losses[-100:])), **score)
             if score.get("mean", 0.0) > enough:
                 break

@@ -37,7 +37,7 @@ function toggleTheme() {
 
 const boards = document.getElementById("boards");
 boards.hidden = report.boards.length < 2;
-boards.append(...report.boards.map((one, i) => h("option", { value: i, text: `${one.title}${one.judge ? ` · ${one.judge}` : ""}` })));
+boards.append(...report.boards.map((one, i) => h("option", { value: i, text: `${words(one.title)}, ${one.prompts} × ${one.images}${one.judge ? `, ${one.judge}` : ""}` })));
 readAddress();
 boards.value = state.board;
 boards.addEventListener("change", () => {

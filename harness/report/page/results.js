@@ -76,7 +76,7 @@ function compare(a, b) {
 
 function nameCell(run, one) {
   const link = h("a", { href: address({ ...DEFAULTS, board: state.board, view: "gallery", runs: run.id === one.baseline ? "" : run.id }), title: `${run.folder}\nseed ${run.seed}, commit ${run.commit || "?"}, ${run.device || "?"}` });
-  link.append(h("i", { class: "dot", style: `background:${colour(run)}` }), h("span", { text: words(run.method) }), h("small", { text: run.label.slice(run.method.length + 1) }));
+  link.append(h("i", { class: "dot", style: `background:${colour(run)}` }), h("div", {}, h("span", { text: words(run.method) }), h("small", { text: run.label.slice(run.method.length + 1) })));
   return h("th", { scope: "row" }, link);
 }
 

@@ -1,0 +1,60 @@
+"""`python -m harness.bench NAME [options]`: sampler, methods or judges.
+
+python -m harness.bench sampler model=llamagen_b 'batch=[1,8]'     tokens a second, and ratios over the reference loops
+python -m harness.bench methods model=pictogram                    what each method's speed is over plain sampling
+python -m harness.bench judges                                     images a second of the embedded judges
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from harness.cli import enable_plugins, remedy, say
+from harness.records import UserError, one_line
+
+NAMES = ("sampler", "methods", "judges")
+
+
+def main() -> None:
+    """Exit code 0 if the bench ran and its bars hold, 1 if a bar does not, 2 for a mistake in the command."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    enable_plugins()
+    logging.getLogger("hydra").setLevel(logging.WARNING)
+    name, *options = sys.argv[1:] or [""]
+    if name not in NAMES:
+        sys.exit(say(f"bench {name!r}: choose from {', '.join(NAMES)}"))
+    sys.argv[1:] = [f"+bench={name}", *options]
+    _held.clear()
+    try:
+        _app()
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        sys.exit(say(remedy(one_line(error))))
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        sys.exit(say(f"the device's memory is too small for this bench ({one_line(error)[:120]}): lower batch="))
+    except KeyboardInterrupt:
+        sys.exit(say("interrupted: a bench keeps nothing before its end", code=130))
+    sys.exit(0 if _held else 1)
+
+
+_held: list[bool] = []
+"""Whether the bars of the bench hold; empty before its end."""
+
+
+@hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
+def _app(config: DictConfig) -> None:
+    held = hydra.utils.get_method(config.bench)(config)
+    if held:
+        _held.append(True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""Images a second that judges answer about."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import hydra
+import numpy as np
+from omegaconf import DictConfig
+
+from harness.bench.outcome import Outcome
+from harness.bench.sampler import TEXTS, expect_batches, random_model
+from harness.bench.timing import interleave
+from harness.point import build
+from harness.records import UserError
+
+
+def run(config: DictConfig) -> bool:
+    """Put random images of the model's size to every judge, in batches. There are no bars."""
+    model, _ = random_model(config)
+    judges = {str(name): _judge(str(name)) for name in config.judges}
+    outcome = Outcome("judges", model, [", ".join(judge.id for judge in judges.values())])
+    generator = np.random.default_rng(0)
+    side = model.decode(model.codebook.new_zeros((1, model.num_tokens)).long()).shape[1:]
+    for images in expect_batches(config.batch):
+        pictures = [generator.integers(0, 256, side, dtype=np.uint8) for _ in range(images)]
+        texts = [TEXTS[i % len(TEXTS)] for i in range(images)]
+        asked = {name: partial(_ask, judge, texts, pictures) for name, judge in judges.items()}
+        times = interleave(asked, config.blocks, model.device, warm_up=config.warm_up)
+        for name in judges:
+            outcome.add(
+                batch=images,
+                judge=name,
+                images_per_s=images / times.median(name),
+                spread=times.spread(name),
+                blocks=config.blocks,
+                warm=name not in times.unstable,
+            )
+    outcome.write(plot=("batch", "images_per_s", "judge"))
+    return True
+
+
+def _judge(name: str) -> Any:
+    try:
+        return build(hydra.compose("config", overrides=[f"+judge@judge={name}"]).judge)
+    except hydra.errors.HydraException as error:
+        raise UserError(f"judges={name}: {error}") from None
+
+
+def _ask(judge: Any, texts: list[str], pictures: list[np.ndarray], _block: int) -> None:
+    if hasattr(judge, "detect"):
+        judge.detect(pictures)
+    else:
+        judge(texts, pictures)

@@ -1,0 +1,131 @@
+"""Headless Chromium, driven over a pipe: pages are opened from disk, keys pressed, pictures taken."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import pytest
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: the page is not opened")
+
+
+class Browser:
+    """A browser with one page. `errors` are what the page threw or complained of."""
+
+    def __init__(self, width: int = 1320, height: int = 900) -> None:
+        self._home = tempfile.mkdtemp()
+        self._in, to_browser = os.pipe()
+        from_browser, self._out = os.pipe()
+        self._send, self._receive = os.fdopen(to_browser, "wb"), os.fdopen(from_browser, "rb")
+
+        def wire() -> None:  # Chromium reads from descriptor 3 and writes to 4
+            os.dup2(os.dup(self._in), 3)
+            os.dup2(os.dup(self._out), 4)
+
+        command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        command += ["--hide-scrollbars", "--remote-debugging-pipe", f"--user-data-dir={self._home}"]
+        self._process = subprocess.Popen(
+            [*command, f"--window-size={width},{height}", "about:blank"],
+            preexec_fn=wire,
+            close_fds=False,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(self._in)
+        os.close(self._out)
+        self._number, self._session = 0, ""
+        self.errors: list[str] = []
+        targets = self._ask("Target.getTargets")["targetInfos"]
+        page = next(target["targetId"] for target in targets if target["type"] == "page")
+        self._session = self._ask("Target.attachToTarget", targetId=page, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log"):
+            self._ask(f"{domain}.enable")
+        self.size(width, height)
+
+    def size(self, width: int, height: int) -> None:
+        self._ask(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 700
+        )
+
+    def open(self, page: Path, address: str = "", theme: str = "light") -> None:
+        """Load a page anew and wait until it has been painted."""
+        self._ask("Page.navigate", url="about:blank")
+        self._ask("Page.navigate", url=f"{page.resolve().as_uri()}?theme={theme}{address}")
+        self.wait("document.documentElement.dataset.painted")
+
+    def evaluate(self, expression: str) -> Any:
+        found = self._ask("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        if "exceptionDetails" in found:
+            raise AssertionError(found["exceptionDetails"].get("exception", {}).get("description", found))
+        return found["result"].get("value")
+
+    def wait(self, condition: str, seconds: float = 30) -> Any:
+        """Wait for an expression to be true; returns its value."""
+        polling = (
+            "new Promise((done, fail) => { const until = performance.now() + %d; const look = () => {"
+            " let value; try { value = (%s) } catch { value = null }"
+            " if (value) done(value); else if (performance.now() > until) fail(new Error('never true: ' + %s));"
+            " else setTimeout(look, 20); }; look(); })"
+        )
+        return self.evaluate(polling % (1000 * seconds, condition, json.dumps(condition)))
+
+    def press(self, key: str) -> None:
+        text = {"text": key} if len(key) == 1 else {"text": "\r"} if key == "Enter" else {}
+        code = {"Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}.get(
+            key, 0
+        )
+        for kind in ("keyDown", "keyUp"):
+            extra = text if kind == "keyDown" else {}
+            self._ask("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, **extra)
+
+    def picture(self, path: Path) -> None:
+        path.write_bytes(base64.b64decode(self._ask("Page.captureScreenshot")["data"]))
+
+    def _ask(self, method: str, **parameters: Any) -> Any:
+        self._number += 1
+        message = {"id": self._number, "method": method, "params": parameters}
+        if self._session:
+            message["sessionId"] = self._session
+        self._send.write(json.dumps(message).encode() + b"\0")
+        self._send.flush()
+        while True:
+            answer = self._read()
+            if answer.get("id") == self._number:
+                if "error" in answer:
+                    raise AssertionError(f"{method}: {answer['error']['message']}")
+                return answer["result"]
+            if answer.get("method") == "Runtime.exceptionThrown":
+                details = answer["params"]["exceptionDetails"]
+                self.errors.append(details.get("exception", {}).get("description", details["text"]))
+            if answer.get("method") == "Log.entryAdded" and answer["params"]["entry"]["level"] == "error":
+                self.errors.append(answer["params"]["entry"]["text"])
+
+    def _read(self) -> dict[str, Any]:
+        data = bytearray()
+        while (byte := self._receive.read(1)) != b"\0":
+            if not byte:
+                raise AssertionError("the browser is gone")
+            data += byte
+        answer: dict[str, Any] = json.loads(data)
+        return answer
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._send.close()
+        self._process.kill()
+        self._process.wait()
+        self._receive.close()
+        shutil.rmtree(self._home, ignore_errors=True)

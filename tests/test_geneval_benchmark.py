@@ -1,0 +1,368 @@
+"""GenEval from prompts to the reference's files, with tiny networks: verdicts, resume, folders made elsewhere."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from runs import folders, harness
+from tiny_evaluator import picture, write_clip, write_config
+
+from benchmarks.geneval import GenEval
+from benchmarks.geneval.__main__ import main
+from benchmarks.geneval.colors import Clip, Question
+from benchmarks.geneval.mmdet_backend import Mmdet
+from benchmarks.geneval.summary import read_results, summarize
+from benchmarks.geneval.verdict import COLORS
+from harness.records import Score, UserError
+
+SHARED = Path(__file__).parents[2] / "shared" / "data" / "geneval" / "evaluation_metadata.jsonl"
+LOW = {"threshold": 0.011, "counting_threshold": 0.011}
+"""What random weights see is seen without confidence."""
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("files")
+    write_config(folder)
+    write_clip(folder)
+    write(folder / "metadata.jsonl", ROWS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def judges(files: Path) -> tuple[Mmdet, Clip]:
+    detector = Mmdet(str(files / "tiny.py"), weights="random", short_side=64, device="cpu")
+    return detector, Clip(str(files / "tiny_clip.json"), weights="random", device="cpu")
+
+
+def row(tag: str, *include: dict, exclude: Sequence[dict] = ()) -> dict:
+    made = {"tag": tag, "include": list(include)}
+    if exclude:
+        made["exclude"] = list(exclude)
+    return {**made, "prompt": f"a photo: {tag} {[tuple(clause.values()) for clause in include]}"}
+
+
+def clause(name: str, count: int = 1, **more: object) -> dict:
+    return {"class": name, "count": count, **more}
+
+
+ROWS = [
+    row("single_object", clause("cat")),
+    row("two_object", clause("dog"), clause("cup")),
+    row("single_object", clause("zebra")),
+    row("colors", clause("car", color="red")),
+    row("counting", clause("bird", 2), exclude=[clause("bird", 3)]),
+]
+
+
+def write(path: Path, rows: Sequence[dict]) -> str:
+    path.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    return str(path)
+
+
+class Idle:
+    """A detector and a color classifier for tests that ask for nothing."""
+
+    id, random = "idle", False
+
+    def load(self) -> None:
+        raise AssertionError("nothing is to be loaded")
+
+    detect = scores = load
+
+
+def idle(**options: Any) -> GenEval:
+    return GenEval(Idle(), Idle(), **options)  # type: ignore[arg-type]
+
+
+# --- prompts ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not SHARED.is_file(), reason="GenEval's metadata file is not beside the repository")
+def test_the_official_file_is_known_by_its_hash(tmp_path: Path) -> None:
+    official = idle(metadata=str(SHARED))
+    assert (official.version, len(official.prompts()), official.images) == ("af4902f", 553, 4)
+    assert official.prompts()[179].id == "geneval/00179"
+    assert idle(metadata=str(SHARED), options={"threshold": 0.2}).version == "af4902f+threshold=0.2"
+    assert len(idle(metadata=str(SHARED), prompts=60).prompts()) == 60
+    changed = tmp_path / "changed.jsonl"
+    changed.write_bytes(SHARED.read_bytes() + b" \n")
+    with pytest.raises(UserError, match=r"changed\.jsonl has sha256 \w{64}, GenEval's metadata at af4902f has 5c48e08"):
+        idle(metadata=str(changed))
+    assert idle(metadata=str(changed), allow_other_version=True).version.startswith("other-")
+
+
+def test_the_download_is_pinned_and_a_copy_in_the_cache_is_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    copy = tmp_path / "visual-ar-tts/downloads/geneval/evaluation_metadata.jsonl"
+    copy.parent.mkdir(parents=True)
+    if SHARED.is_file():
+        shutil.copyfile(SHARED, copy)
+        assert idle().version == "af4902f"
+    write(copy, ROWS)
+    with pytest.raises(UserError, match=r"not 5c48e0813e81\w+: delete it"):
+        idle()
+
+
+def test_classes_leave_prompts_out_and_say_so(files: Path, caplog: pytest.LogCaptureFixture) -> None:
+    options = {"metadata": str(files / "metadata.jsonl"), "allow_other_version": True}
+    some = idle(**options, classes=["cat", "dog", "cup"])
+    assert [prompt.id for prompt in some.prompts()] == ["geneval/00000", "geneval/00001"]
+    assert "3 of 5 prompts left out: they name 3 classes beside benchmark.classes" in caplog.text
+    with pytest.raises(UserError, match=r"each of its 5 prompts names a class beside benchmark\.classes"):
+        idle(**options, classes=["giraffe"])
+    with pytest.raises(UserError, match=r"benchmark\.images=0"):
+        idle(**options, images=0)
+
+
+# --- verdicts ---------------------------------------------------------------------------------------------------------
+
+
+def test_images_are_judged_by_what_the_networks_see(judges: tuple[Mmdet, Clip], tmp_path: Path) -> None:
+    """Prompts are made after looking, so that what is right is known; the benchmark judges all in one batch."""
+    detector, colors = judges
+    rows, expected, paths = [], [], []
+    for seed in range(4):
+        image = picture(seed)
+        (found,) = detector.detect([image], LOW["threshold"])
+        best = max(found, key=lambda one: one.score)
+        count = min(16, sum(one.name == best.name for one in found))
+        (looks,) = colors.scores([Question(image, best)])
+        color = COLORS[int(np.argmax(looks))]
+        other = COLORS[int(np.argmin(looks))]
+        absent = next(name for name in ("cat", "dog", "bus") if name not in {one.name for one in found})
+        cases = [
+            (row("single_object", clause(best.name)), True),
+            (row("two_object", clause(best.name), clause(absent)), False),
+            (row("colors", clause(best.name, color=color)), True),
+            (row("colors", clause(best.name, color=other)), False),
+            (row("counting", clause(best.name, count), exclude=[clause(best.name, count + 1)]), True),
+            (row("counting", clause(best.name, count + 1)), False),
+        ]
+        for made, right in cases:
+            rows.append({**made, "prompt": f"{seed}: {made['prompt']}"})
+            expected.append(float(right))
+            paths.append(tmp_path / f"{len(rows)}" / "0.png")
+            paths[-1].parent.mkdir()
+            Image.fromarray(image).save(paths[-1])
+    metadata = write(tmp_path / "rows.jsonl", rows)
+    benchmark = GenEval(detector, colors, metadata, allow_other_version=True, images=1, options=LOW)
+    scores = list(benchmark.score(zip(benchmark.prompts(), paths, strict=True)))
+    assert [score.value for score in scores] == expected
+    assert {score.judge for score in scores} == {f"geneval-{detector.id}+{colors.id}"}
+    assert scores == [Score.from_json(score.to_json()) for score in scores]
+    assert scores[3].detail["reasons"][0].startswith("expected ")
+    assert [len(look) for look in scores[2].detail["colors"].values()] == [10]
+    summary = benchmark.summarise(scores)
+    assert "Total images: 24" in summary
+    assert "colors           = 50.00% (4 / 8)" in summary
+    assert "PARTIAL: no image of position, color_attr" in summary
+    assert summary[-1].startswith("NOT FOR A LEADERBOARD: ")
+
+
+def test_what_cannot_be_read_is_unjudged_and_spoils_nothing(judges: tuple[Mmdet, Clip], files: Path) -> None:
+    benchmark = tiny(judges, files)
+    torn, good, missing = (files / f"{i}.png" for i in range(3))
+    Image.fromarray(picture(0)).save(good)
+    torn.write_bytes(good.read_bytes()[:200])
+    prompt = benchmark.prompts()[0]
+    scores = list(benchmark.score([(prompt, torn), (prompt, good), (prompt, missing)]))
+    assert [score.value is None for score in scores] == [True, False, True]
+    assert "cannot be read" in scores[0].detail["unjudged"]
+    assert scores[2].detail["unjudged"] == "2.png is missing"
+    (result,) = [json.loads(line) for line in benchmark.files(scores[:1], files)["results.jsonl"].splitlines()]
+    assert (result["correct"], result["details"]) == (False, "{}")
+    assert result["reason"].startswith("unjudged: 0.png cannot be read")
+    assert benchmark.summarise([]) == ["no image was scored"]
+
+
+def tiny(judges: tuple[Mmdet, Clip], files: Path, **options: Any) -> GenEval:
+    return GenEval(
+        *judges, str(files / "metadata.jsonl"), allow_other_version=True, **{"images": 2, "options": LOW, **options}
+    )
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+def arguments(files: Path, *more: str) -> list[str]:
+    return [
+        *("benchmark=geneval", "method=plain", "device=cpu", "benchmark.images=2", "benchmark.classes=model"),
+        *(f"benchmark.metadata={files / 'metadata.jsonl'}", "benchmark.allow_other_version=true"),
+        *(f"benchmark.detector.config={files / 'tiny.py'}", "benchmark.detector.weights=random"),
+        *("benchmark.detector.short_side=64", f"benchmark.colors.model={files / 'tiny_clip.json'}"),
+        *("benchmark.colors.weights=random", *(f"benchmark.options.{name}={value}" for name, value in LOW.items())),
+        *more,
+    ]
+
+
+@pytest.fixture(scope="module")
+def run(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the embedded model."""
+    cwd = tmp_path_factory.mktemp("run")
+    code, output = harness(cwd, *arguments(files))
+    assert code == 0, output
+    assert "1 of 5 prompts left out: they name 1 classes beside benchmark.classes (zebra)" in output
+    assert "random weights test the path" in output
+    (folder,) = folders(cwd)
+    return folder
+
+
+def test_a_run_leaves_the_references_files_and_stays_off_the_leaderboard(run: Path) -> None:
+    results = read_results(run / "results.jsonl")
+    assert [result.tag for result in results] == [t for t in TAGS for _ in range(2)]
+    assert all(Path(result.filename).name in ("0.png", "1.png") for result in results)
+    assert json.loads(results[0].metadata) == ROWS[0]
+    raw = (run / "results.jsonl").read_text()
+    assert "\\/" in raw
+    assert "/" not in raw.replace("\\/", "")
+    said = (run / "summary.txt").read_text()
+    assert said.startswith("\n".join(summarize(results).lines()))
+    assert "PARTIAL: 4 of 5 prompts" in said
+    assert (run.parents[2] / "leaderboard.csv").read_text().count("\n") == 1  # the header
+
+
+TAGS = ("single_object", "two_object", "colors", "counting")
+
+
+def test_scoring_resumes_where_it_was_killed(run: Path, files: Path, tmp_path: Path) -> None:
+    shutil.copytree(run.parents[2], tmp_path / "results")
+    (folder,) = folders(tmp_path)
+    whole = {name: (folder / name).read_text() for name in ("scores.jsonl", "summary.txt")}
+    lines = whole["scores.jsonl"].splitlines(keepends=True)
+    (folder / "scores.jsonl").write_text("".join(lines[:3]) + lines[3][:50])
+    (folder / "results.jsonl").unlink()
+    code, output = harness(tmp_path, *arguments(files, "stages=[score]"))
+    assert code == 0, output
+    assert {name: (folder / name).read_text() for name in whole} == whole
+    assert len(read_results(folder / "results.jsonl")) == 8
+    before = (folder / "scores.jsonl").stat().st_mtime_ns
+    harness(tmp_path, *arguments(files, "stages=[score]"))
+    assert (folder / "scores.jsonl").stat().st_mtime_ns == before
+
+
+def test_an_exported_run_scores_the_same_elsewhere(
+    run: Path, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = tmp_path / "official images"
+    metadata = ["--metadata", str(files / "metadata.jsonl")]
+    assert main(["export", str(run), str(folder), *metadata]) == 0
+    assert f"{folder}: 8 images" in capsys.readouterr().out
+    assert json.loads((folder / "00003/metadata.jsonl").read_text()) == ROWS[3]
+    assert (folder / "00003/samples/0001.png").read_bytes() == (run / "images/00003/1.png").read_bytes()
+    assert main(["export", str(run), str(folder), *metadata]) == 2
+    assert "is not empty" in capsys.readouterr().err
+
+    elsewhere = [a for a in arguments(files) if a != "benchmark.classes=model"]
+    elsewhere += ["benchmark.classes=[cat,dog,cup,car,bird]", f"benchmark.images={folder}"]
+    code, output = harness(tmp_path, *elsewhere)
+    assert (code, "set stages=[score]" in output) == (2, True)
+    code, output = harness(tmp_path, *elsewhere[:-1], "benchmark.images=four")
+    assert (code, "benchmark.images=four: neither a number nor a folder" in output) == (2, True)
+    code, output = harness(tmp_path, "benchmark=pictogram", f"benchmark.images={folder}", "stages=[score]")
+    assert (code, "benchmark=pictogram has no folder layout" in output) == (2, True)
+    code, output = harness(tmp_path, *elsewhere, "stages=[score]")
+    assert code == 0, output
+    assert "Parsing model" not in output  # open_clip's talk
+    assert "2 images a prompt where the reference has 4" in output
+    (made,) = folders(tmp_path)
+    assert made.parent.name == "official_images"
+    ours, theirs = ([json.loads(line) for line in (f / "scores.jsonl").open()] for f in (run, made))
+    assert ours == theirs
+    names = [result.filename for result in read_results(made / "results.jsonl")]
+    assert names[0] == str(folder / "00000/samples/0000.png")
+    code, output = harness(tmp_path, *elsewhere, "stages=[score,report]")
+    assert (code, len(folders(tmp_path))) == (0, 1)
+    code, output = harness(tmp_path, "run", str(made), module="harness.check")
+    assert (code, output) == (0, "9 passed, 0 failed\n")
+    assert main(["summary", str(made / "results.jsonl")]) == 0
+    assert capsys.readouterr().out.startswith("Summary\n=======\nTotal images: 8")
+
+    Image.fromarray(picture(0)).save(folder / "00000/samples/0000.png")
+    code, output = harness(tmp_path, *elsewhere, "stages=[score]")
+    assert (code, len(folders(tmp_path))) == (0, 2)  # other images are another run
+    assert "images of several sizes: 7 of 48 x 48, 1 of 64 x 64" in output
+
+
+# --- folders made elsewhere -------------------------------------------------------------------------------------------
+
+
+def official(folder: Path, images: dict[int, Sequence[str]]) -> Path:
+    for number, names in images.items():
+        samples = folder / f"{number:05d}" / "samples"
+        samples.mkdir(parents=True)
+        (samples.parent / "metadata.jsonl").write_text(json.dumps(ROWS[number], indent=1))
+        for name in names:
+            Image.fromarray(picture(number)).save(samples / name, format="PNG")
+    return folder
+
+
+def read(folder: Path, files: Path, **options: Any) -> GenEval:
+    options = {"metadata": str(files / "metadata.jsonl"), "allow_other_version": True, **options}
+    return idle(**options, images=str(folder))
+
+
+def test_images_are_found_as_the_reference_finds_them(
+    files: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    four = ["00000.png", "00001.png", "00002.png", "00010.png"]
+    folder = official(tmp_path / "images", {0: four, 1: four[::-1], 3: four[:3]})
+    (folder / "00000/samples/grid.png").touch()
+    (folder / "00000/grid.png").touch()
+    (folder / "notes").mkdir()
+    (folder / "00001").rename(folder / "77")  # the row counts, not the number
+    benchmark = read(folder, files)
+    assert benchmark.images == 4
+    assert benchmark.found["geneval/00001", 3] == folder / "77/samples/00010.png"
+    assert len(benchmark.found) == 11
+    assert "9 of 20 images are missing, from 3 prompts (geneval/00002, geneval/00003, geneval/00004)" in caplog.text
+    assert benchmark.excluded == "images made elsewhere: what they cost is not known"
+    only = read(folder, files, classes=["cat"])
+    assert list(only.found) == [("geneval/00000", i) for i in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("break_it", "problem"),
+    [
+        (lambda folder: shutil.rmtree(folder), "a number of images per prompt, or a folder of GenEval's layout"),
+        (lambda folder: (folder / "00000/samples/0000.png").unlink(), "no image; GenEval's layout is"),
+        (lambda folder: (folder / "00000/metadata.jsonl").unlink(), "00000/metadata.jsonl: no metadata row"),
+        (lambda folder: write(folder / "00000/metadata.jsonl", ROWS), "no metadata row"),
+        (lambda folder: (folder / "00000/metadata.jsonl").write_text("[]"), "expected one JSON object, found list"),
+        (
+            lambda folder: write(folder / "00000/metadata.jsonl", [{**ROWS[0], "prompt": "other"}]),
+            "'other' is no row of the benchmark's metadata; set benchmark.metadata to the file",
+        ),
+        (lambda folder: shutil.copytree(folder / "00000", folder / "00001"), "another folder has the same row"),
+    ],
+)
+def test_a_folder_of_another_layout_is_refused(break_it: Any, problem: str, files: Path, tmp_path: Path) -> None:
+    folder = official(tmp_path / "images", {0: ["0000.png"]})
+    break_it(folder)
+    with pytest.raises(UserError) as caught:
+        read(folder, files)
+    assert problem in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_the_prompts_asked_for_is_refused(files: Path, tmp_path: Path) -> None:
+    folder = official(tmp_path / "images", {0: ["0000.png"]})
+    with pytest.raises(UserError, match="no image of the 1 prompts asked for"):
+        read(folder, files, classes=["zebra"])
+
+
+def test_a_run_of_another_metadata_file_is_not_exported(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    other = write(tmp_path / "other.jsonl", ROWS[::-1])
+    assert main(["export", str(run), str(tmp_path / "out"), "--metadata", other]) == 2
+    assert "line 1: 'geneval/00000' is no row of the metadata file" in capsys.readouterr().err

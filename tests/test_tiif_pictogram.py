@@ -1,0 +1,173 @@
+"""The embedded TIIF-style benchmark: its texts are the model's, its questions the judge's, its key is what is drawn."""
+
+from __future__ import annotations
+
+import csv
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from runs import folders, harness
+
+from benchmarks.tiif.interview import Asked, Interview, message
+from benchmarks.tiif_pictogram import GROUPS, TiifPictogram
+from benchmarks.tiif_pictogram.looking import Eyes
+from harness.judges.pictogram import PictogramDetector
+from harness.models.pictogram import world
+from harness.models.pictogram.grammar import CLASS_SETS, PROMPT_POSITIONS, parse_layout, vocabulary, words
+from harness.records import Prompt, UserError
+
+CLASSES = CLASS_SETS["pictogram_16"]
+
+
+@dataclass(frozen=True)
+class Seen:
+    name: str
+    box: tuple[float, float, float, float]
+    color: str
+    score: float = 0.9
+
+
+class Perfect:
+    """A detector that knows what was drawn, by the picture's bytes; any other picture is empty to it."""
+
+    id, classes = "perfect", CLASSES
+
+    def __init__(self) -> None:
+        self.drawn: dict[bytes, list[Seen]] = {}
+
+    def detect(self, images: Sequence[np.ndarray]) -> list[list[Seen]]:
+        if any(image.shape != (48, 48, 3) for image in images):
+            raise ValueError("not a picture of 48x48x3")
+        return [self.drawn.get(image.tobytes(), []) for image in images]
+
+
+@cache
+def prompts(scenes: int = 90, seed: int = 0) -> list[Prompt]:
+    return TiifPictogram(Interview(Eyes(Perfect())), scenes=scenes, seed=seed).prompts()
+
+
+def scene(prompt: Prompt, detector: Perfect) -> np.ndarray:
+    """A picture that shows what a prompt says."""
+    found = parse_layout(prompt.text)
+    assert found is not None
+    pixels, placed = world.scene(found[0], random.Random(prompt.id), found[1])
+    detector.drawn[pixels.tobytes()] = [Seen(one.name, one.box, one.color or "plain") for one in placed]
+    return pixels
+
+
+def test_prompts_are_pairs_of_six_dimensions_in_the_models_own_words() -> None:
+    assert Counter(p.category for p in prompts()) == {
+        f"{n}/{d}": 15 for n in ("short", "long") for d in GROUPS.dimensions
+    }
+    assert len({p.text for p in prompts()}) == len({p.id for p in prompts()}) == 180
+    for short, long in zip(prompts()[::2], prompts()[1::2], strict=True):
+        assert (short.cluster, short.spec, short.weight) == (long.cluster, long.spec, long.weight)
+        assert parse_layout(short.text) == parse_layout(long.text) is not None
+        assert len(words(short.text)) < len(words(long.text)) <= PROMPT_POSITIONS
+        assert set(words(long.text)) <= set(vocabulary())
+        assert short.weight == len(short.spec["questions"]) == len(set(short.spec["questions"]))
+        assert set(short.spec["answers"]) == {"yes", "no"}
+    keys = Counter(answer for p in prompts() for answer in p.spec["answers"])
+    assert 0.2 < keys["no"] / keys.total() < 0.3
+
+
+def test_prompts_are_seeded_and_a_smaller_set_is_part_of_a_larger_one() -> None:
+    assert [p.id for p in prompts(30)] != [p.id for p in prompts()]
+    assert {p.id: p for p in prompts()} | {p.id: p for p in prompts(30)} == {p.id: p for p in prompts()}
+    assert not {p.text for p in prompts(6, seed=1)} & {p.text for p in prompts(6)}
+    with pytest.raises(UserError, match=r"benchmark\.scenes=5: at least one for each of the 6"):
+        prompts(5)
+    with pytest.raises(UserError, match="different scenes of dimension numeracy cannot be had"):
+        prompts(6 * 300)
+    with pytest.raises(UserError, match=r"benchmark\.classes=birds: choose from pictogram_16"):
+        TiifPictogram(Interview(Eyes(Perfect())), classes="birds")
+
+
+def test_the_key_is_what_a_true_picture_shows_and_nothing_else() -> None:
+    detector = Perfect()
+    judge = Interview(Eyes(detector))
+    pictures = [scene(p, detector) for p in prompts()]
+    asked = [Asked(p.id, p.spec["questions"], picture) for p, picture in zip(prompts(), pictures, strict=True)]
+    for prompt, heard in zip(prompts(), judge.ask(asked), strict=True):
+        assert heard.answers == tuple(prompt.spec["answers"]), (prompt, heard)
+    wrong = [Asked(a.key, a.questions, b.image) for a, b in pairwise(asked)]
+    wrong_answers = [heard.answers for heard in judge.ask(wrong)]
+    right = [a == tuple(p.spec["answers"]) for a, p in zip(wrong_answers, prompts(), strict=False)]
+    assert all(wrong_answers) and sum(right) < 0.55 * len(right)  # the two wordings of a scene show the same
+    empty = judge.ask([Asked(p.id, p.spec["questions"], np.zeros((48, 48, 3), np.uint8)) for p in prompts()])
+    assert {word for heard in empty for word in heard.answers or ()} == {"no"}
+
+
+def test_the_shipped_judge_sees_what_is_drawn() -> None:
+    detector, some = Perfect(), prompts(36)
+    judge = Interview(Eyes(PictogramDetector()))
+    heard = judge.ask([Asked(p.id, p.spec["questions"], scene(p, detector)) for p in some])
+    right = [
+        a == b
+        for one, p in zip(heard, some, strict=True)
+        for a, b in zip(one.answers or (), p.spec["answers"], strict=True)
+    ]
+    assert np.mean(right) > 0.97
+    assert judge.id.startswith("pictogram-judge-") and "-eyes-0.4-" in judge.id
+
+
+def test_each_kind_of_question_is_answered_by_looking() -> None:
+    detector = Perfect()
+    picture = np.ones((48, 48, 3), np.uint8)
+    detector.drawn[picture.tobytes()] = [
+        *(
+            Seen("bus", (2, 2, 18, 18), "red"),
+            Seen("bus", (4, 28, 20, 44), "red"),
+            Seen("cat", (30, 4, 46, 20), "white"),
+        ),
+        Seen("bus", (30, 28, 46, 44), "blue", score=0.3),  # not sure enough
+    ]
+    asked = {
+        "Is there a bus in the image?": "yes: red bus 0.90, red bus 0.90",
+        "Are there buses in the image?": "yes: red bus 0.90, red bus 0.90",
+        "Is there an apple in the image?": "no: nothing",
+        "Is the number of buses 2?": "yes: red bus 0.90, red bus 0.90",
+        "Is the number of buses on the top 1?": "yes: red bus 0.90",
+        "Is the number of buses on the right 0?": "yes: nothing",
+        "Are the buses red?": "yes: red bus 0.90, red bus 0.90",
+        "Is the cat black?": "no: white cat 0.90",
+        "Is the dog black?": "no: nothing",
+        "Is the bus left of the cat?": "yes: red bus 0.90, white cat 0.90, left of",
+        "Is the bus right of the cat?": "no: red bus 0.90, white cat 0.90, left of",
+        "Is the bus below the dog?": "no: red bus 0.90, nothing, no relation",
+    }
+    eyes = Eyes(detector)
+    (reply,) = eyes.reply([message("any", list(asked))], [picture], "")
+    assert reply.splitlines() == list(asked.values())  # type: ignore[union-attr]
+    assert eyes.reply(["Is it art?"], [picture], "") == ["Unknown: no question that a detector understands"]
+    replies = eyes.reply(["Is there a bus in the image?"] * 2, [picture, np.zeros((9, 9, 3), np.uint8)], "")
+    assert replies == ["yes: red bus 0.90, red bus 0.90", "Unreadable: not a picture of 48x48x3"]
+
+
+def test_a_run_of_the_embedded_model(tmp_path: Path) -> None:
+    command = ("benchmark=tiif_pictogram", "benchmark.prompts=12", "sampler.slots=24")
+    code, said = harness(tmp_path, *command)
+    assert code == 0, said
+    (folder,) = folders(tmp_path)
+    (row,) = csv.DictReader((tmp_path / "results/leaderboard.csv").open())
+    assert 0.1 < float(row["score"]) < 1
+    assert float(row["score"]) == pytest.approx(
+        (float(row["short/overall"]) + float(row["long/overall"])) / 2, abs=2e-4
+    )
+    assert float(row["short/basic"]) == pytest.approx(
+        np.mean([float(row[f"short/{d}"]) for d in ("color", "2d_spatial_relation", "numeracy")]), abs=2e-4
+    )
+    assert "it says yes to" in (folder / "summary.txt").read_text()
+    picture = next(folder.rglob("images/numeracy/long/0/0.png"))
+    assert Image.open(picture).size == (48, 48)
+    before = (folder / "scores.jsonl").read_bytes()
+    assert harness(tmp_path, *command, "stages=[score]")[0] == 0
+    assert (folder / "scores.jsonl").read_bytes() == before
