@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from harness.hooks import coupled as coupled
     from harness.hooks import entropy as entropy
     from harness.hooks import exact as exact
+    from harness.hooks import faced as faced
     from harness.hooks import leftover as leftover
-    from harness.hooks import stakes as stakes
+    from harness.hooks import own as own
     from harness.hooks import unguided as unguided
-    from harness.hooks import verify_chain as verify_chain
+    from harness.hooks import verify as verify
     from harness.judges.verifier import Verifier as Verifier
     from harness.models import ImageModel as ImageModel
     from harness.noise import Noise as Noise
@@ -37,12 +38,15 @@ if TYPE_CHECKING:
     from harness.session import Judge as Judge
     from harness.session import Method as Method
     from harness.session import Session as Session
+    from harness.trees import Tree as Tree
+    from harness.trees import paths as paths
+    from harness.trees import without_replacement as without_replacement
 
 _HOME = {
     "harness.download": ("cache_folder",),
     "harness.hooks": (
         "Draft", "Drafts", "Guide", "Probe", "Rule", "cfg", "coupled", "entropy", "exact",
-        "leftover", "stakes", "unguided", "verify_chain",
+        "faced", "leftover", "own", "unguided", "verify",
     ),
     "harness.judges.verifier": ("Verifier",),
     "harness.models": ("ImageModel",),
@@ -51,6 +55,7 @@ _HOME = {
     "harness.records": ("UserError",),
     "harness.sampler": ("Canvas", "Image"),
     "harness.session": ("Decoding", "Drafter", "Judge", "Method", "Session"),
+    "harness.trees": ("Tree", "paths", "without_replacement"),
 }  # fmt: skip
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 __all__ = sorted(_MODULE)

@@ -62,10 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return say(error)
 
 
-def _verdict(passed: int, failed: int, messages: Sequence[str], skipped: int = 0) -> int:
+def _verdict(passed: int, failed: int, messages: Sequence[str]) -> int:
     for message in messages:
         print(message)
-    print(f"{passed} passed, {failed} failed" + (f", {skipped} skipped" if skipped else ""))
+    print(f"{passed} passed, {failed} failed")
     return 1 if failed else 0
 
 

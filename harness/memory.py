@@ -52,9 +52,9 @@ class Need:
         return f"{slots} slots x {self.slot / GB:.3g} GB{others} = {self.of(slots) / GB:.3g} GB"
 
 
-def needed(model: ImageModel, *, width: int, prefill: tuple[int, int], render_batch: int) -> Need:
+def needed(model: ImageModel, *, width: int, prefill: tuple[int, int], render_batch: int, room: int = 0) -> Need:
     """What a sampler of that shape over `model` takes, without its slots being there."""
-    cache = model.cache(1)
+    cache = model.cache(1, room)
     modules = [part for part in vars(model).values() if isinstance(part, nn.Module)]
     weights = {id(t): t.nbytes for module in modules for t in (*module.parameters(), *module.buffers())}
     context = model.max_context * model.dim * cache.keys.element_size() + 8 * model.num_tokens
@@ -79,6 +79,7 @@ def choose_slots(
     width: int,
     prefill: tuple[int, int],
     render_batch: int,
+    room: int = 0,
 ) -> int:
     """The number of slots of a run: what is asked for, or fewer where memory is short; without a wish, what fits.
 
@@ -89,7 +90,7 @@ def choose_slots(
     """
     if asked is not None and memory_gb is None and model.device.type == "cpu":
         return asked
-    need = needed(model, width=width, prefill=prefill, render_batch=render_batch)
+    need = needed(model, width=width, prefill=prefill, render_batch=render_batch, room=room)
     if memory_gb is None:
         budget, source = _free(model.device) + need.weights, "free on the device, the weights' included"
     else:

@@ -70,3 +70,8 @@ class Noise:
     def race(self, lane: int, weight_RTV: Tensor) -> Tensor:
         """Draw from laws given up to a factor: argmax of weight / -log u, int64 [R, T]. Zero weights never win."""
         return (weight_RTV.double() / -self.uniform(lane, weight_RTV.shape[-1]).log()).argmax(-1)
+
+    def order(self, lane: int, weight_RV: Tensor, count: int) -> Tensor:
+        """The first `count` of a race at one position: draws without replacement, int64 [R, count]; T is 1."""
+        time_RV = weight_RV.double() / -self.uniform(lane, weight_RV.shape[-1])[:, 0].log()
+        return time_RV.sort(dim=-1, descending=True, stable=True).indices[:, :count]

@@ -18,7 +18,7 @@ from harness.memory import GB, choose_slots, needed
 from harness.models.checkpoint import device_named
 from harness.records import Job, Prompt, UserError, digest, dump, one_line
 from harness.sampler import Sampler
-from harness.scheduler import Delivery, Scheduler, expect_fit, parts
+from harness.scheduler import Delivery, Scheduler, demands, expect_fit, parts
 from harness.store import SCHEMA, fingerprint
 
 
@@ -63,7 +63,7 @@ class Point:
     def _sampler_shape(self) -> dict[str, Any]:
         """The sampler's sizes, with the number of slots that memory allows; `memory_gb` itself names no result."""
         shape = container(self.config.sampler)
-        memory_gb, width = shape.pop("memory_gb", None), self.method.width
+        memory_gb, needs = shape.pop("memory_gb", None), demands(self.method)
         one_job = self.method.rows * self.method.streams
         if shape["slots"] is None and shape["concurrency"] is not None:
             shape["slots"] = one_job * shape["concurrency"]
@@ -73,12 +73,12 @@ class Point:
             one_job=one_job,
             most=one_job * max(1, len(self.jobs)),
             memory_gb=memory_gb,
-            width=width,
+            **needs,
             prefill=tuple(shape["prefill"]),
             render_batch=shape["render_batch"],
         )
-        expect_fit(self.method, self.model, self.sampling, slots=shape["slots"], width=width)
-        return {**shape, "width": width}
+        expect_fit(self.method, self.model, self.sampling, slots=shape["slots"], **needs)
+        return {**shape, **needs}
 
     def _memory_gb(self) -> float:
         """What the target and the slots of one image need; judges and drafters apart."""

@@ -9,8 +9,11 @@ Prefill, decoding, speculative verification, skipping, rewinding and re-promptin
 numbers. Every forward has a constant shape, whoever is in flight: [S, W] for decoding, [B, C] for prefill; positions
 that pad it are written to scratch and never read, so the tokens of a job do not depend on its company.
 
+The nodes of a draft tree lie in the cache one behind the other, wherever in the image they would be, and see only
+their ancestors; the accepted path is then moved to where a chain would lie.
+
 Shapes: S slots, R canvases, K streams of a canvas, W positions per forward, T = 1 + draft length, P context length,
-N image tokens, V vocabulary, D model width.
+N image tokens, V vocabulary, D model width, Q streams of some canvases.
 """
 
 from __future__ import annotations
@@ -26,12 +29,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.hooks import Draft, Drafts, Guide, Probe, Rule, Sampling, Verdict, cfg, unguided, warp
+from harness.hooks import Draft, Drafts, Guide, Probe, Rule, Sampling, Verdict, cfg, plant, unguided, warp
 from harness.models import ImageModel
-from harness.models.trunk import Attend
+from harness.models.trunk import Attend, GapMask, Mask, TreeMask
 from harness.models.vq import MISSING
 from harness.noise import DRAW, Noise, derive, words
 from harness.records import Usage, UserError
+from harness.trees import Forest
 
 Image = np.ndarray
 """uint8 [height, width, 3]."""
@@ -112,8 +116,9 @@ class Sampler:
     """The shared batched sampler.
 
     `slots` streams are alive at once; `width` positions per stream fit one decoding forward (1; speculative
-    methods 1 + draft length). `prefill` is the constant [rows, positions] shape of prefill forwards, `render_batch`
-    that of the image decoder. Raises UserError when the model cannot do what is asked of it.
+    methods 1 + draft length), and `room` positions behind the image are there for the nodes of draft trees.
+    `prefill` is the constant [rows, positions] shape of prefill forwards, `render_batch` that of the image decoder.
+    Raises UserError when the model cannot do what is asked of it.
     """
 
     def __init__(
@@ -123,19 +128,20 @@ class Sampler:
         *,
         slots: int,
         width: int = 1,
+        room: int = 0,
         prefill: tuple[int, int] = (8, 32),
         render_batch: int = 8,
     ) -> None:
         if slots < 1 or width < 1:
             raise UserError(f"sampler.slots={slots}, width={width}: both must be at least 1")
         self.model, self.sampling = model, sampling
-        self.slots, self.width, self.prefill, self.render_batch = slots, width, prefill, render_batch
+        self.slots, self.width, self.room, self.prefill, self.render_batch = slots, width, room, prefill, render_batch
         device = model.device
-        self._cache = model.cache(slots)
+        self._cache = model.cache(slots, room)
         self._context_SPD = torch.zeros(
             (slots + 1, model.max_context, model.dim), dtype=model.dtype, device=device
         )  # the last slot is scratch
-        self._token_SN = torch.zeros((slots + 1, model.num_tokens), dtype=torch.int64, device=device)
+        self._token_SN = torch.zeros((slots + 1, model.num_tokens + room), dtype=torch.int64, device=device)
         self._key_S2 = torch.zeros((slots + 1, 2), dtype=torch.int64, device=device)
         self._column_W = torch.arange(width, device=device)
         self._frontier_SWV: Tensor | None = None
@@ -263,26 +269,29 @@ class Sampler:
         """Bring the logits at every frontier (and behind every draft token) to hand, in one constant-shape forward.
 
         Streams with more pending positions than `width` are prefilled first. Raises ValueError for a finished
-        canvas, and for a draft longer than `width` - 1 or reaching past the last token but one.
+        canvas, and for a draft of more than `width` - 1 tokens or reaching past the last token but one.
         """
         waiting = [(c, d) for c, d in zip(rows, drafts, strict=True) if not self.ready(c, d)]
         if not waiting:
             return
         lengths = [0 if draft is None else len(draft) for _, draft in waiting]
-        for (canvas, draft), length in zip(waiting, lengths, strict=True):
+        trees = plant([draft for _, draft in waiting], max(lengths))
+        for i, ((canvas, draft), length) in enumerate(zip(waiting, lengths, strict=True)):
             _expect_open(canvas)
             _expect_whole(canvas)
             if canvas.done:
                 raise ValueError("the canvas is finished: nothing is left to draw")
-            room = min(self.width, self.model.num_tokens - canvas.length) - 1
-            if length > room:
-                raise ValueError(f"draft of {length} tokens at {canvas.length}: at most {room} fit")
+            depth = length if trees is None else int(trees.depth_RT[i].max())
+            left = self.model.num_tokens - canvas.length
+            if length > self.width - 1 or depth > left - 1 or length > left + self.room:
+                fit = min(self.width, left) - 1
+                raise ValueError(f"draft of {length} tokens, {depth} deep, at {canvas.length}: at most {fit} fit")
             if draft:
                 place = slice(canvas.length, canvas.length + length)
                 self._token_SN[self._slots(canvas), place] = draft.tokens.to(self.model.device)
         self._begin([canvas for canvas, _ in waiting])
         self._prefill([(c, g) for (c, _), g in zip(waiting, lengths, strict=True)])
-        self._decode([c for c, _ in waiting], lengths)
+        self._decode([c for c, _ in waiting], lengths, trees)
 
     def verdict(self, canvas: Canvas) -> Verdict | None:
         """What the last draw said of its draft, for drafters; None if that was not followed or the canvas changed."""
@@ -307,12 +316,27 @@ class Sampler:
         """Signals of the laws at the frontiers of `rows`, which must be ready. Draws nothing."""
         signals: list[dict[str, float]] = [{} for _ in rows]
         with self.working(rows):
-            for places, logits_RKTV, law_RTV in self._laws(rows, 1):
+            for places, logits_RKTV, law_RTV in self._laws(rows, 1, self._column_W[:1].expand(len(rows), 1)):
                 named = probe(logits_RKTV, law_RTV)
                 table = torch.stack([value.double() for value in named.values()], 1).tolist()
                 for place, values in zip(places, table, strict=True):
                     signals[place] = dict(zip(named, values, strict=True))
         return signals
+
+    @torch.no_grad()
+    def laws(self, rows: Sequence[Canvas], drafts: Sequence[Draft | None], sampling: Sampling | None = None) -> Tensor:
+        """Laws [R, T, V] at the frontiers and behind the draft tokens of `rows`, which must be ready. Draws nothing.
+
+        For drafters; `sampling` replaces the sampler's own. Places that a row's draft does not have are zero.
+        """
+        width = 1 + max((len(draft) for draft in drafts if draft), default=0)
+        table = None
+        with self.working(rows):
+            for places, _, law_RTV in self._laws(rows, width, self._depths(drafts, width), sampling):
+                table = law_RTV.new_zeros((len(rows), *law_RTV.shape[1:])) if table is None else table
+                table[self._tensor(places)] = law_RTV
+        assert table is not None
+        return table
 
     @torch.no_grad()
     def draw(self, rows: Sequence[Canvas], drafts: Sequence[Draft | None], rule: Rule) -> list[int]:
@@ -325,7 +349,7 @@ class Sampler:
             packed = []
             order: list[int] = []
             law_of: dict[int, Tensor] = {}
-            for places, _, law_RTV in self._laws(rows, width):
+            for places, _, law_RTV in self._laws(rows, width, self._depths(drafts, width)):
                 law_of.update({i: law_RTV[r] for r, i in enumerate(places) if _followed(drafts[i])})
                 names, values_RX = self._apply(rule, [rows[i] for i in places], [drafts[i] for i in places], law_RTV)
                 packed.append(values_RX)
@@ -364,7 +388,8 @@ class Sampler:
         place_RT = self._tensor([[*at, *[at[0]] * (width - len(at))] for at in places])
         with self.working(rows):
             order, tables = [], []
-            for chosen, _, law_RTV in self._laws(rows, width, place_RT):
+            depth_RT = place_RT - self._tensor([canvas.length for canvas in rows]).unsqueeze(1)
+            for chosen, _, law_RTV in self._laws(rows, width, depth_RT):
                 at_RT = place_RT[self._tensor(chosen)]
                 drawn_RT = Noise(self._key_S2[self._firsts([rows[i] for i in chosen])], at_RT).race(DRAW, law_RTV)
                 log_prob_RT = law_RTV.gather(-1, drawn_RT.unsqueeze(-1)).squeeze(-1).double().log()
@@ -449,11 +474,11 @@ class Sampler:
             start_B = self._tensor([s.start for _, s in batch] + padding)
             pos_BW = self._positions([s.cached for _, s in batch] + padding, counts + padding, chunk)
             with self._clock.measure([canvas._usage for canvas, _ in batch]):
-                self._feed(slot_B, start_B, pos_BW, self._cache.attend_some(slot_B, pos_BW))
+                self._feed(slot_B, start_B, pos_BW, pos_BW, self._cache.attend_some(slot_B, pos_BW))
             self._book(batch, counts)
             todo += [(c, s) for c, s in batch if s.cached < s.start + c.length - 1]
 
-    def _decode(self, rows: list[Canvas], drafts: list[int]) -> None:
+    def _decode(self, rows: list[Canvas], drafts: list[int], trees: Forest | None) -> None:
         """One [S, W] forward; the logits behind the last pending position and every draft token reach the frontier."""
         streams = [(canvas, stream) for canvas in rows for stream in canvas._streams]
         draft_of = {id(canvas): draft for canvas, draft in zip(rows, drafts, strict=True)}
@@ -466,23 +491,37 @@ class Sampler:
             begin[stream.slot], count[stream.slot], start[stream.slot] = stream.cached, pending + draft, stream.start
             for t in range(canvas._ahead + 1, draft + 1):
                 column[stream.slot, t], fresh[stream.slot, t] = pending - 1 + t, True
+        at_SW = self._positions(begin, count, self.width)
+        pos_SW, mask = (at_SW, None) if trees is None else self._arrange(rows, trees, at_SW)
+        self._compute(rows, start, pos_SW, at_SW, mask, column, fresh)
+        self._book(streams, [count[stream.slot] for _, stream in streams])
+        for canvas, draft in zip(rows, drafts, strict=True):
+            canvas._ahead = draft
+
+    def _compute(
+        self,
+        rows: Sequence[Canvas],
+        start: list[int],
+        pos_SW: Tensor,
+        at_SW: Tensor,
+        mask: Mask | None,
+        column: np.ndarray,
+        fresh: np.ndarray,
+    ) -> None:
+        """The forward itself: logits of the columns `column` [S, W] reach the frontier where `fresh`; books a pass."""
         slot_S = torch.arange(self.slots, device=self.model.device)
-        pos_SW = self._positions(begin, count, self.width)
-        with self._clock.measure([canvas._usage for canvas, _ in streams]):
-            hidden_SWD = self._feed(slot_S, self._tensor(start), pos_SW, self._cache.attend_all(pos_SW))
+        with self.working([canvas for canvas in rows for _ in canvas._streams]):
+            hidden_SWD = self._feed(slot_S, self._tensor(start), pos_SW, at_SW, self._cache.attend_all(at_SW, mask))
             logits_SWV = self.model.head(hidden_SWD)
             if self._frontier_SWV is None:
                 self._frontier_SWV = torch.zeros_like(logits_SWV)
             behind_SWV = logits_SWV.gather(1, self._tensor(column).unsqueeze(-1).expand_as(logits_SWV))
             fresh_SW1 = torch.from_numpy(fresh).to(self.model.device).unsqueeze(-1)
             torch.where(fresh_SW1, behind_SWV, self._frontier_SWV, out=self._frontier_SWV)
-        self._book(streams, [count[stream.slot] for _, stream in streams])
-        for canvas, draft in zip(rows, drafts, strict=True):
-            canvas._ahead = draft
         for usage in {id(canvas._usage): canvas._usage for canvas in rows}.values():
             usage.target_passes += 1
         self.rounds += 1
-        self.fed += len(streams)
+        self.fed += sum(len(canvas._streams) for canvas in rows)
 
     def _stand_in(self, canvas: Canvas, at: Sequence[int]) -> list[int]:
         """Puts stand-ins before places that have nothing there; returns where."""
@@ -495,11 +534,11 @@ class Sampler:
 
     def _feed_at(self, rows: Sequence[Canvas], places: Sequence[Sequence[int]], stand_ins: list[list[int]]) -> None:
         """One [S, W] forward of all tokens not fed yet, and stand-ins; the logits of `places` reach the frontier."""
-        pos = np.full((self.slots, self.width), self._cache.length, dtype=np.int64)
-        hidden = np.zeros((self.slots, self._cache.length + 1), dtype=bool)
-        column, start = np.zeros((self.slots, self.width), dtype=np.int64), [0] * self.slots
-        streams = [(canvas, stream) for canvas in rows for stream in canvas._streams]
-        for canvas, at, extra in zip(rows, places, stand_ins, strict=True):
+        at = np.full((self.slots, self.width), self._cache.length, dtype=np.int64)
+        gap = np.zeros((self.slots, self._cache.length + 1), dtype=bool)
+        column, start = np.zeros_like(at), [0] * self.slots
+        fresh = np.zeros(at.shape, dtype=bool)
+        for canvas, wanted, extra in zip(rows, places, stand_ins, strict=True):
             there = np.zeros(self.model.num_tokens, dtype=bool)
             there[[*range(canvas.length), *canvas._islands]] = True
             for stream in canvas._streams:
@@ -507,9 +546,10 @@ class Sampler:
                 fed = sorted({*known, *extra} - stream.beyond)
                 if len(fed) > self.width:
                     raise ValueError(f"{len(fed)} positions wait to be fed: at most {self.width} fit")
-                pos[stream.slot, : len(fed)] = stream.start + np.asarray(fed)
-                hidden[stream.slot, stream.start : stream.start + len(there)] = ~there
-                column[stream.slot, : len(at)], start[stream.slot] = [fed.index(t - 1) for t in at], stream.start
+                at[stream.slot, : len(fed)], start[stream.slot] = stream.start + np.asarray(fed), stream.start
+                gap[stream.slot, stream.start : stream.start + len(there)] = ~there
+                column[stream.slot, : len(wanted)] = [fed.index(place - 1) for place in wanted]
+                fresh[stream.slot, : len(wanted)] = True
                 canvas._usage.text_positions += sum(place < 0 for place in fed)
                 canvas._usage.target_positions += sum(place >= 0 for place in fed)
                 stream.beyond |= {place for place in fed if place not in extra and place >= 0}
@@ -517,22 +557,10 @@ class Sampler:
                 while stream.cached - stream.start in stream.beyond:
                     stream.beyond.remove(stream.cached - stream.start)
                     stream.cached += 1
-        pos_SW, device = self._tensor(pos), self.model.device
-        with self._clock.measure([canvas._usage for canvas, _ in streams]):
-            attend = self._cache.attend_all(pos_SW, torch.from_numpy(hidden).to(device))
-            slot_S = torch.arange(self.slots, device=device)
-            logits_SWV = self.model.head(self._feed(slot_S, self._tensor(start), pos_SW, attend))
-            if self._frontier_SWV is None:
-                self._frontier_SWV = torch.zeros_like(logits_SWV)
-            behind_SWV = logits_SWV.gather(1, self._tensor(column).unsqueeze(-1).expand_as(logits_SWV))
-            slot_Q = self._tensor([stream.slot for _, stream in streams])
-            self._frontier_SWV[slot_Q] = behind_SWV[slot_Q]
+        at_SW, mask = self._tensor(at), GapMask(torch.from_numpy(gap).to(self.model.device))
+        self._compute(rows, start, at_SW, at_SW, mask, column, fresh)
         for canvas in rows:
             canvas._ahead = self.width - 1
-        for usage in {id(canvas._usage): canvas._usage for canvas in rows}.values():
-            usage.target_passes += 1
-        self.rounds += 1
-        self.fed += len(streams)
 
     def _land(self, canvas: Canvas, at: Sequence[int], tokens: list[int], log_probs: list[float]) -> None:
         """Commit tokens drawn at chosen places; what has no gap before it joins the others."""
@@ -545,12 +573,30 @@ class Sampler:
             canvas._log_probs.append(log_prob)
         canvas._ahead, canvas._image, canvas._verdict = -1, None, None
 
-    def _feed(self, slot_B: Tensor, start_B: Tensor, pos_BW: Tensor, attend: Attend) -> Tensor:
-        """Hidden states [B, W, D]: embeds contexts and tokens at `pos`, writes the cache, attends."""
+    def _arrange(self, rows: list[Canvas], trees: Forest, at_SW: Tensor) -> tuple[Tensor, TreeMask]:
+        """Where in their streams the columns of a forward are, [S, W], and which draft nodes they see.
+
+        A column is known by its place in the cache `at_SW`; a node is as many positions behind the root as it is deep.
+        """
+        base = np.full(self.slots, self._cache.length + 1)
+        tree = np.zeros(self.slots, dtype=np.int64)
+        for r, canvas in enumerate(rows):
+            for stream in canvas._streams:
+                base[stream.slot], tree[stream.slot] = stream.start + canvas.length, r
+        base_S, tree_S1 = self._tensor(base), self._tensor(tree).unsqueeze(1)
+        depth_RT, sees_RTG = self._tensor(trees.depth_RT), torch.from_numpy(trees.sees_RTG).to(self.model.device)
+        place_SW = (at_SW - base_S.unsqueeze(1) + 1).clamp(0, depth_RT.shape[1] - 1)  # 0 for what is no node
+        node_SW = (place_SW > 0) & (at_SW < self._cache.length)
+        pos_SW = torch.where(node_SW, base_S.unsqueeze(1) - 1 + depth_RT[tree_S1, place_SW], at_SW)
+        return pos_SW, TreeMask(base_S, sees_RTG[tree_S1, place_SW])
+
+    def _feed(self, slot_B: Tensor, start_B: Tensor, pos_BW: Tensor, at_BW: Tensor, attend: Attend) -> Tensor:
+        """Hidden states [B, W, D]: embeds contexts and tokens at `pos`, kept at `at`; writes the cache, attends."""
         text_BW1 = pos_BW.clamp(max=self.model.max_context - 1).unsqueeze(-1)
         index_BW = (pos_BW - start_B.unsqueeze(1)).clamp(0, self.model.num_tokens - 1)
+        kept_BW = (at_BW - start_B.unsqueeze(1)).clamp(0, self._token_SN.shape[1] - 1)
         context_BWD = self._context_SPD[slot_B].gather(1, text_BW1.expand(-1, -1, self.model.dim))
-        image_BWD = self.model.embed(self._token_SN[slot_B.unsqueeze(1), index_BW], index_BW)
+        image_BWD = self.model.embed(self._token_SN[slot_B.unsqueeze(1), kept_BW], index_BW)
         in_text_BW1 = (pos_BW < start_B.unsqueeze(1)).unsqueeze(-1)
         return self.model.forward(torch.where(in_text_BW1, context_BWD, image_BWD), pos_BW, start_B, attend)
 
@@ -570,15 +616,18 @@ class Sampler:
 
     # ------------------------------------------------------------------ one draw
 
-    def _laws(
-        self, rows: Sequence[Canvas], width: int, place_RT: Tensor | None = None
-    ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-        """Places in `rows`, logits [R, K, T, V] and laws [R, T, V] of the canvases of one guide, group by group.
+    def _depths(self, drafts: Sequence[Draft | None], width: int) -> Tensor:
+        """How far behind the frontiers of some rows `width` laws are, [R, T]."""
+        trees = plant(drafts, width - 1)
+        if trees is None:
+            return torch.arange(width, device=self.model.device).expand(len(drafts), -1)
+        return self._tensor(trees.depth_RT)
 
-        The laws are those of the next `width` places, or of given ones.
-        """
-        if place_RT is None:
-            place_RT = self._tensor([canvas.length for canvas in rows]).unsqueeze(1) + self._column_W[:width]
+    def _laws(
+        self, rows: Sequence[Canvas], width: int, depth_RT: Tensor, sampling: Sampling | None = None
+    ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        """Places in `rows`, logits [R, K, T, V] and laws [R, T, V] of the canvases of one guide, group by group."""
+        sampling = sampling or self.sampling
         groups: dict[tuple[Guide, int], list[int]] = {}
         for place, canvas in enumerate(rows):
             if canvas._ahead < 0:
@@ -590,10 +639,11 @@ class Sampler:
             scale_R = torch.tensor([rows[i].scale for i in places], dtype=torch.float64, device=self.model.device)
             logits_RKTV = self._frontier_SWV[slot_RK, :width]
             law_RTV = guide(logits_RKTV, scale_R)
-            if self.sampling.interval >= 0:
-                late_RT1 = (place_RT[self._tensor(places)] >= self.sampling.interval + 2).unsqueeze(-1)
+            if sampling.interval >= 0:
+                place_RT = self._tensor([rows[i].length for i in places])[:, None] + depth_RT[self._tensor(places)]
+                late_RT1 = (place_RT >= sampling.interval + 2).unsqueeze(-1)
                 law_RTV = torch.where(late_RT1, guide(logits_RKTV, torch.ones_like(scale_R)), law_RTV)
-            yield places, logits_RKTV, warp(law_RTV, self.sampling)
+            yield places, logits_RKTV, warp(law_RTV, sampling)
 
     def _apply(
         self, rule: Rule, rows: list[Canvas], drafts: list[Draft | None], law_RTV: Tensor
@@ -607,14 +657,31 @@ class Sampler:
         measure = getattr(rule, "signals", None)
         signals = measure(law_RTV, proposal, noise, path_RG) if measure is not None else {}
         count_R1 = (path_RG >= 0).sum(1, keepdim=True)
-        token_RT = torch.cat((proposal.token_RG, next_R.unsqueeze(1)), 1).scatter(1, count_R1, next_R.unsqueeze(1))
-        log_prob_RT = law_RTV.gather(-1, token_RT.unsqueeze(-1)).squeeze(-1).double().log()
-        streams = [(r, stream.slot) for r, canvas in enumerate(rows) for stream in canvas._streams]
-        row_Q, slot_Q = self._tensor(streams).unbind(1)
-        where_Q = noise.position_RT.gather(1, count_R1)[row_Q, 0]
-        self._token_SN[slot_Q, where_Q] = next_R[row_Q]
+        token_RT = proposal.token_RG.gather(1, path_RG.clamp(min=0))
+        token_RT = torch.cat((token_RT, next_R.unsqueeze(1)), 1).scatter(1, count_R1, next_R.unsqueeze(1))
+        row_R1 = torch.arange(len(rows), device=law_RTV.device).unsqueeze(1)
+        log_prob_RT = law_RTV[row_R1, torch.nn.functional.pad(path_RG + 1, (1, 0)), token_RT].double().log()
+        self._keep(rows, proposal.forest, path_RG, token_RT, noise.position_RT)
         measured = [value_R.double().unsqueeze(1) for value_R in signals.values()]
         return list(signals), torch.cat((count_R1.double(), token_RT.double(), log_prob_RT, *measured), 1)
+
+    def _keep(
+        self, rows: list[Canvas], trees: Forest | None, path_RG: Tensor, token_RT: Tensor, place_RT: Tensor
+    ) -> None:
+        """Put the drawn token, and of a tree the accepted path's tokens, keys and values, to where a chain has them."""
+        streams = [(r, stream.slot, stream.start) for r, canvas in enumerate(rows) for stream in canvas._streams]
+        row_Q, slot_Q, start_Q = self._tensor(streams).unbind(1)
+        if trees is None:
+            last_R1 = (path_RG >= 0).sum(1, keepdim=True)
+            where_Q = place_RT.gather(1, last_R1)[row_Q, 0]
+            self._token_SN[slot_Q, where_Q] = token_RT.gather(1, last_R1)[row_Q, 0]
+            return
+        place_QD, path_QD = place_RT[row_Q, : trees.depth + 1], path_RG[row_Q, : trees.depth]
+        self._token_SN[slot_Q[:, None], place_QD] = token_RT[row_Q, : trees.depth + 1]
+        base_Q1, end = (start_Q + place_QD[:, 0]).unsqueeze(1), self._cache.length
+        target_QD = base_Q1 + torch.arange(trees.depth, device=base_Q1.device)
+        source_QD = torch.where(path_QD >= 0, base_Q1 + path_QD, end)
+        self._cache.move(slot_Q, source_QD, torch.where(path_QD >= 0, target_QD, end))
 
     def _commit_drawn(self, canvas: Canvas, count: int, tokens: list[float], log_probs: list[float]) -> None:
         canvas._tokens.extend(int(token) for token in tokens[:count])

@@ -43,7 +43,13 @@ class _Live:
     waits: Op | None = None
 
 
-def expect_fit(method: Method, model: ImageModel, sampling: Sampling, *, slots: int, width: int) -> None:
+def demands(method: Method) -> dict[str, Any]:
+    """What a sampler must be made with for a method, besides slots: `width`; `room` where it drafts trees."""
+    room = getattr(method, "room", 0)
+    return {"width": method.width, **({"room": room} if room else {})}
+
+
+def expect_fit(method: Method, model: ImageModel, sampling: Sampling, *, slots: int, width: int, room: int = 0) -> None:
     """Raise UserError, with the remedy, for a method that cannot run on such a model and sampler.
 
     Parts of a method that depend on the model (drafters, neighbour tables) have an `expect_target` of their own.
@@ -56,6 +62,8 @@ def expect_fit(method: Method, model: ImageModel, sampling: Sampling, *, slots: 
         )
     if method.width > width:
         raise UserError(f"sampler.width={width} is too small: the method needs {method.width}")
+    if (nodes := getattr(method, "room", 0)) > room:
+        raise UserError(f"sampler.room={room} is too small: the method's draft trees need {nodes}")
     if getattr(method, "needs_guidance", False) and sampling.scale == 1:
         raise UserError("model.sampling.scale=1 switches guidance off, and the method needs it: set a scale above 1")
     for _, part in parts(method):
@@ -85,7 +93,8 @@ class Scheduler:
     """
 
     def __init__(self, method: Method, sampler: Sampler, *, seed: int, concurrency: int | None = None) -> None:
-        expect_fit(method, sampler.model, sampler.sampling, slots=sampler.slots, width=sampler.width)
+        shape = {"slots": sampler.slots, "width": sampler.width, "room": sampler.room}
+        expect_fit(method, sampler.model, sampler.sampling, **shape)
         self._method, self._sampler, self._seed = method, sampler, seed
         self._concurrency = concurrency or sampler.slots
         self._live: list[_Live] = []

@@ -17,6 +17,7 @@ from harness.hooks import Draft, Guide, Probe, Rule, exact
 from harness.noise import derive
 from harness.records import JSON, Job, Usage
 from harness.sampler import Canvas, Context, Image, Sampler
+from harness.trees import Tree
 
 
 class Judge(Protocol):
@@ -33,15 +34,20 @@ class Judge(Protocol):
 
 
 class Drafter(Protocol):
-    """Proposes tokens for many canvases at once; each `sibling` is another proposal from the same place."""
+    """Proposes tokens for many canvases at once; each `sibling` is another proposal from the same place.
 
-    def propose(self, sampler: Sampler, rows: Sequence[Canvas], n: int, sibling: int = 0) -> Sequence[Draft | None]: ...
+    `n` is the length of a chain, or the shape of a tree; a drafter that grows trees says so by `trees = True`.
+    """
+
+    def propose(
+        self, sampler: Sampler, rows: Sequence[Canvas], n: int | Tree, sibling: int = 0
+    ) -> Sequence[Draft | None]: ...
 
 
 class Decoding(Protocol):
     """How a method that holds several canvases lets them be finished, other than by `Session.run`."""
 
-    width: int
+    width: int  # like a method's; with draft trees also `room`
 
     async def finish(self, rows: Sequence[Canvas], s: Session) -> None: ...
 
@@ -56,6 +62,7 @@ class Method(Protocol):
     rows: int  # canvases alive at once, at most
     streams: int  # streams per canvas, at most (2 under guidance)
     width: int  # positions per stream and forward (1; speculative methods 1 + draft length)
+    # room: int, where drafts are trees: positions behind the image for their nodes
 
     async def generate(self, prompt: str, s: Session) -> Canvas: ...
 
@@ -97,7 +104,7 @@ class DrawAt(Op):
 class Propose(Op):
     rows: list[Canvas]
     drafter: Drafter
-    n: int
+    n: int | Tree
     sibling: int
 
 
@@ -227,8 +234,10 @@ class Session:
         self._own(*rows)
         await DrawAt(list(rows), [list(at) for at in places])
 
-    async def draft(self, drafter: Drafter, rows: Sequence[Canvas], n: int, sibling: int = 0) -> list[Draft | None]:
-        """Up to `n` proposed tokens a row, clipped so that one more still fits the image; None where none fits.
+    async def draft(
+        self, drafter: Drafter, rows: Sequence[Canvas], n: int | Tree, sibling: int = 0
+    ) -> list[Draft | None]:
+        """A chain of up to `n` tokens, or a tree, a row, cut so that one more token fits; None where none fits.
 
         Siblings 0, 1, ... are independent proposals from the same place.
         """

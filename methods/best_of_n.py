@@ -25,7 +25,7 @@ class BestOfN:
             raise UserError(f"method.n={n}: Best-of-N needs at least one candidate")
         self.rows = self.n = n
         self.reward, self.decoding = reward, decoding
-        self.width = 1 if decoding is None else decoding.width
+        self.width, self.room = (1, 0) if decoding is None else (decoding.width, getattr(decoding, "room", 0))
 
     async def generate(self, prompt: str, s: Session) -> Canvas:
         candidates = s.open(self.n)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness import Drafts, ImageModel, Noise, UserError, cache_folder, exact, leftover, stakes, verify_chain
+from harness import Drafts, ImageModel, Noise, UserError, cache_folder, faced, leftover, verify
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,20 +75,17 @@ class Lantern:
         self.table = neighbours(model.codebook, self.k + 1, self.metric)
 
     def __call__(self, law_RTV: Tensor, drafts: Drafts, noise: Noise) -> tuple[Tensor, Tensor]:
-        columns = drafts.token_RG.shape[1]
-        if columns == 0:
-            return exact(law_RTV, drafts, noise)
-        credit_n = self.credit(law_RTV[:, :columns].flatten(0, 1), drafts.token_RG.flatten())
-        return verify_chain(law_RTV, drafts, noise, credit_n.unflatten(0, (-1, columns)), self.residual)
+        return verify(law_RTV, drafts, noise, self.credit, self.residual)
 
     def signals(self, law_RTV: Tensor, drafts: Drafts, noise: Noise, path_RG: Tensor) -> dict[str, Tensor]:
         """Of the accepted draft tokens: neighbours lent (m*), mass (c_m*), and how many `exact` would have rejected."""
-        columns = drafts.token_RG.shape[1]
-        law_nV, token_n = law_RTV[:, :columns].flatten(0, 1), drafts.token_RG.flatten()
+        law_RGV, token_RG, stake_RG = faced(law_RTV, drafts, noise, path_RG, self.residual)
+        law_nV, token_n = law_RGV.flatten(0, 1), token_RG.flatten()
         borrowed = self.borrow(law_nV, token_n)
-        rejected_n = stakes(drafts, noise).flatten() >= _own(law_nV, token_n)
+        rejected_n = stake_RG.flatten() >= _own(law_nV, token_n)
         measured = {"lent": borrowed.count_R, "lent_mass": borrowed.mass_R, "rescued": rejected_n}
-        return {name: (value.view(path_RG.shape) * (path_RG >= 0)).sum(1) for name, value in measured.items()}
+        taken_RG = path_RG[:, : token_RG.shape[1]] >= 0
+        return {name: (value.view_as(taken_RG) * taken_RG).sum(1) for name, value in measured.items()}
 
     def credit(self, law_RV: Tensor, token_R: Tensor) -> Tensor:
         """The relaxed probability p(x) + c_m*, float64 [R]."""

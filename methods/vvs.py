@@ -1,8 +1,8 @@
 """VVS: some rounds of speculative decoding commit draft tokens without asking the target (arXiv 2511.13587).
 
-The published method picks among the paths of an EAGLE tree; here the paths are independent chains of a draft model,
-which keeps drafting from its own cache after a skip (our reading for independent drafters; the authors publish none).
-The schedules, the choice of a path and its truncation are theirs (HyattDD/VVS, `skip_utils_llamagen.py`).
+The published method picks among the paths of an EAGLE tree. Where `gamma` is a number, the paths are independent chains
+instead, and an independent draft model keeps drafting from its own cache after a skip (our reading; the authors publish
+none). The schedules, the choice of a path and its truncation are theirs (HyattDD/VVS, `skip_utils_llamagen.py`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness import Canvas, Draft, Drafter, Rule, Session, UserError, exact
+from harness import Canvas, Draft, Drafter, Rule, Session, Tree, UserError, exact, paths
 from methods.speculative import Speculative, signals
 
 WARM = 6
@@ -23,7 +23,7 @@ WARM = 6
 
 
 class Schedule(Protocol):
-    """Decides which rounds skip the target; `paths` chains are drafted in a round that may."""
+    """Decides which rounds skip the target; without a tree, `paths` chains are drafted in a round that may."""
 
     paths: int
 
@@ -77,14 +77,14 @@ class VVS(Speculative):
     `truncate` cuts it to the paths' mean length. The target catches up in the next round. With `post: fill` it never
     takes skipped tokens back, as in the released code; with `post: reject` it verifies them together with the next
     draft, as the paper's "post verification" can be read. Notes `accepted` like speculative decoding, and `skips`: how
-    many rounds committed 1, 2, ..., gamma tokens unseen. Raises UserError for values out of range.
+    many rounds committed 1, 2, ... tokens unseen. Raises UserError for values out of range.
     """
 
     def __init__(
         self,
         drafter: Drafter,
         schedule: Schedule,
-        gamma: int = 4,
+        gamma: int | Tree = 4,
         rule: Rule = exact,
         select: str = "random",
         truncate: bool = True,
@@ -96,12 +96,13 @@ class VVS(Speculative):
         if post not in ("fill", "reject"):
             raise UserError(f"method.post={post}: choose fill or reject")
         self.schedule, self.select, self.truncate, self.post = schedule, select, truncate, post
-        self.width = 1 + 2 * gamma
+        self.width += self.depth  # what was skipped is fed with the next draft
+        self.room += self.depth if self.room else 0
 
     async def finish(self, rows: Sequence[Canvas], s: Session) -> None:
         """Draw the rows to their end; each skips on its own account."""
         rng = s.rng("vvs")
-        accepted, skips = [0] * (1 + 2 * self.gamma), [0] * (1 + self.gamma)
+        accepted, skips = [0] * (1 + 2 * self.depth), [0] * (1 + self.depth)
         unseen: dict[Canvas, Draft] = {}  # what a row's last round committed without the target
         round_ = 0
         while live := [canvas for canvas in rows if not canvas.done]:
@@ -133,12 +134,12 @@ class VVS(Speculative):
         """What to commit unseen, for the rows that skip this round."""
         if not self.schedule.due(round_):
             return {}
-        paths = {c: [draft] for c, draft in drafts.items() if draft and c not in unseen and c.length > WARM}
-        for sibling in range(1, self.schedule.paths):
-            for canvas, other in zip(paths, await s.draft(self.drafter, list(paths), self.gamma, sibling), strict=True):
+        found = {c: branches(draft) for c, draft in drafts.items() if draft and c not in unseen and c.length > WARM}
+        for sibling in range(1, self.schedule.paths if isinstance(self.gamma, int) else 1):
+            for canvas, other in zip(found, await s.draft(self.drafter, list(found), self.gamma, sibling), strict=True):
                 if other is not None:
-                    paths[canvas].append(other)
-        chosen = {canvas: self._choose(some, round_, rng, s.codebook) for canvas, some in paths.items()}
+                    found[canvas].append(other)
+        chosen = {canvas: self._choose(some, round_, rng, s.codebook) for canvas, some in found.items()}
         return {canvas: path for canvas, path in chosen.items() if path is not None}
 
     def _choose(
@@ -149,6 +150,13 @@ class VVS(Speculative):
         chosen = int(rng.integers(len(paths))) if self.select == "random" else likeliest(paths)
         length = kept([1 + len(path) for path in paths], chosen) if self.truncate else len(paths[chosen])
         return _head(paths[chosen], length) if length else None
+
+
+def branches(draft: Draft) -> list[Draft]:
+    """The root-to-leaf paths of a draft."""
+    if draft.parents is None:
+        return [draft]
+    return [Draft(draft.tokens[p], None if draft.law is None else draft.law[p]) for p in paths(draft.parents)]
 
 
 def kept(lengths: Sequence[int], chosen: int) -> int:
@@ -192,7 +200,10 @@ def _head(draft: Draft, length: int) -> Draft:
 
 
 def _joined(first: Draft, second: Draft | None) -> Draft:
+    """A chain and what was drafted behind it."""
     if second is None:
         return first
     laws = None if first.law is None or second.law is None else torch.cat((first.law, second.law))
-    return Draft(torch.cat((first.tokens, second.tokens)), laws)
+    end = len(first) - 1
+    parents = second.parents and (*range(-1, end), *(end + 1 + parent for parent in second.parents))
+    return Draft(torch.cat((first.tokens, second.tokens)), laws, parents)

@@ -16,6 +16,7 @@ HEAVY = {"torch", "pandas", "hydra", "transformers", "open_clip", "mmdet", "wand
 ORDER = [
     {"harness.records", "harness.notes"},
     {"harness.noise", "harness.download"},
+    {"harness.trees"},
     {"harness.hooks", "harness.parity"},
     {"harness.models"},
     {"harness.sampler"},

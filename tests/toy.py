@@ -67,14 +67,17 @@ class ToyModel:
 
     def forward(self, x_BWD: Tensor, pos_BW: Tensor, start_B: Tensor, attend: Attend) -> Tensor:
         self.forwards += 1
+        return self.trunk(x_BWD, self.rotary(pos_BW, start_B), attend)
+
+    def rotary(self, pos_BW: Tensor, start_B: Tensor) -> Tensor:
         coords = (pos_BW - start_B[:, None]).unsqueeze(-1).expand(-1, -1, 2).cpu()
-        return self.trunk(x_BWD, axial_rotary(coords, 16).to(self.device), attend)
+        return axial_rotary(coords, 16).to(self.device)
 
     def head(self, hidden: Tensor) -> Tensor:
         return self.output(hidden)
 
-    def cache(self, slots: int) -> KVCache:
-        return KVCache(self.trunk.spec, slots, self.max_context + self.num_tokens, self.dtype, self.device)
+    def cache(self, slots: int, room: int = 0) -> KVCache:
+        return KVCache(self.trunk.spec, slots, self.max_context + self.num_tokens + room, self.dtype, self.device)
 
     def decode(self, token_BN: Tensor) -> Tensor:
         pixels = (token_BN + 1).clamp(0, 255).to(torch.uint8).unflatten(1, self.grid)
@@ -102,7 +105,12 @@ def draw(
 ) -> dict[tuple[str, int], Delivery]:
     """All deliveries of a run, by job; asserts that every slot is free afterwards."""
     sampler = Sampler(
-        model or ToyModel(), sampling or Sampling(scale=2.0), slots=slots, width=width or method.width, prefill=(3, 4)
+        model or ToyModel(),
+        sampling or Sampling(scale=2.0),
+        slots=slots,
+        width=width or method.width,
+        room=getattr(method, "room", 0),
+        prefill=(3, 4),
     )
     done: dict[tuple[str, int], Delivery] = {}
     Scheduler(method, sampler, seed=seed, concurrency=concurrency).run(some, lambda d: done.update({d.job.key: d}))

@@ -1,4 +1,4 @@
-"""An independent draft model over the same image tokens, with a cache of its own (speculative decoding, chain)."""
+"""An independent draft model over the same image tokens, with a cache of its own (speculative decoding)."""
 
 from __future__ import annotations
 
@@ -14,16 +14,20 @@ from harness.models import ImageModel
 from harness.noise import DRAFT, Noise
 from harness.records import Usage, UserError
 from harness.sampler import Canvas, Sampler
+from harness.trees import Parents, Tree
 
 
 class DraftModel:
-    """Proposes chains drawn from a smaller model, each token with the law it was drawn from.
+    """Proposes chains, or trees, of a smaller model, each token with the law it was drawn from.
 
     `model` makes the draft model on a device. It runs in a sampler of its own, in which every canvas has a shadow that
     follows the canvas's committed tokens; rejected tokens are rewound there like anywhere else. `guided` drafts with
     the target's guidance (two streams), otherwise from the text alone: both are lossless under an exact rule.
-    Its computed positions are booked as `drafted_positions` of the canvas's job.
+    Its computed positions are booked as `drafted_positions` of the canvas's job. What it computed in a tree is
+    forgotten after the round. At temperature 0 trees are ranked by the laws of temperature 1.
     """
+
+    trees = True
 
     def __init__(self, model: Callable[..., ImageModel], guided: bool = True) -> None:
         self._make, self.guided = model, guided
@@ -50,37 +54,74 @@ class DraftModel:
                 f"drafter {self.id} was made for another tokenizer than {target.name}'s; choose its drafter"
             )
 
-    def propose(self, sampler: Sampler, rows: Sequence[Canvas], n: int, sibling: int = 0) -> list[Draft | None]:
-        """Chains of up to `n` tokens, shorter at the image's end so that one more token fits; None where none fits.
+    def propose(self, sampler: Sampler, rows: Sequence[Canvas], n: int | Tree, sibling: int = 0) -> list[Draft | None]:
+        """Chains of up to `n` tokens, or trees, cut at the image's end so that one more token fits; None if none does.
 
         Siblings draw in lanes of their own.
         """
-        shadows = self._follow(sampler, rows)
+        shadows = self._follow(sampler, rows, n)
         assert self._draft is not None
         before = [replace(shadow._usage) for shadow in shadows]
-        wanted = [min(n, sampler.model.num_tokens - canvas.length - 1) for canvas in rows]
-        drawn: list[list[tuple[Tensor, Tensor]]] = [[] for _ in rows]
-        for depth in range(max(wanted, default=0)):
-            active = [i for i, count in enumerate(wanted) if count > depth]
+        left = [sampler.model.num_tokens - canvas.length - 1 for canvas in rows]
+        if isinstance(n, int):
+            drafts = self._chains(shadows, n, left, sibling)
+        else:
+            drafts = self._trees(shadows, n, left, sibling)
+        self._draft.settle()
+        for canvas, shadow, old in zip(rows, shadows, before, strict=True):
+            positions = shadow._usage.target_positions + shadow._usage.text_positions
+            canvas._usage.drafted_positions += positions - old.target_positions - old.text_positions
+            canvas._usage.device_s += shadow._usage.device_s - old.device_s
+        return drafts
+
+    def _chains(self, shadows: list[Canvas], n: int, left: list[int], sibling: int) -> list[Draft | None]:
+        assert self._draft is not None
+        drawn: list[list[tuple[Tensor, Tensor]]] = [[] for _ in shadows]
+        for depth in range(max((min(n, most) for most in left), default=0)):
+            active = [i for i, most in enumerate(left) if min(n, most) > depth]
             nothing = [None] * len(active)
             self._draft.forward([shadows[i] for i in active], nothing)
             recorder = _Recorder(DRAFT + sibling)
             self._draft.draw([shadows[i] for i in active], nothing, recorder)
             for i, token, law_V in zip(active, recorder.token_R, recorder.law_RV, strict=True):
                 drawn[i].append((token, law_V))
-        self._draft.settle()
-        for canvas, shadow, old in zip(rows, shadows, before, strict=True):
-            positions = shadow._usage.target_positions + shadow._usage.text_positions
-            canvas._usage.drafted_positions += positions - old.target_positions - old.text_positions
-            canvas._usage.device_s += shadow._usage.device_s - old.device_s
         return [_chain(pairs) if pairs else None for pairs in drawn]
+
+    def _trees(self, shadows: list[Canvas], tree: Tree, left: list[int], sibling: int) -> list[Draft | None]:
+        draft = cast(Sampler, self._draft)
+        at = [i for i, most in enumerate(left) if most > 0]
+        if not at:
+            return [None] * len(left)
+        rows = [shadows[i] for i in at]
+        greedy = draft.sampling.temperature == 0
+        sampling = replace(draft.sampling, temperature=1.0, top_k=0, top_p=1.0) if greedy else draft.sampling
+        fed: list[Draft] = [Draft(torch.empty(0, dtype=torch.int64), None, ()) for _ in rows]
+
+        def feed(active: Sequence[int], token_AF: Tensor, parent_AF: Tensor) -> Tensor:
+            for i, tokens, parents in zip(active, token_AF.cpu(), parent_AF.tolist(), strict=True):
+                fed[i] = Draft(torch.cat((fed[i].tokens, tokens)), None, (*cast(Parents, fed[i].parents), *parents))
+            some, trees = [rows[i] for i in active], [fed[i] for i in active]
+            draft.forward(some, trees)
+            return draft.laws(some, trees, sampling)[:, -token_AF.shape[1] :]
+
+        nothing = [None] * len(rows)
+        draft.forward(rows, nothing)
+        law_RV = draft.laws(rows, nothing, sampling)[:, 0]
+        room = [left[i] for i in at]
+        grown = tree.grow(law_RV, feed, draft.noise(rows, tree.depth), room, greedy, sibling)
+        for shadow in rows:
+            draft.truncate(shadow, shadow.length)
+        drafts: list[Draft | None] = [None] * len(left)
+        for i, one in zip(at, grown, strict=True):
+            drafts[i] = Draft(one.token_G, one.law_GV, one.parents)
+        return drafts
 
     def _loaded(self, device: torch.device) -> ImageModel:
         if self._model is None or self._model.device != device:
             self._model = self._make(device=device)
         return self._model
 
-    def _follow(self, sampler: Sampler, rows: Sequence[Canvas]) -> list[Canvas]:
+    def _follow(self, sampler: Sampler, rows: Sequence[Canvas], n: int | Tree) -> list[Canvas]:
         """Shadows of `rows`, each with exactly the canvas's tokens, contexts and guidance scale."""
         if self._target is not sampler:
             sampling = sampler.sampling if self.guided else replace(sampler.sampling, scale=1.0)
@@ -89,7 +130,9 @@ class DraftModel:
                 self._loaded(sampler.model.device),
                 sampling,
                 slots=sampler.slots,
-                width=2,  # after a round, the last drafted token and the target's own are not cached yet
+                # not cached after a round: the last drafted token and the target's own; or, of a tree, the whole path
+                width=2 if isinstance(n, int) else max(2 + n.depth, 1 + n.fed),
+                room=0 if isinstance(n, int) else n.fed,
                 prefill=sampler.prefill,
             )
         draft = cast(Sampler, self._draft)

@@ -17,7 +17,8 @@ class ImageModel(Protocol):
     when p < P, and image token p - P otherwise. Shapes: B rows, W positions, N image tokens, V vocabulary, D width.
 
     A model that computes the head of its contexts by itself also has `prefix(text, like) -> Prefix`, for the context
-    of the same arguments: the prefix takes the first n < P positions of a stream, which are then never fed.
+    of the same arguments: the prefix takes the first n < P positions of a stream, which are then never fed. One that
+    feature drafters can follow has `rotary(pos_BW, start_B)`, the rotation table [B, W, d/2, 2] of its positions.
     """
 
     name: str
@@ -53,8 +54,8 @@ class ImageModel(Protocol):
         """Logits over image tokens, [..., V], at least float32."""
         ...
 
-    def cache(self, slots: int) -> KVCache:
-        """Static key/value storage for `slots` streams of `max_context` + N positions."""
+    def cache(self, slots: int, room: int = 0) -> KVCache:
+        """Static key/value storage for `slots` streams of `max_context` + N + `room` positions."""
         ...
 
     def decode(self, token_BN: Tensor) -> Tensor:

@@ -156,8 +156,8 @@ class Janus:
     def head(self, hidden: Tensor) -> Tensor:
         return self.net.gen_head(hidden).float()
 
-    def cache(self, slots: int) -> KVCache:
-        return KVCache(self.spec.trunk, slots, self.max_context + self.num_tokens, self.dtype, self.device)
+    def cache(self, slots: int, room: int = 0) -> KVCache:
+        return KVCache(self.spec.trunk, slots, self.max_context + self.num_tokens + room, self.dtype, self.device)
 
     def decode(self, token_BN: Tensor) -> Tensor:
         return to_uint8(self.vq.decode(token_BN, self.grid))

@@ -166,14 +166,16 @@ class LlamaGen:
         return self.gpt.tok_embeddings(token_BW)
 
     def forward(self, x_BWD: Tensor, pos_BW: Tensor, start_B: Tensor, attend: Attend) -> Tensor:
-        at_BW = (pos_BW - start_B.unsqueeze(1) + 1).clamp(0, self.num_tokens)
-        return self.gpt.trunk(x_BWD, self._rotary[at_BW], attend)
+        return self.gpt.trunk(x_BWD, self.rotary(pos_BW, start_B), attend)
+
+    def rotary(self, pos_BW: Tensor, start_B: Tensor) -> Tensor:
+        return self._rotary[(pos_BW - start_B.unsqueeze(1) + 1).clamp(0, self.num_tokens)]
 
     def head(self, hidden: Tensor) -> Tensor:
         return self.gpt.output(hidden).float()
 
-    def cache(self, slots: int) -> KVCache:
-        length = self.max_context + self.num_tokens
+    def cache(self, slots: int, room: int = 0) -> KVCache:
+        length = self.max_context + self.num_tokens + room
         return KVCache(self.gpt.spec.trunk, slots, length, self.dtype, self.device, biased=True)
 
     def encode(self, pixels_B3HW: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
 """Runs a conformance file for acceptance rules: laws, drafts and uniforms in; acceptances and residual laws out.
 
-The rules that are checked are the ones methods run with (`harness.exact`, `methods/lantern.py`). Rules over trees are
-skipped, and counted, until there are trees.
+The rules that are checked are the ones methods run with (`harness.exact`, `harness.verify`, `methods/lantern.py`).
 """
 
 from __future__ import annotations
@@ -14,45 +13,41 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from harness import Drafts, Noise, UserError, exact
+from harness import Draft, Drafts, Noise, UserError, exact, leftover, own, verify, without_replacement
 from methods.lantern import RESIDUALS, Lantern
 
 TOLERANCE = 1e-5
-TREES = ("tree_sampled", "tree_topk")
 RESIDUAL_LANE = 2
 
 
-def conformance(path: Path | str) -> tuple[int, int, list[str], int]:
-    """Passed, failed, a message per failed case, skipped. Raises UserError naming the line of a malformed case."""
+def conformance(path: Path | str) -> tuple[int, int, list[str]]:
+    """Passed, failed, a message per failed case. Raises UserError naming the line of a malformed case."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
-    failures, skipped = [], 0
+    failures = []
     for number, line in enumerate(lines, start=1):
         try:
             case = json.loads(line)
-            if case["kind"] in TREES:
-                skipped += 1
-                continue
             differences = list(_differences(RULES[case["kind"]](case["input"]), case["expected"]))
         except (KeyError, ValueError, TypeError, IndexError) as error:
             what = f"{type(error).__name__}: {error}"
             raise UserError(f"{path}, line {number}: not a conformance case ({what})") from None
         if differences:
             failures.append(f"{case.get('id', f'line {number}')} ({case.get('name', '')}): {differences[0]}")
-    return len(lines) - skipped - len(failures), len(failures), failures, skipped
+    return len(lines) - len(failures), len(failures), failures
 
 
 class _Given:
-    """Noise with given uniforms, which notes the law that is drawn from in each lane."""
+    """Noise with given uniforms [T, siblings], which notes the law that is drawn from in each lane."""
 
-    def __init__(self, uniforms: list[float]) -> None:
+    def __init__(self, uniforms: list[list[float]]) -> None:
         self._uniforms = torch.tensor(uniforms)
         self.laws: dict[int, Tensor] = {}
 
-    def uniform(self, _lane: int, _count: int) -> Tensor:
-        return self._uniforms[None, :, None]
+    def uniform(self, _lane: int, count: int) -> Tensor:
+        return self._uniforms[None, :, :count]
 
     def at(self, _offset_R: Tensor) -> _Given:
         return self
@@ -64,7 +59,7 @@ class _Given:
 
 def _exact_chain(given: Mapping[str, Any]) -> dict[str, Any]:
     law, draft_law, token = torch.tensor(given["p"]), torch.tensor(given["q"]), torch.tensor(given["draft"])
-    noise = _Given(given["uniforms"])
+    noise = _Given([[chance] for chance in given["uniforms"]])
     drafts = Drafts(token[None], draft_law[None], torch.tensor([len(token)]))
     path, _ = exact(law[None], drafts, cast(Noise, noise))
     accepted = int((path >= 0).sum())
@@ -76,6 +71,45 @@ def _exact_chain(given: Mapping[str, Any]) -> dict[str, Any]:
         "next_law_kind": "residual" if rejected else "bonus",
         "next_law": noise.laws[RESIDUAL_LANE if rejected else 0].tolist(),
         "accept_probs": ratio.clamp(max=1).tolist(),
+    }
+
+
+def _tree_sampled(given: Mapping[str, Any]) -> dict[str, Any]:
+    token = torch.tensor(given["candidates"])
+    return _one_place(given, Draft(token, without_replacement(torch.tensor([given["q"]]), token[None])[0], ()))
+
+
+def _tree_topk(given: Mapping[str, Any]) -> dict[str, Any]:
+    return _one_place(given, Draft(torch.tensor(given["candidates"]), None, ()))
+
+
+def _one_place(given: Mapping[str, Any], draft: Draft) -> dict[str, Any]:
+    """The walk over one place with some children, watched through what it asks of the rule."""
+    law, noise, count = torch.tensor(given["p"]), _Given([given["uniforms"]] * 2), len(draft)
+    reached: list[Tensor] = []
+
+    def credit(law_RV: Tensor, token_R: Tensor) -> Tensor:
+        reached.append(law_RV[0])
+        return own(law_RV, token_R)
+
+    siblings = Draft(draft.tokens, draft.law, (-1,) * count)
+    drafts = Drafts.stack([siblings], law.expand(1, 1 + count, -1))
+    path, _ = verify(law.expand(1, 1 + count, -1), drafts, cast(Noise, noise), credit, leftover)
+    accepted = next((int(node) for node in path[0] if node >= 0), None)
+    stages = []
+    for law_V, token, draft_law_V in zip(reached, draft.tokens, drafts.law_RGV[0], strict=True):
+        chance = float(draft_law_V[token])
+        stage = {"p": law_V.tolist(), "skipped": chance == 0}
+        stage["accept_prob"] = min(1.0, float(law_V[token]) / chance) if chance else 0.0
+        if draft.law is not None:
+            stage |= {"q": draft_law_V.tolist(), "q_stage": chance}
+        stages.append(stage)
+    rejected = any(not stage["skipped"] for stage in stages)
+    final = None if accepted is not None else noise.laws[RESIDUAL_LANE if rejected else 0].tolist()
+    return {
+        "accepted": accepted,
+        "stages": stages if accepted is None else stages[: accepted + 1],
+        "final_law": final,
     }
 
 
@@ -112,12 +146,21 @@ def _rule(given: Mapping[str, Any], residual: str) -> Lantern:
     return rule
 
 
-RULES: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {"exact_chain": _exact_chain, "lantern": _lantern}
+RULES: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+    "exact_chain": _exact_chain,
+    "tree_sampled": _tree_sampled,
+    "tree_topk": _tree_topk,
+    "lantern": _lantern,
+}
+MEANT = ("accepted", "final_law")
+"""Where an expected null is a value."""
 
 
 def _differences(got: Any, expected: Any, where: str = "") -> Iterator[str]:
-    """Where two answers differ; an expected null is not compared."""
+    """Where two answers differ; an expected null is not compared, except where it is a value."""
     if expected is None:
+        if where in MEANT and got is not None:
+            yield f"{where}: expected {expected}, got {got}"
         return
     if isinstance(expected, dict):
         for name, value in expected.items():

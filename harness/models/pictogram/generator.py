@@ -120,14 +120,16 @@ class Pictogram:
         return self.gpt.embed_tokens(token_BW, index_BW)
 
     def forward(self, x_BWD: Tensor, pos_BW: Tensor, start_B: Tensor, attend: Attend) -> Tensor:
-        at_BW = (pos_BW - start_B.unsqueeze(1) + PROMPT).clamp(0, len(self.gpt.rotary) - 1)
-        return self.gpt.trunk(x_BWD, self.gpt.rotary[at_BW], attend)
+        return self.gpt.trunk(x_BWD, self.rotary(pos_BW, start_B), attend)
+
+    def rotary(self, pos_BW: Tensor, start_B: Tensor) -> Tensor:
+        return self.gpt.rotary[(pos_BW - start_B.unsqueeze(1) + PROMPT).clamp(0, len(self.gpt.rotary) - 1)]
 
     def head(self, hidden: Tensor) -> Tensor:
         return self.gpt.head(hidden).float()
 
-    def cache(self, slots: int) -> KVCache:
-        return KVCache(self.gpt.trunk.spec, slots, self.max_context + self.num_tokens, self.dtype, self.device)
+    def cache(self, slots: int, room: int = 0) -> KVCache:
+        return KVCache(self.gpt.trunk.spec, slots, self.max_context + self.num_tokens + room, self.dtype, self.device)
 
     def decode(self, token_BN: Tensor) -> Tensor:
         return to_uint8(self.vq.decode(token_BN, self.grid))
