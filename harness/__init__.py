@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from harness.hooks import own as own
     from harness.hooks import unguided as unguided
     from harness.hooks import verify as verify
+    from harness.hooks import verify_chain as verify_chain
     from harness.judges.verifier import Verifier as Verifier
     from harness.models import ImageModel as ImageModel
     from harness.noise import Noise as Noise
@@ -46,7 +47,7 @@ _HOME = {
     "harness.download": ("cache_folder",),
     "harness.hooks": (
         "Draft", "Drafts", "Guide", "Probe", "Rule", "cfg", "coupled", "entropy", "exact",
-        "faced", "leftover", "own", "unguided", "verify",
+        "faced", "leftover", "own", "unguided", "verify", "verify_chain",
     ),
     "harness.judges.verifier": ("Verifier",),
     "harness.models": ("ImageModel",),

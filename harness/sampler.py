@@ -22,7 +22,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -31,9 +31,9 @@ from torch import Tensor
 
 from harness.hooks import Draft, Drafts, Guide, Probe, Rule, Sampling, Verdict, cfg, plant, unguided, warp
 from harness.models import ImageModel
-from harness.models.trunk import Attend, TreeMask
+from harness.models.trunk import Attend, GapMask, Mask, TreeMask
 from harness.models.vq import MISSING
-from harness.noise import Noise, derive, words
+from harness.noise import DRAW, Noise, derive, words
 from harness.records import Usage, UserError
 from harness.trees import Forest
 
@@ -55,13 +55,16 @@ class _Stream:
     context: Context
     start: int  # context length P
     cached: int = 0  # positions whose keys and values are in the slot
+    beyond: set[int] = field(
+        default_factory=set
+    )  # image places cached behind those, where places were drawn out of order
 
 
 class Canvas:
     """One image being drawn. A handle: methods read it, only the sampler changes it, except `scale`."""
 
     __slots__ = (
-        "_ahead", "_guide", "_image", "_inherited", "_key", "_log_probs", "_streams",
+        "_ahead", "_guide", "_image", "_inherited", "_islands", "_key", "_log_probs", "_streams",
         "_tokens", "_total", "_usage", "_verdict", "scale", "signals", "version",
     )  # fmt: skip
 
@@ -74,6 +77,9 @@ class Canvas:
         self._tokens: list[int] = []
         self._log_probs: list[float] = []
         self._inherited = 0  # leading tokens that came from a fork
+        self._islands: dict[
+            int, tuple[int, float]
+        ] = {}  # tokens drawn behind a gap, by place, and their log-probability
         self._ahead = -1  # logits at hand: -1 none, 0 the frontier's, g those behind g draft tokens too
         self._verdict: Verdict | None = None  # of the last draw, if its draft is followed
         self._image: tuple[tuple[int, ...], Image] | None = None  # the padding it was shown with, and the picture
@@ -180,7 +186,7 @@ class Sampler:
 
     def close(self, canvas: Canvas) -> None:
         """Give the slots back; what the canvas had drawn counts as discarded."""
-        canvas._usage.discarded += canvas.length - canvas._inherited
+        canvas._usage.discarded += canvas.length + len(canvas._islands) - canvas._inherited
         self.release(canvas)
 
     def release(self, canvas: Canvas) -> None:
@@ -191,13 +197,15 @@ class Sampler:
     def fork(self, src: Canvas, over: Canvas) -> None:
         """`over` becomes a copy of `src` with a fresh key: same past, different future. Draws nothing."""
         _expect_open(src, over)
-        over._usage.discarded += over.length - over._inherited
+        _expect_whole(src)
+        over._usage.discarded += over.length + len(over._islands) - over._inherited
+        over._islands.clear()
         while len(over._streams) > len(src._streams):
             self._free.append(over._streams.pop().slot)
         while len(over._streams) < len(src._streams):
             over._streams.append(_Stream(self._take_slot(), src._streams[0].context, 0))
         for mine, theirs in zip(over._streams, src._streams, strict=True):
-            mine.context, mine.start, mine.cached = theirs.context, theirs.start, theirs.cached
+            mine.context, mine.start, mine.cached, mine.beyond = theirs.context, theirs.start, theirs.cached, set()
         source, target = self._slots(src), self._slots(over)
         self._cache.copy(source, target)
         for static in (self._context_SPD, self._token_SN, *self._frontiers()):
@@ -212,6 +220,7 @@ class Sampler:
     def condition(self, canvas: Canvas, contexts: Sequence[Context], guide: Guide) -> None:
         """Change what the streams are conditioned on. Unchanged streams keep their cache, others start anew."""
         _expect_open(canvas)
+        _expect_whole(canvas)
         while len(canvas._streams) > len(contexts):
             self._free.append(canvas._streams.pop().slot)
         for k, context in enumerate(contexts):
@@ -226,13 +235,14 @@ class Sampler:
         canvas.version += 1
 
     def truncate(self, canvas: Canvas, length: int) -> None:
-        """Keep the first `length` tokens. Drawing again gives the same ones: noise is keyed by place."""
+        """Keep the first `length` tokens, none behind a gap. Drawing again gives the same: noise is keyed by place."""
         _expect_open(canvas)
         if not 0 <= length <= canvas.length:
             raise ValueError(f"truncate to {length}: the canvas has {canvas.length} tokens")
         kept = min(canvas._inherited, length)
-        canvas._usage.discarded += (canvas.length - canvas._inherited) - (length - kept)
+        canvas._usage.discarded += (canvas.length + len(canvas._islands) - canvas._inherited) - (length - kept)
         canvas._inherited = kept
+        canvas._islands.clear()
         del canvas._tokens[length:], canvas._log_probs[length:]
         self._rewind(canvas)
         canvas.version += 1
@@ -240,6 +250,7 @@ class Sampler:
     def commit(self, canvas: Canvas, tokens: Sequence[int]) -> None:
         """Append tokens that the target has not seen; the cache lags behind until the next forward."""
         _expect_open(canvas)
+        _expect_whole(canvas)
         if canvas.length + len(tokens) > self.model.num_tokens:
             raise ValueError(
                 f"commit of {len(tokens)} tokens at {canvas.length}: the image has {self.model.num_tokens}"
@@ -273,6 +284,7 @@ class Sampler:
         trees = plant([draft for _, draft in waiting], max(lengths))
         for i, ((canvas, draft), length) in enumerate(zip(waiting, lengths, strict=True)):
             _expect_open(canvas)
+            _expect_whole(canvas)
             if canvas.done:
                 raise ValueError("the canvas is finished: nothing is left to draw")
             depth = length if trees is None else int(trees.depth_RT[i].max())
@@ -405,6 +417,40 @@ class Sampler:
         return accepted
 
     @torch.no_grad()
+    def draw_at(self, rows: Sequence[Canvas], places: Sequence[Sequence[int]]) -> None:
+        """Draw the tokens of `places` of every row in one forward, whatever else is missing.
+
+        Each is drawn from the law that the tokens before it in the raster give, as far as there are any. Where the one
+        right before it is missing, the nearest before that stands in for it, unseen by all others. A token is fed once,
+        with what there was when it was drawn. Raises ValueError for places that have a token or lie beyond the image,
+        and where more positions wait to be fed than `width`.
+        """
+        for canvas, at in zip(rows, places, strict=True):
+            _expect_open(canvas)
+            bad = [t for t in at if t in canvas._islands or not canvas.length <= t < self.model.num_tokens]
+            if bad or not at:
+                raise ValueError(f"places {bad} are drawn or beyond the image's {self.model.num_tokens} tokens")
+        fed = [self._stand_in(canvas, at) for canvas, at in zip(rows, places, strict=True)]
+        self._begin(list(rows))
+        pieced = {id(canvas) for canvas in rows for stream in canvas._streams if stream.beyond}  # feed nothing twice
+        self._prefill([(c, len(extra)) for c, extra in zip(rows, fed, strict=True) if id(c) not in pieced])
+        self._feed_at(rows, places, fed)
+        width = max(len(at) for at in places)
+        place_RT = self._tensor([[*at, *[at[0]] * (width - len(at))] for at in places])
+        with self.working(rows):
+            order, tables = [], []
+            depth_RT = place_RT - self._tensor([canvas.length for canvas in rows]).unsqueeze(1)
+            for chosen, _, law_RTV in self._laws(rows, width, depth_RT):
+                at_RT = place_RT[self._tensor(chosen)]
+                drawn_RT = Noise(self._key_S2[self._firsts([rows[i] for i in chosen])], at_RT).race(DRAW, law_RTV)
+                log_prob_RT = law_RTV.gather(-1, drawn_RT.unsqueeze(-1)).squeeze(-1).double().log()
+                tables.append(torch.cat((drawn_RT.double(), log_prob_RT), 1))
+                order.extend(chosen)
+            table = torch.cat(tables).tolist()
+        for i, values in zip(order, table, strict=True):
+            self._land(rows[i], places[i], [int(token) for token in values[:width]], values[width:])
+
+    @torch.no_grad()
     def render(self, rows: Sequence[Canvas], pads: Sequence[tuple[int, ...]] | None = None) -> list[Image]:
         """Images of canvases, partial ones included; an unchanged canvas is decoded once.
 
@@ -496,10 +542,26 @@ class Sampler:
             begin[stream.slot], count[stream.slot], start[stream.slot] = stream.cached, pending + draft, stream.start
             for t in range(canvas._ahead + 1, draft + 1):
                 column[stream.slot, t], fresh[stream.slot, t] = pending - 1 + t, True
-        slot_S = torch.arange(self.slots, device=self.model.device)
         at_SW = self._positions(begin, count, self.width)
         pos_SW, mask = (at_SW, None) if trees is None else self._arrange(rows, trees, at_SW)
-        with self._clock.measure([canvas._usage for canvas, _ in streams]):
+        self._compute(rows, start, pos_SW, at_SW, mask, column, fresh)
+        self._book(streams, [count[stream.slot] for _, stream in streams])
+        for canvas, draft in zip(rows, drafts, strict=True):
+            canvas._ahead = draft
+
+    def _compute(
+        self,
+        rows: Sequence[Canvas],
+        start: list[int],
+        pos_SW: Tensor,
+        at_SW: Tensor,
+        mask: Mask | None,
+        column: np.ndarray,
+        fresh: np.ndarray,
+    ) -> None:
+        """The forward itself: logits of the columns `column` [S, W] reach the frontier where `fresh`; books a pass."""
+        slot_S = torch.arange(self.slots, device=self.model.device)
+        with self.working([canvas for canvas in rows for _ in canvas._streams]):
             hidden_SWD = self._feed(slot_S, self._tensor(start), pos_SW, at_SW, self._cache.attend_all(at_SW, mask))
             logits_SWV = self.model.head(hidden_SWD)
             if self._frontier_SWV is None:
@@ -507,13 +569,60 @@ class Sampler:
             behind_SWV = logits_SWV.gather(1, self._tensor(column).unsqueeze(-1).expand_as(logits_SWV))
             fresh_SW1 = torch.from_numpy(fresh).to(self.model.device).unsqueeze(-1)
             torch.where(fresh_SW1, behind_SWV, self._frontier_SWV, out=self._frontier_SWV)
-        self._book(streams, [count[stream.slot] for _, stream in streams])
-        for canvas, draft in zip(rows, drafts, strict=True):
-            canvas._ahead = draft
         for usage in {id(canvas._usage): canvas._usage for canvas in rows}.values():
             usage.target_passes += 1
         self.rounds += 1
-        self.fed += len(streams)
+        self.fed += sum(len(canvas._streams) for canvas in rows)
+
+    def _stand_in(self, canvas: Canvas, at: Sequence[int]) -> list[int]:
+        """Puts stand-ins before places that have nothing there; returns where."""
+        missing = [t - 1 for t in at if t > canvas.length and t - 1 not in canvas._islands]
+        for place in missing:
+            behind = [island for island in canvas._islands if island < place]
+            token = canvas._islands[max(behind)][0] if behind else canvas._tokens[-1] if canvas._tokens else 0
+            self._token_SN[self._slots(canvas), place] = token
+        return missing
+
+    def _feed_at(self, rows: Sequence[Canvas], places: Sequence[Sequence[int]], stand_ins: list[list[int]]) -> None:
+        """One [S, W] forward of all tokens not fed yet, and stand-ins; the logits of `places` reach the frontier."""
+        at = np.full((self.slots, self.width), self._cache.length, dtype=np.int64)
+        gap = np.zeros((self.slots, self._cache.length + 1), dtype=bool)
+        column, start = np.zeros_like(at), [0] * self.slots
+        fresh = np.zeros(at.shape, dtype=bool)
+        for canvas, wanted, extra in zip(rows, places, stand_ins, strict=True):
+            there = np.zeros(self.model.num_tokens, dtype=bool)
+            there[[*range(canvas.length), *canvas._islands]] = True
+            for stream in canvas._streams:
+                known = [*range(stream.cached - stream.start, canvas.length), *canvas._islands]
+                fed = sorted({*known, *extra} - stream.beyond)
+                if len(fed) > self.width:
+                    raise ValueError(f"{len(fed)} positions wait to be fed: at most {self.width} fit")
+                at[stream.slot, : len(fed)], start[stream.slot] = stream.start + np.asarray(fed), stream.start
+                gap[stream.slot, stream.start : stream.start + len(there)] = ~there
+                column[stream.slot, : len(wanted)] = [fed.index(place - 1) for place in wanted]
+                fresh[stream.slot, : len(wanted)] = True
+                canvas._usage.text_positions += sum(place < 0 for place in fed)
+                canvas._usage.target_positions += sum(place >= 0 for place in fed)
+                stream.beyond |= {place for place in fed if place not in extra and place >= 0}
+                stream.cached = max(stream.cached, stream.start)
+                while stream.cached - stream.start in stream.beyond:
+                    stream.beyond.remove(stream.cached - stream.start)
+                    stream.cached += 1
+        at_SW, mask = self._tensor(at), GapMask(torch.from_numpy(gap).to(self.model.device))
+        self._compute(rows, start, at_SW, at_SW, mask, column, fresh)
+        for canvas in rows:
+            canvas._ahead = self.width - 1
+
+    def _land(self, canvas: Canvas, at: Sequence[int], tokens: list[int], log_probs: list[float]) -> None:
+        """Commit tokens drawn at chosen places; what has no gap before it joins the others."""
+        self._token_SN[self._slots(canvas).unsqueeze(1), self._tensor(list(at))] = self._tensor(tokens[: len(at)])
+        canvas._islands.update(zip(at, zip(tokens, log_probs, strict=True), strict=False))
+        canvas._usage.sampled += len(at)
+        while canvas.length in canvas._islands:
+            token, log_prob = canvas._islands.pop(canvas.length)
+            canvas._tokens.append(token)
+            canvas._log_probs.append(log_prob)
+        canvas._ahead, canvas._image, canvas._verdict = -1, None, None
 
     def _arrange(self, rows: list[Canvas], trees: Forest, at_SW: Tensor) -> tuple[Tensor, TreeMask]:
         """Where in their streams the columns of a forward are, [S, W], and which draft nodes they see.
@@ -675,6 +784,7 @@ class Sampler:
         """After the tokens changed: the last one is not cached yet, and no logits are at hand."""
         for stream in canvas._streams:
             stream.cached = max(0, min(stream.cached, stream.start + canvas.length - 1))
+            stream.beyond.clear()
         canvas._ahead, canvas._image, canvas._verdict = -1, None, None
 
     def _firsts(self, rows: Sequence[Canvas]) -> Tensor:
@@ -689,6 +799,11 @@ class Sampler:
 
     def _tensor(self, values: Sequence[object] | np.ndarray) -> Tensor:
         return torch.as_tensor(values, dtype=torch.int64).to(self.model.device, non_blocking=True)
+
+
+def _expect_whole(canvas: Canvas) -> None:
+    if canvas._islands:
+        raise ValueError("tokens were drawn out of order: go on with draw_at until the gaps are filled, or truncate")
 
 
 def _followed(draft: Draft | None) -> Draft | None:

@@ -18,7 +18,7 @@ from harness.hooks import Sampling, exact
 from harness.models import ImageModel
 from harness.records import JSON, Job, Usage, UserError
 from harness.sampler import Canvas, Image, Sampler
-from harness.session import Ask, Look, Method, Op, Propose, Render, Run, Session, Step
+from harness.session import Ask, DrawAt, Look, Method, Op, Propose, Render, Run, Session, Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,9 +265,19 @@ class Scheduler:
                 self._resume(live, [next(signals) for _ in op.rows], deliver)
 
         self._draw_tokens(runs, deliver)
+        self._draw_at(deliver)
         for live, run in self._waiting(Run):
             if not _unfinished(run):
                 self._resume(live, None, deliver)
+
+    def _draw_at(self, deliver: Callable[[Delivery], None]) -> None:
+        """One forward for all that draw at places of their own choice."""
+        waiting = self._waiting(DrawAt)
+        if waiting:
+            rows = [canvas for _, op in waiting for canvas in op.rows]
+            self._sampler.draw_at(rows, [at for _, op in waiting for at in op.places])
+        for live, _ in waiting:
+            self._resume(live, None, deliver)
 
     def _draw_tokens(self, runs: list[Run], deliver: Callable[[Delivery], None]) -> None:
         """Draw for all whose logits are at hand: those just fed, and steps that follow a look of this round."""

@@ -95,6 +95,12 @@ class Step(Op):
 
 
 @dataclass(eq=False, slots=True)
+class DrawAt(Op):
+    rows: list[Canvas]
+    places: list[list[int]]
+
+
+@dataclass(eq=False, slots=True)
 class Propose(Op):
     rows: list[Canvas]
     drafter: Drafter
@@ -218,6 +224,15 @@ class Session:
         """Verify drafts by `rule` and draw one more token each; returns how many draft tokens were accepted."""
         self._own(*rows)
         return await Step(list(rows), list(drafts) if drafts is not None else [None] * len(rows), rule)
+
+    async def draw_at(self, rows: Sequence[Canvas], places: Sequence[Sequence[int]]) -> None:
+        """Draw the tokens of chosen places of every row in one forward, from the tokens that are there before them.
+
+        A row's `tokens` end before its first gap; until its gaps are filled, nothing else can be done with it but
+        truncating it.
+        """
+        self._own(*rows)
+        await DrawAt(list(rows), [list(at) for at in places])
 
     async def draft(
         self, drafter: Drafter, rows: Sequence[Canvas], n: int | Tree, sibling: int = 0

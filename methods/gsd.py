@@ -38,6 +38,8 @@ class Grouped:
 
     def __call__(self, law_RTV: Tensor, drafts: Drafts, noise: Noise) -> tuple[Tensor, Tensor]:
         columns = drafts.token_RG.shape[1]
+        if drafts.forest is not None:
+            raise UserError("method.rule is GSD's, which tests chains: give a number of draft tokens, not a tree")
         if columns == 0:
             return exact(law_RTV, drafts, noise)
         law_nV, draft_law_nV = law_RTV[:, :columns].flatten(0, 1), drafts.law_RGV.flatten(0, 1)

@@ -10,7 +10,8 @@ from test_sjd import TOKENS, decoded, fits
 from toy import TEXTS, draw, jobs
 
 from harness.drafters.jacobi import Jacobi
-from harness.hooks import exact
+from harness.hooks import Draft, Drafts, exact
+from harness.noise import Noise
 from harness.records import UserError
 from methods.gsd import Grouped
 from methods.sjd import SJD
@@ -74,6 +75,13 @@ def test_the_groups_law_is_not_the_targets() -> None:
     rule = ready(Grouped(3, law_gap=0.3), torch.ones(4, 2))
     assert fits(decoded(Jacobi("uniform"), rule, target), target) < 1e-6
     assert fits(decoded(Jacobi("uniform"), ready(Grouped(1), torch.ones(4, 2)), target), target) > 1e-3
+
+
+def test_trees_are_refused() -> None:
+    law = torch.ones(1, 3, 6).double() / 6
+    tree = Drafts.stack([Draft(torch.tensor([1, 2]), parents=(-1, -1))], law)
+    with pytest.raises(UserError, match="tests chains: give a number of draft tokens, not a tree"):
+        ready(Grouped(), SAME)(law, tree, Noise(torch.tensor([[1, 2]]), torch.arange(3)[None]))
 
 
 @pytest.mark.parametrize(

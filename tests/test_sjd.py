@@ -47,7 +47,7 @@ def decoded(drafter: Jacobi, rule: Rule, target: Joint, window: int = TOKENS) ->
             token[:, here], law = drafter.fill(past, Noise(noise.key_R2, noise.position_RT[:, :-1]), wide=2)
         law_RTV = torch.stack([target.after(t, token) for t in range(place, place + room + 1)], 1)
         drafts = Drafts(token[:, here].clone(), law, torch.full((len(row),), room))
-        path_RG, next_R = rule(law_RTV, drafts, noise)
+        path_RG, next_R = (rule if room else exact)(law_RTV, drafts, noise)
         accepted = (path_RG >= 0).sum(1)
         old_RN[row, here], old_law_RNV[row, here], law_RNV[row, behind] = drafts.token_RG, law, law_RTV
         token_RN[row] = token.scatter(1, place + accepted[:, None], next_R[:, None])

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from benchmarks.tiif.answers import read_fairly, refused
+import numpy as np
+
+from benchmarks.tiif.answers import READING, read_fairly, refused
 from harness.records import UserError, digest, dump
-from harness.sampler import Image
 
 SYSTEM = "You are a professional critic of images."
 TEMPLATES = (
@@ -53,7 +54,7 @@ class Witness(Protocol):
         """Raises UserError where it is known beforehand that no question can be answered."""
         ...
 
-    def reply(self, questions: Sequence[str], images: Sequence[Image], system: str) -> list[str | None]:
+    def reply(self, questions: Sequence[str], images: Sequence[np.ndarray], system: str) -> list[str | None]:
         """The reply to each question about its image; None where there was none."""
         ...
 
@@ -64,7 +65,7 @@ class Asked:
 
     key: str
     questions: Sequence[str]
-    image: Image
+    image: np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ class Interview:
         if attempts < 1:
             raise UserError(f"benchmark.judge.attempts={attempts}: at least one is needed")
         self.chat, self.attempts = chat, attempts
-        self.id = f"{chat.id}-{digest(dump([SYSTEM, TEMPLATES]).encode(), 8)}"
+        self.id = f"{chat.id}-{digest(dump([SYSTEM, TEMPLATES, READING]).encode(), 8)}"
 
     def ready(self) -> None:
         """Raises UserError where it is known beforehand that no question can be answered."""

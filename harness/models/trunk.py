@@ -159,15 +159,35 @@ class Prefix:
         return self.keys.shape[2]
 
 
+Mask = Callable[[Tensor, Tensor], Tensor]
+"""(column_L, pos_BW1) -> whether queries at `pos` see the columns of the cache, [B, W, L], of those before them."""
+
+
 @dataclass(frozen=True, slots=True)
 class TreeMask:
     """Who sees whom among the nodes of draft trees, which lie in the cache from position `base_B` of their rows on.
 
-    `sees_BWG`: whether the query in a column sees a node. A row without a tree has its base behind the cache.
+    `sees_BWG`: whether the query in a column sees a node: itself and its ancestors. A row without a tree has its base
+    behind the cache.
     """
 
     base_B: Tensor
     sees_BWG: Tensor
+
+    def __call__(self, column_L: Tensor, pos_BW1: Tensor) -> Tensor:
+        node_BL = column_L - self.base_B[:, None]
+        node_BWL = node_BL.clamp(0, self.sees_BWG.shape[2] - 1).unsqueeze(1).expand(*pos_BW1.shape[:2], -1)
+        return (node_BL < 0).unsqueeze(1) | self.sees_BWG.gather(2, node_BWL)
+
+
+@dataclass(frozen=True, slots=True)
+class GapMask:
+    """Gaps among the image tokens of a stream, `gap_BL`: nothing but a query at its own place sees what lies there."""
+
+    gap_BL: Tensor
+
+    def __call__(self, column_L: Tensor, pos_BW1: Tensor) -> Tensor:
+        return ~self.gap_BL.unsqueeze(1) | (column_L == pos_BW1)
 
 
 class KVCache:
@@ -219,19 +239,19 @@ class KVCache:
         for stored in (self.keys, self.values):
             stored[:, slot_Q[:, None], :, target_QD] = stored[:, slot_Q[:, None], :, source_QD]
 
-    def attend_all(self, pos_SW: Tensor, tree: TreeMask | None = None) -> Attend:
+    def attend_all(self, pos_SW: Tensor, mask: Mask | None = None) -> Attend:
         """Attention for a forward whose row s is slot s: the cache is read in place."""
         rows = torch.arange(self.slots, device=pos_SW.device)
-        return self._attend(rows, pos_SW, lambda stored: stored[: self.slots], tree)
+        return self._attend(rows, pos_SW, lambda stored: stored[: self.slots], mask)
 
     def attend_some(self, slot_B: Tensor, pos_BW: Tensor) -> Attend:
         """Attention for a forward over chosen slots (prefill): their part of the cache is gathered."""
         return self._attend(slot_B, pos_BW, lambda stored: stored[slot_B])
 
     def _attend(
-        self, slot_B: Tensor, pos_BW: Tensor, read: Callable[[Tensor], Tensor], tree: TreeMask | None = None
+        self, slot_B: Tensor, pos_BW: Tensor, read: Callable[[Tensor], Tensor], mask: Mask | None = None
     ) -> Attend:
-        mask_B1WL = self._mask(slot_B, pos_BW.unsqueeze(-1), tree).unsqueeze(1)
+        mask_B1WL = self._mask(slot_B, pos_BW.unsqueeze(-1), mask).unsqueeze(1)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             self.keys[layer][slot_B.unsqueeze(1), :, pos_BW] = k.transpose(1, 2)
@@ -241,16 +261,11 @@ class KVCache:
 
         return attend
 
-    def _mask(self, slot_B: Tensor, pos_BW1: Tensor, tree: TreeMask | None) -> Tensor:
-        """What a position sees, [B, W, L]: itself and those before it; as scores to add where the cache has a bias.
-
-        Of a draft tree's nodes it sees itself and its ancestors.
-        """
+    def _mask(self, slot_B: Tensor, pos_BW1: Tensor, mask: Mask | None) -> Tensor:
+        """What a position sees, [B, W, L]: itself and those before it; as scores to add where the cache has a bias."""
         seen_BWL = self._column_L <= pos_BW1
-        if tree is not None:
-            node_BL = self._column_L - tree.base_B[:, None]
-            node_BWL = node_BL.clamp(0, tree.sees_BWG.shape[2] - 1).unsqueeze(1).expand_as(seen_BWL)
-            seen_BWL = seen_BWL & ((node_BL < 0).unsqueeze(1) | tree.sees_BWG.gather(2, node_BWL))
+        if mask is not None:
+            seen_BWL &= mask(self._column_L, pos_BW1)
         if self.bias_SL is None:
             return seen_BWL
         bias_BWL = self.bias_SL[slot_B].unsqueeze(1).masked_fill(self._column_L == pos_BW1, 0.0)
