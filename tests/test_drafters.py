@@ -33,3 +33,14 @@ def test_the_embedded_draft_fits_the_embedded_generator_and_no_other() -> None:
     target.vq.quantize.embedding.weight.data = torch.randn_like(target.vq.quantize.embedding.weight)
     with pytest.raises(UserError, match="another tokenizer than pictogram_16's"):
         drafter.expect_target(target)
+
+
+def test_the_embedded_eagle_fits_the_embedded_generator_and_no_other() -> None:
+    with initialize_config_module("conf", version_base="1.3"):
+        drafter = instantiate(compose("config", ["method=eagle"]).method.drafter)
+    target = Pictogram()
+    drafter.expect_target(target)
+    assert drafter.id.startswith("eagle-")
+    target.revision = "another"
+    with pytest.raises(UserError, match="train it again"):
+        drafter.expect_target(target)
