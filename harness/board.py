@@ -1,7 +1,8 @@
 """`python -m harness.board pack SOURCE TARGET`: a results folder made small enough to publish.
 
 Keeps what tables are derived from (configurations, prompts, journals, scores; journals compressed) and leaves images
-out. `python -m harness 'stages=[report]' results=TARGET` then writes the same tables from it, byte for byte.
+out, but for a few thumbnails. `python -m harness 'stages=[report]' results=TARGET` then writes the same tables from
+it, byte for byte.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 import gzip
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,11 +19,14 @@ from harness.cli import say
 from harness.exports import markdown, write_exports
 from harness.leaderboard import Board, build
 from harness.records import UserError
-from harness.runs import find_runs, read_run
+from harness.report import panels, write_figures, write_thumbnail
+from harness.runs import Run, find_runs, read_run
 from harness.store import journals, write_atomic
 
 JOURNALS = ("jobs.jsonl", "records-*.jsonl", "scores*.jsonl")
 MOST_MB = 10.0
+THUMBNAILS = 200
+"""Most of them."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,7 +66,9 @@ def pack(source: Path, target: Path, experiment: str) -> int:
         write_atomic(target / path, data)
     board = build(target)
     write_exports(board, target / "export")
-    write_atomic(target / "README.md", _readme(board, experiment).encode())
+    plots = write_figures(panels(board), target / "figures", only=("scaling",), kind="svg")
+    write_atomic(target / "README.md", _readme(board, experiment, plots).encode())
+    _thumbnails(complete, target / "report" / "thumbs")
     for run in runs:
         if run not in complete:
             print(f"left out: {run.path} ({run.excluded or _gap(len(run.planned) - len(run.done), len(run.unjudged))})")
@@ -82,7 +89,27 @@ def _gap(missing: int, unjudged: int) -> str:
     return f"{missing} images missing, {unjudged} unjudged"
 
 
-def _readme(board: Board, experiment: str) -> str:
+def _thumbnails(runs: Sequence[Run], folder: Path) -> None:
+    """The first images of some prompts, in turn from each category, for every run that has them: a few rows of gallery.
+
+    Older ones are removed. A prompt is shown for all of its runs or not at all.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    prompts = {prompt.id: prompt for run in runs for prompt in run.prompts.values()}
+    turns: Counter[str] = Counter()
+    order: list[tuple[int, str]] = []
+    for prompt in sorted(prompts.values(), key=lambda prompt: prompt.id):
+        order.append((turns[prompt.category], prompt.id))
+        turns[prompt.category] += 1
+    made = 0
+    for _, prompt_id in sorted(order):
+        shown = {run.done[prompt_id, 0].image_sha: run for run in runs if (prompt_id, 0) in run.done}
+        if made + len(shown) > THUMBNAILS:
+            return
+        made += sum(bool(write_thumbnail(run, (prompt_id, 0), folder)) for run in shown.values())
+
+
+def _readme(board: Board, experiment: str, plots: Sequence[str]) -> str:
     commits = " ".join(sorted({record.stamp.get("commit", "") for run in board.runs for record in run.done.values()}))
     return f"""# Board
 
@@ -101,6 +128,10 @@ python -m harness 'stages=[report]' results=results/board
 
 `leaderboard.csv` has a row for each run, `metrics.csv` one for each run and metric, `curves.csv` one for each method
 and currency; `export/` holds Markdown, LaTeX, the hub's format, and what papers claim.
+
+Seconds were measured on a shared machine; tokens and passes are exact.
+
+{chr(10).join(f"![{name}](figures/{name}.svg)" for name in plots)}
 
 {markdown(board)}"""
 

@@ -53,7 +53,7 @@ class Claim:
             and self.method == run.about["method"]
             and self.benchmark in ("", run.about["benchmark"])
             and self.judge.lower() in run.judge.lower()
-            and (self.n is None or run.options.get("n") == self.n)
+            and (self.n is None or run.candidates == self.n)
             and all(options.get(name) == value for name, value in self.options.items())
         )
 

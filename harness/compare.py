@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from harness import stats
 from harness.cli import say
 from harness.ranking import Group
@@ -89,14 +91,15 @@ def _verdict(found: stats.Difference) -> str:
 
 
 def _by_category(group: Group) -> list[str]:
-    """A line for each category; these are looks, not tests."""
-    means_2C = group.design.means(group.value_RP)
-    width = max(map(len, group.design.categories))
-    lines = []
-    for c, name in enumerate(group.design.categories):
+    """A line for each category: an exploration, corrected for the share of false findings among the findings."""
+    design, width = group.design, max(map(len, group.design.categories))
+    delta_P = group.value_RP[0] - group.value_RP[1]
+    one_CC = np.eye(len(design.categories))
+    found = stats.benjamini_hochberg([stats.sign_flip(design.shares(delta_P, one_C)) for one_C in one_CC])
+    lines = ["By category (exploration; q after Benjamini and Hochberg):"]
+    for c, (name, value, q) in enumerate(zip(design.categories, design.means(delta_P[None])[0], found, strict=True)):
         low, high = stats.percentiles(group.draws_DRC[:, 0, c] - group.draws_DRC[:, 1, c])
-        value = means_2C[0, c] - means_2C[1, c]
-        lines.append(f"  {name:<{width}}  {100 * value:+6.1f}  [{100 * low:+6.1f}, {100 * high:+6.1f}]")
+        lines.append(f"  {name:<{width}}  {100 * value:+6.1f}  [{100 * low:+6.1f}, {100 * high:+6.1f}]  q {_p(q)}")
     return lines
 
 

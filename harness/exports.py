@@ -18,6 +18,7 @@ import yaml
 
 from harness import claims
 from harness.leaderboard import Board, excluded_line, heading, protocols, resolved, to_csv
+from harness.runs import options
 from harness.store import write_atomic
 
 LEGEND = (
@@ -126,7 +127,7 @@ def eval_results(board: Board, i: int) -> str:
 
 def _cells(row: pd.Series) -> list[str]:
     return [
-        f"{row['method']} {row['params']}".strip()
+        f"{row['method']} {options(row['params'], row['candidates'])}".strip()
         + (", one at a time" if row["concurrency"] == 1 else "")
         + (f" ({row['missing'] + row['failed']} images missing)" if row["missing"] + row["failed"] else ""),
         f"{row['score']:.3f} [{_or_dash(row['ci_low'])}, {_or_dash(row['ci_high'])}]",

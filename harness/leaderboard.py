@@ -47,7 +47,8 @@ COMPARED = (
 COLUMNS = (
     *("benchmark", "model", "method", "params", "images", "score", "ci_low", "ci_high", *TASKS, *COSTS),
     *("failed", "unjudged", "seed", "fingerprint", "device", "commit", "missing", "judge", "numerics"),
-    *("version", "prompts_sha", "prompts", "images_per_prompt", "concurrency", "protocol", "reward_is_judge"),
+    *("version", "prompts_sha", "prompts", "images_per_prompt", "concurrency", "candidates", "protocol"),
+    "reward_is_judge",
     *(*MORE_COSTS, *BUDGETS, *COMPARED),
 )
 TIMED = (
@@ -120,10 +121,8 @@ def project(runs: Iterable[Run]) -> Board:
 
 def _pools(run: Run, protocol: Protocol) -> bool:
     """Whether it is plain sampling under the same protocol but for its number of images."""
-    own = run.protocol
-    return run.about["method"] == "plain" and own._replace(images_per_prompt=0) == protocol._replace(
-        images_per_prompt=0
-    )
+    alike = run.protocol._replace(images_per_prompt=0) == protocol._replace(images_per_prompt=0)
+    return alike and run.about["method"] == "plain" and run.complete
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------
@@ -152,8 +151,8 @@ def _rows(group: Group) -> list[dict[str, Cell]]:
 def _own(group: Group, i: int) -> dict[str, Cell]:
     """What a run is, scored and cost, without regard to others."""
     run, design = group.runs[i], group.design
-    tasks = dict(zip(design.categories, design.means(group.value_RP[i : i + 1])[0].tolist(), strict=True))
     means = design.means(group.value_RP[i : i + 1])[0]
+    tasks = dict(zip(design.categories, means.tolist(), strict=True))
     named = dict(zip(run.aggregates, (group.weight_KC @ means).tolist(), strict=True))
     if clash := [name for name in {**tasks, **named} if name in COLUMNS and name not in ("score", *TASKS)]:
         raise UserError(f"{run.path}: category {clash[0]!r} has the name of a leaderboard column; rename the category")
@@ -170,6 +169,7 @@ def _own(group: Group, i: int) -> dict[str, Cell]:
         "protocol": run.protocol.id,
         "prompts": len(run.prompts),
         "concurrency": run.concurrency,
+        "candidates": run.candidates,
         "images": len(done),
         "ci_low": low,
         "ci_high": high,
@@ -332,8 +332,9 @@ def _identity(run: Run) -> dict[str, Cell]:
 
 def _order(run: Run) -> list[list[tuple[int, str]]]:
     """Sorts texts by the numbers in them: n=2, n=4, n=16."""
-    names = ("benchmark", "model", "method", "params", "seed", "fingerprint")
-    parts = [re.findall(r"\d+|\D+", str(run.about[name])) for name in names]
+    first, last = ("benchmark", "model", "method"), ("params", "seed", "fingerprint")
+    texts = (*(run.about[name] for name in first), run.candidates or 0, *(run.about[name] for name in last))
+    parts = [re.findall(r"\d+|\D+", str(text)) for text in texts]
     return [[(int(part) if part.isdecimal() else -1, part) for part in split] for split in parts]
 
 
@@ -357,7 +358,7 @@ def cell(name: str, value: object) -> str:
     return f"{round(value, 10):.{2 if name in (*COSTS, *MORE_COSTS) and not name.endswith('_s') else 4}f}"
 
 
-INTEGERS = ("tie_group", "rank_low", "rank_high", "concurrency")
+INTEGERS = ("tie_group", "rank_low", "rank_high", "concurrency", "candidates")
 """Whole numbers that a missing one turns into floats."""
 
 

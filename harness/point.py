@@ -147,7 +147,7 @@ class Point:
 
 
 PLACES = (
-    *("metadata", "checkpoint", "device"),
+    *("metadata", "checkpoint", "device", "images_of"),
     *("base_url", "needs_key", "timeout_s", "retries", "backoff_s", "longest_pause_s", "concurrency"),
 )
 """Benchmark options, at any depth, that say where something is or how it is reached: what it is is in version, prompts

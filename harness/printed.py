@@ -8,6 +8,7 @@ from collections import Counter
 import pandas as pd
 
 from harness.leaderboard import COLUMNS, TASKS, heading, protocols, signed
+from harness.runs import options
 
 WIDTH = 140
 """Characters that the printed table may fill."""
@@ -61,7 +62,7 @@ def _printed(runs: pd.DataFrame) -> list[str]:
 
 
 def _names(runs: pd.DataFrame, width: int) -> list[list[str]]:
-    columns = [["method", *map(str, runs["method"])], ["params", *map(str, runs["params"])]]
+    columns = [["method", *map(str, runs["method"])], ["params", *map(options, runs["params"], runs["candidates"])]]
     for name in ("seed", "concurrency"):
         if runs[name].nunique(dropna=False) > 1:
             columns.append([name, *("-" if pd.isna(value) else f"{value:.0f}" for value in runs[name])])

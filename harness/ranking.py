@@ -223,9 +223,8 @@ class Group:
         Estimated from a plain run with at least n images for each of the prompts; None without one. The pool's images
         are others than the run's, so the share can come out above 1.
         """
-        n = self.runs[run].options.get("n")
-        plain = self.plain_of(run)
-        if not isinstance(n, int) or n < 2 or plain is None:
+        n, plain = self.runs[run].candidates, self.plain_of(run)
+        if n is None or n < 2 or plain is None:
             return None
         pools = [p for p in [*self._pool, *(self.runs[i] for i in self._plains)] if p.protocol.images_per_prompt >= n]
         pools = [p for p in pools if p.about["seed"] == self.runs[run].about["seed"]]
@@ -278,7 +277,7 @@ class Group:
     def best_of(self, n: int, like: Sequence[int]) -> float:
         """Score of Best-of-n with the reward among runs timed and seeded as `like`; nan without one."""
         plain = self.plain_of(like[0])
-        chosen = [i for i, run in enumerate(self.runs) if _is_best_of_n(run) and run.options.get("n") == n]
+        chosen = [i for i, run in enumerate(self.runs) if _is_best_of_n(run) and run.candidates == n]
         alike = [i for i in chosen if plain is not None and not any(self._unlike(i, plain))]
         return float(self.score_R[alike[0]]) if alike else math.nan
 

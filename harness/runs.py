@@ -7,6 +7,7 @@ A folder holds `config.yaml` (with what the run is, under `run`), `jobs.jsonl` (
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -55,7 +56,8 @@ class Run:
 
     @property
     def name(self) -> str:
-        return f"{self.about['method']} {self.about['params']}".strip()
+        """Method and options, for people."""
+        return f"{self.about['method']} {options(str(self.about['params']), self.candidates)}".strip()
 
     @property
     def fingerprint(self) -> str:
@@ -86,6 +88,12 @@ class Run:
         file = self.path / record.path
         inside = bool(record.path) and file.resolve().is_relative_to(self.path.resolve())
         return file if inside and file.is_file() else None
+
+    @property
+    def candidates(self) -> int | None:
+        """Candidates of an image, for methods that have a number of them."""
+        n = self.options.get("n")
+        return n if isinstance(n, int) else None
 
     @cached_property
     def device(self) -> str:
@@ -133,6 +141,14 @@ class Run:
             for p, i in sorted(self.planned)
         ]
         return pd.DataFrame(rows, columns=["prompt_id", "image", "category", "weight", "cluster", "value"])
+
+
+def options(params: str, candidates: float | None) -> str:
+    """A method's changed options, and its number of candidates also where that is the configuration's own."""
+    shown = params.split(", ") if params else []
+    if candidates is not None and not math.isnan(candidates) and not any(part.startswith("n=") for part in shown):
+        shown.insert(0, f"n={candidates:.0f}")
+    return ", ".join(shown)
 
 
 def find_runs(results: Path) -> list[Path]:

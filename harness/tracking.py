@@ -124,9 +124,7 @@ class Wandb:
     def mode(self) -> str:
         if self._mode != "auto":
             return self._mode
-        import wandb
-
-        return "online" if wandb.login(prompt=False) else "offline"
+        return "online" if _has_key() else "offline"
 
     def _write(self, page: Page, results: Path) -> None:
         import wandb
@@ -363,6 +361,22 @@ class Tail:
             whole = file.read().rpartition(b"\n")
         self._read += len(whole[0]) + len(whole[1])
         return whole[0].decode().split("\n") if whole[1] else []
+
+
+def _has_key() -> bool:
+    """Whether wandb would find a key: in the environment, or in the user's netrc. Nobody is asked, and no server."""
+    import netrc
+    from urllib.parse import urlsplit
+
+    import wandb
+
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        known = netrc.netrc(os.environ.get("NETRC"))
+    except (OSError, netrc.NetrcParseError):
+        return False
+    return known.authenticators(str(urlsplit(wandb.Settings().base_url).hostname)) is not None
 
 
 def _log_steps(dashboard: Any, lines: Sequence[Step]) -> None:

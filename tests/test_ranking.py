@@ -20,8 +20,9 @@ from harness.exports import eval_results, latex, markdown
 from harness.leaderboard import Board, build, excluded_line, percentile, project, samples_for
 from harness.printed import render_table
 from harness.ranking import Group
-from harness.records import Prompt, UserError
+from harness.records import Job, Prompt, UserError
 from harness.runs import find_runs, read_run
+from harness.store import RunFolder
 
 rng = np.random.default_rng(0)
 CHANCE = {f"{category}/{i}": rng.random() for category in ("a", "b") for i in range(40)}
@@ -205,6 +206,20 @@ def test_one_run_alone_compares_with_nothing(tmp_path: Path) -> None:
     assert "vs plain" not in render_table(board.frame)
 
 
+def test_single_prompts_are_stated_without_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = [
+        write_run(tmp_path, {"a/0": [1.0, 0.0], "b/0": [float(i), 1.0]}, method, fingerprint=f"0000000{i}")
+        for i, method in enumerate(("plain", "m"))
+    ]
+    board = build(tmp_path)
+    assert list(board.frame["score"]) == [0.75, 0.5]  # m, plain
+    assert board.frame[["ci_low", "tie_group", "vs_plain_low", "worse_at_most", "speedup_low"]].isna().all(axis=None)
+    assert "0.750 [-, -]" in markdown(board)
+    assert "[    -,     -]" in render_table(board.frame)
+    code, text = said(capsys, compare, *map(str, folders))
+    assert (code, "no error can be stated, so nothing is resolved" in text) == (0, True)
+
+
 def test_aggregates_weights_and_clusters_come_from_the_journals(tmp_path: Path) -> None:
     values = drawn(0.0)
     prompts = [
@@ -224,6 +239,20 @@ def test_aggregates_weights_and_clusters_come_from_the_journals(tmp_path: Path) 
     assert (line["a"], line["only_a"], line["score"]) == pytest.approx((a, a, a / 4 + b * 3 / 4))
     tidy = board.metrics.set_index("metric")
     assert tidy.loc["quality/only_a", "ci_low"] < a < tidy.loc["quality/only_a", "ci_high"]
+
+
+def test_weights_and_clusters_go_through_jobs(tmp_path: Path) -> None:
+    prompts = [Prompt("a/0", "x", "a"), Prompt("a/1", "y", "a", weight=2.5, cluster="scene")]
+    assert [p.standing for p in prompts] == [{}, {"weight": 2.5, "cluster": "scene"}]  # fingerprints of others stay
+    about = dict.fromkeys(("benchmark", "model", "method", "params", "fingerprint"), "x")
+    config = {"run": {**about, "seed": 0, "planned": 2}}
+    with RunFolder(tmp_path / "run", config, [Job(prompt, 0) for prompt in prompts]):
+        pass
+    assert list(read_run(tmp_path / "run").prompts.values()) == prompts
+    assert "weight" not in (tmp_path / "run/jobs.jsonl").read_text().splitlines()[0]
+    for weight in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(UserError, match=r"prompt a/0: weight .* is not a positive number"):
+            Prompt("a/0", "x", "a", weight=weight)
 
 
 def test_packed_and_sharded_journals_read_alike(results: Path, tmp_path: Path) -> None:
@@ -319,6 +348,7 @@ def test_a_comparison_in_words(results: Path, capsys: pytest.CaptureFixture[str]
     assert "Resolved: A is better than B." in text
     assert "p = < 0.001" not in text
     assert "p < 0.001 (sign-flip)" in text
+    assert all(line.endswith("q < 0.001") for line in text.splitlines() if line.startswith("  "))
     code, text = said(capsys, compare, "00000001", "00000006", "--results", str(results))
     assert "A - B = +0.0 points" in text
     assert "Not resolved. A is at most 0.0 points worse than B, with 95 % confidence." in text

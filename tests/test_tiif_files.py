@@ -16,7 +16,7 @@ from tiif_folder import write_folder, write_lines
 from benchmarks.tiif.files import COMMIT, official_hashes, read_split
 from benchmarks.tiif.interview import Interview
 from benchmarks.tiif.questionnaire import Questionnaire
-from benchmarks.tiif.scores import OFFICIAL
+from benchmarks.tiif.scores import OFFICIAL, weighted
 from harness.records import Prompt, UserError
 from harness.store import image_path
 
@@ -58,6 +58,16 @@ def test_the_published_files(split: str, scenes: int, questions: int, dimensions
     assert no == {"test": 2 * 329, "testmini": 2 * 34}[split]
     words = next(p for p in prompts if p.id == "tiif/text/short/0").spec["words"]
     assert words == ["drink", "tea", "eat", "cake", "relax", "enjoy", "delight"]
+
+
+@with_data
+@pytest.mark.parametrize(("split", "overall"), [("test", 0.969), ("testmini", 0.970)])
+def test_a_judge_that_always_says_yes_scores_above_every_model(split: str, overall: float) -> None:
+    keys: dict[str, list[bool]] = {}
+    for prompt in read(SHARED, split)[0]:
+        keys.setdefault(prompt.category, []).extend(answer == "yes" for answer in prompt.spec["answers"])
+    accuracy = {category: sum(yes) / len(yes) for category, yes in keys.items()}
+    assert weighted(OFFICIAL.aggregates(accuracy)["score"], accuracy) == pytest.approx(overall, abs=5e-4)
 
 
 @with_data

@@ -404,6 +404,32 @@ def test_images_without_a_reply_are_asked_about_again(
     assert len(server.asked) == asked + len(unheard)
 
 
+def test_images_made_elsewhere_are_scored_from_the_references_layout(
+    tmp_path: Path, server: Server, run: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLM_API_KEY", "sesame-1234")
+    server.behave = lambda body: says("\n".join(["yes"] * (len(asked_in(body)) - 1) + ["no"]))  # the key
+    for i, dimension in enumerate(OFFICIAL.dimensions):
+        for length in ("short", "long"):
+            name = f"0{('.png', '.jpg', '.jpeg', '.webp')[i % 4]}"
+            path = tmp_path / "made" / dimension / "their model" / f"{length}_description" / name
+            path.parent.mkdir(parents=True)
+            Pillow.new("RGB", (8, 8), (i, i, i)).save(path)
+    next((tmp_path / "made/style/their model/long_description").iterdir()).unlink()
+    there = ("stages=[score]", f"benchmark.images={tmp_path / 'made'}")
+    code, said = harness(tmp_path, *run, *there)
+    assert code == 0 and "1 of 78 images are missing (tiif_testmini/style/long/0)" in said, said
+    (folder,) = folders(tmp_path)
+    assert "style                        100.00 / 0.00" in (folder / "summary.txt").read_text().splitlines()
+    assert "overall                      100.00 / 88.89" in (folder / "summary.txt").read_text().splitlines()
+    assert len(server.asked) == 77
+    (tmp_path / "made/text/another/short_description").mkdir(parents=True)
+    code, said = harness(tmp_path, *run, *there)
+    assert code == 2 and "has images of another, their model in TIIF-Bench's layout: choose one with" in said
+    code, said = harness(tmp_path, *run, *there, "benchmark.images_of=their model")
+    assert code == 0 and len(server.asked) == 77, said
+
+
 def test_a_wrong_key_ends_the_run(
     tmp_path: Path, server: Server, run: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+READING = "fair-1"
+"""Of `read_fairly`: part of a judge's id, to be raised when replies are read otherwise."""
+
 _ANSWER = re.compile(r"(yes|no)\b", re.IGNORECASE)
 _NUMBER = re.compile(r"\W*(?:(?:question|answer|q|a)\W*)?(\d{1,3})\W+", re.IGNORECASE)
 _ORNAMENT = re.compile(r"(?:(?:answer|a)\s*:|[\W_])*", re.IGNORECASE)

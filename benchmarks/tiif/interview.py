@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from benchmarks.tiif.answers import read_fairly, refused
+from benchmarks.tiif.answers import READING, read_fairly, refused
 from harness.records import UserError, digest, dump
 from harness.sampler import Image
 
@@ -91,7 +91,7 @@ class Interview:
         if attempts < 1:
             raise UserError(f"benchmark.judge.attempts={attempts}: at least one is needed")
         self.chat, self.attempts = chat, attempts
-        self.id = f"{chat.id}-{digest(dump([SYSTEM, TEMPLATES]).encode(), 8)}"
+        self.id = f"{chat.id}-{digest(dump([SYSTEM, TEMPLATES, READING]).encode(), 8)}"
 
     def ready(self) -> None:
         """Raises UserError where it is known beforehand that no question can be answered."""

@@ -31,6 +31,7 @@ from harness.records import SampleRecord, digest
 from harness.report import collect
 from harness.report.collect import Panel, Shown, panels
 from harness.report.figures import write_figures
+from harness.runs import Run
 from harness.store import write_atomic
 
 PART = 16
@@ -88,6 +89,13 @@ def _write_thumbs(one: Shown, folder: Path, there: dict[str, str]) -> None:
         stem = _stem(record)
         if stem not in there and (source := one.run.image(record)):
             there[stem] = _write_thumb(source, folder / stem)
+
+
+def write_thumbnail(run: Run, key: tuple[str, int], folder: Path) -> str:
+    """Write a delivered image's thumbnail where reports look for it; returns its file's name, "" without the image."""
+    folder.mkdir(parents=True, exist_ok=True)
+    source = run.image(run.done[key])
+    return _write_thumb(source, folder / _stem(run.done[key])) if source else ""
 
 
 def _write_thumb(source: Path, target: Path) -> str:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -28,6 +28,8 @@ PALETTE = (
 )
 """Grey for plain, then one for each method; the page has the same (core.js)."""
 MARKERS = "osD^PX*v"
+LETTERS = 28
+"""Longest label of a legend in two columns."""
 GREY = "#b9b4aa"
 STYLE: Any = {
     "font.size": 8,
@@ -47,11 +49,18 @@ STYLE: Any = {
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
     "pdf.fonttype": 42,  # letters stay letters
+    "svg.hashsalt": "figures",  # names inside the file are drawn from it
 }
+UNDATED: dict[str, Any] = {"pdf": {"CreationDate": None, "Producer": None}, "svg": {"Date": None}}
 
 
-def write_figures(panels: Sequence[Panel], folder: Path) -> list[str]:
-    """Write every figure that the panels have data for; returns their names, "<number of the panel>-<figure>"."""
+def write_figures(
+    panels: Sequence[Panel], folder: Path, *, only: Collection[str] = (), kind: Literal["pdf", "svg"] = "pdf"
+) -> list[str]:
+    """Write every figure that the panels have data for; returns their names, "<number of the panel>-<figure>".
+
+    `only` names some figures: "scaling", "pareto_tokens", ...
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -60,10 +69,10 @@ def write_figures(panels: Sequence[Panel], folder: Path) -> list[str]:
     names = []
     with matplotlib.rc_context(STYLE):
         for i, panel in enumerate(panels):
-            for name, draw in _figures(panel):
+            for name, draw in ((name, draw) for name, draw in _figures(panel) if not only or name in only):
                 figure = Figure(figsize=(WIDTH, HEIGHT))
                 draw(figure)
-                figure.savefig(folder / f"{i}-{name}.pdf", metadata={"CreationDate": None, "Producer": None})
+                figure.savefig(folder / f"{i}-{name}.{kind}", metadata=UNDATED[kind])
                 names.append(f"{i}-{name}")
     return names
 
@@ -219,8 +228,10 @@ def _plain_ticks(axes: Axes, values: Sequence[float]) -> None:
 def _legend(figure: Figure, size: float | None = None) -> None:
     """Below the axes, which grows the figure where the legend needs several rows."""
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    rows = math.ceil(len(labels) / 2)
-    figure.set_size_inches(WIDTH, HEIGHT + 0.13 * rows)
-    legend = figure.legend(handles, labels, loc="outside lower center", ncols=2, columnspacing=1, handletextpad=0.4)
+    columns = 2 if max(map(len, labels), default=0) <= LETTERS else 1
+    figure.set_size_inches(WIDTH, HEIGHT + 0.13 * math.ceil(len(labels) / columns))
+    legend = figure.legend(
+        handles, labels, loc="outside lower center", ncols=columns, columnspacing=1, handletextpad=0.4
+    )
     for handle in legend.legend_handles if size else ():
         handle.set_sizes([size])  # type: ignore[union-attr]
