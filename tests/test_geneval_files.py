@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.geneval.conformance import conformance
 from benchmarks.geneval.prompts import TASKS, read_prompts
-from benchmarks.geneval.summary import read_results, summarize
+from benchmarks.geneval.summary import format_result, read_results, summarize
 from benchmarks.geneval.verdict import COLORS, RELATIONS
 from harness.models.pictogram import grammar
 from harness.records import UserError
@@ -162,3 +162,9 @@ def test_the_official_files_can_be_read() -> None:
     expected = json.loads((SHARED / "results_example_summary.json").read_text())
     assert summary.lines() == expected["printed"]
     assert summary.missing == ()
+
+
+@needs_shared
+def test_a_result_file_is_written_as_the_reference_writes_it() -> None:
+    example = SHARED / "results_example.jsonl"
+    assert "".join(map(format_result, read_results(example))) == example.read_text()

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from browser import Browser, needs_chromium
 from made_runs import make_board, make_run
+from matplotlib.figure import Figure
 from PIL import Image
 
 from harness.leaderboard import build
@@ -42,32 +43,54 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def test_equal_journals_give_an_equal_report_to_the_last_byte(tmp_path: Path) -> None:
-    make_board(tmp_path / "a")
-    make_board(tmp_path / "b")
-    write_report(tmp_path / "a", build(tmp_path / "a"))
-    _expect_papers_figures(tmp_path / "a")
     for name in ("a", "b"):
+        make_board(tmp_path / name)
         write_report(tmp_path / name, build(tmp_path / name), figures=False)
-    assert files(tmp_path / "a/report") == files(tmp_path / "b/report")
-    assert not list((tmp_path / "a/report/figures").iterdir())
-
-    (tmp_path / "c").mkdir()
-    shutil.copytree(make_run(tmp_path / "one"), tmp_path / "c/made/small/plain-c")
-    drawn = [figures.write_figures(panels(build(tmp_path / name)), tmp_path / f"{name}.pdf") for name in ("one", "c")]
-    assert drawn == [["0-bubbles"]] * 2
-    assert files(tmp_path / "one.pdf") == files(tmp_path / "c.pdf")
+    first = files(tmp_path / "a/report")
+    assert first == files(tmp_path / "b/report")
+    write_report(tmp_path / "a", build(tmp_path / "a"), figures=False)
+    assert files(tmp_path / "a/report") == first
 
 
-def _expect_papers_figures(results: Path) -> None:
-    """One column wide, letters as letters, and not a word of when they were made."""
-    pdfs = {path.stem: path.read_bytes() for path in (results / "report/figures").glob("*.pdf")}
-    assert sorted(pdfs) == sorted(data(results, "figures"))
-    kinds = ("acceptance", "bubbles", "confidence", "pareto_seconds", "pareto_tokens", "pruning", "scaling")
-    assert sorted(re.sub("-[0-9a-f]{8}$", "", name) for name in pdfs) == [f"0-{kind}" for kind in kinds]
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_pdf_figures_are_one_column_wide_and_do_not_name_the_hour(tmp_path: Path, every: bool) -> None:
+    """Letters stay letters, and equal journals give equal files."""
+    for name in ("a", "b"):
+        make_board(tmp_path / name) if every else make_run(tmp_path / name)
+        write_report(tmp_path / name, build(tmp_path / name))
+    pdfs = files(tmp_path / "a/report/figures")
+    assert pdfs == files(tmp_path / "b/report/figures")
+    assert sorted(pdfs) == sorted(f"{name}.pdf" for name in data(tmp_path / "a", "figures"))
+    assert len(pdfs) == (7 if every else 1)
     for name, pdf in pdfs.items():
         (width,) = re.findall(rb"/MediaBox \[ 0 0 ([\d.]+) ", pdf)
         assert float(width) == pytest.approx(72 * 3.35), name
         assert b"CreationDate" not in pdf and b"/FontType 3" not in pdf, name
+
+
+def test_every_figure_has_what_the_page_shows(tmp_path: Path) -> None:
+    make_board(tmp_path)
+    (panel,) = panels(build(tmp_path))
+    drawn = {}
+    for name, draw in figures._figures(panel):
+        drawn[name.split("-")[0]] = figure = Figure()
+        draw(figure)
+    assert list(drawn) == [
+        *("scaling", "pareto_tokens", "pareto_seconds", "bubbles", "acceptance", "confidence", "pruning")
+    ]
+    curve = drawn["scaling"].axes[0].lines[0]
+    assert curve.get_xdata().tolist() == [1.0, 2.0, 4.0]
+    scores = {one.label: one.row["score"] for one in panel.shown}
+    assert curve.get_ydata().tolist() == [scores[label] for label in ("plain", "best of n n=2", "best of n n=4")]
+    assert len(drawn["bubbles"].axes[0].collections) == 6
+    bars = [bar.get_height() for bar in drawn["acceptance"].axes[0].patches]
+    assert bars == [30 / 45, 10 / 45, 5 / 45]
+    assert [axes.get_title() for axes in drawn["confidence"].axes[:3]] == [
+        "right images",
+        "wrong images",
+        "ended early",
+    ]
+    assert drawn["pruning"].axes[0].lines[0].get_ydata() == pytest.approx(0.5 + 0.01 * np.arange(16), abs=6e-4)
 
 
 def test_the_page_says_what_the_leaderboard_says(tmp_path: Path) -> None:

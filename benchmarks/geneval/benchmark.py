@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from benchmarks.geneval.colors import Colors, Question
 from benchmarks.geneval.detector import CLASSES, Detector, Found
 from benchmarks.geneval.layout import IMAGES, read_folder, say_oddities
 from benchmarks.geneval.prompts import about, read_prompts
-from benchmarks.geneval.summary import Result, summarize
+from benchmarks.geneval.summary import Result, format_result, summarize
 from benchmarks.geneval.verdict import COLORS, DEFAULTS, ColorOf, Options, Verdict, verdict
 from benchmarks.images import read_images
 from benchmarks.spread import spread
@@ -126,15 +127,14 @@ class GenEval:
         return [
             *str(summarize(self._results(scores, Path()))).split("\n"),
             *(f"PARTIAL: {had} of {whole} {what}" for what, (had, whole) in partial.items() if had < whole),
-            f"Score over planned images: {macro_mean(table):.5f} [{low:.5f}, {high:.5f}] (95 %, prompts resampled)",
+            f"Score over planned images: {macro_mean(table):.5f} {_interval(low, high)}",
             f"Version {self.version}, judge {self.judge.id}",
             *([f"NOT FOR A LEADERBOARD: {self.excluded}"] if self.excluded else []),
         ]
 
     def files(self, scores: Sequence[Score], folder: Path) -> dict[str, str]:
         """The reference's result file of a run folder, by its name."""
-        rows = (json.dumps(dataclasses.asdict(r), separators=(",", ":")) for r in self._results(scores, folder))
-        return {"results.jsonl": "".join(row.replace("/", "\\/") + "\n" for row in rows)}
+        return {"results.jsonl": "".join(map(format_result, self._results(scores, folder)))}
 
     def _results(self, scores: Iterable[Score], folder: Path) -> list[Result]:
         prompts = {prompt.id: prompt for prompt in self._prompts}
@@ -199,6 +199,12 @@ def official_file(metadata: str | None, allow_other_version: bool) -> tuple[Path
             "benchmark.allow_other_version=true, which marks the version of every row"
         )
     return path, f"other-{found[:8]}"
+
+
+def _interval(low: float, high: float) -> str:
+    if math.isnan(low):
+        return "(no interval: a task has a single prompt)"
+    return f"[{low:.5f}, {high:.5f}] (95 %, prompts resampled)"
 
 
 def _no_answer(_: str, indices: Sequence[int]) -> list[str]:

@@ -31,9 +31,9 @@ PADDING = (128, 128, 128)
 class Mmdet(Mask2Former):
     """A Mask2Former of mmdet: `config` is a name among mmdet's or a file.
 
-    `weights` are `published` (a `checkpoint` file, or null for the download that is pinned) or `random`, which tests
-    the path. `short_side` is what pictures are resized to, in pixels; the reference has 800. Raises UserError for what
-    does not exist; a checkpoint that does not fit is refused when it is loaded.
+    `weights` are `published`, which means a `checkpoint` file (.pth or .safetensors), or null for the pinned download;
+    or `random`, which tests the path. `short_side` is what pictures are resized to, in pixels; the reference has 800.
+    Raises UserError for what does not exist; a checkpoint that does not fit is refused when it is loaded.
     """
 
     def __init__(
@@ -134,12 +134,18 @@ class Mmdet(Mask2Former):
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The weights of an mmengine checkpoint. What it may hold besides tensors is listed here by name."""
+    """The weights of an mmengine checkpoint, or of a safetensors file made of one.
+
+    What a checkpoint may hold besides tensors is listed here by name.
+    """
     from mmengine.config import ConfigDict
     from mmengine.logging import HistoryBuffer
     from torch import Tensor
 
-    from harness.models.checkpoint import unpickle
+    from harness.models.checkpoint import read_file, unpickle
+
+    if path.suffix == ".safetensors":
+        return read_file(path)
 
     def statistic(kind: object, name: str) -> object:
         """The methods that a log's history names; Python's own `getattr` would hand out any."""

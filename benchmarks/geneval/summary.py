@@ -6,6 +6,7 @@ reference leaves missing tasks out of it without a word; here they are named.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,9 @@ from typing import Any
 from benchmarks.geneval.prompts import TASKS
 from benchmarks.jsonl import bad_line, read_objects
 from harness.records import UserError
+
+FIELDS = ("filename", "tag", "prompt", "correct", "reason", "metadata", "details")
+"""Of a result file, in the reference's order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +111,12 @@ def read_results(path: Path | str) -> list[Result]:
         except ValueError as error:
             raise bad_line(path, number, str(error)) from None
     return results
+
+
+def format_result(result: Result) -> str:
+    """A line of a result file, byte for byte as the reference writes it."""
+    row = {key: getattr(result, key) for key in FIELDS}
+    return json.dumps(row, separators=(",", ":")).replace("/", "\\/") + "\n"
 
 
 def parse_result(row: object) -> Result:

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from benchmarks.tiif.answers import READING, read_fairly, refused
 from harness.records import UserError, digest, dump
-from harness.sampler import Image
 
 SYSTEM = "You are a professional critic of images."
 TEMPLATES = (
@@ -53,7 +54,7 @@ class Witness(Protocol):
         """Raises UserError where it is known beforehand that no question can be answered."""
         ...
 
-    def reply(self, questions: Sequence[str], images: Sequence[Image], system: str) -> list[str | None]:
+    def reply(self, questions: Sequence[str], images: Sequence[np.ndarray], system: str) -> list[str | None]:
         """The reply to each question about its image; None where there was none."""
         ...
 
@@ -64,7 +65,7 @@ class Asked:
 
     key: str
     questions: Sequence[str]
-    image: Image
+    image: np.ndarray
 
 
 @dataclass(frozen=True, slots=True)

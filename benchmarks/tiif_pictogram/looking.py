@@ -13,7 +13,6 @@ import numpy as np
 
 from benchmarks.geneval.verdict import Detection, relations
 from harness.models.pictogram.grammar import COLORS, PLACES, RELATIONS, article, plural
-from harness.sampler import Image
 
 # --- questions -------------------------------------------------------------------------------------------------------
 
@@ -79,19 +78,19 @@ class Eyes:
     def ready(self) -> None:
         """It always is."""
 
-    def reply(self, questions: Sequence[str], images: Sequence[Image], system: str) -> list[str | None]:
+    def reply(self, questions: Sequence[str], images: Sequence[np.ndarray], system: str) -> list[str | None]:
         """A line for each question in each text, with what was seen as its reason."""
         self.tokens, self.served = [0] * len(questions), [self.id] * len(questions)
         seen = self._detect(images)
         return [self._reply(text, *pair) for text, pair in zip(questions, zip(images, seen, strict=True), strict=True)]
 
-    def _detect(self, images: Sequence[Image]) -> list[Sequence[Found] | str]:
+    def _detect(self, images: Sequence[np.ndarray]) -> list[Sequence[Found] | str]:
         try:
             return list(self._detector.detect(images)) if images else []
         except ValueError as error:  # one image spoils the batch: find out which
             return [str(error)] if len(images) == 1 else [self._detect([image])[0] for image in images]
 
-    def _reply(self, text: str, image: Image, seen: Sequence[Found] | str) -> str:
+    def _reply(self, text: str, image: np.ndarray, seen: Sequence[Found] | str) -> str:
         if isinstance(seen, str):
             return f"Unreadable: {seen}"
         there = [one for one in seen if one.score > self._threshold]
@@ -99,7 +98,7 @@ class Eyes:
         lines = [f"{'yes' if right else 'no'}: {why}" for right, why in answers]
         return "\n".join(lines) or "Unknown: no question that a detector understands"
 
-    def _answer(self, line: str, image: Image, there: Sequence[Found]) -> Answer | None:
+    def _answer(self, line: str, image: np.ndarray, there: Sequence[Found]) -> Answer | None:
         for pattern, answer in self._patterns:
             if match := pattern.fullmatch(line):
                 return answer(match.groupdict(), image, there)
@@ -115,21 +114,21 @@ def _patterns(classes: Sequence[str]) -> list[tuple[re.Pattern[str], Callable[..
         found = [one for one in there if one.name == names[word]]
         return sorted(found, key=lambda one: -one.score)
 
-    def is_there(of: dict[str, str], image: Image, there: Sequence[Found]) -> Answer:
+    def is_there(of: dict[str, str], image: np.ndarray, there: Sequence[Found]) -> Answer:
         found = named(of["x"], there)
         return bool(found), _seen(found)
 
-    def is_number(of: dict[str, str], image: Image, there: Sequence[Found]) -> Answer:
+    def is_number(of: dict[str, str], image: np.ndarray, there: Sequence[Found]) -> Answer:
         found = named(of["x"], there)
         if of["place"]:
             found = [one for one in found if _is_on(of["place"], one, image)]
         return len(found) == int(of["count"]), _seen(found)
 
-    def is_colored(of: dict[str, str], image: Image, there: Sequence[Found]) -> Answer:
+    def is_colored(of: dict[str, str], image: np.ndarray, there: Sequence[Found]) -> Answer:
         found = named(of["x"], there)
         return bool(found) and all(one.color == of["color"] for one in found), _seen(found)
 
-    def is_related(of: dict[str, str], image: Image, there: Sequence[Found]) -> Answer:
+    def is_related(of: dict[str, str], image: np.ndarray, there: Sequence[Found]) -> Answer:
         (a, b) = (named(of[side], there)[:1] for side in "xy")
         held = relations(a[0].box, b[0].box) if a and b else []
         return of["relation"] in held, f"{_seen(a)}, {_seen(b)}, {' and '.join(held) or 'no relation'}"
@@ -148,7 +147,7 @@ def _any(options: Iterable[str]) -> str:
     return "|".join(sorted(map(re.escape, options), key=len, reverse=True))
 
 
-def _is_on(place: str, one: Found, image: Image) -> bool:
+def _is_on(place: str, one: Found, image: np.ndarray) -> bool:
     axis, far = {"left": (0, False), "right": (0, True), "top": (1, False), "bottom": (1, True)}[place]
     middle = image.shape[1 - axis] / 2
     return ((one.box[axis] + one.box[axis + 2]) / 2 >= middle) == far

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import zipfile
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -114,10 +115,12 @@ def unpickle(file: Path, allowed: Sequence[Any] = ()) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(list(allowed)):
             loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except pickle.UnpicklingError:
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        more = f" ({named[1]})" if named else ""
         raise UserError(
-            f"{file} is damaged, or a pickle with more than tensors in it, which is not read because it could run "
-            "code: download it again, or convert it to safetensors"
+            f"{file} is damaged, or a pickle with more than tensors in it{more}, which is not read because it could "
+            "run code: download it again, or convert it to safetensors"
         ) from None
     except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
         raise UserError(f"{file} cannot be read ({one_line(error)[:120]}): it is damaged, download it again") from None
