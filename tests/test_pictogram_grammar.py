@@ -6,6 +6,7 @@ import hashlib
 import json
 import random
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from harness.models.pictogram import grammar
 from harness.models.pictogram.grammar import CLASS_SETS, CLASSES, TASKS, caption, layouts, parse, parse_layout
 
+METADATA = Path(__file__).parents[2] / "shared" / "data" / "geneval" / "evaluation_metadata.jsonl"
 SIXTEEN = CLASS_SETS["pictogram_16"]
 OFFICIAL = {
     "a photo of a bench": grammar.make_spec(["bench"]),
@@ -33,6 +35,16 @@ OFFICIAL = {
 def test_official_prompts_read_and_written(text: str) -> None:
     assert parse(text) == OFFICIAL[text]
     assert caption(OFFICIAL[text]) == text
+
+
+@pytest.mark.skipif(not METADATA.is_file(), reason="GenEval's data files are not beside the repository")
+def test_every_official_prompt_is_of_the_grammar() -> None:
+    rows = [json.loads(line) for line in METADATA.read_text().splitlines()]
+    assert len(rows) == 553
+    for row in rows:
+        text = row.pop("prompt")
+        assert parse(text) == row
+        assert 1 not in grammar.encode(text), "an unknown word"
 
 
 def test_position_names_the_target_first() -> None:

@@ -247,4 +247,4 @@ def test_a_measurement_that_contradicts_the_card_is_said() -> None:
 
 def test_the_card_states_what_verify_measures() -> None:
     card = json.loads((files.folder(SET) / "card.json").read_text())
-    assert verify.objections(verify.measure(SET, quick=True), card["measured"]["quick"]) == []
+    assert verify.objections(verify.measure(verify.Bench(SET), quick=True), card["measured"]["quick"]) == []

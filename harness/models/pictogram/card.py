@@ -60,9 +60,9 @@ def render(card: Mapping[str, Any]) -> str:
         sha = card["sha256"].get(f"{part}.safetensors", "")
         numbers = (about[key] for key in ("parameters", "seed", "cpu_min", "steps", "samples"))
         lines.append(f"| {part} | {' | '.join(map(str, numbers))} | `{sha}` |")
-    for kind, command in (("full", ""), ("quick", " --quick")):
-        measured = card.get("measured", {}).get(kind)
+    for kind, measured in sorted(card.get("measured", {}).items()):
         if measured:
+            command = " --quick" * ("quick" in kind) + " --metadata evaluation_metadata.jsonl" * ("official" in kind)
             lines += ["", f"## Measured by `python -m harness.models.pictogram.verify{command}`", ""]
             lines += [
                 f"On {measured['on']}.",

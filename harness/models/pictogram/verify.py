@@ -1,8 +1,9 @@
 """Measure the gates of a shipped weight set: `python -m harness.models.pictogram.verify [--quick] [--write]`.
 
-Prints one line per gate: what was measured, what is asked, whether it holds. `--write` puts the table on the set's
-card; the exit code is 1 when the measurement contradicts the card. A top layer of the harness: the benchmark and the
-method come through their `_target_`.
+Samples are of generated prompts, or of GenEval's own with `--metadata evaluation_metadata.jsonl`. Prints one line per
+gate: what was measured, what is asked, whether it holds. `--write` puts the table on the set's card; the exit code is 1
+when the measurement contradicts the card. A top layer of the harness: the benchmark and the method come through their
+`_target_`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -68,11 +69,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--weights", default="pictogram_16", help="a shipped set, or the folder of one")
     parser.add_argument("--quick", action="store_true", help="fewer prompts and scenes")
+    parser.add_argument("--metadata", help="an official GenEval file: samples are of its prompts")
     parser.add_argument("--write", action="store_true", help="put the table on the card")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    gates = measure(arguments.weights, quick=arguments.quick, report=lambda gate: print(gate, flush=True))
-    path, kind = files.folder(arguments.weights) / "card.json", "quick" if arguments.quick else "full"
+    bench = Bench(arguments.weights, arguments.metadata)
+    gates = measure(bench, quick=arguments.quick, report=lambda gate: print(gate, flush=True))
+    path = files.folder(arguments.weights) / "card.json"
+    kind = ("quick" if arguments.quick else "full") + (" official" if arguments.metadata else "")
     card: Card = json.loads(path.read_text())
     if arguments.write:
         rows = [{**asdict(gate), "holds": gate.holds} for gate in gates]
@@ -106,10 +110,9 @@ def platform() -> str:
     return f"{torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
 
 
-def measure(weights: str, *, quick: bool, report: Callable[[Gate], None] = lambda gate: None) -> list[Gate]:
+def measure(bench: Bench, *, quick: bool, report: Callable[[Gate], None] = lambda gate: None) -> list[Gate]:
     """All gates of a set, in the order they are printed; each is also handed to `report` as soon as it is known."""
     size = FEW if quick else MANY
-    bench = Bench(weights)
     gates: list[Gate] = []
     for part in (tokenizer_gates, detector_gates, sample_gates, file_gates):
         for gate in part(bench, size):
@@ -119,17 +122,20 @@ def measure(weights: str, *, quick: bool, report: Callable[[Gate], None] = lambd
 
 
 class Bench:
-    """What every measurement needs: the model, the draft, both detectors and the benchmark that gives verdicts."""
+    """What every measurement needs: the model, the draft, both detectors and the benchmark that gives verdicts.
 
-    def __init__(self, weights: str) -> None:
-        self.weights = weights
+    `metadata` is an official GenEval file whose prompts replace generated ones; those of unknown classes are left out.
+    """
+
+    def __init__(self, weights: str, metadata: str | None = None) -> None:
+        self.weights, self.metadata = weights, metadata
         self.model, self.draft = Pictogram(weights), Pictogram(weights, part="draft")
         self.judge, self.reward = PictogramDetector(weights), PictogramReward(weights)
         self.classes = self.model.classes
 
     def correct(self, asked: Sequence[tuple[Spec, np.ndarray]]) -> np.ndarray:
         """The benchmark's verdicts on pictures for specs, by judge A."""
-        benchmark = instantiate({"_target_": "benchmarks.pictogram.Pictogram"}, judge=self.judge, total=6)
+        benchmark = self.benchmark(total=6)
         with tempfile.TemporaryDirectory() as folder:
             items = []
             for i, (spec, pixels) in enumerate(asked):
@@ -137,6 +143,16 @@ class Bench:
                 Image.fromarray(pixels).save(path)
                 items.append((Prompt(f"verify/{i}", "", spec["tag"], dict(spec)), path))
             return np.array([score.value or 0.0 for score in benchmark.score(items)]) > 0.5
+
+    def benchmark(self, **options: Any) -> Any:
+        return instantiate({"_target_": "benchmarks.pictogram.Pictogram"}, judge=self.judge, **options)
+
+    def rows(self, prompts: int) -> list[grammar.Row]:
+        """So many prompts, spread evenly over the tasks."""
+        if self.metadata is None:
+            return grammar.generate_prompts(self.classes, prompts, seed=77)
+        official = self.benchmark(metadata=self.metadata, prompts=prompts).prompts()
+        return [cast(grammar.Row, {**prompt.spec, "prompt": prompt.text}) for prompt in official]
 
     def reconstructed(self, pixels: np.ndarray) -> np.ndarray:
         x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div(127.5).sub(1)
@@ -268,7 +284,7 @@ class Drawn:
 
 def draw(bench: Bench, prompts: int, images: int, scale: float) -> Drawn:
     """Plain samples through the harness's own sampler, judged by the benchmark."""
-    rows = grammar.generate_prompts(bench.classes, prompts, seed=77)
+    rows = bench.rows(prompts)
     jobs = [
         Job(Prompt(f"verify/{i:05d}", row["prompt"], row["tag"]), image)
         for i, row in enumerate(rows)
