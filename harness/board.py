@@ -66,7 +66,9 @@ def pack(source: Path, target: Path, experiment: str) -> int:
         write_atomic(target / path, data)
     board = build(target)
     write_exports(board, target / "export")
-    plots = write_figures(panels(board), target / "figures", only=("scaling",), kind="svg")
+    largest = sorted(panels(board), key=lambda panel: -len(panel.shown))[:2]
+    shutil.rmtree(target / "figures", ignore_errors=True)
+    plots = write_figures(largest, target / "figures", only=("scaling",), kind="svg")
     write_atomic(target / "README.md", _readme(board, experiment, plots).encode())
     _thumbnails(complete, target / "report" / "thumbs")
     for run in runs:
@@ -129,7 +131,7 @@ python -m harness 'stages=[report]' results=results/board
 `leaderboard.csv` has a row for each run, `metrics.csv` one for each run and metric, `curves.csv` one for each method
 and currency; `export/` holds Markdown, LaTeX, the hub's format, and what papers claim.
 
-Seconds were measured on a shared machine; tokens and passes are exact.
+Seconds were measured on a shared machine, whose load differed between runs: compare tokens and passes.
 
 {chr(10).join(f"![{name}](figures/{name}.svg)" for name in plots)}
 
