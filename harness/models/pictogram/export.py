@@ -4,7 +4,7 @@
 
 Takes the parts whose checkpoints exist, writes them in half precision, and records in `card.json` what made them:
 seeds, CPU minutes, samples, curves and the sha256 of each file. Measurements already on the card stay if no file
-changed.
+that was there changed.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def export(options: training.Options, folder: Path, *, unfinished: bool = False)
             saved = torch.load(options.checkpoint(part), weights_only=True)
             training.write(folder / STATE, compact(saved, torch.bfloat16))
     sha = {file.name: files.sha256(file) for file in sorted(folder.glob("*.safetensors"))}
-    if card.get("sha256") != sha:
+    if any(sha.get(name) != before for name, before in card.get("sha256", {}).items()):
         card.pop("measured", None)
     write_card(folder, card | {"sha256": sha})
 
