@@ -81,7 +81,7 @@ def test_every_figure_has_what_the_page_shows(tmp_path: Path) -> None:
     curve = drawn["scaling"].axes[0].lines[0]
     assert curve.get_xdata().tolist() == [1.0, 2.0, 4.0]
     scores = {one.label: one.row["score"] for one in panel.shown}
-    assert curve.get_ydata().tolist() == [scores[label] for label in ("plain", "best of n n=2", "best of n n=4")]
+    assert curve.get_ydata().tolist() == [scores[label] for label in ("plain", "best of n (n=2)", "best of n (n=4)")]
     assert len(drawn["bubbles"].axes[0].collections) == 6
     bars = [bar.get_height() for bar in drawn["acceptance"].axes[0].patches]
     assert bars == [30 / 45, 10 / 45, 5 / 45]
@@ -143,14 +143,14 @@ def test_what_methods_noted_is_summed_over_a_run(tmp_path: Path) -> None:
     assert list(shown) == [one["label"] for one in data_of(tmp_path)]
     assert acceptance(shown["speculative"]) == {"accepted": [24 * 30, 24 * 10, 24 * 5]}
     assert acceptance(shown["plain"]) == {}
-    found = confidence(shown["scalingar n=3"])
+    found = confidence(shown["scalingar (n=3)"])
     assert found is not None and found.side == 4
     assert found.alive_T.tolist() == [3.0] * 6 + [2.0] * 3 + [1.0] * 7
     assert found.terminated_T.tolist() == [0] * 5 + [24, 0, 0, 24] + [0] * 7
     np.testing.assert_allclose(found.delivered_T, 0.5 + 0.01 * np.arange(16), atol=6e-4)
     np.testing.assert_allclose(found.ended_T[[0, 5, 6, 8]], [0.65, 0.7, 0.76, 0.78], atol=6e-4)
     assert np.isnan(found.ended_T[9:]).all()
-    (stop,) = stages(shown["gridar n=4"])
+    (stop,) = stages(shown["gridar (n=4)"])
     assert stop | {"stage": ""} == {
         "stage": "",
         "images": 24,
@@ -173,7 +173,7 @@ def test_curves_join_the_budgets_of_a_family_from_plain_on(tmp_path: Path) -> No
     make_board(tmp_path)
     (panel,) = panels(build(tmp_path))
     ((family, points),) = curves(panel)
-    assert (family, [dot.one.label for dot in points]) == ("best of n", ["plain", "best of n n=2", "best of n n=4"])
+    assert (family, [dot.one.label for dot in points]) == ("best of n", ["plain", "best of n (n=2)", "best of n (n=4)"])
     assert {dot.one.label for dot in dots(panel, "tokens")} == {one.label for one in panel.shown}
 
 
@@ -205,7 +205,7 @@ def test_large_images_get_small_thumbnails_and_stale_files_go(tmp_path: Path) ->
     shutil.rmtree(folder)
     write_report(tmp_path, build(tmp_path), figures=False)
     left = {name for name in files(tmp_path / "report") if "/" in name}
-    assert left == {"data/board.js", "data/figures.js", "data/gallery.js"}
+    assert left == {f"data/{name}.js" for name in ("board", "claims", "figures", "gallery")}
 
 
 def test_names_in_journals_cannot_reach_outside(tmp_path: Path) -> None:
@@ -300,6 +300,10 @@ def test_the_page_works_from_disk(page: Path, browser: Browser) -> None:
     browser.open(page)
     assert browser.evaluate("document.querySelectorAll('table.board tbody tr').length") == 6
     assert browser.wait("document.querySelectorAll('#plot-scaling .scatterlayer .trace').length") >= 5
+    browser.evaluate("document.querySelector('.claims details').open = true")
+    assert browser.wait("document.querySelectorAll('.claims tbody tr').length") == len(
+        data(page.parent.parent, "claims")
+    )
     paper = "getComputedStyle(document.body).backgroundColor"
     light = browser.evaluate(paper)
     browser.press("t")
@@ -331,13 +335,13 @@ def test_the_page_works_from_disk(page: Path, browser: Browser) -> None:
 
     (gallery,) = data(page.parent.parent, "gallery")
     ids = {run["label"]: run["id"] for run in data(page.parent.parent, "board")[0]["runs"]}
-    plain, best = (gallery["runs"][ids[label]]["value"] for label in ("plain", "best of n n=4"))
+    plain, best = (gallery["runs"][ids[label]]["value"] for label in ("plain", "best of n (n=4)"))
     wins = sum(a < b for a, b in zip(plain, best, strict=True))
-    browser.open(page, f"#gallery?vs=wins&runs={ids['best of n n=4']}")
+    browser.open(page, f"#gallery?vs=wins&runs={ids['best of n (n=4)']}")
     assert browser.wait("document.querySelector('.filters output').textContent") == f"{wins} of 80 rows"
     assert browser.evaluate("document.querySelectorAll('.names .name').length") == 2
 
-    noted = {"scalingar n=3": ".maps .map", "gridar n=4": ".composite img", "best of n n=4": ".meters .chosen"}
+    noted = {"scalingar (n=3)": ".maps .map", "gridar (n=4)": ".composite img", "best of n (n=4)": ".meters .chosen"}
     for label, sight in noted.items():
         browser.open(page, f"#gallery?at=made/00002/0&run={ids[label]}")
         assert browser.wait(f"document.querySelectorAll('#detail .noted {sight}').length") >= 1, label

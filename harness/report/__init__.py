@@ -3,6 +3,7 @@
     index.html, style.css, *.js    the page (harness/report/page), the same for every report
     plotly.min.js                  the plotting library, out of the installed plotly package
     data/board.js                  leaderboard, curves, fronts, histograms: what is there at first paint
+    data/claims.js                 published numbers, which were not measured here
     data/gallery.js                a column of values for each run and property, over all images
     data/<run>-<part>.js           boxes and notes of some prompts, loaded when they are looked at
     thumbs/<hash>.png, .webp       small images by the hash of the original, which may be gone by now
@@ -26,6 +27,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from harness.claims import beside
 from harness.leaderboard import Board, resolved
 from harness.records import SampleRecord, digest
 from harness.report import collect
@@ -49,7 +51,7 @@ def write_report(results: Path, board: Board, *, figures: bool = True) -> Path:
     """
     every, report = panels(board), results / "report"
     _write_page(report)
-    files, galleries = {"board.js", "figures.js", "gallery.js"}, []
+    files, galleries = {f"{name}.js" for name in ("board", "claims", "figures", "gallery")}, []
     there = {path.stem: path.name for path in (report / "thumbs").glob("*.*")}
     for panel in every:
         for one in panel.shown:
@@ -58,6 +60,7 @@ def write_report(results: Path, board: Board, *, figures: bool = True) -> Path:
         galleries.append(_gallery(panel, there))
     _write_data(report / "data/board.js", "boards", [_summary(panel, results) for panel in every])
     _write_data(report / "data/gallery.js", "galleries", galleries)
+    _write_data(report / "data/claims.js", "claims", [_claim(row) for row in beside(board).to_dict("records")])
     names = write_figures(every, report / "figures") if figures else []
     _write_data(report / "data/figures.js", "figures", names)
     used = {name for gallery in galleries for run in gallery["runs"].values() for name in run["thumb"]}
@@ -215,12 +218,17 @@ def _run(one: Shown, results: Path) -> dict[str, Any]:
     row = pd.Series(dict(one.row))
     return {
         **{str(name): _plain(value) for name, value in one.row.items()},
-        **{name: getattr(one, name) for name in ("id", "label", "family", "plain", "color", "symbol")},
+        **{name: getattr(one, name) for name in ("id", "label", "options", "family", "plain", "color", "symbol")},
         **{f"{name}_resolved": not pd.isna(row[name]) and resolved(row, name) for name in ("vs_plain", "vs_bon")},
         "folder": os.path.relpath(one.run.path, results),
         "seconds": _plain(one.seconds),
         "memory_gb": one.run.about.get("memory_gb"),
     }
+
+
+def _claim(row: Mapping[Any, Any]) -> dict[str, Any]:
+    """A published number, and what was measured here of the same model and benchmark."""
+    return {str(name): _plain(value) for name, value in row.items()}
 
 
 def _dot(dot: collect.Dot) -> dict[str, Any]:

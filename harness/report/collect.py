@@ -31,7 +31,7 @@ class Shown:
 
     run: Run
     row: Row
-    label: str
+    options: str  # "n=8, seed 1"
     family: str  # what a scaling curve connects: the method and its options, less the number of candidates
     plain: str | None  # id of the plain run that it is compared with
     color: int = 0  # a number for each method, 0 for plain
@@ -41,6 +41,10 @@ class Shown:
     def id(self) -> str:
         """The fingerprint, fit for a file's name."""
         return _id(self.run)
+
+    @property
+    def label(self) -> str:
+        return _method(self.run) + (f" ({self.options})" if self.options else "")
 
     @property
     def seconds(self) -> float:
@@ -97,7 +101,7 @@ def _dressed(runs: Sequence[Run], rows: Sequence[Row]) -> list[Shown]:
     shown = []
     for i, (run, row) in enumerate(zip(runs, rows, strict=True)):
         method, plain = str(run.about["method"]), group.plain_of(i)
-        one = Shown(run, row, _label(run, runs), _family(run), None if plain is None else _id(runs[plain]))
+        one = Shown(run, row, _options(run, runs), _family(run), None if plain is None else _id(runs[plain]))
         known = families.setdefault(method, [])
         known += [] if one.family in known else [one.family]
         color = 0 if method == "plain" else 1 + methods.index(method)
@@ -109,22 +113,26 @@ def _id(run: Run) -> str:
     return re.sub(r"\W", "_", run.fingerprint)
 
 
-def _label(run: Run, among: Sequence[Run]) -> str:
-    """Method and options, and what else tells it from the others."""
-    params, n = str(run.about["params"]), run.options.get("n")
-    if isinstance(n, int) and not re.search(r"\bn=\d", params):
-        params = ", ".join(filter(None, (f"n={n}", params)))
-    words = [str(run.about["method"]).replace("_", " "), params]
+def _method(run: Run) -> str:
+    return str(run.about["method"]).replace("_", " ")
+
+
+def _options(run: Run, among: Sequence[Run]) -> str:
+    """A run's options, the number of candidates first, and what else tells it from the others."""
+    words = [option for option in str(run.about["params"]).split(", ") if option]
+    n = run.options.get("n")
+    if isinstance(n, int) and f"n={n}" not in words:
+        words.insert(0, f"n={n}")
     if len({other.about["seed"] for other in among}) > 1:
         words.append(f"seed {run.about['seed']}")
     if len({other.concurrency for other in among}) > 1 and run.concurrency:
         words.append(f"{run.concurrency} at a time")
-    return " ".join(filter(None, words))
+    return ", ".join(words)
 
 
 def _family(run: Run) -> str:
     options = [option for option in str(run.about["params"]).split(", ") if not re.fullmatch(r"n=\d+|", option)]
-    return ", ".join([str(run.about["method"]).replace("_", " "), *options])
+    return ", ".join([_method(run), *options])
 
 
 def _best_first(one: Shown) -> tuple[float, str, str]:

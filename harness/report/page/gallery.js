@@ -85,7 +85,7 @@ function drawGallery(view, gallery) {
   }
   function restart() {
     count.textContent = `${whole(entries.length)} of ${whole(gallery.prompts.length * gallery.images)} rows`;
-    names.replaceChildren(h("div", { class: "prompt" }), ...runs.map((run) => h("div", { class: "name", title: run.label }, h("i", { class: "dot", style: `background:${colour(run)}` }), h("span", { text: words(run.method) }), h("small", { text: run.label.slice(run.method.length + 1) || "\u00a0" }))));
+    names.replaceChildren(h("div", { class: "prompt" }), ...runs.map((run) => h("div", { class: "name", title: run.label }, h("i", { class: "dot", style: `background:${colour(run)}` }), h("span", { text: words(run.method) }), h("small", { text: run.options || "\u00a0" }))));
     rows.forEach((row) => row.remove());
     rows.clear();
     body.replaceChildren(entries.length ? "" : h("p", { class: "empty", text: "Nothing passes these filters." }));

@@ -36,8 +36,9 @@ function toggleTheme() {
 }
 
 const boards = document.getElementById("boards");
+const judges = new Set(report.boards.map((one) => one.judge)).size;
 boards.hidden = report.boards.length < 2;
-boards.append(...report.boards.map((one, i) => h("option", { value: i, text: `${words(one.title)}, ${one.prompts} × ${one.images}${one.judge ? `, ${one.judge}` : ""}` })));
+boards.append(...report.boards.map((one, i) => h("option", { value: i, text: `${words(one.title)}, ${one.prompts} × ${one.images}${judges > 1 ? `, ${one.judge}` : ""}` })));
 readAddress();
 boards.value = state.board;
 boards.addEventListener("change", () => {

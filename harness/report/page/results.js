@@ -8,7 +8,28 @@ function showResults(view) {
     h("section", { class: "wide" }, leaderboard(one)),
     notes(one),
   );
-  return showFigures(view, one);
+  const undo = showFigures(view, one);
+  view.append(claims());
+  return undo;
+}
+
+/** Published numbers, apart from what was measured and loaded when they are asked for. */
+function claims() {
+  const box = h("details", { class: "card" }, h("summary", {}, h("h2", { text: "Claimed elsewhere" }), " published numbers, not measured here"));
+  box.addEventListener("toggle", () => load("data/claims.js").then(() => box.open && !box.querySelector("table") && box.append(claimsTable())));
+  return h("section", { class: "claims" }, box);
+}
+
+function claimsTable() {
+  const head = ["Source", "Benchmark", "Model", "Method", "Metric", "Claimed", "Measured here", "Verdict"];
+  const measured = (row) => (row.measured === null ? "–" : `${fixed(row.measured, 3)}${row.ci_low === null ? "" : ` [${fixed(row.ci_low, 3)}, ${fixed(row.ci_high, 3)}]`}`);
+  return h("div", { class: "scroll" }, h("table", {},
+    h("thead", {}, h("tr", {}, head.map((text, i) => h("th", { text, class: i === 5 || i === 6 ? "number" : "" })))),
+    h("tbody", {}, report.claims.map((row) => h("tr", {},
+      [row.source, row.benchmark, words(row.model), `${words(row.method)}${row.n ? ` (n=${row.n})` : ""}`, row.metric].map((text) => h("td", { text })),
+      h("td", { class: "number", text: row.claimed === null ? "–" : String(row.claimed) }),
+      h("td", { class: "number", text: measured(row) }),
+      h("td", { text: row.verdict || "" }))))));
 }
 
 function lead(one) {
@@ -76,7 +97,7 @@ function compare(a, b) {
 
 function nameCell(run, one) {
   const link = h("a", { href: address({ ...DEFAULTS, board: state.board, view: "gallery", runs: run.id === one.baseline ? "" : run.id }), title: `${run.folder}\nseed ${run.seed}, commit ${run.commit || "?"}, ${run.device || "?"}` });
-  link.append(h("i", { class: "dot", style: `background:${colour(run)}` }), h("div", {}, h("span", { text: words(run.method) }), h("small", { text: run.label.slice(run.method.length + 1) })));
+  link.append(h("i", { class: "dot", style: `background:${colour(run)}` }), h("div", {}, h("span", { text: words(run.method) }), h("small", { text: run.options })));
   return h("th", { scope: "row" }, link);
 }
 
