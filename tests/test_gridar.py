@@ -131,6 +131,7 @@ def test_copies_share_their_prefix_and_then_go_their_own_way() -> None:
     copies = 0
     for delivery in deliveries.values():
         (stop,) = delivery.notes["stages"]  # type: ignore[misc, union-attr]
+        assert len(stop["pictures"]) == 4  # type: ignore[index, call-overload, arg-type]
         images = spy.finished[delivery.job.prompt.text]
         for i, source in enumerate(stop["source"]):  # type: ignore[index, call-overload, arg-type]
             if source != i:

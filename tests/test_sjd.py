@@ -21,7 +21,7 @@ from methods.lantern import Lantern
 from methods.plain import Plain
 from methods.sjd import SJD
 
-DRAWS = 50_000
+DRAWS = 30_000
 TOKENS = 4
 
 
@@ -140,7 +140,7 @@ def test_drafts_follow_their_recorded_law_whatever_the_coupling() -> None:
 def test_the_whole_sampler_keeps_the_joint_law() -> None:
     tiny, sampling = ToyModel(grid=(1, 3), vocab=5, seed=4), Sampling(scale=2.0, top_k=4)
     method = SJD(Jacobi("uniform", "maximal"), 3)
-    deliveries = draw(method, jobs(["a cat"], 2_000), model=tiny, sampling=sampling, slots=512)
+    deliveries = draw(method, jobs(["a cat"], 1_200), model=tiny, sampling=sampling, slots=512)
     drawn = torch.tensor([d.tokens[0] * 5 + d.tokens[1] for d in deliveries.values()])
     joint = joint_law(tiny, sampling)
     kept = joint > 0
@@ -150,18 +150,18 @@ def test_the_whole_sampler_keeps_the_joint_law() -> None:
     assert p_value((torch.cumsum(kept, 0) - 1)[drawn], wrong[kept]) < 1e-6
 
 
-@pytest.mark.parametrize("init", INITS)
-@pytest.mark.parametrize("window", [2, 6])
-def test_coupled_noise_is_plain_token_for_token(init: str, window: int) -> None:
+@pytest.mark.parametrize(
+    ("init", "coupling", "window"),
+    [*((init, "gumbel", 6) for init in INITS), ("uniform", "none", 2), ("random", "maximal", 16)],
+)
+def test_coupled_noise_is_plain_token_for_token(init: str, coupling: str, window: int) -> None:
     plain = draw(Plain(), jobs(TEXTS, images=2))
-    for coupling in COUPLINGS:
-        for key, delivery in draw(SJD(Jacobi(init, coupling), window, coupled), jobs(TEXTS, images=2)).items():
-            assert not delivery.error
-            assert delivery.tokens == plain[key].tokens
+    for key, delivery in draw(SJD(Jacobi(init, coupling), window, coupled), jobs(TEXTS, images=2)).items():
+        assert not delivery.error
+        assert delivery.tokens == plain[key].tokens
 
 
-@pytest.mark.parametrize("coupling", COUPLINGS)
-@pytest.mark.parametrize("init", INITS)
+@pytest.mark.parametrize(("init", "coupling"), [*((init, "none") for init in INITS), ("uniform", "maximal")])
 def test_greedy_is_greedy_plain(init: str, coupling: str) -> None:
     greedy = Sampling(scale=2.0, temperature=0.0)
     plain = draw(Plain(), jobs(TEXTS), sampling=greedy)

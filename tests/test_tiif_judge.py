@@ -293,8 +293,7 @@ def test_a_run_is_scored_summed_up_and_resumed(
         return replies(body)
 
     server.behave = busy
-    run = [*run, "stages=[generate,score,report]"]
-    code, said = harness(tmp_path, *run)
+    code, said = harness(tmp_path, *run, "stages=[generate,score,report]")
     assert code == 0, said
     (folder,) = folders(tmp_path)
     scores = [Score.from_json(line) for line in (folder / "scores.jsonl").read_text().splitlines()]

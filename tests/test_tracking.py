@@ -134,7 +134,9 @@ def test_a_run_is_followed_while_it_is_drawn_and_its_dashboard_made_again_from_t
     assert "2 of 2 dashboards written (offline)" in output
     (folder,) = folders(tmp_path)
     assert opened[:2] == [folder.name.split("-")[1]] * 2
-    (page, _) = pages(build(tmp_path / "results"), 16)
+    board = build(tmp_path / "results")
+    assert 0 < board.runs[0].about["memory_gb"] < 0.1
+    (page, _) = pages(board, 16)
     assert logged == list(page.progress)
     assert len(logged) == 48
     code, output = harness(tmp_path, "stages=[report]", "logger=wandb")

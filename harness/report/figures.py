@@ -9,6 +9,7 @@ import logging
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -119,9 +120,10 @@ def _front(figure: Figure, found: Sequence[Dot], cost: str) -> None:
     best = [dot for dot in found if dot.efficient]
     for dot in found:
         _point(axes, dot, color=None if dot.efficient else GREY)
-    for i, dot in enumerate(best):
-        last = i == len(best) - 1 and i > 0
-        place: Any = {"xytext": (-4 if last else 4, 4 if last else -9), "ha": "right" if last else "left"}
+    middle = math.sqrt(found[0].cost * found[-1].cost)
+    for dot, after in zip_longest(best, best[1:]):
+        left = dot.cost > middle and not (after and after.cost < 1.6 * dot.cost)  # a near neighbour needs that place
+        place: Any = {"xytext": (-4, 4) if left else (4, -9), "ha": "right" if left else "left"}
         axes.annotate(dot.one.label, (dot.cost, dot.score), textcoords="offset points", fontsize=6.5, **place)
     axes.step([d.cost for d in best], [d.score for d in best], where="post", color="#6f6b64", ls=":", lw=0.8, zorder=1)
     _doubling(axes, [dot.cost for dot in found])

@@ -99,9 +99,12 @@ function drawFront(node, dots, title) {
   plot(node, [
     { x: rest.map((d) => d.cost), y: rest.map((d) => d.score), mode: "markers", marker: { color: grey, size: 8, symbol: rest.map((d) => SYMBOLS[runOf(d.id).symbol]) }, error_y: errors(rest, faded(grey, 0.5)), hovertemplate: rest.map(about) },
     { x: best.map((d) => d.cost), y: best.map((d) => d.score), mode: "lines", line: { color: style("--quiet"), width: 1, dash: "dot", shape: "hv" }, hoverinfo: "skip" },
-    { x: best.map((d) => d.cost), y: best.map((d) => d.score), mode: "markers+text", text: best.map((d) => escaped(d.label)), textposition: best.map((_, i) => (i === best.length - 1 && best.length > 1 ? "top left" : "bottom right")), textfont: { size: 11 }, marker: { size: 10, color: best.map((d) => colour(runOf(d.id))), symbol: best.map((d) => SYMBOLS[runOf(d.id).symbol]) }, error_y: errors(best, style("--quiet")), hovertemplate: best.map(about) },
+    { x: best.map((d) => d.cost), y: best.map((d) => d.score), mode: "markers+text", text: best.map((d) => escaped(d.label)), textposition: best.map((d, i) => (labelLeft(d, best[i + 1], dots) ? "top left" : "bottom right")), textfont: { size: 11 }, marker: { size: 10, color: best.map((d) => colour(runOf(d.id))), symbol: best.map((d) => SYMBOLS[runOf(d.id).symbol]) }, error_y: errors(best, style("--quiet")), hovertemplate: best.map(about) },
   ], { xaxis: doubling(dots.map((d) => d.cost), `${title} (log2)`), yaxis: { title: "score" }, showlegend: false });
 }
+
+/** Labels of the dearer half stand on the left, unless the next point is near and needs that place. */
+const labelLeft = (dot, next, dots) => dot.cost ** 2 > dots[0].cost * dots.at(-1).cost && !(next && next.cost < 1.6 * dot.cost);
 
 function drawBubbles(node) {
   const runs = board().runs.filter((run) => run.seconds > 0 && run.score !== null);
