@@ -52,20 +52,29 @@ class Need:
         return f"{slots} slots x {self.slot / GB:.3g} GB{others} = {self.of(slots) / GB:.3g} GB"
 
 
-def needed(model: ImageModel, *, width: int, prefill: tuple[int, int], render_batch: int, room: int = 0) -> Need:
+def needed(
+    model: ImageModel,
+    *,
+    width: int,
+    prefill: tuple[int, int],
+    render_batch: int,
+    room: int = 0,
+    hidden: bool = False,
+) -> Need:
     """What a sampler of that shape over `model` takes, without its slots being there."""
     cache = model.cache(1, room)
     modules = [part for part in vars(model).values() if isinstance(part, nn.Module)]
     weights = {id(t): t.nbytes for module in modules for t in (*module.parameters(), *module.buffers())}
     context = model.max_context * model.dim * cache.keys.element_size() + 8 * model.num_tokens
+    states = cache.length * model.dim * cache.keys.element_size() if hidden else 0
     rows, columns = prefill
     gathered = rows * cache.slot_bytes // len(cache.keys)
-    hidden = rows * columns * model.dim * cache.keys.element_size() * 16
+    between = rows * columns * model.dim * cache.keys.element_size() * 16
     return Need(
-        slot=cache.slot_bytes + context + LOGIT_BYTES * width * model.vocab,
+        slot=cache.slot_bytes + context + states + LOGIT_BYTES * width * model.vocab,
         weights=sum(weights.values()),
         decoder=render_batch * int(getattr(model, "render_bytes", 0)),
-        besides=cache.slot_bytes + context + gathered + hidden,
+        besides=cache.slot_bytes + context + gathered + between,
     )
 
 
@@ -80,6 +89,7 @@ def choose_slots(
     prefill: tuple[int, int],
     render_batch: int,
     room: int = 0,
+    hidden: bool = False,
 ) -> int:
     """The number of slots of a run: what is asked for, or fewer where memory is short; without a wish, what fits.
 
@@ -90,7 +100,7 @@ def choose_slots(
     """
     if asked is not None and memory_gb is None and model.device.type == "cpu":
         return asked
-    need = needed(model, width=width, prefill=prefill, render_batch=render_batch, room=room)
+    need = needed(model, width=width, prefill=prefill, render_batch=render_batch, room=room, hidden=hidden)
     if memory_gb is None:
         budget, source = _free(model.device) + need.weights, "free on the device, the weights' included"
     else:

@@ -118,6 +118,7 @@ class Sampler:
     `slots` streams are alive at once; `width` positions per stream fit one decoding forward (1; speculative
     methods 1 + draft length), and `room` positions behind the image are there for the nodes of draft trees.
     `prefill` is the constant [rows, positions] shape of prefill forwards, `render_batch` that of the image decoder.
+    With `hidden` it keeps the hidden state of every position it feeds, for drafters that continue them (`features`).
     Raises UserError when the model cannot do what is asked of it.
     """
 
@@ -129,6 +130,7 @@ class Sampler:
         slots: int,
         width: int = 1,
         room: int = 0,
+        hidden: bool = False,
         prefill: tuple[int, int] = (8, 32),
         render_batch: int = 8,
     ) -> None:
@@ -144,6 +146,10 @@ class Sampler:
         self._token_SN = torch.zeros((slots + 1, model.num_tokens + room), dtype=torch.int64, device=device)
         self._key_S2 = torch.zeros((slots + 1, 2), dtype=torch.int64, device=device)
         self._column_W = torch.arange(width, device=device)
+        self._hidden_SLD: Tensor | None = None  # indexed as the cache
+        if hidden:
+            shape = (slots + 1, self._cache.length + 1, model.dim)
+            self._hidden_SLD = torch.zeros(shape, dtype=model.dtype, device=device)
         self._frontier_SWV: Tensor | None = None
         self._embed = lru_cache(maxsize=4 * slots)(lambda context: model.context(context.text, context.like))
         prefix = getattr(model, "prefix", None)
@@ -307,6 +313,43 @@ class Sampler:
         place_R1 = self._tensor([canvas.length for canvas in rows]).unsqueeze(1)
         return Noise(self._key_S2[self._firsts(rows)], place_R1 + column_T)
 
+    def spans(self, canvas: Canvas) -> list[tuple[int, int, int]]:
+        """Slot, context length and cached positions of every stream of a canvas, for drafters that follow them."""
+        return [(stream.slot, stream.start, stream.cached) for stream in canvas._streams]
+
+    def entering(self, slot_B: Tensor, start_B: Tensor, pos_BW: Tensor) -> Tensor:
+        """What enters the model at some positions of streams, [B, W, D]."""
+        return self._embed_at(slot_B, start_B, pos_BW, pos_BW)
+
+    def tokens_at(self, slot_B: Tensor, start_B: Tensor, pos_BW: Tensor) -> Tensor:
+        """Image tokens at some positions of streams, [B, W]; at context positions they mean nothing."""
+        return self._token_SN[slot_B.unsqueeze(1), (pos_BW - start_B.unsqueeze(1)).clamp(0, self.model.num_tokens - 1)]
+
+    def features(self, slot_B: Tensor, pos_BW: Tensor) -> Tensor:
+        """Hidden states, [B, W, D], of cached positions; of others they mean nothing."""
+        if self._hidden_SLD is None:
+            raise RuntimeError("the sampler keeps no hidden states: make it with hidden=True")
+        return self._hidden_SLD[slot_B.unsqueeze(1), pos_BW]
+
+    @property
+    def hidden(self) -> bool:
+        return self._hidden_SLD is not None
+
+    @property
+    def positions(self) -> int:
+        """Positions of a stream, context, image and room."""
+        return self._cache.length
+
+    def laws_of(
+        self, rows: Sequence[Canvas], logits_STV: Tensor, ahead: int, sampling: Sampling | None = None
+    ) -> Tensor:
+        """Laws [R, T, V] that a drafter's logits of all slots make under the guides of `rows`.
+
+        All are `ahead` places behind the rows' frontiers; `sampling` replaces the sampler's own.
+        """
+        depth_RT = torch.full((len(rows), logits_STV.shape[1]), ahead, device=logits_STV.device)
+        return self._gathered(rows, depth_RT, sampling, logits_STV)
+
     def working(self, rows: Sequence[Canvas]) -> AbstractContextManager[None]:
         """Books the device time of what is done inside, shared evenly among the rows."""
         return self._clock.measure([canvas._usage for canvas in rows])
@@ -330,12 +373,20 @@ class Sampler:
         For drafters; `sampling` replaces the sampler's own. Places that a row's draft does not have are zero.
         """
         width = 1 + max((len(draft) for draft in drafts if draft), default=0)
-        table = None
+        if not all(map(self.ready, rows, drafts)):
+            raise RuntimeError("a law was asked for before its forward")
         with self.working(rows):
-            for places, _, law_RTV in self._laws(rows, width, self._depths(drafts, width), sampling):
-                table = law_RTV.new_zeros((len(rows), *law_RTV.shape[1:])) if table is None else table
-                table[self._tensor(places)] = law_RTV
-        assert table is not None
+            return self._gathered(rows, self._depths(drafts, width), sampling, self._frontier_SWV)
+
+    def _gathered(
+        self, rows: Sequence[Canvas], depth_RT: Tensor, sampling: Sampling | None, logits_STV: Tensor | None
+    ) -> Tensor:
+        """Laws in the order of `rows`, [R, T, V]."""
+        assert logits_STV is not None
+        table = torch.zeros((len(rows), depth_RT.shape[1], logits_STV.shape[2]), device=logits_STV.device)
+        for places, _, law_RTV in self._laws(rows, depth_RT.shape[1], depth_RT, sampling, logits_STV):
+            table = table.to(law_RTV.dtype)
+            table[self._tensor(places)] = law_RTV
         return table
 
     @torch.no_grad()
@@ -592,13 +643,20 @@ class Sampler:
 
     def _feed(self, slot_B: Tensor, start_B: Tensor, pos_BW: Tensor, at_BW: Tensor, attend: Attend) -> Tensor:
         """Hidden states [B, W, D]: embeds contexts and tokens at `pos`, kept at `at`; writes the cache, attends."""
+        x_BWD = self._embed_at(slot_B, start_B, pos_BW, at_BW)
+        hidden_BWD = self.model.forward(x_BWD, pos_BW, start_B, attend)
+        if self._hidden_SLD is not None:
+            self._hidden_SLD[slot_B.unsqueeze(1), at_BW] = hidden_BWD
+        return hidden_BWD
+
+    def _embed_at(self, slot_B: Tensor, start_B: Tensor, pos_BW: Tensor, at_BW: Tensor) -> Tensor:
         text_BW1 = pos_BW.clamp(max=self.model.max_context - 1).unsqueeze(-1)
         index_BW = (pos_BW - start_B.unsqueeze(1)).clamp(0, self.model.num_tokens - 1)
         kept_BW = (at_BW - start_B.unsqueeze(1)).clamp(0, self._token_SN.shape[1] - 1)
         context_BWD = self._context_SPD[slot_B].gather(1, text_BW1.expand(-1, -1, self.model.dim))
         image_BWD = self.model.embed(self._token_SN[slot_B.unsqueeze(1), kept_BW], index_BW)
         in_text_BW1 = (pos_BW < start_B.unsqueeze(1)).unsqueeze(-1)
-        return self.model.forward(torch.where(in_text_BW1, context_BWD, image_BWD), pos_BW, start_B, attend)
+        return torch.where(in_text_BW1, context_BWD, image_BWD)
 
     def _positions(self, begin: list[int], count: list[int], width: int) -> Tensor:
         """Cache positions [B, W] of a feed; columns past `count` point at the scratch position."""
@@ -624,20 +682,30 @@ class Sampler:
         return self._tensor(trees.depth_RT)
 
     def _laws(
-        self, rows: Sequence[Canvas], width: int, depth_RT: Tensor, sampling: Sampling | None = None
+        self,
+        rows: Sequence[Canvas],
+        width: int,
+        depth_RT: Tensor,
+        sampling: Sampling | None = None,
+        logits_STV: Tensor | None = None,
     ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-        """Places in `rows`, logits [R, K, T, V] and laws [R, T, V] of the canvases of one guide, group by group."""
+        """Places in `rows`, logits [R, K, T, V] and laws [R, T, V] of the canvases of one guide, group by group.
+
+        The logits of all slots are those at the frontiers unless others are given.
+        """
         sampling = sampling or self.sampling
+        if logits_STV is None:
+            if not all(map(self.ready, rows)):
+                raise RuntimeError("a law was asked for before its forward")
+            logits_STV = self._frontier_SWV
+        assert logits_STV is not None
         groups: dict[tuple[Guide, int], list[int]] = {}
         for place, canvas in enumerate(rows):
-            if canvas._ahead < 0:
-                raise RuntimeError("a law was asked for before its forward")
             groups.setdefault((canvas._guide, len(canvas._streams)), []).append(place)
-        assert self._frontier_SWV is not None
         for (guide, _), places in groups.items():
             slot_RK = self._tensor([[stream.slot for stream in rows[i]._streams] for i in places])
             scale_R = torch.tensor([rows[i].scale for i in places], dtype=torch.float64, device=self.model.device)
-            logits_RKTV = self._frontier_SWV[slot_RK, :width]
+            logits_RKTV = logits_STV[slot_RK, :width]
             law_RTV = guide(logits_RKTV, scale_R)
             if sampling.interval >= 0:
                 place_RT = self._tensor([rows[i].length for i in places])[:, None] + depth_RT[self._tensor(places)]
@@ -681,7 +749,10 @@ class Sampler:
         base_Q1, end = (start_Q + place_QD[:, 0]).unsqueeze(1), self._cache.length
         target_QD = base_Q1 + torch.arange(trees.depth, device=base_Q1.device)
         source_QD = torch.where(path_QD >= 0, base_Q1 + path_QD, end)
-        self._cache.move(slot_Q, source_QD, torch.where(path_QD >= 0, target_QD, end))
+        target_QD = torch.where(path_QD >= 0, target_QD, end)
+        self._cache.move(slot_Q, source_QD, target_QD)
+        if self._hidden_SLD is not None:
+            self._hidden_SLD[slot_Q[:, None], target_QD] = self._hidden_SLD[slot_Q[:, None], source_QD]
 
     def _commit_drawn(self, canvas: Canvas, count: int, tokens: list[float], log_probs: list[float]) -> None:
         canvas._tokens.extend(int(token) for token in tokens[:count])
@@ -724,7 +795,7 @@ class Sampler:
         return self._tensor([stream.slot for stream in canvas._streams])
 
     def _frontiers(self) -> list[Tensor]:
-        return [] if self._frontier_SWV is None else [self._frontier_SWV]
+        return [table for table in (self._frontier_SWV, self._hidden_SLD) if table is not None]
 
     def _tensor(self, values: Sequence[object] | np.ndarray) -> Tensor:
         return torch.as_tensor(values, dtype=torch.int64).to(self.model.device, non_blocking=True)

@@ -44,12 +44,25 @@ class _Live:
 
 
 def demands(method: Method) -> dict[str, Any]:
-    """What a sampler must be made with for a method, besides slots: `width`; `room` where it drafts trees."""
-    room = getattr(method, "room", 0)
-    return {"width": method.width, **({"room": room} if room else {})}
+    """What a sampler must be made with for a method, besides slots.
+
+    `width`; `room` where it drafts trees; `hidden` where a drafter of its continues the target's hidden states.
+    """
+    hidden = any(getattr(part, "hidden", False) for _, part in parts(method))
+    asked = {"room": getattr(method, "room", 0), "hidden": hidden}
+    return {"width": method.width, **{name: value for name, value in asked.items() if value}}
 
 
-def expect_fit(method: Method, model: ImageModel, sampling: Sampling, *, slots: int, width: int, room: int = 0) -> None:
+def expect_fit(
+    method: Method,
+    model: ImageModel,
+    sampling: Sampling,
+    *,
+    slots: int,
+    width: int,
+    room: int = 0,
+    hidden: bool = False,
+) -> None:
     """Raise UserError, with the remedy, for a method that cannot run on such a model and sampler.
 
     Parts of a method that depend on the model (drafters, neighbour tables) have an `expect_target` of their own.
@@ -64,6 +77,8 @@ def expect_fit(method: Method, model: ImageModel, sampling: Sampling, *, slots: 
         raise UserError(f"sampler.width={width} is too small: the method needs {method.width}")
     if (nodes := getattr(method, "room", 0)) > room:
         raise UserError(f"sampler.room={room} is too small: the method's draft trees need {nodes}")
+    if "hidden" in demands(method) and not hidden:
+        raise UserError("sampler.hidden=false: the method's drafter continues hidden states, set it to true")
     if getattr(method, "needs_guidance", False) and sampling.scale == 1:
         raise UserError("model.sampling.scale=1 switches guidance off, and the method needs it: set a scale above 1")
     for _, part in parts(method):
@@ -94,7 +109,7 @@ class Scheduler:
 
     def __init__(self, method: Method, sampler: Sampler, *, seed: int, concurrency: int | None = None) -> None:
         shape = {"slots": sampler.slots, "width": sampler.width, "room": sampler.room}
-        expect_fit(method, sampler.model, sampler.sampling, **shape)
+        expect_fit(method, sampler.model, sampler.sampling, **shape, hidden=sampler.hidden)
         self._method, self._sampler, self._seed = method, sampler, seed
         self._concurrency = concurrency or sampler.slots
         self._live: list[_Live] = []

@@ -46,6 +46,7 @@ class Tree(Protocol):
     nodes: int  # at most
     fed: int  # nodes whose laws a drafter computes, at most
     widest: int  # of them at one depth, at most
+    chosen: bool  # its nodes are chosen, not drawn: drafts come without laws
 
     def grow(
         self, law_RV: Tensor, feed: Feed, noise: Noise, room: Sequence[int], greedy: bool = False, sibling: int = 0
@@ -80,6 +81,8 @@ class Static:
     `children` names a published tree, or gives the number of children at each place: "" is the root, "0" its first
     child, "01" that child's second. Raises UserError for an unknown name, a place without its parent, a rank above 9.
     """
+
+    chosen = False
 
     def __init__(self, children: str | Mapping[str, int]) -> None:
         if isinstance(children, str):
@@ -171,6 +174,8 @@ class Dynamic:
     `nodes` likeliest are kept. Published: 58 nodes, depth 5, top_k 10. Raises UserError for values below 1, and for
     more nodes than are ever proposed.
     """
+
+    chosen = True
 
     def __init__(self, nodes: int = 58, depth: int = 5, top_k: int = 10) -> None:
         if min(nodes, depth, top_k) < 1:

@@ -93,6 +93,8 @@ class VVS(Speculative):
         super().__init__(drafter, gamma, rule)
         if select not in ("random", "confidence"):
             raise UserError(f"method.select={select}: choose random or confidence")
+        if select == "confidence" and not isinstance(gamma, int) and gamma.chosen:
+            raise UserError("method.select=confidence: a dynamic tree keeps no laws of its paths; choose random")
         if post not in ("fill", "reject"):
             raise UserError(f"method.post={post}: choose fill or reject")
         self.schedule, self.select, self.truncate, self.post = schedule, select, truncate, post

@@ -216,11 +216,11 @@ def test_an_unfinished_set_continues_elsewhere_and_cannot_be_drawn_with(tmp_path
     here, there = (training.Options(SET, cpu_minutes=1, seed=0, work=tmp_path / name) for name in ("here", "there"))
     folder = tmp_path / SET
     export.unpack(here, files.folder(SET))
-    for part in ("draft", "reward"):
+    for part in ("draft", "eagle", "reward"):
         here.checkpoint(part).unlink()
     export.export(here, folder, unfinished=True)
     assert {path.stem for path in folder.glob("*.safetensors")} == {"tokenizer", "judge"}
-    assert "Not here yet: generator, draft, reward." in (folder / "MODEL_CARD.md").read_text()
+    assert "Not here yet: generator, draft, eagle, reward." in (folder / "MODEL_CARD.md").read_text()
     with pytest.raises(files.WeightsError, match=r"generator\.safetensors is missing"):
         Pictogram(str(folder))
     export.unpack(there, folder)

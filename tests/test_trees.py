@@ -390,6 +390,10 @@ def test_never_skipping_over_trees_is_the_rule() -> None:
         (lambda: Static({}), "tree.children is empty"),
         (lambda: Dynamic(depth=0), r"tree\.nodes=58, depth=0"),
         (lambda: Dynamic(nodes=99, depth=1, top_k=4), r"tree\.nodes=99: depth 1 and top_k 4 propose 4"),
+        (
+            lambda: VVS(drafter(), Uniform(2), GROWING, select="confidence"),
+            r"method\.select=confidence: a dynamic tree",
+        ),
         (lambda: Speculative(object(), BUSHY), r"method\.gamma is a tree, and the drafter drafts chains"),  # type: ignore[arg-type]
     ],
 )

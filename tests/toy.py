@@ -17,7 +17,7 @@ from harness.models.trunk import Attend, KVCache, Trunk, TrunkSpec, axial_rotary
 from harness.noise import derive
 from harness.records import Job, Prompt, Score
 from harness.sampler import Canvas, Image, Sampler
-from harness.scheduler import Delivery, Scheduler
+from harness.scheduler import Delivery, Scheduler, demands
 from harness.session import Method, Session
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
@@ -109,7 +109,7 @@ def draw(
         sampling or Sampling(scale=2.0),
         slots=slots,
         width=width or method.width,
-        room=getattr(method, "room", 0),
+        **{name: value for name, value in demands(method).items() if name != "width"},
         prefill=(3, 4),
     )
     done: dict[tuple[str, int], Delivery] = {}

@@ -4,7 +4,7 @@
 
 Takes the parts whose checkpoints exist, writes them in half precision, and records in `card.json` what made them:
 seeds, CPU minutes, samples, curves and the sha256 of each file. Measurements already on the card stay if no file
-changed.
+that was there changed.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from harness.drafters.eagle import Layer
 from harness.models.pictogram import training
 from harness.models.pictogram import weights as files
 from harness.models.pictogram.card import Card, write_card
@@ -63,7 +64,7 @@ def export(options: training.Options, folder: Path, *, unfinished: bool = False)
             saved = torch.load(options.checkpoint(part), weights_only=True)
             training.write(folder / STATE, compact(saved, torch.bfloat16))
     sha = {file.name: files.sha256(file) for file in sorted(folder.glob("*.safetensors"))}
-    if card.get("sha256") != sha:
+    if any(sha.get(name) != before for name, before in card.get("sha256", {}).items()):
         card.pop("measured", None)
     write_card(folder, card | {"sha256": sha})
 
@@ -90,7 +91,10 @@ def unpack(options: training.Options, folder: Path) -> None:
         }
         rows = state.get("quantize.embedding.weight", torch.zeros(0))
         training.write(
-            path, saved | {"codebook": (torch.ones(len(rows)), rows), "architecture": config.get("architecture")}
+            path,
+            saved
+            | {"codebook": (torch.ones(len(rows)), rows)}
+            | {key: config.get(key) for key in ("architecture", "target")},
         )
 
 
@@ -113,6 +117,10 @@ def rebuild(part: str, states: Mapping[str, Any], options: training.Options) -> 
         gpt = GPT(GENERATORS[options.set] if part == "generator" else DRAFT)
         gpt.load_state_dict(states["average"])
         return gpt, spec_config(gpt.spec)
+    if part == "eagle":
+        layer = Layer(GPT(GENERATORS[options.set]).trunk.spec)
+        layer.load_state_dict(states["average"])
+        return layer, {"target": states["target"]}
     network = new_network(states["architecture"], len(options.classes))
     network.load_state_dict(states["model"])
     return network, {"architecture": states["architecture"]}

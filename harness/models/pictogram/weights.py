@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from harness.records import UserError
 
 FOLDER = Path(__file__).parent / "weights"
-PARTS = ("tokenizer", "generator", "draft", "judge", "reward")
+PARTS = ("tokenizer", "generator", "draft", "eagle", "judge", "reward")
 
 Config = dict[str, object]
 
