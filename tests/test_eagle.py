@@ -12,10 +12,12 @@ from safetensors.torch import save_file
 from test_company import costs
 from test_exactness import joint_law, p_value
 from test_lantern import own_cache as own_cache
+from test_llamagen import tiny
 from test_trees import BUSHY, GROWING, Seen
 from toy import TEXTS, ToyModel, draw, jobs
 
-from harness.drafters.eagle import Eagle, Layer, Trained, published
+from harness.drafters.eagle import Eagle, Layer, Trained, published, target_spec
+from harness.drafters.train_eagle import Lesson, new_layer, train
 from harness.hooks import Rule, Sampling, coupled, exact
 from harness.models.trunk import causal
 from harness.records import Usage, UserError
@@ -234,3 +236,23 @@ def test_drafts_begin_after_the_first_token() -> None:
     assert draft is not None
     assert len(draft) == 3
     assert draft.parents is None
+
+
+def test_training_on_llamagen_makes_a_drafter_that_fits_it(tmp_path: Path) -> None:
+    """The script's loop on a tiny one: the loss falls, and the checkpoint drafts for this model and for no other."""
+    model, path = tiny(collapse=False), tmp_path / "eagle.pt"
+    train(model, Sampling(scale=2.0), lambda rng: rng.choice(TEXTS), path, minutes=0.03, batch=16, seed=0)
+    lesson = Lesson(model, Sampling(scale=2.0), TEXTS, torch.randint(0, 8, (len(TEXTS), 16)))
+    trained, fresh = new_layer(target_spec(model)), new_layer(target_spec(model))
+    trained.load_state_dict(torch.load(path, weights_only=True)["average"])
+    losses = [lesson.loss(one, torch.Generator().manual_seed(0))[0].item() for one in (trained, fresh)]
+    assert losses[0] < losses[1]
+    greedy = Sampling(scale=2.0, temperature=0.0)
+    plain = draw(Plain(), jobs(TEXTS), model=model, sampling=greedy)  # type: ignore[arg-type]
+    drafted = draw(Speculative(Eagle(lambda: published(str(path))), GROWING), jobs(TEXTS), model=model, sampling=greedy)  # type: ignore[arg-type]
+    assert {key: d.tokens for key, d in drafted.items()} == {key: d.tokens for key, d in plain.items()}
+    with pytest.raises(UserError, match=r"set \+model\.collapse=false"):
+        Eagle(lambda: published(str(path))).expect_target(tiny())
+    model.revision = "another"
+    with pytest.raises(UserError, match="train it again"):
+        Eagle(lambda: published(str(path))).expect_target(model)

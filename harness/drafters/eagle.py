@@ -187,9 +187,8 @@ class Eagle:
 
 def target_spec(model: ImageModel) -> TrunkSpec:
     """Dimensions of the model's trunk. Raises UserError for a model whose features cannot be followed."""
-    spec = getattr(model, "spec", None) or getattr(getattr(model, "gpt", None), "spec", None)
     trunk = getattr(model, "trunk", None) or getattr(getattr(model, "gpt", None), "trunk", None)
-    found = getattr(trunk, "spec", getattr(spec, "trunk", None))
+    found: TrunkSpec | None = getattr(trunk, "spec", None)
     if found is None or not hasattr(model, "rotary"):
         raise UserError(
             f"{model.name} has no rotary table for a feature drafter: choose drafter=pictogram_draft or its own"

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.drafters.eagle import Layer
+from harness.drafters.eagle import Layer, target_spec
 from harness.hooks import Sampling, exact
 from harness.models import ImageModel
 from harness.models.pictogram import training
@@ -108,11 +108,6 @@ def train(
             progress.note(loss=loss.item(), acceptance=overlap)
             training.save(path, progress, layer, optimisers, average=average.state_dict(), target=model.revision)
     return average
-
-
-def target_spec(model: ImageModel) -> TrunkSpec:
-    gpt = model.gpt  # type: ignore[attr-defined]
-    return gpt.trunk.spec
 
 
 def new_layer(spec: TrunkSpec) -> Layer:
