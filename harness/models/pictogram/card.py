@@ -46,7 +46,7 @@ def render(card: Mapping[str, Any]) -> str:
     """The card as Markdown."""
     lines = [f"# {card['set']}", ABOUT]
     if missing := [part for part in PARTS if f"{part}.safetensors" not in card["sha256"]]:
-        lines += [f"**In training.** Not here yet: {', '.join(missing)}. `training/` holds what it continues from.", ""]
+        lines += [f"**In training.** Not here yet: {', '.join(missing)}. `export --unpack` lays out what there is.", ""]
     lines += [f"Classes: {', '.join(card['classes'])}.", "", "## Recipe", RECIPE]
     lines += [f"- Note: {note}" for note in card.get("notes", [])]
     lines += [
