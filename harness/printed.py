@@ -37,7 +37,7 @@ def render_table(frame: pd.DataFrame) -> str:
     Differences in brackets are not resolved: this comparison cannot tell them from none.
     """
     if frame.empty:
-        return "The leaderboard is empty: no run folder was found."
+        return "The leaderboard is empty: there is no run to rank."
     blocks = [[heading(runs), *_printed(runs)] for runs in protocols(frame)]
     twice = Counter(block[0] for block in blocks)
     for block, runs in zip(blocks, protocols(frame), strict=True):

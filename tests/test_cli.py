@@ -21,11 +21,11 @@ def test_a_sweep_makes_a_folder_a_row_and_a_label_each(tmp_path: Path) -> None:
     code, output = harness(tmp_path, "-m", *TOY, "method=toy_best", "method.n=2,3,4", "benchmark.prompts=6")
     assert code == 0, output
     assert [(row["method"], row["params"], row["images"]) for row in board(tmp_path)] == [
-        ("toy_best", "", "12"),
         ("toy_best", "n=2", "12"),
+        ("toy_best", "", "12"),  # three candidates
         ("toy_best", "n=4", "12"),
     ]
-    assert [row["visual_tokens"] for row in board(tmp_path)] == ["48.00", "32.00", "64.00"]
+    assert [row["visual_tokens"] for row in board(tmp_path)] == ["32.00", "48.00", "64.00"]
     assert len(folders(tmp_path)) == 3
     assert (tmp_path / "results/sheet.png").is_file()
     assert not list(tmp_path.glob("*.log"))

@@ -130,5 +130,5 @@ def test_a_draft_that_does_not_fit_is_refused() -> None:
     model = ToyModel()
     sampler = Sampler(model, Sampling(), slots=2, width=2)
     canvas = sampler.open(*sampler.contexts("a cat"), key=1, usage=Usage())
-    with pytest.raises(ValueError, match="draft of 2 tokens at 0: at most 1 fit"):
+    with pytest.raises(ValueError, match="draft of 2 tokens, 2 deep, at 0: at most 1 fit"):
         sampler.forward([canvas], [Draft(torch.tensor([1, 2]))])
