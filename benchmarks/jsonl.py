@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,3 +32,23 @@ def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if not isinstance(value, dict):
             raise bad_line(path, number, f"expected a JSON object, found {type(value).__name__}")
         yield number, value
+
+
+def run_cases(path: Path, differences: Callable[[dict[str, Any]], Iterable[str]]) -> tuple[int, int, list[str]]:
+    """Passed and failed conformance cases of a file, and one message per failed case.
+
+    `differences` says where our answer to a case is not the expected one. Raises UserError naming the line of a case
+    that is malformed.
+    """
+    failures, total = [], 0
+    for number, case in read_objects(path):
+        try:
+            found = list(differences(case))
+        except KeyError as error:
+            raise bad_line(path, number, f"{error} is missing") from None
+        except (ValueError, TypeError, AttributeError, IndexError, UserError) as error:
+            raise bad_line(path, number, f"not a conformance case: {error}") from None
+        total += 1
+        if found:
+            failures.append(f"line {number}, {case.get('id', 'no id')}: {'; '.join(found)}")
+    return total - len(failures), len(failures), failures

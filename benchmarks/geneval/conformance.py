@@ -14,24 +14,12 @@ from typing import Any
 from benchmarks.geneval.prompts import row_problem
 from benchmarks.geneval.summary import parse_result, summarize
 from benchmarks.geneval.verdict import Options, verdict
-from benchmarks.jsonl import bad_line, read_objects
-from harness.records import UserError
+from benchmarks.jsonl import run_cases
 
 
 def conformance(path: Path | str) -> tuple[int, int, list[str]]:
     """Passed, failed, and one message per failed case. Raises UserError naming the line of a case that is malformed."""
-    path, failures, total = Path(path), [], 0
-    for number, case in read_objects(path):
-        try:
-            differences = list(_run(case))
-        except KeyError as error:
-            raise bad_line(path, number, f"{error} is missing") from None
-        except (ValueError, TypeError, AttributeError, IndexError, UserError) as error:
-            raise bad_line(path, number, f"not a conformance case: {error}") from None
-        total += 1
-        if differences:
-            failures.append(f"line {number}, {case.get('id', 'no id')}: {'; '.join(differences)}")
-    return total - len(failures), len(failures), failures
+    return run_cases(Path(path), _run)
 
 
 @dataclass(frozen=True, slots=True)

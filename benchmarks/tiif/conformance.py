@@ -7,11 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.jsonl import bad_line, read_objects
+from benchmarks.jsonl import run_cases
 from benchmarks.tiif.answers import read_fairly, read_strictly
 from benchmarks.tiif.scores import LENGTHS, OFFICIAL, matches, weighted
 from benchmarks.tiif.text import gned, read_words, recall
-from harness.records import UserError
 
 KEYS = {"basic_overall": "basic", "advanced_overall": "advanced", "real_world_overall": "designer"}
 """The reference's names of our levels."""
@@ -21,21 +20,14 @@ UNROUNDED = 1.5e-4
 
 def conformance(path: Path | str) -> tuple[int, int, list[str]]:
     """Passed, failed, and one message per failed case. Raises UserError naming the line of a case that is malformed."""
-    path, failures, total = Path(path), [], 0
-    for number, case in read_objects(path):
-        try:
-            kind = "released" if "counts" in case else case["kind"]
-            if kind not in CASES:
-                raise ValueError(f"unknown kind {kind!r}")
-            differences = list(CASES[kind](case))
-        except KeyError as error:
-            raise bad_line(path, number, f"{error} is missing") from None
-        except (ValueError, TypeError, AttributeError, IndexError, UserError) as error:
-            raise bad_line(path, number, f"not a conformance case: {error}") from None
-        total += 1
-        if differences:
-            failures.append(f"line {number}, {case.get('id', 'no id')}: {'; '.join(differences)}")
-    return total - len(failures), len(failures), failures
+    return run_cases(Path(path), _run)
+
+
+def _run(case: Mapping[str, Any]) -> Iterator[str]:
+    kind = "released" if "counts" in case else case["kind"]
+    if kind not in CASES:
+        raise ValueError(f"unknown kind {kind!r}")
+    return CASES[kind](case)
 
 
 def _answers(case: Mapping[str, Any]) -> Iterator[str]:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
 
 import numpy as np
 
-from benchmarks.geneval.verdict import Detection, relations
+from benchmarks.geneval.verdict import relations
+from benchmarks.pictogram import Detector, Found
 from harness.models.pictogram.grammar import COLORS, PLACES, RELATIONS, article, plural
 
 # --- questions -------------------------------------------------------------------------------------------------------
@@ -38,23 +38,6 @@ def placed(name: str, place: str, count: int) -> str:
 
 
 # --- answers ---------------------------------------------------------------------------------------------------------
-
-
-class Found(Detection, Protocol):
-    """A detection with the color that the detector sees in it."""
-
-    @property
-    def color(self) -> str: ...
-
-
-class Detector(Protocol):
-    """The benchmark's judge (harness/judges/pictogram.py)."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def classes(self) -> Sequence[str]: ...
-    def detect(self, images: Sequence[np.ndarray]) -> Sequence[Sequence[Found]]: ...
 
 
 Answer = tuple[bool, str]
