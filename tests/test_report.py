@@ -228,7 +228,7 @@ def test_names_in_journals_cannot_reach_outside(tmp_path: Path) -> None:
 
 
 def test_page_and_figures_have_the_same_colours() -> None:
-    light = re.search(r"light: \[(.*)\]", (PAGE / "core.js").read_text())
+    light = re.search(r"light: \[(.*?)\]", (PAGE / "core.js").read_text(), re.DOTALL)
     assert light and tuple(json.loads(f"[{light[1]}]")) == figures.PALETTE
 
 

@@ -25,7 +25,8 @@ WIDTH, HEIGHT = 3.35, 2.3
 """Inches: one column."""
 PALETTE = (
     *("#6f6b64", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#3a9bd9"),
-    *("#882255", "#2a9d8f", "#7d7d1f", "#332288"),
+    *("#882255", "#2a9d8f", "#7d7d1f", "#332288", "#e69f00", "#9e4fbf", "#4b7a4b"),
+    *("#a0522d", "#5f6fb5", "#c2456a", "#007a87", "#647687"),
 )
 """Grey for plain, then one for each method; the page has the same (core.js)."""
 MARKERS = "osD^PX*v"

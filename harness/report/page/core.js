@@ -4,8 +4,10 @@
 const report = { boards: [], galleries: null, details: {}, figures: [] };
 
 const PALETTES = {
-  light: ["#6f6b64", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#3a9bd9", "#882255", "#2a9d8f", "#7d7d1f", "#332288"],
-  dark: ["#a8a39a", "#4aa3df", "#ff8a4c", "#2fcf9f", "#e39cc6", "#f2b632", "#8accf2", "#e07aa8", "#6fd0be", "#c4c45a", "#9f95f0"],
+  light: ["#6f6b64", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#3a9bd9", "#882255", "#2a9d8f", "#7d7d1f", "#332288",
+    "#e69f00", "#9e4fbf", "#4b7a4b", "#a0522d", "#5f6fb5", "#c2456a", "#007a87", "#647687"],
+  dark: ["#a8a39a", "#4aa3df", "#ff8a4c", "#2fcf9f", "#e39cc6", "#f2b632", "#8accf2", "#e07aa8", "#6fd0be", "#c4c45a", "#9f95f0",
+    "#ffc04d", "#c98be6", "#8fc48f", "#d98f6a", "#9aa8e8", "#f08aa8", "#4fc3cf", "#a3b4c4"],
 };
 
 // ---- elements: text is always set as text, never as markup
