@@ -48,6 +48,10 @@ class Server:
             self.most_at_once = max(self.most_at_once, self._now)
         try:
             status, answer, *more = self.behave(body)
+        finally:
+            with self._lock:  # before the reply is out: whoever has it may ask the next thing at once
+                self._now -= 1
+        try:
             data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
             handler.send_response(status)
             for name, value in dict(*more).items():
@@ -57,9 +61,6 @@ class Server:
             handler.wfile.write(data)
         except (BrokenPipeError, ConnectionResetError):
             pass
-        finally:
-            with self._lock:
-                self._now -= 1
 
     def close(self) -> None:
         self._http.shutdown()

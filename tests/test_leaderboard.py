@@ -218,7 +218,7 @@ def test_no_runs(tmp_path: Path) -> None:
     (tmp_path / ".hydra" / "0" / "x" / "config.yaml").touch()
     assert build(tmp_path).frame.empty
     assert (tmp_path / "leaderboard.csv").read_text() == ",".join(COLUMNS) + "\n"
-    assert "no run folder" in render_table(build(tmp_path).frame)
+    assert "no run to rank" in render_table(build(tmp_path).frame)
     write_exports(build(tmp_path), tmp_path / "export")
     assert (tmp_path / "export/leaderboard.md").read_text() == "No run.\n"
     with pytest.raises(UserError, match="no such results folder"):
