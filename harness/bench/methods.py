@@ -20,7 +20,7 @@ from harness.hooks import Sampling
 from harness.point import build
 from harness.records import Job, Prompt, UserError
 from harness.sampler import Sampler
-from harness.scheduler import Delivery, Scheduler
+from harness.scheduler import Delivery, Scheduler, demands
 
 log = logging.getLogger("harness")
 
@@ -71,7 +71,7 @@ class Work:
             model,
             sampling,
             slots=slots,
-            width=self.method.width,
+            **demands(self.method),
             prefill=(min(16, slots), 32),
             render_batch=min(16, images),
         )
