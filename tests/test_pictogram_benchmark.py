@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from PIL import Image
 
@@ -55,9 +54,7 @@ def picture(path: Path, cats: int, size: int = 4, mode: str = "RGB") -> Path:
 
 def test_prompts_are_seeded_distinct_and_of_all_tasks() -> None:
     a, b, c = (Pictogram(FakeDetector(), total=60, seed=seed) for seed in (0, 0, 1))
-    assert a.prompts() == b.prompts()
-    assert a.data_sha == b.data_sha != c.data_sha
-    assert len(a.data_sha) == 64
+    assert a.prompts() == b.prompts() != c.prompts()
     assert {prompt.category for prompt in a.prompts()} == set(TASKS)
     assert len({prompt.text for prompt in a.prompts()}) == 60
     assert a.prompts()[7].id == "pictogram/00007"
@@ -161,10 +158,3 @@ def test_what_cannot_be_judged_has_no_value_and_spoils_nothing(tmp_path: Path) -
     assert scores[3].detail == {"unjudged": "3.png is missing"}
     assert all("cannot be read" in score.detail["unjudged"] for score in scores[4:])
     assert all(str(tmp_path) not in score.to_json() for score in scores)
-
-
-def test_the_summary_counts_missing_values_as_wrong() -> None:
-    rows = [("a", "colors", 1.0), ("a", "colors", 0.0), ("b", "colors", 1.0), ("b", "colors", 1.0)]
-    rows += [("c", "position", 1.0), ("c", "position", None)]
-    table = pd.DataFrame(rows, columns=["prompt_id", "category", "value"])
-    assert Pictogram(FakeDetector(), total=12).summary(table) == {"score": 0.625, "colors": 0.75, "position": 0.5}

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import pandas as pd
 
-from benchmarks.geneval.prompts import TASKS, about, read_prompts
+from benchmarks.geneval.prompts import about, read_prompts
 from benchmarks.geneval.verdict import Detection, Options, verdict
 from benchmarks.images import read_images
 from benchmarks.spread import spread
-from harness.records import Prompt, Score, UserError, digest, dump
+from harness.records import Prompt, Score, UserError
 
 BATCH = 64
 """Images read and put to the judge at a time."""
@@ -68,7 +67,6 @@ class Pictogram:
         self.left_out = 0
         available = self._generated(total, seed) if metadata is None else self._official(metadata)
         self._prompts = available if prompts is None else spread(available, prompts)
-        self.data_sha = digest(dump([dict(prompt.spec) for prompt in self._prompts]).encode())
 
     def prompts(self) -> list[Prompt]:
         return list(self._prompts)
@@ -86,15 +84,6 @@ class Pictogram:
             for (prompt, path), image in zip(batch, pixels, strict=True):
                 found = next(seen) if isinstance(image, np.ndarray) else image
                 yield self._score(prompt, path, found)
-
-    def summary(self, table: pd.DataFrame) -> dict[str, float]:
-        """Macro mean over the tasks, and each task's mean over its prompts; a missing value is a wrong image.
-
-        `table` has a row per planned image: `category`, `prompt_id`, `value`. Tasks without a prompt are left out.
-        """
-        means = table.assign(value=table["value"].fillna(0.0)).groupby(["category", "prompt_id"])["value"].mean()
-        tasks = means.groupby(level="category").mean()
-        return {"score": float(tasks.mean()), **{task: float(tasks[task]) for task in TASKS if task in tasks.index}}
 
     def _generated(self, total: int, seed: int) -> list[Prompt]:
         from harness.models.pictogram.grammar import generate_prompts
