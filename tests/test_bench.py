@@ -9,7 +9,9 @@ import pandas as pd
 import pytest
 import torch
 from runs import harness
+from test_janus import tiny
 
+from harness.bench.reference import LibraryJanus
 from harness.bench.timing import Times, interleave, settled
 
 TINY = (
@@ -39,6 +41,13 @@ def test_the_sampler_and_the_loop_compute_the_same_images(tmp_path: Path) -> Non
     assert path.with_suffix(".svg").is_file()
     code, said = bench(tmp_path, "sampler", *TINY, "batch=[1]", "blocks=1", "bars=[[1,1e9]]", "warm_up=0")
     assert code == 1, said
+
+
+def test_the_librarys_janus_draws_whole_images() -> None:
+    model = tiny()
+    token_BN = LibraryJanus(model, ["a cat", "two dogs"])()
+    assert token_BN.shape == (2, model.num_tokens)
+    assert token_BN.min() >= 0 and token_BN.max() < model.vocab
 
 
 def test_methods_are_timed_against_plain(tmp_path: Path) -> None:

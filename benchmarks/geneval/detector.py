@@ -56,10 +56,12 @@ class Mask2Former:
     on the CPU, where more gain nothing, and 8 on a GPU.
     """
 
-    def __init__(self, device: str, batch: int | None, random: bool) -> None:
+    def __init__(self, device: str, batch: int | None, weights: str) -> None:
         if batch is not None and batch < 1:
             raise UserError(f"benchmark.detector.batch={batch}: at least one picture is needed")
-        self.random = random
+        if weights not in ("published", "random"):
+            raise UserError(f"benchmark.detector.weights={weights}: choose published or random")
+        self.random = weights == "random"
         self._asked, self._batch = device, batch
         self._network: torch.nn.Module | None = None
 

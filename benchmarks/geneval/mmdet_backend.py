@@ -45,16 +45,14 @@ class Mmdet(Mask2Former):
         device: str = "auto",
         batch: int | None = None,
     ) -> None:
-        super().__init__(device, batch, weights == "random")
-        if weights not in ("published", "random"):
-            raise UserError(f"benchmark.detector.weights={weights}: choose published or random")
+        super().__init__(device, batch, weights)
         if short_side < 32:
             raise UserError(f"benchmark.detector.short_side={short_side}: at least 32 pixels are needed")
         if self.random and checkpoint:
             raise UserError("benchmark.detector: weights=random and a checkpoint exclude each other")
         self._config, self._checkpoint, self._short_side = config, checkpoint, short_side
         name = Path(config).stem + (f"-{file_sha256(Path(config))[:8]}" if config.endswith(".py") else "")
-        if config != OFFICIAL and weights == "published" and checkpoint is None:
+        if config != OFFICIAL and not self.random and checkpoint is None:
             raise UserError(f"benchmark.detector.config={config}: only {OFFICIAL} has a download; set checkpoint=PATH")
         which = "random" if self.random else file_sha256(Path(checkpoint))[:8] if checkpoint else SHA256
         self.id = f"mmdet-{name}-{which}" + (f"@{short_side}" if short_side != 800 else "")

@@ -35,9 +35,7 @@ class Transformers(Mask2Former):
         device: str = "auto",
         batch: int | None = None,
     ) -> None:
-        super().__init__(device, batch, weights == "random")
-        if weights not in ("published", "random"):
-            raise UserError(f"benchmark.detector.weights={weights}: choose published or random")
+        super().__init__(device, batch, weights)
         self._model, self._revision, self._short_side = model, revision, short_side
         which = "random" if self.random else (revision or self._newest())[:8]
         name = model.rstrip("/").split("/")[-1]

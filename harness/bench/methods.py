@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from typing import Any
 
@@ -21,8 +20,6 @@ from harness.point import build
 from harness.records import Job, Prompt, UserError
 from harness.sampler import Sampler
 from harness.scheduler import Delivery, Scheduler, demands
-
-log = logging.getLogger("harness")
 
 LEAST = 8
 """Images that a timed call draws at least."""

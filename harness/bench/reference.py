@@ -129,6 +129,8 @@ class LibraryJanus:
         )  # fmt: skip
         with torch.device(model.device):
             net: Any = JanusForConditionalGeneration(config)
+        net.generation_config.generation_kwargs = {"boi_token_id": 0}  # ids that no prompt here has
+        net.generation_config.bos_token_id, net.generation_config.pad_token_id = 1, 2
         self._net = net.to(model.dtype).eval()
         generator = torch.Generator().manual_seed(0)
         length = max(len(text.split()) for text in texts) + 8
