@@ -74,8 +74,14 @@ class Usage:
     judge_calls: int = 0  # images put to a judge
     judge_tokens: int = 0  # tokens read and written by language-model judges
     device_s: float = 0.0  # its share of device seconds; shares add up to the total over all jobs
+    text_s: float = 0.0  # of these: prompts into embeddings
+    prefill_s: float = 0.0  # prompts, and tokens that were not drawn one by one, into the cache
+    decode_s: float = 0.0  # decoding forwards, laws and draws
+    draft_s: float = 0.0  # drafters
+    render_s: float = 0.0  # VQ decodes
     judge_s: float = 0.0  # seconds inside judges
-    wall_s: float = 0.0  # admission to delivery; meaningful at concurrency 1 only
+    save_s: float = 0.0  # seconds until the image was safely on disk
+    wall_s: float = 0.0  # admission until the image was safely on disk; meaningful at concurrency 1 only
 
     @property
     def visual_tokens(self) -> int:
@@ -83,7 +89,11 @@ class Usage:
         return self.sampled + self.skipped
 
 
-TIMES = ("device_s", "judge_s", "wall_s")
+Stage = Literal["text", "prefill", "decode", "draft", "render"]
+"""What the device is at work on; its share is `<stage>_s` of `Usage`, and they add up to `device_s`."""
+STAGES = ("text_s", "prefill_s", "decode_s", "draft_s", "render_s", "judge_s", "save_s")
+"""The fields of `Usage` that say where an image's time went. What `wall_s` has besides is the host's own."""
+TIMES = ("device_s", *STAGES, "wall_s")
 """The fields of `Usage` that differ between two runs of the same job; every other field is deterministic."""
 
 

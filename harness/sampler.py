@@ -34,7 +34,7 @@ from harness.models import ImageModel
 from harness.models.trunk import Attend, GapMask, Mask, TreeMask
 from harness.models.vq import MISSING
 from harness.noise import DRAW, Noise, derive, words
-from harness.records import Usage, UserError
+from harness.records import Stage, Usage, UserError
 from harness.trees import Forest
 
 Image = np.ndarray
@@ -180,7 +180,8 @@ class Sampler:
     def open(self, contexts: Sequence[Context], guide: Guide, key: int, usage: Usage) -> Canvas:
         """A canvas with no tokens. Raises RuntimeError when slots run out: the scheduler reserves them."""
         canvas = Canvas(key, usage, self.model.num_tokens, self.sampling.scale, guide)
-        canvas._streams = [self._stream(context) for context in contexts]
+        with self.working([canvas], "text"):
+            canvas._streams = [self._stream(context) for context in contexts]
         self._set_key(canvas, key)
         return canvas
 
@@ -223,11 +224,12 @@ class Sampler:
         _expect_whole(canvas)
         while len(canvas._streams) > len(contexts):
             self._free.append(canvas._streams.pop().slot)
-        for k, context in enumerate(contexts):
-            if k == len(canvas._streams):
-                canvas._streams.append(self._stream(context))
-            elif canvas._streams[k].context != context:
-                canvas._streams[k] = self._stream(context, canvas._streams[k].slot)
+        with self.working([canvas], "text"):
+            for k, context in enumerate(contexts):
+                if k == len(canvas._streams):
+                    canvas._streams.append(self._stream(context))
+                elif canvas._streams[k].context != context:
+                    canvas._streams[k] = self._stream(context, canvas._streams[k].slot)
         self._token_SN[self._slots(canvas), : canvas.length] = self._tensor(canvas._tokens)
         canvas._guide, canvas._ahead, canvas._verdict = guide, -1, None
         for stream in canvas._streams:  # the frontier is fed again, so that all streams have their logits there
@@ -350,15 +352,15 @@ class Sampler:
         depth_RT = torch.full((len(rows), logits_STV.shape[1]), ahead, device=logits_STV.device)
         return self._gathered(rows, depth_RT, sampling, logits_STV)
 
-    def working(self, rows: Sequence[Canvas]) -> AbstractContextManager[None]:
+    def working(self, rows: Sequence[Canvas], stage: Stage) -> AbstractContextManager[None]:
         """Books the device time of what is done inside, shared evenly among the rows."""
-        return self._clock.measure([canvas._usage for canvas in rows])
+        return self._clock.measure([canvas._usage for canvas in rows], stage)
 
     @torch.no_grad()
     def probe(self, rows: Sequence[Canvas], probe: Probe) -> list[dict[str, float]]:
         """Signals of the laws at the frontiers of `rows`, which must be ready. Draws nothing."""
         signals: list[dict[str, float]] = [{} for _ in rows]
-        with self.working(rows):
+        with self.working(rows, "decode"):
             for places, logits_RKTV, law_RTV in self._laws(rows, 1, self._column_W[:1].expand(len(rows), 1)):
                 named = probe(logits_RKTV, law_RTV)
                 table = torch.stack([value.double() for value in named.values()], 1).tolist()
@@ -375,7 +377,7 @@ class Sampler:
         width = 1 + max((len(draft) for draft in drafts if draft), default=0)
         if not all(map(self.ready, rows, drafts)):
             raise RuntimeError("a law was asked for before its forward")
-        with self.working(rows):
+        with self.working(rows, "draft"):
             return self._gathered(rows, self._depths(drafts, width), sampling, self._frontier_SWV)
 
     def _gathered(
@@ -396,7 +398,7 @@ class Sampler:
             return []
         accepted = [0] * len(rows)
         width = 1 + max((0 if draft is None else len(draft) for draft in drafts), default=0)
-        with self.working(rows):
+        with self.working(rows, "decode"):
             packed = []
             order: list[int] = []
             law_of: dict[int, Tensor] = {}
@@ -437,7 +439,7 @@ class Sampler:
         self._feed_at(rows, places, fed)
         width = max(len(at) for at in places)
         place_RT = self._tensor([[*at, *[at[0]] * (width - len(at))] for at in places])
-        with self.working(rows):
+        with self.working(rows, "decode"):
             order, tables = [], []
             depth_RT = place_RT - self._tensor([canvas.length for canvas in rows]).unsqueeze(1)
             for chosen, _, law_RTV in self._laws(rows, width, depth_RT):
@@ -466,7 +468,7 @@ class Sampler:
             for row, (canvas, pad) in zip(token_BN, batch, strict=False):
                 row[: canvas.length + len(pad)] = [*canvas._tokens, *pad]
                 canvas._usage.renders += 1
-            with self._clock.measure([canvas._usage for canvas, _ in batch]):
+            with self.working([canvas for canvas, _ in batch], "render"):
                 images = self.model.decode(self._tensor(token_BN)).cpu().numpy()
             for (canvas, pad), image in zip(batch, images, strict=False):
                 canvas._image = pad, image
@@ -490,7 +492,7 @@ class Sampler:
         fresh = [(canvas, stream) for canvas in rows for stream in canvas._streams if stream.cached == 0]
         depth: dict[int, Usage] = {}
         for canvas, stream in fresh:
-            with self._clock.measure([canvas._usage]):
+            with self.working([canvas], "prefill"):
                 prefix = self._prefix(stream.context)
                 self._cache.put(stream.slot, prefix)
             stream.cached = len(prefix)
@@ -524,7 +526,7 @@ class Sampler:
             slot_B = self._tensor([s.slot for _, s in batch] + [self.slots for _ in padding])
             start_B = self._tensor([s.start for _, s in batch] + padding)
             pos_BW = self._positions([s.cached for _, s in batch] + padding, counts + padding, chunk)
-            with self._clock.measure([canvas._usage for canvas, _ in batch]):
+            with self.working([canvas for canvas, _ in batch], "prefill"):
                 self._feed(slot_B, start_B, pos_BW, pos_BW, self._cache.attend_some(slot_B, pos_BW))
             self._book(batch, counts)
             todo += [(c, s) for c, s in batch if s.cached < s.start + c.length - 1]
@@ -561,7 +563,7 @@ class Sampler:
     ) -> None:
         """The forward itself: logits of the columns `column` [S, W] reach the frontier where `fresh`; books a pass."""
         slot_S = torch.arange(self.slots, device=self.model.device)
-        with self.working([canvas for canvas in rows for _ in canvas._streams]):
+        with self.working([canvas for canvas in rows for _ in canvas._streams], "decode"):
             hidden_SWD = self._feed(slot_S, self._tensor(start), pos_SW, at_SW, self._cache.attend_all(at_SW, mask))
             logits_SWV = self.model.head(hidden_SWD)
             if self._frontier_SWV is None:
@@ -816,35 +818,36 @@ def _expect_open(*canvases: Canvas) -> None:
 
 
 class _Clock:
-    """Device seconds, shared evenly among the rows of each measured piece of work.
+    """Device seconds by stage, shared evenly among the rows of each measured piece of work.
 
     On CUDA it records events and reads them in `settle`, so that measuring never waits for the device.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
-        self._open: list[tuple[torch.cuda.Event, torch.cuda.Event, list[Usage]]] = []
+        self._open: list[tuple[torch.cuda.Event, torch.cuda.Event, list[Usage], Stage]] = []
 
     @contextmanager
-    def measure(self, shares: list[Usage]) -> Iterator[None]:
+    def measure(self, shares: list[Usage], stage: Stage) -> Iterator[None]:
         if self._cuda:
             before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             before.record()
             yield
             after.record()
-            self._open.append((before, after, shares))
+            self._open.append((before, after, shares, stage))
         else:
             began = time.perf_counter()
             yield
-            _share(time.perf_counter() - began, shares)
+            _share(time.perf_counter() - began, shares, stage)
 
     def settle(self) -> None:
-        for before, after, shares in self._open:
+        for before, after, shares, stage in self._open:
             after.synchronize()
-            _share(before.elapsed_time(after) / 1000.0, shares)
+            _share(before.elapsed_time(after) / 1000.0, shares, stage)
         self._open.clear()
 
 
-def _share(seconds: float, shares: list[Usage]) -> None:
+def _share(seconds: float, shares: list[Usage], stage: Stage) -> None:
     for usage in shares:
         usage.device_s += seconds / len(shares)
+        setattr(usage, f"{stage}_s", getattr(usage, f"{stage}_s") + seconds / len(shares))

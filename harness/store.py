@@ -8,20 +8,27 @@
         images/00042/2.png
 
 A killed process loses at most the images that were not finished; running again completes the folder to the same
-bytes. A lock keeps a second writer out.
+bytes. Several processes may write one run, each its own share of the jobs (`Shard`) to journals of its own
+(records-1.jsonl, scores-1.jsonl); whatever any journal has is done. A lock per share keeps a second writer out.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import gzip
 import hashlib
 import io
+import json
 import os
 import re
+import socket
+import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self, TypeVar
@@ -35,6 +42,9 @@ from harness.records import Job, Prompt, SampleRecord, Score, UserError, digest,
 SCHEMA = 1
 """Of run folders; a folder of a newer one is refused."""
 
+PROBES = 4
+"""Attempts at a lock: who asks for its holder takes it for a moment."""
+
 _Row = TypeVar("_Row")
 
 
@@ -47,11 +57,15 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that a reader, or a kill, sees either nothing or all of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def read_lines(path: Path, parse: Callable[[str], _Row]) -> Iterator[_Row]:
@@ -89,33 +103,106 @@ def image_path(prompt: Prompt, image: int) -> str:
     return "/".join(("images", *parts, f"{image}.png"))
 
 
-class RunFolder:
-    """One run on disk, open for writing. A context manager: it holds the lock while it is open."""
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One of `count` shares of a run's jobs: every count-th, from the index-th on. Results have no trace of it."""
 
-    def __init__(self, path: Path, config: Mapping[str, Any], jobs: Sequence[Job]) -> None:
-        """Create the folder, or open it again. Raises UserError for another run's folder or a second writer."""
-        self.path = path
+    index: int = 0
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: object) -> Self:
+        """Read "i/n". Raises UserError for anything else."""
+        found = re.fullmatch(r"(\d+)/(\d+)", str(text))
+        if not found or int(found[1]) >= int(found[2]):
+            raise UserError(f"shard={text}: write i/n, the i-th of n shares with i from 0 to n - 1, such as 0/2")
+        return cls(int(found[1]), int(found[2]))
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+    def of(self, jobs: Sequence[_Row]) -> Sequence[_Row]:
+        """Its share."""
+        return jobs[self.index :: self.count]
+
+    @property
+    def records(self) -> str:
+        return f"records-{self.index}.jsonl"
+
+    @property
+    def scores(self) -> str:
+        return f"scores-{self.index}.jsonl" if self.index else "scores.jsonl"
+
+    @property
+    def lock(self) -> str:
+        return f".lock-{self.index}"
+
+
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """A process that writes a run folder now."""
+
+    shard: str
+    pid: int
+    host: str
+    since: float  # seconds since 1970, by its own clock
+    done: int  # images of its share that were there when it began
+
+
+def writers(folder: Path) -> list[Writer]:
+    """Who holds a lock of a run folder."""
+    return [writer for lock in sorted(folder.glob(".lock-*")) if (writer := _holder(lock))]
+
+
+@contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """Wait until no other process is inside; for moments only."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def intact(folder: Path, record: SampleRecord) -> bool:
+    """Whether a journal line speaks of a delivered image that is still there, byte for byte."""
+    file = folder / record.path
+    return record.status == "done" and file.is_file() and digest(file.read_bytes()) == record.image_sha
+
+
+class RunFolder:
+    """One run on disk, open for writing a share of its jobs. A context manager: it holds the lock while it is open."""
+
+    def __init__(self, path: Path, config: Mapping[str, Any], jobs: Sequence[Job], shard: Shard | None = None) -> None:
+        """Create the folder, or open it again.
+
+        Raises UserError for another run's folder, a second writer of the share, and a writer of other shares.
+        """
+        self.path, self.shard = path, shard or Shard()
         if (path / "records-0.jsonl.gz").exists():
             raise UserError(f"{path} is packed for publication, without images: choose another results=")
         self._jobs = {job.key: job for job in jobs}
-        path.mkdir(parents=True, exist_ok=True)
-        self._lock = (path / ".lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
-            raise UserError(f"{path} is being written by another process: wait for it, or stop it") from error
-        try:
+        self._share = {job.key: job for job in self.shard.of(jobs)}
+        with alone(path / ".lock"):
             self._claim(config, jobs)
-            self._done = {
-                r.key: r for r in _repaired(path / "records-0.jsonl", SampleRecord.from_json) if self._intact(r)
-            }
-            self._scored = {s.key for s in _repaired(path / "scores.jsonl", Score.from_json)}
-            self._journal: IO[bytes] = (path / "records-0.jsonl").open("ab")
-            self._scores: IO[bytes] = (path / "scores.jsonl").open("ab")
+            self._lock = _taken(path, self.shard)
+        try:
+            self._read()
+            _introduce(self._lock, self.shard, done=self.made)
+            self._journal: IO[bytes] = (path / self.shard.records).open("ab")
+            self._scores: IO[bytes] = (path / self.shard.scores).open("ab")
         except BaseException:
             self._lock.close()
             raise
+
+    def _read(self) -> None:
+        """Take over what the journals say; of the own ones, which nobody else appends to, torn lines are cut off."""
+        _mend(self.path / self.shard.records)
+        _mend(self.path / self.shard.scores)
+        records = [path for path in journals(self.path, "records-*.jsonl") if path.exists()]
+        scores = [path for path in journals(self.path, "scores*.jsonl") if path.exists()]
+        lines = [record for path in records for record in read_lines(path, SampleRecord.from_json)]
+        self._done = {r.key: r for r in lines if r.key in self._jobs and intact(self.path, r)}
+        self._scored = {score.key for path in scores for score in read_lines(path, Score.from_json)}
 
     def _claim(self, config: Mapping[str, Any], jobs: Sequence[Job]) -> None:
         known = self.path / "config.yaml"
@@ -135,33 +222,47 @@ class RunFolder:
         write_atomic(self.path / "jobs.jsonl", "".join(line + "\n" for line in lines).encode())
         write_atomic(known, OmegaConf.to_yaml(OmegaConf.create(dict(config))).encode())
 
-    def _intact(self, record: SampleRecord) -> bool:
-        """Whether a journal line speaks of a delivered image that is still there, byte for byte."""
-        if record.status != "done" or record.key not in self._jobs:
-            return False
-        file = self.path / record.path
-        return file.is_file() and digest(file.read_bytes()) == record.image_sha
-
     @property
     def done(self) -> dict[tuple[str, int], SampleRecord]:
-        """Delivered images by job."""
+        """Delivered images by job, of all shares, as they were when the folder was opened; of this one, as they are."""
         return dict(self._done)
 
+    @property
+    def planned(self) -> int:
+        """Jobs of this share."""
+        return len(self._share)
+
+    @property
+    def made(self) -> int:
+        """Delivered images of this share."""
+        return sum(key in self._done for key in self._share)
+
     def missing(self) -> list[Job]:
-        """Planned jobs that have no delivered image yet, failed ones included."""
-        return [job for key, job in self._jobs.items() if key not in self._done]
+        """Jobs of this share that have no delivered image yet, failed ones included."""
+        return [job for key, job in self._share.items() if key not in self._done]
 
     def unscored(self, judge: str) -> list[Job]:
-        """Delivered jobs that `judge` has not scored yet."""
-        return [self._jobs[key] for key in self._jobs if key in self._done and (*key, judge) not in self._scored]
+        """Delivered jobs of this share that `judge` has not scored yet."""
+        return [job for key, job in self._share.items() if key in self._done and (*key, judge) not in self._scored]
+
+    def scores(self, judge: str) -> list[Score]:
+        """What `judge` said of images of all shares until now."""
+        paths = [path for path in journals(self.path, "scores*.jsonl") if path.exists()]
+        return [s for path in paths for s in read_lines(path, Score.from_json) if s.judge == judge]
 
     def file(self, job: Job) -> Path:
         return self.path / image_path(job.prompt, job.image)
 
     def save(self, record: SampleRecord, image: np.ndarray | None) -> None:
-        """Image first, then the journal line: a line always speaks of a file that is there."""
+        """Image first, then the journal line: a line always speaks of a file that is there.
+
+        How long the image took is added to the record's usage.
+        """
         if image is not None:
+            began = time.perf_counter()
             write_atomic(self.path / record.path, encode_png(image))
+            record.usage.save_s += time.perf_counter() - began
+            record.usage.wall_s += record.usage.save_s
             self._done[record.key] = record
         _append(self._journal, record.to_json())
 
@@ -206,13 +307,49 @@ def _append(file: IO[bytes], line: str) -> None:
     os.fsync(file.fileno())
 
 
-def _repaired(path: Path, parse: Callable[[str], _Row]) -> list[_Row]:
-    """Rows of a journal that is about to be appended to: a torn last line is cut off first."""
+def _mend(path: Path) -> None:
+    """Cut off the torn last line of a journal that is about to be appended to."""
     if not path.exists():
-        return []
+        return
     data = path.read_bytes()
     whole = data.rfind(b"\n") + 1
     if whole < len(data):
         with path.open("r+b") as file:
             file.truncate(whole)
-    return list(read_lines(path, parse))
+
+
+def _taken(folder: Path, shard: Shard) -> IO[str]:
+    """The lock of a share. Raises UserError if somebody has it, or writes other shares than those of `shard.count`."""
+    for writer in writers(folder):
+        if Shard.parse(writer.shard).count != shard.count:
+            raise UserError(f"{folder} is being written in shares {writer.shard}: wait for them, or take as many")
+    lock = (folder / shard.lock).open("a+")
+    for attempt in range(PROBES):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _introduce(lock, shard, done=0)
+            return lock
+        except OSError as error:
+            if attempt + 1 == PROBES:
+                lock.close()
+                raise UserError(f"{folder} is being written by another process: wait for it, or stop it") from error
+            time.sleep(0.1)  # somebody may only be looking who writes
+    raise AssertionError
+
+
+def _introduce(lock: IO[str], shard: Shard, done: int) -> None:
+    writer = Writer(str(shard), os.getpid(), socket.gethostname(), time.time(), done)
+    lock.truncate(0)
+    lock.write(dump(dataclasses.asdict(writer)))
+    lock.flush()
+
+
+def _holder(lock: Path) -> Writer | None:
+    """Who holds a lock; a holder that has not said so yet counts as nobody."""
+    with lock.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            with suppress(ValueError, TypeError):
+                return Writer(**json.loads(file.read()))
+    return None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 from test_company import Wanderer
 from toy import TEXTS, PixelSum, ToyModel, draw, jobs
 
 from harness.hooks import Sampling
-from harness.records import UserError
+from harness.records import Stage, UserError
 from harness.sampler import Canvas, Sampler
 from harness.scheduler import Scheduler
 from harness.session import Method, Session
@@ -65,13 +67,18 @@ def test_device_seconds_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     measured = {"count": 0}
     share = harness.sampler._share
 
-    def counting(seconds: float, shares: list) -> None:
+    def counting(seconds: float, shares: list, stage: str) -> None:
         measured["count"] += 1
-        share(seconds, shares)
+        share(seconds, shares, stage)
 
     monkeypatch.setattr(harness.sampler, "_share", counting)
     deliveries = draw(BestOfN(2, PixelSum()), jobs(TEXTS))
-    assert sum(d.usage.device_s for d in deliveries.values()) == pytest.approx(measured["count"])
+    usages = [delivery.usage for delivery in deliveries.values()]
+    assert sum(usage.device_s for usage in usages) == pytest.approx(measured["count"])
+    for usage in usages:
+        stages = {stage: getattr(usage, f"{stage}_s") for stage in get_args(Stage)}
+        assert sum(stages.values()) == pytest.approx(usage.device_s)
+        assert {stage for stage, seconds in stages.items() if seconds == 0} == {"draft"}
 
 
 class Misbehaving(Plain):

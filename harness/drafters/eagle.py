@@ -179,7 +179,7 @@ class Eagle:
         drafts: list[Draft | None] = [None] * len(rows)
         if at:
             some = [rows[i] for i in at]
-            with sampler.working(some):
+            with sampler.working(some, "draft"):
                 for i, one in zip(at, self._engine.grow(some, [left[i] for i in at], sibling), strict=True):
                     drafts[i] = Draft(one.token_G, one.law_GV, None if isinstance(n, int) else one.parents)
         return drafts

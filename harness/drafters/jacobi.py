@@ -68,7 +68,7 @@ class Jacobi:
         room = [max(0, min(n, sampler.model.num_tokens - canvas.length - 1)) for canvas in rows]
         if not any(room):
             return [None for _ in rows]
-        with sampler.working(rows):
+        with sampler.working(rows, "draft"):
             noise = sampler.noise(rows, max(room))
             token_RG, law_RGV = self.fill(_past(sampler, rows, max(room)), noise, sampler.model.grid[1], sibling)
         drafts = zip(token_RG, law_RGV, room, strict=True)

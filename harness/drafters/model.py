@@ -72,6 +72,7 @@ class DraftModel:
             positions = shadow._usage.target_positions + shadow._usage.text_positions
             canvas._usage.drafted_positions += positions - old.target_positions - old.text_positions
             canvas._usage.device_s += shadow._usage.device_s - old.device_s
+            canvas._usage.draft_s += shadow._usage.device_s - old.device_s
         return drafts
 
     def _chains(self, shadows: list[Canvas], n: int, left: list[int], sibling: int) -> list[Draft | None]:
