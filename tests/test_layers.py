@@ -14,23 +14,27 @@ ROOT = Path(__file__).parent.parent
 HEAVY = {"torch", "pandas", "hydra", "transformers", "open_clip", "mmdet", "wandb", "matplotlib", "scipy"}
 
 ORDER = [
-    {"harness.records", "harness.notes"},
-    {"harness.noise", "harness.download"},
-    {"harness.trees"},
+    {"harness.records", "harness.notes", "harness.preemption"},
+    {"harness.noise", "harness.download", "harness.meter"},
+    {"harness.trees", "harness.kernels"},
     {"harness.hooks", "harness.parity"},
     {"harness.models"},
     {"harness.sampler"},
     {"harness.memory", "harness.session"},
     {"harness.judges", "harness.drafters", "harness.scheduler", "harness.store", "harness.stats"},
+    {"harness.composed"},
     {"harness.runs"},
     {"harness.ranking", "harness.sheet"},
     {"harness.leaderboard"},
     {"harness.claims", "harness.printed"},
     {"harness.exports", "harness.report", "harness.tracking"},
+    {"harness.ledger"},
     {"harness.point"},
     {"harness.elsewhere"},
+    {"harness.stages"},
     {"harness.cli"},
-    {"harness.bench", "harness.board", "harness.check", "harness.compare", "harness.__main__"},
+    {"harness.worker"},
+    {"harness.bench", "harness.board", "harness.check", "harness.compare", "harness.sweep", "harness.__main__"},
     {"harness.power"},
 ]
 TOP = {"harness.models." + name for name in ("pictogram.verify", "pictogram.export", "llamagen_parity")}

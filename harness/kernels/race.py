@@ -1,0 +1,266 @@
+"""One program per draw, in Triton: guidance, temperature, top-k, softmax and the exponential race, or a law's signals.
+
+It draws what `hooks.cfg`, `hooks.warp` and `hooks.exact` draw, with the noise of `harness.noise`, bit for bit. Only the
+exponentials may differ in their last place from torch's, so a token may differ where two come in at the same time to
+six digits. The k-th largest logit is found without a sort, two bits of it at a time. A draw's result depends on
+nothing but its own logits and noise.
+
+Shapes: M rows of logits, N draws, K streams (the null stream first), V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+MOST_TOKENS = 32768
+
+
+class Drawn(NamedTuple):
+    """Tokens, int64 [N], and their log-probabilities under the laws they were drawn from, float64 [N], in nats."""
+
+    token: Tensor
+    log_prob: Tensor
+
+
+class Signals(NamedTuple):
+    """What the logits say before a draw, float64 [N] each; entropies in nats.
+
+    Of the law to draw from: `law_entropy` and `law_margin`, by which its likeliest token leads. Of the text stream's
+    distribution at temperature 1: `entropy`, `margin`, and `kl`, its divergence from the null stream's. `known` tokens
+    are not masked with -inf in the text stream.
+    """
+
+    law_entropy: Tensor
+    law_margin: Tensor
+    entropy: Tensor
+    margin: Tensor
+    kl: Tensor
+    known: Tensor
+
+
+def draw(
+    logits_MV: Tensor,
+    row_NK: Tensor,
+    scale_N: Tensor,
+    key_N2: Tensor,
+    place_N: Tensor,
+    *,
+    temperature: float,
+    top_k: int,
+) -> Drawn:
+    """Draw from laws of one stream (K = 1) or two under guidance; `row_NK` says in which rows of the logits they are.
+
+    `key_N2` and `place_N` are what `Noise` is made of. Logits are float32, dense in the last axis. Nothing waits for
+    the device; temperature 0 takes the likeliest token.
+    """
+    count = len(row_NK)
+    drawn = Drawn(*(torch.empty(count, dtype=kind, device=logits_MV.device) for kind in (torch.int64, torch.float64)))
+    shape = _launch(logits_MV, row_NK, temperature, top_k)
+    _draw[(count,)](
+        *_laws(logits_MV, row_NK, scale_N, temperature, top_k), key_N2.contiguous(), place_N, *drawn, **shape
+    )
+    return drawn
+
+
+def signals(logits_MV: Tensor, row_NK: Tensor, scale_N: Tensor, *, temperature: float, top_k: int) -> Signals:
+    """What probes read of the same laws, in one pass; sums are in float64. Without guidance `kl` is 0."""
+    out_6N = torch.empty((6, len(row_NK)), dtype=torch.float64, device=logits_MV.device)
+    laws, shape = _laws(logits_MV, row_NK, scale_N, temperature, top_k), _launch(logits_MV, row_NK, temperature, top_k)
+    _signals[(len(row_NK),)](*laws, out_6N, len(row_NK), **shape)
+    return Signals(*out_6N)
+
+
+def _laws(logits_MV: Tensor, row_NK: Tensor, scale_N: Tensor, temperature: float, top_k: int) -> tuple[object, ...]:
+    return (
+        *(logits_MV, row_NK.contiguous(), scale_N.float()),
+        *(logits_MV.stride(0), logits_MV.shape[1], top_k, float(temperature or 1.0)),
+    )
+
+
+def _launch(logits_MV: Tensor, row_NK: Tensor, temperature: float, top_k: int) -> dict[str, object]:
+    vocab = logits_MV.shape[1]
+    if logits_MV.dtype != torch.float32 or logits_MV.stride(1) != 1 or vocab > MOST_TOKENS:
+        raise ValueError(f"logits {tuple(logits_MV.shape)} of {logits_MV.dtype}: dense float32 of {MOST_TOKENS} fit")
+    if row_NK.shape[1] not in (1, 2):
+        raise ValueError(f"{row_NK.shape[1]} streams: 1, or 2 under guidance")
+    padded = triton.next_power_of_2(vocab)
+    return {
+        "STREAMS": row_NK.shape[1],
+        "GREEDY": temperature == 0,
+        "TOP": 0 < top_k < vocab and temperature != 0,
+        "V": padded,
+        "num_warps": min(16, max(4, padded // 512)),
+        "enable_fp_fusion": False,  # torch rounds the product before it adds, and so must this
+    }
+
+
+@triton.jit
+def _draw(
+    logits_ptr,
+    row_ptr,
+    scale_ptr,
+    stride,
+    vocab,
+    top_k,
+    temperature,
+    key_ptr,
+    place_ptr,
+    token_ptr,
+    log_prob_ptr,
+    STREAMS: tl.constexpr,
+    GREEDY: tl.constexpr,
+    TOP: tl.constexpr,
+    V: tl.constexpr,
+):
+    n, v = tl.program_id(0), tl.arange(0, V)
+    guided = _guided(logits_ptr, row_ptr, scale_ptr, stride, vocab, STREAMS, V)
+    if GREEDY:
+        token = tl.argmax(guided, 0)
+        log_prob = tl.full((), 0.0, tl.float64)
+    else:
+        weight, total = _weights(guided, vocab, top_k, temperature, TOP, V)
+        time = weight.to(tl.float64) / -tl.log(_uniform(key_ptr, place_ptr, v))
+        token = tl.argmax(time, 0)
+        won = tl.sum(tl.where(v == token, weight, 0.0), 0)
+        log_prob = tl.log(tl.div_rn(won, total).to(tl.float64))
+    tl.store(token_ptr + n, tl.minimum(token, vocab - 1).to(tl.int64))  # logits that are no numbers stay in bounds
+    tl.store(log_prob_ptr + n, log_prob)
+
+
+@triton.jit
+def _signals(
+    logits_ptr,
+    row_ptr,
+    scale_ptr,
+    stride,
+    vocab,
+    top_k,
+    temperature,
+    out_ptr,
+    count,
+    STREAMS: tl.constexpr,
+    GREEDY: tl.constexpr,
+    TOP: tl.constexpr,
+    V: tl.constexpr,
+):
+    n, v = tl.program_id(0), tl.arange(0, V)
+    guided = _guided(logits_ptr, row_ptr, scale_ptr, stride, vocab, STREAMS, V)
+    if GREEDY:
+        entropy, margin = tl.full((), 0.0, tl.float64), tl.full((), 1.0, tl.float64)
+    else:
+        weight, total = _weights(guided, vocab, top_k, temperature, TOP, V)
+        entropy, margin = _spread(tl.div_rn(weight, total).to(tl.float64), v)
+    tl.store(out_ptr + n, entropy)
+    tl.store(out_ptr + count + n, margin)
+
+    text = _load(logits_ptr, row_ptr + STREAMS - 1, stride, vocab, STREAMS, V).to(tl.float64)
+    known = text > float("-inf")
+    log_text = text - _log_sum(text)
+    chance = tl.exp(log_text)
+    entropy, margin = _spread(chance, v)
+    tl.store(out_ptr + 2 * count + n, entropy)
+    tl.store(out_ptr + 3 * count + n, margin)
+
+    divergence = tl.full((), 0.0, tl.float64)
+    if STREAMS == 2:
+        null = _load(logits_ptr, row_ptr, stride, vocab, STREAMS, V).to(tl.float64)
+        log_null = null - _log_sum(null)
+        divergence = tl.sum(tl.where(known, chance * (log_text - log_null), 0.0), 0)
+    tl.store(out_ptr + 4 * count + n, divergence)
+    tl.store(out_ptr + 5 * count + n, tl.sum(known.to(tl.int32), 0).to(tl.float64))
+
+
+@triton.jit
+def _load(logits_ptr, row_ptr, stride, vocab, STREAMS: tl.constexpr, V: tl.constexpr):
+    v = tl.arange(0, V)
+    row = tl.load(row_ptr + tl.program_id(0) * STREAMS)
+    return tl.load(logits_ptr + row * stride + v, mask=v < vocab, other=float("-inf"))
+
+
+@triton.jit
+def _guided(logits_ptr, row_ptr, scale_ptr, stride, vocab, STREAMS: tl.constexpr, V: tl.constexpr):
+    """`hooks.cfg`, or the only stream as it is; -inf behind the vocabulary."""
+    guided = _load(logits_ptr, row_ptr, stride, vocab, STREAMS, V)
+    if STREAMS == 2:
+        text = _load(logits_ptr, row_ptr + 1, stride, vocab, STREAMS, V)
+        scale = tl.load(scale_ptr + tl.program_id(0))
+        guided = tl.where(tl.arange(0, V) < vocab, guided + scale * (text - guided), float("-inf"))
+    return guided
+
+
+@triton.jit
+def _weights(logits, vocab, top_k, temperature, TOP: tl.constexpr, V: tl.constexpr):
+    """`hooks.warp`: the law up to a factor, and that factor."""
+    logits = tl.div_rn(logits, temperature)
+    if TOP:
+        logits = tl.where(logits < _kth_largest(logits, top_k, V), float("-inf"), logits)
+    weight = tl.exp(logits - tl.max(logits, 0))
+    return weight, tl.sum(weight, 0)
+
+
+@triton.jit
+def _kth_largest(x, k, V: tl.constexpr):
+    """The k-th largest number, by the order of its bits as an integer.
+
+    It is the largest key that at least k keys reach. Two bits at a time: how many reach each of the three candidates is
+    counted in one sum of 20 bits apiece.
+    """
+    bits = x.to(tl.uint32, bitcast=True)
+    key = tl.where(bits >> 31 != 0, ~bits, bits | 0x80000000).to(tl.int64)
+    found = tl.full((), 0, tl.int64)
+    shift = 30
+    for _ in range(16):
+        one = found + (tl.full((), 1, tl.int64) << shift)
+        two = found + (tl.full((), 2, tl.int64) << shift)
+        three = found + (tl.full((), 3, tl.int64) << shift)
+        reach = (key >= one).to(tl.int64)
+        reach += (key >= two).to(tl.int64) << 20
+        reach += (key >= three).to(tl.int64) << 40
+        reach = tl.sum(reach, 0)
+        digit = ((reach & 0xFFFFF) >= k).to(tl.int64) + (((reach >> 20) & 0xFFFFF) >= k).to(tl.int64)
+        found += (digit + ((reach >> 40) >= k).to(tl.int64)) << shift
+        shift -= 2
+    found = found.to(tl.uint32)
+    return tl.where(found >> 31 != 0, found ^ 0x80000000, ~found).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _log_sum(x):
+    top = tl.max(x, 0)
+    return top + tl.log(tl.sum(tl.exp(x - top), 0))
+
+
+@triton.jit
+def _spread(law, v):
+    """Entropy of a law, and by how much its likeliest token leads."""
+    entropy = -tl.sum(tl.where(law > 0, law * tl.log(tl.where(law > 0, law, 1.0)), 0.0), 0)
+    first = tl.argmax(law, 0)
+    return entropy, tl.max(law, 0) - tl.max(tl.where(v == first, 0.0, law), 0)
+
+
+@triton.jit
+def _mix(x):
+    """`noise._mix`, in 32-bit words."""
+    x = x ^ (x >> 16)
+    x = x * tl.full((), 0x7FEB352D, tl.uint32)
+    x = x ^ (x >> 15)
+    x = x * tl.full((), 0x846CA68B, tl.uint32)
+    return x ^ (x >> 16)
+
+
+@triton.jit
+def _uniform(key_ptr, place_ptr, v):
+    """`noise.Noise.uniform` in the lane DRAW, which is 0: its product with the lane's constant is left out."""
+    n = tl.program_id(0)
+    spot = _mix(_mix(tl.load(place_ptr + n).to(tl.uint32)))
+    first = _mix(tl.load(key_ptr + 2 * n).to(tl.uint32) ^ spot)
+    second = _mix(tl.load(key_ptr + 2 * n + 1).to(tl.uint32) ^ _mix(spot ^ tl.full((), 0x85EBCA6B, tl.uint32)))
+    index = v.to(tl.uint32)
+    high = _mix(_mix(index ^ first) ^ second).to(tl.int64)
+    low = _mix(_mix(index ^ second) ^ _mix(first ^ tl.full((), 0xC2B2AE35, tl.uint32))).to(tl.int64)
+    return (((high << 20) | (low >> 12)).to(tl.float64) + 0.5) * 2.220446049250313e-16
