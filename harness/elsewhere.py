@@ -9,7 +9,8 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from harness.point import Point, build, container
+from harness.composed import build, container
+from harness.point import Point
 from harness.records import Job, SampleRecord, Usage, UserError, digest
 from harness.store import RunFolder, fingerprint
 

@@ -13,10 +13,12 @@ import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from harness.composed import OF_THE_COMMAND, build, container
 from harness.hooks import Sampling
 from harness.memory import GB, choose_slots, needed
+from harness.meter import Meter, describe, warm_up
 from harness.models.checkpoint import device_named
-from harness.records import Job, Prompt, UserError, digest, dump, one_line
+from harness.records import Job, Prompt, Timing, UserError, digest, dump
 from harness.sampler import Sampler
 from harness.scheduler import Delivery, Scheduler, demands, expect_fit, parts
 from harness.store import SCHEMA, fingerprint
@@ -64,6 +66,7 @@ class Point:
         """The sampler's sizes, with the number of slots that memory allows; `memory_gb` itself names no result."""
         shape = container(self.config.sampler)
         memory_gb, needs = shape.pop("memory_gb", None), demands(self.method)
+        self.warm_up = self._warm_up(shape.pop("warm_up", 0))
         one_job = self.method.rows * self.method.streams
         if shape["slots"] is None and shape["concurrency"] is not None:
             shape["slots"] = one_job * shape["concurrency"]
@@ -102,19 +105,59 @@ class Point:
         name = f"{self.choices['method']}-{self.fingerprint}"
         return results / self.choices["benchmark"] / self.model.name / name
 
-    def draw(self, jobs: Iterable[Job], deliver: Callable[[Delivery], None]) -> float:
-        """Draw images, each handed to `deliver` as it ends. Returns the slot utilisation, 0 to 1."""
+    def draw(self, jobs: Iterable[Job], deliver: Callable[[Delivery], None]) -> None:
+        """Draw images, each handed to `deliver` as it ends."""
+        self._engine()[1].run(jobs, deliver)
+
+    def measure(self, jobs: Sequence[Job], deliver: Callable[[Delivery], None], meter: Meter) -> Timing:
+        """Draw images as `draw` does, and say what that took by `meter`, which starts anew after the warm-up.
+
+        For warming up the last jobs are drawn, which come latest to what is kept of their prompts, and thrown away.
+        """
+        sampler, scheduler = self._engine()
+        seconds, warm = warm_up(lambda i: scheduler.run([jobs[-1 - i % len(jobs)]], lambda _: None), self.warm_up)
+        rounds, fed, delivered = sampler.rounds, sampler.fed, 0
+
+        def count(delivery: Delivery) -> None:
+            nonlocal delivered
+            delivered += delivery.image is not None
+            deliver(delivery)
+
+        meter.start()
+        scheduler.run(jobs, count)
+        return Timing(
+            images=delivered,
+            seconds=meter.seconds,
+            scoring_s=meter.apart_s,
+            slots=sampler.slots,
+            rounds=sampler.rounds - rounds,
+            fed=sampler.fed - fed,
+            warm_up=len(seconds),
+            warm=warm,
+            first_s=seconds[0] if seconds else None,
+            joules=meter.joules,
+            peak_memory_gb=meter.peak_memory_gb,
+            machine=describe(self.model.device),
+        )
+
+    def _engine(self) -> tuple[Sampler, Scheduler]:
         shape = {name: value for name, value in self.sampler.items() if name != "concurrency"}
         sampler = Sampler(self.model, self.sampling, **{**shape, "prefill": tuple(shape["prefill"])})
-        scheduler = Scheduler(self.method, sampler, seed=self.config.seed, concurrency=self.sampler["concurrency"])
-        scheduler.run(jobs, deliver)
-        return sampler.utilisation
+        return sampler, Scheduler(self.method, sampler, seed=self.config.seed, concurrency=self.sampler["concurrency"])
+
+    def _warm_up(self, most: int | None) -> int:
+        """Images drawn at most before seconds count; null: one on a GPU, which compiles and captures for it."""
+        if most is None:
+            return int(self.model.device.type == "cuda")
+        if not isinstance(most, int) or most < 0:
+            raise UserError(f"sampler.warm_up={most}: give a number of images, 0 for none, or null")
+        return most
 
     def record(self) -> dict[str, Any]:
         """What config.yaml says: the resolved configuration, and under `run` what the leaderboard reads."""
         config = container(self.config)
-        for elsewhere in ("results", "stages", "device", "logger"):
-            config.pop(elsewhere)
+        for option in OF_THE_COMMAND:
+            config.pop(option, None)
         config["sampler"]["slots"] = self.sampler["slots"]
         made = {
             "model": self.model.name,
@@ -177,13 +220,6 @@ def _aggregates(benchmark: Any, categories: Sequence[str]) -> dict[str, dict[str
     return aggregates
 
 
-def container(config: DictConfig) -> dict[str, Any]:
-    """A resolved configuration as plain values."""
-    made = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(made, dict)
-    return {str(key): value for key, value in made.items()}
-
-
 @lru_cache(maxsize=1)
 def load_model(config: str, device: str) -> Any:
     """The model, kept between the runs of one multirun."""
@@ -191,16 +227,6 @@ def load_model(config: str, device: str) -> Any:
     if target.type == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))  # two spinning threads are slower than one
     return build(OmegaConf.create(json.loads(config)), device=target)
-
-
-def build(config: Any, **extra: Any) -> Any:
-    """Instantiate a `_target_`; what its constructor refuses is the user's mistake, said in its own words."""
-    try:
-        return hydra.utils.instantiate(config, **extra)
-    except hydra.errors.InstantiationException as error:
-        cause = error.__cause__
-        known = isinstance(cause, UserError | ValueError | OSError)
-        raise UserError(one_line(cause if known and cause else error)) from error
 
 
 def _changed(config: DictConfig, choices: dict[str, str]) -> str:

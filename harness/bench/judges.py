@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from harness.bench.outcome import Outcome
 from harness.bench.sampler import TEXTS, expect_batches, random_model
 from harness.bench.timing import interleave
-from harness.point import build
+from harness.composed import build
 from harness.records import UserError
 
 

@@ -15,8 +15,8 @@ from omegaconf import DictConfig
 from harness.bench.outcome import Outcome
 from harness.bench.sampler import TEXTS, expect_batches, random_model
 from harness.bench.timing import interleave
+from harness.composed import build
 from harness.hooks import Sampling
-from harness.point import build
 from harness.records import Job, Prompt, UserError
 from harness.sampler import Sampler
 from harness.scheduler import Delivery, Scheduler, demands

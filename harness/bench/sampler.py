@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from harness.bench.outcome import Outcome
 from harness.bench.reference import LibraryJanus, StaticLoop
 from harness.bench.timing import Times, interleave, timed
+from harness.composed import container
 from harness.hooks import Sampling, exact
 from harness.memory import choose_slots
 from harness.models.janus import Janus
 from harness.models.llamagen import LlamaGen
 from harness.noise import derive
-from harness.point import container, load_model
+from harness.point import load_model
 from harness.records import Usage, UserError, dump
 from harness.sampler import Sampler
 

@@ -17,13 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from harness.composed import container
 from harness.drafters.eagle import Layer, target_spec
 from harness.hooks import Sampling, exact
 from harness.models import ImageModel
 from harness.models.pictogram import training
 from harness.models.trunk import Attend, TrunkSpec
 from harness.noise import derive
-from harness.point import container
 from harness.records import Usage, UserError
 from harness.sampler import Sampler
 
