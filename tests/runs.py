@@ -13,6 +13,7 @@ import time
 from contextlib import redirect_stderr, redirect_stdout
 from importlib import import_module
 from pathlib import Path
+from typing import IO
 
 from harness.leaderboard import TIMED
 from harness.records import TIMES, SampleRecord
@@ -21,13 +22,11 @@ TESTS = Path(__file__).parent
 TOY = ("--config-dir", str(TESTS / "toy_conf"), "model=toy", "benchmark=toy", "sampler.slots=24")
 
 
-def start(cwd: Path, *arguments: str) -> subprocess.Popen:
-    """`python -m harness` in a process of its own."""
-    environment = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
+def start(cwd: Path, *arguments: str, output: int | IO[bytes] = subprocess.PIPE) -> subprocess.Popen:
+    """`python -m harness` of this checkout in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "harness", *arguments]
-    return subprocess.Popen(
-        command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    return subprocess.Popen(command, cwd=cwd, env=environment, stdout=output, stderr=subprocess.STDOUT, text=True)
 
 
 def harness(cwd: Path, *arguments: str, module: str = "harness") -> tuple[int, str]:
