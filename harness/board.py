@@ -23,7 +23,7 @@ from harness.report import panels, write_figures, write_thumbnail
 from harness.runs import Run, find_runs, read_run
 from harness.store import journals, write_atomic
 
-JOURNALS = ("jobs.jsonl", "records-*.jsonl", "scores*.jsonl")
+JOURNALS = ("jobs.jsonl", "records-*.jsonl", "scores*.jsonl", "timings-*.jsonl")
 MOST_MB = 10.0
 THUMBNAILS = 200
 """Most of them."""
@@ -81,7 +81,7 @@ def pack(source: Path, target: Path, experiment: str) -> int:
 def _packed(folder: Path) -> dict[str, bytes]:
     """A run folder's files, journals compressed; equal files give equal bytes."""
     files = {"config.yaml": (folder / "config.yaml").read_bytes()}
-    for path in (path for name in JOURNALS for path in journals(folder, name)):
+    for path in (path for name in JOURNALS for path in journals(folder, name) if path.exists()):
         data = path.read_bytes()
         files[path.name.removesuffix(".gz") + ".gz"] = data if path.suffix == ".gz" else gzip.compress(data, mtime=0)
     return files

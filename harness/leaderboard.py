@@ -23,7 +23,7 @@ import pandas as pd
 
 from harness import stats
 from harness.ranking import CURRENCIES, Curve, Group
-from harness.records import TIMES, SampleRecord, UserError
+from harness.records import STAGES, TIMES, SampleRecord, UserError
 from harness.runs import Protocol, Run, find_runs, read_run
 from harness.store import write_atomic
 
@@ -36,6 +36,10 @@ COSTS = (
 )
 MORE_COSTS = ("skipped", "discarded", "text_positions", "judge_tokens")
 BUDGETS = ("budget", "budget_s", "accepted", "latency_p50_s", "latency_p90_s")
+SPENT = tuple(name for name in STAGES if name not in COSTS)
+"""Stages of an image's time; empty where its journal is older than they are."""
+THROUGHPUT = ("images_per_s", "utilisation", "joules", "peak_memory_gb")
+"""From the run's timings; empty where no process drew to its end."""
 COMPARED = (
     *("speedup", "speedup_low", "speedup_high", "pass_saving", "pass_saving_low", "pass_saving_high"),
     *("tie_group", "rank_low", "rank_high"),
@@ -50,9 +54,11 @@ COLUMNS = (
     *("version", "prompts_sha", "prompts", "images_per_prompt", "concurrency", "candidates", "protocol"),
     "reward_is_judge",
     *(*MORE_COSTS, *BUDGETS, *COMPARED),
+    *("scenario", "latency_p95_s", "latency_p99_s", *SPENT, *THROUGHPUT),
 )
 TIMED = (
-    *(*TIMES, "budget_s", "latency_p50_s", "latency_p90_s", "speedup", "speedup_low", "speedup_high"),
+    *(*TIMES, "budget_s", "speedup", "speedup_low", "speedup_high", *THROUGHPUT),
+    *("latency_p50_s", "latency_p90_s", "latency_p95_s", "latency_p99_s"),
     *("vs_bon_s", "vs_bon_s_low", "vs_bon_s_high", "front_seconds"),
 )
 """Columns that differ between two runs of the same jobs: they follow from clocks."""
@@ -166,6 +172,8 @@ def _own(group: Group, i: int) -> dict[str, Cell]:
         **tasks,
         **named,
         **{name: _mean(getattr(record.usage, name) for record in done) for name in (*COSTS, *MORE_COSTS)},
+        **(_spent(done) | _throughput(run)),
+        "scenario": run.scenario,
         "protocol": run.protocol.id,
         "prompts": len(run.prompts),
         "concurrency": run.concurrency,
@@ -179,8 +187,35 @@ def _own(group: Group, i: int) -> dict[str, Cell]:
         "seed": run.about["seed"],
         "reward_is_judge": _kinship(run),
         "accepted": _accepted(done),
-        **{f"latency_p{100 * q:.0f}_s": percentile(seconds, q) for q in PERCENTILES[:2]},
+        **{f"latency_p{100 * q:.0f}_s": percentile(seconds, q) for q in PERCENTILES},
         **{name: run.stamped(name) for name in ("device", "commit")},
+    }
+
+
+def _spent(done: Sequence[SampleRecord]) -> dict[str, Cell]:
+    """Mean seconds of each stage of an image."""
+    if not any(record.usage.decode_s for record in done):
+        return {}
+    return {name: _mean(getattr(record.usage, name) for record in done) for name in SPENT}
+
+
+def _throughput(run: Run) -> dict[str, Cell]:
+    """Images a second, share of decoding rows that did work, joules an image, and the highest memory.
+
+    Over the images that the run's timings are about: a process that was killed has left none.
+    """
+    timings = [timing for timing in run.timings if timing.images]
+    if not timings:
+        return {}
+    images = sum(timing.images for timing in timings)
+    rows = sum(timing.rounds * timing.slots for timing in timings)
+    joules = [math.nan if timing.joules is None else timing.joules for timing in timings]
+    memory = [timing.peak_memory_gb for timing in timings if timing.peak_memory_gb is not None]
+    return {
+        "images_per_s": images / math.fsum(timing.seconds for timing in timings),
+        "utilisation": sum(timing.fed for timing in timings) / rows if rows else math.nan,
+        "joules": math.fsum(joules) / images,
+        "peak_memory_gb": max(memory, default=math.nan),
     }
 
 
@@ -264,7 +299,7 @@ def _metrics(group: Group, i: int, row: Mapping[str, Cell]) -> list[Metric]:
     ]
     for category, name in enumerate(design.categories):
         found.append((f"quality/{name}", _number(row[name]), *group.task_interval(i, category), design.counts()[name]))
-    costs = (*COSTS, *MORE_COSTS)
+    costs = (*COSTS, *MORE_COSTS, *(SPENT if "decode_s" in row else ()))
     for name, (low, high) in zip(costs, _cost_intervals(group, i, costs), strict=True):
         found.append((f"cost/{name}", _number(row[name]), low, high, len(run.done)))
     if run.concurrency == 1:
@@ -272,6 +307,9 @@ def _metrics(group: Group, i: int, row: Mapping[str, Cell]) -> list[Metric]:
         found += [
             (f"latency/p{100 * q:.0f}_s", percentile(seconds, q), math.nan, math.nan, len(seconds)) for q in PERCENTILES
         ]
+    timed = sum(timing.images for timing in run.timings)
+    for name in THROUGHPUT:
+        found.append((f"throughput/{name}", _number(row.get(name)), math.nan, math.nan, timed))
     for name in ("speedup", "pass_saving", "vs_plain", "vs_bon", "vs_bon_s"):
         ends = (_number(row.get(f"{name}_{end}")) for end in ("low", "high"))
         found.append((f"compare/{name}", _number(row.get(name)), *ends, design.clusters))  # type: ignore[arg-type]

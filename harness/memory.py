@@ -122,6 +122,17 @@ def choose_slots(
     return slots
 
 
+LESS_MEMORY = "set sampler.memory_gb, fewer sampler.slots, a smaller sampler.render_batch, or fewer candidates"
+
+
+def short_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on a GPU or in main memory."""
+    words = ("out of memory", "not enough memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
+
+
 def _free(device: torch.device) -> float:
     """Bytes that may still be used: nine tenths of a GPU's free memory, half of the main memory's."""
     if device.type != "cuda":

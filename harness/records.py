@@ -148,6 +148,34 @@ class Score:
         return cls(**json.loads(line))
 
 
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """One line of a run's timings: what a process that drew some of its images took for them all.
+
+    The host's clock, until the images were saved; scoring in between is apart. A process that is killed leaves none.
+    """
+
+    images: int  # delivered
+    seconds: float
+    scoring_s: float  # not in `seconds`
+    slots: int
+    rounds: int  # decoding forwards
+    fed: int  # streams that they fed: fed / (rounds * slots) is the slot utilisation
+    warm_up: int = 0  # images drawn before, and not counted
+    warm: bool = False  # whether they settled
+    first_s: float | None = None  # the first of them: compiling and capturing are in it
+    joules: float | None = None  # of the whole GPU, warm-up and scoring apart
+    peak_memory_gb: float | None = None
+    machine: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        return dump(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, line: str) -> Self:
+        return cls(**json.loads(line))
+
+
 def dump(value: Any) -> str:
     """Canonical JSON: sorted keys, no blanks, no NaN; equal values give equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)

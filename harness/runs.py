@@ -1,14 +1,15 @@
 """Run folders, read: what was planned, delivered, judged, and under which protocol. Compressed journals read alike.
 
 A folder holds `config.yaml` (with what the run is, under `run`), `jobs.jsonl` (the planned images), `records-*.jsonl`
-(what was delivered or failed, one file per shard) and `scores*.jsonl`; each may be packed (`.gz`). Images are not read.
+(what was delivered or failed, one file per shard), `scores*.jsonl` and, where seconds were measured, `timings-*.jsonl`;
+each may be packed (`.gz`). Images are not read.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import yaml
 
-from harness.records import Prompt, SampleRecord, Score, UserError, digest, dump, one_line
+from harness.records import Prompt, SampleRecord, Score, Timing, UserError, digest, dump, one_line
 from harness.store import SCHEMA, journals, read_lines
 
 Key = tuple[str, int]
@@ -53,6 +54,7 @@ class Run:
     failed: frozenset[Key]  # not done, and the last attempt failed
     scores: Mapping[Key, Score]
     judge: str  # "" before the first score
+    timings: Sequence[Timing] = ()  # one for each process that drew to its end
 
     @property
     def name(self) -> str:
@@ -77,6 +79,11 @@ class Run:
     def concurrency(self) -> int | None:
         """Images in flight; 1 for a latency run, None for as many as fit."""
         return (self.config.get("sampler") or {}).get("concurrency")
+
+    @property
+    def scenario(self) -> str:
+        """How seconds were measured, in MLPerf's words."""
+        return "SingleStream" if self.concurrency == 1 else "Offline"
 
     @property
     def options(self) -> Mapping[str, Any]:
@@ -182,7 +189,9 @@ def read_run(folder: Path) -> Run:
             else:
                 failed.add(record.key)
     judge, scores = _scores(folder, str(about.get("judge") or ""))
-    return Run(folder, config, about, prompts, planned, done, frozenset(failed - done.keys()), scores, judge)
+    paths = [path for path in journals(folder, "timings-*.jsonl") if path.exists()]
+    timings = tuple(timing for path in paths for timing in read_lines(path, Timing.from_json))
+    return Run(folder, config, about, prompts, planned, done, frozenset(failed - done.keys()), scores, judge, timings)
 
 
 def _config(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

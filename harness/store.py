@@ -5,6 +5,7 @@
         jobs.jsonl       one line per planned prompt
         records-0.jsonl  one line per finished or failed image, appended after the image is safely on disk
         scores.jsonl     one line per scored image
+        timings-0.jsonl  one line per process that drew to its end
         images/00042/2.png
 
 A killed process loses at most the images that were not finished; running again completes the folder to the same
@@ -37,7 +38,7 @@ import numpy as np
 from omegaconf import OmegaConf
 from PIL import Image as Pillow
 
-from harness.records import Job, Prompt, SampleRecord, Score, UserError, digest, dump, one_line
+from harness.records import Job, Prompt, SampleRecord, Score, Timing, UserError, digest, dump, one_line
 
 SCHEMA = 1
 """Of run folders; a folder of a newer one is refused."""
@@ -132,6 +133,10 @@ class Shard:
     @property
     def scores(self) -> str:
         return f"scores-{self.index}.jsonl" if self.index else "scores.jsonl"
+
+    @property
+    def timings(self) -> str:
+        return f"timings-{self.index}.jsonl"
 
     @property
     def lock(self) -> str:
@@ -278,6 +283,12 @@ class RunFolder:
     def save_score(self, score: Score) -> None:
         self._scored.add(score.key)
         _append(self._scores, score.to_json())
+
+    def save_timing(self, timing: Timing) -> None:
+        path = self.path / self.shard.timings
+        _mend(path)
+        with path.open("ab") as file:
+            _append(file, timing.to_json())
 
     def __enter__(self) -> Self:
         return self
