@@ -40,6 +40,16 @@ def test_a_race_draws_from_the_law() -> None:
     assert not (drawn == 5).any()
 
 
+@pytest.mark.parametrize("top_k", [1, 3, 50, 99])
+def test_top_k_keeps_what_a_sort_would_ties_included(top_k: int) -> None:
+    logits_RV = torch.randn(20, 100, generator=torch.Generator().manual_seed(0)).mul(2).round() * 0.5
+    logits_RV[:, 90:], logits_RV[0] = -torch.inf, 0.0
+    kth_R1 = logits_RV.sort(dim=-1, descending=True).values[:, top_k - 1 : top_k]
+    expected_RV = torch.where(logits_RV < kth_R1, -torch.inf, logits_RV).softmax(-1)
+    assert (expected_RV > 0).sum(1).max() > top_k
+    assert torch.equal(warp(logits_RV, Sampling(top_k=top_k)), expected_RV)
+
+
 def test_the_test_sees_a_bug_of_two_percent() -> None:
     wrong = LAW.clone()
     wrong[0], wrong[1] = 0.49, 0.21
