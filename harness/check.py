@@ -16,6 +16,7 @@ import random
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -101,14 +102,15 @@ def audit_run(folder: Path, again: int) -> tuple[int, int, list[str]]:
 
     Returns how many checks passed and failed, and what failed. Raises UserError for a folder that is no run.
     """
-    from harness.store import read_lines
+    from harness.store import journals, read_lines
 
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder} is no run folder: config.yaml is missing")
     config = OmegaConf.load(folder / "config.yaml")
     assert isinstance(config, DictConfig)
     records = {}
-    for record in read_lines(folder / "records-0.jsonl", SampleRecord.from_json):
+    lines = [read_lines(path, SampleRecord.from_json) for path in journals(folder, "records-*.jsonl")]
+    for record in chain.from_iterable(lines):
         if record.status == "done" or record.key not in records:
             records[record.key] = record
     planned = config.run.planned

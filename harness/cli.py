@@ -194,8 +194,8 @@ def _app(config: DictConfig) -> None:
         job.fail(str(error), 1)
     except (UserError, OSError) as error:
         job.fail(str(error), 2)
-    except Preempted:
-        job.write("preempted", code=1, error="preempted")
+    except (Preempted, KeyboardInterrupt):
+        _last_words()
         raise
     except Exception as error:
         from harness.memory import LESS_MEMORY, short_of_memory

@@ -28,6 +28,8 @@ from harness.store import intact, read_lines
 ASKED_OF = ("VLM_BASE_URL", "VLM_MODEL")
 """Environment that a judge without an address of its own takes one from."""
 
+OURS = [Path(__file__).resolve().parent.parent / name for name in ("harness", "methods", "benchmarks", "conf")]
+
 Happening = Literal["begun", "planned", "skipped", "started", "finished", "failed", "preempted", "not run"]
 Files = Mapping[str, Sequence[int]]
 
@@ -66,7 +68,7 @@ class Ledger:
     @classmethod
     def begin(cls, results: Path, experiment: str, arguments: Iterable[str], claims: Sequence[str]) -> Self:
         """The ledger of the sweep that `arguments` ask for: the same one each time that they are the same."""
-        said = sorted(argument for argument in arguments if not _of_the_command(argument))
+        said = sorted(argument for argument in arguments if not of_the_command(argument))
         ledger = cls(ledgers(results) / f"{experiment}-{digest(dump(said).encode(), 8)}.jsonl", os.urandom(4).hex())
         ledger.write("begun", overrides=said, claims=claims)
         return ledger
@@ -165,7 +167,7 @@ def point_key(overrides: Iterable[str], searched: Iterable[str]) -> str:
     `searched` are further folders of configuration. Another key is only less luck: the point is then built, and found
     complete by its fingerprint.
     """
-    said = sorted(override for override in overrides if not _of_the_command(override))
+    said = sorted(override for override in overrides if not of_the_command(override))
     asked_of = [os.environ.get(name, "") for name in ASKED_OF]
     return digest(dump([said, asked_of, _sources(tuple(searched))]).encode(), 16)
 
@@ -177,7 +179,8 @@ def state_of(results: Path, about: Sequence[str]) -> str:
     return digest(dump([journals, list(about), _sources(())]).encode())
 
 
-def _of_the_command(override: str) -> bool:
+def of_the_command(override: str) -> bool:
+    """Whether an override says how a sweep is carried out, and not what it is."""
     key = override.lstrip("+~").partition("=")[0]
     return key.split(".")[0] in OF_THE_COMMAND or key.split("/")[0].split(".")[0] == "hydra"
 
@@ -185,19 +188,17 @@ def _of_the_command(override: str) -> bool:
 @lru_cache(maxsize=4)
 def _sources(searched: tuple[str, ...]) -> str:
     """Code, configuration and shipped weights, by name, size and time of change."""
-    home = Path(__file__).resolve().parent.parent
-    folders = [home / name for name in ("harness", "methods", "benchmarks", "conf")] + [Path(path) for path in searched]
+    folders = [*OURS, *map(Path, searched)]
     return digest(dump([state for folder in folders for state in _states(folder)]).encode(), 16)
 
 
 def files_of(config: Any) -> dict[str, list[int]]:
     """Files and folders outside the project that a plain configuration names, classes' files among them."""
-    home = Path(__file__).resolve().parent.parent
     found: dict[str, list[int]] = {}
     for key, value in _leaves(config):
         path = _module_file(value) if key == "_target_" else Path(value).expanduser()
         with suppress(OSError, ValueError):
-            if path and path.exists() and not path.resolve().is_relative_to(home / "harness"):
+            if path and path.exists() and not any(path.resolve().is_relative_to(folder) for folder in OURS):
                 found[str(path)] = _state(path)
     return found
 

@@ -334,7 +334,7 @@ class Journals:
     """What was appended to a run folder's journals since the last look."""
 
     def __init__(self, folder: Path, judge: str) -> None:
-        self._records, self._scores = Tail(folder / "records-0.jsonl"), Tail(folder / "scores.jsonl")
+        self._records, self._scores = Tails(folder, "records-*.jsonl"), Tails(folder, "scores*.jsonl")
         self._judge, self._usage = judge, dict[tuple[str, int], Usage]()
 
     def news(self) -> list[tuple[Usage, Score]]:
@@ -345,6 +345,19 @@ class Journals:
         }
         found = [(self._usage.get((s.prompt_id, s.image)), s) for s in scores if s.judge == self._judge]
         return [(usage, score) for usage, score in found if usage is not None]
+
+
+class Tails:
+    """The same of all files of a folder that have such a name: one for each share of a run."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._folder, self._name = folder, name
+        self._tails: dict[Path, Tail] = {}
+
+    def lines(self) -> list[str]:
+        paths = sorted(self._folder.glob(self._name))
+        self._tails |= {path: Tail(path) for path in paths if path not in self._tails}
+        return [line for tail in self._tails.values() for line in tail.lines()]
 
 
 class Tail:

@@ -51,7 +51,7 @@ def kill_after(cwd: Path, lines: int, *arguments: str) -> None:
     """Run a command and `kill -9` it once its journals have `lines` lines (at once, for 0)."""
     process = start(cwd, *arguments)
     while process.poll() is None:
-        if sum(journal.read_bytes().count(b"\n") for journal in cwd.rglob("records-0.jsonl")) >= lines:
+        if sum(journal.read_bytes().count(b"\n") for journal in cwd.rglob("records-*.jsonl")) >= lines:
             process.send_signal(signal.SIGKILL)
             break
         time.sleep(0.002)
@@ -73,9 +73,10 @@ def deterministic(cwd: Path) -> dict[str, object]:
         for file in ("config.yaml", "jobs.jsonl"):
             content[f"{name}/{file}"] = (folder / file).read_bytes()
         content |= {str(image.relative_to(cwd)): image.read_bytes() for image in folder.rglob("*.png")}
-        lines = (folder / "records-0.jsonl").read_text().splitlines()
+        lines = [line for path in folder.glob("records-*.jsonl") for line in path.read_text().splitlines()]
         content[f"{name}/records"] = sorted(json.dumps(timeless(line), sort_keys=True) for line in lines)
-        content[f"{name}/scores"] = sorted((folder / "scores.jsonl").read_text().splitlines())
+        scores = [line for path in folder.glob("scores*.jsonl") for line in path.read_text().splitlines()]
+        content[f"{name}/scores"] = sorted(scores)
     with (cwd / "results/leaderboard.csv").open() as file:
         content["csv"] = [{k: v for k, v in row.items() if k not in (*TIMED, "commit")} for row in csv.DictReader(file)]
     return content

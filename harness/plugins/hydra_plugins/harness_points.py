@@ -18,7 +18,7 @@ from hydra.core.override_parser.types import Override
 
 from harness import cli
 from harness.composed import OF_THE_COMMAND
-from harness.ledger import Known, Ledger, point_key
+from harness.ledger import Known, Ledger, of_the_command, point_key
 from harness.records import UserError
 
 Point = list[str]
@@ -100,7 +100,7 @@ class PointSweeper(BasicSweeper):
         ledger = Ledger.begin(results, str(choices.get("experiment") or "sweep"), said, self.claims)
         jobs = []
         for point, key, folder in zip(points, keys, folders, strict=True):
-            shown = [override for override in point if not override.startswith("hydra")]
+            shown = [override for override in point if not of_the_command(override)]
             if folder is not None:
                 ledger.write("skipped", point=key, folder=folder, overrides=shown)
                 continue

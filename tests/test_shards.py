@@ -1,0 +1,112 @@
+"""Shares of a run: whoever draws them, in whatever order and number, the run is the same, byte for byte."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from runs import TOY, deterministic, folders, harness, start
+
+from harness.records import Job, Prompt, UserError
+from harness.store import RunFolder, Shard, writers
+
+RUN = (*TOY, "method=toy_best")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    cwd = tmp_path_factory.mktemp("whole")
+    code, said = harness(cwd, *RUN)
+    assert code == 0, said
+    return deterministic(cwd)
+
+
+def drawn(cwd: Path) -> dict[str, list[tuple[str, int]]]:
+    """Who drew what."""
+    (folder,) = folders(cwd)
+    lines = {path.name: path.read_text().splitlines() for path in sorted(folder.glob("records-*.jsonl"))}
+    return {name: [(row["prompt_id"], row["image"]) for row in map(json.loads, rows)] for name, rows in lines.items()}
+
+
+def test_shares_are_balanced_and_make_up_the_whole() -> None:
+    jobs = list(range(47))
+    for count in (1, 2, 3, 5):
+        shares = [Shard(index, count).of(jobs) for index in range(count)]
+        assert sorted(job for share in shares for job in share) == jobs
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.parametrize("text", ["2/2", "1", "-1/2", "0/0", "a/b", "1/2/3"])
+def test_what_is_no_share_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match=r"write i/n"):
+        Shard.parse(text)
+
+
+def test_two_shares_are_one_run(tmp_path: Path, whole: dict[str, object]) -> None:
+    code, said = harness(tmp_path, *RUN, "shard=1/2")
+    assert code == 0 and "48 to draw" not in said
+    assert "24 prompts x 2 images planned, 0 done; share 1/2: 24 planned, 0 done, 24 to draw" in said
+    code, said = harness(tmp_path, *RUN, "shard=0/2")
+    assert code == 0, said
+    assert "24 prompts x 2 images planned, 24 done; share 0/2: 24 planned, 0 done, 24 to draw" in said
+    assert {name: len(keys) for name, keys in drawn(tmp_path).items()} == {"records-0.jsonl": 24, "records-1.jsonl": 24}
+    assert deterministic(tmp_path) == whole
+
+
+def test_another_number_of_shares_draws_nothing_twice(tmp_path: Path, whole: dict[str, object]) -> None:
+    harness(tmp_path, *RUN, "shard=2/3", "stages=[generate]")
+    (folder,) = folders(tmp_path)
+    torn = folder / "records-2.jsonl"
+    torn.write_bytes(torn.read_bytes()[:-30])  # by a kill; the share of two will never write it
+    for stages, shard in (("generate", "1/2"), ("generate", "0/1"), ("score", "0/2"), ("score,report", "1/2")):
+        code, said = harness(tmp_path, *RUN, f"shard={shard}", f"stages=[{stages}]")
+        assert code == 0, said
+    whole_lines = torn.read_bytes().rpartition(b"\n")[0] + b"\n"
+    torn.write_bytes(whole_lines)
+    keys = [key for drawn_by in drawn(tmp_path).values() for key in drawn_by]
+    assert len(keys) == len(set(keys)) == 48
+    assert deterministic(tmp_path) == whole
+
+
+def test_a_share_has_one_writer_and_a_run_one_number_of_shares(tmp_path: Path) -> None:
+    jobs = [Job(Prompt(f"toy/{index}", "a cat", "any"), 0) for index in range(5)]
+    config = {"run": {"fingerprint": "00000001"}}
+
+    def opened(text: str) -> RunFolder:
+        return RunFolder(tmp_path / "run", config, jobs, Shard.parse(text))
+
+    with opened("0/2") as first, opened("1/2") as second:
+        assert [len(folder.missing()) for folder in (first, second)] == [3, 2]
+        assert [(writer.shard, writer.done) for writer in writers(tmp_path / "run")] == [("0/2", 0), ("1/2", 0)]
+        with pytest.raises(UserError, match="written by another process"):
+            opened("1/2")
+        with pytest.raises(UserError, match="written in shares 0/2"):
+            opened("1/3")
+    assert writers(tmp_path / "run") == []
+    with opened("0/3"):
+        pass
+
+
+def test_processes_that_create_a_run_at_once_share_it(tmp_path: Path, whole: dict[str, object]) -> None:
+    """And one that is asked to leave does so within five seconds, and says so by its exit code."""
+    both = [start(tmp_path, *RUN, f"shard={index}/2", "benchmark.pause=0.05") for index in range(2)]
+    while len(list(tmp_path.rglob("records-*.jsonl"))) < 2 or not all(drawn(tmp_path).values()):
+        assert all(process.poll() is None for process in both)
+        time.sleep(0.01)
+    for process, number in zip(both, (signal.SIGTERM, signal.SIGUSR1), strict=True):
+        process.send_signal(number)
+    began = time.monotonic()
+    said = [process.communicate()[0] for process in both]
+    assert time.monotonic() - began < 5
+    assert [process.returncode for process in both] == [143, 138], said
+    assert "error: preempted (SIGTERM); run the same command again to continue" in said[0]
+    assert not list(tmp_path.rglob(".*.png.*"))
+    code, output = harness(tmp_path, *RUN, "benchmark.pause=0.05")
+    assert code == 0, output
+    pause = deterministic(tmp_path)
+    assert [v for k, v in pause.items() if k.endswith(("records", ".png"))] == [
+        v for k, v in whole.items() if k.endswith(("records", ".png"))
+    ]
