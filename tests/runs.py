@@ -77,8 +77,9 @@ def deterministic(cwd: Path) -> dict[str, object]:
         content[f"{name}/records"] = sorted(json.dumps(timeless(line), sort_keys=True) for line in lines)
         scores = [line for path in folder.glob("scores*.jsonl") for line in path.read_text().splitlines()]
         content[f"{name}/scores"] = sorted(scores)
-    with (cwd / "results/leaderboard.csv").open() as file:
-        content["csv"] = [{k: v for k, v in row.items() if k not in (*TIMED, "commit")} for row in csv.DictReader(file)]
+    if (board := cwd / "results/leaderboard.csv").exists():
+        rows = csv.DictReader(board.read_text().splitlines())
+        content["csv"] = [{k: v for k, v in row.items() if k not in (*TIMED, "commit")} for row in rows]
     return content
 
 

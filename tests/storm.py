@@ -43,6 +43,7 @@ SCENES = {
     ),
 }  # fmt: skip
 """Overrides of a sweep on few prompts, and its methods."""
+JOURNALS = {"records": SampleRecord.from_json, "scores": Score.from_json}
 
 
 # ------------------------------------------------------------------ what must hold after a kill
@@ -90,10 +91,10 @@ def examine(cwd: Path, before: Seen, findings: Findings) -> Seen:
     for journal in sorted(cwd.rglob("*.jsonl")):
         whole, _, _ = journal.read_bytes().rpartition(b"\n")
         seen.lines[journal] = whole
-        parse = SampleRecord.from_json if journal.name.startswith("records") else Score.from_json
+        parse = JOURNALS.get(journal.name.split("-")[0].removesuffix(".jsonl"), json.loads)
         for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
             try:
-                row = json.loads(line) if journal.name == "jobs.jsonl" else parse(line.decode())
+                row = parse(line)
             except Exception as error:
                 findings.corrupt.append(f"{journal}, line {number}: {error!r}")
                 continue
@@ -196,15 +197,16 @@ class Sweep:
                 del config["hydra"]
             self._points[method] = config, choices
 
-    def run(self, methods: Sequence[str], report: bool = True) -> None:
+    def run(self, methods: Sequence[str], reported: bool = True) -> None:
         """What `python -m harness` does once its configurations are composed."""
-        from harness import cli
+        from harness.stages import report, run
+        from harness.tracking import NoTracking
 
-        cli._outcome.update(results=None, folders=[], failures=[])
+        folders: list[Path] = []
         for method in methods:
-            cli.run(*self._points[method])
-        if report:
-            cli._report(cli._outcome["results"], cli._outcome["folders"], cli._outcome["tracker"])
+            run(*self._points[method], NoTracking(), folders.append)
+        if reported:
+            report(Path("results"), folders, NoTracking())
 
 
 def fork(cwd: Path, work: Callable[[], None]) -> int:
@@ -250,7 +252,8 @@ class Storm:
     """Kills over sweeps in folders of their own below `home`; `findings` says what became of them."""
 
     def __init__(self, scene: str, home: Path, seed: int) -> None:
-        self.home, self.rng, self.findings = home, random.Random(seed), Findings()
+        self.scene, self.home, self.rng, self.findings = scene, home, random.Random(seed), Findings()
+        self.began = time.monotonic()
         self.sweep, self._expected = Sweep(scene), dict[tuple[str, ...], dict[str, object]]()
         before, cwd = Path.cwd(), self._folder("warm")
         os.chdir(cwd)
@@ -270,20 +273,21 @@ class Storm:
                 seen = self._killed("at random instants", cwd, seen)
             self._complete(cwd, methods, seen)
 
-    def at_instants(self, most: int | None) -> None:
-        """Kill each method's run, and one report, at each instant or at so many of all; then complete it."""
+    def at_instants(self, most: int | None = None) -> None:
+        """Kill each method's run, and one report, at each instant, or two methods' at so many; then complete it."""
+        methods = self.sweep.methods if most is None else self.rng.sample(self.sweep.methods, 2 if most else 0)
         instants = [
             (method, report, i)
-            for method in self.sweep.methods
+            for method in methods
             for report in (method == self.sweep.methods[0],)
             for i in range(self._count(method, report))
         ]
-        for method, report, i in instants if most is None else self.rng.sample(instants, min(most, len(instants))):
+        for method, report, i in self.rng.sample(instants, len(instants))[:most]:
             cwd = self._folder("instant")
             assert not ended(self._fork(cwd, [method], report, Instants(i)), 600), f"instant {i} of {method} never came"
             seen = self._killed("at chosen instants", cwd, Seen())
-            assert ended(self._fork(cwd, [method]), 600)
-            self._complete(cwd, [method], seen)
+            assert ended(self._fork(cwd, [method], report), 600)
+            self._complete(cwd, [method], seen, report)
 
     def of_the_command(self, kills: int) -> None:
         """Kill `python -m harness`, one time in five before it has drawn anything, else while it draws."""
@@ -335,25 +339,30 @@ class Storm:
         self.findings.kills[kind] += 1
         return examine(cwd, before, self.findings)
 
-    def _undisturbed(self, methods: Sequence[str]) -> dict[str, object]:
+    def _undisturbed(self, methods: Sequence[str], report: bool = True) -> dict[str, object]:
         """What lies on disk after a sweep without kills."""
-        name = tuple(sorted(methods))
+        name = (*sorted(methods), str(report))
         if name not in self._expected:
             cwd = self._folder(f"undisturbed-{len(self._expected)}")
-            assert ended(self._fork(cwd, methods), 3600)
+            assert ended(self._fork(cwd, methods, report), 3600)
             self._expected[name] = deterministic(cwd)
         return self._expected[name]
 
-    def _complete(self, cwd: Path, methods: Sequence[str], before: Seen) -> None:
+    def _complete(self, cwd: Path, methods: Sequence[str], before: Seen, report: bool = True) -> None:
         """Compare a completed folder with the undisturbed one; it is not needed any more if they agree."""
         examine(cwd, before, self.findings)
-        expected, found = self._undisturbed(methods), deterministic(cwd)
+        expected, found = self._undisturbed(methods, report), deterministic(cwd)
         self.findings.folders += 1
         if found == expected and self.findings.good:
             shutil.rmtree(cwd)
         elif found != expected:
             names = sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k))
             self.findings.unequal.append(f"{cwd}: {', '.join(names)}")
+        (self.home / "log.txt").write_text(self.log())
+
+    def log(self) -> str:
+        """What happened so far; also in log.txt, for whoever cannot wait."""
+        return self.findings.log(self.scene, time.monotonic() - self.began)
 
 
 def main() -> int:
@@ -365,15 +374,14 @@ def main() -> int:
     parser.add_argument("--commands", type=int, default=0, help="of the real command, at least")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
-    began, home = time.monotonic(), asked.folder.resolve()
-    home.mkdir(parents=True)
-    storm = Storm(asked.scene, home, asked.seed)
+    asked.folder.mkdir(parents=True)
+    storm = Storm(asked.scene, asked.folder.resolve(), asked.seed)
     try:
         storm.at_random(asked.kills)
         storm.at_instants(None if asked.points < 0 else asked.points)
         storm.of_the_command(asked.commands)
     finally:
-        print(storm.findings.log(asked.scene, time.monotonic() - began), flush=True)
+        print(storm.log(), flush=True)
     return 0 if storm.findings.good else 1
 
 
