@@ -69,6 +69,15 @@ def write_atomic(path: Path, data: bytes) -> None:
         raise
 
 
+def append(path: Path, line: str) -> None:
+    """Append a line to a journal that several processes write: whole, and behind whole ones."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        _mend(path)
+        _append(file, line)
+
+
 def read_lines(path: Path, parse: Callable[[str], _Row]) -> Iterator[_Row]:
     """Parsed lines of a journal, `.gz` or not; a torn last line, left by a kill, is passed over.
 
