@@ -166,9 +166,12 @@ class Ray(_Workers):
         except ImportError as error:
             raise UserError("hydra/launcher=ray needs Ray: pip install 'visual-ar-tts[ray]'") from error
 
-        mine = len(_places(self._workers, self._gpus))
-        here = {} if self._address else {"num_cpus": mine * self._cpus}
-        ray.init(address=self._address, include_dashboard=False, configure_logging=False, **here)
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        here: dict[str, Any] = {}
+        if not self._address:
+            processors = len(_places(self._workers, self._gpus)) * self._cpus
+            here = {"num_cpus": processors, "include_dashboard": False}
+        ray.init(address=self._address, configure_logging=False, **here)
         try:
             each = self._gpus if self._gpus is not None else float(ray.cluster_resources().get("GPU", 0) > 0)
             task = ray.remote(carry_out).options(num_cpus=self._cpus, num_gpus=each, max_retries=0)
