@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from harness.composed import OF_THE_COMMAND, build, container
 from harness.hooks import Sampling
+from harness.kernels import missing
 from harness.memory import GB, choose_slots, needed
 from harness.meter import Meter, describe, warm_up
 from harness.models.checkpoint import device_named
@@ -137,7 +138,7 @@ class Point:
             first_s=seconds[0] if seconds else None,
             joules=meter.joules,
             peak_memory_gb=meter.peak_memory_gb,
-            machine=describe(self.model.device),
+            machine={**describe(self.model.device), "kernels": missing(self.model.device) or "Triton"},
         )
 
     def _engine(self) -> tuple[Sampler, Scheduler]:
