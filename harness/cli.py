@@ -82,7 +82,7 @@ def command(arguments: Sequence[str]) -> int:
         with preemptible(_last_words):
             _app()
             _end()
-    except (UserError, HydraException, OmegaConfBaseException) as error:
+    except (UserError, OSError, HydraException, OmegaConfBaseException) as error:
         return say(remedy(one_line(error)))
     except KeyboardInterrupt:
         return say("interrupted; run the same command again to continue", code=130)
