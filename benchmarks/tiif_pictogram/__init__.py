@@ -25,6 +25,7 @@ from harness.models.pictogram.grammar import (
     make_spec,
     words,
 )
+from harness.models.pictogram.weights import DEFAULT
 from harness.records import Prompt, UserError, dump
 
 GROUPS = Groups(
@@ -78,7 +79,7 @@ class TiifPictogram(Questionnaire):
         images: int = 1,
         scenes: int = 90,
         seed: int = 0,
-        classes: str = "pictogram_16",
+        classes: str = DEFAULT,
     ) -> None:
         if classes not in CLASS_SETS:
             raise UserError(f"benchmark.classes={classes}: choose from {', '.join(CLASS_SETS)}")

@@ -64,7 +64,7 @@ class Trained:
     target: str = ""
 
 
-def embedded(weights: str = "pictogram_16") -> Trained:
+def embedded(weights: str = embedded_files.DEFAULT) -> Trained:
     """The layer that is shipped with a set of the embedded model's weights."""
     state, config, sha = embedded_files.read(weights, "eagle")
     return Trained(state, f"{weights} (eagle)", sha[:12], str(config["target"]))

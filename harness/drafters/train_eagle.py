@@ -1,4 +1,4 @@
-"""Train EAGLE's layer for a model: `python -m harness.drafters.train_eagle --model pictogram_16 --cpu-minutes 10`.
+"""Train EAGLE's layer for a model: `python -m harness.drafters.train_eagle --model pictogram --cpu-minutes 10`.
 
 The model draws pictures for training captions, and the layer learns to continue its features on them: the next
 feature, and the law that the head makes of it under the model's guidance. The embedded model's captions come from its
@@ -36,14 +36,14 @@ NOISE = 0.2
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="pictogram_16", help="an option of conf/model")
+    parser.add_argument("--model", default="pictogram", help="an option of conf/model")
     parser.add_argument("--captions", type=Path, help="training captions, one a line (default: the embedded grammar's)")
     parser.add_argument("--cpu-minutes", type=float, default=10, help="time of the process, earlier runs included")
     parser.add_argument("--batch", type=int, default=32, help="pictures a step")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
-        "--work", type=Path, default=Path(".train"), help="folder of checkpoints: <work>/<model>/eagle.pt"
+        "--work", type=Path, default=Path(".train"), help="folder of checkpoints: <work>/<model's name>/eagle.pt"
     )
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -54,7 +54,7 @@ def main() -> None:
     whole = {"collapse": False} if "llamagen" in config["_target_"] else {}  # the features of all prompt positions
     model = hydra.utils.instantiate(config, device=given.device, **whole)
     captions = read_captions(given.captions) if given.captions else grammar_captions(model)
-    path = given.work / given.model / "eagle.pt"
+    path = given.work / model.name / "eagle.pt"
     train(model, sampling, captions, path, minutes=given.cpu_minutes, batch=given.batch, seed=given.seed)
 
 

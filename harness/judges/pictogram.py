@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from harness.models.pictogram import weights as files
 from harness.models.pictogram.detector import Detection, Detector
 from harness.models.pictogram.grammar import parse
 from harness.models.pictogram.reading import soft_score
@@ -22,7 +23,7 @@ class PictogramDetector:
     `weights` is a shipped set or the folder of one; raises ValueError when missing, altered or of another shape.
     """
 
-    def __init__(self, weights: str = "pictogram_16", part: str = "judge") -> None:
+    def __init__(self, weights: str = files.DEFAULT, part: str = "judge") -> None:
         self._detector, sha = Detector.load(weights, part)
         self.id = f"pictogram-{part}-{sha[:12]}"
 
@@ -39,7 +40,7 @@ class PictogramDetector:
 class PictogramReward:
     """The chance that a picture shows what its text says, by detector B; None for a text outside the grammar."""
 
-    def __init__(self, weights: str = "pictogram_16", part: str = "reward") -> None:
+    def __init__(self, weights: str = files.DEFAULT, part: str = "reward") -> None:
         self._detector, sha = Detector.load(weights, part)
         self.id = f"pictogram-{part}-{sha[:12]}"
 
