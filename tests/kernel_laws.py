@@ -221,7 +221,8 @@ def check_signals(size: Size, device: torch.device) -> None:
 def check_facade(_size: Size, device: torch.device) -> None:
     """Where kernels work they are offered, and laws that they do not make are refused."""
     assert kernels.missing(device) == ""
-    assert kernels.attention(device) is attend
+    assert kernels.attention(device) is kernels.attention(device, torch.bfloat16) is attend
+    assert kernels.attention(device, torch.float64) is None
     assert kernels.guided_draw(device, 16384) is draw
     assert kernels.confidence(device, 16384) is signals
     assert kernels.guided_draw(device, 16384, top_p=0.9) is None
