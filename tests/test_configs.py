@@ -149,14 +149,14 @@ def _planned(experiment: str, point: list[str]) -> Run:
     return Run(Path(), {"method": method}, about, {}, {}, {}, frozenset(), {}, "")
 
 
-def rehearse(experiment: str, cwd: Path) -> None:
+def rehearse(experiment: str, cwd: Path, *more: str) -> None:
     GlobalHydra.instance().clear()
-    code, said = run_harness(cwd, "-m", f"experiment={experiment}", "hydra/sweeper=rehearsal")
+    code, said = run_harness(cwd, "-m", f"experiment={experiment}", "hydra/sweeper=rehearsal", *more)
     assert code == 0, said
 
 
 def test_a_papers_table_can_be_rehearsed_on_the_embedded_model(tmp_path: Path) -> None:
-    rehearse("lantern_table", tmp_path)
+    rehearse("scalingar_table1", tmp_path, "stages=[generate,score]")
 
 
 @pytest.mark.long
