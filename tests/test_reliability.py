@@ -48,7 +48,9 @@ PROMISES = {
     "R5 a signal leaves a clean state within seconds; requeued runs end in the same bytes": [
         "test_sweeps.test_a_preempted_sweep_goes_on_until_it_is_the_same",
     ],
-    "R6 out of memory: fewer slots, the same images": ["test_memory"],
+    "R6 out of memory: fewer slots, the same images": [
+        "test_timings.test_memory_that_runs_out_is_told_from_other_errors",
+    ],
     "R7 a failed job is recorded with its error and tried again; the sweep goes on and says so": [
         "test_resume.test_failed_jobs_are_recorded_and_retried_and_the_sweep_goes_on",
         "test_vlm.test_failures_are_tried_again_and_then_left_to_the_method",
