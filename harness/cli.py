@@ -111,13 +111,15 @@ def _end() -> None:
         ends = outcomes(events)
         rows = [(name, end) for name, end in zip(names(ends), ends, strict=True) if end.event != "finished"]
         _outcome.failures = [(end.error, end.code or 1) for _, end in rows]
-    if _outcome.results is not None and (_outcome.folders or not _outcome.failures):
-        report(_outcome.results, _outcome.folders, build(_outcome.logger), fresh=_outcome.fresh)
-    if _outcome.sweep:
-        _say_failed(rows)
-    else:
-        for message, code in _outcome.failures:
-            say(message, code)
+    try:
+        if _outcome.results is not None and (_outcome.folders or not _outcome.failures):
+            report(_outcome.results, _outcome.folders, build(_outcome.logger), fresh=_outcome.fresh)
+    finally:
+        if _outcome.sweep:
+            _say_failed(rows)
+        else:
+            for message, code in _outcome.failures:
+                say(message, code)
 
 
 def _say_failed(rows: Sequence[tuple[str, Event]]) -> None:
@@ -208,6 +210,8 @@ def _app(config: DictConfig) -> None:
             return
         log.exception("%s failed", job.name or "the run")
         job.fail(f"{type(error).__name__}: {error}", 1)
+    finally:
+        _outcome.job = None
 
 
 def _carry_out(config: DictConfig, job: _Job) -> None:

@@ -76,9 +76,10 @@ def _points(path: Path) -> list[tuple[Event, str, str]]:
     events = read_events(path)
     last = [event.call for event in events if event.event == "begun"][-1:]
     folders = {event.point: event.folder for event in events if event.folder}
-    ends = {event.point: event.error for event in events if event.call in last and event.event != "planned"}
+    errors = {(event.point, event.shard): event.error for event in events if event.call in last}
+    wrong = {point: error for (point, _), error in errors.items() if error}
     return [
-        (event, folders.get(event.point, ""), ends.get(event.point, ""))
+        (event, folders.get(event.point, ""), wrong.get(event.point, ""))
         for event in events
         if event.call in last and event.event in ("planned", "skipped")
     ]
