@@ -10,6 +10,8 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
 from runs import TOY, deterministic, harness, start
 from submitit.core.submission import process_job
 from submitit.slurm.test_slurm import mocked_slurm
@@ -74,8 +76,11 @@ def test_slurm_gets_an_array_and_once_more_what_was_preempted(
     jobs = [module._Job(("stages=[report]", "results=nowhere"), ledger, "point", f"{index}/3") for index in range(3)]
     fates = {"12_0": [jobs[0], "finished"], "12_1": [jobs[1], "preempted"], "12_2": [jobs[2], "failed"]}
     again = {"13": [jobs[1], "finished"]}
-    launcher = module.Submitit("slurm", 2, None, str(tmp_path / "logs/%j"), {"timeout_min": 60})
-    launcher.config = None
+    with initialize_config_module("conf", version_base="1.3"):
+        config = compose("config", ["hydra/launcher=submitit_slurm"], return_hydra_config=True)
+    GlobalHydra.instance().clear()
+    parameters = {**config.hydra.launcher.parameters, "timeout_min": 60, "slurm_partition": "gpu"}
+    launcher = module.Submitit("slurm", 2, None, str(tmp_path / "logs/%j"), parameters)
     monkeypatch.setattr(launcher, "_work", lambda job: Work(job.arguments, str(tmp_path)))
 
     with mocked_slurm() as slurm:
@@ -91,7 +96,7 @@ def test_slurm_gets_an_array_and_once_more_what_was_preempted(
         launcher._carry_out(jobs)
     assert not fates and not again
     script = next(path.read_text() for path in tmp_path.rglob("*.sh") if "--array" in path.read_text())
-    for option in ("--array=0-2%2", "--gpus-per-node=1", "--time=60", "--signal=USR2@"):
+    for option in ("--array=0-2%2", "--gpus-per-node=1", "--time=60", "--signal=USR2@120", "--partition=gpu"):
         assert f"#SBATCH {option}" in script, script
 
 
