@@ -102,7 +102,7 @@ def command(*arguments: str) -> None:
 
 def test_processes_that_create_a_run_at_once_share_it(tmp_path: Path, whole: dict[str, object]) -> None:
     """And one that is asked to leave does so within five seconds, and says so by its exit code."""
-    slow = (*RUN, "benchmark.pause=0.2")
+    slow = (*RUN, "benchmark.pause=0.1")
     pids = [fork(tmp_path, partial(command, *slow, f"shard={index}/2")) for index in range(2)]
     codes = []
     for index, (pid, number) in enumerate(zip(pids, (signal.SIGTERM, signal.SIGUSR1), strict=True)):
