@@ -29,9 +29,9 @@ def test_the_embedded_draft_fits_the_embedded_generator_and_no_other() -> None:
         drafter = instantiate(compose("config", ["method=speculative"]).method.drafter)
     target = Pictogram()
     drafter.expect_target(target)
-    assert drafter.id.startswith("pictogram_16-")
+    assert drafter.id.startswith("pictogram_80-")
     target.vq.quantize.embedding.weight.data = torch.randn_like(target.vq.quantize.embedding.weight)
-    with pytest.raises(UserError, match="another tokenizer than pictogram_16's"):
+    with pytest.raises(UserError, match="another tokenizer than pictogram_80's"):
         drafter.expect_target(target)
 
 

@@ -30,7 +30,7 @@ from harness.models.pictogram.grammar import CLASS_SETS, TASKS
 from harness.models.pictogram.reading import soft_score
 from harness.models.trunk import causal
 
-SET = "pictogram_16"
+SET = files.DEFAULT
 CLASSES = CLASS_SETS[SET]
 
 
@@ -158,7 +158,7 @@ def test_the_card_vouches_for_the_files() -> None:
 
 
 def test_generator_training_learns(tmp_path: Path, model: Pictogram) -> None:
-    options = training.Options(SET, cpu_minutes=1, seed=0, work=tmp_path)
+    options = training.Options("pictogram_16", cpu_minutes=1, seed=0, work=tmp_path)
     gpt = GPT(GPTSpec(layers=2, dim=64, heads=2, hidden=128))
     optimisers = training.muon_adamw(gpt, 0.02, 3e-3)
     words, tokens = train_generator.batch(options, random.Random(0), model.vq.encode)
@@ -193,7 +193,7 @@ def test_a_grown_generator_begins_as_the_one_it_grew_from(tmp_path: Path) -> Non
     torch.nn.init.normal_(small.trunk.layers[1].feed_forward.w2.weight, std=0.1)  # type: ignore
     torch.nn.init.normal_(small.trunk.layers[0].attention.wo.weight, std=0.1)  # type: ignore
     files.write(tmp_path / "generator.safetensors", small, {})
-    options = training.Options("pictogram_80", cpu_minutes=1, seed=0, work=tmp_path, warm=str(tmp_path))
+    options = training.Options(SET, cpu_minutes=1, seed=0, work=tmp_path, warm=str(tmp_path))
     training.warm(options, "generator", large)
     words, tokens = torch.randint(0, 200, (2, 32)), torch.randint(0, 512, (2, 144))
     one, other = (gpt.forward_train(words, tokens, causal) for gpt in (small, large))

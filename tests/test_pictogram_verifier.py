@@ -18,7 +18,7 @@ from harness.sampler import Sampler
 from harness.scheduler import Delivery, Scheduler
 from methods.gridar import GridAR, composite, masked
 
-SET = "pictogram_16"
+SET = "pictogram_80"
 Scene = tuple[Spec, Layout, np.ndarray]
 
 

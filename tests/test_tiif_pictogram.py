@@ -24,7 +24,7 @@ from harness.models.pictogram import world
 from harness.models.pictogram.grammar import CLASS_SETS, PROMPT_POSITIONS, parse_layout, vocabulary, words
 from harness.records import Prompt, UserError
 
-CLASSES = CLASS_SETS["pictogram_16"]
+CLASSES = CLASS_SETS["pictogram_80"]
 
 
 @dataclass(frozen=True)

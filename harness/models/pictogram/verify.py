@@ -45,8 +45,8 @@ from harness.scheduler import Delivery, Scheduler, demands
 from harness.stats import auc, auc_within, macro_mean, paired_difference
 
 SCALE = 2.0
-MANY = {"prompts": 120, "images": 8, "scenes": 600, "prefixes": 60}
-FEW = {"prompts": 60, "images": 4, "scenes": 180, "prefixes": 18}
+MANY = {"prompts": 120, "images": 8, "scenes": 600, "prefixes": 60, "relaxed": 120}
+FEW = {"prompts": 60, "images": 4, "scenes": 180, "prefixes": 18, "relaxed": 18}
 
 
 @dataclass(frozen=True, slots=True)
@@ -487,7 +487,7 @@ def lantern_gates(bench: Bench, size: dict[str, int]) -> Iterator[Gate]:
     for name, rule in (("exact", exact), ("lantern", instantiate(lantern))):
         drafter = DraftModel(model=lambda **_: bench.draft, guided=False)
         method = instantiate({"_target_": "methods.speculative.Speculative"}, drafter=drafter, gamma=4, rule=rule)
-        drawn[name] = draw(bench, size["prompts"], 2, SCALE, method)
+        drawn[name] = draw(bench, size["relaxed"], 2, SCALE, method)
         rounds = np.sum([note["accepted"] for note in drawn[name].notes], 0)
         accepted[name] = float(rounds @ np.arange(len(rounds)) / rounds.sum())
     loss, _, high = paired_difference(*(table(drawn[name].rows, drawn[name].right) for name in ("exact", "lantern")))
