@@ -249,7 +249,10 @@ class Scheduler:
         return {op: [next(reply) for _ in op.images] for op in group}
 
     def _advance(self, deliver: Callable[[Delivery], None]) -> None:
-        """One forward for all rows that wait for one; then looks, then draws."""
+        """One forward for all rows that wait for one; then looks, then draws. Or a burst, while all only draw."""
+        if self._burst():
+            self._resume_runs(deliver)
+            return
         looks = self._waiting(Look)
         draws = [op for _, op in self._waiting(Step)]
         runs = [op for _, op in self._waiting(Run)]
@@ -266,6 +269,17 @@ class Scheduler:
 
         self._draw_tokens(runs, deliver)
         self._draw_at(deliver)
+        self._resume_runs(deliver)
+
+    def _burst(self) -> int:
+        """While every job only draws: as many rounds as it takes until one is done with that; how many there were."""
+        runs = [op for _, op in self._waiting(Run)]
+        if not runs or len(runs) < len(self._live) or not all(map(_unfinished, runs)):
+            return 0
+        left = {canvas: run.until - canvas.length for run in runs for canvas in _unfinished(run)}
+        return self._sampler.burst(list(left), min(left.values()))
+
+    def _resume_runs(self, deliver: Callable[[Delivery], None]) -> None:
         for live, run in self._waiting(Run):
             if not _unfinished(run):
                 self._resume(live, None, deliver)
