@@ -21,7 +21,7 @@ def _read(path: Path) -> np.ndarray | str:
     if not path.is_file():
         return f"{path.name} is missing"
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
             return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         return f"{path.name} cannot be read: {error}".replace(str(path), path.name)

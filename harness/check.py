@@ -7,6 +7,7 @@ python -m harness.check scalingar FILE   our ScalingAR arithmetic against a conf
 python -m harness.check tiif FILE        TIIF-Bench's replies, scores and text metrics, likewise
 python -m harness.check parity FOLDER    our model against what the original returned, in a fixture folder
 python -m harness.check run FOLDER       is a run folder complete, intact and reproducible?
+python -m harness.check repeat [OPTIONS] is a run the same in other company, order, pieces, sizes? options as of a sweep
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from harness.cli import say
-from harness.records import SampleRecord, UserError, digest
+from harness.cli import remedy, say
+from harness.records import SampleRecord, UserError, digest, one_line
 
 CONFORMANCE = {
     "acceptance": "methods.conformance.acceptance.conformance",
@@ -52,15 +55,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     audit = kinds.add_parser("run", help="audit a run folder")
     audit.add_argument("folder", type=Path)
     audit.add_argument("--again", type=int, default=4, help="images to draw again and compare (default 4)")
+    repeated = kinds.add_parser("repeat", help="draw runs again in other company, order, pieces and sizes")
+    repeated.add_argument("options", nargs="*", help="of a sweep (default experiment=determinism)")
     chosen = parser.parse_args(arguments)
     try:
+        if chosen.kind == "repeat":
+            return check_repeat(chosen.options)
         if chosen.kind == "parity":
             return check_parity(chosen.folder, chosen.device)
         if chosen.kind == "run":
             return _verdict(*audit_run(chosen.folder, chosen.again))
         return _verdict(*_dotted(CONFORMANCE[chosen.kind])(chosen.file))
-    except UserError as error:
-        return say(error)
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        return say(remedy(one_line(error)))
 
 
 def _verdict(passed: int, failed: int, messages: Sequence[str]) -> int:
@@ -95,6 +102,22 @@ def check_parity(folder: Path, device: str) -> int:
     except KeyError as error:
         raise UserError(f"{folder} lacks {error}, which every fixture of its family has") from error
     return _verdict(passed, failed or int(not passed), [])
+
+
+def check_repeat(options: Sequence[str]) -> int:
+    """Draw each point of a sweep again in every way and print a table; non-zero where a promise is broken."""
+    from harness import repeat
+
+    rows, failures = [], []
+    for name, point in repeat.points(options):
+        found = repeat.audit(point)
+        rows.append((name, found))
+        failures += [
+            f"{name}, {what}: promised to agree in every bit, but {found[what]}" for what in repeat.broken(found)
+        ]
+        print(f"{point.model.name}, {name}: {', '.join(f'{what} {how}' for what, how in found.items())}", flush=True)
+    print(f"\n{repeat.table(rows)}\n")
+    return _verdict(len(repeat.VARIATIONS) * len(rows) - len(failures), len(failures), failures)
 
 
 def audit_run(folder: Path, again: int) -> tuple[int, int, list[str]]:

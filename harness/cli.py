@@ -31,7 +31,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.composed import OF_THE_COMMAND, build, container
-from harness.preemption import Preempted, preemptible
+from harness.preemption import PREEMPTED, Preempted, leave, preemptible
 from harness.records import UserError, one_line
 from harness.stages import IncompleteRunError, expect_stages, report, run
 
@@ -63,7 +63,10 @@ def main() -> None:
     Exit code 0 if every run ended well, 1 if images failed, 2 for a mistake in the command, 130 after Ctrl-C, 143 and
     the like (128 + signal) when asked to leave.
     """
-    sys.exit(command(sys.argv[1:]))
+    code = command(sys.argv[1:])
+    if code in PREEMPTED:
+        leave(code)
+    sys.exit(code)
 
 
 def command(arguments: Sequence[str]) -> int:
@@ -79,7 +82,7 @@ def command(arguments: Sequence[str]) -> int:
         with preemptible(_last_words):
             _app()
             _end()
-    except (UserError, HydraException, OmegaConfBaseException) as error:
+    except (UserError, OSError, HydraException, OmegaConfBaseException) as error:
         return say(remedy(one_line(error)))
     except KeyboardInterrupt:
         return say("interrupted; run the same command again to continue", code=130)

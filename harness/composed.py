@@ -25,6 +25,10 @@ def build(config: Any, **extra: Any) -> Any:
     try:
         return hydra.utils.instantiate(config, **extra)
     except hydra.errors.InstantiationException as error:
+        from harness.memory import short_of_memory
+
         cause = error.__cause__
+        if cause is not None and short_of_memory(cause):
+            raise cause from None
         known = isinstance(cause, UserError | ValueError | OSError)
         raise UserError(one_line(cause if known and cause else error)) from error

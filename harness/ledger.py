@@ -7,7 +7,6 @@ is known without loading its model; which points were planned; and what went wro
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import importlib.util
 import json
 import os
@@ -23,7 +22,7 @@ from typing import Any, Literal, Self
 from harness.composed import OF_THE_COMMAND
 from harness.records import UserError, digest, dump
 from harness.runs import find_runs, read_run
-from harness.store import intact, read_lines
+from harness.store import append, intact, read_lines
 
 ASKED_OF = ("VLM_BASE_URL", "VLM_MODEL")
 """Environment that a judge without an address of its own takes one from."""
@@ -87,12 +86,7 @@ class Ledger:
         """Append a line; whole, whoever else is writing."""
         line = Event(event, self.call, time_s=time.time(), host=socket.gethostname(), pid=os.getpid(), **about)
         kept = {name: value for name, value in dataclasses.asdict(line).items() if value or name in ("event", "call")}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            file.write(dump(kept).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append(self.path, dump(kept))
 
     def events(self) -> list[Event]:
         """What happened since this start of the sweep."""

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -122,6 +126,27 @@ def choose_slots(
     return slots
 
 
+def expect_room(
+    model: ImageModel,
+    slots: int,
+    *,
+    width: int,
+    prefill: tuple[int, int],
+    render_batch: int,
+    room: int = 0,
+    hidden: bool = False,
+) -> None:
+    """Raise UserError, with the arithmetic, for a sampler that the device has no memory for."""
+    need = needed(model, width=width, prefill=prefill, render_batch=render_batch, room=room, hidden=hidden)
+    budget = _free(model.device) + need.weights
+    if need.of(slots) > budget:
+        fitting = need.fitting(budget)
+        raise UserError(
+            f"too little memory: {need.sum(slots)}, of {budget / GB:.3g} GB free on the device, the weights' included, "
+            f"where {fitting} slots fit: ask for fewer images at a time, or a smaller model"
+        )
+
+
 LESS_MEMORY = "set sampler.memory_gb, fewer sampler.slots, a smaller sampler.render_batch, or fewer candidates"
 
 
@@ -131,6 +156,32 @@ def short_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in words)
     )
+
+
+@contextmanager
+def capped() -> Iterator[None]:
+    """Inside, an allocation beyond the main memory that is left fails, where it would end the process later on."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    left = _main_memory()
+    if left is not None and soft == resource.RLIM_INFINITY:
+        resource.setrlimit(resource.RLIMIT_DATA, (int(left), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def _main_memory() -> float | None:
+    """Bytes of data that this process may have: what it has, and what is available to it."""
+    try:
+        own = _kilobytes("/proc/self/status", "VmData:")
+        return 1024 * (own + _kilobytes("/proc/meminfo", "MemAvailable:"))
+    except (OSError, StopIteration):
+        return None
+
+
+def _kilobytes(path: str, name: str) -> int:
+    return next(int(line.split()[1]) for line in Path(path).read_text().splitlines() if line.startswith(name))
 
 
 def _free(device: torch.device) -> float:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 """What schedulers send before they take a machine away; SIGUSR2 is submitit's."""
+PREEMPTED = {128 + number for number in SIGNALS}
+"""Exit codes of a process that was asked to leave."""
 PATIENCE_S = 4.0
 """For whatever was going on to come to its end. Journals lose nothing to an abrupt one either."""
 
@@ -34,15 +38,15 @@ def preemptible(last_words: Callable[[], None]) -> Iterator[None]:
         return
     asked: list[threading.Timer] = []
 
-    def leave(number: int, _: FrameType | None) -> None:
+    def heard(number: int, _: FrameType | None) -> None:
         if asked:
             return  # it is leaving
-        asked.append(threading.Timer(PATIENCE_S, _go, (128 + number, last_words)))
+        asked.append(threading.Timer(PATIENCE_S, leave, (128 + number, last_words)))
         asked[0].daemon = True
         asked[0].start()
         raise Preempted(number)
 
-    former = {number: signal.signal(number, leave) for number in SIGNALS}
+    former = {number: signal.signal(number, heard) for number in SIGNALS}
     try:
         yield
     finally:
@@ -52,8 +56,11 @@ def preemptible(last_words: Callable[[], None]) -> Iterator[None]:
             timer.cancel()
 
 
-def _go(code: int, last_words: Callable[[], None]) -> None:
+def leave(code: int, last_words: Callable[[], None] = lambda: None) -> NoReturn:
+    """End the process now. Taking an interpreter with its libraries down in order may take seconds."""
     try:
         last_words()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
     finally:
         os._exit(code)

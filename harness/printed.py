@@ -8,6 +8,7 @@ from collections import Counter
 import pandas as pd
 
 from harness.leaderboard import COLUMNS, TASKS, heading, protocols, signed
+from harness.records import printable
 from harness.runs import options
 
 WIDTH = 140
@@ -43,7 +44,7 @@ def render_table(frame: pd.DataFrame) -> str:
     for block, runs in zip(blocks, protocols(frame), strict=True):
         if twice[block[0]] > 1:  # they differ in judge, numerics, version or prompts
             block[0] += f" (protocol {runs['protocol'].iloc[0]}, judge {runs['judge'].iloc[0] or 'none'})"
-    return "\n\n".join("\n".join(block) for block in blocks)
+    return "\n\n".join("\n".join(map(printable, block)) for block in blocks)
 
 
 def _printed(runs: pd.DataFrame) -> list[str]:

@@ -24,7 +24,7 @@ class UserError(Exception):
 class Prompt:
     """One benchmark prompt. `spec` is the answer key; it never reaches a method or a reward.
 
-    Raises UserError for a weight that is not a positive number.
+    Raises UserError for a weight that is not a positive number, and for a category that no table could show.
     """
 
     id: str
@@ -35,6 +35,8 @@ class Prompt:
     cluster: str = ""  # prompts that share one stand or fall together and are resampled together; "" = it is alone
 
     def __post_init__(self) -> None:
+        if not self.category.isprintable():
+            raise UserError(f"prompt {self.id!r}: category {self.category!r} has characters that cannot be printed")
         if not 0 < self.weight < math.inf:
             raise UserError(f"prompt {self.id}: weight {self.weight} is not a positive number")
 
@@ -187,5 +189,10 @@ def digest(data: bytes, length: int = 64) -> str:
 
 
 def one_line(error: BaseException | str) -> str:
-    """A message without its line breaks."""
-    return " ".join(str(error).split())
+    """A message without its line breaks, as a terminal may show it."""
+    return printable(" ".join(str(error).split()))
+
+
+def printable(text: str) -> str:
+    """Text whose control characters are spelled out: what comes from files and servers must not steer a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

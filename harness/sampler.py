@@ -36,13 +36,10 @@ from harness import rounds
 from harness.hooks import Draft, Drafts, Guide, Probe, Rule, Sampling, Verdict, cfg, exact, plant, unguided
 from harness.models import ImageModel
 from harness.models.trunk import Attend, GapMask, Mask, TreeMask
-from harness.models.vq import MISSING
 from harness.noise import DRAW, Noise, derive, words
 from harness.records import Stage, Usage, UserError
+from harness.rendering import Image, Picture, Renderer
 from harness.trees import Forest
-
-Image = np.ndarray
-"""uint8 [height, width, 3]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +83,7 @@ class Canvas:
         ] = {}  # tokens drawn behind a gap, by place, and their log-probability
         self._ahead = -1  # logits at hand: -1 none, 0 the frontier's, g those behind g draft tokens too
         self._verdict: Verdict | None = None  # of the last draw, if its draft is followed
-        self._image: tuple[tuple[int, ...], Image] | None = None  # the padding it was shown with, and the picture
+        self._image: tuple[tuple[int, ...], Picture] | None = None  # the padding it was shown with, and the picture
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -167,7 +164,7 @@ class Sampler:
         self._staging = rounds.Staging(device)
         self._slot_S = torch.arange(slots, device=device)
         self._bursts: dict[Hashable, rounds.Burst] = {}
-        self._clock = _Clock(device)
+        self._clock, self._renderer = _Clock(device), Renderer(model, render_batch)
         self.rounds = 0  # decoding forwards so far
         self.fed = 0  # streams fed by them: fed / (rounds * slots) is the slot utilisation
 
@@ -567,9 +564,12 @@ class Sampler:
         for i, values in zip(order, table, strict=True):
             self._land(rows[i], places[i], [int(token) for token in values[:width]], values[width:])
 
-    @torch.no_grad()
     def render(self, rows: Sequence[Canvas], pads: Sequence[tuple[int, ...]] | None = None) -> list[Image]:
-        """Images of canvases, partial ones included; an unchanged canvas is decoded once.
+        """Images of canvases, partial ones included; waits for them."""
+        return [picture.image() for picture in self.begin_render(rows, pads)]
+
+    def begin_render(self, rows: Sequence[Canvas], pads: Sequence[tuple[int, ...]] | None = None) -> list[Picture]:
+        """Pictures of canvases, partial ones included, decoded beside what follows; an unchanged canvas only once.
 
         `pads` are tokens to show behind each row's own; what is still missing then looks as the model shows it.
         """
@@ -577,22 +577,19 @@ class Sampler:
         wanted = list(zip(rows, pads or [()] * len(rows), strict=True))
         shown = {(c, pad): c._image[1] for c, pad in wanted if c._image is not None and c._image[0] == pad}
         todo = [one for one in dict.fromkeys(wanted) if one not in shown]
-        for first in range(0, len(todo), self.render_batch):
-            batch = todo[first : first + self.render_batch]
-            token_BN = np.full((self.render_batch, self.model.num_tokens), MISSING, dtype=np.int64)
-            for row, (canvas, pad) in zip(token_BN, batch, strict=False):
-                row[: canvas.length + len(pad)] = [*canvas._tokens, *pad]
+        for first in range(0, len(todo), self._renderer.chunk):
+            chunk = todo[first : first + self._renderer.chunk]
+            with self._renderer.beside(), self.working([canvas for canvas, _ in chunk], "render"):
+                pictures = self._renderer.decode([[*canvas._tokens, *pad] for canvas, pad in chunk])
+            for (canvas, pad), picture in zip(chunk, pictures, strict=True):
                 canvas._usage.renders += 1
-            with self.working([canvas for canvas, _ in batch], "render"):
-                images = self.model.decode(self._tensor(token_BN)).cpu().numpy()
-            for (canvas, pad), image in zip(batch, images, strict=False):
-                canvas._image = pad, image
-                shown[canvas, pad] = image
+                canvas._image = pad, picture
+                shown[canvas, pad] = picture
         return [shown[one] for one in wanted]
 
-    def settle(self) -> None:
-        """Bring every `Usage.device_s` up to date (waits for the device)."""
-        self._clock.settle()
+    def settle(self, usage: Usage | None = None) -> None:
+        """Bring device seconds up to date, those of one job or of all (waits for the device to do their work)."""
+        self._clock.settle(usage)
 
     # ------------------------------------------------------------------ one forward
 
@@ -1022,11 +1019,15 @@ class _Clock:
             yield
             _share(time.perf_counter() - began, shares, stage)
 
-    def settle(self) -> None:
+    def settle(self, usage: Usage | None) -> None:
+        still_open = []
         for before, after, shares, stage in self._open:
-            after.synchronize()
-            _share(before.elapsed_time(after) / 1000.0, shares, stage)
-        self._open.clear()
+            if usage is None or any(share is usage for share in shares):
+                after.synchronize()
+                _share(before.elapsed_time(after) / 1000.0, shares, stage)
+            else:
+                still_open.append((before, after, shares, stage))
+        self._open = still_open
 
 
 def _share(seconds: float, shares: list[Usage], stage: Stage) -> None:

@@ -2,7 +2,7 @@
 
 A round: admit jobs whose slots fit, answer everything that unblocks rows without a forward (renders, judges,
 drafts), then one forward for all that look or draw, then the looks, then the draws. Methods with `run` sleep until
-their image is done.
+their image is done; whoever waits for a picture sleeps while the others go on.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from harness.hooks import Sampling, exact
+from harness.memory import short_of_memory
 from harness.models import ImageModel
 from harness.records import JSON, Job, Usage, UserError
-from harness.sampler import Canvas, Image, Sampler
+from harness.rendering import Image, Picture
+from harness.sampler import Canvas, Sampler
 from harness.session import Ask, DrawAt, Look, Method, Op, Propose, Render, Run, Session, Step
 
 
@@ -41,6 +43,12 @@ class _Live:
     coroutine: Coroutine[Op, Any, tuple[Canvas, Image]]
     began: float
     waits: Op | None = None
+    pictures: list[Picture] | None = None  # what a Render waits for, once it was begun
+
+
+@dataclass(eq=False, slots=True)
+class _Last(Render):
+    """The image to deliver: its canvas is not needed any more, so its slots go to others while it is decoded."""
 
 
 def demands(method: Method) -> dict[str, Any]:
@@ -114,6 +122,10 @@ class Scheduler:
         self._concurrency = concurrency or sampler.slots
         self._live: list[_Live] = []
 
+    @property
+    def sampler(self) -> Sampler:
+        return self._sampler
+
     def run(self, jobs: Iterable[Job], deliver: Callable[[Delivery], None]) -> None:
         """Carry out all jobs; `deliver` gets each one as it ends. What `deliver` raises ends the run."""
         queue = deque(jobs)
@@ -144,7 +156,7 @@ class Scheduler:
         session._own(canvas)
         if not canvas.done:
             raise ValueError(f"the method returned a canvas with {canvas.length} of {session.num_tokens} tokens")
-        (image,) = await session.render([canvas])
+        (image,) = await _Last([canvas], [()])
         return canvas, image
 
     def _resume(self, live: _Live, answer: object, deliver: Callable[[Delivery], None]) -> None:
@@ -161,6 +173,8 @@ class Scheduler:
         except UserError:
             raise
         except Exception as error:
+            if short_of_memory(error):
+                raise  # the run's trouble, not the job's
             self._finish(live, deliver, error=f"{type(error).__name__}: {error}")
 
     def _finish(
@@ -173,11 +187,8 @@ class Scheduler:
     ) -> None:
         self._live.remove(live)
         session = live.session
-        if canvas is not None:
-            session._canvases.remove(canvas)
-            self._sampler.release(canvas)
         self._free(session)
-        self._sampler.settle()
+        self._sampler.settle(session._usage)
         session._usage.wall_s = time.perf_counter() - live.began
         tokens = canvas.tokens if canvas is not None else ()
         deliver(Delivery(session._job, session._usage, session._notes, tokens, image, error))
@@ -193,11 +204,40 @@ class Scheduler:
         return [(live, live.waits) for live in self._live if isinstance(live.waits, kind)]
 
     def _round(self, deliver: Callable[[Delivery], None]) -> None:
-        while any(isinstance(live.waits, Render | Ask | Propose) for live in self._live):
-            self._answer(self._waiting(Render), self._renders, deliver)
+        began = self._unblock(deliver)
+        if not all(isinstance(live.waits, Render) for live in self._live):
+            self._advance(deliver)
+        elif self._live and not began:  # nothing to do but wait; what was just begun may have made room for other jobs
+            for picture in self._live[0].pictures or ():
+                picture.image()
+
+    def _unblock(self, deliver: Callable[[Delivery], None]) -> bool:
+        """Answer what needs no forward, images as far as they are there. Returns whether images were begun."""
+        began = False
+        while True:
+            began |= self._begin_renders()
+            shown = [live for live in self._live if live.pictures is not None and all(p.ready for p in live.pictures)]
+            if not shown and not any(isinstance(live.waits, Ask | Propose) for live in self._live):
+                return began
+            for live in shown:
+                pictures, live.pictures = live.pictures or [], None
+                self._resume(live, [picture.image() for picture in pictures], deliver)
             self._answer(self._waiting(Ask), self._asks, deliver)
             self._answer(self._waiting(Propose), self._proposals, deliver)
-        self._advance(deliver)
+
+    def _begin_renders(self) -> bool:
+        """Begin the images that are waited for and not begun; canvases that only their image is wanted of end here."""
+        fresh = [(live, op) for live, op in self._waiting(Render) if live.pictures is None]
+        pads = [pad for _, op in fresh for pad in op.pads]
+        pictures = iter(self._sampler.begin_render([canvas for _, op in fresh for canvas in op.rows], pads))
+        for live, op in fresh:
+            live.pictures = [next(pictures) for _ in op.rows]
+            if isinstance(op, _Last):
+                live.session._canvases.remove(op.rows[0])
+                self._sampler.release(op.rows[0])
+                self._free(live.session)
+                live.session._limit = 0
+        return bool(fresh)
 
     def _answer(
         self,
@@ -207,10 +247,6 @@ class Scheduler:
     ) -> None:
         for (live, _), answer in zip(waiting, carry_out([op for _, op in waiting]), strict=True):
             self._resume(live, answer, deliver)
-
-    def _renders(self, ops: list[Render]) -> list[object]:
-        images = iter(self._sampler.render([c for op in ops for c in op.rows], [pad for op in ops for pad in op.pads]))
-        return [[next(images) for _ in op.rows] for op in ops]
 
     def _proposals(self, ops: list[Propose]) -> list[object]:
         answers: dict[Op, object] = {}
@@ -272,9 +308,13 @@ class Scheduler:
         self._resume_runs(deliver)
 
     def _burst(self) -> int:
-        """While every job only draws: as many rounds as it takes until one is done with that; how many there were."""
+        """While every job only draws: as many rounds as it takes until one is done with that; how many there were.
+
+        A job whose last image is being decoded waits for none of them.
+        """
         runs = [op for _, op in self._waiting(Run)]
-        if not runs or len(runs) < len(self._live) or not all(map(_unfinished, runs)):
+        busy = len(self._live) - len(self._waiting(_Last))
+        if not runs or len(runs) < busy or not all(map(_unfinished, runs)):
             return 0
         left = {canvas: run.until - canvas.length for run in runs for canvas in _unfinished(run)}
         return self._sampler.burst(list(left), min(left.values()))

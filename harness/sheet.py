@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from harness.records import Prompt
 from harness.runs import Run, read_run
-from harness.store import write_atomic
+from harness.store import FORMATS, UNREADABLE, write_atomic
 
 TILE, GAP, TEXT, TOP = 144, 10, 270, 76  # pixels
 RIGHT, WRONG, UNJUDGED = "#2e9e5b", "#d0453e", "#cccccc"
@@ -57,14 +57,17 @@ def contact_sheet(run: Run, pictures: int = 16, columns: int = 4) -> bytes | Non
 
 
 def _paste(sheet: Image.Image, place: tuple[int, int], run: Run, key: tuple[str, int]) -> None:
-    """An image in a frame that tells its verdict; an empty frame where it is not there."""
+    """An image in a frame that tells its verdict; an empty frame where it is not there or not whole."""
     (x, y), pen = place, ImageDraw.Draw(sheet)
+    pen.rectangle((x, y, x + TILE, y + TILE), outline=UNJUDGED)
     file = _file(run, key)
     if file is None:
-        pen.rectangle((x, y, x + TILE, y + TILE), outline=UNJUDGED)
         return
-    with Image.open(file) as picture:
-        sheet.paste(picture.convert("RGB").resize((TILE, TILE), Image.Resampling.NEAREST), place)
+    try:
+        with Image.open(file, formats=FORMATS) as picture:
+            sheet.paste(picture.convert("RGB").resize((TILE, TILE), Image.Resampling.NEAREST), place)
+    except UNREADABLE:
+        return
     if key in run.scores:
         right = (run.scores[key].value or 0.0) >= 0.5
         pen.rectangle((x - 3, y - 3, x + TILE + 2, y + TILE + 2), outline=RIGHT if right else WRONG, width=4)

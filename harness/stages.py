@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from harness.records import Job, SampleRecord, UserError, digest
+from harness.records import Job, SampleRecord, UserError, digest, one_line
 
 if TYPE_CHECKING:
     from harness.point import Point
@@ -147,11 +147,11 @@ def _generate(point: Point, folder: RunFolder, missing: list[Job], track: Callab
                 path="" if image is None else image_path(job.prompt, job.image),
                 error=delivery.error,
                 notes=delivery.notes,
-                stamp=stamp,
+                stamp={**stamp, **point.stamp},
             )
             folder.save(record, image)
             if image is None:
-                log.warning("%s image %d failed: %s", job.prompt.id, job.image, delivery.error)
+                log.warning("%s image %d failed: %s", job.prompt.id, job.image, one_line(delivery.error))
                 if point.config.on_error == "stop":
                     raise IncompleteRunError(f"{folder.path}: {job.prompt.id} image {job.image}: {delivery.error}")
             elif scoring:

@@ -46,6 +46,12 @@ SCHEMA = 1
 PROBES = 4
 """Attempts at a lock: who asks for its holder takes it for a moment."""
 
+FORMATS = ("PNG", "JPEG", "WEBP")
+"""Kinds of image files that are read; Pillow knows others that start programs."""
+UNREADABLE = (OSError, ValueError, SyntaxError, Pillow.DecompressionBombError)
+"""What comes of opening or decoding a file that is damaged, no image, or too large a one."""
+Pillow.MAX_IMAGE_PIXELS = 1 << 25  # Pillow refuses twice as many: 8192 x 8192
+
 _Row = TypeVar("_Row")
 
 
@@ -55,18 +61,42 @@ def fingerprint(identity: Mapping[str, Any]) -> str:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, or a kill, sees either nothing or all of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file so that a reader, or a kill, sees either nothing or all of it. Raises UserError where it cannot."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with _writable(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+
+
+def append(path: Path, line: str) -> None:
+    """Append a line to a journal that several processes write: whole, and behind whole ones."""
+    with _writable(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            _mend(path)
+            _append(file, line)
+
+
+@contextmanager
+def _writable(path: Path) -> Iterator[None]:
+    """A full or read-only disk is for the user to mend: raises UserError instead of OSError."""
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        yield
+    except OSError as error:
+        why = one_line(error.strerror or error)
+        raise UserError(
+            f"{path}: cannot be written ({why}): make room or choose another results=, then run the same command again"
+        ) from error
 
 
 def read_lines(path: Path, parse: Callable[[str], _Row]) -> Iterator[_Row]:
@@ -98,10 +128,17 @@ def journals(folder: Path, name: str) -> list[Path]:
 
 def image_path(prompt: Prompt, image: int) -> str:
     """Where an image lies below the run folder. Raises UserError for a prompt id that could leave it."""
-    parts = prompt.id.split("/")[1:] or [prompt.id]
+    parts = prompt.id.split("/")
     if not all(re.fullmatch(r"[\w+-][\w+.-]*", part) for part in parts):
         raise UserError(f"prompt id {prompt.id!r} is not usable as a file name: use letters, digits, '+', '-', '_'")
-    return "/".join(("images", *parts, f"{image}.png"))
+    return "/".join(("images", *(parts[1:] or parts), f"{image}.png"))
+
+
+def _expect_files(jobs: Sequence[Job]) -> None:
+    """Raise UserError unless every image can have a file of its own."""
+    files = Counter(image_path(job.prompt, job.image) for job in jobs)
+    if shared := next((path for path, images in files.items() if images > 1), None):
+        raise UserError(f"{files[shared]} images would be {shared}: prompt ids must differ behind the benchmark's name")
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +224,8 @@ class RunFolder:
             raise UserError(f"{path} is packed for publication, without images: choose another results=")
         self._jobs = {job.key: job for job in jobs}
         self._share = {job.key: job for job in self.shard.of(jobs)}
-        with alone(path / ".lock"):
+        _expect_files(jobs)
+        with _writable(path), alone(path / ".lock"):
             self._claim(config, jobs)
             self._lock = _taken(path, self.shard)
         try:
@@ -297,7 +335,8 @@ class RunFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for file in (self._journal, self._scores, self._lock):
-            file.close()
+            with suppress(OSError):  # a line that a full disk did not take was complained about already
+                file.close()
 
 
 def encode_png(image: np.ndarray) -> bytes:
@@ -313,9 +352,10 @@ def tokens_sha(tokens: Sequence[int]) -> str:
 
 
 def _append(file: IO[bytes], line: str) -> None:
-    file.write(line.encode() + b"\n")
-    file.flush()
-    os.fsync(file.fileno())
+    with _writable(Path(file.name)):
+        file.write(line.encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _mend(path: Path) -> None:

@@ -10,10 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness import cli
-from harness.preemption import SIGNALS
-
-PREEMPTED = {128 + number for number in SIGNALS}
-"""Exit codes of a process that was asked to leave."""
+from harness.preemption import PREEMPTED
 
 
 @dataclass(frozen=True)

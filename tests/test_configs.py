@@ -10,10 +10,14 @@ from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from runs import harness as run_harness
 
 import harness.cli
+from harness.claims import read_claims
 from harness.point import Point
 from harness.records import UserError
+from harness.runs import Run
 
 CONF = Path(__file__).parent.parent / "conf"
 
@@ -112,3 +116,49 @@ def test_a_part_that_is_switched_off_shows_in_the_leaderboard() -> None:
 
 def choices(method: str) -> dict[str, str]:
     return {"method": method, "benchmark": "pictogram"}
+
+
+TABLES = [name for name in options("experiment") if "claims:" in (CONF / "experiment" / f"{name}.yaml").read_text()]
+
+
+@pytest.mark.parametrize("experiment", TABLES)
+def test_a_papers_table_measures_every_claim_that_this_project_can(experiment: str) -> None:
+    """Each published number of its sources has a point of the same model, method and options."""
+    sweeper = compose("config", [f"experiment={experiment}"], return_hydra_config=True).hydra.sweeper
+    claims = [claim for claim in read_claims() if claim.source in sweeper.claims]
+    assert {claim.source for claim in claims} == set(sweeper.claims)
+    runs = [_planned(experiment, list(point)) for point in sweeper.points]
+    here = [
+        claim
+        for claim in claims
+        if claim.model in options("model")
+        and claim.method in options("method")
+        and claim.benchmark in ("", *options("benchmark"))
+    ]
+    assert here
+    assert [claim for claim in here if not any(claim.about(run) for run in runs)] == []
+
+
+def _planned(experiment: str, point: list[str]) -> Run:
+    """What a claim looks at of the run that a point would be."""
+    config = compose("config", [f"experiment={experiment}", *point], return_hydra_config=True)
+    chosen = config.hydra.runtime.choices
+    method = OmegaConf.to_container(config.method)
+    about = {"model": config.model.name, "method": chosen.method, "benchmark": chosen.benchmark}
+    return Run(Path(), {"method": method}, about, {}, {}, {}, frozenset(), {}, "")
+
+
+def rehearse(experiment: str, cwd: Path) -> None:
+    GlobalHydra.instance().clear()
+    code, said = run_harness(cwd, "-m", f"experiment={experiment}", "hydra/sweeper=rehearsal")
+    assert code == 0, said
+
+
+def test_a_papers_table_can_be_rehearsed_on_the_embedded_model(tmp_path: Path) -> None:
+    rehearse("lantern_table", tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_every_experiment_can_be_rehearsed(experiment: str, tmp_path: Path) -> None:
+    rehearse(experiment, tmp_path)

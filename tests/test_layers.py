@@ -19,6 +19,7 @@ ORDER = [
     {"harness.trees", "harness.kernels"},
     {"harness.hooks", "harness.parity"},
     {"harness.models"},
+    {"harness.rendering", "harness.rounds"},
     {"harness.sampler"},
     {"harness.memory", "harness.session"},
     {"harness.judges", "harness.drafters", "harness.scheduler", "harness.store", "harness.stats"},
@@ -34,6 +35,7 @@ ORDER = [
     {"harness.stages"},
     {"harness.cli"},
     {"harness.worker"},
+    {"harness.repeat"},
     {"harness.bench", "harness.board", "harness.check", "harness.compare", "harness.sweep", "harness.__main__"},
     {"harness.power"},
 ]

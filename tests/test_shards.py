@@ -46,7 +46,7 @@ def test_what_is_no_share_is_refused(text: str) -> None:
 
 
 def test_two_shares_are_one_run(tmp_path: Path, whole: dict[str, object]) -> None:
-    code, said = harness(tmp_path, *RUN, "shard=1/2")
+    code, said = harness(tmp_path, *RUN, "shard=1/2", "stages=[generate,score]")
     assert code == 0 and "48 to draw" not in said
     assert "24 prompts x 2 images planned, 0 done; share 1/2: 24 planned, 0 done, 24 to draw" in said
     code, said = harness(tmp_path, *RUN, "shard=0/2")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from contextlib import nullcontext
 
 import hydra
 from hydra.errors import HydraException
@@ -17,13 +18,15 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.cli import enable_plugins, remedy, say
+from harness.memory import capped, short_of_memory
+from harness.models.checkpoint import device_named
 from harness.records import UserError, one_line
 
 NAMES = ("sampler", "methods", "judges")
 
 
 def main() -> None:
-    """Exit code 0 if the bench ran and its bars hold, 1 if a bar does not, 2 for a mistake in the command."""
+    """Exit code 0 if the bench ran and the bars that bind hold, 1 if one does not, 2 for a mistake in the command."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     enable_plugins()
     logging.getLogger("hydra").setLevel(logging.WARNING)
@@ -36,10 +39,11 @@ def main() -> None:
         _app()
     except (UserError, HydraException, OmegaConfBaseException) as error:
         sys.exit(say(remedy(one_line(error))))
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
+    except Exception as error:
+        if not short_of_memory(error):
             raise
-        sys.exit(say(f"the device's memory is too small for this bench ({one_line(error)[:120]}): lower batch="))
+        said = f"the device's memory is too small for this bench ({one_line(error)[:120]})"
+        sys.exit(say(f"{said}: set fewer images in batch=, or a smaller model="))
     except KeyboardInterrupt:
         sys.exit(say("interrupted: a bench keeps nothing before its end", code=130))
     sys.exit(0 if _held else 1)
@@ -51,7 +55,9 @@ _held: list[bool] = []
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
 def _app(config: DictConfig) -> None:
-    held = hydra.utils.get_method(config.bench)(config)
+    on_cpu = device_named(str(config.device)).type == "cpu"
+    with capped() if on_cpu else nullcontext():
+        held = hydra.utils.get_method(config.bench)(config)
     if held:
         _held.append(True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from harness.bench.outcome import Outcome
-from harness.bench.sampler import TEXTS, expect_batches, random_model
+from harness.bench.sampler import TEXTS, expect_names, expect_plan, random_model
 from harness.bench.timing import interleave
 from harness.composed import build
 from harness.records import UserError
@@ -18,23 +19,25 @@ from harness.records import UserError
 
 def run(config: DictConfig) -> bool:
     """Put random images of the model's size to every judge, in batches. There are no bars."""
+    batches, blocks, warm_up = expect_plan(config)
+    judges = {name: _judge(name) for name in expect_names(config, "judges")}
     model, _ = random_model(config)
-    judges = {str(name): _judge(str(name)) for name in config.judges}
-    outcome = Outcome("judges", model, [", ".join(judge.id for judge in judges.values())])
+    outcome = Outcome("judges", model, ", ".join(judge.id for judge in judges.values()), {"model": model.name})
     generator = np.random.default_rng(0)
     side = model.decode(model.codebook.new_zeros((1, model.num_tokens)).long()).shape[1:]
-    for images in expect_batches(config.batch):
+    for images in batches:
         pictures = [generator.integers(0, 256, side, dtype=np.uint8) for _ in range(images)]
         texts = [TEXTS[i % len(TEXTS)] for i in range(images)]
         asked = {name: partial(_ask, judge, texts, pictures) for name, judge in judges.items()}
-        times = interleave(asked, config.blocks, model.device, warm_up=config.warm_up)
+        times = interleave(asked, blocks, model.device, warm_up=warm_up)
         for name in judges:
             outcome.add(
                 batch=images,
                 judge=name,
                 images_per_s=images / times.median(name),
+                first_s=times.first.get(name, math.nan),
                 spread=times.spread(name),
-                blocks=config.blocks,
+                blocks=blocks,
                 warm=name not in times.unstable,
             )
     outcome.write(plot=("batch", "images_per_s", "judge"))

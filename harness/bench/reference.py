@@ -1,9 +1,10 @@
 """The peers that the sampler is measured against, computing the same images from the same weights.
 
-`StaticLoop` samples the way LlamaGen's own code does (FoundationVision/LlamaGen, `generate.py` and `gpt.py`): padded
-prompts, a static cache that is attended over its whole length under a boolean mask by the unfused backend, keys and
-values copied for every layer and step, one multinomial draw. `LibraryJanus` is the transformers library's Janus.
-Both are fed the sampler's tokens, so that all compute the same images; what they would have drawn is thrown away.
+`StaticLoop` samples any model the way LlamaGen's own code does (FoundationVision/LlamaGen, `generate.py` and `gpt.py`):
+padded prompts, a static cache that is attended over its whole length under a boolean mask by the unfused backend, keys
+and values copied for every layer and step, one multinomial draw. It is fed the sampler's tokens, so that both compute
+the same images; what it would have drawn is thrown away. `LibraryJanus` is the transformers library's Janus, with
+random weights and draws of its own.
 """
 
 from __future__ import annotations
@@ -17,61 +18,65 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from harness.hooks import Sampling
+from harness.models import ImageModel
 from harness.models.janus import Janus
 from harness.models.llamagen import LlamaGen
 from harness.models.trunk import Attend
 
 
 class StaticLoop:
-    """LlamaGen sampled by a plain loop, `images` prompts at once under guidance.
+    """A model sampled by a plain loop, one image for each of `texts`.
 
-    Shapes: B images, 2B rows (text first, as LlamaGen stacks them), C = 120 padded prompt positions, N image tokens.
+    Shapes: B images, Q rows (text first, then, under guidance, null, as LlamaGen stacks them), C padded prompt
+    positions (LlamaGen's own 120, elsewhere the longest prompt's), N image tokens, L = C + N.
     """
 
-    def __init__(self, model: LlamaGen, sampling: Sampling, texts: Sequence[str]) -> None:
-        self.model, self.sampling, self.texts = model, sampling, list(texts)
-        spec = model.gpt.spec
-        self.length = spec.condition + model.num_tokens
-        shape = (spec.trunk.layers, 2 * len(texts), spec.trunk.heads, self.length, spec.trunk.head_dim)
-        self.keys = torch.zeros(shape, dtype=model.dtype, device=model.device)
+    def __init__(self, model: ImageModel, sampling: Sampling, texts: Sequence[str]) -> None:
+        self.model, self.sampling = model, sampling
+        asked: list[tuple[str | None, str]] = [(text, text) for text in texts]
+        asked += [(None, text) for text in texts] if sampling.scale != 1 else []
+        self._asked = asked
+        rows = self._prompts()
+        self.condition = model.gpt.spec.condition if isinstance(model, LlamaGen) else max(map(len, rows))
+        self.length = self.condition + model.num_tokens
+        layers, _, heads, _, head_dim = model.cache(1).keys.shape
+        self.keys = torch.zeros(
+            (layers, len(rows), heads, self.length, head_dim), dtype=model.dtype, device=model.device
+        )
         self.values = torch.zeros_like(self.keys)
 
     @torch.no_grad()
     def __call__(self, token_BN: Tensor) -> Tensor:
-        """Sample all images, each token replaced by the given one; returns the last step's logits [2B, V]."""
-        condition = self.model.gpt.spec.condition
-        prompt_QCD, seen_QC = self._prompts()
-        mask_QLL = self._mask(seen_QC)
-        place_C = torch.arange(condition, device=self.model.device)
-        hidden_QWD = self._forward(prompt_QCD, place_C, mask_QLL)
-        logits_QV = self._draw(hidden_QWD)
+        """Sample all images, each token replaced by the given one; returns the last step's logits [Q, V]."""
+        rows = self._prompts()
+        start_Q = torch.tensor([len(row) for row in rows], device=self.model.device)
+        prompt_QCD = torch.stack([F.pad(row, (0, 0, self.condition - len(row), 0)) for row in rows])
+        mask_QLL = self._mask(start_Q)
+        place_C = torch.arange(self.condition, device=self.model.device)
+        logits_QV = self._draw(self._forward(prompt_QCD, place_C, start_Q, mask_QLL))
         for n in range(self.model.num_tokens - 1):
-            token_Q1 = token_BN[:, n : n + 1].repeat(2, 1)
-            place_1 = torch.tensor([condition + n], device=self.model.device)
-            hidden_QWD = self._forward(self.model.gpt.tok_embeddings(token_Q1), place_1, mask_QLL)
-            logits_QV = self._draw(hidden_QWD)
+            token_Q1 = token_BN[:, n : n + 1].repeat(len(rows) // len(token_BN), 1)
+            place_1 = torch.tensor([self.condition + n], device=self.model.device)
+            x_Q1D = self.model.embed(token_Q1, torch.full_like(token_Q1, n))
+            logits_QV = self._draw(self._forward(x_Q1D, place_1, start_Q, mask_QLL))
         return logits_QV
 
-    def _prompts(self) -> tuple[Tensor, Tensor]:
-        """Left-padded prompt embeddings [2B, C, D], and which positions are real."""
-        condition = self.model.gpt.spec.condition
-        rows = [self.model._prompt(text, text)[0] for text in self.texts]
-        rows += [self.model._prompt(None, text)[0] for text in self.texts]
-        padded = [F.pad(row, (0, 0, condition - len(row), 0)) for row in rows]
-        place_C = torch.arange(condition, device=self.model.device)
-        seen_QC = torch.stack([place_C >= condition - len(row) for row in rows])
-        return torch.stack(padded), seen_QC
+    def _prompts(self) -> list[Tensor]:
+        """Prompt embeddings [P, D] of every row, of LlamaGen's as they are before they are collapsed."""
+        if isinstance(self.model, LlamaGen):
+            return [self.model._prompt(*asked)[0] for asked in self._asked]
+        return [self.model.context(*asked) for asked in self._asked]
 
-    def _mask(self, seen_QC: Tensor) -> Tensor:
-        """Causal, without padding, but every position sees itself: bool [2B, L, L]."""
-        whole = torch.ones((self.length, self.length), dtype=torch.bool, device=self.model.device).tril()
-        real_QL = F.pad(seen_QC, (0, self.length - seen_QC.shape[1]), value=True)
-        return (whole & real_QL.unsqueeze(1)) | torch.eye(self.length, dtype=torch.bool, device=self.model.device)
+    def _mask(self, start_Q: Tensor) -> Tensor:
+        """Causal, without padding, but every position sees itself: bool [Q, L, L]."""
+        whole_LL = torch.ones((self.length, self.length), dtype=torch.bool, device=self.model.device).tril()
+        real_QL = torch.arange(self.length, device=self.model.device) >= (self.condition - start_Q).unsqueeze(1)
+        alone_LL = torch.eye(self.length, dtype=torch.bool, device=self.model.device)
+        return (whole_LL & real_QL.unsqueeze(1)) | alone_LL
 
-    def _forward(self, x_QWD: Tensor, place_W: Tensor, mask_QLL: Tensor) -> Tensor:
-        at_W = (place_W - self.model.gpt.spec.condition + 1).clamp(min=0)  # place 0 of the table turns nothing
-        rotary = self.model._rotary[at_W].unsqueeze(0)
-        return self.model.gpt.trunk(x_QWD, rotary, self._attend(place_W, mask_QLL[:, place_W].unsqueeze(1)))
+    def _forward(self, x_QWD: Tensor, place_W: Tensor, start_Q: Tensor, mask_QLL: Tensor) -> Tensor:
+        pos_QW = (place_W - (self.condition - start_Q).unsqueeze(1)).clamp(min=0)
+        return self.model.forward(x_QWD, pos_QW, start_Q, self._attend(place_W, mask_QLL[:, place_W].unsqueeze(1)))
 
     def _attend(self, place_W: Tensor, mask_Q1WL: Tensor) -> Attend:
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -85,9 +90,11 @@ class StaticLoop:
 
     def _draw(self, hidden_QWD: Tensor) -> Tensor:
         """Guidance, top-k, softmax and one draw on the last position, as LlamaGen's `sample` does."""
-        logits_QV = self.model.gpt.output(hidden_QWD)[:, -1].float()
-        text_BV, null_BV = logits_QV.chunk(2)
-        guided_BV = null_BV + self.sampling.scale * (text_BV - null_BV)
+        logits_QV = self.model.head(hidden_QWD)[:, -1].float()
+        guided_BV = logits_QV
+        if self.sampling.scale != 1:
+            text_BV, null_BV = logits_QV.chunk(2)
+            guided_BV = null_BV + self.sampling.scale * (text_BV - null_BV)
         kept_BV = guided_BV / max(self.sampling.temperature, 1e-5)
         if self.sampling.top_k:
             least_B1 = kept_BV.topk(min(self.sampling.top_k, kept_BV.shape[1])).values[:, -1:]

@@ -1,10 +1,12 @@
 """The sampler's speed: tokens a second, share of what memory bandwidth allows, and ratios over plain loops.
 
-Image decoding is left out on all sides. Ratios are paired by block; see timing.py for the clock.
+Image decoding is left out on all sides. Ratios are paired by block; see timing.py for the clock and roof.py for floors
+and bars.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -12,21 +14,22 @@ from functools import partial
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, open_dict
-from torch import Tensor, nn
+from omegaconf import DictConfig, ListConfig, open_dict
+from torch import Tensor
 
 from harness.bench.outcome import Outcome
 from harness.bench.reference import LibraryJanus, StaticLoop
-from harness.bench.timing import Times, interleave, timed
+from harness.bench.roof import Bar, Reading, all_hold, copy_bandwidth, matvec_bandwidth, pairs, reading, seconds_allowed
+from harness.bench.timing import Times, interleave
 from harness.composed import container
-from harness.hooks import Sampling, exact
-from harness.memory import choose_slots
+from harness.hooks import Probe, Sampling
+from harness.memory import expect_room
 from harness.models.janus import Janus
-from harness.models.llamagen import LlamaGen
-from harness.noise import derive
 from harness.point import load_model
-from harness.records import Usage, UserError, dump
-from harness.sampler import Sampler
+from harness.records import Job, Prompt, UserError, dump
+from harness.sampler import Canvas, Sampler
+from harness.scheduler import Delivery, Scheduler
+from harness.session import Session
 
 log = logging.getLogger("harness")
 
@@ -40,34 +43,51 @@ TEXTS = (
 
 
 def run(config: DictConfig) -> bool:
-    """Measure every batch size; returns whether the bars hold (always, where there are none for this device)."""
+    """Measure every batch size; returns whether the bars for this device hold (always, where there are none)."""
+    batches, blocks, warm_up = expect_plan(config)
     model, sampling = random_model(config)
-    outcome = Outcome("sampler", model, [f"{model.name}, {model.num_tokens} tokens, {str(model.dtype)[6:]}"])
-    bandwidth = copy_bandwidth(model.device)
-    held = True
-    said: dict[str, list[str]] = {"loop": [], "library": []}
-    for images in expect_batches(config.batch):
+    device, streams = model.device, 1 if sampling.scale == 1 else 2
+    copied, multiplied = copy_bandwidth(device), matvec_bandwidth(device, model.dtype)
+    roofs = {"copy_gb_per_s": round(copied / 1e9, 1), "matvec_gb_per_s": round(multiplied / 1e9, 1)}
+    heading = f"{model.name}, {model.num_tokens} tokens, {str(model.dtype)[6:]}"
+    outcome = Outcome("sampler", model, heading, {"model": model.name, "dtype": str(model.dtype)[6:], **roofs})
+    bars: list[Bar] = []
+    said: dict[str, list[str]] = {}
+    for images in batches:
         texts = [TEXTS[i % len(TEXTS)] for i in range(images)]
-        drawing = Drawing(model, sampling, texts)
-        subjects: dict[str, Callable[[int], object]] = {"ours": drawing}
-        if isinstance(model, LlamaGen):
-            loop = StaticLoop(model, sampling, texts)
-            expect_agreement(drawing, loop)
-            subjects["loop"] = partial(_replay, loop, drawing)
+        drawing, loop = Drawing(model, sampling, texts), StaticLoop(model, sampling, texts)
+        subjects: dict[str, Callable[[int], object]] = {"ours": drawing, "loop": partial(_replay, loop, drawing)}
         if isinstance(model, Janus):
             subjects["library"] = LibraryJanus(model, texts)
-        times = interleave(subjects, config.blocks, model.device, warm_up=config.warm_up)
-        _record(outcome, times, drawing, images, bandwidth)
-        bar = dict(map(tuple, config.bars)).get(images) if model.device.type == "cpu" else None
+        times = interleave(subjects, blocks, device, warm_up=warm_up)
+        expect_agreement(drawing, loop)
+        read = reading(model, texts)
+        _record(outcome, times, read, images, streams, copied, multiplied)
+        bars += _bars(config, model, times, read, images, streams, copied)
         for other in subjects.keys() - {"ours"}:
             ratio = times.ratio(other, "ours")[0]
-            held &= bar is None or other != "loop" or ratio >= bar
-            said[other].append(f"{images} image{'s' * (images > 1)} {ratio:.2f}")
+            said.setdefault(other, []).append(f"{images} image{'s' * (images > 1)} {ratio:.2f}")
     outcome.write(plot=("batch", "tokens_per_s", "subject"))
-    for other, ratios in said.items():
-        if ratios:
-            print(f"ratio over reference {other}: {', '.join(ratios)}")
+    held = all_hold(bars)
+    for other in sorted(said, reverse=True):  # the loop's last
+        print(f"ratio over reference {other}: {', '.join(said[other])}")
     return held
+
+
+def _bars(
+    config: DictConfig, model: Any, times: Times, read: Reading, images: int, streams: int, bandwidth: float
+) -> list[Bar]:
+    """A ratio over the loop on a CPU; on a GPU seconds for all tokens of the batch."""
+    if model.device.type == "cpu":
+        least = pairs(config.bars).get(images)
+        ratio = times.ratio("loop", "ours")[0]
+        return [] if least is None else [Bar(f"{images} images, times the loop's speed", ratio, least=least)]
+    bar_s = pairs(config.gpu_bars.get(model.name)).get(images)
+    if bar_s is None:
+        return []
+    name = torch.cuda.get_device_name(model.device)
+    allowed_s = seconds_allowed(bar_s, read, images * streams, name, bandwidth)
+    return [Bar(f"{images} images, seconds", times.median("ours"), most=allowed_s)]
 
 
 def random_model(config: DictConfig) -> tuple[Any, Sampling]:
@@ -80,41 +100,77 @@ def random_model(config: DictConfig) -> tuple[Any, Sampling]:
     return load_model(dump(settings), str(config.device)), sampling
 
 
-def expect_batches(batches: Sequence[int]) -> list[int]:
-    if not batches or any(int(size) != size or size < 1 for size in batches):
-        raise UserError(f"batch={list(batches)}: give numbers of images of at least 1, as 'batch=[1,8]'")
-    return [int(size) for size in batches]
+def expect_plan(config: DictConfig) -> tuple[list[int], int, int]:
+    """Batch sizes, blocks and warm-up of a bench. Raises UserError for values that nothing can be timed with."""
+    batches = list(config.batch) if isinstance(config.batch, ListConfig) else [config.batch]
+    if not batches or not all(isinstance(size, int) and size >= 1 for size in batches):
+        raise UserError(f"batch={config.batch}: give numbers of images of at least 1, as 'batch=[1,8]'")
+    for name, least in (("blocks", 1), ("warm_up", 0)):
+        if not isinstance(config[name], int) or config[name] < least:
+            raise UserError(f"{name}={config[name]}: give a whole number of at least {least}")
+    return batches, config.blocks, config.warm_up
+
+
+def expect_names(config: DictConfig, group: str) -> list[str]:
+    """Names of methods or judges to time. Raises UserError unless they are texts."""
+    names = list(config[group]) if isinstance(config[group], ListConfig) else [config[group]]
+    if not names or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{group}={config[group]}: give names, as '{group}=[a,b]'")
+    return names
 
 
 class Drawing:
     """The sampler drawing `texts` from beginning to end, without decoding them: what one timed call does."""
 
     def __init__(self, model: Any, sampling: Sampling, texts: Sequence[str]) -> None:
-        slots = len(texts) * (1 if sampling.scale == 1 else 2)
-        prefill = (min(16, slots), 32)
-        choose_slots(
-            model, asked=slots, one_job=slots, most=slots, memory_gb=None, width=1, prefill=prefill, render_batch=1
-        )  # raises where they do not fit
-        self.sampler = Sampler(model, sampling, slots=slots, prefill=prefill, render_batch=1)
-        self.texts = list(texts)
-        self.logits_BKV: Tensor | None = None  # of the last token
+        method = Whole(1 if sampling.scale == 1 else 2)
+        slots, self.model = method.streams * len(texts), model
+        shape: dict[str, Any] = {"prefill": (min(16, slots), 32), "render_batch": 1}
+        expect_room(model, slots, width=1, **shape)
+        undecoded = copy.copy(model)
+        undecoded.decode = lambda token_BN: torch.zeros((len(token_BN), 1, 1, 3), dtype=torch.uint8)
+        self._method = method
+        self._scheduler = Scheduler(method, Sampler(undecoded, sampling, slots=slots, **shape), seed=0)
+        self._jobs = [Job(Prompt(f"bench/{i}", text, "any"), 0) for i, text in enumerate(texts)]
         self.token_BN: Tensor = torch.empty((0, model.num_tokens), dtype=torch.int64)
 
     def __call__(self, _block: int = 0) -> None:
-        sampler, nothing = self.sampler, [None] * len(self.texts)
-        rows = [sampler.open(*sampler.contexts(t), derive("bench", i), Usage()) for i, t in enumerate(self.texts)]
-        while not rows[0].done:
-            sampler.forward(rows, nothing)
-            if rows[0].length == sampler.model.num_tokens - 1:
-                sampler.probe(rows, self._keep)
-            sampler.draw(rows, nothing, exact)
-        self.token_BN = torch.tensor([canvas.tokens for canvas in rows], device=sampler.model.device)
-        for canvas in rows:
-            sampler.release(canvas)
+        done: dict[tuple[str, int], Delivery] = {}
+        self._scheduler.run(self._jobs, lambda delivery: done.update({delivery.job.key: delivery}))
+        if broken := [delivery.error for delivery in done.values() if delivery.error]:
+            raise RuntimeError(broken[0])
+        self.token_BN = torch.tensor([done[job.key].tokens for job in self._jobs], device=self.model.device)
 
-    def _keep(self, logits_RKTV: Tensor, law_RTV: Tensor) -> dict[str, Tensor]:
-        self.logits_BKV = logits_RKTV[:, :, 0]
-        return {"kept": law_RTV[:, 0, 0]}
+    def last_logits(self) -> Tensor:
+        """Draw once more: the logits that the last token of every image was drawn from, [B, K, V]."""
+        seen: list[Tensor] = []
+
+        def keep(logits_RKTV: Tensor, law_RTV: Tensor) -> dict[str, Tensor]:
+            seen.append(logits_RKTV[:, :, 0])
+            return {"kept": law_RTV[:, 0, 0]}
+
+        self._method.probe = keep
+        self()
+        self._method.probe = None
+        return torch.cat(seen)
+
+
+class Whole:
+    """Draws an image; `probe` looks at its last token's law."""
+
+    rows, width = 1, 1
+
+    def __init__(self, streams: int) -> None:
+        self.streams = streams
+        self.probe: Probe | None = None
+
+    async def generate(self, _prompt: str, s: Session) -> Canvas:
+        (canvas,) = s.open()
+        if self.probe:
+            await s.run([canvas], until=s.num_tokens - 1)
+            await s.look([canvas], self.probe)
+        await s.run([canvas])
+        return canvas
 
 
 def _replay(loop: StaticLoop, drawing: Drawing, _block: int) -> None:
@@ -122,16 +178,10 @@ def _replay(loop: StaticLoop, drawing: Drawing, _block: int) -> None:
 
 
 def expect_agreement(drawing: Drawing, loop: StaticLoop) -> None:
-    """Draw once and let the loop compute the same images: its logits of the last token must be the sampler's.
-
-    Raises RuntimeError where they differ by more than the type's rounding explains.
-    """
-    drawing()
-    assert drawing.logits_BKV is not None
-    null_BV, text_BV = drawing.logits_BKV.unbind(1)
-    ours_QV, theirs_QV = torch.cat((text_BV, null_BV)), loop(drawing.token_BN)
-    error = float((ours_QV - theirs_QV).norm() / ours_QV.norm())
-    allowed = 1e-4 if drawing.sampler.model.dtype == torch.float32 else 3e-2
+    """Raise RuntimeError where the loop's logits of the last token are not the sampler's, but for rounding."""
+    ours_QV = torch.cat(drawing.last_logits().unbind(1)[::-1])
+    error = float((ours_QV - loop(drawing.token_BN)).norm() / ours_QV.norm())
+    allowed = 1e-4 if drawing.model.dtype == torch.float32 else 3e-2
     if not error <= allowed:
         raise RuntimeError(
             f"the reference loop's logits are {error:.2g} away from the sampler's; {allowed:g} is allowed"
@@ -139,47 +189,25 @@ def expect_agreement(drawing: Drawing, loop: StaticLoop) -> None:
     log.info("the reference loop's last logits agree with the sampler's to %.1e", error)
 
 
-def copy_bandwidth(device: torch.device, megabytes: int = 256) -> float:
-    """Bytes a second that a large copy reads and writes: the roof that decoding works under."""
-    source = torch.zeros(megabytes * 2**20, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / min(timed(lambda _: target.copy_(source), 0, device) for _ in range(5))
-
-
-def floor_seconds(drawing: Drawing, bandwidth: float) -> float:
-    """Least seconds for all steps: every weight read once a step, and the keys and values of the mean context."""
-    model, cache = drawing.sampler.model, drawing.sampler._cache
-    modules = [part for name, part in vars(model).items() if isinstance(part, nn.Module) and name != "vq"]
-    weights = sum(t.nbytes for module in modules for name, t in module.named_parameters() if _streamed(name))
-    mean = drawing.sampler.slots * cache.slot_bytes * 0.5 * (1 + model.max_context / (cache.length + 1))
-    return model.num_tokens * (weights + mean) / bandwidth
-
-
-TABLES = ("vq.", "words.", "tok_embeddings", "cls_embedding", "gen_embed", "gen_aligner")
-"""Parameters of the tokenizer, and of tables that a decoding step looks rows up in."""
-
-
-def _streamed(name: str) -> bool:
-    return not any(
-        part in name for part in ("vq.", "words.", "tok_embeddings", "cls_embedding", "gen_embed", "gen_aligner")
-    )
-
-
-def _record(outcome: Outcome, times: Times, drawing: Drawing, images: int, bandwidth: float) -> None:
-    tokens = drawing.sampler.model.num_tokens
-    floor = floor_seconds(drawing, bandwidth)
+def _record(
+    outcome: Outcome, times: Times, read: Reading, images: int, streams: int, copied: float, multiplied: float
+) -> None:
     for name, seconds in times.seconds.items():
         ratio, low, high = times.ratio(name, "ours") if name != "ours" else (1.0, math.nan, math.nan)
         outcome.add(
             batch=images,
             subject=name,
-            tokens_per_s=images * tokens / times.median(name),
-            ms_per_step=1000 * times.median(name) / tokens,
+            tokens_per_s=images * read.tokens / times.median(name),
+            ms_per_step=1000 * times.median(name) / read.tokens,
+            seconds=times.median(name),
             spread=times.spread(name),
-            share_of_floor=floor / times.median(name),
+            floor_s=read.floor_s(images * streams, copied),
+            share_of_floor=read.floor_s(images * streams, copied) / times.median(name),
+            share_of_matvec=read.floor_s(images * streams, multiplied) / times.median(name),
             times_ours=ratio,
             ci_low=low,
             ci_high=high,
+            first_s=times.first.get(name, math.nan),
             blocks=len(seconds),
             warm=name not in times.unstable,
         )

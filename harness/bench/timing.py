@@ -6,25 +6,29 @@ is the wall clock between two synchronisations.
 
 from __future__ import annotations
 
-import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import date
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
-STABLE = 0.02
-"""Three consecutive warm-up times that agree within this share end the warm-up."""
+from harness.meter import settled
+
+CLOCKS = {"cuda": time.perf_counter, "cpu": time.process_time}
+"""By device."""
 
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Seconds of each subject, one for each block; `unstable` names those whose warm-up did not settle."""
+    """Seconds of each subject, one for each block; `unstable` names those whose warm-up did not settle.
+
+    `first` is the first call of the warm-up, with compiling and graph capture in it, which is in no other number.
+    """
 
     seconds: Mapping[str, np.ndarray]
-    unstable: tuple[str, ...]
+    unstable: tuple[str, ...] = ()
+    first: Mapping[str, float] = field(default_factory=dict)
 
     def median(self, name: str) -> float:
         return float(np.median(self.seconds[name]))
@@ -55,19 +59,22 @@ def interleave(
     A subject is called with the number of its block (the same number, the same work). It is warmed up before, in block
     0, until it is stable or has run `warm_up` times.
     """
-    unstable = [name for name, subject in subjects.items() if not _settles(subject, device, warm_up)]
+    before = {name: _warmed(subject, device, warm_up) for name, subject in subjects.items()}
     names = list(subjects)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for block in range(blocks):
         for name in names[block % len(names) :] + names[: block % len(names)]:
             seconds[name].append(timed(subjects[name], block, device))
-    return Times({name: np.array(values) for name, values in seconds.items()}, tuple(unstable))
+    return Times(
+        {name: np.array(values) for name, values in seconds.items()},
+        tuple(name for name, seen in before.items() if not settled(seen)),
+        {name: seen[0] for name, seen in before.items() if seen},
+    )
 
 
 def timed(subject: Callable[[int], object], block: int, device: torch.device) -> float:
     """Seconds of one call."""
-    cuda = device.type == "cuda"
-    clock = time.perf_counter if cuda else time.process_time
+    cuda, clock = device.type == "cuda", CLOCKS[device.type]
     if cuda:
         torch.cuda.synchronize(device)
     began = clock()
@@ -77,41 +84,9 @@ def timed(subject: Callable[[int], object], block: int, device: torch.device) ->
     return clock() - began
 
 
-def _settles(subject: Callable[[int], object], device: torch.device, most: int) -> bool:
+def _warmed(subject: Callable[[int], object], device: torch.device, most: int) -> list[float]:
+    """Seconds of calls until three agree."""
     seen: list[float] = []
-    while len(seen) < most:
+    while len(seen) < most and not settled(seen):
         seen.append(timed(subject, 0, device))
-        if settled(seen):
-            return True
-    return False
-
-
-def settled(seen: Sequence[float]) -> bool:
-    """Whether the last three agree within STABLE of their median."""
-    last = np.array(seen[-3:])
-    return len(last) == 3 and float(np.ptp(last)) <= STABLE * float(np.median(last))
-
-
-def machine(device: torch.device) -> dict[str, str]:
-    """What the numbers belong to."""
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        name = f"{properties.name}, {properties.total_memory / 1e9:.0f} GB, CUDA {torch.version.cuda}"
-    else:
-        name = f"{_processor()}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
-    return {
-        "device": name,
-        "date": date.today().isoformat(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "capability": str(torch.backends.cpu.get_cpu_capability()) if device.type == "cpu" else "",
-    }
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            named = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        named = []
-    return named[0] if named else platform.processor() or platform.machine()
+    return seen

@@ -129,20 +129,36 @@ def unpickle(file: Path, allowed: Sequence[Any] = ()) -> dict[str, Any]:
     return loaded
 
 
-def dtype_named(name: str) -> torch.dtype:
-    """What a model computes in. Raises UserError for anything but float32, bfloat16 and float16."""
+def dtype_named(name: str, option: str = "dtype") -> torch.dtype:
+    """What a model computes in, by its option. Raises UserError for anything but float32, bfloat16 and float16."""
     if name not in ("float32", "bfloat16", "float16"):
-        raise UserError(f"model.dtype={name}: choose float32, bfloat16 or float16")
+        raise UserError(f"model.{option}={name}: choose float32, bfloat16 or float16")
     return getattr(torch, name)
 
 
 def device_named(name: str) -> torch.device:
-    """The device of that name; "auto" is a GPU where there is one. Raises UserError for one that is not usable here."""
+    """The device of that name; "auto" is a GPU where there is one that works, else the CPU.
+
+    Raises UserError for one that is not usable here.
+    """
+    if name != "auto":
+        return _working(name)
+    if torch.cuda.is_available():
+        try:
+            return _working("cuda")
+        except UserError as error:
+            log.warning("the CPU is used: %s", error)
+    return torch.device("cpu")
+
+
+def _working(name: str) -> torch.device:
+    """A device after it has computed something: torch may lack the kernels for a GPU that it finds."""
     try:
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-        torch.empty(0, device=device)
+        device = torch.device(name)
+        torch.ones(1, device=device).add_(1)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device={name} is not usable here ({one_line(error)}): set device=auto or cpu") from error
+        reason = one_line(error)[:200]
+        raise UserError(f"device={name} is not usable here ({reason}): set device=auto or cpu") from error
     return device
 
 

@@ -19,6 +19,7 @@ import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from harness.report import collect
 from harness.report.collect import Panel, Shown, panels
 from harness.report.figures import write_figures
 from harness.runs import Run
-from harness.store import write_atomic
+from harness.store import FORMATS, UNREADABLE, write_atomic
 
 PART = 16
 """Prompts whose boxes and notes share a file."""
@@ -90,8 +91,8 @@ def _write_thumbs(one: Shown, folder: Path, there: dict[str, str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for record in one.run.done.values():
         stem = _stem(record)
-        if stem not in there and (source := one.run.image(record)):
-            there[stem] = _write_thumb(source, folder / stem)
+        if stem not in there and (source := one.run.image(record)) and (name := _write_thumb(source, folder / stem)):
+            there[stem] = name
 
 
 def write_thumbnail(run: Run, key: tuple[str, int], folder: Path) -> str:
@@ -102,16 +103,20 @@ def write_thumbnail(run: Run, key: tuple[str, int], folder: Path) -> str:
 
 
 def _write_thumb(source: Path, target: Path) -> str:
-    """Copy a small image, shrink a large one; written so that a kill leaves no half file."""
+    """Copy a small image, shrink a large one; written so that a kill leaves no half file. "" for a damaged one."""
     temporary = target.with_name(f".{target.name}")
-    with Image.open(source) as image:
-        if max(image.size) <= THUMB:
-            target = target.with_suffix(".png")
-            temporary.write_bytes(source.read_bytes())
-        else:
-            target = target.with_suffix(".webp")
-            image.thumbnail((THUMB, THUMB), Image.Resampling.LANCZOS)
-            image.save(temporary, format="WEBP", quality=80)
+    try:
+        with Image.open(source, formats=FORMATS) as image:
+            image.load()
+            if max(image.size) <= THUMB:
+                target = target.with_suffix(".png")
+                temporary.write_bytes(source.read_bytes())
+            else:
+                target = target.with_suffix(".webp")
+                image.thumbnail((THUMB, THUMB), Image.Resampling.LANCZOS)
+                image.save(temporary, format="WEBP", quality=80)
+    except UNREADABLE:
+        return ""
     os.replace(temporary, target)
     return target.name
 
@@ -125,7 +130,7 @@ def _size(one: Shown) -> list[int] | None:
     """Width and height of the run's images in pixels, from the first that is there."""
     for record in one.run.done.values():
         if source := one.run.image(record):
-            with Image.open(source) as image:
+            with suppress(*UNREADABLE), Image.open(source, formats=FORMATS) as image:
                 return list(image.size)
     return None
 

@@ -21,7 +21,6 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from harness.cli import log
 from harness.ledger import Ledger
 from harness.records import UserError
 from harness.worker import Work, carry_out
@@ -136,7 +135,7 @@ class Submitit(_Workers):
         """Give each worker a job, and another when it is done."""
         waiting, places = deque(jobs), deque(_places(self._workers, self._gpus))
         running: list[tuple[_Job, str, Any]] = []
-        log.info("%d jobs for %d workers", len(waiting), len(places))
+        print(f"{len(waiting)} jobs for {len(places)} workers, whose output is in {Path(self._folder).parent}")
         try:
             while waiting or running:
                 while waiting and places:
@@ -167,15 +166,18 @@ class Ray(_Workers):
         except ImportError as error:
             raise UserError("hydra/launcher=ray needs Ray: pip install 'visual-ar-tts[ray]'") from error
 
-        mine = len(_places(self._workers, self._gpus))
-        here = {} if self._address else {"num_cpus": mine * self._cpus}
-        ray.init(address=self._address, include_dashboard=False, configure_logging=False, **here)
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        here: dict[str, Any] = {}
+        if not self._address:
+            processors = len(_places(self._workers, self._gpus)) * self._cpus
+            here = {"num_cpus": processors, "include_dashboard": False}
+        ray.init(address=self._address, configure_logging=False, **here)
         try:
             each = self._gpus if self._gpus is not None else float(ray.cluster_resources().get("GPU", 0) > 0)
             task = ray.remote(carry_out).options(num_cpus=self._cpus, num_gpus=each, max_retries=0)
             threads = os.environ.get("OMP_NUM_THREADS", "1")  # Ray sets it itself
             waiting, running = deque(jobs), dict[Any, _Job]()
-            log.info("%d jobs for %s workers", len(waiting), self._workers or "as many as fit")
+            print(f"{len(waiting)} jobs for {self._workers or 'as many as fit'} workers")
             while waiting or running:
                 while waiting and len(running) < (self._workers or len(jobs)):
                     job = waiting.popleft()

@@ -109,6 +109,6 @@ class PointSweeper(BasicSweeper):
                 shard = [f"shard={index}/{shards}"] if shards > 1 else []
                 jobs.append([*point, *shard, f"hydra.sweeper.part_of={ledger.part(key)}"])
         if done := len(points) - len(waiting):
-            cli.log.info("%d of %d points are finished and left out", done, len(points))
+            print(f"{done} of {len(points)} points are finished and left out")
         cli.lead(ledger, self.config, fresh=bool(waiting))
         return jobs

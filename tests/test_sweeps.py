@@ -1,0 +1,254 @@
+"""Sweeps: what is finished costs nothing again, what failed is tried again, and a ledger tells it all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import toy
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from runs import TOY, deterministic, folders, harness
+from storm import fork
+
+from harness import cli
+from harness.ledger import Event, ledgers, outcomes, read_events
+from harness.point import Point
+from harness.records import Job, Prompt
+from harness.store import RunFolder, Shard
+
+FEW = (*TOY, "benchmark.prompts=4", "benchmark.pause=0.02")
+SWEEP = ("-m", *FEW, "method=plain,toy_best")
+FAULTY = ("-m", *TOY, "benchmark.prompts=8", "method=toy_faulty,plain", "stages=[generate,score]")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a finished sweep lies."""
+    cwd = tmp_path_factory.mktemp("done")
+    code, said = harness(cwd, *SWEEP)
+    assert code == 0, said
+    return cwd
+
+
+@pytest.fixture
+def cwd(done: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    shutil.copytree(done, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+@contextmanager
+def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Names the methods of points that are built, and "forward" for each forward of the target."""
+    built: list[str] = []
+    make, forward = Point.__init__, toy.ToyModel.forward
+
+    def making(self: Point, config: object, choices: dict[str, str]) -> None:
+        built.append(choices["method"])
+        make(self, config, choices)  # type: ignore[arg-type]
+
+    def forwarding(self: toy.ToyModel, *inputs: object) -> object:
+        built.append("forward")
+        return forward(self, *inputs)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Point, "__init__", making)
+        patch.setattr(toy.ToyModel, "forward", forwarding)
+        yield built
+
+
+def events(cwd: Path) -> list[Event]:
+    return [event for path in sorted(ledgers(cwd / "results").glob("*.jsonl")) for event in read_events(path)]
+
+
+def test_a_finished_sweep_builds_nothing_and_a_new_point_only_itself(
+    cwd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = deterministic(cwd)
+    with counted(monkeypatch) as built:
+        for more in ((), ("stages=[generate]", "shards=3")):
+            code, said = harness(cwd, *SWEEP, *more)
+            assert (code, built) == (0, []), said
+            assert "2 of 2 points are finished and left out" in said
+    assert deterministic(cwd) == before
+    with counted(monkeypatch) as built:
+        code, said = harness(cwd, "-m", *FEW, "method=plain,toy_best,best_of_n_likelihood", "stages=[generate]")
+        assert code == 0, said
+        assert set(built) == {"best_of_n_likelihood", "forward"}
+    assert len(folders(cwd)) == 3
+
+
+def test_a_report_that_would_be_the_same_is_left_alone(cwd: Path) -> None:
+    written = (cwd / "results/leaderboard.csv").stat().st_mtime_ns
+    for harm, words in ((False, "nothing has changed since it was written"), (True, "2 runs")):
+        if harm:
+            journal = next(iter(folders(cwd))) / "records-0.jsonl"
+            journal.write_bytes(journal.read_bytes() + journal.read_bytes().splitlines(keepends=True)[0])
+        code, said = harness(cwd, *SWEEP)
+        assert code == 0 and f"leaderboard.csv: {words}" in said
+        assert ((cwd / "results/leaderboard.csv").stat().st_mtime_ns != written) == harm
+
+
+@pytest.mark.parametrize("harm", ["image", "record", "score", "code"])
+def test_a_point_is_left_out_only_if_its_folder_is_complete(
+    harm: str, cwd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = deterministic(cwd)
+    folder = next(folder for folder in folders(cwd) if "plain" in folder.name)
+    if harm == "image":
+        next(folder.rglob("*.png")).write_bytes(b"torn")
+    elif harm in ("record", "score"):
+        journal = folder / ("records-0.jsonl" if harm == "record" else "scores.jsonl")
+        journal.write_text("".join(journal.read_text().splitlines(keepends=True)[1:]))
+    else:
+        monkeypatch.setattr("harness.ledger._changed", lambda path, was: "toy.py" in path)
+    with counted(monkeypatch) as built:
+        code, said = harness(cwd, *SWEEP, "stages=[generate,score]")
+    assert code == 0, said
+    assert (built.count("plain"), built.count("toy_best")) == (1, harm == "code")
+    assert ("forward" in built) == (harm in ("image", "record"))
+    after = deterministic(cwd)
+    if harm == "image":  # drawn again, and noted again
+        name = f"{folder.relative_to(cwd)}/records"
+        after[name] = sorted(set(after[name]))  # type: ignore[call-overload]
+    assert after == before
+
+
+def test_failures_stand_in_a_table_and_are_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, said = harness(tmp_path, *FAULTY)
+    assert code == 1
+    assert "error: model=toy benchmark=toy sampler.slots=24 benchmark.prompts=8 method=toy_faulty: " in said
+    assert said.rstrip().endswith("1 of the sweep's runs did not end well; the same command tries them again")
+    assert [event.event for event in events(tmp_path)] == [
+        *("begun", "planned", "planned", "started", "failed", "started", "finished"),
+    ]
+    (tmp_path / "mended").touch()
+    with counted(monkeypatch) as built:
+        code, said = harness(tmp_path, *FAULTY)
+    assert (code, set(built)) == (0, {"toy_faulty", "forward"}), said
+    assert len(list(ledgers(tmp_path / "results").iterdir())) == 1
+
+
+def test_a_sweep_may_stop_at_its_first_failure(tmp_path: Path) -> None:
+    code, said = harness(tmp_path, *FAULTY, "on_error=stop")
+    assert code == 1
+    assert "method=plain: not run, because another point failed (on_error=stop)" in said
+    (folder,) = folders(tmp_path)
+    assert (folder / "records-0.jsonl").read_text().count('"failed"') == 1
+    code, said = harness(tmp_path, *FEW, "on_error=panic")
+    assert code == 2 and "on_error=panic: choose from continue, stop" in said
+
+
+def test_shares_of_a_sweep_are_one_worker_s_run(tmp_path: Path, done: Path) -> None:
+    code, said = harness(tmp_path, *SWEEP, "shards=2")
+    assert code == 0, said
+    assert deterministic(tmp_path) == deterministic(done)
+    assert len(list(tmp_path.rglob("records-*.jsonl"))) == 4
+
+
+def test_what_is_of_the_whole_sweep_cannot_be_swept(tmp_path: Path) -> None:
+    for arguments, words in [
+        (("-m", *FEW, "shards=1,2"), "shards is of the whole sweep"),
+        (("-m", *FEW, "shards=0"), "shards=0: give"),
+        ((*FEW, "shards=2"), "shards=2 is for sweeps: add -m"),
+        ((*FEW, "shard=2/2"), "shard=2/2: write i/n"),
+        (("-m", *FEW, "hydra/launcher=submitit_local", "hydra.launcher.workers=0"), "workers=0"),
+    ]:
+        code, said = harness(tmp_path, *arguments)
+        assert code == 2 and words in said, said
+
+
+def test_a_share_whose_worker_died_has_failed() -> None:
+    lines = [
+        Event("begun", "c"),
+        Event("planned", "c", "p", overrides=["method=plain"], shards=2),
+        Event("started", "c", "p", "0/2", folder="a/b/c"),
+        Event("started", "c", "p", "1/2", folder="a/b/c"),
+        Event("finished", "c", "p", "0/2"),
+    ]
+    first, second = outcomes(lines)
+    assert (first.event, second.event, second.shard, second.code) == ("finished", "failed", "1/2", 1)
+    assert "ended without a word" in second.error and second.name == "method=plain"
+
+
+def test_a_torn_line_of_a_ledger_is_cut_off_by_the_next(cwd: Path) -> None:
+    (path,) = ledgers(cwd / "results").iterdir()
+    path.write_bytes(path.read_bytes()[:-20])
+    code, said = harness(cwd, *SWEEP)
+    assert code == 0 and "2 of 2 points are finished" in said
+    assert [event.event for event in read_events(path)][-4:] == ["started", "begun", "skipped", "skipped"]
+
+
+def test_status_tells_how_far_sweeps_are_while_they_are_written(tmp_path: Path) -> None:
+    harness(tmp_path, *FAULTY)
+    code, said = harness(tmp_path, "status", "results", module="harness.sweep")
+    assert code == 1
+    rows = {line.split()[-5]: line.split()[-4:] for line in said.splitlines() if line.endswith("-")}
+    assert list(rows.values()) == [["16", "12", "4", "-"], ["16", "16", "0", "-"]]
+    assert "32 images planned, 28 done, 4 failed, 0 workers running, time left unknown" in said
+    assert "4 of 16 images failed" in said
+
+    jobs = [Job(Prompt(f"toy/{index}", "a cat", "any"), 0) for index in range(5)]
+    about = {"benchmark": "toy", "model": "toy", "method": "plain", "params": "", "fingerprint": "0" * 8, "seed": 0}
+    config = {"run": {**about, "planned": 5}}
+    with RunFolder(tmp_path / "results/toy/toy/plain-00000000", config, jobs, Shard(1, 2)):
+        code, said = harness(tmp_path, "status", "results", module="harness.sweep")
+    assert code == 1
+    assert "runs of no sweep: 1 points, 0 done" in said
+    assert "toy/toy/plain-00000000" in said and "1/2" in said and "1 workers running" in said
+    code, said = harness(tmp_path, "status", "nowhere", module="harness.sweep")
+    assert code == 2 and "nowhere" in said
+
+
+def test_what_is_typed_wins_over_a_point_and_a_rehearsal_over_both() -> None:
+    cli.enable_plugins()
+    sweeper = import_module("hydra_plugins.harness_points").PointSweeper
+    points = [["model=big", "method=a", "method.k=9"], ["model=big", "method=b", "+x=1"], ["model=huge", "method=a"]]
+
+    def jobs(*typed: str, **rehearsal: object) -> list[list[str]]:
+        parsed = OverridesParser.create().parse_overrides(list(typed))
+        return [job for batch in sweeper(points, **rehearsal).split_arguments(parsed, None) for job in batch]
+
+    assert jobs() == points
+    assert jobs("model=small", "seed=0,1") == [
+        ["model=small", "seed=0", "method=a", "method.k=9"],
+        ["model=small", "seed=1", "method=a", "method.k=9"],
+        ["model=small", "seed=0", "method=b", "+x=1"],
+        ["model=small", "seed=1", "method=b", "+x=1"],
+        ["model=small", "seed=0", "method=a"],
+        ["model=small", "seed=1", "method=a"],
+    ]
+    assert jobs(always=["model=tiny"], instead={"method.k": "2", "+x": None}) == [
+        ["model=tiny", "method=a", "method.k=2"],
+        ["model=tiny", "method=b"],
+        ["model=tiny", "method=a"],
+    ]
+
+
+def test_a_preempted_sweep_goes_on_until_it_is_the_same(tmp_path: Path, done: Path) -> None:
+    """The requeue loop in short: forks of this process, each asked to leave by another signal, then one left alone."""
+    codes = []
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, None):
+        before = drawn(tmp_path)
+        pid = fork(tmp_path, lambda: os._exit(cli.command(SWEEP)))
+        while number and drawn(tmp_path) < before + 3:
+            time.sleep(0.005)
+        began = time.monotonic()
+        if number:
+            os.kill(pid, number)
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        assert not number or time.monotonic() - began < 5
+    assert codes == [143, 138, 140, 0], (tmp_path / "output.txt").read_text()
+    assert deterministic(tmp_path) == deterministic(done)
+    assert [event.event for event in events(tmp_path)].count("preempted") == 3
+
+
+def drawn(cwd: Path) -> int:
+    return sum(path.read_bytes().count(b"\n") for path in cwd.rglob("records-*.jsonl"))
