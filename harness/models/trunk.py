@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from harness import kernels
+
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, q_BHWd, k_BHWd, v_BHWd) -> attended values, same shape as q."""
 
@@ -205,8 +207,8 @@ class KVCache:
 
     Attention reads the used part of the cache. On a CPU a row reads the blocks of BLOCK positions that its own queries
     reach, and rows beside each other that reach as far share a call: a row's result is that of a call of its own, so
-    it cannot depend on how far others are. Elsewhere the whole length is read under a mask, which is the same shape
-    whoever is in flight.
+    it cannot depend on how far others are. On CUDA a kernel reads no further than each query does; where there is none,
+    the whole length is read under a mask, which is the same shape whoever is in flight.
     """
 
     def __init__(
@@ -254,6 +256,9 @@ class KVCache:
     def attend_all(self, pos_BW: Tensor, mask: Mask | None = None) -> Attend:
         """Attention for a forward whose row s is slot s, of the first B slots: the cache is read in place."""
         slot_B = self._slot_S[: len(pos_BW)]
+        kernel = kernels.attention(self.keys.device)
+        if kernel is not None:
+            return self._attend_used(kernel, slot_B, pos_BW, mask)
         if self.keys.device.type == "cpu":
             return self._attend_blocks(slot_B, pos_BW, mask)
         return self._attend_masked(slot_B, pos_BW, lambda stored: stored[: len(pos_BW)], mask)
@@ -302,6 +307,20 @@ class KVCache:
     def _write(self, layer: int, slot_B: Tensor, pos_BW: Tensor, k: Tensor, v: Tensor) -> None:
         for stored, new in ((self.keys, k), (self.values, v)):
             stored[layer][slot_B.unsqueeze(1), :, pos_BW] = new.transpose(1, 2)
+
+    def _attend_used(
+        self, kernel: Callable[..., Tensor], slot_B: Tensor, pos_BW: Tensor, mask: Mask | None = None
+    ) -> Attend:
+        rows, end = len(slot_B), self.length
+        bias_BL = None if self.bias_SL is None else self.bias_SL[:rows, :end]
+        seen_BWL = None if mask is None else mask(self._column_L[:end], pos_BW.unsqueeze(-1)).contiguous()
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            self._write(layer, slot_B, pos_BW, k, v)
+            keys, values = (stored[layer, :rows, :, :end] for stored in (self.keys, self.values))
+            return kernel(q, keys, values, pos_BW, bias_BL, seen_BWL)
+
+        return attend
 
     def _attend_masked(
         self, slot_B: Tensor, pos_BW: Tensor, read: Callable[[Tensor], Tensor], mask: Mask | None = None
