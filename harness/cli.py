@@ -101,29 +101,31 @@ def lead(ledger: Ledger, config: DictConfig, fresh: bool) -> None:
 
 def _end() -> None:
     """What comes after the last run: the report, and the table of what failed."""
-    rows: list[Event] = []
+    rows: list[tuple[str, Event]] = []
     if _outcome.sweep:
-        from harness.ledger import outcomes
+        from harness.ledger import names, outcomes
 
         events = _outcome.sweep.events()
         results = _outcome.sweep.path.parent.parent
         _outcome.folders = list(dict.fromkeys(results / event.folder for event in events if event.folder))
-        rows = [event for event in outcomes(events) if event.event != "finished"]
-        _outcome.failures += [(event.error, event.code or 1) for event in rows]
-    if _outcome.results is not None and (_outcome.folders or not _outcome.failures):
-        report(_outcome.results, _outcome.folders, build(_outcome.logger), fresh=_outcome.fresh)
-    if _outcome.sweep:
-        _say_failed(rows)
-    else:
-        for message, code in _outcome.failures:
-            say(message, code)
+        ends = outcomes(events)
+        rows = [(name, end) for name, end in zip(names(ends), ends, strict=True) if end.event != "finished"]
+        _outcome.failures = [(end.error, end.code or 1) for _, end in rows]
+    try:
+        if _outcome.results is not None and (_outcome.folders or not _outcome.failures):
+            report(_outcome.results, _outcome.folders, build(_outcome.logger), fresh=_outcome.fresh)
+    finally:
+        if _outcome.sweep:
+            _say_failed(rows)
+        else:
+            for message, code in _outcome.failures:
+                say(message, code)
 
 
-def _say_failed(rows: Sequence[Event]) -> None:
-    """A table of the points that did not end well."""
-    for event in rows:
-        share = f" (share {event.shard})" if event.shard != "0/1" else ""
-        say(f"{event.name}{share}: {event.error or event.event}", event.code)
+def _say_failed(rows: Sequence[tuple[str, Event]]) -> None:
+    """A table of the points, or shares of them, that did not end well."""
+    for name, end in rows:
+        say(f"{name}{f' (share {end.shard})' if end.shard != '0/1' else ''}: {end.error or end.event}")
     if rows:
         print(f"{len(rows)} of the sweep's runs did not end well; the same command tries them again", file=sys.stderr)
 
@@ -208,6 +210,8 @@ def _app(config: DictConfig) -> None:
             return
         log.exception("%s failed", job.name or "the run")
         job.fail(f"{type(error).__name__}: {error}", 1)
+    finally:
+        _outcome.job = None
 
 
 def _carry_out(config: DictConfig, job: _Job) -> None:

@@ -52,11 +52,6 @@ class Event:
     host: str = ""
     pid: int = 0
 
-    @property
-    def name(self) -> str:
-        """The point as it was asked for."""
-        return " ".join(self.overrides) or "the defaults"
-
 
 class Ledger:
     """A sweep's ledger, open for one start of it."""
@@ -123,6 +118,12 @@ def outcomes(events: Sequence[Event]) -> list[Event]:
         if plan.event == "planned"
         for shard in (f"{index}/{plan.shards}" for index in range(plan.shards))
     ]
+
+
+def names(points: Sequence[Event]) -> list[str]:
+    """Points by what they do not share."""
+    shared = set.intersection(*(set(point.overrides) for point in points)) if len(points) > 1 else set()
+    return [" ".join(said for said in point.overrides if said not in shared) or "the defaults" for point in points]
 
 
 # ------------------------------------------------------------------ which points are finished

@@ -162,32 +162,33 @@ def short_of_memory(error: BaseException) -> bool:
 def capped() -> Iterator[None]:
     """Inside, an allocation beyond the main memory that is left fails, where it would end the process later on."""
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    left = _main_memory()
-    if left is not None and soft == resource.RLIM_INFINITY:
-        resource.setrlimit(resource.RLIMIT_DATA, (int(left), hard))
+    own = _status("/proc/self/status", "VmData:")
+    if own is not None and soft == resource.RLIM_INFINITY:
+        resource.setrlimit(resource.RLIMIT_DATA, (own + _available(), hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
-def _main_memory() -> float | None:
-    """Bytes of data that this process may have: what it has, and what is available to it."""
+def _available() -> int:
+    """Bytes of main memory that processes can still get."""
+    return _status("/proc/meminfo", "MemAvailable:") or os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _status(path: str, name: str) -> int | None:
+    """Bytes that the system says of something; None where it does not."""
     try:
-        own = _kilobytes("/proc/self/status", "VmData:")
-        return 1024 * (own + _kilobytes("/proc/meminfo", "MemAvailable:"))
-    except (OSError, StopIteration):
+        lines = Path(path).read_text().splitlines()
+    except OSError:
         return None
-
-
-def _kilobytes(path: str, name: str) -> int:
-    return next(int(line.split()[1]) for line in Path(path).read_text().splitlines() if line.startswith(name))
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(name)), None)
 
 
 def _free(device: torch.device) -> float:
-    """Bytes that may still be used: nine tenths of a GPU's free memory, half of the main memory's."""
+    """Bytes that may still be used: nine tenths of a GPU's free memory, half of the main memory that is available."""
     if device.type != "cuda":
-        return 0.5 * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return 0.5 * _available()
     free, _ = torch.cuda.mem_get_info(device)
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return 0.9 * (free + kept)

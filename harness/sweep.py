@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.cli import say
-from harness.ledger import Event, ledgers, read_events
+from harness.ledger import Event, ledgers, names, read_events
 from harness.records import UserError
 from harness.runs import Run, find_runs, read_run
 from harness.store import Shard, Writer, writers
@@ -56,8 +56,11 @@ def show(results: Path) -> int:
     sweeps = {path.stem: _points(path) for path in sorted(ledgers(results).glob("*.jsonl"))}
     known = {folder for points in sweeps.values() for _, folder, _ in points}
     rows = {
-        name: [_progress(event.name, runs.get(folder), error) for event, folder, error in points]
-        for name, points in sweeps.items()
+        sweep: [
+            _progress(name, runs.get(folder), error)
+            for name, (_, folder, error) in zip(names([event for event, _, _ in points]), points, strict=True)
+        ]
+        for sweep, points in sweeps.items()
     }
     if others := [name for name in runs if name not in known]:
         rows["runs of no sweep"] = [_progress(name, runs[name], "") for name in others]
@@ -73,9 +76,10 @@ def _points(path: Path) -> list[tuple[Event, str, str]]:
     events = read_events(path)
     last = [event.call for event in events if event.event == "begun"][-1:]
     folders = {event.point: event.folder for event in events if event.folder}
-    ends = {event.point: event.error for event in events if event.call in last and event.event != "planned"}
+    errors = {(event.point, event.shard): event.error for event in events if event.call in last}
+    wrong = {point: error for (point, _), error in errors.items() if error}
     return [
-        (event, folders.get(event.point, ""), ends.get(event.point, ""))
+        (event, folders.get(event.point, ""), wrong.get(event.point, ""))
         for event in events
         if event.call in last and event.event in ("planned", "skipped")
     ]

@@ -109,7 +109,9 @@ def _record(
     chance: random.Random,
 ) -> SampleRecord:
     budget = BUDGETS[method] if n is None else n
-    usage = Usage(sampled=144 * budget, target_passes=145, device_s=0.1 * budget + 0.001 * chance.random())
+    device_s = 0.1 * budget + 0.001 * chance.random()
+    spent = {"prefill_s": 0.1 * device_s, "decode_s": 0.8 * device_s, "render_s": 0.1 * device_s, "save_s": 0.002}
+    usage = Usage(sampled=144 * budget, target_passes=145, device_s=device_s, **spent)
     return SampleRecord(
         prompt_id,
         image,

@@ -20,10 +20,10 @@ VALUES = {f"{category}/{i}": [1.0, float(i % 2)] for category in "ab" for i in r
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder but the report's, by its place."""
+    """Every file below a folder but the report's and hidden ones, by its place."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     named = {str(path.relative_to(folder)): path.read_bytes() for path in files}
-    return {name: data for name, data in named.items() if not name.startswith("report/")}
+    return {name: data for name, data in named.items() if not name.startswith(("report/", "."))}
 
 
 @pytest.fixture

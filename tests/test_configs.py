@@ -9,6 +9,7 @@ import pytest
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from runs import harness as run_harness
@@ -148,17 +149,29 @@ def _planned(experiment: str, point: list[str]) -> Run:
     return Run(Path(), {"method": method}, about, {}, {}, {}, frozenset(), {}, "")
 
 
-def rehearse(experiment: str, cwd: Path) -> None:
+def rehearse(experiment: str, cwd: Path, *more: str) -> None:
     GlobalHydra.instance().clear()
-    code, said = run_harness(cwd, "-m", f"experiment={experiment}", "hydra/sweeper=rehearsal")
+    code, said = run_harness(cwd, "-m", f"experiment={experiment}", "hydra/sweeper=rehearsal", *more)
     assert code == 0, said
 
 
 def test_a_papers_table_can_be_rehearsed_on_the_embedded_model(tmp_path: Path) -> None:
-    rehearse("lantern_table", tmp_path)
+    rehearse("scalingar_table1", tmp_path, "stages=[generate,score]")
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("experiment", options("experiment"))
 def test_every_experiment_can_be_rehearsed(experiment: str, tmp_path: Path) -> None:
     rehearse(experiment, tmp_path)
+
+
+@pytest.mark.parametrize("launcher", options("hydra/launcher"))
+def test_every_launcher_builds(launcher: str) -> None:
+    config = compose("config", [f"hydra/launcher={launcher}"], return_hydra_config=True)
+    assert isinstance(instantiate(config.hydra.launcher), Launcher)
+
+
+@pytest.mark.parametrize("sweeper", options("hydra/sweeper"))
+def test_every_sweeper_builds(sweeper: str) -> None:
+    config = compose("config", [f"hydra/sweeper={sweeper}"], return_hydra_config=True)
+    assert instantiate(config.hydra.sweeper).points == [[]]

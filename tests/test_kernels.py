@@ -118,8 +118,9 @@ def test_a_device_that_cannot_use_them_says_why(
 
 
 def test_what_kernels_do_not_take_is_refused() -> None:
-    with pytest.raises(ValueError, match="heads of 512 numbers"):
-        flash.attend(*(torch.zeros(1, 1, 1, 512) for _ in range(3)), torch.zeros(1, 1).long())
+    for wrong in (torch.zeros(1, 1, 1, 512), torch.zeros(1, 1, 1, 8, dtype=torch.float64)):
+        with pytest.raises(ValueError, match=r"heads of \d+ numbers in"):
+            flash.attend(wrong, wrong, wrong, torch.zeros(1, 1).long())
     logits_MV, *rows = laws.drawn(512, 2, 2, CPU)
     for wrong in (logits_MV.double(), logits_MV.T, torch.zeros(1, 2**16)):
         with pytest.raises(ValueError, match="dense float32"):

@@ -10,12 +10,17 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
 from runs import TOY, deterministic, harness, start
+from submitit.core.submission import process_job
+from submitit.slurm.test_slurm import mocked_slurm
 
 from harness import cli
-from harness.ledger import Event, ledgers, read_events
+from harness.ledger import Event, Ledger, ledgers, read_events
 from harness.records import UserError
 from harness.store import writers
+from harness.worker import Work
 
 SWEEP = ("-m", *TOY, "method=plain,toy_best")
 
@@ -50,6 +55,49 @@ def test_more_gpus_than_there_are_cannot_be_given(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     with pytest.raises(UserError, match="workers=3 with 1 GPUs each, but 2 are visible"):
         places(3, None)
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Puts back the signal handlers that submitit sets where it carries out a job."""
+    former = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGCONT, signal.SIGUSR2)}
+    yield
+    for number, handler in former.items():
+        signal.signal(number, handler)
+
+
+def test_slurm_gets_an_array_and_once_more_what_was_preempted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handlers: None
+) -> None:
+    """Against submitit's own stand-in for Slurm: jobs are pickled, submitted, and carried out as Slurm's would be."""
+    cli.enable_plugins()
+    module = import_module("hydra_plugins.harness_launchers")
+    ledger = Ledger(tmp_path / "sweep.jsonl", "call")
+    jobs = [module._Job(("stages=[report]", "results=nowhere"), ledger, "point", f"{index}/3") for index in range(3)]
+    fates = {"12_0": [jobs[0], "finished"], "12_1": [jobs[1], "preempted"], "12_2": [jobs[2], "failed"]}
+    again = {"13": [jobs[1], "finished"]}
+    with initialize_config_module("conf", version_base="1.3"):
+        config = compose("config", ["hydra/launcher=submitit_slurm"], return_hydra_config=True)
+    GlobalHydra.instance().clear()
+    parameters = {**config.hydra.launcher.parameters, "timeout_min": 60, "slurm_partition": "gpu"}
+    launcher = module.Submitit("slurm", 2, None, str(tmp_path / "logs/%j"), parameters)
+    monkeypatch.setattr(launcher, "_work", lambda job: Work(job.arguments, str(tmp_path)))
+
+    with mocked_slurm() as slurm:
+
+        def carry_out(_: float) -> None:
+            for number, (job, fate) in (fates or again).items():
+                with slurm.job_context(number):
+                    process_job(tmp_path / "logs" / number)
+                ledger.write(fate, point=job.point, shard=job.shard)
+            (fates or again).clear()
+
+        monkeypatch.setattr(module.time, "sleep", carry_out)
+        launcher._carry_out(jobs)
+    assert not fates and not again
+    script = next(path.read_text() for path in tmp_path.rglob("*.sh") if "--array" in path.read_text())
+    for option in ("--array=0-2%2", "--gpus-per-node=1", "--time=60", "--signal=USR2@120", "--partition=gpu"):
+        assert f"#SBATCH {option}" in script, script
 
 
 @pytest.fixture
@@ -109,7 +157,7 @@ def test_twenty_preemptions_in_a_row_change_nothing(
         tmp_path, *SWEEP, "benchmark.pause=0.05", "hydra/launcher=submitit_local", "hydra.launcher.workers=1"
     )
     asked = before = 0
-    while asked < 20 and process.poll() is None:
+    while asked < 21 and process.poll() is None:
         working = list(busy(tmp_path))
         if working and lines(tmp_path) > before:
             number = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)[asked % 3] if asked != 9 else signal.SIGKILL
@@ -121,6 +169,6 @@ def test_twenty_preemptions_in_a_row_change_nothing(
         time.sleep(0.01)
     said, _ = process.communicate()
     assert process.returncode == 0, said
-    assert asked == 20
-    assert [event.event for event in events(tmp_path)].count("preempted") == 19
+    assert asked == 21
+    assert [event.event for event in events(tmp_path)].count("preempted") == 20
     assert deterministic(tmp_path) == alone

@@ -377,6 +377,7 @@ def test_stage_1_in_the_configuration_of_stage_2_is_refused(tmp_path: Path) -> N
         ({"weights": "no"}, "model.weights=no: choose"),
         ({"padding": "both"}, "model.padding=both: choose"),
         ({"dtype": "int8"}, "model.dtype=int8: choose"),
+        ({"render_dtype": "int8"}, "model.render_dtype=int8: choose"),
         ({"image": 9}, "model.image=9: must be a multiple of 2"),
     ],
 )
@@ -484,6 +485,29 @@ def test_features_of_another_encoder_are_refused() -> None:
     model._captions = WordFeatures(10, 12)
     with pytest.raises(UserError, match=r"caption features are \(3, 10\), the model takes 1 to 12 rows of 12"):
         model.context("a cat", "a cat")
+
+
+def test_images_may_be_decoded_in_bfloat16() -> None:
+    """Pixels are the same to a few shades, codes and their vectors exactly; the decoder takes half the memory."""
+    model, half = tiny(), tiny(render_dtype="bfloat16")
+    codes = torch.randint(0, model.vocab, (2, model.num_tokens), generator=torch.Generator().manual_seed(0))
+    shown, shown_half = (one.vq.decode(codes, one.grid) for one in (model, half))
+    assert (shown.dtype, shown_half.dtype) == (torch.float32, torch.bfloat16)
+    assert 0 < (shown - shown_half).abs().max() < 0.03 * shown.abs().max()
+    assert torch.equal(model.codebook, half.codebook)
+    pixels = shown.clamp(-1, 1)
+    assert torch.equal(model.encode(pixels), half.encode(pixels))
+    assert half.decode(codes).dtype == torch.uint8
+    assert 2 * half.render_bytes == model.render_bytes
+
+
+def test_the_decoder_s_layout_changes_no_more_than_rounding() -> None:
+    model = tiny()
+    codes = torch.randint(-1, model.vocab, (2, model.num_tokens), generator=torch.Generator().manual_seed(0))
+    assert model.vq.decoder.conv_out.weight.is_contiguous(memory_format=torch.channels_last)
+    shown = model.vq.decode(codes, model.grid)
+    model.vq.to(memory_format=torch.contiguous_format)
+    torch.testing.assert_close(model.vq.decode(codes, model.grid), shown, atol=1e-5, rtol=0)
 
 
 # ------------------------------------------------------------------ memory

@@ -61,7 +61,7 @@ def test_pdf_figures_are_one_column_wide_and_do_not_name_the_hour(tmp_path: Path
     pdfs = files(tmp_path / "a/report/figures")
     assert pdfs == files(tmp_path / "b/report/figures")
     assert sorted(pdfs) == sorted(f"{name}.pdf" for name in data(tmp_path / "a", "figures"))
-    assert len(pdfs) == (7 if every else 1)
+    assert len(pdfs) == (8 if every else 2)
     for name, pdf in pdfs.items():
         (width,) = re.findall(rb"/MediaBox \[ 0 0 ([\d.]+) ", pdf)
         assert float(width) == pytest.approx(72 * 3.35), name
@@ -76,13 +76,15 @@ def test_every_figure_has_what_the_page_shows(tmp_path: Path) -> None:
         drawn[name.split("-")[0]] = figure = Figure()
         draw(figure)
     assert list(drawn) == [
-        *("scaling", "pareto_tokens", "pareto_seconds", "bubbles", "acceptance", "confidence", "pruning")
+        *("scaling", "pareto_tokens", "pareto_seconds", "bubbles", "spent", "acceptance", "confidence", "pruning")
     ]
     curve = drawn["scaling"].axes[0].lines[0]
     assert curve.get_xdata().tolist() == [1.0, 2.0, 4.0]
     scores = {one.label: one.row["score"] for one in panel.shown}
     assert curve.get_ydata().tolist() == [scores[label] for label in ("plain", "best of n (n=2)", "best of n (n=4)")]
     assert len(drawn["bubbles"].axes[0].collections) == 6
+    ends = [bar.get_x() + bar.get_width() for bar in drawn["spent"].axes[0].patches[-6:]]
+    assert ends == pytest.approx([one.row["device_s"] + 0.002 for one in panel.shown[::-1]])
     bars = [bar.get_height() for bar in drawn["acceptance"].axes[0].patches]
     assert bars == [30 / 45, 10 / 45, 5 / 45]
     assert [axes.get_title() for axes in drawn["confidence"].axes[:3]] == [

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
+from contextlib import redirect_stderr
+from functools import partial
 from pathlib import Path
 
 import pytest
-from runs import TOY, deterministic, folders, harness, start
+from runs import TOY, deterministic, folders, harness
+from storm import fork
 
+from harness import cli
 from harness.records import Job, Prompt, UserError
 from harness.store import RunFolder, Shard, writers
 
@@ -90,23 +95,30 @@ def test_a_share_has_one_writer_and_a_run_one_number_of_shares(tmp_path: Path) -
         pass
 
 
+def command(*arguments: str) -> None:
+    with Path("said.txt").open("a", buffering=1) as file, redirect_stderr(file):
+        os._exit(cli.command(arguments))
+
+
 def test_processes_that_create_a_run_at_once_share_it(tmp_path: Path, whole: dict[str, object]) -> None:
     """And one that is asked to leave does so within five seconds, and says so by its exit code."""
-    both = [start(tmp_path, *RUN, f"shard={index}/2", "benchmark.pause=0.05") for index in range(2)]
-    while len(list(tmp_path.rglob("records-*.jsonl"))) < 2 or not all(drawn(tmp_path).values()):
-        assert all(process.poll() is None for process in both)
-        time.sleep(0.01)
-    for process, number in zip(both, (signal.SIGTERM, signal.SIGUSR1), strict=True):
-        process.send_signal(number)
-    began = time.monotonic()
-    said = [process.communicate()[0] for process in both]
-    assert time.monotonic() - began < 5
-    assert [process.returncode for process in both] == [143, 138], said
-    assert "error: preempted (SIGTERM); run the same command again to continue" in said[0]
+    slow = (*RUN, "benchmark.pause=0.1")
+    pids = [fork(tmp_path, partial(command, *slow, f"shard={index}/2")) for index in range(2)]
+    codes = []
+    for index, (pid, number) in enumerate(zip(pids, (signal.SIGTERM, signal.SIGUSR1), strict=True)):
+        while not any(path.stat().st_size for path in tmp_path.rglob(f"records-{index}.jsonl")):
+            assert os.waitpid(pid, os.WNOHANG) == (0, 0)
+            time.sleep(0.01)
+        os.kill(pid, number)
+        began = time.monotonic()
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        assert time.monotonic() - began < 5
+    assert codes == [143, 138]
+    said = (tmp_path / "said.txt").read_text()
+    assert "error: preempted (SIGTERM); run the same command again to continue" in said
     assert not list(tmp_path.rglob(".*.png.*"))
-    code, output = harness(tmp_path, *RUN, "benchmark.pause=0.05")
-    assert code == 0, output
-    pause = deterministic(tmp_path)
-    assert [v for k, v in pause.items() if k.endswith(("records", ".png"))] == [
-        v for k, v in whole.items() if k.endswith(("records", ".png"))
-    ]
+    code, said = harness(tmp_path, *slow)
+    assert code == 0, said
+    ours = deterministic(tmp_path)
+    drawn_alike = [name for name in whole if name.endswith("records")]
+    assert [rows for name, rows in ours.items() if name.endswith("records")] == [whole[name] for name in drawn_alike]

@@ -4,7 +4,8 @@
 `row_steps` are the decoding rows it fed over plain's: what early termination saves, next to the seconds that it saves.
 `bookkeeping` is what a decoding round takes longer than one of plain sampling in a sampler of the same shape (as many
 slots, as wide), as a share of that: the method's own code, its rules and signals, and whatever the scheduler does for
-them. Prompts, prefills, drafts, judges and image decoding are in neither.
+them. Prompts, prefills, drafts, judges and, on a CPU, image decoding are in neither; on a GPU images are decoded beside
+the rounds, and where a method waits for them with nothing else to do, that counts.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ from harness.session import Method
 
 LEAST = 8
 """Images that a timed call draws at least."""
-APART = ("text_s", "prefill_s", "draft_s", "render_s", "judge_s")
-"""What an image takes besides decoding rounds."""
+APART = ("text_s", "prefill_s", "draft_s", "judge_s")
+"""What an image takes besides decoding rounds. On a CPU also its decoding, which a GPU does beside them."""
 
 
 def run(config: DictConfig) -> bool:
@@ -190,5 +191,6 @@ class Work:
             raise UserError(f"{type(self.method).__name__} fails with this model: {broken[0]}")
         self.rounds, self.row_steps = self.sampler.rounds - before, self.sampler.fed - fed
         self.passes = sum(delivery.usage.target_passes for delivery in done) / len(done)
-        apart = sum(getattr(delivery.usage, name) for delivery in done for name in APART)
+        names = APART if self.model.device.type == "cuda" else (*APART, "render_s")
+        apart = sum(getattr(delivery.usage, name) for delivery in done for name in names)
         self.decode_s[block] = seconds * (1 - apart / wall) / max(1, self.rounds)

@@ -23,13 +23,13 @@ LEAST_CAPABILITY = (8, 0)
 """Of a CUDA device: the first that multiplies bfloat16."""
 
 
-def attention(device: torch.device) -> Callable[..., Tensor] | None:
-    """`flash.attend`, or None where kernels are not used."""
+def attention(device: torch.device, dtype: torch.dtype = torch.float32) -> Callable[..., Tensor] | None:
+    """`flash.attend`, or None where kernels are not used or do not compute in that type."""
     if missing(device):
         return None
-    from harness.kernels.flash import attend
+    from harness.kernels.flash import TYPES, attend
 
-    return attend
+    return attend if dtype in TYPES else None
 
 
 def guided_draw(

@@ -23,6 +23,7 @@ BLOCKS = 4
 QUERIES = 16
 """Queries per program, the fewest that matrix units take."""
 WIDEST_HEAD = 256
+TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def attend(
@@ -41,8 +42,8 @@ def attend(
     """
     slots, heads, width, dim = q_SHWd.shape
     length = keys_SHLd.shape[2]
-    if dim > WIDEST_HEAD:
-        raise ValueError(f"heads of {dim} numbers: at most {WIDEST_HEAD} fit")
+    if dim > WIDEST_HEAD or q_SHWd.dtype not in TYPES:
+        raise ValueError(f"heads of {dim} numbers in {q_SHWd.dtype}: {WIDEST_HEAD} fit, of 16 or 32 bits")
     parts = triton.cdiv(length, KEYS * BLOCKS)
     partial_SHPWd = q_SHWd.new_empty((slots, heads, parts, width, dim), dtype=torch.float32)
     scale_SHP2W = q_SHWd.new_empty((slots, heads, parts, 2, width), dtype=torch.float32)

@@ -65,6 +65,7 @@ class Janus:
         max_context: int = 192,
         device: str | torch.device = "cpu",
         dtype: str = "bfloat16",
+        render_dtype: str = "float32",
     ) -> None:
         if family not in ROLES:
             raise UserError(f"model.family={family}: known prompt templates are {', '.join(ROLES)}")
@@ -85,6 +86,7 @@ class Janus:
         else:
             raise UserError(f"model.weights={weights}: choose published or random")
         self.net.eval().requires_grad_(False)
+        self.vq.for_rendering(checkpoints.dtype_named(render_dtype, "render_dtype"))
         self.vocab, self.dim = self.spec.vq.codes, self.spec.trunk.dim
         self.grid = (self.spec.side, self.spec.side)
         self.max_context = max_context
@@ -114,7 +116,7 @@ class Janus:
         self._words = read_words(path, self.spec.words)
 
     def _placed(self, name: str, tensor: Tensor) -> Tensor:
-        """The tokenizer computes in float32 whatever the model computes in: pixels are not where time goes."""
+        """The tokenizer is kept in float32 whatever the model computes in."""
         return tensor.to(self.device, torch.float32 if name.startswith("vq.") else self.dtype)
 
     @property

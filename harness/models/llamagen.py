@@ -110,6 +110,7 @@ class LlamaGen:
         padding: Padding = "left",
         collapse: bool = True,
         dtype: torch.dtype = torch.float32,
+        render_dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
     ) -> None:
         if padding not in ("left", "right"):
@@ -117,7 +118,7 @@ class LlamaGen:
         self.name, self.revision, self.padding, self.collapse = name, revision, padding, collapse
         self.dtype, self.device = dtype, torch.device(device)
         self.gpt = gpt.eval().requires_grad_(False).to(self.device, dtype)
-        self.vq = vq.eval().requires_grad_(False).to(self.device, torch.float32)
+        self.vq = vq.eval().requires_grad_(False).to(self.device, torch.float32).for_rendering(render_dtype)
         spec = gpt.spec
         self.grid, self.vocab, self.dim = (spec.side, spec.side), spec.codes, spec.trunk.dim
         self.max_context = 2 if collapse else spec.condition
@@ -250,6 +251,7 @@ def load(
     padding: Padding = "left",
     collapse: bool = True,
     dtype: str = "bfloat16",
+    render_dtype: str = "float32",
     device: str | torch.device = "cpu",
 ) -> LlamaGen:
     """A model of `image` pixels a side from published weights, a checkpoint on disk, or random ones of full size.
@@ -264,7 +266,7 @@ def load(
     gpt_spec = _gpt_spec(size, image // vq_spec.downsampling, vq_spec.codes)
     with torch.device("meta"):
         gpt, vq = GPT(gpt_spec), VQ(vq_spec)
-    kind = files.dtype_named(dtype)
+    kind, shown = files.dtype_named(dtype), files.dtype_named(render_dtype, "render_dtype")
     if weights == "random":
         sha, captions = "random", WordFeatures(gpt_spec.caption_dim, gpt_spec.condition)
         files.randomise(gpt.to(kind), device)
@@ -283,7 +285,14 @@ def load(
         raise UserError(f"model.weights={weights}: choose published or random")
     log.info("%s: prompts padded on the %s", name, padding)
     return LlamaGen(
-        gpt, vq, captions, name=name, revision=sha, padding=padding, collapse=collapse, dtype=kind, device=device
+        *(gpt, vq, captions),
+        name=name,
+        revision=sha,
+        padding=padding,
+        collapse=collapse,
+        dtype=kind,
+        render_dtype=shown,
+        device=device,
     )
 
 

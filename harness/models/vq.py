@@ -188,11 +188,21 @@ class VQ(nn.Module):
         self.quant_conv = nn.Conv2d(spec.latent, spec.code_dim, 1)
         self.post_quant_conv = nn.Conv2d(spec.code_dim, spec.latent, 1)
 
+    def for_rendering(self, dtype: torch.dtype = torch.float32) -> VQ:
+        """Lay the decoder out as convolutions are fastest, and let it compute in `dtype`.
+
+        Encoder and codebook stay as they are. Training and fixtures of intermediate values need none of it.
+        """
+        for part in (self.decoder, self.post_quant_conv):
+            part.to(dtype).to(memory_format=torch.channels_last)
+        return self
+
     def decode_bytes(self, codes: int) -> int:
-        """Working memory of decoding one float32 image of so many codes: five maps of its largest layer are alive."""
+        """Working memory of decoding one image of so many codes: five maps of its largest layer are alive."""
         pixels = codes * self.spec.downsampling**2
         widths = (self.spec.width * multiplier for multiplier in self.spec.multipliers)
-        return 5 * 4 * max(width * pixels // 4 ** max(0, i - 1) for i, width in enumerate(widths))
+        largest = max(width * pixels // 4 ** max(0, i - 1) for i, width in enumerate(widths))
+        return 5 * largest * self.post_quant_conv.weight.element_size()
 
     def encode(self, x_B3HW: Tensor) -> Tensor:
         return self.quantize.nearest(self.quant_conv(self.encoder(x_B3HW))).flatten(1)
@@ -201,7 +211,9 @@ class VQ(nn.Module):
         return self.decode_latent(self.quantize.lookup(codes_BN.unflatten(1, grid)))
 
     def decode_latent(self, z_Bdhw: Tensor) -> Tensor:
-        return self.decoder(self.post_quant_conv(z_Bdhw))
+        """Pixels in the type the decoder computes in; float32 is float32 on a GPU too, not its TF32."""
+        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+            return self.decoder(self.post_quant_conv(z_Bdhw.to(self.post_quant_conv.weight.dtype)))
 
 
 def to_uint8(x_B3HW: Tensor) -> Tensor:

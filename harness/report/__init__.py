@@ -228,6 +228,7 @@ def _run(one: Shown, results: Path) -> dict[str, Any]:
         "folder": os.path.relpath(one.run.path, results),
         "seconds": _plain(one.seconds),
         "memory_gb": one.run.about.get("memory_gb"),
+        "spent": collect.spent(one),
     }
 
 

@@ -184,6 +184,31 @@ def curves(panel: Panel) -> list[tuple[str, list[Dot]]]:
     ]
 
 
+SPENT = {
+    "text": "text_s",
+    "prefill": "prefill_s",
+    "decode": "decode_s",
+    "draft": "draft_s",
+    "judge": "judge_s",
+    "VQ decode": "render_s",
+    "save": "save_s",
+}
+"""Stage -> the leaderboard's column with its seconds."""
+
+
+def spent(one: Shown) -> dict[str, float]:
+    """Mean seconds of an image by stage; with one image at a time also what the host needs besides, to the whole.
+
+    Empty where the journal is older than stages are.
+    """
+    if math.isnan(float(one.row["decode_s"])):
+        return {}
+    found = {stage: float(one.row[column]) for stage, column in SPENT.items()}
+    if one.run.concurrency == 1:
+        found["host"] = max(0.0, float(one.row["wall_s"]) - sum(found.values()))
+    return found
+
+
 # --- what methods noted ----------------------------------------------------------------------------------------------
 
 

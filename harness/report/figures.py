@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from harness.report.collect import Dot, Panel, Shown, acceptance, confidence, curves, dots
+from harness.report.collect import Dot, Panel, Shown, acceptance, confidence, curves, dots, spent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -89,6 +89,8 @@ def _figures(panel: Panel) -> Iterator[tuple[str, Callable[[Figure], object]]]:
         yield "pareto_seconds", partial(_front, found=seconds, cost="device and judge seconds, relative to plain")
     if any(one.seconds > 0 for one in panel.shown):
         yield "bubbles", partial(_bubbles, panel=panel)
+    if any(map(spent, panel.shown)):
+        yield "spent", partial(_spent, panel=panel)
     for name, title in (("accepted", "draft tokens accepted"), ("skips", "tokens committed unseen")):
         found = [(one, counts[name]) for one in panel.shown if name in (counts := acceptance(one))]
         if found:
@@ -144,6 +146,22 @@ def _bubbles(figure: Figure, panel: Panel) -> None:
     axes.set(xlabel="device and judge seconds an image" + ("; area: memory" if most else ""), ylabel="score")
     _plain_ticks(axes, [one.seconds for one in panel.shown if one.seconds > 0])
     _legend(figure, size=20)
+
+
+def _spent(figure: Figure, panel: Panel) -> None:
+    axes = figure.subplots()
+    shown = [(one, found) for one in panel.shown[::-1] if (found := spent(one))]
+    stages = [stage for stage in shown[0][1] if any(found.get(stage) for _, found in shown)]
+    stages += ["host"] if any("host" in found for _, found in shown) and "host" not in stages else []
+    before = np.zeros(len(shown))
+    for stage, color in zip(stages, PALETTE[1:], strict=False):
+        seconds = np.array([found.get(stage, 0.0) for _, found in shown])
+        axes.barh([one.label for one, _ in shown], seconds, left=before, height=0.7, color=color, label=stage)
+        before += seconds
+    axes.set(xlabel="seconds an image")
+    axes.grid(visible=False, axis="y")
+    _legend(figure)
+    figure.set_size_inches(WIDTH, figure.get_figheight() + 0.14 * max(0, len(shown) - 8))
 
 
 def _histogram(figure: Figure, found: Sequence[tuple[Shown, list[int]]], title: str) -> None:

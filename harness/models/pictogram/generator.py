@@ -100,7 +100,7 @@ class Pictogram:
         self.vq, vq_sha = load_tokenizer(weights)
         self.gpt.eval().requires_grad_(False).to(self.device, self.dtype)
         self.gpt.rotary = self.gpt.rotary.float()
-        self.vq.eval().requires_grad_(False).to(self.device)
+        self.vq.eval().requires_grad_(False).to(self.device).for_rendering()
         self.revision = f"{sha[:12]}-{vq_sha[:12]}"
         self.vocab, self.dim, side = self.gpt.spec.codes, self.gpt.spec.dim, self.gpt.spec.side
         self.grid = (side, side)

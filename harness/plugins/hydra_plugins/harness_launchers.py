@@ -22,7 +22,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from harness.ledger import Ledger
-from harness.records import UserError
+from harness.records import UserError, one_line
 from harness.worker import Work, carry_out
 
 POLL_S = 0.2
@@ -171,7 +171,10 @@ class Ray(_Workers):
         if not self._address:
             processors = len(_places(self._workers, self._gpus)) * self._cpus
             here = {"num_cpus": processors, "include_dashboard": False}
-        ray.init(address=self._address, configure_logging=False, **here)
+        try:
+            ray.init(address=self._address, configure_logging=False, **here)
+        except Exception as error:
+            raise UserError(f"Ray has no cluster for this sweep: {one_line(error)}") from error
         try:
             each = self._gpus if self._gpus is not None else float(ray.cluster_resources().get("GPU", 0) > 0)
             task = ray.remote(carry_out).options(num_cpus=self._cpus, num_gpus=each, max_retries=0)

@@ -71,9 +71,9 @@ class PointSweeper(BasicSweeper):
         own = []
         for override in point:
             key, _, value = override.partition("=")
-            value = self.instead.get(key, value)
-            if key not in said and value is not None:
-                own.append(f"{key}={value}")
+            stands = self.instead.get(key, value)
+            if key not in said and stands is not None:
+                own.append(f"{key}={stands}")
         return own
 
     def _plan(self, points: list[Point], overrides: list[Override]) -> list[Point]:

@@ -1,5 +1,5 @@
 "use strict";
-// Scaling curves, fronts and bubbles, drawn when they come into sight.
+// Scaling curves, fronts, bubbles and stages, drawn when they come into sight.
 
 const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "star", "hexagon", "triangle-down"];
 
@@ -9,6 +9,7 @@ function showFigures(view, one) {
     one.fronts.tokens.length > 1 && ["pareto_tokens", "At equal visual tokens", "What no other run beats with fewer tokens stands on the line; the rest is grey.", (n) => drawFront(n, one.fronts.tokens, "visual tokens, relative to plain")],
     one.fronts.seconds.length > 1 && ["pareto_seconds", "At equal seconds", "The same with device and judge seconds: a verifier costs seconds, not tokens.", (n) => drawFront(n, one.fronts.seconds, "device and judge seconds, relative to plain")],
     ["bubbles", "Quality, seconds and memory", memoryCaption(one), drawBubbles, "whole"],
+    one.runs.some((run) => run.spent.decode) && ["spent", "Where the seconds go", "Mean seconds of an image by stage. With one image at a time (SingleStream) the bar is the whole latency; with many (Offline) it is the image's share of the device.", drawSpent, "whole"],
   ].filter(Boolean);
   return plotCards(view, cards);
 }
@@ -115,4 +116,13 @@ function drawBubbles(node) {
     marker: { color: faded(colour(run), 0.65), size: area(run), line: { color: colour(run), width: 1.5 } },
     hovertemplate: `<b>${escaped(run.label)}</b><br>score ${fixed(run.score, 3)}<br>${fixed(run.seconds, 3)} s an image${run.memory_gb ? `<br>${run.memory_gb.toPrecision(3)} GB` : ""}<extra></extra>`,
   })), { xaxis: { type: "log", title: "device and judge seconds an image (log)", ...decades(runs.map((run) => run.seconds)) }, yaxis: { title: "score" } });
+}
+
+function drawSpent(node) {
+  const runs = board().runs.filter((run) => run.spent.decode).reverse(), colours = PALETTES[theme()].slice(1);
+  const stages = [...new Set(runs.flatMap((run) => Object.keys(run.spent)))].filter((stage) => runs.some((run) => run.spent[stage] > 0));
+  plot(node, stages.map((stage, i) => ({
+    y: runs.map((run) => escaped(run.label)), x: runs.map((run) => run.spent[stage] || 0), name: stage, type: "bar", orientation: "h", marker: { color: colours[i] },
+    hovertemplate: runs.map((run) => `<b>${escaped(run.label)}</b>, ${run.scenario}<br>${stage} ${fixed(run.spent[stage] || 0, 4)} s<extra></extra>`),
+  })), { barmode: "stack", height: 140 + 24 * runs.length, xaxis: { title: "seconds an image" }, yaxis: {} });
 }

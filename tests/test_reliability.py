@@ -1,0 +1,225 @@
+"""The promises of reliability, R1 to R10: where each is tested; and the tests of bad disks, journals and clocks.
+
+Kills have a file of their own (test_kill_storm), and so have hostile files and secrets (test_hostile).
+"""
+
+from __future__ import annotations
+
+import ast
+import errno
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from runs import TESTS, TOY, deterministic, folders, harness
+
+PROMISES = {
+    "R1 a kill at any instant loses no finished image and corrupts nothing": [
+        "test_kill_storm.test_a_breeze_of_kills_changes_nothing",
+        "test_kill_storm.test_a_storm_of_kills_changes_nothing",
+        "test_resume.test_a_killed_sweep_ends_in_the_same_bytes",
+        "test_resume.test_a_torn_line_and_a_lost_image_are_made_good",
+        "test_cli.test_a_second_writer_and_a_foreign_folder_are_refused",
+        "test_reliability.test_a_full_disk_is_one_line_and_nothing_is_lost",
+        "test_reliability.test_a_disk_that_fails_in_any_write_is_one_line_and_nothing_is_lost",
+        "test_reliability.test_a_read_only_folder_is_one_line",
+        "test_reliability.test_a_line_that_is_there_twice_counts_once",
+    ],
+    "R2 resumed is uninterrupted, for any kills and any shares": [
+        "test_shards.test_two_shares_are_one_run",
+        "test_shards.test_another_number_of_shares_draws_nothing_twice",
+        "test_kill_storm.test_a_storm_of_kills_changes_nothing",
+        "test_resume.test_generating_and_scoring_apart_gives_the_same",
+        "test_repeat.test_every_kind_of_method_keeps_the_promise_of_constant_numerics",
+        "test_reliability.test_a_clock_that_goes_backwards_changes_nothing",
+    ],
+    "R3 a finished sweep does not sample; one more point computes one point": [
+        "test_resume.test_a_finished_sweep_draws_nothing_again",
+        "test_sweeps.test_a_finished_sweep_builds_nothing_and_a_new_point_only_itself",
+    ],
+    "R4 planned = done + failed; a missing image is wrong": [
+        "test_leaderboard.test_what_is_not_there_is_wrong_and_costs_are_per_delivered_image",
+        "test_leaderboard.test_nothing_delivered_is_a_row_too",
+        "test_cli.test_an_audit_passes_a_good_folder_and_finds_what_was_changed",
+    ],
+    "R5 a signal leaves a clean state within seconds; requeued runs end in the same bytes": [
+        "test_sweeps.test_a_preempted_sweep_goes_on_until_it_is_the_same",
+    ],
+    "R6 out of memory: fewer slots, the same images": [
+        "test_timings.test_memory_that_runs_out_is_told_from_other_errors",
+    ],
+    "R7 a failed job is recorded with its error and tried again; the sweep goes on and says so": [
+        "test_resume.test_failed_jobs_are_recorded_and_retried_and_the_sweep_goes_on",
+        "test_vlm.test_failures_are_tried_again_and_then_left_to_the_method",
+        "test_vlm.test_a_time_out_is_a_failure",
+        "test_vlm.test_a_run_over_a_misbehaving_server_is_whole_and_says_what_happened",
+        "test_tiif_judge.test_a_slow_judge_is_asked_in_parallel_and_heard_in_order",
+        "test_tiif_judge.test_a_dead_judge_stops_the_run_which_then_goes_on",
+        "test_tiif_judge.test_images_without_a_reply_are_asked_about_again",
+    ],
+    "R8 published numbers follow from their journals": [
+        "test_board.test_the_bundled_tables_follow_from_their_journals",
+        "test_board.test_the_command_of_its_readme_makes_the_bundled_board",
+    ],
+    "R9 bad input is refused with the value and the remedy": [
+        "test_cli.test_bad_input_is_refused_in_one_line",
+        "test_repeat.test_bad_options_are_one_line",
+        "test_llamagen.test_a_bad_checkpoint_is_one_line",
+        "test_janus.test_a_checkpoint_of_another_size_is_refused",
+        "test_geneval_files.test_a_bad_line_is_named_by_number_and_problem",
+        "test_tiif_files.test_other_files_are_refused_or_marked",
+        "test_tiif_files.test_malformed_rows_are_named",
+    ],
+    "R10 data only, pinned; names stay inside; keys stay outside": [
+        "test_hostile",
+        "test_janus.test_damaged_and_dangerous_files_are_refused",
+        "test_geneval_detector.test_a_clip_checkpoint_is_read_as_weights_only",
+        "test_download.test_what_is_not_the_file_is_not_kept",
+        "test_download.test_a_changed_file_of_the_cache_is_refused",
+        "test_cli.test_a_file_name_from_data_cannot_leave_the_run_folder",
+        "test_report.test_names_in_journals_cannot_reach_outside",
+        "test_report.test_data_files_are_ascii_and_cannot_end_a_script",
+        "test_vlm.test_the_key_does_not_follow_a_redirection_and_does_not_come_back",
+    ],
+}
+
+
+@pytest.mark.parametrize("promise", PROMISES, ids=lambda promise: promise.split()[0])
+def test_every_promise_has_its_tests(promise: str) -> None:
+    for test in PROMISES[promise]:
+        file, _, name = test.partition(".")
+        tree = ast.parse((TESTS / f"{file}.py").read_text())
+        functions = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+        assert name in functions or (not name and functions), f"{promise}: {test} is gone"
+
+
+# ------------------------------------------------------------------ disks
+
+RUN = (*TOY, "benchmark.prompts=3")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    cwd = tmp_path_factory.mktemp("undisturbed")
+    code, output = harness(cwd, *RUN)
+    assert code == 0, output
+    return deterministic(cwd)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mounts a file system of its own, of 4 MB, with the options given."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+
+    def mount(options: str) -> Path:
+        asked = ["mount", "-t", "tmpfs", "-o", f"size=4m,{options}", "none", str(disk)]
+        if not shutil.which("mount") or subprocess.run(asked, capture_output=True).returncode:
+            pytest.skip("no file system may be mounted here; the disk that fails in any write stands for it")
+        return disk
+
+    yield mount
+    if shutil.which("umount"):
+        subprocess.run(["umount", str(disk)], capture_output=True)
+
+
+def errors(output: str) -> list[str]:
+    assert "Traceback" not in output, output
+    return [line for line in output.splitlines() if line.startswith("error: ")]
+
+
+def test_a_full_disk_is_one_line_and_nothing_is_lost(
+    small_disk: Callable[[str], Path], undisturbed: dict[str, object]
+) -> None:
+    disk = small_disk("rw")
+    code, output = harness(disk, *RUN, "stages=[generate,score]")
+    assert code == 0, output
+    (folder,) = folders(disk)
+    lines = (folder / "records-0.jsonl").read_text().splitlines(keepends=True)
+    (folder / "records-0.jsonl").write_text("".join(lines[:2]))
+    ballast = disk / "ballast"
+    with pytest.raises(OSError), ballast.open("wb") as file:
+        while True:
+            file.write(bytes(4096))
+            file.flush()
+    for stages in ("generate,score", "report"):
+        code, output = harness(disk, *RUN, f"stages=[{stages}]")
+        (error,) = errors(output)
+        assert code == 2 and "No space left on device" in error and "make room" in error
+    assert (folder / "records-0.jsonl").read_text().startswith("".join(lines[:2]))
+    ballast.unlink()
+    shutil.copytree(disk / "results", disk.parent / "results")  # the report's page needs more than this disk has
+    code, output = harness(disk.parent, *RUN)
+    assert code == 0, output
+    assert deterministic(disk.parent) == undisturbed
+
+
+def test_a_disk_that_fails_in_any_write_is_one_line_and_nothing_is_lost(
+    tmp_path: Path, undisturbed: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs of which the first, the fourth and the seventh durable step fails, and then one of which none does."""
+    fsync, left, number = os.fsync, 0, 0
+
+    def failing(fd: int) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(number, os.strerror(number))
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    for left, number in ((0, errno.EROFS), (3, errno.ENOSPC), (6, errno.EIO)):  # noqa: B007
+        code, output = harness(tmp_path, *RUN, "stages=[generate,score]")
+        (error,) = errors(output)
+        assert code == 2 and os.strerror(number) in error and "results" in error and "the same command" in error
+        assert not list(tmp_path.rglob(".*.png.*"))
+    monkeypatch.setattr(os, "fsync", fsync)
+    code, output = harness(tmp_path, *RUN)
+    assert code == 0, output
+    found = deterministic(tmp_path)
+    (records,) = [name for name in found if name.endswith("/records")]
+    assert set(found.pop(records)) == set(undisturbed[records])  # type: ignore[call-overload]
+    assert found == {name: value for name, value in undisturbed.items() if name != records}
+
+
+def test_a_read_only_folder_is_one_line(small_disk: Callable[[str], Path], tmp_path: Path) -> None:
+    disk = small_disk("ro")
+    for command in ([*RUN], [*RUN, "stages=[report]"]):
+        code, output = harness(tmp_path, *command, f"results={disk}/results")
+        (error,) = errors(output)
+        assert code == 2 and str(disk) in error and ("Read-only" in error or "no such results folder" in error)
+
+
+def test_a_line_that_is_there_twice_counts_once(tmp_path: Path, undisturbed: dict[str, object]) -> None:
+    harness(tmp_path, *RUN)
+    (folder,) = folders(tmp_path)
+    for journal in ("records-0.jsonl", "scores.jsonl"):
+        text = (folder / journal).read_text()
+        (folder / journal).write_text(text + text.splitlines(keepends=True)[0])
+    code, output = harness(tmp_path, *RUN)
+    assert code == 0 and "6 done, 0 to draw" in output
+    assert deterministic(tmp_path)["csv"] == undisturbed["csv"]
+
+
+# ------------------------------------------------------------------ clocks
+
+
+def test_a_clock_that_goes_backwards_changes_nothing(
+    tmp_path: Path, undisturbed: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The day may change under a run; what lasts is measured with clocks that only go forward."""
+    now = [2e9]
+
+    def backwards() -> float:
+        now[0] -= 3600
+        return now[0]
+
+    monkeypatch.setattr("time.time", backwards)
+    code, output = harness(tmp_path, *RUN)
+    assert code == 0, output
+    assert deterministic(tmp_path) == undisturbed
+    (folder,) = folders(tmp_path)
+    assert not [line for line in (folder / "records-0.jsonl").read_text().splitlines() if '_s":-' in line]
