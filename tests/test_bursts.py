@@ -144,3 +144,22 @@ def test_an_interrupted_burst_leaves_nothing_behind(stop: int) -> None:
     Scheduler(BestOfN(2), sampler, seed=0).run(rest, lambda d: done.update({d.job.key: d}))
     assert {key: d.tokens for key, d in done.items()} == {key: d.tokens for key, d in whole.items()}
     assert [replace(costs(d.usage)) for d in done.values()] == [costs(whole[key].usage) for key in done]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="graphs are captured on CUDA only")
+@pytest.mark.parametrize("width", [1, 3])
+def test_graphs_draw_what_is_drawn_without_them(width: int) -> None:
+    """On CUDA, with the embedded model: every round captured, against every round launched by the host."""
+    from harness.models.pictogram.generator import Pictogram
+
+    model, drawn = Pictogram(device="cuda"), []
+    for graphs in ("on", "off (test)"):
+        sampler = Sampler(model, Sampling(scale=2.0), slots=8, width=width, prefill=(8, 32))
+        sampler.graphs.state = graphs
+        done: Drawn = {}
+        Scheduler(ScalingAR(2) if width == 3 else Plain(), sampler, seed=0).run(
+            jobs(["a red circle", "two blue squares"]), lambda d, to=done: to.update({d.job.key: d})
+        )
+        assert sampler.graphs.state == graphs
+        drawn.append(done)
+    same(*drawn)
