@@ -20,6 +20,8 @@ A draft's siblings use the lanes that follow its own.
 """
 
 _WORD = 0xFFFFFFFF
+SPARSE = 4
+"""On a CPU a race is run by the weights above zero alone where they are fewer than one in so many."""
 
 
 def derive(*parts: str | int) -> int:
@@ -42,6 +44,13 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
+def _uniform(first: Tensor, second: Tensor, index: Tensor) -> Tensor:
+    """Uniforms of two words and an index, float64."""
+    high = _mix(_mix(index ^ first) ^ second)
+    low = _mix(_mix(index ^ second) ^ _mix(first ^ 0xC2B2AE35))
+    return ((high << 20 | low >> 12).double() + 0.5) * 2.0**-52
+
+
 @dataclass(frozen=True, slots=True)
 class Noise:
     """The noise of R rows at T consecutive positions each: `key_R2` two words per row, `position_RT` int64."""
@@ -51,13 +60,13 @@ class Noise:
 
     def uniform(self, lane: int, count: int) -> Tensor:
         """Uniforms in the open interval (0, 1) with 52 bits, float64 [R, T, count]."""
+        first_RT, second_RT = self._words(lane)
+        return _uniform(first_RT.unsqueeze(-1), second_RT.unsqueeze(-1), torch.arange(count, device=first_RT.device))
+
+    def _words(self, lane: int) -> tuple[Tensor, Tensor]:
+        """What a lane's uniforms at every position are made of, two words, [R, T] each."""
         spot = _mix(_mix(self.position_RT) ^ (lane * 0x9E3779B9 & _WORD))
-        first = _mix(self.key_R2[:, :1] ^ spot).unsqueeze(-1)
-        second = _mix(self.key_R2[:, 1:] ^ _mix(spot ^ 0x85EBCA6B)).unsqueeze(-1)
-        index = torch.arange(count, device=spot.device)
-        high = _mix(_mix(index ^ first) ^ second)
-        low = _mix(_mix(index ^ second) ^ _mix(first ^ 0xC2B2AE35))
-        return ((high << 20 | low >> 12).double() + 0.5) * 2.0**-52
+        return _mix(self.key_R2[:, :1] ^ spot), _mix(self.key_R2[:, 1:] ^ _mix(spot ^ 0x85EBCA6B))
 
     def salted(self, salt_R: Tensor) -> Noise:
         """Noise independent of this one at the same places, another for every salt: for what is drawn repeatedly."""
@@ -69,6 +78,13 @@ class Noise:
 
     def race(self, lane: int, weight_RTV: Tensor) -> Tensor:
         """Draw from laws given up to a factor: argmax of weight / -log u, int64 [R, T]. Zero weights never win."""
+        if weight_RTV.device.type == "cpu":  # elsewhere counting them would wait for the device
+            r, t, v = weight_RTV.nonzero(as_tuple=True)
+            if SPARSE * len(v) < weight_RTV.numel():
+                first_RT, second_RT = (word.expand(weight_RTV.shape[:2]) for word in self._words(lane))
+                speed_RTV = torch.zeros_like(weight_RTV, dtype=torch.float64)
+                speed_RTV[r, t, v] = weight_RTV[r, t, v].double() / -_uniform(first_RT[r, t], second_RT[r, t], v).log()
+                return speed_RTV.argmax(-1)
         return (weight_RTV.double() / -self.uniform(lane, weight_RTV.shape[-1]).log()).argmax(-1)
 
     def order(self, lane: int, weight_RV: Tensor, count: int) -> Tensor:

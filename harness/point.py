@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -16,13 +18,19 @@ from omegaconf import DictConfig, OmegaConf
 from harness.composed import OF_THE_COMMAND, build, container
 from harness.hooks import Sampling
 from harness.kernels import missing
-from harness.memory import GB, choose_slots, needed
+from harness.memory import GB, choose_slots, needed, short_of_memory
 from harness.meter import Meter, describe, warm_up
 from harness.models.checkpoint import device_named
-from harness.records import Job, Prompt, Timing, UserError, digest, dump
+from harness.records import Job, Prompt, Timing, UserError, digest, dump, one_line
+from harness.rounds import Graphs
 from harness.sampler import Sampler
 from harness.scheduler import Delivery, Scheduler, demands, expect_fit, parts
 from harness.store import SCHEMA, fingerprint
+
+log = logging.getLogger("harness")
+
+NUMERICS = ("constant", "fast")
+"""What results may depend on: nothing but the job; or also, through the shapes of forwards, on its company."""
 
 
 class Point:
@@ -43,6 +51,7 @@ class Point:
         self._take(build(config.benchmark, **self._known_classes()))
         self.asked = {name: part.id for name, part in parts(self.method) if hasattr(part, "id")}
         self.sampler = self._sampler_shape()
+        self.stamp: dict[str, str] = {}  # what became of the run that its configuration does not say
         self.fingerprint = self._fingerprint(model)
 
     def _take(self, benchmark: Any) -> None:
@@ -71,6 +80,7 @@ class Point:
         one_job = self.method.rows * self.method.streams
         if shape["slots"] is None and shape["concurrency"] is not None:
             shape["slots"] = one_job * shape["concurrency"]
+        shape |= self._shapes(shape.pop("compact", False), shape["concurrency"])
         shape["slots"] = choose_slots(
             self.model,
             asked=shape["slots"],
@@ -83,6 +93,20 @@ class Point:
         )
         expect_fit(self.method, self.model, self.sampling, slots=shape["slots"], **needs)
         return {**shape, **needs}
+
+    def _shapes(self, compact: bool, concurrency: int | None) -> dict[str, bool]:
+        """Whether forwards feed only the streams that are alive: shapes then say how many there are.
+
+        The numerics `constant` promise results that no other job can change; alone, a job has only itself in them.
+        """
+        if self.config.numerics not in NUMERICS:
+            raise UserError(f"numerics={self.config.numerics}: choose from {', '.join(NUMERICS)}")
+        if self.config.numerics == "constant" and compact and concurrency != 1:
+            raise UserError(
+                f"sampler.compact=true with sampler.concurrency={concurrency}: results would depend on which images "
+                "are drawn together; set sampler.concurrency=1, or numerics=fast to have it recorded so"
+            )
+        return {"compact": True} if compact or self.config.numerics == "fast" else {}
 
     def _memory_gb(self) -> float:
         """What the target and the slots of one image need; judges and drafters apart."""
@@ -97,7 +121,7 @@ class Point:
                 "method": [self.choices["method"], container(self.config.method), self.asked],
                 "benchmark": [self.benchmark.version, self.settings, self.prompts_sha, self.judge],
                 "sampler": self.sampler,
-                "numerics": "constant",
+                "numerics": self.config.numerics,
                 "seed": self.config.seed,
             }
         )
@@ -107,44 +131,102 @@ class Point:
         return results / self.choices["benchmark"] / self.model.name / name
 
     def draw(self, jobs: Iterable[Job], deliver: Callable[[Delivery], None]) -> None:
-        """Draw images, each handed to `deliver` as it ends."""
-        self._engine()[1].run(jobs, deliver)
+        """Draw images, each handed to `deliver` as it ends. Where memory runs out, see `_within_memory`."""
+        self._within_memory(list(jobs), deliver, lambda scheduler, some, told: scheduler.run(some, told))
 
     def measure(self, jobs: Sequence[Job], deliver: Callable[[Delivery], None], meter: Meter) -> Timing:
         """Draw images as `draw` does, and say what that took by `meter`, which starts anew after the warm-up.
 
         For warming up the last jobs are drawn, which come latest to what is kept of their prompts, and thrown away.
         """
-        sampler, scheduler = self._engine()
-        seconds, warm = warm_up(lambda i: scheduler.run([jobs[-1 - i % len(jobs)]], lambda _: None), self.warm_up)
-        rounds, fed, delivered = sampler.rounds, sampler.fed, 0
+        delivered = rounds = fed = 0
+        warmth: tuple[list[float], bool] | None = None
+
+        def work(scheduler: Scheduler, some: Sequence[Job], told: Callable[[Delivery], None]) -> None:
+            nonlocal warmth, rounds, fed
+            if warmth is None:
+                warmth = warm_up(lambda i: scheduler.run([some[-1 - i % len(some)]], lambda _: None), self.warm_up)
+                meter.start()
+            sampler = scheduler.sampler
+            before = sampler.rounds, sampler.fed
+            try:
+                scheduler.run(some, told)
+            finally:
+                rounds, fed = rounds + sampler.rounds - before[0], fed + sampler.fed - before[1]
 
         def count(delivery: Delivery) -> None:
             nonlocal delivered
             delivered += delivery.image is not None
             deliver(delivery)
 
-        meter.start()
-        scheduler.run(jobs, count)
+        slots = self._within_memory(list(jobs), count, work)
+        seconds, warm = warmth or ([], False)
         return Timing(
             images=delivered,
             seconds=meter.seconds,
             scoring_s=meter.apart_s,
-            slots=sampler.slots,
-            rounds=sampler.rounds - rounds,
-            fed=sampler.fed - fed,
+            slots=slots,
+            rounds=rounds,
+            fed=fed,
             warm_up=len(seconds),
             warm=warm,
             first_s=seconds[0] if seconds else None,
             joules=meter.joules,
             peak_memory_gb=meter.peak_memory_gb,
-            machine={**describe(self.model.device), "kernels": missing(self.model.device) or "Triton"},
+            machine={**describe(self.model.device), "kernels": missing(self.model.device) or "Triton", **self.stamp},
         )
 
-    def _engine(self) -> tuple[Sampler, Scheduler]:
+    def _within_memory(
+        self,
+        jobs: Sequence[Job],
+        deliver: Callable[[Delivery], None],
+        work: Callable[[Scheduler, Sequence[Job], Callable[[Delivery], None]], None],
+    ) -> int:
+        """Let a scheduler work on jobs; where memory runs out, another with half the slots goes on with those left.
+
+        That is done on a CPU, where the number of slots changes no token, and where numerics=fast, and the stamp of
+        what is drawn from then on says so. Otherwise, and where one job is too much, the error is raised. Returns the
+        number of slots in the end.
+        """
+        left, slots = {job.key: job for job in jobs}, int(self.sampler["slots"])
+        while True:
+            scheduler = None
+            try:
+                scheduler = self._scheduler(slots)
+                graphs = scheduler.sampler.graphs
+
+                def told(delivery: Delivery, graphs: Graphs = graphs) -> None:
+                    if self.model.device.type == "cuda":
+                        self.stamp["graphs"] = graphs.state
+                    deliver(delivery)
+                    del left[delivery.job.key]
+
+                work(scheduler, list(left.values()), told)
+                return slots
+            except Exception as error:
+                fewer = self._fewer(slots)
+                if not fewer or not short_of_memory(error):
+                    raise
+                trouble = one_line(error)[:120]
+            del scheduler  # with all its memory, now that nothing holds it any more
+            gc.collect()
+            if self.model.device.type == "cuda":
+                torch.cuda.empty_cache()
+            log.warning("memory ran out with sampler.slots=%d (%s): going on with %d", slots, trouble, fewer)
+            self.stamp["slots"] = f"{fewer}, as memory ran out with {slots}"
+            slots = fewer
+
+    def _fewer(self, slots: int) -> int:
+        """Half as many jobs' slots, where results allow for it; 0 where they do not, or one job has all of them."""
+        one_job = self.method.rows * self.method.streams
+        allowed = self.model.device.type == "cpu" or self.config.numerics == "fast"
+        return slots // one_job // 2 * one_job if allowed else 0
+
+    def _scheduler(self, slots: int) -> Scheduler:
         shape = {name: value for name, value in self.sampler.items() if name != "concurrency"}
-        sampler = Sampler(self.model, self.sampling, **{**shape, "prefill": tuple(shape["prefill"])})
-        return sampler, Scheduler(self.method, sampler, seed=self.config.seed, concurrency=self.sampler["concurrency"])
+        shape |= {"slots": slots, "prefill": tuple(shape["prefill"])}
+        sampler = Sampler(self.model, self.sampling, **shape)
+        return Scheduler(self.method, sampler, seed=self.config.seed, concurrency=self.sampler["concurrency"])
 
     def _warm_up(self, most: int | None) -> int:
         """Images drawn at most before seconds count; null: one on a GPU, which compiles and captures for it."""
@@ -165,7 +247,7 @@ class Point:
             "method": self.choices["method"],
             "params": _changed(self.config, self.choices),
             "seed": self.config.seed,
-            "numerics": "constant",
+            "numerics": self.config.numerics,
             "asked": self.asked,
             "memory_gb": self._memory_gb(),
         }

@@ -7,29 +7,33 @@ The one state variable of a stream is *committed tokens against cached positions
 
 Prefill, decoding, speculative verification, skipping, rewinding and re-prompting are the same forward with other
 numbers. Every forward has a constant shape, whoever is in flight: [S, W] for decoding, [B, C] for prefill; positions
-that pad it are written to scratch and never read, so the tokens of a job do not depend on its company.
+that pad it are written to scratch and never read, so the tokens of a job do not depend on its company. A `compact`
+sampler moves the streams that are alive into the first slots and feeds these alone, in one of a few shapes [B, W] that
+it chooses by their number: the tokens then depend on how many streams are alive beside the job's own, but on no more.
 
 The nodes of a draft tree lie in the cache one behind the other, wherever in the image they would be, and see only
 their ancestors; the accepted path is then moved to where a chain would lie.
 
-Shapes: S slots, R canvases, K streams of a canvas, W positions per forward, T = 1 + draft length, P context length,
-N image tokens, V vocabulary, D model width, Q streams of some canvases.
+Shapes: S slots, B of them in a forward, R canvases, K streams of a canvas, W positions per forward, T = 1 + draft
+length, P context length, N image tokens, V vocabulary, D model width, Q streams of some canvases.
 """
 
 from __future__ import annotations
 
+import heapq
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from harness.hooks import Draft, Drafts, Guide, Probe, Rule, Sampling, Verdict, cfg, plant, unguided, warp
+from harness import rounds
+from harness.hooks import Draft, Drafts, Guide, Probe, Rule, Sampling, Verdict, cfg, exact, plant, unguided
 from harness.models import ImageModel
 from harness.models.trunk import Attend, GapMask, Mask, TreeMask
 from harness.noise import DRAW, Noise, derive, words
@@ -115,6 +119,7 @@ class Sampler:
     `slots` streams are alive at once; `width` positions per stream fit one decoding forward (1; speculative
     methods 1 + draft length), and `room` positions behind the image are there for the nodes of draft trees.
     `prefill` is the constant [rows, positions] shape of prefill forwards, `render_batch` that of the image decoder.
+    `compact` forwards feed only the streams that are alive (see above).
     With `hidden` it keeps the hidden state of every position it feeds, for drafters that continue them (`features`).
     Raises UserError when the model cannot do what is asked of it.
     """
@@ -130,11 +135,13 @@ class Sampler:
         hidden: bool = False,
         prefill: tuple[int, int] = (8, 32),
         render_batch: int = 8,
+        compact: bool = False,
     ) -> None:
         if slots < 1 or width < 1:
             raise UserError(f"sampler.slots={slots}, width={width}: both must be at least 1")
         self.model, self.sampling = model, sampling
         self.slots, self.width, self.room, self.prefill, self.render_batch = slots, width, room, prefill, render_batch
+        self.compact = compact
         device = model.device
         self._cache = model.cache(slots, room)
         self._context_SPD = torch.zeros(
@@ -151,7 +158,12 @@ class Sampler:
         self._embed = lru_cache(maxsize=4 * slots)(lambda context: model.context(context.text, context.like))
         prefix = getattr(model, "prefix", None)
         self._prefix = prefix and lru_cache(maxsize=4 * slots)(lambda context: prefix(context.text, context.like))
-        self._free = list(range(slots - 1, -1, -1))
+        self._free = list(range(slots))  # a heap: the lowest is taken first
+        self._open: dict[int, Canvas] = {}
+        self.graphs = rounds.Graphs(device)
+        self._staging = rounds.Staging(device)
+        self._slot_S = torch.arange(slots, device=device)
+        self._bursts: dict[Hashable, rounds.Burst] = {}
         self._clock, self._renderer = _Clock(device), Renderer(model, render_batch)
         self.rounds = 0  # decoding forwards so far
         self.fed = 0  # streams fed by them: fed / (rounds * slots) is the slot utilisation
@@ -180,6 +192,7 @@ class Sampler:
         with self.working([canvas], "text"):
             canvas._streams = [self._stream(context) for context in contexts]
         self._set_key(canvas, key)
+        self._open[id(canvas)] = canvas
         return canvas
 
     def close(self, canvas: Canvas) -> None:
@@ -189,8 +202,10 @@ class Sampler:
 
     def release(self, canvas: Canvas) -> None:
         """Give the slots back of a canvas that was delivered."""
-        self._free.extend(stream.slot for stream in canvas._streams)
+        for stream in canvas._streams:
+            heapq.heappush(self._free, stream.slot)
         canvas._streams = []
+        self._open.pop(id(canvas), None)
 
     def fork(self, src: Canvas, over: Canvas) -> None:
         """`over` becomes a copy of `src` with a fresh key: same past, different future. Draws nothing."""
@@ -199,15 +214,12 @@ class Sampler:
         over._usage.discarded += over.length + len(over._islands) - over._inherited
         over._islands.clear()
         while len(over._streams) > len(src._streams):
-            self._free.append(over._streams.pop().slot)
+            heapq.heappush(self._free, over._streams.pop().slot)
         while len(over._streams) < len(src._streams):
             over._streams.append(_Stream(self._take_slot(), src._streams[0].context, 0))
         for mine, theirs in zip(over._streams, src._streams, strict=True):
             mine.context, mine.start, mine.cached, mine.beyond = theirs.context, theirs.start, theirs.cached, set()
-        source, target = self._slots(src), self._slots(over)
-        self._cache.copy(source, target)
-        for static in (self._context_SPD, self._token_SN, *self._frontiers()):
-            static[target] = static[source]
+        self._copy(self._slots(src), self._slots(over))
         over._tokens, over._log_probs = list(src._tokens), list(src._log_probs)
         over._inherited, over._ahead, over._image = src.length, src._ahead, src._image
         over._verdict = None  # drafts that both made of it would not be independent
@@ -220,7 +232,7 @@ class Sampler:
         _expect_open(canvas)
         _expect_whole(canvas)
         while len(canvas._streams) > len(contexts):
-            self._free.append(canvas._streams.pop().slot)
+            heapq.heappush(self._free, canvas._streams.pop().slot)
         with self.working([canvas], "text"):
             for k, context in enumerate(contexts):
                 if k == len(canvas._streams):
@@ -393,6 +405,17 @@ class Sampler:
         """Apply guide, warp and rule at the frontiers of `rows` and commit; returns accepted draft tokens per row."""
         if not rows:
             return []
+        plain = [i for i, draft in enumerate(drafts) if rule is exact and not draft]
+        drafted = [i for i, draft in enumerate(drafts) if rule is not exact or draft]
+        if plain:
+            self._draw_plain([rows[i] for i in plain])
+        accepted = dict.fromkeys(plain, 0)
+        if drafted:
+            counts = self._verify([rows[i] for i in drafted], [drafts[i] for i in drafted], rule)
+            accepted |= zip(drafted, counts, strict=True)
+        return [accepted[i] for i in range(len(rows))]
+
+    def _verify(self, rows: Sequence[Canvas], drafts: Sequence[Draft | None], rule: Rule) -> list[int]:
         accepted = [0] * len(rows)
         width = 1 + max((0 if draft is None else len(draft) for draft in drafts), default=0)
         with self.working(rows, "decode"):
@@ -414,6 +437,98 @@ class Sampler:
             for name, value in zip(names, values[2 * width :], strict=True):
                 summed[name] = summed.get(name, 0.0) + value
         return accepted
+
+    def _draw_plain(self, rows: Sequence[Canvas]) -> None:
+        """One token for each of `rows`: what `exact` draws without a draft."""
+        if not all(map(self.ready, rows)):
+            raise RuntimeError("a token was to be drawn before its forward")
+        assert self._frontier_SWV is not None
+        tables, order = [], []
+        with self.working(rows, "decode"):
+            for (guide, _), places in _groups(rows).items():
+                some = [rows[i] for i in places]
+                slot_RK, place_R = self._tensor([self._list(c) for c in some]), self._tensor([c.length for c in some])
+                scale_R = torch.tensor([c.scale for c in some], dtype=torch.float64, device=self.model.device)
+                logits_SV, key_R2 = self._frontier_SWV[:, 0], self._key_S2[slot_RK[:, 0]]
+                drawn = rounds.draw_one(guide, self.sampling, logits_SV, slot_RK, scale_R, key_R2, place_R)
+                token_R, log_prob_R = drawn
+                self._token_SN[slot_RK, place_R.unsqueeze(1)] = token_R.unsqueeze(1)
+                tables.append(torch.stack((token_R.double(), log_prob_R), 1))
+                order.extend(places)
+            table = torch.cat(tables).tolist()  # the round's one device-to-host copy
+        for place, (token, log_prob) in zip(order, table, strict=True):
+            self._commit_drawn(rows[place], 1, [token], [log_prob])
+
+    def steady(self, canvas: Canvas) -> bool:
+        """Whether nothing but the last token waits to be fed, so that rounds of a burst may follow."""
+        pending = {stream.start + canvas.length - stream.cached for stream in canvas._streams}
+        return pending == {1} and canvas._ahead < 0 and not canvas._islands and not canvas.done
+
+    @torch.no_grad()
+    def burst(self, rows: Sequence[Canvas], most: int) -> int:
+        """Draw up to `most` tokens of every row, as forward and draw by `exact` do, without the host in between.
+
+        Returns how many: 0 if something else must be fed first, and no more than the shortest rest of an image. Tokens,
+        log-probabilities and ledger are those of as many single rounds.
+        """
+        if not rows or not all(map(self.steady, rows)):
+            return 0
+        count = min(most, rounds.BURST, *(canvas._total - canvas.length for canvas in rows))
+        if count < 1:
+            return 0
+        shape = self._shape(1)
+        groups = [
+            rounds.Group(
+                guide,
+                [self._list(rows[i]) for i in places],
+                [rows[i].scale for i in places],
+                [rows[i].length for i in places],
+            )
+            for (guide, _), places in _groups(rows).items()
+        ]
+        streams = [(canvas, stream) for canvas in rows for stream in canvas._streams]
+        at_BW, start_B = np.full(shape, self._cache.length), np.zeros(shape[0], dtype=np.int64)
+        for _, stream in streams:
+            at_BW[stream.slot, 0], start_B[stream.slot] = stream.cached, stream.start
+        with self.working([canvas for canvas, _ in streams], "decode"):
+            name, burst = self._burst(shape, groups)
+            burst.load(torch.from_numpy(at_BW), torch.from_numpy(start_B), groups)
+            for _ in range(count):
+                self.graphs.run(name, burst.round)
+            drawn = burst.read(count, groups)
+        self._book(streams, [count] * len(streams))
+        self._passed(rows, count)
+        for places, some in zip(_groups(rows).values(), drawn, strict=True):
+            for i, (tokens, log_probs) in zip(places, some, strict=True):
+                self._commit_drawn(rows[i], count, tokens, log_probs)
+        return count
+
+    def _burst(self, shape: tuple[int, int], groups: Sequence[rounds.Group]) -> tuple[Hashable, rounds.Burst]:
+        """The static tensors of bursts of some shape; on CUDA padded, so that there are few, and captured."""
+        kinds = tuple((group.guide, len(group.slots[0])) for group in groups)
+        padded = self.graphs.state == "on"
+        name = (shape, kinds)
+        if padded and name in self._bursts:
+            return name, self._bursts[name]
+        most = [shape[0] // len(group.slots[0]) if padded else len(group.slots) for group in groups]
+        burst = rounds.Burst(
+            self._forward,
+            self.sampling,
+            shape,
+            [(*kind, rows) for kind, rows in zip(kinds, most, strict=True)],
+            token_SN=self._token_SN,
+            key_S2=self._key_S2,
+            end=self._cache.length,
+        )
+        if padded:
+            self.graphs.prepare(name, burst.round, burst.idle)
+            self._bursts[name] = burst
+        return name, burst
+
+    def _forward(self, at_BW: Tensor, start_B: Tensor) -> Tensor:
+        """Logits [B, W, V] of rows in the first B slots, fed at cache positions `at`."""
+        slot_B = self._slot_S[: len(at_BW)]
+        return self.model.head(self._feed(slot_B, start_B, at_BW, at_BW, self._cache.attend_all(at_BW)))
 
     @torch.no_grad()
     def draw_at(self, rows: Sequence[Canvas], places: Sequence[Sequence[int]]) -> None:
@@ -522,56 +637,109 @@ class Sampler:
             padding = [0] * (batch_size - len(batch))
             slot_B = self._tensor([s.slot for _, s in batch] + [self.slots for _ in padding])
             start_B = self._tensor([s.start for _, s in batch] + padding)
-            pos_BW = self._positions([s.cached for _, s in batch] + padding, counts + padding, chunk)
+            pos_BW = self._tensor(self._places([s.cached for _, s in batch] + padding, counts + padding, chunk))
             with self.working([canvas for canvas, _ in batch], "prefill"):
                 self._feed(slot_B, start_B, pos_BW, pos_BW, self._cache.attend_some(slot_B, pos_BW))
             self._book(batch, counts)
             todo += [(c, s) for c, s in batch if s.cached < s.start + c.length - 1]
 
     def _decode(self, rows: list[Canvas], drafts: list[int], trees: Forest | None) -> None:
-        """One [S, W] forward; the logits behind the last pending position and every draft token reach the frontier."""
+        """One [B, W] forward; the logits behind the last pending position and every draft token reach the frontier."""
         streams = [(canvas, stream) for canvas in rows for stream in canvas._streams]
         draft_of = {id(canvas): draft for canvas, draft in zip(rows, drafts, strict=True)}
-        begin, count, start = ([0] * self.slots for _ in range(3))
-        column = np.zeros((self.slots, self.width), dtype=np.int64)
-        fresh = np.zeros((self.slots, self.width), dtype=bool)
-        for canvas, stream in streams:
-            pending = stream.start + canvas.length - stream.cached  # 0 after a look: the frontier itself is cached
+        counts = [s.start + c.length - s.cached + draft_of[id(c)] for c, s in streams]
+        shape = self._shape(max(counts))
+        begin, count, start = np.zeros((3, shape[0]), dtype=np.int64)
+        column, fresh = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=bool)
+        for (canvas, stream), fed in zip(streams, counts, strict=True):
             draft = draft_of[id(canvas)]
-            begin[stream.slot], count[stream.slot], start[stream.slot] = stream.cached, pending + draft, stream.start
-            for t in range(canvas._ahead + 1, draft + 1):
-                column[stream.slot, t], fresh[stream.slot, t] = pending - 1 + t, True
-        at_SW = self._positions(begin, count, self.width)
-        pos_SW, mask = (at_SW, None) if trees is None else self._arrange(rows, trees, at_SW)
-        self._compute(rows, start, pos_SW, at_SW, mask, column, fresh)
-        self._book(streams, [count[stream.slot] for _, stream in streams])
+            begin[stream.slot], count[stream.slot], start[stream.slot] = stream.cached, fed, stream.start
+            for t in range(canvas._ahead + 1, draft + 1):  # after a look nothing is pending: the frontier is cached
+                column[stream.slot, t], fresh[stream.slot, t] = fed - draft - 1 + t, True
+        at_BW = self._places(begin, count, shape[1])
+        pos_BW, mask = (None, None) if trees is None else self._arrange(rows, trees, self._tensor(at_BW))
+        self._compute(rows, start, at_BW, column, fresh, pos_BW, mask)
+        self._book(streams, counts)
         for canvas, draft in zip(rows, drafts, strict=True):
             canvas._ahead = draft
 
     def _compute(
         self,
         rows: Sequence[Canvas],
-        start: list[int],
-        pos_SW: Tensor,
-        at_SW: Tensor,
-        mask: Mask | None,
+        start: np.ndarray,
+        at: np.ndarray,
         column: np.ndarray,
         fresh: np.ndarray,
+        pos_BW: Tensor | None = None,
+        mask: Mask | None = None,
     ) -> None:
-        """The forward itself: logits of the columns `column` [S, W] reach the frontier where `fresh`; books a pass."""
-        slot_S = torch.arange(self.slots, device=self.model.device)
+        """The forward itself: logits of the columns `column` [B, W] reach the frontier where `fresh`; books a pass.
+
+        `at` are places in the cache; where trees or gaps lie there, `pos` are places in the stream, and `mask` says
+        what is seen.
+        """
+        table = torch.from_numpy(np.concatenate((start[:, None], at, column, fresh), 1, dtype=np.int64))
         with self.working([canvas for canvas in rows for _ in canvas._streams], "decode"):
-            hidden_SWD = self._feed(slot_S, self._tensor(start), pos_SW, at_SW, self._cache.attend_all(at_SW, mask))
-            logits_SWV = self.model.head(hidden_SWD)
             if self._frontier_SWV is None:
-                self._frontier_SWV = torch.zeros_like(logits_SWV)
-            behind_SWV = logits_SWV.gather(1, self._tensor(column).unsqueeze(-1).expand_as(logits_SWV))
-            fresh_SW1 = torch.from_numpy(fresh).to(self.model.device).unsqueeze(-1)
-            torch.where(fresh_SW1, behind_SWV, self._frontier_SWV, out=self._frontier_SWV)
+                shape = (self.slots, self.width, self.model.vocab)
+                dtype = torch.promote_types(self.model.dtype, torch.float32)
+                self._frontier_SWV = torch.zeros(shape, dtype=dtype, device=self.model.device)
+            if mask is None and self.graphs.state == "on":
+                work = partial(self._advance, self._staging.put(at.shape, table))
+                self.graphs.prepare(at.shape, work, partial(self._idle, at.shape))
+                self._staging.put(at.shape, table)
+                self.graphs.run(at.shape, work)
+            else:
+                self._advance(table.to(self.model.device), pos_BW, mask)
+        self._passed(rows, 1)
+
+    def _advance(self, table_BX: Tensor, pos_BW: Tensor | None = None, mask: Mask | None = None) -> None:
+        """Embed, blocks, head, frontier; the table's columns are those of `_compute`."""
+        width = table_BX.shape[1] // 3
+        start_B, (at_BW, column_BW, fresh_BW) = table_BX[:, 0], table_BX[:, 1:].split(width, 1)
+        if pos_BW is None:
+            logits_BWV = self._forward(at_BW, start_B)
+        else:
+            slot_B = self._slot_S[: len(table_BX)]
+            attend = self._cache.attend_all(at_BW, mask)
+            logits_BWV = self.model.head(self._feed(slot_B, start_B, pos_BW, at_BW, attend))
+        assert self._frontier_SWV is not None
+        frontier_BWV = self._frontier_SWV[: len(table_BX), :width]
+        behind_BWV = logits_BWV.gather(1, column_BW.unsqueeze(-1).expand_as(logits_BWV))
+        frontier_BWV.copy_(torch.where(fresh_BW.bool().unsqueeze(-1), behind_BWV, frontier_BWV))
+
+    def _idle(self, shape: tuple[int, int]) -> None:
+        """Put a table in which no row is live into the static inputs of forwards."""
+        table = torch.zeros((shape[0], 1 + 3 * shape[1]), dtype=torch.int64)
+        table[:, 1 : 1 + shape[1]] = self._cache.length
+        self._staging.put(shape, table)
+
+    def _passed(self, rows: Sequence[Canvas], count: int) -> None:
+        """Book decoding forwards that some canvases took part in."""
         for usage in {id(canvas._usage): canvas._usage for canvas in rows}.values():
-            usage.target_passes += 1
-        self.rounds += 1
-        self.fed += sum(len(canvas._streams) for canvas in rows)
+            usage.target_passes += count
+        self.rounds += count
+        self.fed += count * sum(len(canvas._streams) for canvas in rows)
+
+    def _shape(self, columns: int) -> tuple[int, int]:
+        """Rows and columns of a decoding forward in which some stream is fed so many positions.
+
+        A compact sampler moves the streams that are alive into the first slots, where they are not there yet.
+        """
+        if not self.compact:
+            return self.slots, self.width
+        alive = [stream for canvas in self._open.values() for stream in canvas._streams]
+        rows = min(self.slots, 1 << (len(alive) - 1).bit_length())
+        moved = [stream for stream in alive if stream.slot >= rows]
+        if moved:
+            holes = [heapq.heappop(self._free) for _ in moved]
+            source, target = self._tensor([stream.slot for stream in moved]), self._tensor(holes)
+            self._copy(source, target)
+            self._key_S2[target] = self._key_S2[source]
+            for stream, hole in zip(moved, holes, strict=True):
+                heapq.heappush(self._free, stream.slot)
+                stream.slot = hole
+        return rows, 1 if columns == 1 else self.width
 
     def _stand_in(self, canvas: Canvas, at: Sequence[int]) -> list[int]:
         """Puts stand-ins before places that have nothing there; returns where."""
@@ -583,10 +751,11 @@ class Sampler:
         return missing
 
     def _feed_at(self, rows: Sequence[Canvas], places: Sequence[Sequence[int]], stand_ins: list[list[int]]) -> None:
-        """One [S, W] forward of all tokens not fed yet, and stand-ins; the logits of `places` reach the frontier."""
-        at = np.full((self.slots, self.width), self._cache.length, dtype=np.int64)
-        gap = np.zeros((self.slots, self._cache.length + 1), dtype=bool)
-        column, start = np.zeros_like(at), [0] * self.slots
+        """One [B, W] forward of all tokens not fed yet, and stand-ins; the logits of `places` reach the frontier."""
+        shape = self._shape(self.width)
+        at = np.full(shape, self._cache.length, dtype=np.int64)
+        gap = np.zeros((shape[0], self._cache.length + 1), dtype=bool)
+        column, start = np.zeros_like(at), np.zeros(shape[0], dtype=np.int64)
         fresh = np.zeros(at.shape, dtype=bool)
         for canvas, wanted, extra in zip(rows, places, stand_ins, strict=True):
             there = np.zeros(self.model.num_tokens, dtype=bool)
@@ -607,8 +776,8 @@ class Sampler:
                 while stream.cached - stream.start in stream.beyond:
                     stream.beyond.remove(stream.cached - stream.start)
                     stream.cached += 1
-        at_SW, mask = self._tensor(at), GapMask(torch.from_numpy(gap).to(self.model.device))
-        self._compute(rows, start, at_SW, at_SW, mask, column, fresh)
+        mask = GapMask(torch.from_numpy(gap).to(self.model.device))
+        self._compute(rows, start, at, column, fresh, self._tensor(at), mask)
         for canvas in rows:
             canvas._ahead = self.width - 1
 
@@ -623,22 +792,22 @@ class Sampler:
             canvas._log_probs.append(log_prob)
         canvas._ahead, canvas._image, canvas._verdict = -1, None, None
 
-    def _arrange(self, rows: list[Canvas], trees: Forest, at_SW: Tensor) -> tuple[Tensor, TreeMask]:
-        """Where in their streams the columns of a forward are, [S, W], and which draft nodes they see.
+    def _arrange(self, rows: list[Canvas], trees: Forest, at_BW: Tensor) -> tuple[Tensor, TreeMask]:
+        """Where in their streams the columns of a forward are, [B, W], and which draft nodes they see.
 
-        A column is known by its place in the cache `at_SW`; a node is as many positions behind the root as it is deep.
+        A column is known by its place in the cache `at_BW`; a node is as many positions behind the root as it is deep.
         """
-        base = np.full(self.slots, self._cache.length + 1)
-        tree = np.zeros(self.slots, dtype=np.int64)
+        base = np.full(len(at_BW), self._cache.length + 1)
+        tree = np.zeros(len(at_BW), dtype=np.int64)
         for r, canvas in enumerate(rows):
             for stream in canvas._streams:
                 base[stream.slot], tree[stream.slot] = stream.start + canvas.length, r
-        base_S, tree_S1 = self._tensor(base), self._tensor(tree).unsqueeze(1)
+        base_B, tree_B1 = self._tensor(base), self._tensor(tree).unsqueeze(1)
         depth_RT, sees_RTG = self._tensor(trees.depth_RT), torch.from_numpy(trees.sees_RTG).to(self.model.device)
-        place_SW = (at_SW - base_S.unsqueeze(1) + 1).clamp(0, depth_RT.shape[1] - 1)  # 0 for what is no node
-        node_SW = (place_SW > 0) & (at_SW < self._cache.length)
-        pos_SW = torch.where(node_SW, base_S.unsqueeze(1) - 1 + depth_RT[tree_S1, place_SW], at_SW)
-        return pos_SW, TreeMask(base_S, sees_RTG[tree_S1, place_SW])
+        place_BW = (at_BW - base_B.unsqueeze(1) + 1).clamp(0, depth_RT.shape[1] - 1)  # 0 for what is no node
+        node_BW = (place_BW > 0) & (at_BW < self._cache.length)
+        pos_BW = torch.where(node_BW, base_B.unsqueeze(1) - 1 + depth_RT[tree_B1, place_BW], at_BW)
+        return pos_BW, TreeMask(base_B, sees_RTG[tree_B1, place_BW])
 
     def _feed(self, slot_B: Tensor, start_B: Tensor, pos_BW: Tensor, at_BW: Tensor, attend: Attend) -> Tensor:
         """Hidden states [B, W, D]: embeds contexts and tokens at `pos`, kept at `at`; writes the cache, attends."""
@@ -657,11 +826,11 @@ class Sampler:
         in_text_BW1 = (pos_BW < start_B.unsqueeze(1)).unsqueeze(-1)
         return torch.where(in_text_BW1, context_BWD, image_BWD)
 
-    def _positions(self, begin: list[int], count: list[int], width: int) -> Tensor:
+    def _places(self, begin: Sequence[int] | np.ndarray, count: Sequence[int] | np.ndarray, width: int) -> np.ndarray:
         """Cache positions [B, W] of a feed; columns past `count` point at the scratch position."""
         column = np.arange(width)
-        pos = np.asarray(begin)[:, None] + column
-        return self._tensor(np.where(column < np.asarray(count)[:, None], pos, self._cache.length))
+        place = np.asarray(begin)[:, None] + column
+        return np.where(column < np.asarray(count)[:, None], place, self._cache.length)
 
     def _book(self, streams: list[tuple[Canvas, _Stream]], counts: list[int]) -> None:
         """Advance `cached` and write the ledger after a forward."""
@@ -698,19 +867,14 @@ class Sampler:
                 raise RuntimeError("a law was asked for before its forward")
             logits_STV = self._frontier_SWV
         assert logits_STV is not None
-        groups: dict[tuple[Guide, int], list[int]] = {}
-        for place, canvas in enumerate(rows):
-            groups.setdefault((canvas._guide, len(canvas._streams)), []).append(place)
-        for (guide, _), places in groups.items():
-            slot_RK = self._tensor([[stream.slot for stream in rows[i]._streams] for i in places])
+        for (guide, _), places in _groups(rows).items():
+            slot_RK = self._tensor([self._list(rows[i]) for i in places])
             scale_R = torch.tensor([rows[i].scale for i in places], dtype=torch.float64, device=self.model.device)
             logits_RKTV = logits_STV[slot_RK, :width]
-            law_RTV = guide(logits_RKTV, scale_R)
+            place_RT = None
             if sampling.interval >= 0:
                 place_RT = self._tensor([rows[i].length for i in places])[:, None] + depth_RT[self._tensor(places)]
-                late_RT1 = (place_RT >= sampling.interval + 2).unsqueeze(-1)
-                law_RTV = torch.where(late_RT1, guide(logits_RKTV, torch.ones_like(scale_R)), law_RTV)
-            yield places, logits_RKTV, warp(law_RTV, sampling)
+            yield places, logits_RKTV, rounds.law_of(guide, sampling, logits_RKTV, scale_R, place_RT)
 
     def _apply(
         self, rule: Rule, rows: list[Canvas], drafts: list[Draft | None], law_RTV: Tensor
@@ -773,7 +937,7 @@ class Sampler:
     def _take_slot(self) -> int:
         if not self._free:
             raise RuntimeError(f"all {self.slots} slots are taken")
-        return self._free.pop()
+        return heapq.heappop(self._free)
 
     def _set_key(self, canvas: Canvas, key: int) -> None:
         canvas._key = key
@@ -791,7 +955,17 @@ class Sampler:
         return self._tensor([canvas._streams[0].slot for canvas in rows])
 
     def _slots(self, canvas: Canvas) -> Tensor:
-        return self._tensor([stream.slot for stream in canvas._streams])
+        return self._tensor(self._list(canvas))
+
+    @staticmethod
+    def _list(canvas: Canvas) -> list[int]:
+        return [stream.slot for stream in canvas._streams]
+
+    def _copy(self, source: Tensor, target: Tensor) -> None:
+        """Copy all that slots hold but their keys."""
+        self._cache.copy(source, target)
+        for static in (self._context_SPD, self._token_SN, *self._frontiers()):
+            static[target] = static[source]
 
     def _frontiers(self) -> list[Tensor]:
         return [table for table in (self._frontier_SWV, self._hidden_SLD) if table is not None]
@@ -803,6 +977,14 @@ class Sampler:
 def _expect_whole(canvas: Canvas) -> None:
     if canvas._islands:
         raise ValueError("tokens were drawn out of order: go on with draw_at until the gaps are filled, or truncate")
+
+
+def _groups(rows: Sequence[Canvas]) -> dict[tuple[Guide, int], list[int]]:
+    """Which of the canvases share a guide and a number of streams, by their places in `rows`."""
+    groups: dict[tuple[Guide, int], list[int]] = {}
+    for place, canvas in enumerate(rows):
+        groups.setdefault((canvas._guide, len(canvas._streams)), []).append(place)
+    return groups
 
 
 def _followed(draft: Draft | None) -> Draft | None:

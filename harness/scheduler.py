@@ -15,6 +15,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from harness.hooks import Sampling, exact
+from harness.memory import short_of_memory
 from harness.models import ImageModel
 from harness.records import JSON, Job, Usage, UserError
 from harness.rendering import Image, Picture
@@ -121,6 +122,10 @@ class Scheduler:
         self._concurrency = concurrency or sampler.slots
         self._live: list[_Live] = []
 
+    @property
+    def sampler(self) -> Sampler:
+        return self._sampler
+
     def run(self, jobs: Iterable[Job], deliver: Callable[[Delivery], None]) -> None:
         """Carry out all jobs; `deliver` gets each one as it ends. What `deliver` raises ends the run."""
         queue = deque(jobs)
@@ -168,6 +173,8 @@ class Scheduler:
         except UserError:
             raise
         except Exception as error:
+            if short_of_memory(error):
+                raise  # the run's trouble, not the job's
             self._finish(live, deliver, error=f"{type(error).__name__}: {error}")
 
     def _finish(
@@ -278,7 +285,10 @@ class Scheduler:
         return {op: [next(reply) for _ in op.images] for op in group}
 
     def _advance(self, deliver: Callable[[Delivery], None]) -> None:
-        """One forward for all rows that wait for one; then looks, then draws."""
+        """One forward for all rows that wait for one; then looks, then draws. Or a burst, while all only draw."""
+        if self._burst():
+            self._resume_runs(deliver)
+            return
         looks = self._waiting(Look)
         draws = [op for _, op in self._waiting(Step)]
         runs = [op for _, op in self._waiting(Run)]
@@ -295,6 +305,21 @@ class Scheduler:
 
         self._draw_tokens(runs, deliver)
         self._draw_at(deliver)
+        self._resume_runs(deliver)
+
+    def _burst(self) -> int:
+        """While every job only draws: as many rounds as it takes until one is done with that; how many there were.
+
+        A job whose last image is being decoded waits for none of them.
+        """
+        runs = [op for _, op in self._waiting(Run)]
+        busy = len(self._live) - len(self._waiting(_Last))
+        if not runs or len(runs) < busy or not all(map(_unfinished, runs)):
+            return 0
+        left = {canvas: run.until - canvas.length for run in runs for canvas in _unfinished(run)}
+        return self._sampler.burst(list(left), min(left.values()))
+
+    def _resume_runs(self, deliver: Callable[[Delivery], None]) -> None:
         for live, run in self._waiting(Run):
             if not _unfinished(run):
                 self._resume(live, None, deliver)

@@ -147,7 +147,7 @@ def _generate(point: Point, folder: RunFolder, missing: list[Job], track: Callab
                 path="" if image is None else image_path(job.prompt, job.image),
                 error=delivery.error,
                 notes=delivery.notes,
-                stamp=stamp,
+                stamp={**stamp, **point.stamp},
             )
             folder.save(record, image)
             if image is None:

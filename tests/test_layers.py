@@ -19,7 +19,7 @@ ORDER = [
     {"harness.trees", "harness.kernels"},
     {"harness.hooks", "harness.parity"},
     {"harness.models"},
-    {"harness.rendering"},
+    {"harness.rendering", "harness.rounds"},
     {"harness.sampler"},
     {"harness.memory", "harness.session"},
     {"harness.judges", "harness.drafters", "harness.scheduler", "harness.store", "harness.stats"},

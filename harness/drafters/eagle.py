@@ -110,6 +110,7 @@ class _Trail:
     canvas: Canvas
     version: int
     pairs: list[int] = field(default_factory=list)  # made and cached, by stream
+    slots: list[int] = field(default_factory=list)  # of its streams
 
 
 class Eagle:
@@ -249,8 +250,9 @@ class _Engine:
         for canvas in rows:
             spans = self.sampler.spans(canvas)
             trail = self._trails.setdefault(id(canvas), _Trail(canvas, canvas.version, [0] * len(spans)))
-            if trail.version != canvas.version:
-                trail.version, trail.pairs = canvas.version, [0] * len(spans)
+            slots = [slot for slot, _, _ in spans]
+            if (trail.version, trail.slots) != (canvas.version, slots):
+                trail.version, trail.slots, trail.pairs = canvas.version, slots, [0] * len(spans)
             for k, (slot, start, cached) in enumerate(spans):
                 wanted = start + canvas.length - 1
                 made = min(trail.pairs[k], wanted - 1)  # the last is made again where nothing is new, for its guess

@@ -135,6 +135,7 @@ class DraftModel:
                 width=2 if isinstance(n, int) else max(2 + n.depth, 1 + n.fed),
                 room=0 if isinstance(n, int) else n.fed,
                 prefill=sampler.prefill,
+                compact=sampler.compact,
             )
         draft = cast(Sampler, self._draft)
         for number, (canvas, shadow) in list(self._shadows.items()):

@@ -11,10 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from harness import kernels
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, q_BHWd, k_BHWd, v_BHWd) -> attended values, same shape as q."""
@@ -52,7 +55,7 @@ class RMSNorm(nn.Module):
 def rotate(x_BHWd: Tensor, rotary_BW2: Tensor) -> Tensor:
     """Rotate adjacent pairs by `rotary_BW2` = (cos, sin) of shape [B, W, d/2, 2] (LlamaGen `apply_rotary_emb`).
 
-    At least in float32, as the original does.
+    At least in float32, as the original does. There may be more axes in front, of queries and keys, say.
     """
     cos, sin = rotary_BW2.unsqueeze(1).unbind(-1)
     even, odd = x_BHWd.unflatten(-1, (-1, 2)).to(torch.promote_types(x_BHWd.dtype, torch.float32)).unbind(-1)
@@ -93,8 +96,9 @@ class Attention(nn.Module):
         self.wo = nn.Linear(spec.dim, spec.dim, bias=False)
 
     def forward(self, x_BWD: Tensor, rotary_BW2: Tensor, layer: int, attend: Attend) -> Tensor:
-        q, k, v = self.wqkv(x_BWD).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.wo(attend(layer, rotate(q, rotary_BW2), rotate(k, rotary_BW2), v).transpose(1, 2).flatten(-2))
+        qkv = self.wqkv(x_BWD).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k = rotate(qkv[:2], rotary_BW2)
+        return self.wo(attend(layer, q, k, qkv[2]).transpose(1, 2).flatten(-2))
 
 
 class FeedForward(nn.Module):
@@ -160,7 +164,7 @@ class Prefix:
 
 
 Mask = Callable[[Tensor, Tensor], Tensor]
-"""(column_L, pos_BW1) -> whether queries at `pos` see the columns of the cache, [B, W, L], of those before them."""
+"""(column_L, pos_BW1) -> whether queries at `pos` see the first L columns of the cache, [B, W, L], of those before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +191,11 @@ class GapMask:
     gap_BL: Tensor
 
     def __call__(self, column_L: Tensor, pos_BW1: Tensor) -> Tensor:
-        return ~self.gap_BL.unsqueeze(1) | (column_L == pos_BW1)
+        return ~self.gap_BL[:, : len(column_L)].unsqueeze(1) | (column_L == pos_BW1)
+
+
+BLOCK = 64
+"""Cache positions that attention on a CPU reads at a time."""
 
 
 class KVCache:
@@ -196,6 +204,11 @@ class KVCache:
     One more slot and one more position exist as scratch space: rows and columns that pad a constant-shape forward
     write there, so nothing has to branch. Scratch is never read by a live row. A `biased` cache also keeps what is
     added to the scores of each position; only such a cache can hold a `Prefix`.
+
+    Attention reads the used part of the cache. On a CPU a row reads the blocks of BLOCK positions that its own queries
+    reach, and rows beside each other that reach as far share a call: a row's result is that of a call of its own, so
+    it cannot depend on how far others are. On CUDA a kernel reads no further than each query does; where there is none,
+    the whole length is read under a mask, which is the same shape whoever is in flight.
     """
 
     def __init__(
@@ -213,6 +226,7 @@ class KVCache:
         self.values = torch.zeros_like(self.keys)
         self.bias_SL = torch.zeros((slots + 1, length + 1), dtype=dtype, device=device) if biased else None
         self._column_L = torch.arange(length + 1, device=device)
+        self._slot_S = torch.arange(slots, device=device)
 
     @property
     def slot_bytes(self) -> int:
@@ -239,34 +253,107 @@ class KVCache:
         for stored in (self.keys, self.values):
             stored[:, slot_Q[:, None], :, target_QD] = stored[:, slot_Q[:, None], :, source_QD]
 
-    def attend_all(self, pos_SW: Tensor, mask: Mask | None = None) -> Attend:
-        """Attention for a forward whose row s is slot s: the cache is read in place."""
-        rows = torch.arange(self.slots, device=pos_SW.device)
-        return self._attend(rows, pos_SW, lambda stored: stored[: self.slots], mask)
+    def attend_all(self, pos_BW: Tensor, mask: Mask | None = None) -> Attend:
+        """Attention for a forward whose row s is slot s, of the first B slots: the cache is read in place."""
+        slot_B = self._slot_S[: len(pos_BW)]
+        kernel = kernels.attention(self.keys.device)
+        if kernel is not None:
+            return self._attend_used(kernel, slot_B, pos_BW, mask)
+        if self.keys.device.type == "cpu":
+            return self._attend_blocks(slot_B, pos_BW, mask)
+        return self._attend_masked(slot_B, pos_BW, lambda stored: stored[: len(pos_BW)], mask)
 
     def attend_some(self, slot_B: Tensor, pos_BW: Tensor) -> Attend:
-        """Attention for a forward over chosen slots (prefill): their part of the cache is gathered."""
-        return self._attend(slot_B, pos_BW, lambda stored: stored[slot_B])
+        """Attention for a forward over chosen slots (prefill): their part of the cache is gathered, or read in turn."""
+        if self.keys.device.type == "cpu":
+            return self._attend_blocks(slot_B, pos_BW)
+        return self._attend_masked(slot_B, pos_BW, lambda stored: stored[slot_B])
 
-    def _attend(
-        self, slot_B: Tensor, pos_BW: Tensor, read: Callable[[Tensor], Tensor], mask: Mask | None = None
-    ) -> Attend:
-        mask_B1WL = self._mask(slot_B, pos_BW.unsqueeze(-1), mask).unsqueeze(1)
+    def _attend_blocks(self, slot_B: Tensor, pos_BW: Tensor, mask: Mask | None = None) -> Attend:
+        runs = self._runs(slot_B, pos_BW)
+        columns = max((run.columns for run in runs), default=0)
+        score_B1WL = self._scores(slot_B, pos_BW.unsqueeze(-1), mask, columns).unsqueeze(1)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            self.keys[layer][slot_B.unsqueeze(1), :, pos_BW] = k.transpose(1, 2)
-            self.values[layer][slot_B.unsqueeze(1), :, pos_BW] = v.transpose(1, 2)
-            keys, values = (read(stored[layer]) for stored in (self.keys, self.values))
-            return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask_B1WL)
+            self._write(layer, slot_B, pos_BW, k, v)
+            out = None if len(runs) == 1 and runs[0].rows == len(q) else torch.zeros_like(q)
+            for first, slot, rows, columns in runs:
+                here, there = slice(first, first + rows), (slice(slot, slot + rows), slice(None), slice(columns))
+                score_B1Wl = score_B1WL[here, ..., :columns]
+                seen = F.scaled_dot_product_attention(
+                    q[here], self.keys[layer][there], self.values[layer][there], attn_mask=score_B1Wl
+                )
+                if out is None:
+                    return seen
+                out[here] = seen
+            assert out is not None
+            return out
 
         return attend
 
-    def _mask(self, slot_B: Tensor, pos_BW1: Tensor, mask: Mask | None) -> Tensor:
-        """What a position sees, [B, W, L]: itself and those before it; as scores to add where the cache has a bias."""
-        seen_BWL = self._column_L <= pos_BW1
+    def _runs(self, slot_B: Tensor, pos_BW: Tensor) -> list[_Run]:
+        """Neighbouring rows in neighbouring slots whose queries reach into the same block; idle rows are in none."""
+        reach_B = torch.where(pos_BW < self.length, pos_BW, -1).amax(1)
+        runs: list[_Run] = []
+        for row, (slot, reach) in enumerate(zip(slot_B.tolist(), reach_B.tolist(), strict=True)):
+            columns = min((reach // BLOCK + 1) * BLOCK, self.length + 1)
+            last = runs[-1] if runs else _Run(-1, -1, 0, 0)
+            if (last.first + last.rows, last.slot + last.rows, last.columns) == (row, slot, columns):
+                runs[-1] = last._replace(rows=last.rows + 1)
+            elif reach >= 0:
+                runs.append(_Run(row, slot, 1, columns))
+        return runs
+
+    def _write(self, layer: int, slot_B: Tensor, pos_BW: Tensor, k: Tensor, v: Tensor) -> None:
+        for stored, new in ((self.keys, k), (self.values, v)):
+            stored[layer][slot_B.unsqueeze(1), :, pos_BW] = new.transpose(1, 2)
+
+    def _attend_used(
+        self, kernel: Callable[..., Tensor], slot_B: Tensor, pos_BW: Tensor, mask: Mask | None = None
+    ) -> Attend:
+        rows, end = len(slot_B), self.length
+        bias_BL = None if self.bias_SL is None else self.bias_SL[:rows, :end]
+        seen_BWL = None if mask is None else mask(self._column_L[:end], pos_BW.unsqueeze(-1)).contiguous()
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            self._write(layer, slot_B, pos_BW, k, v)
+            keys, values = (stored[layer, :rows, :, :end] for stored in (self.keys, self.values))
+            return kernel(q, keys, values, pos_BW, bias_BL, seen_BWL)
+
+        return attend
+
+    def _attend_masked(
+        self, slot_B: Tensor, pos_BW: Tensor, read: Callable[[Tensor], Tensor], mask: Mask | None = None
+    ) -> Attend:
+        score_B1WL = self._scores(slot_B, pos_BW.unsqueeze(-1), mask, self.length + 1).unsqueeze(1)
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            self._write(layer, slot_B, pos_BW, k, v)
+            keys, values = (read(stored[layer]) for stored in (self.keys, self.values))
+            return F.scaled_dot_product_attention(q, keys, values, attn_mask=score_B1WL)
+
+        return attend
+
+    def _scores(self, slot_B: Tensor, pos_BW1: Tensor, mask: Mask | None, columns: int) -> Tensor:
+        """What is added to the scores that queries give the first `columns` of the cache, [B, W, columns].
+
+        A query sees its own position and those before it. One that pads the forward sees all, so as to stay finite.
+        """
+        column_L = self._column_L[:columns]
+        seen_BWL = column_L <= pos_BW1
         if mask is not None:
-            seen_BWL &= mask(self._column_L, pos_BW1)
+            seen_BWL &= mask(column_L, pos_BW1) | (pos_BW1 == self.length)
         if self.bias_SL is None:
-            return seen_BWL
-        bias_BWL = self.bias_SL[slot_B].unsqueeze(1).masked_fill(self._column_L == pos_BW1, 0.0)
+            nothing = torch.zeros((), dtype=self.keys.dtype, device=self.keys.device)
+            return torch.where(seen_BWL, nothing, -torch.inf)
+        bias_BWL = self.bias_SL[slot_B, :columns].unsqueeze(1).masked_fill(column_L == pos_BW1, 0.0)
         return bias_BWL.masked_fill(~seen_BWL, -torch.inf)
+
+
+class _Run(NamedTuple):
+    """Rows `first`, `first` + 1, ... of a forward, in slots `slot`, `slot` + 1, ..., that read as many columns."""
+
+    first: int
+    slot: int
+    rows: int
+    columns: int

@@ -1,0 +1,156 @@
+"""What a sampler is said to need bounds what it takes, whatever a method drafts; and what happens where it runs out."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import TOY, harness
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from toy import TEXTS, ToyModel, jobs
+
+from harness.drafters.jacobi import Jacobi
+from harness.hooks import Draft, Sampling
+from harness.memory import Need, needed
+from harness.records import SampleRecord
+from harness.sampler import Canvas, Sampler
+from harness.scheduler import Delivery, Scheduler, demands
+from harness.session import Method, Session
+from methods.best_of_n import BestOfN
+from methods.plain import Plain
+from methods.sjd import SJD
+
+VOCAB = 1024
+
+
+class Peak(TorchDispatchMode):
+    """The most bytes that tensors made inside have held at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = self._now = 0
+        self._holders: dict[int, int] = {}
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        before = {tensor.untyped_storage().data_ptr() for tensor in tree_leaves(args) if isinstance(tensor, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor) and id(tensor) not in self._known:
+                storage = tensor.untyped_storage()
+                if storage.data_ptr() in before and storage.data_ptr() not in self._holders:
+                    continue  # a view of what was there before
+                self._hold(tensor, storage.data_ptr(), storage.nbytes())
+        return out
+
+    def _hold(self, tensor: Tensor, where: int, size: int) -> None:
+        self._known.add(id(tensor))
+        if where not in self._holders:
+            self._now += size
+            self.bytes = max(self.bytes, self._now)
+        self._holders[where] = self._holders.get(where, 0) + 1
+        weakref.finalize(tensor, self._drop, id(tensor), where, size)
+
+    def _drop(self, number: int, where: int, size: int) -> None:
+        self._known.discard(number)
+        self._holders[where] -= 1
+        if not self._holders[where]:
+            del self._holders[where]
+            self._now -= size
+
+
+class Bushy:
+    """Drafts trees of its own making: 6 nodes with laws, of which few are accepted."""
+
+    rows, streams, width, room = 1, 2, 7, 6
+
+    async def generate(self, prompt: str, s: Session) -> Canvas:
+        (canvas,) = s.open()
+        law_GV = torch.full((6, VOCAB), 1 / VOCAB)
+        while not canvas.done:
+            draft = Draft(torch.arange(6), law_GV, (-1, -1, 0, 0, 1, 2)) if canvas.length < 10 else None
+            await s.step([canvas], [draft])
+        return canvas
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+@pytest.mark.parametrize("method", [Plain(), BestOfN(2), SJD(Jacobi("random", "maximal"), 6), Bushy()])
+def test_the_need_bounds_the_peak(method: Method, scale: float) -> None:
+    model, slots = ToyModel(vocab=VOCAB, dtype=torch.float32), 8
+    shape = {"prefill": (3, 4), "render_batch": 2, **demands(method)}
+    need: Need = needed(model, **shape)
+    with Peak() as peak:
+        sampler = Sampler(model, Sampling(scale=scale, top_k=0), slots=slots, **shape)
+        done: list[Delivery] = []
+        Scheduler(method, sampler, seed=0).run(jobs(TEXTS[:4]), done.append)
+    assert not any(delivery.error for delivery in done)
+    assert 0.1 * (need.of(slots) - need.weights) < peak.bytes < need.of(slots) - need.weights
+
+
+class Scarce:
+    """Lets every forward of more than `most` slots fail from the n-th on."""
+
+    def __init__(self, error: Exception, most: int, after: int) -> None:
+        self.error, self.most, self.left = error, most, after
+        self.failures = 0
+
+    def __call__(self, plain: Callable[..., None]) -> Callable[..., None]:
+        def advance(sampler: Sampler, rows: list[Canvas], count: int) -> None:
+            self.left -= 1
+            if self.left < 0 and sampler.slots > self.most:
+                self.failures += 1
+                raise self.error
+            plain(sampler, rows, count)
+
+        return advance
+
+
+ERRORS = [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_where_memory_runs_out_the_run_goes_on_with_fewer_slots(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same images, the finished ones among them not drawn again, and the records say so."""
+    asked = (*TOY, "method=plain", "benchmark.prompts=24", "results=r", "stages=[generate]")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    whole.mkdir()
+    cut.mkdir()
+    assert harness(whole, *asked)[0] == 0
+    scarce = Scarce(error, most=6, after=2)
+    monkeypatch.setattr(Sampler, "_passed", scarce(Sampler._passed))
+    code, said = harness(cut, *asked)
+    assert code == 0, said
+    assert scarce.failures == 2  # 24 slots, then 12; 6 are enough
+    assert "memory ran out with sampler.slots=24" in said
+    assert drawn(cut) == drawn(whole)
+    stamps = [record.stamp.get("slots") for record in records(cut)]
+    assert stamps[-1] == "6, as memory ran out with 12"
+
+
+def test_where_one_job_is_too_much_the_run_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Sampler, "_passed", Scarce(MemoryError(), most=0, after=0)(Sampler._passed))
+    code, said = harness(tmp_path, *TOY, "method=plain", "benchmark.prompts=24", "results=r", "stages=[generate]")
+    assert code != 0
+    assert "memory" in said
+    assert "Traceback" not in said
+
+
+def records(cwd: Path) -> list[SampleRecord]:
+    (journal,) = cwd.rglob("records-*.jsonl")
+    return [SampleRecord.from_json(line) for line in journal.read_text().splitlines()]
+
+
+def drawn(cwd: Path) -> dict[tuple[str, int], tuple[str, str]]:
+    found = records(cwd)
+    assert len({(r.prompt_id, r.image) for r in found}) == len(found)
+    return {(r.prompt_id, r.image): (r.tokens_sha, r.image_sha) for r in found}

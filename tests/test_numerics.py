@@ -1,0 +1,159 @@
+"""What results may depend on: `constant` on the job alone, `fast` also on its company; and compact forwards."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from runs import TOY, harness
+from test_company import Wanderer, costs
+from test_eagle import eagle
+from test_speculative import drafter
+from torch import Tensor
+from toy import TEXTS, ToyModel, draw, jobs
+
+from harness.drafters.jacobi import Jacobi
+from harness.hooks import Draft, Sampling
+from harness.models.trunk import Attend
+from harness.point import Point
+from harness.records import Job, UserError
+from harness.sampler import Canvas, Sampler
+from harness.scheduler import Delivery, Scheduler, demands
+from harness.session import Method, Session
+from methods.plain import Plain
+from methods.scalingar import ScalingAR
+from methods.sjd import SJD
+from methods.speculative import Speculative
+from methods.zipar import ZipAR
+
+Drawn = dict[tuple[str, int], Delivery]
+
+
+class Watched(ToyModel):
+    """Remembers the shapes of its forwards."""
+
+    def __init__(self, dtype: torch.dtype = torch.float64) -> None:
+        super().__init__(dtype=dtype)
+        self.shapes: list[tuple[int, int]] = []
+
+    def forward(self, x_BWD: Tensor, pos_BW: Tensor, start_B: Tensor, attend: Attend) -> Tensor:
+        self.shapes.append((x_BWD.shape[0], x_BWD.shape[1]))
+        return super().forward(x_BWD, pos_BW, start_B, attend)
+
+
+def compactly(method: Method, some: Sequence[Job], model: ToyModel, slots: int, concurrency: int | None = 1) -> Drawn:
+    sampler = Sampler(model, Sampling(scale=2.0), slots=slots, prefill=(3, 4), compact=True, **demands(method))
+    done: Drawn = {}
+    Scheduler(method, sampler, seed=0, concurrency=concurrency).run(some, lambda d: done.update({d.job.key: d}))
+    assert sampler.free == slots
+    assert not any(delivery.error for delivery in done.values())
+    return done
+
+
+class Pruned:
+    """Closes half of its candidates, and half of the rest."""
+
+    rows, streams, width = 4, 2, 1
+
+    async def generate(self, prompt: str, s: Session) -> Canvas:
+        rows = s.open(4)
+        for until, keep in ((4, 2), (8, 1)):
+            await s.run(rows, until=until)
+            for canvas in rows[:-keep]:  # the last ones stay: their streams move
+                s.close(canvas)
+            rows = rows[-keep:]
+        await s.run(rows)
+        return rows[0]
+
+
+METHODS: dict[str, Callable[[ToyModel], Method]] = {
+    "plain": lambda _: Plain(),
+    "scalingar": lambda _: ScalingAR(4),
+    "pruned": lambda _: Pruned(),
+    "wanderer": lambda _: Wanderer(),
+    "speculative": lambda target: Speculative(drafter(like=target), 3),
+    "eagle": lambda _: Speculative(eagle(), 2),
+    "sjd": lambda _: SJD(Jacobi("random", "maximal"), 4),
+    "zipar": lambda _: ZipAR(2),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_alone_a_job_is_drawn_again_in_every_bit(name: str) -> None:
+    """Whatever ran before it over the same sampler: shapes depend on the job alone."""
+    model, some = ToyModel(dtype=torch.float32), jobs(TEXTS[:3])
+    method = METHODS[name](model)
+    slots = method.rows * method.streams
+    forth, back = compactly(method, some, model, slots), compactly(method, some[::-1], model, slots)
+    for key, delivery in forth.items():
+        assert (delivery.tokens, delivery.notes) == (back[key].tokens, back[key].notes)
+        assert costs(delivery.usage) == costs(back[key].usage)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_moving_streams_loses_nothing_of_them(name: str) -> None:
+    """In float64 no shape is seen in a token: compact forwards draw what constant ones draw, at the same cost."""
+    method = METHODS[name](ToyModel())
+    constant = draw(method, jobs(TEXTS[:4]), slots=16)
+    for key, delivery in compactly(method, jobs(TEXTS[:4]), ToyModel(), 16, concurrency=None).items():
+        assert delivery.tokens == constant[key].tokens
+        if name != "eagle":  # which makes its pairs again where a stream was moved
+            assert costs(delivery.usage) == costs(constant[key].usage)
+
+
+def test_closed_candidates_shorten_the_step() -> None:
+    model = Watched()
+    compactly(Pruned(), jobs(TEXTS[:1]), model, 8)
+    assert [rows for rows, columns in model.shapes if columns == 1] == [8] * 4 + [4] * 4 + [2] * 8
+
+
+def test_columns_that_nobody_needs_are_not_fed() -> None:
+    class Once(Plain):
+        width = 4
+
+        async def generate(self, prompt: str, s: Session) -> Canvas:
+            (canvas,) = s.open()
+            await s.step([canvas], [Draft(torch.tensor([1, 2, 3]))])
+            await s.run([canvas])
+            return canvas
+
+    model = Watched()
+    compactly(Once(), jobs(TEXTS[:1]), model, 2)
+    decoded = [shape for shape in model.shapes if shape[0] == 2]
+    assert decoded[0] == (2, 4)
+    assert set(decoded[1:]) == {(2, 1)}
+
+
+def test_a_bucket_holds_what_is_alive() -> None:
+    model = Watched()
+    compactly(Plain(), jobs(TEXTS[:3]), model, 16, concurrency=None)
+    assert {rows for rows, columns in model.shapes if columns == 1} == {8}  # three images of two streams
+
+
+def test_numerics_name_a_run_and_are_checked(tmp_path: Path) -> None:
+    with initialize_config_module("conf", version_base="1.3"):
+        choices = {"method": "plain", "benchmark": "pictogram"}
+        some = ["benchmark.prompts=2"]
+        constant, fast = (Point(compose("config", [*some, f"numerics={n}"]), choices) for n in ("constant", "fast"))
+        assert constant.fingerprint != fast.fingerprint
+        assert [point.record()["run"]["numerics"] for point in (constant, fast)] == ["constant", "fast"]
+        assert "compact" not in constant.sampler
+        assert fast.sampler["compact"] is True
+        with pytest.raises(UserError, match="numerics=quick: choose from constant, fast"):
+            Point(compose("config", [*some, "numerics=quick"]), choices)
+        with pytest.raises(UserError, match="numerics=fast to have it recorded"):
+            Point(compose("config", [*some, "+sampler.compact=true"]), choices)
+
+
+def test_fast_results_stand_apart_in_the_leaderboard(tmp_path: Path) -> None:
+    small = (*TOY, "benchmark.prompts=2", "benchmark.images=1", "results=r")
+    for numerics in ("constant", "fast"):
+        code, said = harness(tmp_path, *small, f"numerics={numerics}")
+        assert code == 0, said
+    with (tmp_path / "r" / "leaderboard.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert sorted(row["numerics"] for row in rows) == ["constant", "fast"]
