@@ -37,8 +37,8 @@ from harness.records import SampleRecord, Score, digest
 SCENES = {
     "toy": ([*TOY, "benchmark.prompts=2"], ["plain", "toy_best", "toy_scalingar", "toy_gridar", "toy_speculative"]),
     "pictogram": (
-        ["sampler.slots=12", "sampler.prefill=[4,32]", "sampler.render_batch=4", "benchmark.prompts=3",
-         "benchmark.images=1", "++method.n=4"],
+        ["sampler.slots=16", "sampler.prefill=[4,32]", "sampler.render_batch=4", "benchmark.prompts=3",
+         "benchmark.images=1"],
         ["plain", "best_of_n", "scalingar", "gridar", "speculative"],
     ),
 }  # fmt: skip
