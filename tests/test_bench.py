@@ -79,7 +79,6 @@ def test_methods_are_timed_against_plain(tmp_path: Path) -> None:
     plain, best = (row for _, row in pd.read_csv(next(tmp_path.glob("results/bench/methods-*.csv"))).iterrows())
     assert plain["speedup"] == plain["row_steps"] == 1
     assert best["row_steps"] == 4  # four candidates
-    assert best["speedup"] > 0
     assert best["ci_low"] <= best["speedup"] <= best["ci_high"]
     assert best["bookkeeping_low"] <= best["bookkeeping"] <= best["bookkeeping_high"]
     assert 0 < best["ms_per_decode"] < best["ms_per_round"]
