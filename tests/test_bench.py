@@ -71,7 +71,7 @@ def test_the_loop_is_any_models(tmp_path: Path, model: tuple[str, ...]) -> None:
 
 
 def test_methods_are_timed_against_plain(tmp_path: Path) -> None:
-    arguments = ("model.image=16", "batch=[1]", "blocks=3", "warm_up=0", "slots_for=2", "queue=5")
+    arguments = ("batch=[1]", "blocks=3", "warm_up=0", "slots_for=2", "queue=5")
     code, said = bench(
         tmp_path, "methods", *TINY, *arguments, "methods=[best_of_n_likelihood]", "kept_light=[best_of_n_likelihood]"
     )

@@ -196,7 +196,8 @@ def tiny(judges: tuple[Mmdet, Clip], files: Path, **options: Any) -> GenEval:
 
 def arguments(files: Path, *more: str) -> list[str]:
     return [
-        *("benchmark=geneval", "method=plain", "device=cpu", "benchmark.images=2", "benchmark.classes=model"),
+        *("model=pictogram_16", "benchmark=geneval", "method=plain", "device=cpu"),
+        *("benchmark.images=2", "benchmark.classes=model"),
         *(f"benchmark.metadata={files / 'metadata.jsonl'}", "benchmark.allow_other_version=true"),
         *(f"benchmark.detector.config={files / 'tiny.py'}", "benchmark.detector.weights=random"),
         *("benchmark.detector.short_side=64", f"benchmark.colors.model={files / 'tiny_clip.json'}"),

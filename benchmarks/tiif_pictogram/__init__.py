@@ -25,7 +25,6 @@ from harness.models.pictogram.grammar import (
     make_spec,
     words,
 )
-from harness.models.pictogram.weights import DEFAULT
 from harness.records import Prompt, UserError, dump
 
 GROUPS = Groups(
@@ -79,7 +78,7 @@ class TiifPictogram(Questionnaire):
         images: int = 1,
         scenes: int = 90,
         seed: int = 0,
-        classes: str = DEFAULT,
+        classes: str = "pictogram_80",
     ) -> None:
         if classes not in CLASS_SETS:
             raise UserError(f"benchmark.classes={classes}: choose from {', '.join(CLASS_SETS)}")

@@ -46,7 +46,7 @@ from harness.stats import auc, auc_within, macro_mean, paired_difference
 
 SCALE = 2.0
 MANY = {"prompts": 120, "images": 8, "scenes": 600, "prefixes": 60, "relaxed": 120}
-FEW = {"prompts": 60, "images": 4, "scenes": 180, "prefixes": 18, "relaxed": 18}
+FEW = {"prompts": 30, "images": 4, "scenes": 120, "prefixes": 10, "relaxed": 6}
 
 
 @dataclass(frozen=True, slots=True)
