@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ class Graphs:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._captured: dict[Hashable, Replay] = {}
-        self._pool: tuple[int, int] | None = None
+        self._pool: Any = None  # a handle, whose type torch keeps to itself
         self.state = "on" if device.type == "cuda" else f"off ({device.type})"
 
     def run(self, name: Hashable, work: Callable[[], None]) -> None:

@@ -917,7 +917,7 @@ class Sampler:
         if self._hidden_SLD is not None:
             self._hidden_SLD[slot_Q[:, None], target_QD] = self._hidden_SLD[slot_Q[:, None], source_QD]
 
-    def _commit_drawn(self, canvas: Canvas, count: int, tokens: list[float], log_probs: list[float]) -> None:
+    def _commit_drawn(self, canvas: Canvas, count: int, tokens: Sequence[float], log_probs: Sequence[float]) -> None:
         canvas._tokens.extend(int(token) for token in tokens[:count])
         canvas._log_probs.extend(log_probs[:count])
         canvas._usage.sampled += count
