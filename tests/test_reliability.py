@@ -47,8 +47,11 @@ PROMISES = {
     ],
     "R5 a signal leaves a clean state within seconds; requeued runs end in the same bytes": [
         "test_sweeps.test_a_preempted_sweep_goes_on_until_it_is_the_same",
+        "test_launchers.test_twenty_preemptions_in_a_row_change_nothing",
     ],
     "R6 out of memory: fewer slots, the same images": [
+        "test_memory.test_where_memory_runs_out_the_run_goes_on_with_fewer_slots",
+        "test_memory.test_where_one_job_is_too_much_the_run_stops",
         "test_timings.test_memory_that_runs_out_is_told_from_other_errors",
     ],
     "R7 a failed job is recorded with its error and tried again; the sweep goes on and says so": [
