@@ -16,4 +16,4 @@ test: .venv/.ok  ## lint, format, types, then the quick suite
 	$(V)/ruff check .
 	$(V)/ruff format --check .
 	$(V)/mypy
-	$(V)/python -m pytest -q -n 2 --dist loadfile
+	$(V)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
