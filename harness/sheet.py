@@ -23,6 +23,7 @@ def write_sheet(folders: Sequence[Path], path: Path, rows: int = 12) -> Path:
     """
     runs = [read_run(folder) for folder in dict.fromkeys(folders)]
     prompts = _spread(list(runs[0].prompts.values()), rows)
+    runs = [run for run in runs if any(prompt.id in run.prompts for prompt in prompts)]  # not of another benchmark
     font, bold = ImageFont.load_default(15), ImageFont.load_default(17)
     size = (TEXT + len(runs) * (TILE + GAP) + GAP, TOP + len(prompts) * (TILE + GAP) + GAP)
     sheet = Image.new("RGB", size, "white")
