@@ -19,6 +19,7 @@ from torch import nn
 
 from harness.models import ImageModel
 from harness.records import UserError
+from harness.rendering import images_at_once
 
 log = logging.getLogger("harness")
 
@@ -77,7 +78,7 @@ def needed(
     return Need(
         slot=cache.slot_bytes + context + states + LOGIT_BYTES * width * model.vocab,
         weights=sum(weights.values()),
-        decoder=render_batch * int(getattr(model, "render_bytes", 0)),
+        decoder=images_at_once(model, render_batch) * int(getattr(model, "render_bytes", 0)),
         besides=cache.slot_bytes + context + gathered + between,
     )
 

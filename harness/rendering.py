@@ -73,9 +73,9 @@ class Renderer:
 
 
 def images_at_once(model: ImageModel, batch: int) -> int:
-    """Images per call of the decoder: `batch`, but one on a CPU where the decoder is so large that it says so.
+    """Images per call of the decoder: `batch`, but one on a CPU.
 
-    There a batch of large images is no faster than one after the other, and padding would cost as much as they do.
+    There a batch is hardly faster than its images one after the other, and most methods finish them one by one: padding
+    would cost as much as the images that it stands for.
     """
-    large = model.device.type == "cpu" and int(getattr(model, "render_bytes", 0)) > 0
-    return 1 if large else batch
+    return 1 if model.device.type == "cpu" else batch

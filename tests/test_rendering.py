@@ -101,6 +101,7 @@ def test_slots_go_to_others_while_the_last_image_is_decoded(monkeypatch: pytest.
 def test_a_picture_does_not_depend_on_its_company(device: str) -> None:
     model: Any = ToyModel(device=device)
     renderer = Renderer(model, 4)
+    renderer.chunk = 4  # on a CPU, too
     tokens = [list(range(length)) for length in (model.num_tokens - 1, 3, 0)]
     with renderer.beside():
         together = [picture.image() for picture in renderer.decode(tokens)]
@@ -110,10 +111,10 @@ def test_a_picture_does_not_depend_on_its_company(device: str) -> None:
             assert alone.ready
 
 
-@pytest.mark.parametrize(("device", "size", "chunk"), [("cpu", 0, 16), ("cpu", 10**8, 1), ("cuda", 10**8, 16)])
-def test_large_images_are_decoded_one_by_one_on_a_cpu(device: str, size: int, chunk: int) -> None:
+@pytest.mark.parametrize(("device", "chunk"), [("cpu", 1), ("cuda", 16)])
+def test_images_are_decoded_one_by_one_on_a_cpu(device: str, chunk: int) -> None:
     class Model:
-        render_bytes = size
+        pass
 
     Model.device = torch.device(device)  # type: ignore[attr-defined]
     assert rendering.images_at_once(Model(), 16) == chunk  # type: ignore[arg-type]
