@@ -175,11 +175,6 @@ class Sampler:
         """Slots that no stream holds."""
         return len(self._free)
 
-    @property
-    def utilisation(self) -> float:
-        """Share of decoding rows that did work, 0 to 1."""
-        return self.fed / max(1, self.rounds * self.slots)
-
     def contexts(self, text: str) -> tuple[list[Context], Guide]:
         """Streams and guide of an ordinary canvas: (null, text) under guidance, the text alone without."""
         if self.sampling.scale == 1:
@@ -450,8 +445,9 @@ class Sampler:
                 slot_RK, place_R = self._tensor([self._list(c) for c in some]), self._tensor([c.length for c in some])
                 scale_R = torch.tensor([c.scale for c in some], dtype=torch.float64, device=self.model.device)
                 logits_SV, key_R2 = self._frontier_SWV[:, 0], self._key_S2[slot_RK[:, 0]]
-                drawn = rounds.draw_one(guide, self.sampling, logits_SV, slot_RK, scale_R, key_R2, place_R)
-                token_R, log_prob_R = drawn
+                token_R, log_prob_R = rounds.draw_one(
+                    guide, self.sampling, logits_SV, slot_RK, scale_R, key_R2, place_R
+                )
                 self._token_SN[slot_RK, place_R.unsqueeze(1)] = token_R.unsqueeze(1)
                 tables.append(torch.stack((token_R.double(), log_prob_R), 1))
                 order.extend(places)
@@ -476,7 +472,7 @@ class Sampler:
         count = min(most, rounds.BURST, *(canvas._total - canvas.length for canvas in rows))
         if count < 1:
             return 0
-        shape = self._shape(1)
+        shape, grouped = self._shape(1), _groups(rows)
         groups = [
             rounds.Group(
                 guide,
@@ -484,7 +480,7 @@ class Sampler:
                 [rows[i].scale for i in places],
                 [rows[i].length for i in places],
             )
-            for (guide, _), places in _groups(rows).items()
+            for (guide, _), places in grouped.items()
         ]
         streams = [(canvas, stream) for canvas in rows for stream in canvas._streams]
         at_BW, start_B = np.full(shape, self._cache.length), np.zeros(shape[0], dtype=np.int64)
@@ -498,7 +494,7 @@ class Sampler:
             drawn = burst.read(count, groups)
         self._book(streams, [count] * len(streams))
         self._passed(rows, count)
-        for places, some in zip(_groups(rows).values(), drawn, strict=True):
+        for places, some in zip(grouped.values(), drawn, strict=True):
             for i, (tokens, log_probs) in zip(places, some, strict=True):
                 self._commit_drawn(rows[i], count, tokens, log_probs)
         return count

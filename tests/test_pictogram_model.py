@@ -26,11 +26,11 @@ from harness.models.pictogram import weights as files
 from harness.models.pictogram.card import render
 from harness.models.pictogram.detector import MICROBATCH, Detector, new_network
 from harness.models.pictogram.generator import GPT, PROMPT, GPTSpec, Pictogram
-from harness.models.pictogram.grammar import CLASS_SETS, TASKS
+from harness.models.pictogram.grammar import CLASS_SETS, DEFAULT, TASKS
 from harness.models.pictogram.reading import soft_score
 from harness.models.trunk import causal
 
-SET = files.DEFAULT
+SET = DEFAULT
 CLASSES = CLASS_SETS[SET]
 
 

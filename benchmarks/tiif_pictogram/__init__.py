@@ -17,6 +17,7 @@ from benchmarks.tiif_pictogram import looking as ask
 from harness.models.pictogram.grammar import (
     CLASS_SETS,
     COLORS,
+    DEFAULT,
     RELATIONS,
     Layout,
     Spec,
@@ -78,7 +79,7 @@ class TiifPictogram(Questionnaire):
         images: int = 1,
         scenes: int = 90,
         seed: int = 0,
-        classes: str = "pictogram_80",
+        classes: str = DEFAULT,
     ) -> None:
         if classes not in CLASS_SETS:
             raise UserError(f"benchmark.classes={classes}: choose from {', '.join(CLASS_SETS)}")

@@ -26,6 +26,7 @@ from harness.hooks import Draft
 from harness.models import ImageModel
 from harness.models import checkpoint as files
 from harness.models.pictogram import weights as embedded_files
+from harness.models.pictogram.grammar import DEFAULT
 from harness.models.trunk import Attend, Attention, FeedForward, KVCache, RMSNorm, TreeMask, TrunkSpec
 from harness.records import UserError
 from harness.sampler import Canvas, Sampler
@@ -64,7 +65,7 @@ class Trained:
     target: str = ""
 
 
-def embedded(weights: str = embedded_files.DEFAULT) -> Trained:
+def embedded(weights: str = DEFAULT) -> Trained:
     """The layer that is shipped with a set of the embedded model's weights."""
     state, config, sha = embedded_files.read(weights, "eagle")
     return Trained(state, f"{weights} (eagle)", sha[:12], str(config["target"]))

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from harness.models.pictogram import weights as files
 from harness.models.pictogram.detector import Detection, Detector
-from harness.models.pictogram.grammar import parse
+from harness.models.pictogram.grammar import DEFAULT, parse
 from harness.models.pictogram.reading import soft_score
 
 __all__ = ["Detection", "PictogramDetector", "PictogramReward"]
@@ -23,7 +22,7 @@ class PictogramDetector:
     `weights` is a shipped set or the folder of one; raises ValueError when missing, altered or of another shape.
     """
 
-    def __init__(self, weights: str = files.DEFAULT, part: str = "judge") -> None:
+    def __init__(self, weights: str = DEFAULT, part: str = "judge") -> None:
         self._detector, sha = Detector.load(weights, part)
         self.id = f"pictogram-{part}-{sha[:12]}"
 
@@ -40,7 +39,7 @@ class PictogramDetector:
 class PictogramReward:
     """The chance that a picture shows what its text says, by detector B; None for a text outside the grammar."""
 
-    def __init__(self, weights: str = files.DEFAULT, part: str = "reward") -> None:
+    def __init__(self, weights: str = DEFAULT, part: str = "reward") -> None:
         self._detector, sha = Detector.load(weights, part)
         self.id = f"pictogram-{part}-{sha[:12]}"
 

@@ -11,9 +11,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from harness.models.pictogram import weights as files
 from harness.models.pictogram.detector import Detection, Detector, color_shares, to_lab
-from harness.models.pictogram.grammar import COLORS, Layout, Spec, layout_clause, layouts, objects, parse_layout
+from harness.models.pictogram.grammar import (
+    COLORS,
+    DEFAULT,
+    Layout,
+    Spec,
+    layout_clause,
+    layouts,
+    objects,
+    parse_layout,
+)
 from harness.models.pictogram.reading import chances
 from harness.models.pictogram.world import BACKGROUNDS, LATTICE, SIDE, Pixels
 
@@ -72,7 +80,7 @@ class PictogramVerifier:
     the grammar get no answer.
     """
 
-    def __init__(self, weights: str = files.DEFAULT, part: str = "reward") -> None:
+    def __init__(self, weights: str = DEFAULT, part: str = "reward") -> None:
         self._detector, sha = Detector.load(weights, part)
         self.id = f"pictogram-verifier-{RULES}-{part}-{sha[:12]}"
         self.rewrite = _Rewriter(self)

@@ -88,7 +88,7 @@ class Pictogram:
 
     def __init__(
         self,
-        weights: str = files.DEFAULT,
+        weights: str = grammar.DEFAULT,
         part: str = "generator",
         device: str | torch.device = "cpu",
         dtype: torch.dtype | str = torch.float32,

@@ -34,6 +34,8 @@ CLASS_SETS: dict[str, tuple[str, ...]] = {
     ),
     "pictogram_80": CLASSES,
 }
+DEFAULT = "pictogram_80"
+"""The set of classes, and of the weights trained on it, where none is named."""
 
 # Wordings. {x} and {y} are the objects in text order, {rel} a wording of the relation, {verb} a verb of VERBS.
 RELATIONS = {

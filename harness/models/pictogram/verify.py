@@ -69,7 +69,7 @@ class Gate:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--weights", default=files.DEFAULT, help="a shipped set, or the folder of one")
+    parser.add_argument("--weights", default=grammar.DEFAULT, help="a shipped set, or the folder of one")
     parser.add_argument("--quick", action="store_true", help="fewer prompts and scenes")
     parser.add_argument("--metadata", help="an official GenEval file: samples are of its prompts")
     parser.add_argument("--write", action="store_true", help="put the table on the card")

@@ -19,8 +19,6 @@ from torch import Tensor, nn
 from harness.records import UserError
 
 FOLDER = Path(__file__).parent / "weights"
-DEFAULT = "pictogram_80"
-"""The set that is used where none is named."""
 PARTS = ("tokenizer", "generator", "draft", "eagle", "judge", "reward")
 
 Config = dict[str, object]
