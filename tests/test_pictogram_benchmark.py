@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from PIL import Image
 
 from benchmarks.geneval.prompts import TASKS
 from benchmarks.pictogram import BATCH, Pictogram
+from harness.download import cached
 from harness.records import Prompt, Score, UserError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "geneval"
@@ -111,8 +113,12 @@ def test_official_prompts_of_unknown_classes_are_left_out_and_said(
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="GenEval's data files are not beside the repository")
-def test_the_official_file() -> None:
-    benchmark = Pictogram(FakeDetector(), metadata=str(SHARED / "evaluation_metadata.jsonl"))
+def test_the_official_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cached("geneval").mkdir(parents=True)
+    shutil.copy(SHARED / "evaluation_metadata.jsonl", cached("geneval"))
+    benchmark = Pictogram(FakeDetector(), metadata="official")
+    assert ids(benchmark) == ids(Pictogram(FakeDetector(), metadata=str(SHARED / "evaluation_metadata.jsonl")))
     assert len(benchmark.prompts()) + benchmark.left_out == 553
     assert {name for prompt in benchmark.prompts() for name in classes(prompt)} <= set(FakeDetector.classes)
 

@@ -11,9 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.geneval.benchmark import official_file
 from benchmarks.geneval.layout import export
-from benchmarks.geneval.prompts import read_prompts
+from benchmarks.geneval.prompts import official_file, read_prompts
 from benchmarks.geneval.summary import read_results, summarize
 from harness.records import UserError, one_line
 

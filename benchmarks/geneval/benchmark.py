@@ -17,17 +17,13 @@ import numpy as np
 from benchmarks.geneval.colors import Colors, Question
 from benchmarks.geneval.detector import CLASSES, Detector, Found
 from benchmarks.geneval.layout import IMAGES, read_folder, say_oddities
-from benchmarks.geneval.prompts import about, read_prompts
+from benchmarks.geneval.prompts import about, official_file, read_prompts
 from benchmarks.geneval.summary import Result, format_result, summarize
 from benchmarks.geneval.verdict import COLORS, DEFAULTS, ColorOf, Options, Verdict, verdict
 from benchmarks.images import read_images
 from benchmarks.spread import spread
-from harness.download import fetch, file_sha256
 from harness.records import Prompt, Score, UserError
 
-COMMIT = "af4902f24d3ca90ebbb446dd9891a59e0f82725f"
-URL = f"https://raw.githubusercontent.com/djghosh13/geneval/{COMMIT}/prompts/evaluation_metadata.jsonl"
-SHA256 = "5c48e0813e812e3c373fa5c8ed07a8f0a483be30272b4427b0559c8048e67c13"
 BATCH = 8
 """Images read, detected and judged at a time; their scores are in the journal before the next."""
 FLOOR = 0.05
@@ -184,21 +180,6 @@ class GenEval:
             decision = verdict(found, spec, _answering(looks), self.options)
             made.append((decision.correct, _detail(found, decision, looks)))
         return made
-
-
-def official_file(metadata: str | None, allow_other_version: bool) -> tuple[Path, str]:
-    """The metadata file and its version: the reference's commit, or the hash of another file, if that is allowed."""
-    if metadata is None:
-        return fetch(URL, SHA256, "geneval/evaluation_metadata.jsonl", "set benchmark.metadata=PATH"), COMMIT[:7]
-    path = Path(metadata).expanduser()
-    if (found := file_sha256(path)) == SHA256:
-        return path, COMMIT[:7]
-    if not allow_other_version:
-        raise UserError(
-            f"{path} has sha256 {found}, GenEval's metadata at {COMMIT[:7]} has {SHA256}: take that file, or set "
-            "benchmark.allow_other_version=true, which marks the version of every row"
-        )
-    return path, f"other-{found[:8]}"
 
 
 def _interval(low: float, high: float) -> str:

@@ -14,10 +14,14 @@ from typing import Any
 
 from benchmarks.geneval.verdict import COLORS, RELATIONS
 from benchmarks.jsonl import bad_line, read_objects
+from harness.download import fetch, file_sha256
 from harness.records import Prompt, UserError
 
 log = logging.getLogger(__name__)
 
+COMMIT = "af4902f24d3ca90ebbb446dd9891a59e0f82725f"
+URL = f"https://raw.githubusercontent.com/djghosh13/geneval/{COMMIT}/prompts/evaluation_metadata.jsonl"
+SHA256 = "5c48e0813e812e3c373fa5c8ed07a8f0a483be30272b4427b0559c8048e67c13"
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 
 
@@ -35,6 +39,21 @@ def read_prompts(path: Path | str, classes: Collection[str] | None = None) -> li
             raise bad_line(path, number, "the row has no clause, so that any image would be correct")
         prompts.append(Prompt(f"geneval/{number - 1:05d}", row["prompt"], row["tag"], row))
     return prompts
+
+
+def official_file(metadata: str | None, allow_other_version: bool) -> tuple[Path, str]:
+    """The metadata file and its version: the reference's commit, or the hash of another file, if that is allowed."""
+    if metadata is None:
+        return fetch(URL, SHA256, "geneval/evaluation_metadata.jsonl", "set benchmark.metadata=PATH"), COMMIT[:7]
+    path = Path(metadata).expanduser()
+    if (found := file_sha256(path)) == SHA256:
+        return path, COMMIT[:7]
+    if not allow_other_version:
+        raise UserError(
+            f"{path} has sha256 {found}, GenEval's metadata at {COMMIT[:7]} has {SHA256}: take that file, or set "
+            "benchmark.allow_other_version=true, which marks the version of every row"
+        )
+    return path, f"other-{found[:8]}"
 
 
 def about(prompts: Sequence[Prompt], classes: Collection[str], others: str, source: str) -> list[Prompt]:

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from benchmarks.geneval.prompts import about, read_prompts
+from benchmarks.geneval.prompts import about, official_file, read_prompts
 from benchmarks.geneval.verdict import Detection, Options, verdict
 from benchmarks.images import read_images
 from benchmarks.spread import spread
@@ -42,9 +42,10 @@ class Detector(Protocol):
 class Pictogram:
     """Prompts of the six tasks about the classes the judge knows, `images` images each.
 
-    They are `total` prompts made from `seed`, or the rows of the GenEval file `metadata` that name known classes only
-    (`left_out` counts the others); `prompts` takes that many of them, spread evenly over the tasks. A smaller `prompts`
-    takes a subset of what a larger one takes, under the same ids. Raises UserError where that cannot be had.
+    They are `total` prompts made from `seed`, or the rows of the GenEval file `metadata` (`official`: the cache, or a
+    download pinned by its hash) that name known classes only (`left_out` counts the others); `prompts` takes that many
+    of them, spread evenly over the tasks. A smaller `prompts` takes a subset of what a larger one takes, under the same
+    ids. Raises UserError where that cannot be had.
     """
 
     name = "pictogram"
@@ -95,7 +96,7 @@ class Pictogram:
         return [Prompt(f"pictogram/{i:05d}", row["prompt"], row["tag"], dict(row)) for i, row in enumerate(rows)]
 
     def _official(self, metadata: str) -> list[Prompt]:
-        rows = read_prompts(metadata)
+        rows = read_prompts(official_file(None, False)[0] if metadata == "official" else metadata)
         prompts = about(rows, self.judge.classes, f"unknown to {self.judge.id}", metadata)
         self.left_out = len(rows) - len(prompts)
         return prompts
