@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from harness.hooks import Probe as Probe
     from harness.hooks import Rule as Rule
     from harness.hooks import cfg as cfg
+    from harness.hooks import confidence as confidence
     from harness.hooks import coupled as coupled
     from harness.hooks import entropy as entropy
     from harness.hooks import exact as exact
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 _HOME = {
     "harness.download": ("cache_folder",),
     "harness.hooks": (
-        "Draft", "Drafts", "Guide", "Probe", "Rule", "cfg", "coupled", "entropy", "exact",
+        "Draft", "Drafts", "Guide", "Probe", "Rule", "cfg", "confidence", "coupled", "entropy", "exact",
         "faced", "leftover", "own", "unguided", "verify", "verify_chain",
     ),
     "harness.judges.verifier": ("Verifier",),

@@ -14,13 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from harness import kernels
+from harness import hooks, kernels
 from harness.hooks import Drafts, Sampling, cfg, exact, unguided, warp
 from harness.kernels.flash import attend
 from harness.kernels.race import draw, signals
 from harness.models.trunk import GapMask, KVCache, TreeMask, TrunkSpec
 from harness.noise import Noise
-from methods.scalingar.profile import conditional, guided
 
 CLOSE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 
@@ -185,37 +184,29 @@ def check_draw_company(size: Size, device: torch.device) -> None:
     vocab, top_k, _ = size.vocab[0]
     logits_MV, *rows = drawn(vocab, 3, 2, device)
     warped = {"temperature": 1.0, "top_k": top_k}
-    together, told = draw(logits_MV, *rows, **warped), signals(logits_MV, *rows[:2], **warped)
+    together, streams = draw(logits_MV, *rows, **warped), logits_MV[rows[0]]
+    told = signals(streams[:, 0], streams[:, 1])
     for n in range(3):
         one = [values[n : n + 1] for values in rows]
         assert all(map(torch.equal, draw(logits_MV, *one, **warped), (values[n : n + 1] for values in together)))
-        alone = signals(logits_MV, *one[:2], **warped)
+        alone = signals(streams[n : n + 1, 0], streams[n : n + 1, 1])
         assert all(map(torch.equal, alone, (values[n : n + 1] for values in told)))
 
 
 def check_signals(size: Size, device: torch.device) -> None:
-    """What ScalingAR's probes read, of the text stream and of the guided law, masked ids included."""
-    for vocab, top_k, _ in size.vocab:
-        logits_MV, row_NK, scale_N, *_ = drawn(vocab, 3, 2, device)
-        logits_MV[:, -9:] = torch.where(torch.rand(9, device=device) < 0.5, logits_MV[:, -9:], -1e30)
-        told = signals(logits_MV, row_NK, scale_N, temperature=1.0, top_k=top_k)
-        logits_NK1V = logits_MV[row_NK].unsqueeze(2)
-        law_NTV = _law(logits_MV[row_NK], scale_N, 1.0, top_k)
-        text, both = conditional(logits_NK1V, law_NTV), guided(logits_NK1V, law_NTV)
-        count_N = told.known.log()
-        for got, expected, close in (
-            (told.entropy / count_N, text["entropy"], 1e-12),
-            (told.margin, text["margin"], 1e-12),
-            (told.kl, text["kl"], 1e-10),
-            (told.law_entropy / count_N, both["entropy"], 1e-6),
-            (told.law_margin, both["margin"], 1e-5),
-        ):
-            assert (got - expected).abs().max() < close
-    logits_MV[:, 3:5] = -torch.inf  # only without guidance: the difference of two is no number
-    told = signals(logits_MV, row_NK[:, 1:], scale_N, temperature=1.0, top_k=top_k)
-    text = conditional(logits_MV[row_NK[:, 1:]].unsqueeze(2), law_NTV)
-    assert (told.known == vocab - 2).all()
-    assert (told.entropy / told.known.log() - text["entropy"]).abs().max() < 1e-12
+    """What ScalingAR's probe reads: torch's answer, masked ids and a single stream included."""
+    for vocab, _, count in size.vocab:
+        logits_MV, row_NK, *_ = drawn(vocab, count, 2, device)
+        logits_MV[:, 3:5] = -torch.inf
+        streams = logits_MV[row_NK]
+        for null_NV, text_NV in ((streams[:, 0], streams[:, 1]), (streams[:, 1], streams[:, 1])):
+            told, expected = signals(null_NV, text_NV), hooks._confidence(null_NV, text_NV)
+            for got, value, close in zip(told, expected, (1e-11, 1e-12, 1e-10, 0.5), strict=True):
+                assert (got - value).abs().max() < close
+            assert (told.known == vocab - 2).all()
+        assert (told.kl == 0).all()
+        named = hooks.confidence(streams.unsqueeze(2))
+        assert torch.equal(named["kl"], signals(streams[:, 0], streams[:, 1]).kl), "the hook takes the kernel"
 
 
 def check_facade(_size: Size, device: torch.device) -> None:

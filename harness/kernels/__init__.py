@@ -3,7 +3,7 @@
 Each has a portable form elsewhere, in torch, which serves where these do not; `missing` says why they do not. Triton is
 imported when a device is first asked about that could use them.
 
-flash  decode attention over the used part of the cache      race  guided draws, and the signals of their laws
+flash  decode attention over the used part of the cache      race  guided draws, and the signals of streams
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ def guided_draw(
     return draw if vocab <= MOST_TOKENS else None
 
 
-def confidence(device: torch.device, vocab: int = 0, top_p: float = 1.0) -> Callable[..., tuple[Tensor, ...]] | None:
+def confidence(device: torch.device, vocab: int = 0) -> Callable[..., tuple[Tensor, ...]] | None:
     """`race.signals`, or None as `guided_draw`."""
-    if guided_draw(device, vocab, top_p) is None:
+    if guided_draw(device, vocab) is None:
         return None
     from harness.kernels.race import signals
 

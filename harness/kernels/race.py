@@ -1,4 +1,4 @@
-"""One program per draw, in Triton: guidance, temperature, top-k, softmax and the exponential race, or a law's signals.
+"""One program per draw, in Triton: guidance, temperature, top-k, softmax, exponential race; or the signals of streams.
 
 It draws what `hooks.cfg`, `hooks.warp` and `hooks.exact` draw, with the noise of `harness.noise`, bit for bit. Only the
 exponentials may differ in their last place from torch's, so a token may differ where two come in at the same time to
@@ -28,15 +28,12 @@ class Drawn(NamedTuple):
 
 
 class Signals(NamedTuple):
-    """What the logits say before a draw, float64 [N] each; entropies in nats.
+    """What the logits say before a draw, float64 [N] each, of the text stream's distribution at temperature 1.
 
-    Of the law to draw from: `law_entropy` and `law_margin`, by which its likeliest token leads. Of the text stream's
-    distribution at temperature 1: `entropy`, `margin`, and `kl`, its divergence from the null stream's. `known` tokens
-    are not masked with -inf in the text stream.
+    `entropy` in nats; `margin`, by which the likeliest token leads; `kl`, the divergence from the null stream's
+    distribution, in nats; `known` tokens are not masked with -inf.
     """
 
-    law_entropy: Tensor
-    law_margin: Tensor
     entropy: Tensor
     margin: Tensor
     kl: Tensor
@@ -67,12 +64,14 @@ def draw(
     return drawn
 
 
-def signals(logits_MV: Tensor, row_NK: Tensor, scale_N: Tensor, *, temperature: float, top_k: int) -> Signals:
-    """What probes read of the same laws, in one pass; sums are in float64. Without guidance `kl` is 0."""
-    out_6N = torch.empty((6, len(row_NK)), dtype=torch.float64, device=logits_MV.device)
-    laws, shape = _laws(logits_MV, row_NK, scale_N, temperature, top_k), _launch(logits_MV, row_NK, temperature, top_k)
-    _signals[(len(row_NK),)](*laws, out_6N, len(row_NK), **shape)
-    return Signals(*out_6N)
+def signals(null_NV: Tensor, text_NV: Tensor) -> Signals:
+    """What probes read of two streams, in one pass; sums are in float64. The same stream twice has no divergence."""
+    out_4N = torch.empty((4, len(text_NV)), dtype=torch.float64, device=text_NV.device)
+    rows = (null_NV, null_NV.stride(0), text_NV, text_NV.stride(0), text_NV.shape[1], out_4N, len(text_NV))
+    for logits_NV in (null_NV, text_NV):
+        _expect_rows(logits_NV)
+    _signals[(len(text_NV),)](*rows, **_padded(text_NV.shape[1]))
+    return Signals(*out_4N)
 
 
 def _laws(logits_MV: Tensor, row_NK: Tensor, scale_N: Tensor, temperature: float, top_k: int) -> tuple[object, ...]:
@@ -83,20 +82,26 @@ def _laws(logits_MV: Tensor, row_NK: Tensor, scale_N: Tensor, temperature: float
 
 
 def _launch(logits_MV: Tensor, row_NK: Tensor, temperature: float, top_k: int) -> dict[str, object]:
-    vocab = logits_MV.shape[1]
-    if logits_MV.dtype != torch.float32 or logits_MV.stride(1) != 1 or vocab > MOST_TOKENS:
-        raise ValueError(f"logits {tuple(logits_MV.shape)} of {logits_MV.dtype}: dense float32 of {MOST_TOKENS} fit")
+    _expect_rows(logits_MV)
     if row_NK.shape[1] not in (1, 2):
         raise ValueError(f"{row_NK.shape[1]} streams: 1, or 2 under guidance")
-    padded = triton.next_power_of_2(vocab)
     return {
         "STREAMS": row_NK.shape[1],
         "GREEDY": temperature == 0,
-        "TOP": 0 < top_k < vocab and temperature != 0,
-        "V": padded,
-        "num_warps": min(16, max(4, padded // 512)),
+        "TOP": 0 < top_k < logits_MV.shape[1] and temperature != 0,
+        **_padded(logits_MV.shape[1]),
         "enable_fp_fusion": False,  # torch rounds the product before it adds, and so must this
     }
+
+
+def _expect_rows(logits_MV: Tensor) -> None:
+    if logits_MV.dtype != torch.float32 or logits_MV.stride(1) != 1 or logits_MV.shape[1] > MOST_TOKENS:
+        raise ValueError(f"logits {tuple(logits_MV.shape)} of {logits_MV.dtype}: dense float32 of {MOST_TOKENS} fit")
+
+
+def _padded(vocab: int) -> dict[str, object]:
+    padded = triton.next_power_of_2(vocab)
+    return {"V": padded, "num_warps": min(16, max(4, padded // 512))}
 
 
 @triton.jit
@@ -133,46 +138,19 @@ def _draw(
 
 
 @triton.jit
-def _signals(
-    logits_ptr,
-    row_ptr,
-    scale_ptr,
-    stride,
-    vocab,
-    top_k,
-    temperature,
-    out_ptr,
-    count,
-    STREAMS: tl.constexpr,
-    GREEDY: tl.constexpr,
-    TOP: tl.constexpr,
-    V: tl.constexpr,
-):
+def _signals(null_ptr, null_stride, text_ptr, text_stride, vocab, out_ptr, count, V: tl.constexpr):
     n, v = tl.program_id(0), tl.arange(0, V)
-    guided = _guided(logits_ptr, row_ptr, scale_ptr, stride, vocab, STREAMS, V)
-    if GREEDY:
-        entropy, margin = tl.full((), 0.0, tl.float64), tl.full((), 1.0, tl.float64)
-    else:
-        weight, total = _weights(guided, vocab, top_k, temperature, TOP, V)
-        entropy, margin = _spread(tl.div_rn(weight, total).to(tl.float64), v)
-    tl.store(out_ptr + n, entropy)
-    tl.store(out_ptr + count + n, margin)
-
-    text = _load(logits_ptr, row_ptr + STREAMS - 1, stride, vocab, STREAMS, V).to(tl.float64)
-    known = text > float("-inf")
-    log_text = text - _log_sum(text)
+    inside, least = v < vocab, float("-inf")
+    null = tl.load(null_ptr + n * null_stride + v, mask=inside, other=least).to(tl.float64)
+    text = tl.load(text_ptr + n * text_stride + v, mask=inside, other=least).to(tl.float64)
+    known = text > least
+    log_text, log_null = text - _log_sum(text), null - _log_sum(null)
     chance = tl.exp(log_text)
-    entropy, margin = _spread(chance, v)
-    tl.store(out_ptr + 2 * count + n, entropy)
-    tl.store(out_ptr + 3 * count + n, margin)
-
-    divergence = tl.full((), 0.0, tl.float64)
-    if STREAMS == 2:
-        null = _load(logits_ptr, row_ptr, stride, vocab, STREAMS, V).to(tl.float64)
-        log_null = null - _log_sum(null)
-        divergence = tl.sum(tl.where(known, chance * (log_text - log_null), 0.0), 0)
-    tl.store(out_ptr + 4 * count + n, divergence)
-    tl.store(out_ptr + 5 * count + n, tl.sum(known.to(tl.int32), 0).to(tl.float64))
+    first = tl.argmax(chance, 0)
+    tl.store(out_ptr + n, -tl.sum(tl.where(chance > 0, chance * log_text, 0.0), 0))
+    tl.store(out_ptr + count + n, tl.max(chance, 0) - tl.max(tl.where(v == first, 0.0, chance), 0))
+    tl.store(out_ptr + 2 * count + n, tl.sum(tl.where(known, chance * (log_text - log_null), 0.0), 0))
+    tl.store(out_ptr + 3 * count + n, tl.sum(known.to(tl.int32), 0).to(tl.float64))
 
 
 @triton.jit
@@ -233,14 +211,6 @@ def _kth_largest(x, k, V: tl.constexpr):
 def _log_sum(x):
     top = tl.max(x, 0)
     return top + tl.log(tl.sum(tl.exp(x - top), 0))
-
-
-@triton.jit
-def _spread(law, v):
-    """Entropy of a law, and by how much its likeliest token leads."""
-    entropy = -tl.sum(tl.where(law > 0, law * tl.log(tl.where(law > 0, law, 1.0)), 0.0), 0)
-    first = tl.argmax(law, 0)
-    return entropy, tl.max(law, 0) - tl.max(tl.where(v == first, 0.0, law), 0)
 
 
 @triton.jit

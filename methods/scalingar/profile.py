@@ -10,9 +10,9 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from harness import confidence
 from methods.scalingar.settings import Channel, ProfileSettings
 
 NEUTRAL = 0.5
@@ -25,33 +25,17 @@ Array = np.ndarray
 
 
 def conditional(logits_RKTV: Tensor, _law_RTV: Tensor) -> dict[str, Tensor]:
-    """Entropy and margin of the text stream's distribution at temperature 1, and its divergence from the null stream's.
-
-    In float64, so that no rounding depends on how many rows are probed together. Ids masked with -inf count nowhere.
-    """
-    return _signals(logits_RKTV, None)
+    """Entropy and margin of the text stream's distribution at temperature 1, and its divergence from the null one's."""
+    return confidence(logits_RKTV)
 
 
 def guided(logits_RKTV: Tensor, law_RTV: Tensor) -> dict[str, Tensor]:
     """The same, with entropy and margin of the law under the previous step's guidance scale (`guided_prev`)."""
-    return _signals(logits_RKTV, law_RTV[:, 0].double())
+    return confidence(logits_RKTV, law_RTV[:, 0])
 
 
 PROBES = {"cond": conditional, "guided_prev": guided}
 """By the name of the distribution that entropy and margin are read from."""
-
-
-def _signals(logits_RKTV: Tensor, law_RV: Tensor | None) -> dict[str, Tensor]:
-    null_RV, text_RV = (logits_RKTV[:, k, 0].double().log_softmax(-1) for k in (0, -1))
-    conditional_RV = text_RV.exp()
-    law_RV = conditional_RV if law_RV is None else law_RV
-    masked_RV = text_RV.isneginf()
-    first_R, second_R = law_RV.topk(2).values.unbind(-1)
-    return {
-        "entropy": torch.special.entr(law_RV).sum(-1) / (~masked_RV).sum(-1).double().log(),
-        "margin": first_R - second_R,
-        "kl": torch.where(masked_RV, 0.0, conditional_RV * (text_RV - null_RV)).sum(-1),
-    }
 
 
 class Profile:
