@@ -25,7 +25,7 @@ from harness.models.trunk import Attend
 
 
 class StaticLoop:
-    """A model sampled by a plain loop, one image for each of `texts`.
+    """A model sampled by a plain loop, one image for each of `texts`. Its blocks are the sampler's, fused like those.
 
     Shapes: B images, Q rows (text first, then, under guidance, null, as LlamaGen stacks them), C padded prompt
     positions (LlamaGen's own 120, elsewhere the longest prompt's), N image tokens, L = C + N.

@@ -165,6 +165,7 @@ class Eagle:
                 )
         layer.load_state_dict(dict(trained.state))
         self._layer = layer.eval().requires_grad_(False).to(target.device, target.dtype)
+        self._layer.feed_forward.fuse()
 
     def propose(self, sampler: Sampler, rows: Sequence[Canvas], n: int | Tree, sibling: int = 0) -> list[Draft | None]:
         """Chains of up to `n` tokens, or trees, cut at the image's end so that one more token fits; None if none does.

@@ -86,6 +86,7 @@ class Janus:
         else:
             raise UserError(f"model.weights={weights}: choose published or random")
         self.net.eval().requires_grad_(False)
+        self.net.trunk.fuse()
         self.vq.for_rendering(checkpoints.dtype_named(render_dtype, "render_dtype"))
         self.vocab, self.dim = self.spec.vq.codes, self.spec.trunk.dim
         self.grid = (self.spec.side, self.spec.side)

@@ -118,6 +118,7 @@ class LlamaGen:
         self.name, self.revision, self.padding, self.collapse = name, revision, padding, collapse
         self.dtype, self.device = dtype, torch.device(device)
         self.gpt = gpt.eval().requires_grad_(False).to(self.device, dtype)
+        self.gpt.trunk.fuse()
         self.vq = vq.eval().requires_grad_(False).to(self.device, torch.float32).for_rendering(render_dtype)
         spec = gpt.spec
         self.grid, self.vocab, self.dim = (spec.side, spec.side), spec.codes, spec.trunk.dim

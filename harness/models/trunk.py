@@ -102,14 +102,30 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
+    """w2(silu(w1 x) * w3 x). Training keeps the matrices apart, as checkpoints do; inference may `fuse` w1 and w3."""
+
+    both: Tensor | None
+
     def __init__(self, spec: TrunkSpec) -> None:
         super().__init__()
         self.w1 = nn.Linear(spec.dim, spec.hidden, bias=False)
         self.w3 = nn.Linear(spec.dim, spec.hidden, bias=False)
         self.w2 = nn.Linear(spec.hidden, spec.dim, bias=False)
+        self.register_buffer("both", None, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+        if self.both is None:
+            return self.w2(F.silu(self.w1(x)) * self.w3(x))
+        wide, hidden = F.linear(x, self.both), self.w2.in_features
+        return self.w2(F.silu(wide[..., :hidden], inplace=True).mul_(wide[..., hidden:]))
+
+    def fuse(self) -> None:
+        """Let one product make gate and up, without a copy of either; w1 and w3 become its halves.
+
+        For weights that are loaded, where they stay, and are not trained.
+        """
+        self.both = torch.cat((self.w1.weight.detach(), self.w3.weight.detach()))
+        self.w1.weight.data, self.w3.weight.data = self.both.chunk(2)
 
 
 class Block(nn.Module):
@@ -133,6 +149,12 @@ class Trunk(nn.Module):
         self.spec = spec
         self.layers = nn.ModuleList(Block(spec) for _ in range(spec.layers))
         self.norm = RMSNorm(spec.dim, spec.norm_eps)
+
+    def fuse(self) -> None:
+        """Fuse what can be, for inference: see `FeedForward.fuse`."""
+        for module in self.modules():
+            if isinstance(module, FeedForward):
+                module.fuse()
 
     def forward(self, x_BWD: Tensor, rotary_BW2: Tensor, attend: Attend) -> Tensor:
         """Hidden states after the final norm, [B, W, D]."""

@@ -99,6 +99,7 @@ class Pictogram:
         self.gpt, self.classes, sha = load_gpt(weights, part)
         self.vq, vq_sha = load_tokenizer(weights)
         self.gpt.eval().requires_grad_(False).to(self.device, self.dtype)
+        self.gpt.trunk.fuse()
         self.gpt.rotary = self.gpt.rotary.float()
         self.vq.eval().requires_grad_(False).to(self.device).for_rendering()
         self.revision = f"{sha[:12]}-{vq_sha[:12]}"
