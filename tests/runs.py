@@ -83,6 +83,13 @@ def deterministic(cwd: Path) -> dict[str, object]:
     return content
 
 
+def finished(cwd: Path, *arguments: str) -> dict[str, object]:
+    """What a command that must succeed leaves behind, as far as it must not depend on kills."""
+    code, output = harness(cwd, *arguments)
+    assert code == 0, output
+    return deterministic(cwd)
+
+
 def timeless(line: str) -> dict[str, object]:
     record = json.loads(SampleRecord.from_json(line).to_json())
     for name in TIMES:

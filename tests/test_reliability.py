@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from runs import TESTS, TOY, deterministic, folders, harness
+from runs import TESTS, TOY, deterministic, finished, folders, harness
 
 PROMISES = {
     "R1 a kill at any instant loses no finished image and corrupts nothing": [
@@ -106,10 +106,7 @@ RUN = (*TOY, "benchmark.prompts=3")
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
-    cwd = tmp_path_factory.mktemp("undisturbed")
-    code, output = harness(cwd, *RUN)
-    assert code == 0, output
-    return deterministic(cwd)
+    return finished(tmp_path_factory.mktemp("undisturbed"), *RUN)
 
 
 @pytest.fixture
@@ -180,9 +177,7 @@ def test_a_disk_that_fails_in_any_write_is_one_line_and_nothing_is_lost(
         assert code == 2 and os.strerror(number) in error and "results" in error and "the same command" in error
         assert not list(tmp_path.rglob(".*.png.*"))
     monkeypatch.setattr(os, "fsync", fsync)
-    code, output = harness(tmp_path, *RUN)
-    assert code == 0, output
-    found = deterministic(tmp_path)
+    found = finished(tmp_path, *RUN)
     (records,) = [name for name in found if name.endswith("/records")]
     assert set(found.pop(records)) == set(undisturbed[records])  # type: ignore[call-overload]
     assert found == {name: value for name, value in undisturbed.items() if name != records}
@@ -221,8 +216,6 @@ def test_a_clock_that_goes_backwards_changes_nothing(
         return now[0]
 
     monkeypatch.setattr("time.time", backwards)
-    code, output = harness(tmp_path, *RUN)
-    assert code == 0, output
-    assert deterministic(tmp_path) == undisturbed
+    assert finished(tmp_path, *RUN) == undisturbed
     (folder,) = folders(tmp_path)
     assert not [line for line in (folder / "records-0.jsonl").read_text().splitlines() if '_s":-' in line]

@@ -5,17 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from runs import TOY, deterministic, folders, harness, kill_after
+from runs import TOY, deterministic, finished, folders, harness, kill_after
 
 SWEEP = ("-m", *TOY, "method=plain,toy_best")
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
-    cwd = tmp_path_factory.mktemp("uninterrupted")
-    code, output = harness(cwd, *SWEEP)
-    assert code == 0, output
-    return deterministic(cwd)
+    return finished(tmp_path_factory.mktemp("uninterrupted"), *SWEEP)
 
 
 @pytest.mark.parametrize("points", [[1, 47]], ids=str)
@@ -24,9 +21,7 @@ def test_a_killed_sweep_ends_in_the_same_bytes(
 ) -> None:
     for lines in points:
         kill_after(tmp_path, lines, *SWEEP)
-    code, output = harness(tmp_path, *SWEEP)
-    assert code == 0, output
-    assert deterministic(tmp_path) == uninterrupted
+    assert finished(tmp_path, *SWEEP) == uninterrupted
 
 
 def test_a_finished_sweep_draws_nothing_again(tmp_path: Path) -> None:

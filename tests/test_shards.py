@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from runs import TOY, deterministic, folders, harness
+from runs import TOY, deterministic, finished, folders, harness
 from storm import fork
 
 from harness import cli
@@ -23,10 +23,7 @@ RUN = (*TOY, "method=toy_best")
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
-    cwd = tmp_path_factory.mktemp("whole")
-    code, said = harness(cwd, *RUN)
-    assert code == 0, said
-    return deterministic(cwd)
+    return finished(tmp_path_factory.mktemp("whole"), *RUN)
 
 
 def drawn(cwd: Path) -> dict[str, list[tuple[str, int]]]:
@@ -117,8 +114,6 @@ def test_processes_that_create_a_run_at_once_share_it(tmp_path: Path, whole: dic
     said = (tmp_path / "said.txt").read_text()
     assert "error: preempted (SIGTERM); run the same command again to continue" in said
     assert not list(tmp_path.rglob(".*.png.*"))
-    code, said = harness(tmp_path, *slow)
-    assert code == 0, said
-    ours = deterministic(tmp_path)
+    ours = finished(tmp_path, *slow)
     drawn_alike = [name for name in whole if name.endswith("records")]
     assert [rows for name, rows in ours.items() if name.endswith("records")] == [whole[name] for name in drawn_alike]

@@ -121,8 +121,9 @@ function drawBubbles(node) {
 function drawSpent(node) {
   const runs = board().runs.filter((run) => run.spent.decode).reverse(), colours = PALETTES[theme()].slice(1);
   const stages = [...new Set(runs.flatMap((run) => Object.keys(run.spent)))].filter((stage) => runs.some((run) => run.spent[stage] > 0));
+  node.style.height = `${96 + 24 * runs.length}px`;
   plot(node, stages.map((stage, i) => ({
     y: runs.map((run) => escaped(run.label)), x: runs.map((run) => run.spent[stage] || 0), name: stage, type: "bar", orientation: "h", marker: { color: colours[i] },
     hovertemplate: runs.map((run) => `<b>${escaped(run.label)}</b>, ${run.scenario}<br>${stage} ${fixed(run.spent[stage] || 0, 4)} s<extra></extra>`),
-  })), { barmode: "stack", height: 140 + 24 * runs.length, xaxis: { title: "seconds an image" }, yaxis: {} });
+  })), { barmode: "stack", legend: { orientation: "h", y: 1, yanchor: "bottom", font: { color: style("--ink") }, itemclick: "toggleothers" }, xaxis: { title: "seconds an image" }, yaxis: {} });
 }
