@@ -1,14 +1,16 @@
 """`python -m harness.board pack SOURCE TARGET`: a results folder made small enough to publish.
 
 Keeps what tables are derived from (configurations, prompts, journals, scores; journals compressed) and leaves images
-out, but for a few thumbnails. `python -m harness 'stages=[report]' results=TARGET` then writes the same tables from
-it, byte for byte.
+out, but for a few thumbnails, and most traces of single candidates, which only figures are made of.
+`python -m harness 'stages=[report]' results=TARGET` then writes the same tables from it, byte for byte.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import gzip
+import math
 import shutil
 import sys
 from collections import Counter
@@ -18,7 +20,7 @@ from pathlib import Path
 from harness.cli import say
 from harness.exports import markdown, write_exports
 from harness.leaderboard import Board, build
-from harness.records import UserError
+from harness.records import SampleRecord, UserError
 from harness.report import panels, write_figures, write_thumbnail
 from harness.runs import Run, find_runs, read_run
 from harness.store import journals, write_atomic
@@ -27,6 +29,8 @@ JOURNALS = ("jobs.jsonl", "records-*.jsonl", "scores*.jsonl", "timings-*.jsonl")
 MOST_MB = 10.0
 THUMBNAILS = 200
 """Most of them."""
+TRACES = 128
+"""Records of a journal that keep their note `trace`, at most."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,9 +86,22 @@ def _packed(folder: Path) -> dict[str, bytes]:
     """A run folder's files, journals compressed; equal files give equal bytes."""
     files = {"config.yaml": (folder / "config.yaml").read_bytes()}
     for path in (path for name in JOURNALS for path in journals(folder, name) if path.exists()):
-        data = path.read_bytes()
-        files[path.name.removesuffix(".gz") + ".gz"] = data if path.suffix == ".gz" else gzip.compress(data, mtime=0)
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        if path.name.startswith("records-"):
+            data = _thinned(data)
+        files[path.name.removesuffix(".gz") + ".gz"] = gzip.compress(data, mtime=0)
     return files
+
+
+def _thinned(journal: bytes) -> bytes:
+    """A journal of records of which no more than `TRACES` have a trace, spread evenly."""
+    lines = journal.splitlines(keepends=True)
+    traced = [number for number, line in enumerate(lines) if b'"trace":' in line]
+    for number in set(traced) - set(traced[:: math.ceil(len(traced) / TRACES) or 1]):
+        record = SampleRecord.from_json(lines[number].decode())
+        notes = {name: note for name, note in record.notes.items() if name != "trace"}
+        lines[number] = f"{dataclasses.replace(record, notes=notes).to_json()}\n".encode()
+    return b"".join(lines)
 
 
 def _gap(missing: int, unjudged: int) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import gzip
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from runs import harness
 from written import prompts_of, write_run
@@ -12,7 +15,8 @@ from written import prompts_of, write_run
 from harness import board
 from harness.exports import write_exports
 from harness.leaderboard import build
-from harness.records import Job, UserError
+from harness.notes import pack_series
+from harness.records import Job, SampleRecord, UserError
 from harness.store import RunFolder
 
 BUNDLED = Path(__file__).parent.parent / "results" / "board"
@@ -80,6 +84,26 @@ def test_packing_keeps_what_tables_need(source: Path, tmp_path: Path, capsys: py
     assert contents(tmp_path / "one") == before
     assert board.main(["pack", str(tmp_path / "one"), str(tmp_path / "three")]) == 0  # a board packs into itself
     assert contents(tmp_path / "three") == before
+
+
+def test_packing_thins_traces_and_nothing_else(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = next(source.rglob("records-0.jsonl"))
+    records = [SampleRecord.from_json(line) for line in journal.read_text().splitlines()]
+    series = pack_series(np.zeros(2))
+    notes = {"trace": {"threshold": series, "confidence": series}, "chosen": 0, "terminated_at": [None]}
+    traced = [dataclasses.replace(one, notes=notes) for one in records]
+    journal.write_text("".join(one.to_json() + "\n" for one in traced))
+    monkeypatch.setattr(board, "TRACES", len(records) // 3)
+    for start, target in (("source", "one"), ("one", "two")):
+        assert board.main(["pack", str(tmp_path / start), str(tmp_path / target)]) == 0
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    packed = tmp_path / "one" / journal.parent.relative_to(source) / "records-0.jsonl.gz"
+    kept = [SampleRecord.from_json(line) for line in gzip.decompress(packed.read_bytes()).decode().splitlines()]
+    assert 0 < sum("trace" in one.notes for one in kept) <= len(records) // 3
+    assert [dataclasses.replace(one, notes={}) for one in kept] == [
+        dataclasses.replace(one, notes={}) for one in records
+    ]
+    assert all(one.notes["terminated_at"] == [None] for one in kept)
 
 
 def test_nothing_is_lost_or_swollen_by_packing(
