@@ -1,4 +1,4 @@
-"""Pictures of runs: prompts down and runs across with the same seed in every row, and some images of a single run."""
+"""Pictures of runs: prompts down and runs across with the same seed in every row, and images of a single run."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from harness.records import Prompt
+from harness.records import Prompt, UserError
 from harness.runs import Run, read_run
+from harness.session import Judge
 from harness.store import FORMATS, UNREADABLE, write_atomic
 
-TILE, GAP, TEXT, TOP = 144, 10, 270, 76  # pixels
+TILE, GAP, TEXT, TOP, LEFT = 144, 10, 270, 76, 100  # pixels
 RIGHT, WRONG, UNJUDGED = "#2e9e5b", "#d0453e", "#cccccc"
 
 
@@ -54,6 +56,40 @@ def contact_sheet(run: Run, pictures: int = 16, columns: int = 4) -> bytes | Non
     for i, prompt in enumerate(chosen):
         place = (GAP + i % columns * (TILE + GAP), GAP + i // columns * (TILE + GAP))
         _paste(sheet, place, run, (prompt.id, 0))
+    return _png(sheet)
+
+
+def range_sheet(run: Run, reward: Judge, each: int = 3) -> bytes:
+    """PNG bytes of a run's best, median and worst images by a reward, `each` of them, a line for each category.
+
+    Raises UserError where no image is there.
+    """
+    graded: dict[str, list[tuple[float, tuple[str, int]]]] = {}
+    for key, record in sorted(run.done.items()):
+        prompt, file = run.prompts[key[0]], run.image(record)
+        if file is None:
+            continue
+        with Image.open(file, formats=FORMATS) as picture:
+            (grade,) = reward([prompt.text], [np.asarray(picture.convert("RGB"))])
+        graded.setdefault(prompt.category, []).append((grade or 0.0, key))
+    if not graded:
+        raise UserError(f"{run.path}: no image of it is there to be shown")
+    font, bold, caption = ImageFont.load_default(14), ImageFont.load_default(17), 3 * 19
+    wide, high = 3 * (each * (TILE + GAP) + 2 * GAP), TILE + caption + 3 * GAP
+    sheet = Image.new("RGB", (LEFT + wide, 40 + len(graded) * high), "white")
+    pen = ImageDraw.Draw(sheet)
+    for i, head in enumerate(("best", "median", "worst")):
+        pen.text((LEFT + i * wide // 3, 8), head, font=bold, fill="#222222")
+    for line, (category, grades) in enumerate(graded.items()):
+        y, keys = 40 + line * high, [key for _, key in sorted(grades, reverse=True)]
+        pen.multiline_text((GAP, y + 6), category.replace("_", "\n"), font=bold, fill="#222222")
+        middle = max(0, (len(keys) - each) // 2)
+        for i, some in enumerate((keys[:each], keys[middle : middle + each], keys[-each:])):
+            for column, key in enumerate(some):
+                x = LEFT + i * wide // 3 + column * (TILE + GAP)
+                _paste(sheet, (x, y), run, key)
+                words = _wrapped(run.prompts[key[0]].text, font, TILE)
+                pen.multiline_text((x, y + TILE + 6), words, font=font, fill="#222222")
     return _png(sheet)
 
 

@@ -39,7 +39,10 @@ ORDER = [
     {"harness.bench", "harness.board", "harness.check", "harness.compare", "harness.sweep", "harness.__main__"},
     {"harness.power"},
 ]
-TOP = {"harness.models." + name for name in ("pictogram.verify", "pictogram.export", "llamagen_parity")}
+TOP = {
+    "harness.models." + name
+    for name in ("pictogram.verify", "pictogram.export", "pictogram.contact_sheet", "llamagen_parity")
+}
 """Entry points that live beside the model they are about; nothing imports them."""
 
 

@@ -1,17 +1,27 @@
-"""Every class on one page, to be looked at: `python -m harness.models.pictogram.contact_sheet`.
+"""Pages to be looked at: every class (`python -m harness.models.pictogram.contact_sheet`), or what was drawn.
 
-Each cell shows a sprite in its own colours at 32 and at 16 pixels, and in the ten colours at 20.
+Each cell shows a sprite in its own colours at 32 and at 16 pixels, and in the ten colours at 20. With `--run FOLDER`
+the page shows that run's best, median and worst images of every task, by the reward, and lies beside the weights' card.
 """
 
 from __future__ import annotations
 
+import argparse
+import sys
+from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from harness.judges.pictogram import PictogramReward
+from harness.models.pictogram import weights as files
 from harness.models.pictogram import world
-from harness.models.pictogram.grammar import CLASSES, COLORS
+from harness.models.pictogram.grammar import CLASSES, COLORS, DEFAULT
+from harness.records import UserError, one_line
+from harness.runs import read_run
+from harness.sheet import range_sheet
 
 PAGE = Path(__file__).parent / "sprites" / "SHEET.png"
 COLUMNS, ZOOM = 5, 2
@@ -20,8 +30,24 @@ CELL = (32 + 16 + 5 * 20 + 2, TITLE + 2 * 20 + 1)
 """Width and height in the sprites' pixels."""
 
 
-def main() -> None:
-    page().quantize(128).save(PAGE, optimize=True)
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m harness.models.pictogram.contact_sheet",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--run", type=Path, help="a folder of a run, as results/pictogram/pictogram_80/plain-...")
+    parser.add_argument("--weights", default=DEFAULT, help="the set whose reward grades them, and whose page it is")
+    chosen = parser.parse_args(arguments)
+    try:
+        drawn = chosen.run and Image.open(BytesIO(range_sheet(read_run(chosen.run), PictogramReward(chosen.weights))))
+        path = files.folder(chosen.weights) / "IMAGES.png" if drawn else PAGE
+        (drawn or page()).quantize(128).save(path, optimize=True)
+    except (UserError, files.WeightsError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    print(path)
+    return 0
 
 
 def page() -> Image.Image:
@@ -43,4 +69,4 @@ def page() -> Image.Image:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
