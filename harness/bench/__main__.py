@@ -45,7 +45,7 @@ def main() -> None:
         said = f"the device's memory is too small for this bench ({one_line(error)[:120]})"
         sys.exit(say(f"{said}: set fewer images in batch=, or a smaller model="))
     except KeyboardInterrupt:
-        sys.exit(say("interrupted: a bench keeps nothing before its end", code=130))
+        sys.exit(say("interrupted: the batch sizes before this one are written", code=130))
     sys.exit(0 if _held else 1)
 
 

@@ -32,7 +32,7 @@ from harness.sampler import Sampler
 from harness.scheduler import Delivery, Scheduler, demands
 from harness.session import Method
 
-LEAST = 8
+LEAST = 4
 """Images that a timed call draws at least."""
 APART = ("text_s", "prefill_s", "draft_s", "judge_s")
 """What an image takes besides decoding rounds. On a CPU also its decoding, which a GPU does beside them."""
@@ -79,7 +79,7 @@ def run(config: DictConfig) -> bool:
             )
             if name in config.kept_light:
                 bars.append(_bar(model, f"{name}, {images} images: bookkeeping", more, config.most_bookkeeping))
-    outcome.write(plot=("batch", "speedup", "method"))
+        outcome.write(plot=("batch", "speedup", "method"))
     for name in config.terminating:
         bars.append(_terminating(config, str(name), model, sampling))
     return all_hold(bars)

@@ -67,7 +67,7 @@ def run(config: DictConfig) -> bool:
         for other in subjects.keys() - {"ours"}:
             ratio = times.ratio(other, "ours")[0]
             said.setdefault(other, []).append(f"{images} image{'s' * (images > 1)} {ratio:.2f}")
-    outcome.write(plot=("batch", "tokens_per_s", "subject"))
+        outcome.write(plot=("batch", "tokens_per_s", "subject"))
     held = all_hold(bars)
     for other in sorted(said, reverse=True):  # the loop's last
         print(f"ratio over reference {other}: {', '.join(said[other])}")
