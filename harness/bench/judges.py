@@ -40,7 +40,7 @@ def run(config: DictConfig) -> bool:
                 blocks=blocks,
                 warm=name not in times.unstable,
             )
-    outcome.write(plot=("batch", "images_per_s", "judge"))
+        outcome.write(plot=("batch", "images_per_s", "judge"))
     return True
 
 
