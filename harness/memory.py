@@ -69,7 +69,8 @@ def needed(
     """What a sampler of that shape over `model` takes, without its slots being there."""
     cache = model.cache(1, room)
     modules = [part for part in vars(model).values() if isinstance(part, nn.Module)]
-    weights = {id(t): t.nbytes for module in modules for t in (*module.parameters(), *module.buffers())}
+    stored = [t.untyped_storage() for module in modules for t in (*module.parameters(), *module.buffers())]
+    weights = {storage.data_ptr(): storage.nbytes() for storage in stored}
     context = model.max_context * model.dim * cache.keys.element_size() + 8 * model.num_tokens
     states = cache.length * model.dim * cache.keys.element_size() if hidden else 0
     rows, columns = prefill
@@ -84,17 +85,7 @@ def needed(
 
 
 def choose_slots(
-    model: ImageModel,
-    *,
-    asked: int | None,
-    one_job: int,
-    most: int,
-    memory_gb: float | None,
-    width: int,
-    prefill: tuple[int, int],
-    render_batch: int,
-    room: int = 0,
-    hidden: bool = False,
+    need: Need, device: torch.device, *, asked: int | None, one_job: int, most: int, memory_gb: float | None
 ) -> int:
     """The number of slots of a run: what is asked for, or fewer where memory is short; without a wish, what fits.
 
@@ -103,11 +94,10 @@ def choose_slots(
     what one job needs, so that it stays the same when a little more or less is free. Raises UserError when not even
     one job fits.
     """
-    if asked is not None and memory_gb is None and model.device.type == "cpu":
+    if asked is not None and memory_gb is None and device.type == "cpu":
         return asked
-    need = needed(model, width=width, prefill=prefill, render_batch=render_batch, room=room, hidden=hidden)
     if memory_gb is None:
-        budget, source = _free(model.device) + need.weights, "free on the device, the weights' included"
+        budget, source = _free(device) + need.weights, "free on the device, the weights' included"
     else:
         budget, source = memory_gb * GB, "in sampler.memory_gb"
     fitting = need.fitting(budget)
@@ -127,19 +117,9 @@ def choose_slots(
     return slots
 
 
-def expect_room(
-    model: ImageModel,
-    slots: int,
-    *,
-    width: int,
-    prefill: tuple[int, int],
-    render_batch: int,
-    room: int = 0,
-    hidden: bool = False,
-) -> None:
-    """Raise UserError, with the arithmetic, for a sampler that the device has no memory for."""
-    need = needed(model, width=width, prefill=prefill, render_batch=render_batch, room=room, hidden=hidden)
-    budget = _free(model.device) + need.weights
+def expect_room(need: Need, device: torch.device, slots: int) -> None:
+    """Raise UserError, with the arithmetic, for so many slots that the device has no memory for them."""
+    budget = _free(device) + need.weights
     if need.of(slots) > budget:
         fitting = need.fitting(budget)
         raise UserError(

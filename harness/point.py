@@ -82,14 +82,12 @@ class Point:
             shape["slots"] = one_job * shape["concurrency"]
         shape |= self._shapes(shape.pop("compact", False), shape["concurrency"])
         shape["slots"] = choose_slots(
-            self.model,
+            needed(self.model, prefill=tuple(shape["prefill"]), render_batch=shape["render_batch"], **needs),
+            self.model.device,
             asked=shape["slots"],
             one_job=one_job,
             most=one_job * max(1, len(self.jobs)),
             memory_gb=memory_gb,
-            **needs,
-            prefill=tuple(shape["prefill"]),
-            render_batch=shape["render_batch"],
         )
         expect_fit(self.method, self.model, self.sampling, slots=shape["slots"], **needs)
         return {**shape, **needs}

@@ -523,7 +523,7 @@ def test_slots_follow_from_a_budget(caplog: pytest.LogCaptureFixture) -> None:
     budget = need.of(50) / GB
 
     def slots(asked: int | None, one_job: int = 6, most: int = 600, memory_gb: float | None = budget) -> int:
-        return choose_slots(model, asked=asked, one_job=one_job, most=most, memory_gb=memory_gb, **SHAPE)
+        return choose_slots(need, model.device, asked=asked, one_job=one_job, most=most, memory_gb=memory_gb)
 
     assert slots(50) == 50
     assert slots(64) == 48  # 6 x 2^3, the largest such number below 50
@@ -543,3 +543,10 @@ def test_a_sampler_takes_what_was_predicted() -> None:
     held = sum(t.nbytes for t in (made._cache.keys, made._cache.values, made._context_SPD, made._token_SN))
     assert 0.8 * held < 40 * need.slot < 1.6 * held  # what a draw needs for a moment is not held
     assert needed(ToyModel(), **SHAPE).decoder == 0  # type: ignore[arg-type]
+    weights = {
+        name: tensor for part in (model.gpt, model.vq) for name, tensor in part.named_parameters(prefix=str(id(part)))
+    }
+    buffers = [
+        tensor for part in (model.gpt, model.vq) for name, tensor in part.named_buffers() if not name.endswith("both")
+    ]
+    assert need.weights == sum(tensor.nbytes for tensor in (*weights.values(), *buffers)), "a fused product is no copy"

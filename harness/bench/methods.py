@@ -26,7 +26,7 @@ from harness.bench.sampler import TEXTS, expect_names, expect_plan, random_model
 from harness.bench.timing import CLOCKS, Times, interleave
 from harness.composed import build
 from harness.hooks import Sampling
-from harness.memory import expect_room
+from harness.memory import expect_room, needed
 from harness.records import Job, Prompt, UserError
 from harness.sampler import Sampler
 from harness.scheduler import Delivery, Scheduler, demands
@@ -175,7 +175,7 @@ class Work:
         slots = self.shape["slots"]
         rest = {name: value for name, value in self.shape.items() if name != "slots"}
         rest |= {"prefill": (min(16, slots), 32), "render_batch": min(16, self.images)}
-        expect_room(self.model, slots, **rest)
+        expect_room(needed(self.model, **rest), self.model.device, slots)
         self.sampler = Sampler(self.model, self.sampling, slots=slots, **rest)
         self._scheduler = Scheduler(self.method, self.sampler, seed=0, concurrency=concurrency)
 

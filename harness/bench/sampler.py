@@ -23,7 +23,7 @@ from harness.bench.roof import Bar, Reading, all_hold, copy_bandwidth, matvec_ba
 from harness.bench.timing import Times, interleave
 from harness.composed import container
 from harness.hooks import Probe, Sampling
-from harness.memory import expect_room
+from harness.memory import expect_room, needed
 from harness.models.janus import Janus
 from harness.point import load_model
 from harness.records import Job, Prompt, UserError, dump
@@ -126,7 +126,7 @@ class Drawing:
         method = Whole(1 if sampling.scale == 1 else 2)
         slots, self.model = method.streams * len(texts), model
         shape: dict[str, Any] = {"prefill": (min(16, slots), 32), "render_batch": 1}
-        expect_room(model, slots, width=1, **shape)
+        expect_room(needed(model, width=1, **shape), model.device, slots)
         undecoded = copy.copy(model)
         undecoded.decode = lambda token_BN: torch.zeros((len(token_BN), 1, 1, 3), dtype=torch.uint8)
         self._method = method
