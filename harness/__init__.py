@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from harness.canvas import Canvas as Canvas
     from harness.download import cache_folder as cache_folder
     from harness.hooks import Draft as Draft
     from harness.hooks import Drafts as Drafts
@@ -33,8 +34,7 @@ if TYPE_CHECKING:
     from harness.notes import pack_series as pack_series
     from harness.notes import unpack_series as unpack_series
     from harness.records import UserError as UserError
-    from harness.sampler import Canvas as Canvas
-    from harness.sampler import Image as Image
+    from harness.rendering import Image as Image
     from harness.session import Decoding as Decoding
     from harness.session import Drafter as Drafter
     from harness.session import Judge as Judge
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from harness.trees import without_replacement as without_replacement
 
 _HOME = {
+    "harness.canvas": ("Canvas",),
     "harness.download": ("cache_folder",),
     "harness.hooks": (
         "Draft", "Drafts", "Guide", "Probe", "Rule", "cfg", "confidence", "coupled", "entropy", "exact",
@@ -55,7 +56,7 @@ _HOME = {
     "harness.noise": ("Noise",),
     "harness.notes": ("pack_picture", "pack_series", "unpack_series"),
     "harness.records": ("UserError",),
-    "harness.sampler": ("Canvas", "Image"),
+    "harness.rendering": ("Image",),
     "harness.session": ("Decoding", "Drafter", "Judge", "Method", "Session"),
     "harness.trees": ("Tree", "paths", "without_replacement"),
 }  # fmt: skip

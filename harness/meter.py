@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from harness.records import Stage, Usage
+
 STABLE = 0.02
 """Three consecutive times, or medians, that agree within this share end a warm-up."""
 GROUP = 3
@@ -144,3 +146,43 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return platform.processor() or platform.machine()
+
+
+class Clock:
+    """Device seconds by stage, shared evenly among the rows of each measured piece of work.
+
+    On CUDA it records events and reads them in `settle`, so that measuring never waits for the device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._open: list[tuple[torch.cuda.Event, torch.cuda.Event, list[Usage], Stage]] = []
+
+    @contextmanager
+    def measure(self, shares: list[Usage], stage: Stage) -> Iterator[None]:
+        if self._cuda:
+            before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            before.record()
+            yield
+            after.record()
+            self._open.append((before, after, shares, stage))
+        else:
+            began = time.perf_counter()
+            yield
+            _share(time.perf_counter() - began, shares, stage)
+
+    def settle(self, usage: Usage | None) -> None:
+        still_open = []
+        for before, after, shares, stage in self._open:
+            if usage is None or any(share is usage for share in shares):
+                after.synchronize()
+                _share(before.elapsed_time(after) / 1000.0, shares, stage)
+            else:
+                still_open.append((before, after, shares, stage))
+        self._open = still_open
+
+
+def _share(seconds: float, shares: list[Usage], stage: Stage) -> None:
+    for usage in shares:
+        usage.device_s += seconds / len(shares)
+        setattr(usage, f"{stage}_s", getattr(usage, f"{stage}_s") + seconds / len(shares))

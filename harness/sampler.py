@@ -22,10 +22,8 @@ from __future__ import annotations
 
 import heapq
 import math
-import time
 from collections.abc import Hashable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
 from functools import lru_cache, partial
 
 import numpy as np
@@ -33,84 +31,15 @@ import torch
 from torch import Tensor
 
 from harness import rounds
+from harness.canvas import Canvas, Context, Stream
 from harness.hooks import Draft, Drafts, Guide, Probe, Rule, Sampling, Verdict, cfg, exact, plant, unguided
+from harness.meter import Clock
 from harness.models import ImageModel
 from harness.models.trunk import Attend, GapMask, Mask, TreeMask
 from harness.noise import DRAW, Noise, derive, words
 from harness.records import Stage, Usage, UserError
 from harness.rendering import Image, Picture, Renderer
 from harness.trees import Forest
-
-
-@dataclass(frozen=True, slots=True)
-class Context:
-    """What a stream is conditioned on. `text` None is the null prompt, shaped as the prompt `like` would be."""
-
-    text: str | None
-    like: str
-
-
-@dataclass(slots=True)
-class _Stream:
-    slot: int
-    context: Context
-    start: int  # context length P
-    cached: int = 0  # positions whose keys and values are in the slot
-    beyond: set[int] = field(
-        default_factory=set
-    )  # image places cached behind those, where places were drawn out of order
-
-
-class Canvas:
-    """One image being drawn. A handle: methods read it, only the sampler changes it, except `scale`."""
-
-    __slots__ = (
-        "_ahead", "_guide", "_image", "_inherited", "_islands", "_key", "_log_probs", "_streams",
-        "_tokens", "_total", "_usage", "_verdict", "scale", "signals", "version",
-    )  # fmt: skip
-
-    def __init__(self, key: int, usage: Usage, total: int, scale: float, guide: Guide) -> None:
-        self.scale = scale  # guidance scale of the next draw
-        self.signals: dict[str, float] = {}  # what the rules said of their rounds, summed up
-        self.version = 0  # grows on fork, truncate and condition
-        self._key, self._usage, self._total, self._guide = key, usage, total, guide
-        self._streams: list[_Stream] = []
-        self._tokens: list[int] = []
-        self._log_probs: list[float] = []
-        self._inherited = 0  # leading tokens that came from a fork
-        self._islands: dict[
-            int, tuple[int, float]
-        ] = {}  # tokens drawn behind a gap, by place, and their log-probability
-        self._ahead = -1  # logits at hand: -1 none, 0 the frontier's, g those behind g draft tokens too
-        self._verdict: Verdict | None = None  # of the last draw, if its draft is followed
-        self._image: tuple[tuple[int, ...], Picture] | None = None  # the padding it was shown with, and the picture
-
-    @property
-    def tokens(self) -> tuple[int, ...]:
-        """Committed tokens in raster order."""
-        return tuple(self._tokens)
-
-    @property
-    def log_probs(self) -> tuple[float, ...]:
-        """Log-probability of every committed token under the law it was drawn from, in nats; NaN if unverified."""
-        return tuple(self._log_probs)
-
-    @property
-    def contexts(self) -> tuple[Context, ...]:
-        """What the streams are conditioned on."""
-        return tuple(stream.context for stream in self._streams)
-
-    @property
-    def length(self) -> int:
-        return len(self._tokens)
-
-    @property
-    def done(self) -> bool:
-        return len(self._tokens) == self._total
-
-    @property
-    def closed(self) -> bool:
-        return not self._streams
 
 
 class Sampler:
@@ -164,7 +93,7 @@ class Sampler:
         self._staging = rounds.Staging(device)
         self._slot_S = torch.arange(slots, device=device)
         self._bursts: dict[Hashable, rounds.Burst] = {}
-        self._clock, self._renderer = _Clock(device), Renderer(model, render_batch)
+        self._clock, self._renderer = Clock(device), Renderer(model, render_batch)
         self.rounds = 0  # decoding forwards so far
         self.fed = 0  # streams fed by them: fed / (rounds * slots) is the slot utilisation
 
@@ -211,7 +140,7 @@ class Sampler:
         while len(over._streams) > len(src._streams):
             heapq.heappush(self._free, over._streams.pop().slot)
         while len(over._streams) < len(src._streams):
-            over._streams.append(_Stream(self._take_slot(), src._streams[0].context, 0))
+            over._streams.append(Stream(self._take_slot(), src._streams[0].context, 0))
         for mine, theirs in zip(over._streams, src._streams, strict=True):
             mine.context, mine.start, mine.cached, mine.beyond = theirs.context, theirs.start, theirs.cached, set()
         self._copy(self._slots(src), self._slots(over))
@@ -828,7 +757,7 @@ class Sampler:
         place = np.asarray(begin)[:, None] + column
         return np.where(column < np.asarray(count)[:, None], place, self._cache.length)
 
-    def _book(self, streams: list[tuple[Canvas, _Stream]], counts: list[int]) -> None:
+    def _book(self, streams: list[tuple[Canvas, Stream]], counts: list[int]) -> None:
         """Advance `cached` and write the ledger after a forward."""
         for (canvas, stream), count in zip(streams, counts, strict=True):
             text = max(0, min(stream.start - stream.cached, count))
@@ -921,14 +850,14 @@ class Sampler:
 
     # ------------------------------------------------------------------ slots
 
-    def _stream(self, context: Context, slot: int | None = None) -> _Stream:
+    def _stream(self, context: Context, slot: int | None = None) -> Stream:
         """A stream with nothing cached; its context embeddings are put into the slot."""
         context_PD = self._embed(context)
         if not 1 <= len(context_PD) <= self.model.max_context:
             raise ValueError(f"context of {len(context_PD)} positions: 1 to {self.model.max_context} fit")
         slot = self._take_slot() if slot is None else slot
         self._context_SPD[slot, : len(context_PD)] = context_PD
-        return _Stream(slot, context, len(context_PD))
+        return Stream(slot, context, len(context_PD))
 
     def _take_slot(self) -> int:
         if not self._free:
@@ -990,43 +919,3 @@ def _followed(draft: Draft | None) -> Draft | None:
 def _expect_open(*canvases: Canvas) -> None:
     if any(canvas.closed for canvas in canvases):
         raise ValueError("the canvas is closed")
-
-
-class _Clock:
-    """Device seconds by stage, shared evenly among the rows of each measured piece of work.
-
-    On CUDA it records events and reads them in `settle`, so that measuring never waits for the device.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
-        self._open: list[tuple[torch.cuda.Event, torch.cuda.Event, list[Usage], Stage]] = []
-
-    @contextmanager
-    def measure(self, shares: list[Usage], stage: Stage) -> Iterator[None]:
-        if self._cuda:
-            before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            before.record()
-            yield
-            after.record()
-            self._open.append((before, after, shares, stage))
-        else:
-            began = time.perf_counter()
-            yield
-            _share(time.perf_counter() - began, shares, stage)
-
-    def settle(self, usage: Usage | None) -> None:
-        still_open = []
-        for before, after, shares, stage in self._open:
-            if usage is None or any(share is usage for share in shares):
-                after.synchronize()
-                _share(before.elapsed_time(after) / 1000.0, shares, stage)
-            else:
-                still_open.append((before, after, shares, stage))
-        self._open = still_open
-
-
-def _share(seconds: float, shares: list[Usage], stage: Stage) -> None:
-    for usage in shares:
-        usage.device_s += seconds / len(shares)
-        setattr(usage, f"{stage}_s", getattr(usage, f"{stage}_s") + seconds / len(shares))

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 
+from harness.canvas import Canvas
 from harness.hooks import Sampling, exact
 from harness.memory import short_of_memory
 from harness.models import ImageModel
 from harness.records import JSON, Job, Usage, UserError
 from harness.rendering import Image, Picture
-from harness.sampler import Canvas, Sampler
+from harness.sampler import Sampler
 from harness.session import Ask, DrawAt, Look, Method, Op, Propose, Render, Run, Session, Step
 
 

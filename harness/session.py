@@ -13,10 +13,12 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
+from harness.canvas import Canvas, Context
 from harness.hooks import Draft, Guide, Probe, Rule, exact
 from harness.noise import derive
 from harness.records import JSON, Job, Usage
-from harness.sampler import Canvas, Context, Image, Sampler
+from harness.rendering import Image
+from harness.sampler import Sampler
 from harness.trees import Tree
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from toy import DEVICES, TEXTS, PixelSum, ToyModel, draw, jobs
 
+from harness.canvas import Canvas
 from harness.hooks import Sampling, entropy
 from harness.records import TIMES, Usage
-from harness.sampler import Canvas
 from harness.session import Method, Session
 from methods.best_of_n import BestOfN
 from methods.plain import Plain

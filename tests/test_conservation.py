@@ -8,9 +8,10 @@ import pytest
 from test_company import Wanderer
 from toy import TEXTS, PixelSum, ToyModel, draw, jobs
 
+from harness.canvas import Canvas
 from harness.hooks import Sampling
 from harness.records import Stage, UserError
-from harness.sampler import Canvas, Sampler
+from harness.sampler import Sampler
 from harness.scheduler import Scheduler
 from harness.session import Method, Session
 from methods.best_of_n import BestOfN
@@ -60,18 +61,18 @@ def test_tokens_ever_committed_are_sampled_or_skipped(method: Method, monkeypatc
 
 def test_device_seconds_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shares of rows sum to the measured total: with a clock of 1 s a reading, to one second per measurement."""
-    import harness.sampler
+    import harness.meter
 
     ticks = iter(range(10**6))
-    monkeypatch.setattr(harness.sampler.time, "perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr(harness.meter.time, "perf_counter", lambda: float(next(ticks)))
     measured = {"count": 0}
-    share = harness.sampler._share
+    share = harness.meter._share
 
     def counting(seconds: float, shares: list, stage: str) -> None:
         measured["count"] += 1
         share(seconds, shares, stage)
 
-    monkeypatch.setattr(harness.sampler, "_share", counting)
+    monkeypatch.setattr(harness.meter, "_share", counting)
     deliveries = draw(BestOfN(2, PixelSum()), jobs(TEXTS))
     usages = [delivery.usage for delivery in deliveries.values()]
     assert sum(usage.device_s for usage in usages) == pytest.approx(measured["count"])

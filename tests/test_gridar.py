@@ -16,7 +16,7 @@ from toy import DEVICES, TEXTS, PixelSum, ToyModel, draw, jobs
 from harness.check import main as check
 from harness.hooks import Sampling, cfg
 from harness.records import UserError
-from harness.sampler import Image
+from harness.rendering import Image
 from methods.best_of_n import BestOfN
 from methods.gridar import GridAR, choose, composite, masked, orthogonal, padding, rewriting, selection, three_way
 

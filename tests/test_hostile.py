@@ -21,8 +21,8 @@ from runs import TESTS, TOY, folders, harness
 from toy import ToyBenchmark
 
 from benchmarks.images import read_images
+from harness.canvas import Canvas
 from harness.records import Prompt, UserError, one_line
-from harness.sampler import Canvas
 from harness.session import Session
 
 ROOT = TESTS.parent

@@ -20,6 +20,7 @@ ORDER = [
     {"harness.hooks", "harness.parity"},
     {"harness.models"},
     {"harness.rendering", "harness.rounds"},
+    {"harness.canvas"},
     {"harness.sampler"},
     {"harness.memory", "harness.session"},
     {"harness.judges", "harness.drafters", "harness.scheduler", "harness.store", "harness.stats"},

@@ -18,6 +18,7 @@ from test_gridar import Mock, gridar
 from torch import Tensor
 from toy import DEVICES, TEXTS, PixelSum, ToyModel, draw, jobs
 
+from harness.canvas import Canvas, Context
 from harness.drafters.model import DraftModel
 from harness.hooks import Sampling, cfg, exact
 from harness.memory import GB, choose_slots, needed
@@ -25,7 +26,7 @@ from harness.models.captions import T5, WordFeatures, clean
 from harness.models.llamagen import LlamaGen, load
 from harness.models.vq import VQ, VQSpec
 from harness.records import Usage, UserError
-from harness.sampler import Canvas, Context, Sampler
+from harness.sampler import Sampler
 from harness.session import Method
 from methods.best_of_n import BestOfN
 from methods.lantern import Lantern

@@ -15,11 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from toy import TEXTS, ToyModel, jobs
 
+from harness.canvas import Canvas
 from harness.drafters.jacobi import Jacobi
 from harness.hooks import Draft, Sampling
 from harness.memory import Need, needed
 from harness.records import SampleRecord
-from harness.sampler import Canvas, Sampler
+from harness.sampler import Sampler
 from harness.scheduler import Delivery, Scheduler, demands
 from harness.session import Method, Session
 from methods.best_of_n import BestOfN

@@ -16,12 +16,13 @@ from test_speculative import drafter
 from torch import Tensor
 from toy import TEXTS, ToyModel, draw, jobs
 
+from harness.canvas import Canvas
 from harness.drafters.jacobi import Jacobi
 from harness.hooks import Draft, Sampling
 from harness.models.trunk import Attend
 from harness.point import Point
 from harness.records import Job, UserError
-from harness.sampler import Canvas, Sampler
+from harness.sampler import Sampler
 from harness.scheduler import Delivery, Scheduler, demands
 from harness.session import Method, Session
 from methods.plain import Plain

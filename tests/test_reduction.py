@@ -6,9 +6,10 @@ import pytest
 import torch
 from toy import TEXTS, PixelSum, ToyModel, draw, jobs
 
+from harness.canvas import Canvas
 from harness.hooks import Draft, Sampling, coupled, entropy, exact
 from harness.records import Usage, UserError
-from harness.sampler import Canvas, Sampler
+from harness.sampler import Sampler
 from harness.session import Method, Session
 from methods.best_of_n import BestOfN, best
 from methods.plain import Plain

@@ -11,9 +11,10 @@ import torch
 from toy import DEVICES, TEXTS, PixelSum, ToyModel, draw, jobs
 
 from harness import rendering
+from harness.canvas import Canvas
 from harness.records import Usage
 from harness.rendering import Picture, Renderer
-from harness.sampler import Canvas, Sampler
+from harness.sampler import Sampler
 from harness.session import Method, Session
 from methods.best_of_n import BestOfN
 from methods.plain import Plain
@@ -136,7 +137,7 @@ def _padded(model: Any, tokens: list[int]) -> torch.Tensor:
 
 
 def test_device_seconds_of_one_job_are_settled_alone() -> None:
-    from harness.sampler import _Clock
+    from harness.meter import Clock
 
     class Event:
         def synchronize(self) -> None: ...
@@ -144,7 +145,7 @@ def test_device_seconds_of_one_job_are_settled_alone() -> None:
         def elapsed_time(self, _other: Event) -> float:
             return 2000.0
 
-    clock, mine, other = _Clock(torch.device("cuda")), Usage(), Usage()
+    clock, mine, other = Clock(torch.device("cuda")), Usage(), Usage()
     event: Any = Event()
     clock._open = [(event, event, [mine, other], "render"), (event, event, [other], "decode")]
     clock.settle(mine)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from runs import TESTS, harness
 
+from harness.canvas import Canvas
 from harness.repeat import VARIATIONS
-from harness.sampler import Canvas
 from harness.session import Session
 
 TOY = (f"hydra.searchpath=[file://{TESTS / 'toy_conf'}]", "model=toy", "benchmark=toy", "benchmark.prompts=3")

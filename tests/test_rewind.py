@@ -8,9 +8,10 @@ import pytest
 import torch
 from toy import ToyModel
 
+from harness.canvas import Canvas, Context
 from harness.hooks import Sampling, cfg, exact
 from harness.records import Usage
-from harness.sampler import Canvas, Context, Sampler
+from harness.sampler import Sampler
 
 TEXT = "two dogs left of a car"
 

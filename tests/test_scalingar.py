@@ -17,9 +17,10 @@ import torch
 from omegaconf import OmegaConf
 from toy import DEVICES, TEXTS, ToyModel, draw, jobs
 
+from harness.canvas import Canvas
 from harness.hooks import Sampling, cfg
 from harness.records import TIMES, UserError
-from harness.sampler import Canvas, Sampler
+from harness.sampler import Sampler
 from harness.scheduler import Scheduler
 from harness.session import Session
 from methods.conformance.scalingar import conformance, settings_of

@@ -11,11 +11,12 @@ from test_exactness import Joint, generous, joint_law, p_value
 from torch import Tensor
 from toy import DEVICES, TEXTS, PixelSum, ToyModel, draw, jobs
 
+from harness.canvas import Canvas
 from harness.drafters.jacobi import COUPLINGS, INITS, Jacobi, Past, keep_or_redraw
 from harness.hooks import Drafts, Rule, Sampling, coupled, exact
 from harness.noise import Noise
 from harness.records import Usage, UserError
-from harness.sampler import Canvas, Sampler
+from harness.sampler import Sampler
 from methods.best_of_n import BestOfN
 from methods.lantern import Lantern
 from methods.plain import Plain

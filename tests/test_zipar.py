@@ -10,10 +10,11 @@ from test_company import costs
 from torch import Tensor
 from toy import DEVICES, TEXTS, PixelSum, ToyModel, draw, jobs
 
+from harness.canvas import Canvas
 from harness.hooks import Sampling, exact, warp
 from harness.models.trunk import Attend
 from harness.records import Usage, UserError
-from harness.sampler import Canvas, Sampler
+from harness.sampler import Sampler
 from harness.session import Session
 from methods.best_of_n import BestOfN
 from methods.plain import Plain

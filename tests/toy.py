@@ -12,11 +12,13 @@ import torch
 from PIL import Image as Pillow
 from torch import Tensor, nn
 
+from harness.canvas import Canvas
 from harness.hooks import Sampling
 from harness.models.trunk import Attend, KVCache, Trunk, TrunkSpec, axial_rotary
 from harness.noise import derive
 from harness.records import Job, Prompt, Score
-from harness.sampler import Canvas, Image, Sampler
+from harness.rendering import Image
+from harness.sampler import Sampler
 from harness.scheduler import Delivery, Scheduler, demands
 from harness.session import Method, Session
 

@@ -21,13 +21,14 @@ from harness.bench.outcome import Outcome
 from harness.bench.reference import LibraryJanus, StaticLoop
 from harness.bench.roof import Bar, Reading, all_hold, copy_bandwidth, matvec_bandwidth, pairs, reading, seconds_allowed
 from harness.bench.timing import Times, interleave
+from harness.canvas import Canvas
 from harness.composed import container
 from harness.hooks import Probe, Sampling
 from harness.memory import expect_room, needed
 from harness.models.janus import Janus
 from harness.point import load_model
 from harness.records import Job, Prompt, UserError, dump
-from harness.sampler import Canvas, Sampler
+from harness.sampler import Sampler
 from harness.scheduler import Delivery, Scheduler
 from harness.session import Session
 

@@ -22,6 +22,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from harness.canvas import Canvas
 from harness.hooks import Draft
 from harness.models import ImageModel
 from harness.models import checkpoint as files
@@ -29,7 +30,7 @@ from harness.models.pictogram import weights as embedded_files
 from harness.models.pictogram.grammar import DEFAULT
 from harness.models.trunk import Attend, Attention, FeedForward, KVCache, RMSNorm, TreeMask, TrunkSpec
 from harness.records import UserError
-from harness.sampler import Canvas, Sampler
+from harness.sampler import Sampler
 from harness.trees import Grown, Static, Tree
 
 

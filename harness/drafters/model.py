@@ -9,11 +9,12 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from harness.canvas import Canvas
 from harness.hooks import Draft, Drafts
 from harness.models import ImageModel
 from harness.noise import DRAFT, Noise
 from harness.records import Usage, UserError
-from harness.sampler import Canvas, Sampler
+from harness.sampler import Sampler
 from harness.trees import Parents, Tree
 
 

@@ -11,7 +11,7 @@ import torch
 from harness.judges.verifier import HELPFUL
 from harness.models.checkpoint import device_named
 from harness.records import UserError, one_line
-from harness.sampler import Image
+from harness.rendering import Image
 
 if TYPE_CHECKING:
     from torch import Tensor

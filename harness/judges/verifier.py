@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from harness.records import digest
-from harness.sampler import Image
+from harness.rendering import Image
 from harness.session import Judge
 
 

@@ -21,7 +21,7 @@ from PIL import Image as Pillow
 
 from harness.judges.verifier import HELPFUL
 from harness.records import UserError, one_line
-from harness.sampler import Image
+from harness.rendering import Image
 
 log = logging.getLogger(__name__)
 

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from harness.canvas import Canvas, Context
 from harness.hooks import Draft, Sampling, cfg, exact, unguided, warp
 from harness.models.captions import Features, clean
 from harness.models.llamagen import GPT, GPTSpec, LlamaGen, Padding, fill_gpt, fill_vq, rotary_table
@@ -27,7 +28,7 @@ from harness.models.trunk import TrunkSpec
 from harness.models.vq import VQ, VQSpec, to_uint8
 from harness.parity import Fixture, Quantity
 from harness.records import Usage, UserError
-from harness.sampler import Canvas, Context, Sampler
+from harness.sampler import Sampler
 
 
 @torch.no_grad()
