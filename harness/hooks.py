@@ -19,8 +19,8 @@ from harness.trees import Forest, Parents, chain, forest
 Guide = Callable[[Tensor, Tensor], Tensor]
 """(logits_RKTV, scale_R) -> logits_RTV: how the streams of a canvas become one prediction."""
 
-Probe = Callable[[Tensor, Tensor], dict[str, Tensor]]
-"""(logits_RKTV, law_RTV) -> {name: [R]}: signals that a method reads with `look`."""
+Probe = Callable[[Tensor, Callable[[], Tensor]], dict[str, Tensor]]
+"""(logits_RKTV, law) -> {name: [R]}: signals that a method reads with `look`; `law()` makes the law [R, T, V]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,7 +367,6 @@ def _spread(law_RV: Tensor) -> tuple[Tensor, Tensor]:
     return torch.special.entr(law_RV).sum(-1), first_R - second_R
 
 
-def entropy(_logits_RKTV: Tensor, law_RTV: Tensor) -> dict[str, Tensor]:
+def entropy(_logits_RKTV: Tensor, law: Callable[[], Tensor]) -> dict[str, Tensor]:
     """Shannon entropy of the next token's law, in nats."""
-    law_RV = law_RTV[:, 0]
-    return {"entropy": torch.special.entr(law_RV).sum(-1)}
+    return {"entropy": torch.special.entr(law()[:, 0]).sum(-1)}

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import lru_cache, partial
 
@@ -294,8 +294,8 @@ class Sampler:
         """Signals of the laws at the frontiers of `rows`, which must be ready. Draws nothing."""
         signals: list[dict[str, float]] = [{} for _ in rows]
         with self.working(rows, "decode"):
-            for places, logits_RKTV, law_RTV in self._laws(rows, 1, self._column_W[:1].expand(len(rows), 1)):
-                named = probe(logits_RKTV, law_RTV)
+            for places, logits_RKTV, law in self._laws(rows, 1, self._column_W[:1].expand(len(rows), 1)):
+                named = probe(logits_RKTV, law)
                 table = torch.stack([value.double() for value in named.values()], 1).tolist()
                 for place, values in zip(places, table, strict=True):
                     signals[place] = dict(zip(named, values, strict=True))
@@ -319,7 +319,8 @@ class Sampler:
         """Laws in the order of `rows`, [R, T, V]."""
         assert logits_STV is not None
         table = torch.zeros((len(rows), depth_RT.shape[1], logits_STV.shape[2]), device=logits_STV.device)
-        for places, _, law_RTV in self._laws(rows, depth_RT.shape[1], depth_RT, sampling, logits_STV):
+        for places, _, law in self._laws(rows, depth_RT.shape[1], depth_RT, sampling, logits_STV):
+            law_RTV = law()
             table = table.to(law_RTV.dtype)
             table[self._tensor(places)] = law_RTV
         return table
@@ -346,7 +347,8 @@ class Sampler:
             packed = []
             order: list[int] = []
             law_of: dict[int, Tensor] = {}
-            for places, _, law_RTV in self._laws(rows, width, self._depths(drafts, width)):
+            for places, _, law in self._laws(rows, width, self._depths(drafts, width)):
+                law_RTV = law()
                 law_of.update({i: law_RTV[r] for r, i in enumerate(places) if _followed(drafts[i])})
                 names, values_RX = self._apply(rule, [rows[i] for i in places], [drafts[i] for i in places], law_RTV)
                 packed.append(values_RX)
@@ -479,8 +481,8 @@ class Sampler:
         with self.working(rows, "decode"):
             order, tables = [], []
             depth_RT = place_RT - self._tensor([canvas.length for canvas in rows]).unsqueeze(1)
-            for chosen, _, law_RTV in self._laws(rows, width, depth_RT):
-                at_RT = place_RT[self._tensor(chosen)]
+            for chosen, _, law in self._laws(rows, width, depth_RT):
+                at_RT, law_RTV = place_RT[self._tensor(chosen)], law()
                 drawn_RT = Noise(self._key_S2[self._firsts([rows[i] for i in chosen])], at_RT).race(DRAW, law_RTV)
                 log_prob_RT = law_RTV.gather(-1, drawn_RT.unsqueeze(-1)).squeeze(-1).double().log()
                 tables.append(torch.cat((drawn_RT.double(), log_prob_RT), 1))
@@ -781,8 +783,8 @@ class Sampler:
         depth_RT: Tensor,
         sampling: Sampling | None = None,
         logits_STV: Tensor | None = None,
-    ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-        """Places in `rows`, logits [R, K, T, V] and laws [R, T, V] of the canvases of one guide, group by group.
+    ) -> Iterator[tuple[list[int], Tensor, Callable[[], Tensor]]]:
+        """Places in `rows`, logits [R, K, T, V] and what makes the laws [R, T, V] of them, for one guide after another.
 
         The logits of all slots are those at the frontiers unless others are given.
         """
@@ -799,7 +801,7 @@ class Sampler:
             place_RT = None
             if sampling.interval >= 0:
                 place_RT = self._tensor([rows[i].length for i in places])[:, None] + depth_RT[self._tensor(places)]
-            yield places, logits_RKTV, rounds.law_of(guide, sampling, logits_RKTV, scale_R, place_RT)
+            yield places, logits_RKTV, partial(rounds.law_of, guide, sampling, logits_RKTV, scale_R, place_RT)
 
     def _apply(
         self, rule: Rule, rows: list[Canvas], drafts: list[Draft | None], law_RTV: Tensor

@@ -121,6 +121,7 @@ def test_bars_that_bind_decide(capsys: pytest.CaptureFixture[str]) -> None:
     assert not all_hold([Bar("speed", 1.0, least=1.1)])
     assert not all_hold([Bar("speed", float("nan"), least=1.1)])
     assert all_hold([Bar("share", 0.1, most=0.03, binding=False)])
+    assert all_hold([Bar("overhead, in the noise", -0.01, most=0.03)])
     assert "bar: share 0.1, at most 0.03: does not hold, not binding here" in capsys.readouterr().out
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -187,9 +188,13 @@ def ours(n: int, h: int, w: int, s_base: float, **options: Any) -> Group:
     return Group(settings_of({**PAPER_OPTIONS, **options}), n, (h, w), s_base)
 
 
+def no_law() -> torch.Tensor:
+    raise AssertionError("the text stream's own distribution is enough")
+
+
 def signals(cond_NV: np.ndarray, uncond_NV: np.ndarray) -> list[dict[str, float]]:
     """What the sampler's `look` would answer."""
-    named = conditional(torch.from_numpy(np.stack((uncond_NV, cond_NV), 1))[:, :, None], torch.empty(0))
+    named = conditional(torch.from_numpy(np.stack((uncond_NV, cond_NV), 1))[:, :, None], no_law)
     return [{name: float(value[i]) for name, value in named.items()} for i in range(len(cond_NV))]
 
 
@@ -309,15 +314,15 @@ def test_uniform_laws_are_trusted_not_at_all_and_one_hot_laws_fully(logits: np.n
 
 def test_equal_streams_have_no_divergence_and_no_use_for_a_scale() -> None:
     logits = torch.randn(3, 1, 1, 16, generator=torch.Generator().manual_seed(0)).expand(-1, 2, -1, -1)
-    assert conditional(logits, logits[:, 0])["kl"].abs().max() == 0
+    assert conditional(logits, no_law)["kl"].abs().max() == 0
     assert torch.equal(cfg(logits, torch.full((3,), 1.5)), cfg(logits, torch.full((3,), 9.0)))
 
 
 def test_masked_ids_count_nowhere() -> None:
     logits = torch.randn(2, 2, 1, 10, generator=torch.Generator().manual_seed(0))
     masked = torch.cat((logits, torch.full((2, 2, 1, 5), -torch.inf)), -1)
-    for name, value in conditional(logits, logits).items():
-        assert torch.allclose(conditional(masked, masked)[name], value)
+    for name, value in conditional(logits, no_law).items():
+        assert torch.allclose(conditional(masked, no_law)[name], value)
 
 
 def test_step_zero_is_neutral() -> None:
@@ -445,9 +450,9 @@ class Recorded(ScalingAR):
         self.shown: list[torch.Tensor] = []
         signals_of = self.probe
 
-        def keep(logits_RKTV: torch.Tensor, law_RTV: torch.Tensor) -> dict[str, torch.Tensor]:
+        def keep(logits_RKTV: torch.Tensor, law: Callable[[], torch.Tensor]) -> dict[str, torch.Tensor]:
             self.shown.append(logits_RKTV.clone())
-            return signals_of(logits_RKTV, law_RTV)
+            return signals_of(logits_RKTV, law)
 
         self.probe = keep
 
@@ -492,7 +497,7 @@ def test_guided_prev_reads_the_law_under_the_previous_scale() -> None:
         assert trace["entropy"][t, 0] == pytest.approx(float(entropy), abs=2e-3)
         scale = trace["scale"][t, 0]
     law = torch.full((1, 1, 4), 0.25)
-    assert guided(torch.randn(1, 2, 1, 4), law)["entropy"].item() == pytest.approx(1)
+    assert guided(torch.randn(1, 2, 1, 4), lambda: law)["entropy"].item() == pytest.approx(1)
 
 
 # ------------------------------------------------------------------ configuration and conformance

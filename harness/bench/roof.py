@@ -75,7 +75,7 @@ class Bar:
 
     what: str
     measured: float
-    least: float = 0.0
+    least: float = float("-inf")
     most: float = float("inf")
     binding: bool = True  # whether the exit status depends on it on this device
 
@@ -84,7 +84,7 @@ class Bar:
         return self.least <= self.measured <= self.most
 
     def __str__(self) -> str:
-        wanted = f"at least {self.least:.3g}" if self.least else f"at most {self.most:.3g}"
+        wanted = f"at least {self.least:.3g}" if self.least > float("-inf") else f"at most {self.most:.3g}"
         outcome = "holds" if self.held else "does not hold"
         aside = "" if self.binding else ", not binding here"
         return f"bar: {self.what} {self.measured:.3g}, {wanted}: {outcome}{aside}"

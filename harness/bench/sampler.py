@@ -146,9 +146,9 @@ class Drawing:
         """Draw once more: the logits that the last token of every image was drawn from, [B, K, V]."""
         seen: list[Tensor] = []
 
-        def keep(logits_RKTV: Tensor, law_RTV: Tensor) -> dict[str, Tensor]:
+        def keep(logits_RKTV: Tensor, _law: Callable[[], Tensor]) -> dict[str, Tensor]:
             seen.append(logits_RKTV[:, :, 0])
-            return {"kept": law_RTV[:, 0, 0]}
+            return {"kept": logits_RKTV[:, 0, 0, 0]}
 
         self._method.probe = keep
         self()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -287,9 +287,9 @@ class _Tap:
     def __init__(self) -> None:
         self.logits: list[Tensor] = []
 
-    def probe(self, logits_RKTV: Tensor, law_RTV: Tensor) -> dict[str, Tensor]:
+    def probe(self, logits_RKTV: Tensor, law: Callable[[], Tensor]) -> dict[str, Tensor]:
         self.logits.append(logits_RKTV[:, :, :1].clone())
-        return {"drawn": law_RTV[:, 0].argmax(-1)}
+        return {"drawn": law()[:, 0].argmax(-1)}
 
     def guide(self, logits_RKTV: Tensor, scale_R: Tensor) -> Tensor:
         self.logits.append(logits_RKTV.clone())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,7 @@ def _replay(case: Mapping[str, Any], cond_TNV: np.ndarray, uncond_TNV: np.ndarra
     probe, flag_TN = PROBES[options["entropy_source"]], np.full(cond_TNV.shape[:2], np.nan)
     for t, (cond_NV, uncond_NV) in enumerate(zip(cond_TNV, uncond_TNV, strict=True)):
         logits_RKTV = torch.from_numpy(np.stack((uncond_NV, cond_NV), 1)[group.live, :, None].astype(np.float32))
-        signals = probe(logits_RKTV, logits_RKTV[:, 1].softmax(-1))
+        signals = probe(logits_RKTV, partial(logits_RKTV[:, 1].softmax, -1))
         group.observe([dict(zip(signals, row, strict=True)) for row in torch.stack(list(signals.values()), 1).tolist()])
         group.terminate()
         flag_TN[t] = group.termination.flag_N

@@ -7,7 +7,7 @@ batched on the device over all prompts; a `Profile` is host arithmetic about the
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from torch import Tensor
@@ -24,14 +24,14 @@ FLAT = 1e-6
 Array = np.ndarray
 
 
-def conditional(logits_RKTV: Tensor, _law_RTV: Tensor) -> dict[str, Tensor]:
+def conditional(logits_RKTV: Tensor, _law: Callable[[], Tensor]) -> dict[str, Tensor]:
     """Entropy and margin of the text stream's distribution at temperature 1, and its divergence from the null one's."""
     return confidence(logits_RKTV)
 
 
-def guided(logits_RKTV: Tensor, law_RTV: Tensor) -> dict[str, Tensor]:
+def guided(logits_RKTV: Tensor, law: Callable[[], Tensor]) -> dict[str, Tensor]:
     """The same, with entropy and margin of the law under the previous step's guidance scale (`guided_prev`)."""
-    return confidence(logits_RKTV, law_RTV[:, 0])
+    return confidence(logits_RKTV, law()[:, 0])
 
 
 PROBES = {"cond": conditional, "guided_prev": guided}
