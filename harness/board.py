@@ -1,7 +1,7 @@
 """`python -m harness.board pack SOURCE TARGET`: a results folder made small enough to publish.
 
 Keeps what tables are derived from (configurations, prompts, journals, scores; journals compressed) and leaves images
-out, but for a few thumbnails, and most traces of single candidates, which only figures are made of.
+out, but for a few thumbnails, and most traces and partial pictures of candidates, which only figures are made of.
 `python -m harness 'stages=[report]' results=TARGET` then writes the same tables from it, byte for byte.
 """
 
@@ -14,8 +14,9 @@ import math
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from harness.cli import say
 from harness.exports import markdown, write_exports
@@ -29,8 +30,8 @@ JOURNALS = ("jobs.jsonl", "records-*.jsonl", "scores*.jsonl", "timings-*.jsonl")
 MOST_MB = 10.0
 THUMBNAILS = 200
 """Most of them."""
-TRACES = 128
-"""Records of a journal that keep their note `trace`, at most."""
+DETAILED = 128
+"""Records of a journal that keep the traces and pictures in their notes, at most."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -94,14 +95,20 @@ def _packed(folder: Path) -> dict[str, bytes]:
 
 
 def _thinned(journal: bytes) -> bytes:
-    """A journal of records of which no more than `TRACES` have a trace, spread evenly."""
+    """A journal of records of which no more than `DETAILED`, spread evenly, have traces or pictures."""
     lines = journal.splitlines(keepends=True)
-    traced = [number for number, line in enumerate(lines) if b'"trace":' in line]
-    for number in set(traced) - set(traced[:: math.ceil(len(traced) / TRACES) or 1]):
+    heavy = [number for number, line in enumerate(lines) if b'"trace":' in line or b'"pictures":' in line]
+    for number in set(heavy) - set(heavy[:: math.ceil(len(heavy) / DETAILED) or 1]):
         record = SampleRecord.from_json(lines[number].decode())
-        notes = {name: note for name, note in record.notes.items() if name != "trace"}
-        lines[number] = f"{dataclasses.replace(record, notes=notes).to_json()}\n".encode()
+        lines[number] = f"{dataclasses.replace(record, notes=_light(record.notes)).to_json()}\n".encode()
     return b"".join(lines)
+
+
+def _light(note: Any) -> Any:
+    """Notes without what only figures are made of, at any depth."""
+    if isinstance(note, Mapping):
+        return {name: _light(value) for name, value in note.items() if name not in ("trace", "pictures")}
+    return [_light(value) for value in note] if isinstance(note, list) else note
 
 
 def _gap(missing: int, unjudged: int) -> str:

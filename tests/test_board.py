@@ -86,20 +86,25 @@ def test_packing_keeps_what_tables_need(source: Path, tmp_path: Path, capsys: py
     assert contents(tmp_path / "three") == before
 
 
-def test_packing_thins_traces_and_nothing_else(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packing_thins_traces_and_pictures_and_nothing_else(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     journal = next(source.rglob("records-0.jsonl"))
     records = [SampleRecord.from_json(line) for line in journal.read_text().splitlines()]
     series = pack_series(np.zeros(2))
     notes = {"trace": {"threshold": series, "confidence": series}, "chosen": 0, "terminated_at": [None]}
+    notes["stages"] = [{"stage": "half", "possible": [True], "pictures": [series]}]
     traced = [dataclasses.replace(one, notes=notes) for one in records]
     journal.write_text("".join(one.to_json() + "\n" for one in traced))
-    monkeypatch.setattr(board, "TRACES", len(records) // 3)
+    monkeypatch.setattr(board, "DETAILED", len(records) // 3)
     for start, target in (("source", "one"), ("one", "two")):
         assert board.main(["pack", str(tmp_path / start), str(tmp_path / target)]) == 0
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     packed = tmp_path / "one" / journal.parent.relative_to(source) / "records-0.jsonl.gz"
     kept = [SampleRecord.from_json(line) for line in gzip.decompress(packed.read_bytes()).decode().splitlines()]
     assert 0 < sum("trace" in one.notes for one in kept) <= len(records) // 3
+    assert all(("pictures" in one.notes["stages"][0]) == ("trace" in one.notes) for one in kept)
+    assert all(one.notes["stages"][0]["possible"] == [True] for one in kept)
     assert [dataclasses.replace(one, notes={}) for one in kept] == [
         dataclasses.replace(one, notes={}) for one in records
     ]
