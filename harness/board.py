@@ -27,7 +27,7 @@ from harness.runs import Run, find_runs, read_run
 from harness.store import journals, write_atomic
 
 JOURNALS = ("jobs.jsonl", "records-*.jsonl", "scores*.jsonl", "timings-*.jsonl")
-MOST_MB = 10.0
+MOST_MB = 16.0
 THUMBNAILS = 200
 """Most of them."""
 DETAILED = 128

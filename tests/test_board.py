@@ -54,7 +54,7 @@ def test_the_command_of_its_readme_makes_the_bundled_board(copy: Path) -> None:
 
 def test_the_bundled_board_is_small_and_complete() -> None:
     files = contents(BUNDLED)
-    assert sum(map(len, files.values())) <= 10_000_000
+    assert sum(map(len, files.values())) <= 1_100_000 * board.MOST_MB
     assert sum(path.stat().st_size for path in BUNDLED.rglob("*.png")) < 1_000_000
     assert 0 < len(list(BUNDLED.rglob("*.png"))) <= board.THUMBNAILS
     methods = {name.split("/")[2].rpartition("-")[0] for name in files if name.endswith("config.yaml")}
