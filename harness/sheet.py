@@ -59,8 +59,8 @@ def contact_sheet(run: Run, pictures: int = 16, columns: int = 4) -> bytes | Non
     return _png(sheet)
 
 
-def range_sheet(run: Run, reward: Judge, each: int = 3) -> bytes:
-    """PNG bytes of a run's best, median and worst images by a reward, `each` of them, a line for each category.
+def range_sheet(run: Run, reward: Judge, each: int = 3) -> Image.Image:
+    """A run's best, median and worst images by a reward, `each` of them, a line for each category.
 
     Raises UserError where no image is there.
     """
@@ -90,7 +90,7 @@ def range_sheet(run: Run, reward: Judge, each: int = 3) -> bytes:
                 _paste(sheet, (x, y), run, key)
                 words = _wrapped(run.prompts[key[0]].text, font, TILE)
                 pen.multiline_text((x, y + TILE + 6), words, font=font, fill="#222222")
-    return _png(sheet)
+    return sheet
 
 
 def _paste(sheet: Image.Image, place: tuple[int, int], run: Run, key: tuple[str, int]) -> None:

@@ -198,12 +198,15 @@ def check_signals(size: Size, device: torch.device) -> None:
     for vocab, _, count in size.vocab:
         logits_MV, row_NK, *_ = drawn(vocab, count, 2, device)
         logits_MV[:, 3:5] = -torch.inf
+        logits_MV[:, -9:] = torch.where(torch.rand(9, device=device) < 0.5, logits_MV[:, -9:], -1e30)
         streams = logits_MV[row_NK]
         for null_NV, text_NV in ((streams[:, 0], streams[:, 1]), (streams[:, 1], streams[:, 1])):
             told, expected = signals(null_NV, text_NV), hooks._confidence(null_NV, text_NV)
-            for got, value, close in zip(told, expected, (1e-11, 1e-12, 1e-10, 0.5), strict=True):
-                assert (got - value).abs().max() < close
+            assert torch.equal(told.known, expected[3])
             assert (told.known == vocab - 2).all()
+            assert ((told.entropy - expected[0]) / told.known.log()).abs().max() < 1e-12
+            assert (told.margin - expected[1]).abs().max() < 1e-12
+            assert (told.kl - expected[2]).abs().max() < 1e-10
         assert (told.kl == 0).all()
         named = hooks.confidence(streams.unsqueeze(2))
         assert torch.equal(named["kl"], signals(streams[:, 0], streams[:, 1]).kl), "the hook takes the kernel"

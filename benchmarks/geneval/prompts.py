@@ -42,10 +42,13 @@ def read_prompts(path: Path | str, classes: Collection[str] | None = None) -> li
 
 
 def official_file(metadata: str | None, allow_other_version: bool) -> tuple[Path, str]:
-    """The metadata file and its version: the reference's commit, or the hash of another file, if that is allowed."""
-    if metadata is None:
+    """The metadata file and its version: the reference's commit, or the hash of another file, if that is allowed.
+
+    None or `official` is the reference's own, from the cache or a download pinned by its hash.
+    """
+    if metadata in (None, "official"):
         return fetch(URL, SHA256, "geneval/evaluation_metadata.jsonl", "set benchmark.metadata=PATH"), COMMIT[:7]
-    path = Path(metadata).expanduser()
+    path = Path(str(metadata)).expanduser()
     if (found := file_sha256(path)) == SHA256:
         return path, COMMIT[:7]
     if not allow_other_version:

@@ -96,7 +96,7 @@ class Pictogram:
         return [Prompt(f"pictogram/{i:05d}", row["prompt"], row["tag"], dict(row)) for i, row in enumerate(rows)]
 
     def _official(self, metadata: str) -> list[Prompt]:
-        rows = read_prompts(official_file(None, False)[0] if metadata == "official" else metadata)
+        rows = read_prompts(official_file(metadata, allow_other_version=True)[0])
         prompts = about(rows, self.judge.classes, f"unknown to {self.judge.id}", metadata)
         self.left_out = len(rows) - len(prompts)
         return prompts

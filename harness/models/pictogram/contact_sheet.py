@@ -9,17 +9,17 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from harness.cli import say
 from harness.judges.pictogram import PictogramReward
 from harness.models.pictogram import weights as files
 from harness.models.pictogram import world
 from harness.models.pictogram.grammar import CLASSES, COLORS, DEFAULT
-from harness.records import UserError, one_line
+from harness.records import UserError
 from harness.runs import read_run
 from harness.sheet import range_sheet
 
@@ -40,12 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--weights", default=DEFAULT, help="the set whose reward grades them, and whose page it is")
     chosen = parser.parse_args(arguments)
     try:
-        drawn = chosen.run and Image.open(BytesIO(range_sheet(read_run(chosen.run), PictogramReward(chosen.weights))))
+        drawn = chosen.run and range_sheet(read_run(chosen.run), PictogramReward(chosen.weights))
         path = files.folder(chosen.weights) / "IMAGES.png" if drawn else PAGE
         (drawn or page()).quantize(128).save(path, optimize=True)
-    except (UserError, files.WeightsError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
+    except UserError as error:
+        return say(error)
     print(path)
     return 0
 
