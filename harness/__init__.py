@@ -9,56 +9,57 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from harness.canvas import Canvas as Canvas
     from harness.download import cache_folder as cache_folder
-    from harness.hooks import Draft as Draft
-    from harness.hooks import Drafts as Drafts
-    from harness.hooks import Guide as Guide
-    from harness.hooks import Probe as Probe
-    from harness.hooks import Rule as Rule
-    from harness.hooks import cfg as cfg
-    from harness.hooks import confidence as confidence
-    from harness.hooks import coupled as coupled
-    from harness.hooks import entropy as entropy
-    from harness.hooks import exact as exact
-    from harness.hooks import faced as faced
-    from harness.hooks import leftover as leftover
-    from harness.hooks import own as own
-    from harness.hooks import unguided as unguided
-    from harness.hooks import verify as verify
-    from harness.hooks import verify_chain as verify_chain
+    from harness.engine.acceptance import Draft as Draft
+    from harness.engine.acceptance import Drafts as Drafts
+    from harness.engine.acceptance import Rule as Rule
+    from harness.engine.acceptance import coupled as coupled
+    from harness.engine.acceptance import exact as exact
+    from harness.engine.acceptance import faced as faced
+    from harness.engine.acceptance import leftover as leftover
+    from harness.engine.acceptance import own as own
+    from harness.engine.acceptance import verify as verify
+    from harness.engine.acceptance import verify_chain as verify_chain
+    from harness.engine.canvas import Canvas as Canvas
+    from harness.engine.draft_trees import Tree as Tree
+    from harness.engine.draft_trees import paths as paths
+    from harness.engine.draft_trees import without_replacement as without_replacement
+    from harness.engine.guidance import Guide as Guide
+    from harness.engine.guidance import cfg as cfg
+    from harness.engine.guidance import unguided as unguided
+    from harness.engine.probes import Probe as Probe
+    from harness.engine.probes import confidence as confidence
+    from harness.engine.probes import entropy as entropy
+    from harness.engine.rendering import Image as Image
+    from harness.engine.session import Decoding as Decoding
+    from harness.engine.session import Drafter as Drafter
+    from harness.engine.session import Judge as Judge
+    from harness.engine.session import Method as Method
+    from harness.engine.session import Session as Session
     from harness.judges.verifier import Verifier as Verifier
+    from harness.kernels.noise import Noise as Noise
     from harness.models import ImageModel as ImageModel
-    from harness.noise import Noise as Noise
-    from harness.notes import pack_picture as pack_picture
-    from harness.notes import pack_series as pack_series
-    from harness.notes import unpack_series as unpack_series
     from harness.records import UserError as UserError
-    from harness.rendering import Image as Image
-    from harness.session import Decoding as Decoding
-    from harness.session import Drafter as Drafter
-    from harness.session import Judge as Judge
-    from harness.session import Method as Method
-    from harness.session import Session as Session
-    from harness.trees import Tree as Tree
-    from harness.trees import paths as paths
-    from harness.trees import without_replacement as without_replacement
+    from harness.runs.trace_codec import pack_picture as pack_picture
+    from harness.runs.trace_codec import pack_series as pack_series
+    from harness.runs.trace_codec import unpack_series as unpack_series
 
 _HOME = {
-    "harness.canvas": ("Canvas",),
+    "harness.engine.canvas": ("Canvas",),
     "harness.download": ("cache_folder",),
-    "harness.hooks": (
-        "Draft", "Drafts", "Guide", "Probe", "Rule", "cfg", "confidence", "coupled", "entropy", "exact",
-        "faced", "leftover", "own", "unguided", "verify", "verify_chain",
+    "harness.engine.acceptance": (
+        "Draft", "Drafts", "Rule", "coupled", "exact", "faced", "leftover", "own", "verify", "verify_chain",
     ),
+    "harness.engine.guidance": ("Guide", "cfg", "unguided"),
+    "harness.engine.probes": ("Probe", "confidence", "entropy"),
     "harness.judges.verifier": ("Verifier",),
     "harness.models": ("ImageModel",),
-    "harness.noise": ("Noise",),
-    "harness.notes": ("pack_picture", "pack_series", "unpack_series"),
+    "harness.kernels.noise": ("Noise",),
+    "harness.runs.trace_codec": ("pack_picture", "pack_series", "unpack_series"),
     "harness.records": ("UserError",),
-    "harness.rendering": ("Image",),
-    "harness.session": ("Decoding", "Drafter", "Judge", "Method", "Session"),
-    "harness.trees": ("Tree", "paths", "without_replacement"),
+    "harness.engine.rendering": ("Image",),
+    "harness.engine.session": ("Decoding", "Drafter", "Judge", "Method", "Session"),
+    "harness.engine.draft_trees": ("Tree", "paths", "without_replacement"),
 }  # fmt: skip
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 __all__ = sorted(_MODULE)

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from harness.cli import say
-from harness.exports import markdown, write_exports
-from harness.leaderboard import Board, build
 from harness.records import SampleRecord, UserError
-from harness.report import panels, write_figures, write_thumbnail
-from harness.runs import Run, find_runs, read_run
-from harness.store import journals, write_atomic
+from harness.results.exports import markdown, write_exports
+from harness.results.leaderboard import Board, build
+from harness.results.report import panels, write_figures, write_thumbnail
+from harness.runs.journal import journals, write_atomic
+from harness.runs.read import Run, find_runs, read_run
 
 JOURNALS = ("jobs.jsonl", "records-*.jsonl", "scores*.jsonl", "timings-*.jsonl")
 MOST_MB = 16.0

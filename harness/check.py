@@ -37,8 +37,8 @@ CONFORMANCE = {
     "tiif": "benchmarks.tiif.conformance.conformance",
 }
 PARITY = {
-    "LlamaGen text-to-image": "harness.models.llamagen_parity.parity",
-    "Janus-Pro text-to-image": "harness.models.janus_parity.parity",
+    "LlamaGen text-to-image": "harness.parity.llamagen.parity",
+    "Janus-Pro text-to-image": "harness.parity.janus.parity",
 }
 """Comparison of each family that a fixture's manifest may name."""
 
@@ -86,7 +86,7 @@ def check_parity(folder: Path, device: str) -> int:
     """Compare our model with a fixture folder's arrays, one line each; non-zero when one is out of tolerance."""
     import torch
 
-    from harness.parity import Fixture
+    from harness.parity.fixture import Fixture
 
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     if device != "cpu" and not torch.cuda.is_available():
@@ -106,7 +106,7 @@ def check_parity(folder: Path, device: str) -> int:
 
 def check_repeat(options: Sequence[str]) -> int:
     """Draw each point of a sweep again in every way and print a table; non-zero where a promise is broken."""
-    from harness import repeat
+    from harness import reproducibility as repeat
 
     rows, failures = [], []
     for name, point in repeat.points(options):
@@ -125,7 +125,7 @@ def audit_run(folder: Path, again: int) -> tuple[int, int, list[str]]:
 
     Returns how many checks passed and failed, and what failed. Raises UserError for a folder that is no run.
     """
-    from harness.store import journals, read_lines
+    from harness.runs.journal import journals, read_lines
 
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder} is no run folder: config.yaml is missing")
@@ -151,9 +151,9 @@ def audit_run(folder: Path, again: int) -> tuple[int, int, list[str]]:
 
 def _drawn_again(config: DictConfig, done: list[SampleRecord], count: int) -> list[tuple[bool, str]]:
     """Draw some records again, alone on a fresh sampler, and compare tokens."""
-    from harness.point import Point
-    from harness.scheduler import Delivery
-    from harness.store import tokens_sha
+    from harness.engine.scheduler import Delivery
+    from harness.runs.folder import tokens_sha
+    from harness.runs.spec import Point
 
     chosen = random.Random(0).sample(done, min(count, len(done)))
     if not chosen:

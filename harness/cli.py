@@ -30,13 +30,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.composed import OF_THE_COMMAND, build, container
-from harness.preemption import PREEMPTED, Preempted, leave, preemptible
 from harness.records import UserError, one_line
-from harness.stages import IncompleteRunError, expect_stages, report, run
+from harness.runs.instantiate import OF_THE_COMMAND, build, container
+from harness.runs.preemption import PREEMPTED, Preempted, leave, preemptible
+from harness.runs.stages import IncompleteRunError, expect_stages, run
 
 if TYPE_CHECKING:
-    from harness.ledger import Event, Happening, Ledger
+    from harness.sweeps.ledger import Event, Happening, Ledger
 
 log = logging.getLogger("harness")
 
@@ -103,7 +103,7 @@ def _end() -> None:
     """What comes after the last run: the report, and the table of what failed."""
     rows: list[tuple[str, Event]] = []
     if _outcome.sweep:
-        from harness.ledger import names, outcomes
+        from harness.sweeps.ledger import names, outcomes
 
         events = _outcome.sweep.events()
         results = _outcome.sweep.path.parent.parent
@@ -113,7 +113,10 @@ def _end() -> None:
         _outcome.failures = [(end.error, end.code or 1) for _, end in rows]
     try:
         if _outcome.results is not None and (_outcome.folders or not _outcome.failures):
-            report(_outcome.results, _outcome.folders, build(_outcome.logger), fresh=_outcome.fresh)
+            from harness.results.publish import publish
+
+            tracker = build(_outcome.logger)
+            publish(_outcome.results, _outcome.folders, tracker, fresh=_outcome.fresh)
     finally:
         if _outcome.sweep:
             _say_failed(rows)
@@ -175,7 +178,7 @@ class _Job:
         part_of = hydra_config.sweeper.get("part_of")
         if part_of is None:
             return cls(f"{hydra_config.job.override_dirname}: " if hydra_config.mode == RunMode.MULTIRUN else "")
-        from harness.ledger import Ledger
+        from harness.sweeps.ledger import Ledger
 
         ledger, point = Ledger.of(Path(config.results), part_of)
         return cls(f"{hydra_config.job.override_dirname}: ", ledger, point, str(config.shard))
@@ -203,7 +206,7 @@ def _app(config: DictConfig) -> None:
         _last_words()
         raise
     except Exception as error:
-        from harness.memory import LESS_MEMORY, short_of_memory
+        from harness.engine.memory import LESS_MEMORY, short_of_memory
 
         if short_of_memory(error):
             job.fail(f"the device's memory is too small ({one_line(error)[:120]}): {LESS_MEMORY}", 2)
@@ -234,7 +237,7 @@ def _carry_out(config: DictConfig, job: _Job) -> None:
     def begin(folder: Path) -> None:
         _outcome.folders.append(folder)
         if job.ledger:
-            from harness.ledger import files_of
+            from harness.sweeps.ledger import files_of
 
             options = {name: value for name, value in container(config).items() if name not in OF_THE_COMMAND}
             job.write("started", folder=str(folder.relative_to(config.results)), files=files_of(options))

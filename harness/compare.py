@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from harness import stats
 from harness.cli import say
-from harness.ranking import Group
 from harness.records import UserError
-from harness.runs import Run, find_runs, read_run
+from harness.results import stats
+from harness.results.ranking import Group
+from harness.runs.read import Run, find_runs, read_run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

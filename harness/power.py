@@ -14,7 +14,7 @@ from pathlib import Path
 from harness.cli import say
 from harness.compare import find_run
 from harness.records import UserError
-from harness.stats import Spread, assumed_spread, detectable, measured_spread
+from harness.results.stats import Spread, assumed_spread, detectable, measured_spread
 
 IMAGES = (1, 2, 4, 8, 16)
 """Images per prompt that the table has a row for."""

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.cli import say
-from harness.ledger import Event, ledgers, names, read_events
 from harness.records import UserError
-from harness.runs import Run, find_runs, read_run
-from harness.store import Shard, Writer, writers
+from harness.runs.lock import Shard, Writer, writers
+from harness.runs.read import Run, find_runs, read_run
+from harness.sweeps.ledger import Event, ledgers, names, read_events
 
 COLUMNS = ("planned", "done", "failed", "running")
 

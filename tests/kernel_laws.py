@@ -14,12 +14,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from harness import hooks, kernels
-from harness.hooks import Drafts, Sampling, cfg, exact, unguided, warp
+from harness import kernels
+from harness.engine import acceptance as hooks
+from harness.engine.acceptance import Drafts, exact
+from harness.engine.guidance import Sampling, cfg, unguided, warp
 from harness.kernels.flash import attend
+from harness.kernels.noise import Noise
 from harness.kernels.race import draw, signals
-from harness.models.trunk import GapMask, KVCache, TreeMask, TrunkSpec
-from harness.noise import Noise
+from harness.models.kv_cache import GapMask, KVCache, TreeMask
+from harness.models.trunk import TrunkSpec
 
 CLOSE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 

@@ -13,7 +13,7 @@ import yaml
 
 from harness import pack_picture, pack_series
 from harness.records import SampleRecord, Score, Usage, digest
-from harness.store import encode_png
+from harness.runs.folder import encode_png
 
 TASKS = ("colors", "counting", "position")
 BUDGETS = {"plain": 1, "best_of_n": 4, "gridar": 4, "scalingar": 3, "speculative": 1}

@@ -15,8 +15,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO
 
-from harness.leaderboard import TIMED
 from harness.records import TIMES, SampleRecord
+from harness.results.leaderboard import TIMED
 
 TESTS = Path(__file__).parent
 TOY = ("--config-dir", str(TESTS / "toy_conf"), "model=toy", "benchmark=toy", "sampler.slots=24")

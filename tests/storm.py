@@ -199,14 +199,15 @@ class Sweep:
 
     def run(self, methods: Sequence[str], reported: bool = True) -> None:
         """What `python -m harness` does once its configurations are composed."""
-        from harness.stages import report, run
-        from harness.tracking import NoTracking
+        from harness.results.publish import publish
+        from harness.results.wandb import NoTracking
+        from harness.runs.stages import run
 
         folders: list[Path] = []
         for method in methods:
             run(*self._points[method], NoTracking(), folders.append)
         if reported:
-            report(Path("results"), folders, NoTracking())
+            publish(Path("results"), folders, NoTracking())
 
 
 def fork(cwd: Path, work: Callable[[], None]) -> int:

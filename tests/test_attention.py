@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.models.trunk import BLOCK, GapMask, KVCache, Mask, Prefix, TreeMask, TrunkSpec
+from harness.models.kv_cache import BLOCK, GapMask, KVCache, Mask, Prefix, TreeMask
+from harness.models.trunk import TrunkSpec
 
 SPEC = TrunkSpec(layers=1, dim=48, heads=3, hidden=8)
 SLOTS, LENGTH, WIDTH = 4, 300, 3

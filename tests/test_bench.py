@@ -14,7 +14,7 @@ from test_janus import tiny
 from harness.bench.reference import LibraryJanus
 from harness.bench.roof import Bar, Reading, all_hold, is_h100, seconds_allowed, streamed_bytes
 from harness.bench.timing import Times, interleave
-from harness.memory import capped
+from harness.engine.memory import capped
 from harness.models.checkpoint import device_named
 from harness.models.janus import JanusNet
 from harness.models.janus_checkpoint import SIZES as JANUS

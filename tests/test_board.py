@@ -13,11 +13,11 @@ from runs import harness
 from written import prompts_of, write_run
 
 from harness import board
-from harness.exports import write_exports
-from harness.leaderboard import build
-from harness.notes import pack_series
 from harness.records import Job, SampleRecord, UserError
-from harness.store import RunFolder
+from harness.results.exports import write_exports
+from harness.results.leaderboard import build
+from harness.runs.folder import RunFolder
+from harness.runs.trace_codec import pack_series
 
 BUNDLED = Path(__file__).parent.parent / "results" / "board"
 VALUES = {f"{category}/{i}": [1.0, float(i % 2)] for category in "ab" for i in range(4)}

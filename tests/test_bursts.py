@@ -11,12 +11,12 @@ from test_company import Wanderer, costs
 from torch import Tensor
 from toy import TEXTS, PixelSum, ToyModel, draw, jobs
 
-from harness import rounds
-from harness.hooks import Sampling
+from harness.engine import bursts, cuda_graphs
+from harness.engine.guidance import Sampling
+from harness.engine.sampler import Sampler
+from harness.engine.scheduler import Delivery, Scheduler
+from harness.engine.session import Method
 from harness.models.trunk import Attend
-from harness.sampler import Sampler
-from harness.scheduler import Delivery, Scheduler
-from harness.session import Method
 from methods.best_of_n import BestOfN
 from methods.plain import Plain
 from methods.scalingar import ScalingAR
@@ -43,20 +43,20 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The path of CUDA but for the capture itself: idle warm-up calls, static and padded tensors, replays."""
     seen: list[int] = []
 
-    def capture(_graphs: rounds.Graphs, work: Callable[[], None]) -> Recalled:
-        for _ in range(rounds.WARM_UPS):
+    def capture(_graphs: cuda_graphs.Graphs, work: Callable[[], None]) -> Recalled:
+        for _ in range(cuda_graphs.WARM_UPS):
             work()
         seen.append(1)
         return Recalled(work)
 
-    plain = rounds.Graphs.__init__
+    plain = cuda_graphs.Graphs.__init__
 
-    def switched_on(self: rounds.Graphs, device: torch.device) -> None:
+    def switched_on(self: cuda_graphs.Graphs, device: torch.device) -> None:
         plain(self, device)
         self.state = "on"
 
-    monkeypatch.setattr(rounds.Graphs, "__init__", switched_on)
-    monkeypatch.setattr(rounds.Graphs, "_capture", capture)
+    monkeypatch.setattr(cuda_graphs.Graphs, "__init__", switched_on)
+    monkeypatch.setattr(cuda_graphs.Graphs, "_capture", capture)
     return seen
 
 
@@ -77,7 +77,7 @@ def test_bursts_change_nothing(
     model, some = ToyModel(dtype=torch.float32), jobs(TEXTS, images=2)
     in_bursts = draw(method, some, model=model, sampling=sampling, slots=16, width=width)
     for rounds_each in (0, 3):
-        monkeypatch.setattr(rounds, "BURST", rounds_each)
+        monkeypatch.setattr(bursts, "BURST", rounds_each)
         same(in_bursts, draw(method, some, model=model, sampling=sampling, slots=16, width=width))
 
 
@@ -95,12 +95,12 @@ def test_static_and_padded_tensors_change_nothing(
 def test_where_capturing_fails_rounds_are_called(
     captured: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def refuse(_graphs: rounds.Graphs, work: Callable[[], None]) -> Recalled:
+    def refuse(_graphs: cuda_graphs.Graphs, work: Callable[[], None]) -> Recalled:
         work()
         raise RuntimeError("operation not permitted when stream is capturing\nmore of it")
 
     eager = draw(Plain(), jobs(TEXTS))
-    monkeypatch.setattr(rounds.Graphs, "_capture", refuse)
+    monkeypatch.setattr(cuda_graphs.Graphs, "_capture", refuse)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
     sampler = Sampler(ToyModel(), Sampling(scale=2.0), slots=12, prefill=(3, 4))
     done: Drawn = {}

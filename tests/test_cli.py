@@ -9,7 +9,7 @@ import pytest
 from runs import TOY, folders, harness, start
 
 from harness.records import Prompt, UserError
-from harness.store import image_path
+from harness.runs.folder import image_path
 
 
 def board(cwd: Path) -> list[dict[str, str]]:

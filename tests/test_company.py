@@ -9,10 +9,11 @@ import pytest
 import torch
 from toy import DEVICES, TEXTS, PixelSum, ToyModel, draw, jobs
 
-from harness.canvas import Canvas
-from harness.hooks import Sampling, entropy
+from harness.engine.canvas import Canvas
+from harness.engine.guidance import Sampling
+from harness.engine.probes import entropy
+from harness.engine.session import Method, Session
 from harness.records import TIMES, Usage
-from harness.session import Method, Session
 from methods.best_of_n import BestOfN
 from methods.plain import Plain
 

@@ -15,10 +15,10 @@ from omegaconf import OmegaConf
 from runs import harness as run_harness
 
 import harness.cli
-from harness.claims import read_claims
-from harness.point import Point
 from harness.records import UserError
-from harness.runs import Run
+from harness.results.claims import read_claims
+from harness.runs.read import Run
+from harness.runs.spec import Point
 
 CONF = Path(__file__).parent.parent / "conf"
 

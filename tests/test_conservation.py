@@ -8,12 +8,12 @@ import pytest
 from test_company import Wanderer
 from toy import TEXTS, PixelSum, ToyModel, draw, jobs
 
-from harness.canvas import Canvas
-from harness.hooks import Sampling
+from harness.engine.canvas import Canvas
+from harness.engine.guidance import Sampling
+from harness.engine.sampler import Sampler
+from harness.engine.scheduler import Scheduler
+from harness.engine.session import Method, Session
 from harness.records import Stage, UserError
-from harness.sampler import Sampler
-from harness.scheduler import Scheduler
-from harness.session import Method, Session
 from methods.best_of_n import BestOfN
 from methods.plain import Plain
 
@@ -61,7 +61,7 @@ def test_tokens_ever_committed_are_sampled_or_skipped(method: Method, monkeypatc
 
 def test_device_seconds_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shares of rows sum to the measured total: with a clock of 1 s a reading, to one second per measurement."""
-    import harness.meter
+    import harness.engine.meter
 
     ticks = iter(range(10**6))
     monkeypatch.setattr(harness.meter.time, "perf_counter", lambda: float(next(ticks)))

@@ -17,12 +17,13 @@ from test_trees import BUSHY, GROWING, Seen
 from toy import TEXTS, ToyModel, draw, jobs
 
 from harness.drafters.eagle import Eagle, Layer, Trained, published, target_spec
-from harness.drafters.train_eagle import Lesson, new_layer, train
-from harness.hooks import Rule, Sampling, coupled, exact
+from harness.engine.acceptance import Rule, coupled, exact
+from harness.engine.draft_trees import Tree
+from harness.engine.guidance import Sampling
+from harness.engine.sampler import Sampler
 from harness.models.trunk import causal
 from harness.records import Usage, UserError
-from harness.sampler import Sampler
-from harness.trees import Tree
+from harness.training.train_eagle import Lesson, new_layer, train
 from methods.lantern import Lantern
 from methods.plain import Plain
 from methods.speculative import Speculative
@@ -220,7 +221,7 @@ def test_other_targets_are_refused_before_any_compute() -> None:
         draw(Speculative(eagle(), 3), jobs(TEXTS), model=model)
     assert model.forwards == 0
     with pytest.raises(UserError, match=r"sampler\.hidden=false"):
-        from harness.scheduler import Scheduler
+        from harness.engine.scheduler import Scheduler
 
         Scheduler(Speculative(eagle(), 3), Sampler(ToyModel(), Sampling(), slots=2, width=4), seed=0)
 

@@ -12,14 +12,14 @@ import pytest
 import torch
 from toy import DEVICES
 
-from harness.hooks import Sampling
+from harness.engine.guidance import Sampling
+from harness.engine.sampler import Sampler
+from harness.engine.scheduler import Delivery, Scheduler
+from harness.engine.session import Method
 from harness.judges.pictogram import PictogramReward
 from harness.models.pictogram.generator import Pictogram
 from harness.models.pictogram.grammar import generate_prompts
 from harness.records import Job, Prompt
-from harness.sampler import Sampler
-from harness.scheduler import Delivery, Scheduler
-from harness.session import Method
 from methods.best_of_n import BestOfN
 from methods.plain import Plain
 from methods.scalingar import ScalingAR

@@ -8,8 +8,9 @@ import torch
 from scipy.stats import chisquare
 from toy import ToyModel, draw, jobs
 
-from harness.hooks import Drafts, Rule, Sampling, coupled, exact, leftover, verify_chain, warp
-from harness.noise import DRAFT, DRAW, Noise, derive, words
+from harness.engine.acceptance import Drafts, Rule, coupled, exact, leftover, verify_chain
+from harness.engine.guidance import Sampling, warp
+from harness.kernels.noise import DRAFT, DRAW, Noise, derive, words
 from methods.plain import Plain
 
 DRAWS = 1_000_000

@@ -263,7 +263,11 @@ def test_other_configurations_are_refused(tmp_path: Path, config: str) -> None:
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint folder of transformers, as on the hub."""
-    from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
+    from transformers import (
+        Mask2FormerConfig,
+        Mask2FormerForUniversalSegmentation,
+        Mask2FormerImageProcessor,
+    )
 
     swin = {
         "model_type": "swin",

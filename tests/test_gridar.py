@@ -14,11 +14,21 @@ from test_company import costs
 from toy import DEVICES, TEXTS, PixelSum, ToyModel, draw, jobs
 
 from harness.check import main as check
-from harness.hooks import Sampling, cfg
+from harness.engine.guidance import Sampling, cfg
+from harness.engine.rendering import Image
 from harness.records import UserError
-from harness.rendering import Image
 from methods.best_of_n import BestOfN
-from methods.gridar import GridAR, choose, composite, masked, orthogonal, padding, rewriting, selection, three_way
+from methods.gridar import (
+    GridAR,
+    choose,
+    composite,
+    masked,
+    orthogonal,
+    padding,
+    rewriting,
+    selection,
+    three_way,
+)
 
 VECTORS = Path(__file__).parents[2] / "shared" / "data" / "methods" / "gridar.jsonl"
 Tokens = dict[tuple[str, int], tuple[int, ...]]

@@ -10,8 +10,8 @@ from test_sjd import TOKENS, decoded, fits
 from toy import TEXTS, draw, jobs
 
 from harness.drafters.jacobi import Jacobi
-from harness.hooks import Draft, Drafts, exact
-from harness.noise import Noise
+from harness.engine.acceptance import Draft, Drafts, exact
+from harness.kernels.noise import Noise
 from harness.records import UserError
 from methods.gsd import Grouped
 from methods.sjd import SJD

@@ -21,9 +21,9 @@ from runs import TESTS, TOY, folders, harness
 from toy import ToyBenchmark
 
 from benchmarks.images import read_images
-from harness.canvas import Canvas
+from harness.engine.canvas import Canvas
+from harness.engine.session import Session
 from harness.records import Prompt, UserError, one_line
-from harness.session import Session
 
 ROOT = TESTS.parent
 STEERING = "\x1b[2J\x1b]0;taken\x07\x9b1m\u202e <script>alert(1)</script></script>\r\n=cmd|' /c calc'!A1, \"quoted\""

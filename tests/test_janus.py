@@ -20,15 +20,16 @@ from torch import Tensor
 from toy import DEVICES, TEXTS, PixelSum, draw, jobs
 
 from harness.drafters.model import DraftModel
-from harness.hooks import Sampling, coupled
+from harness.engine.acceptance import coupled
+from harness.engine.guidance import Sampling
 from harness.models.janus import Janus, JanusNet, to_uint8
 from harness.models.janus_checkpoint import SIZES, JanusSpec
-from harness.models.janus_parity import parity
 from harness.models.janus_prompt import BEGIN_OF_IMAGE, BOS, PAD
 from harness.models.pictogram.weights import parameters
 from harness.models.trunk import TrunkSpec
 from harness.models.vq import MISSING, VQSpec
-from harness.parity import Fixture
+from harness.parity.fixture import Fixture
+from harness.parity.janus import parity
 from harness.records import UserError
 from methods.best_of_n import BestOfN
 from methods.gridar import GridAR

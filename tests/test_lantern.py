@@ -13,8 +13,9 @@ from test_company import costs
 from test_speculative import drafter
 from toy import TEXTS, ToyModel, draw, jobs
 
-from harness.hooks import Drafts, Sampling, exact
-from harness.noise import ACCEPT, Noise
+from harness.engine.acceptance import Drafts, exact
+from harness.engine.guidance import Sampling
+from harness.kernels.noise import ACCEPT, Noise
 from harness.records import UserError
 from methods.conformance.acceptance import conformance
 from methods.lantern import RESIDUALS, Lantern, neighbours

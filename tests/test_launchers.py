@@ -17,10 +17,10 @@ from submitit.core.submission import process_job
 from submitit.slurm.test_slurm import mocked_slurm
 
 from harness import cli
-from harness.ledger import Event, Ledger, ledgers, read_events
 from harness.records import UserError
-from harness.store import writers
-from harness.worker import Work
+from harness.runs.lock import writers
+from harness.sweeps.ledger import Event, Ledger, ledgers, read_events
+from harness.sweeps.worker import Work
 
 SWEEP = ("-m", *TOY, "method=plain,toy_best")
 
@@ -81,7 +81,7 @@ def test_slurm_gets_an_array_and_once_more_what_was_preempted(
     GlobalHydra.instance().clear()
     parameters = {**config.hydra.launcher.parameters, "timeout_min": 60, "slurm_partition": "gpu"}
     launcher = module.Submitit("slurm", 2, None, str(tmp_path / "logs/%j"), parameters)
-    monkeypatch.setattr(launcher, "_work", lambda job: Work(job.arguments, str(tmp_path)))
+    monkeypatch.setattr(launcher, "_work", lambda job: Work(cli.command, job.arguments, str(tmp_path)))
 
     with mocked_slurm() as slurm:
 

@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 import yaml
 
-from harness.exports import write_exports
-from harness.leaderboard import COLUMNS, build, project
-from harness.printed import render_table
 from harness.records import SampleRecord, Score, Usage, UserError
-from harness.runs import read_run
+from harness.results.exports import write_exports
+from harness.results.leaderboard import COLUMNS, build, project
+from harness.results.terminal_table import render_table
+from harness.runs.read import read_run
 
 CATEGORIES = {"p0": "colors", "p1": "colors", "p2": "position", "p3": "position"}
 ISSUE_COLUMNS = [

@@ -18,16 +18,17 @@ from test_gridar import Mock, gridar
 from torch import Tensor
 from toy import DEVICES, TEXTS, PixelSum, ToyModel, draw, jobs
 
-from harness.canvas import Canvas, Context
 from harness.drafters.model import DraftModel
-from harness.hooks import Sampling, cfg, exact
-from harness.memory import GB, choose_slots, needed
+from harness.engine.acceptance import exact
+from harness.engine.canvas import Canvas, Context
+from harness.engine.guidance import Sampling, cfg
+from harness.engine.memory import GB, choose_slots, needed
+from harness.engine.sampler import Sampler
+from harness.engine.session import Method
 from harness.models.captions import T5, WordFeatures, clean
 from harness.models.llamagen import LlamaGen, load
 from harness.models.vq import VQ, VQSpec
 from harness.records import Usage, UserError
-from harness.sampler import Sampler
-from harness.session import Method
 from methods.best_of_n import BestOfN
 from methods.lantern import Lantern
 from methods.plain import Plain

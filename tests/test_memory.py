@@ -15,14 +15,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from toy import TEXTS, ToyModel, jobs
 
-from harness.canvas import Canvas
 from harness.drafters.jacobi import Jacobi
-from harness.hooks import Draft, Sampling
-from harness.memory import Need, needed
+from harness.engine.acceptance import Draft
+from harness.engine.canvas import Canvas
+from harness.engine.guidance import Sampling
+from harness.engine.memory import Need, needed
+from harness.engine.sampler import Sampler
+from harness.engine.scheduler import Delivery, Scheduler, demands
+from harness.engine.session import Method, Session
 from harness.records import SampleRecord
-from harness.sampler import Sampler
-from harness.scheduler import Delivery, Scheduler, demands
-from harness.session import Method, Session
 from methods.best_of_n import BestOfN
 from methods.plain import Plain
 from methods.sjd import SJD

@@ -16,15 +16,16 @@ from test_speculative import drafter
 from torch import Tensor
 from toy import TEXTS, ToyModel, draw, jobs
 
-from harness.canvas import Canvas
 from harness.drafters.jacobi import Jacobi
-from harness.hooks import Draft, Sampling
+from harness.engine.acceptance import Draft
+from harness.engine.canvas import Canvas
+from harness.engine.guidance import Sampling
+from harness.engine.sampler import Sampler
+from harness.engine.scheduler import Delivery, Scheduler, demands
+from harness.engine.session import Method, Session
 from harness.models.trunk import Attend
-from harness.point import Point
 from harness.records import Job, UserError
-from harness.sampler import Sampler
-from harness.scheduler import Delivery, Scheduler, demands
-from harness.session import Method, Session
+from harness.runs.spec import Point
 from methods.plain import Plain
 from methods.scalingar import ScalingAR
 from methods.sjd import SJD

@@ -13,7 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.models.pictogram import grammar
-from harness.models.pictogram.grammar import CLASS_SETS, CLASSES, TASKS, caption, layouts, parse, parse_layout
+from harness.models.pictogram.grammar import (
+    CLASS_SETS,
+    CLASSES,
+    TASKS,
+    caption,
+    layouts,
+    parse,
+    parse_layout,
+)
 
 METADATA = Path(__file__).parents[2] / "shared" / "data" / "geneval" / "evaluation_metadata.jsonl"
 SIXTEEN = CLASS_SETS["pictogram_16"]

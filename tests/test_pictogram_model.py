@@ -12,23 +12,24 @@ import pytest
 import torch
 
 from harness.judges.pictogram import PictogramDetector, PictogramReward
-from harness.models.pictogram import (
-    export,
-    grammar,
-    train_detector,
-    train_generator,
-    train_tokenizer,
-    training,
-    verify,
-    world,
-)
+from harness.models.pictogram import grammar, world
 from harness.models.pictogram import weights as files
-from harness.models.pictogram.card import render
 from harness.models.pictogram.detector import MICROBATCH, Detector, new_network
 from harness.models.pictogram.generator import GPT, PROMPT, GPTSpec, Pictogram
 from harness.models.pictogram.grammar import CLASS_SETS, DEFAULT, TASKS
 from harness.models.pictogram.reading import soft_score
 from harness.models.trunk import causal
+from harness.training import (
+    export,
+    train_detector,
+    train_generator,
+    train_tokenizer,
+    verify,
+)
+from harness.training import (
+    loop as training,
+)
+from harness.training.card import render
 
 SET = DEFAULT
 CLASSES = CLASS_SETS[SET]

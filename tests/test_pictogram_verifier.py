@@ -7,15 +7,15 @@ import random
 import numpy as np
 import pytest
 
-from harness.hooks import Sampling
+from harness.engine.guidance import Sampling
+from harness.engine.sampler import Sampler
+from harness.engine.scheduler import Delivery, Scheduler
 from harness.judges.pictogram import PictogramReward
 from harness.judges.pictogram_verifier import PictogramVerifier, faults, layout_of
 from harness.models.pictogram import grammar, world
 from harness.models.pictogram.generator import Pictogram
 from harness.models.pictogram.grammar import CLASS_SETS, TASKS, Layout, Spec, make_spec
 from harness.records import Job, Prompt
-from harness.sampler import Sampler
-from harness.scheduler import Delivery, Scheduler
 from methods.gridar import GridAR, composite, masked
 
 SET = "pictogram_80"

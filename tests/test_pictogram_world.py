@@ -11,7 +11,14 @@ import pytest
 
 from harness.models.pictogram import world
 from harness.models.pictogram.detector import background_lab, color_shares, to_lab
-from harness.models.pictogram.grammar import CLASS_SETS, COLORS, TASKS, layouts, objects, sample_spec
+from harness.models.pictogram.grammar import (
+    CLASS_SETS,
+    COLORS,
+    TASKS,
+    layouts,
+    objects,
+    sample_spec,
+)
 
 CLASSES, EIGHTY = CLASS_SETS["pictogram_16"], CLASS_SETS["pictogram_80"]
 

@@ -14,15 +14,22 @@ import yaml
 from written import JUDGE, prompts_of, write_run
 
 from harness import compare, power
-from harness.claims import COLUMNS as CLAIMED
-from harness.claims import beside, read_claims, verdict
-from harness.exports import eval_results, latex, markdown
-from harness.leaderboard import Board, build, excluded_line, percentile, project, samples_for
-from harness.printed import render_table
-from harness.ranking import Group
 from harness.records import Job, Prompt, UserError
-from harness.runs import find_runs, read_run
-from harness.store import RunFolder
+from harness.results.claims import COLUMNS as CLAIMED
+from harness.results.claims import beside, read_claims, verdict
+from harness.results.exports import eval_results, latex, markdown
+from harness.results.leaderboard import (
+    Board,
+    build,
+    excluded_line,
+    percentile,
+    project,
+    samples_for,
+)
+from harness.results.ranking import Group
+from harness.results.terminal_table import render_table
+from harness.runs.folder import RunFolder
+from harness.runs.read import find_runs, read_run
 
 rng = np.random.default_rng(0)
 CHANCE = {f"{category}/{i}": rng.random() for category in ("a", "b") for i in range(40)}

@@ -6,11 +6,13 @@ import pytest
 import torch
 from toy import TEXTS, PixelSum, ToyModel, draw, jobs
 
-from harness.canvas import Canvas
-from harness.hooks import Draft, Sampling, coupled, entropy, exact
+from harness.engine.acceptance import Draft, coupled, exact
+from harness.engine.canvas import Canvas
+from harness.engine.guidance import Sampling
+from harness.engine.probes import entropy
+from harness.engine.sampler import Sampler
+from harness.engine.session import Method, Session
 from harness.records import Usage, UserError
-from harness.sampler import Sampler
-from harness.session import Method, Session
 from methods.best_of_n import BestOfN, best
 from methods.plain import Plain
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from toy import DEVICES, TEXTS, PixelSum, ToyModel, draw, jobs
 
-from harness import rendering
-from harness.canvas import Canvas
+from harness.engine import rendering
+from harness.engine.canvas import Canvas
+from harness.engine.rendering import Picture, Renderer
+from harness.engine.sampler import Sampler
+from harness.engine.session import Method, Session
 from harness.records import Usage
-from harness.rendering import Picture, Renderer
-from harness.sampler import Sampler
-from harness.session import Method, Session
 from methods.best_of_n import BestOfN
 from methods.plain import Plain
 
@@ -137,7 +137,7 @@ def _padded(model: Any, tokens: list[int]) -> torch.Tensor:
 
 
 def test_device_seconds_of_one_job_are_settled_alone() -> None:
-    from harness.meter import Clock
+    from harness.engine.meter import Clock
 
     class Event:
         def synchronize(self) -> None: ...

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from runs import TESTS, harness
 
-from harness.canvas import Canvas
-from harness.repeat import VARIATIONS
-from harness.session import Session
+from harness.engine.canvas import Canvas
+from harness.engine.session import Session
+from harness.reproducibility import VARIATIONS
 
 TOY = (f"hydra.searchpath=[file://{TESTS / 'toy_conf'}]", "model=toy", "benchmark=toy", "benchmark.prompts=3")
 

@@ -16,10 +16,18 @@ from made_runs import make_board, make_run
 from matplotlib.figure import Figure
 from PIL import Image
 
-from harness.leaderboard import build
 from harness.records import Score, UserError
-from harness.report import figures, write_report
-from harness.report.collect import acceptance, boxes, confidence, curves, dots, panels, stages
+from harness.results.leaderboard import build
+from harness.results.report import figures, write_report
+from harness.results.report.collect import (
+    acceptance,
+    boxes,
+    confidence,
+    curves,
+    dots,
+    panels,
+    stages,
+)
 
 PAGE = Path(figures.__file__).parent / "page"
 HOSTILE = {

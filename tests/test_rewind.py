@@ -8,10 +8,11 @@ import pytest
 import torch
 from toy import ToyModel
 
-from harness.canvas import Canvas, Context
-from harness.hooks import Sampling, cfg, exact
+from harness.engine.acceptance import exact
+from harness.engine.canvas import Canvas, Context
+from harness.engine.guidance import Sampling, cfg
+from harness.engine.sampler import Sampler
 from harness.records import Usage
-from harness.sampler import Sampler
 
 TEXT = "two dogs left of a car"
 

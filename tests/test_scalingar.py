@@ -18,12 +18,12 @@ import torch
 from omegaconf import OmegaConf
 from toy import DEVICES, TEXTS, ToyModel, draw, jobs
 
-from harness.canvas import Canvas
-from harness.hooks import Sampling, cfg
+from harness.engine.canvas import Canvas
+from harness.engine.guidance import Sampling, cfg
+from harness.engine.sampler import Sampler
+from harness.engine.scheduler import Scheduler
+from harness.engine.session import Session
 from harness.records import TIMES, UserError
-from harness.sampler import Sampler
-from harness.scheduler import Scheduler
-from harness.session import Session
 from methods.conformance.scalingar import conformance, settings_of
 from methods.plain import Plain
 from methods.scalingar import (

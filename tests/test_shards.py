@@ -16,7 +16,8 @@ from storm import fork
 
 from harness import cli
 from harness.records import Job, Prompt, UserError
-from harness.store import RunFolder, Shard, writers
+from harness.runs.folder import RunFolder
+from harness.runs.lock import Shard, writers
 
 RUN = (*TOY, "method=toy_best")
 

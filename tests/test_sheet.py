@@ -12,8 +12,8 @@ from PIL import Image
 from written import write_run
 
 from harness.records import SampleRecord, UserError
-from harness.runs import read_run
-from harness.sheet import LEFT, TILE, range_sheet
+from harness.results.contact_sheet import LEFT, TILE, range_sheet
+from harness.runs.read import read_run
 
 LEVELS = (40, 200, 120, 80, 160)
 

@@ -11,12 +11,13 @@ from test_exactness import Joint, generous, joint_law, p_value
 from torch import Tensor
 from toy import DEVICES, TEXTS, PixelSum, ToyModel, draw, jobs
 
-from harness.canvas import Canvas
 from harness.drafters.jacobi import COUPLINGS, INITS, Jacobi, Past, keep_or_redraw
-from harness.hooks import Drafts, Rule, Sampling, coupled, exact
-from harness.noise import Noise
+from harness.engine.acceptance import Drafts, Rule, coupled, exact
+from harness.engine.canvas import Canvas
+from harness.engine.guidance import Sampling
+from harness.engine.sampler import Sampler
+from harness.kernels.noise import Noise
 from harness.records import Usage, UserError
-from harness.sampler import Sampler
 from methods.best_of_n import BestOfN
 from methods.lantern import Lantern
 from methods.plain import Plain

@@ -8,12 +8,13 @@ from test_company import costs
 from test_exactness import joint_law, p_value
 from toy import TEXTS, PixelSum, ToyModel, draw, jobs
 
-from harness.canvas import Canvas
 from harness.drafters.model import DraftModel
-from harness.hooks import Drafts, Rule, Sampling, coupled, exact
-from harness.noise import Noise
+from harness.engine.acceptance import Drafts, Rule, coupled, exact
+from harness.engine.canvas import Canvas
+from harness.engine.guidance import Sampling
+from harness.engine.session import Session
+from harness.kernels.noise import Noise
 from harness.records import UserError
-from harness.session import Session
 from methods.best_of_n import BestOfN
 from methods.plain import Plain
 from methods.speculative import Speculative

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from harness.stats import (
+from harness.results.stats import (
     Design,
     Spread,
     area_under,

@@ -18,10 +18,11 @@ from runs import TOY, deterministic, folders, harness
 from storm import fork
 
 from harness import cli
-from harness.ledger import Event, ledgers, names, outcomes, read_events
-from harness.point import Point
 from harness.records import Job, Prompt
-from harness.store import RunFolder, Shard
+from harness.runs.folder import RunFolder
+from harness.runs.lock import Shard
+from harness.runs.spec import Point
+from harness.sweeps.ledger import Event, ledgers, names, outcomes, read_events
 
 FEW = (*TOY, "benchmark.prompts=4", "benchmark.pause=0.02")
 SWEEP = ("-m", *FEW, "method=plain,toy_best")
@@ -108,7 +109,7 @@ def test_a_point_is_left_out_only_if_its_folder_is_complete(
         journal = folder / ("records-0.jsonl" if harm == "record" else "scores.jsonl")
         journal.write_text("".join(journal.read_text().splitlines(keepends=True)[1:]))
     else:
-        monkeypatch.setattr("harness.ledger._changed", lambda path, was: "toy.py" in path)
+        monkeypatch.setattr("harness.sweeps.ledger._changed", lambda path, was: "toy.py" in path)
     with counted(monkeypatch) as built:
         code, said = harness(cwd, *SWEEP, "stages=[generate,score]")
     assert code == 0, said

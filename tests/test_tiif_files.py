@@ -18,7 +18,7 @@ from benchmarks.tiif.interview import Interview
 from benchmarks.tiif.questionnaire import Questionnaire
 from benchmarks.tiif.scores import OFFICIAL, weighted
 from harness.records import Prompt, UserError
-from harness.store import image_path
+from harness.runs.folder import image_path
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "tiif_bench"
 with_data = pytest.mark.skipif(not SHARED.is_dir(), reason="TIIF-Bench's data files are not beside the repository")

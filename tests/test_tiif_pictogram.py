@@ -21,7 +21,13 @@ from benchmarks.tiif_pictogram import GROUPS, TiifPictogram
 from benchmarks.tiif_pictogram.looking import Eyes
 from harness.judges.pictogram import PictogramDetector
 from harness.models.pictogram import world
-from harness.models.pictogram.grammar import CLASS_SETS, PROMPT_POSITIONS, parse_layout, vocabulary, words
+from harness.models.pictogram.grammar import (
+    CLASS_SETS,
+    PROMPT_POSITIONS,
+    parse_layout,
+    vocabulary,
+    words,
+)
 from harness.records import Prompt, UserError
 
 CLASSES = CLASS_SETS["pictogram_80"]

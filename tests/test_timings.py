@@ -12,12 +12,12 @@ import torch
 from runs import TOY, folders, harness
 from written import write_run
 
-from harness import meter
-from harness.leaderboard import build, samples_for
-from harness.memory import short_of_memory
-from harness.meter import Meter, describe, settled, warm_up
+from harness.engine import meter
+from harness.engine.memory import short_of_memory
+from harness.engine.meter import Meter, describe, settled, warm_up
 from harness.records import Timing
-from harness.runs import read_run
+from harness.results.leaderboard import build, samples_for
+from harness.runs.read import read_run
 
 CPU = torch.device("cpu")
 STAGES = ("text_s", "prefill_s", "decode_s", "draft_s", "render_s", "judge_s", "save_s")

@@ -13,9 +13,9 @@ import pytest
 from made_runs import make_run
 from runs import TOY, folders, harness
 
-from harness.leaderboard import COSTS, MORE_COSTS, build, cell
 from harness.records import UserError
-from harness.tracking import Progress, Wandb, pages
+from harness.results.leaderboard import COSTS, MORE_COSTS, build, cell
+from harness.results.wandb import Progress, Wandb, pages
 
 KEY = "0123456789abcdef" * 2 + "01234567"
 

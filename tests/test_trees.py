@@ -13,12 +13,23 @@ from test_lantern import own_cache as own_cache
 from test_speculative import drafter
 from toy import TEXTS, ToyModel, draw, jobs
 
-from harness.hooks import Draft, Drafts, Rule, Sampling, coupled, exact, leftover, own, verify
+from harness.engine.acceptance import Draft, Drafts, Rule, coupled, exact, leftover, own, verify
+from harness.engine.draft_trees import (
+    NAMED,
+    Dynamic,
+    Forest,
+    Static,
+    Tree,
+    chain,
+    forest,
+    paths,
+    without_replacement,
+)
+from harness.engine.guidance import Sampling
+from harness.engine.sampler import Sampler
+from harness.kernels.noise import DRAFT, DRAW, Noise
 from harness.models.trunk import causal
-from harness.noise import DRAFT, DRAW, Noise
 from harness.records import Usage, UserError
-from harness.sampler import Sampler
-from harness.trees import NAMED, Dynamic, Forest, Static, Tree, chain, forest, paths, without_replacement
 from methods.lantern import Lantern
 from methods.plain import Plain
 from methods.speculative import Speculative

@@ -20,7 +20,13 @@ from toy import TEXTS, draw, jobs
 
 from benchmarks.tiif.interview import SYSTEM, Asked, Interview, message
 from harness.judges.local_vlm import LocalVLM, yes_probability
-from harness.judges.verifier import ChatReward, ChatVerifier, orm_question, rewrite_question, select_question
+from harness.judges.verifier import (
+    ChatReward,
+    ChatVerifier,
+    orm_question,
+    rewrite_question,
+    select_question,
+)
 from harness.judges.vlm import Endpoint, yes_of
 from harness.records import UserError
 from methods.gridar import GridAR, selection

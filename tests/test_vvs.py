@@ -12,9 +12,10 @@ from test_lantern import own_cache as own_cache
 from test_speculative import drafter
 from toy import TEXTS, ToyModel, draw, jobs
 
-from harness.hooks import Draft, Sampling, coupled, exact
+from harness.engine.acceptance import Draft, coupled, exact
+from harness.engine.guidance import Sampling
+from harness.engine.sampler import Sampler
 from harness.records import Usage, UserError
-from harness.sampler import Sampler
 from methods.lantern import Lantern
 from methods.plain import Plain
 from methods.speculative import Speculative
@@ -112,7 +113,7 @@ def test_the_likeliest_path_and_the_random_one() -> None:
 
 def first_choice(image: int) -> int:
     """Which of three paths the method's own random stream picks first for an image."""
-    from harness.session import Session
+    from harness.engine.session import Session
 
     sampler = Sampler(ToyModel(), Sampling(), slots=2)
     (job,) = jobs(TEXTS[:1], images=image + 1)[-1:]

@@ -10,12 +10,13 @@ from test_company import costs
 from torch import Tensor
 from toy import DEVICES, TEXTS, PixelSum, ToyModel, draw, jobs
 
-from harness.canvas import Canvas
-from harness.hooks import Sampling, exact, warp
+from harness.engine.acceptance import exact
+from harness.engine.canvas import Canvas
+from harness.engine.guidance import Sampling, warp
+from harness.engine.sampler import Sampler
+from harness.engine.session import Session
 from harness.models.trunk import Attend
 from harness.records import Usage, UserError
-from harness.sampler import Sampler
-from harness.session import Session
 from methods.best_of_n import BestOfN
 from methods.plain import Plain
 from methods.zipar import ZipAR

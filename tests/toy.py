@@ -12,15 +12,16 @@ import torch
 from PIL import Image as Pillow
 from torch import Tensor, nn
 
-from harness.canvas import Canvas
-from harness.hooks import Sampling
-from harness.models.trunk import Attend, KVCache, Trunk, TrunkSpec, axial_rotary
-from harness.noise import derive
+from harness.engine.canvas import Canvas
+from harness.engine.guidance import Sampling
+from harness.engine.rendering import Image
+from harness.engine.sampler import Sampler
+from harness.engine.scheduler import Delivery, Scheduler, demands
+from harness.engine.session import Method, Session
+from harness.kernels.noise import derive
+from harness.models.kv_cache import KVCache
+from harness.models.trunk import Attend, Trunk, TrunkSpec, axial_rotary
 from harness.records import Job, Prompt, Score
-from harness.rendering import Image
-from harness.sampler import Sampler
-from harness.scheduler import Delivery, Scheduler, demands
-from harness.session import Method, Session
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 

@@ -110,7 +110,7 @@ class GenEval:
         """The reference's summary, what of it is partial, and our score: missing images are wrong, with an interval."""
         import pandas as pd
 
-        from harness.stats import interval, macro_mean
+        from harness.results.stats import interval, macro_mean
 
         values = {(score.prompt_id, score.image): score.value or 0.0 for score in scores}
         if not values:

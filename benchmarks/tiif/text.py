@@ -52,7 +52,9 @@ def read_words(lines: Sequence[str]) -> list[str]:
 
 def gned(expected: Sequence[str], read: Sequence[str]) -> float:
     """Distance of the best pairing of words, plus one for every word without a partner, over the larger count."""
-    from scipy.optimize import linear_sum_assignment  # a second of import that other benchmarks do not need
+    from scipy.optimize import (
+        linear_sum_assignment,  # a second of import that other benchmarks do not need
+    )
 
     if not expected and not read:
         return 0.0

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.cli import enable_plugins, remedy, say
-from harness.memory import capped, short_of_memory
+from harness.engine.memory import capped, short_of_memory
 from harness.models.checkpoint import device_named
 from harness.records import UserError, one_line
 

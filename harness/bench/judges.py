@@ -13,8 +13,8 @@ from omegaconf import DictConfig
 from harness.bench.outcome import Outcome
 from harness.bench.sampler import TEXTS, expect_names, expect_plan, random_model
 from harness.bench.timing import interleave
-from harness.composed import build
 from harness.records import UserError
+from harness.runs.instantiate import build
 
 
 def run(config: DictConfig) -> bool:

@@ -24,13 +24,13 @@ from harness.bench.outcome import Outcome
 from harness.bench.roof import Bar, all_hold
 from harness.bench.sampler import TEXTS, expect_names, expect_plan, random_model
 from harness.bench.timing import CLOCKS, Times, interleave
-from harness.composed import build
-from harness.hooks import Sampling
-from harness.memory import expect_room, needed
+from harness.engine.guidance import Sampling
+from harness.engine.memory import expect_room, needed
+from harness.engine.sampler import Sampler
+from harness.engine.scheduler import Delivery, Scheduler, demands
+from harness.engine.session import Method
 from harness.records import Job, Prompt, UserError
-from harness.sampler import Sampler
-from harness.scheduler import Delivery, Scheduler, demands
-from harness.session import Method
+from harness.runs.instantiate import build
 
 LEAST = 4
 """Images that a timed call draws at least."""

@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 import torch
 
+from harness.engine.meter import describe
 from harness.kernels import missing
-from harness.meter import describe
 
 
 class Outcome:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from harness.hooks import Sampling
+from harness.engine.guidance import Sampling
 from harness.models import ImageModel
 from harness.models.janus import Janus
 from harness.models.llamagen import LlamaGen

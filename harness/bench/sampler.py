@@ -19,18 +19,28 @@ from torch import Tensor
 
 from harness.bench.outcome import Outcome
 from harness.bench.reference import LibraryJanus, StaticLoop
-from harness.bench.roof import Bar, Reading, all_hold, copy_bandwidth, matvec_bandwidth, pairs, reading, seconds_allowed
+from harness.bench.roof import (
+    Bar,
+    Reading,
+    all_hold,
+    copy_bandwidth,
+    matvec_bandwidth,
+    pairs,
+    reading,
+    seconds_allowed,
+)
 from harness.bench.timing import Times, interleave
-from harness.canvas import Canvas
-from harness.composed import container
-from harness.hooks import Probe, Sampling
-from harness.memory import expect_room, needed
+from harness.engine.canvas import Canvas
+from harness.engine.guidance import Sampling
+from harness.engine.memory import expect_room, needed
+from harness.engine.probes import Probe
+from harness.engine.sampler import Sampler
+from harness.engine.scheduler import Delivery, Scheduler
+from harness.engine.session import Session
 from harness.models.janus import Janus
-from harness.point import load_model
 from harness.records import Job, Prompt, UserError, dump
-from harness.sampler import Sampler
-from harness.scheduler import Delivery, Scheduler
-from harness.session import Session
+from harness.runs.instantiate import container
+from harness.runs.spec import load_model
 
 log = logging.getLogger("harness")
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from harness.meter import settled
+from harness.engine.meter import settled
 
 CLOCKS = {"cuda": time.perf_counter, "cpu": time.process_time}
 """By device."""

@@ -22,16 +22,17 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from harness.canvas import Canvas
-from harness.hooks import Draft
+from harness.engine.acceptance import Draft
+from harness.engine.canvas import Canvas
+from harness.engine.draft_trees import Grown, Static, Tree
+from harness.engine.sampler import Sampler
 from harness.models import ImageModel
 from harness.models import checkpoint as files
+from harness.models.kv_cache import KVCache, TreeMask
 from harness.models.pictogram import weights as embedded_files
 from harness.models.pictogram.grammar import DEFAULT
-from harness.models.trunk import Attend, Attention, FeedForward, KVCache, RMSNorm, TreeMask, TrunkSpec
+from harness.models.trunk import Attend, Attention, FeedForward, RMSNorm, TrunkSpec
 from harness.records import UserError
-from harness.sampler import Sampler
-from harness.trees import Grown, Static, Tree
 
 
 class Layer(nn.Module):
@@ -73,7 +74,7 @@ def embedded(weights: str = DEFAULT) -> Trained:
 
 
 def published(checkpoint: str | None = None, hub: str | None = None, revision: str | None = None) -> Trained:
-    """A checkpoint of `harness.drafters.train_eagle`, or one in the layout of the published drafters (EAGLE, LANTERN).
+    """A checkpoint of `harness.training.train_eagle`, or one in the layout of the published drafters (EAGLE, LANTERN).
 
     Raises UserError for a file that is neither.
     """
@@ -148,7 +149,7 @@ class Eagle:
         if trained.target and trained.target != target.revision:
             raise UserError(
                 f"drafter {self.id} was trained for weights {trained.target}, the model's are {target.revision}: "
-                "train it again with `python -m harness.drafters.train_eagle`"
+                "train it again with `python -m harness.training.train_eagle`"
             )
         codes = trained.state.get("tokens.weight")
         if codes is not None and len(codes) != target.vocab:

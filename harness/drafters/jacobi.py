@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.canvas import Canvas
-from harness.hooks import Draft, leftover
-from harness.noise import ACCEPT, DRAFT, DRAW, RESIDUAL, Noise
+from harness.engine.acceptance import Draft, leftover
+from harness.engine.canvas import Canvas
+from harness.engine.sampler import Sampler
+from harness.kernels.noise import ACCEPT, DRAFT, DRAW, RESIDUAL, Noise
 from harness.records import UserError
-from harness.sampler import Sampler
 
 INITS = ("random", "uniform", "repeat_horizon", "repeat_vertical", "sample_horizon")
 COUPLINGS = ("none", "maximal", "gumbel")

@@ -9,13 +9,13 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from harness.canvas import Canvas
-from harness.hooks import Draft, Drafts
+from harness.engine.acceptance import Draft, Drafts
+from harness.engine.canvas import Canvas
+from harness.engine.draft_trees import Parents, Tree
+from harness.engine.sampler import Sampler
+from harness.kernels.noise import DRAFT, Noise
 from harness.models import ImageModel
-from harness.noise import DRAFT, Noise
 from harness.records import Usage, UserError
-from harness.sampler import Sampler
-from harness.trees import Parents, Tree
 
 
 class DraftModel:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from harness.engine.rendering import Image
 from harness.judges.verifier import HELPFUL
 from harness.models.checkpoint import device_named
 from harness.records import UserError, one_line
-from harness.rendering import Image
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from harness.engine.rendering import Image
+from harness.engine.session import Judge
 from harness.records import digest
-from harness.rendering import Image
-from harness.session import Judge
 
 
 class Verifier(Protocol):

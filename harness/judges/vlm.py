@@ -19,9 +19,9 @@ from urllib.parse import urlsplit
 
 from PIL import Image as Pillow
 
+from harness.engine.rendering import Image
 from harness.judges.verifier import HELPFUL
 from harness.records import UserError, one_line
-from harness.rendering import Image
 
 log = logging.getLogger(__name__)
 

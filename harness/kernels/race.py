@@ -1,6 +1,6 @@
 """One program per draw, in Triton: guidance, temperature, top-k, softmax, exponential race; or the signals of streams.
 
-It draws what `hooks.cfg`, `hooks.warp` and `hooks.exact` draw, with the noise of `harness.noise`, bit for bit. Only the
+It draws what `hooks.cfg`, `hooks.warp` and `hooks.exact` draw, with the noise of `harness.kernels.noise`, bit for bit. Only the
 exponentials may differ in their last place from torch's, so a token may differ where two come in at the same time to
 six digits. The k-th largest logit is found without a sort, two bits of it at a time. A draw's result depends on
 nothing but its own logits and noise.

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from harness.kernels.flash import attend
+from harness.kernels.noise import DRAW, Noise
 from harness.kernels.race import draw, signals
-from harness.noise import DRAW, Noise
 
 CLOSE = 1e-5
 TOP_K = 5

@@ -7,7 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from harness.models.trunk import Attend, KVCache
+from harness.models.kv_cache import KVCache
+from harness.models.trunk import Attend
 
 
 class ImageModel(Protocol):

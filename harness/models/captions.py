@@ -20,8 +20,8 @@ from urllib.parse import unquote_plus
 import torch
 from torch import Tensor
 
+from harness.kernels.noise import derive
 from harness.models import checkpoint as files
-from harness.noise import derive
 from harness.records import UserError, digest, one_line
 
 

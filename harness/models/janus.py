@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from harness.models import checkpoint as checkpoints
 from harness.models.janus_checkpoint import SIZES, JanusSpec, read_spec, read_state
 from harness.models.janus_prompt import ROLES, HashedWords, Words, null_ids, read_words
-from harness.models.trunk import Attend, KVCache, Trunk, running_rotary
+from harness.models.kv_cache import KVCache
+from harness.models.trunk import Attend, Trunk, running_rotary
 from harness.models.vq import VQ
 from harness.records import UserError
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from harness.noise import derive
+from harness.kernels.noise import derive
 from harness.records import UserError, one_line
 
 Roles = tuple[str, str]

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from harness.models import checkpoint as files
 from harness.models.captions import Captions, WordFeatures
-from harness.models.trunk import Attend, KVCache, Prefix, Trunk, TrunkSpec, axial_rotary
+from harness.models.kv_cache import KVCache, Prefix
+from harness.models.trunk import Attend, Trunk, TrunkSpec, axial_rotary
 from harness.models.vq import VQ, VQSpec, to_uint8
 from harness.records import UserError
 

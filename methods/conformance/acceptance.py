@@ -13,7 +13,17 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from harness import Draft, Drafts, Noise, UserError, exact, leftover, own, verify, without_replacement
+from harness import (
+    Draft,
+    Drafts,
+    Noise,
+    UserError,
+    exact,
+    leftover,
+    own,
+    verify,
+    without_replacement,
+)
 from methods.lantern import RESIDUALS, Lantern
 
 TOLERANCE = 1e-5

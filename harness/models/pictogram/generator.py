@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from harness.models.kv_cache import KVCache
 from harness.models.pictogram import grammar
 from harness.models.pictogram import weights as files
-from harness.models.trunk import Attend, KVCache, Trunk, TrunkSpec, axial_rotary
+from harness.models.trunk import Attend, Trunk, TrunkSpec, axial_rotary
 from harness.models.vq import VQ, VQSpec, to_uint8
 
 PROMPT = grammar.PROMPT_POSITIONS

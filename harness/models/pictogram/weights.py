@@ -45,7 +45,7 @@ def read(weights: str, part: str) -> tuple[dict[str, Tensor], Config, str]:
     """Tensors (float32), configuration and sha256 of one part; refuses a file that its card does not vouch for."""
     path = folder(weights) / f"{part}.safetensors"
     if not path.is_file():
-        raise WeightsError(f"{path} is missing: export it with `python -m harness.models.pictogram.export`")
+        raise WeightsError(f"{path} is missing: export it with `python -m harness.training.export`")
     sha = sha256(path)
     card = path.parent / "card.json"
     if card.is_file():

@@ -17,7 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from harness.models.pictogram.grammar import COLORS, Layout, Spec, Style, caption, layouts, objects, sample_spec
+from harness.models.pictogram.grammar import (
+    COLORS,
+    Layout,
+    Spec,
+    Style,
+    caption,
+    layouts,
+    objects,
+    sample_spec,
+)
 
 Pixels = NDArray[np.uint8]
 

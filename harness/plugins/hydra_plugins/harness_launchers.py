@@ -21,9 +21,10 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from harness.ledger import Ledger
+from harness import cli
 from harness.records import UserError, one_line
-from harness.worker import Work, carry_out
+from harness.sweeps.ledger import Ledger
+from harness.sweeps.worker import Work, carry_out
 
 POLL_S = 0.2
 ATTEMPTS = 3
@@ -94,7 +95,7 @@ class _Workers(Launcher):
 
     def _work(self, job: _Job, **environment: str) -> Work:
         path = tuple(os.path.abspath(place) for place in sys.path if place != str(Path(__file__).parent.parent))
-        return Work(job.arguments, os.getcwd(), path, environment)
+        return Work(cli.command, job.arguments, os.getcwd(), path, environment)
 
 
 class Submitit(_Workers):

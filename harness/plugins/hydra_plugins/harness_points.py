@@ -17,9 +17,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
 from harness import cli
-from harness.composed import OF_THE_COMMAND
-from harness.ledger import Known, Ledger, of_the_command, point_key
 from harness.records import UserError
+from harness.runs.instantiate import OF_THE_COMMAND
+from harness.sweeps.ledger import Known, Ledger, of_the_command, point_key
 
 Point = list[str]
 

@@ -1,0 +1,1 @@
+"""The shared batched sampler: canvases, slots, forwards, draws, sessions and the scheduler."""

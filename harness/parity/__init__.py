@@ -1,0 +1,1 @@
+"""Comparisons with outputs of the original implementations, kept as fixtures."""

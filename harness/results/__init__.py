@@ -1,0 +1,1 @@
+"""What journals add up to: statistics, leaderboard, report and dashboards."""

@@ -1,0 +1,1 @@
+"""One run: its specification, stages, folder and journals."""

@@ -1,0 +1,1 @@
+"""Many runs as one sweep: the ledger of what happened, and workers."""

@@ -1,0 +1,1 @@
+"""How the embedded model and its drafters are trained, exported and verified."""

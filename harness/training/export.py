@@ -1,0 +1,130 @@
+"""Write a trained set into the package: `python -m harness.training.export --set pictogram_16`.
+
+`--unpack` does the reverse: it lays out checkpoints from a shipped set, so that training can go on elsewhere.
+
+Takes the parts whose checkpoints exist, writes them in half precision, and records in `card.json` what made them:
+seeds, CPU minutes, samples, curves and the sha256 of each file. Measurements already on the card stay if no file
+that was there changed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from harness.drafters.eagle import Layer
+from harness.models.pictogram import weights as files
+from harness.models.pictogram.detector import new_network
+from harness.models.pictogram.generator import GPT, spec_config
+from harness.training import loop as training
+from harness.training.card import Card, write_card
+from harness.training.train_draft import SPEC as DRAFT
+from harness.training.train_generator import SPECS as GENERATORS
+from harness.training.train_tokenizer import new_vq
+
+STATE = Path("training") / "generator.pt"
+"""The generator's checkpoint in half the bits, beside the weights: what a longer training continues from."""
+
+
+def main() -> None:
+    parser = training.parser(__doc__ or "", cpu_minutes=0)
+    parser.add_argument("--to", type=Path, default=files.FOLDER, help="folder of weight sets")
+    parser.add_argument("--unpack", action="store_true", help="make checkpoints from the shipped set instead")
+    parser.add_argument("--unfinished", action="store_true", help="of the generator only what its training needs")
+    arguments = parser.parse_args()
+    options, folder = training.options(arguments), arguments.to / arguments.set
+    unpack(options, folder) if arguments.unpack else export(options, folder, unfinished=arguments.unfinished)
+
+
+def export(options: training.Options, folder: Path, *, unfinished: bool = False) -> None:
+    """Write every part that has a checkpoint, then the card that vouches for them.
+
+    An unfinished set has no generator to load, only its checkpoint to continue from.
+    """
+    path = folder / "card.json"
+    card: Card = json.loads(path.read_text()) if path.is_file() else {"parts": {}}
+    card |= {"set": options.set, "classes": list(options.classes)}
+    for part in files.PARTS:
+        progress, states = training.resume(options.checkpoint(part))
+        if not states:
+            continue
+        module, config = rebuild(part, states, options)
+        about = {"seed": states["seed"], "cpu_min": round(progress.cpu_s / 60, 1), "samples": progress.samples}
+        if not (unfinished and part == "generator"):
+            files.write(folder / f"{part}.safetensors", module, {**config, **about, "classes": list(options.classes)})
+        curve = progress.curve[:: max(1, len(progress.curve) // 24)] + progress.curve[-1:]
+        size = {"parameters": files.parameters(module), "steps": progress.step}
+        card["parts"][part] = {**config, **about, **size, "curve": curve}
+        if part == "generator":
+            saved = torch.load(options.checkpoint(part), weights_only=True)
+            training.write(folder / STATE, compact(saved, torch.bfloat16))
+    sha = {file.name: files.sha256(file) for file in sorted(folder.glob("*.safetensors"))}
+    if any(sha.get(name) != before for name, before in card.get("sha256", {}).items()):
+        card.pop("measured", None)
+    write_card(folder, card | {"sha256": sha})
+
+
+def unpack(options: training.Options, folder: Path) -> None:
+    """Checkpoints of every part that was trained: the generator's with its optimisers, the others' with fresh ones."""
+    card = json.loads((folder / "card.json").read_text())
+    for part in card["parts"]:
+        path = options.checkpoint(part)
+        if path.is_file():
+            raise files.WeightsError(f"{path} exists: training would lose it; move it away first")
+        if part == "generator":
+            training.write(path, compact(torch.load(folder / STATE, weights_only=True), torch.float32))
+            continue
+        state, config, _ = files.read(str(folder), part)
+        about = card["parts"][part]
+        progress = training.Progress(about["steps"], about["samples"], 60 * about["cpu_min"], about["curve"])
+        saved = {
+            "progress": progress.state(),
+            "model": state,
+            "average": state,
+            "optimisers": [],
+            "seed": about["seed"],
+        }
+        rows = state.get("quantize.embedding.weight", torch.zeros(0))
+        training.write(
+            path,
+            saved
+            | {"codebook": (torch.ones(len(rows)), rows)}
+            | {key: config.get(key) for key in ("architecture", "target")},
+        )
+
+
+def compact(value: Any, dtype: torch.dtype) -> Any:
+    """A nested checkpoint with its floating-point tensors in another precision."""
+    if isinstance(value, torch.Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if isinstance(value, dict):
+        return {key: compact(one, dtype) for key, one in value.items()}
+    return [compact(one, dtype) for one in value] if isinstance(value, list) else value
+
+
+def rebuild(part: str, states: Mapping[str, Any], options: training.Options) -> tuple[nn.Module, dict[str, object]]:
+    """The module of a checkpoint (a generator's running average) and the configuration it is stored with."""
+    if part == "tokenizer":
+        vq = new_vq()
+        vq.load_state_dict(states["model"])
+        return vq, spec_config(vq.spec)
+    if part in ("generator", "draft"):
+        gpt = GPT(GENERATORS[options.set] if part == "generator" else DRAFT)
+        gpt.load_state_dict(states["average"])
+        return gpt, spec_config(gpt.spec)
+    if part == "eagle":
+        layer = Layer(GPT(GENERATORS[options.set]).trunk.spec)
+        layer.load_state_dict(states["average"])
+        return layer, {"target": states["target"]}
+    network = new_network(states["architecture"], len(options.classes))
+    network.load_state_dict(states["model"])
+    return network, {"architecture": states["architecture"]}
+
+
+if __name__ == "__main__":
+    main()
