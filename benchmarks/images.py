@@ -10,7 +10,9 @@ import numpy as np
 
 
 def read_images(paths: Iterable[Path]) -> list[np.ndarray | str]:
-    """RGB pixels of each file, uint8 [H, W, 3] and upright by its EXIF orientation, or why there are none."""
+    """RGB pixels of each file, uint8 [H, W, 3] and upright by its EXIF orientation, or why there
+    are none.
+    """
     with ThreadPoolExecutor(8) as readers:  # decoding and the disk leave Python alone
         return list(readers.map(_read, paths))
 

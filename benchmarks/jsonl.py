@@ -16,7 +16,9 @@ def bad_line(path: Path, number: int, problem: str) -> UserError:
 
 
 def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line numbers (from 1) and JSON objects of a file; it must hold at least one and no blank lines between them."""
+    """Line numbers (from 1) and JSON objects of a file; it must hold at least one and no blank
+    lines between them.
+    """
     try:
         lines = path.read_bytes().rstrip().split(b"\n")
     except OSError as error:
@@ -34,13 +36,16 @@ def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, value
 
 
-def run_cases(path: Path, differences: Callable[[dict[str, Any]], Iterable[str]]) -> tuple[int, int, list[str]]:
+def run_cases(
+    path: Path, differences: Callable[[dict[str, Any]], Iterable[str]]
+) -> tuple[int, int, list[str]]:
     """Passed and failed conformance cases of a file, and one message per failed case.
 
-    `differences` says where our answer to a case is not the expected one. Raises UserError naming the line of a case
-    that is malformed.
+    `differences` says where our answer to a case is not the expected one. Raises UserError naming
+    the line of a case that is malformed.
     """
-    failures, total = [], 0
+    failures = []
+    total = 0
     for number, case in read_objects(path):
         try:
             found = list(differences(case))

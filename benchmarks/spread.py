@@ -9,12 +9,16 @@ from harness.records import Prompt, UserError
 
 
 def spread(prompts: Sequence[Prompt], wanted: int) -> list[Prompt]:
-    """`wanted` of the prompts, as evenly over their categories as these allow: the first ones of each, in order.
+    """`wanted` of the prompts, as evenly over their categories as these allow: the first ones of
+    each, in order.
 
-    A smaller number takes a subset of what a larger one takes. Raises UserError for a number that cannot be had.
+    A smaller number takes a subset of what a larger one takes. Raises UserError for a number that
+    cannot be had.
     """
     if not 1 <= wanted <= len(prompts):
-        raise UserError(f"benchmark.prompts={wanted}: choose from 1 to the {len(prompts)} prompts available")
+        raise UserError(
+            f"benchmark.prompts={wanted}: choose from 1 to the {len(prompts)} prompts available"
+        )
     available = Counter(prompt.category for prompt in prompts)
     share = dict.fromkeys(available, 0)
     for _ in range(wanted):

@@ -1,6 +1,7 @@
 """Compare test-time methods for visual autoregressive models on one batched sampler.
 
-These names are what a method author needs. They are loaded on first use, so that `import harness` stays light.
+These names are what a method author needs. They are loaded on first use, so that `import harness`
+stays light.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ if TYPE_CHECKING:
     from harness.engine.acceptance import Rule as Rule
     from harness.engine.acceptance import coupled as coupled
     from harness.engine.acceptance import exact as exact
-    from harness.engine.acceptance import faced as faced
-    from harness.engine.acceptance import leftover as leftover
-    from harness.engine.acceptance import own as own
+    from harness.engine.acceptance import residual_probs as residual_probs
+    from harness.engine.acceptance import tested_against as tested_against
+    from harness.engine.acceptance import token_prob as token_prob
     from harness.engine.acceptance import verify as verify
     from harness.engine.acceptance import verify_chain as verify_chain
     from harness.engine.canvas import Canvas as Canvas
@@ -48,7 +49,7 @@ _HOME = {
     "harness.engine.canvas": ("Canvas",),
     "harness.download": ("cache_folder",),
     "harness.engine.acceptance": (
-        "Draft", "Drafts", "Rule", "coupled", "exact", "faced", "leftover", "own", "verify", "verify_chain",
+        "Draft", "Drafts", "Rule", "coupled", "exact", "residual_probs", "tested_against", "token_prob", "verify", "verify_chain",
     ),
     "harness.engine.guidance": ("Guide", "cfg", "unguided"),
     "harness.engine.probes": ("Probe", "confidence", "entropy"),

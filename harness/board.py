@@ -1,8 +1,9 @@
 """`python -m harness.board pack SOURCE TARGET`: a results folder made small enough to publish.
 
-Keeps what tables are derived from (configurations, prompts, journals, scores; journals compressed) and leaves images
-out, but for a few thumbnails, and most traces and partial pictures of candidates, which only figures are made of.
-`python -m harness 'stages=[report]' results=TARGET` then writes the same tables from it, byte for byte.
+Keeps what tables are derived from (configurations, prompts, journals, scores; journals compressed)
+and leaves images out, but for a few thumbnails, and most traces and partial pictures of candidates,
+which only figures are made of. `python -m harness 'stages=[report]' results=TARGET` then writes the
+same tables from it, byte for byte.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     packing = kinds.add_parser("pack", help="pack the complete runs of a results folder")
     packing.add_argument("source", type=Path)
     packing.add_argument("target", type=Path)
-    packing.add_argument("--experiment", default="embedded_board", help="the sweep that made it, for its README")
+    packing.add_argument(
+        "--experiment", default="embedded_board", help="the sweep that made it, for its README"
+    )
     chosen = parser.parse_args(arguments)
     try:
         return pack(chosen.source, chosen.target, chosen.experiment)
@@ -51,20 +54,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def pack(source: Path, target: Path, experiment: str) -> int:
     """Pack the complete runs of `source` into `target`, whose former board is replaced.
 
-    Raises UserError for a source without a complete run, for a target with runs that are not packed, and where the
-    journals are larger than a board may be.
+    Raises UserError for a source without a complete run, for a target with runs that are not
+    packed, and where the journals are larger than a board may be.
     """
     runs = [read_run(folder) for folder in find_runs(source)]
     complete = [run for run in runs if run.complete and not run.unjudged and not run.excluded]
     if not complete:
-        raise UserError(f"{source}: none of its {len(runs)} runs is complete; run its sweep again to finish it")
+        raise UserError(
+            f"{source}: none of its {len(runs)} runs is complete; run its sweep again to finish it"
+        )
     former = find_runs(target) if target.is_dir() else []
     if open_ones := [folder for folder in former if not (folder / "records-0.jsonl.gz").exists()]:
         raise UserError(f"{open_ones[0]} is not packed, and would be lost: choose another target")
-    packed = {run.path.relative_to(source) / name: data for run in complete for name, data in _packed(run.path).items()}
+    packed = {
+        run.path.relative_to(source) / name: data
+        for run in complete
+        for name, data in _packed(run.path).items()
+    }
     size_mb = sum(map(len, packed.values())) / 1e6
     if size_mb > MOST_MB:
-        raise UserError(f"{source}: its journals take {size_mb:.1f} MB packed, a board at most {MOST_MB:g} MB")
+        raise UserError(
+            f"{source}: its journals take {size_mb:.1f} MB packed, a board at most {MOST_MB:g} MB"
+        )
     for folder in former:
         shutil.rmtree(folder)
     for path, data in packed.items():
@@ -78,7 +89,9 @@ def pack(source: Path, target: Path, experiment: str) -> int:
     _thumbnails(complete, target / "report" / "thumbs")
     for run in runs:
         if run not in complete:
-            print(f"left out: {run.path} ({run.excluded or _gap(len(run.planned) - len(run.done), len(run.unjudged))})")
+            print(
+                f"left out: {run.path} ({run.excluded or _gap(len(run.planned) - len(run.done), len(run.unjudged))})"
+            )
     print(f"{target}: {len(complete)} runs, {size_mb:.2f} MB of journals")
     return 0
 
@@ -95,19 +108,27 @@ def _packed(folder: Path) -> dict[str, bytes]:
 
 
 def _thinned(journal: bytes) -> bytes:
-    """A journal of records of which no more than `DETAILED`, spread evenly, have traces or pictures."""
+    """A journal of records of which no more than `DETAILED`, spread evenly, have traces or
+    pictures.
+    """
     lines = journal.splitlines(keepends=True)
-    heavy = [number for number, line in enumerate(lines) if b'"trace":' in line or b'"pictures":' in line]
+    heavy = [
+        number for number, line in enumerate(lines) if b'"trace":' in line or b'"pictures":' in line
+    ]
     for number in set(heavy) - set(heavy[:: math.ceil(len(heavy) / DETAILED) or 1]):
         record = SampleRecord.from_json(lines[number].decode())
-        lines[number] = f"{dataclasses.replace(record, notes=_light(record.notes)).to_json()}\n".encode()
+        lines[number] = (
+            f"{dataclasses.replace(record, notes=_light(record.notes)).to_json()}\n".encode()
+        )
     return b"".join(lines)
 
 
 def _light(note: Any) -> Any:
     """Notes without what only figures are made of, at any depth."""
     if isinstance(note, Mapping):
-        return {name: _light(value) for name, value in note.items() if name not in ("trace", "pictures")}
+        return {
+            name: _light(value) for name, value in note.items() if name not in ("trace", "pictures")
+        }
     return [_light(value) for value in note] if isinstance(note, list) else note
 
 
@@ -116,7 +137,8 @@ def _gap(missing: int, unjudged: int) -> str:
 
 
 def _thumbnails(runs: Sequence[Run], folder: Path) -> None:
-    """The first images of some prompts, in turn from each category, for every run that has them: a few rows of gallery.
+    """The first images of some prompts, in turn from each category, for every run that has them: a
+    few rows of gallery.
 
     Older ones are removed. A prompt is shown for all of its runs or not at all.
     """
@@ -129,14 +151,20 @@ def _thumbnails(runs: Sequence[Run], folder: Path) -> None:
         turns[prompt.category] += 1
     made = 0
     for _, prompt_id in sorted(order):
-        shown = {run.done[prompt_id, 0].image_sha: run for run in runs if (prompt_id, 0) in run.done}
+        shown = {
+            run.done[prompt_id, 0].image_sha: run for run in runs if (prompt_id, 0) in run.done
+        }
         if made + len(shown) > THUMBNAILS:
             return
         made += sum(bool(write_thumbnail(run, (prompt_id, 0), folder)) for run in shown.values())
 
 
 def _readme(board: Board, experiment: str, plots: Sequence[str]) -> str:
-    commits = " ".join(sorted({record.stamp.get("commit", "") for run in board.runs for record in run.done.values()}))
+    commits = " ".join(
+        sorted(
+            {record.stamp.get("commit", "") for run in board.runs for record in run.done.values()}
+        )
+    )
     return f"""# Board
 
 {len(board.runs)} complete runs, without their images. They were made, in a folder of their own, by

@@ -51,11 +51,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         conformance.add_argument("file", type=Path)
     parity = kinds.add_parser("parity", help="compare a model with what the original returned")
     parity.add_argument("folder", type=Path)
-    parity.add_argument("--device", default="cpu", help="cpu (default) or cuda; float32 without TF32")
+    parity.add_argument(
+        "--device", default="cpu", help="cpu (default) or cuda; float32 without TF32"
+    )
     audit = kinds.add_parser("run", help="audit a run folder")
     audit.add_argument("folder", type=Path)
-    audit.add_argument("--again", type=int, default=4, help="images to draw again and compare (default 4)")
-    repeated = kinds.add_parser("repeat", help="draw runs again in other company, order, pieces and sizes")
+    audit.add_argument(
+        "--again", type=int, default=4, help="images to draw again and compare (default 4)"
+    )
+    repeated = kinds.add_parser(
+        "repeat", help="draw runs again in other company, order, pieces and sizes"
+    )
     repeated.add_argument("options", nargs="*", help="of a sweep (default experiment=determinism)")
     chosen = parser.parse_args(arguments)
     try:
@@ -83,7 +89,9 @@ def _dotted(name: str) -> Any:
 
 
 def check_parity(folder: Path, device: str) -> int:
-    """Compare our model with a fixture folder's arrays, one line each; non-zero when one is out of tolerance."""
+    """Compare our model with a fixture folder's arrays, one line each; non-zero when one is out of
+    tolerance.
+    """
     import torch
 
     from harness.parity.fixture import Fixture
@@ -98,32 +106,42 @@ def check_parity(folder: Path, device: str) -> int:
     try:
         for quantity in _dotted(PARITY[fixture.family])(fixture, torch.device(device)):
             print(quantity, flush=True)
-            passed, failed = passed + quantity.passed, failed + (not quantity.passed)
+            passed = passed + quantity.passed
+            failed = failed + (not quantity.passed)
     except KeyError as error:
         raise UserError(f"{folder} lacks {error}, which every fixture of its family has") from error
     return _verdict(passed, failed or int(not passed), [])
 
 
 def check_repeat(options: Sequence[str]) -> int:
-    """Draw each point of a sweep again in every way and print a table; non-zero where a promise is broken."""
+    """Draw each point of a sweep again in every way and print a table; non-zero where a promise is
+    broken.
+    """
     from harness import reproducibility as repeat
 
-    rows, failures = [], []
+    rows = []
+    failures = []
     for name, point in repeat.points(options):
         found = repeat.audit(point)
         rows.append((name, found))
         failures += [
-            f"{name}, {what}: promised to agree in every bit, but {found[what]}" for what in repeat.broken(found)
+            f"{name}, {what}: promised to agree in every bit, but {found[what]}"
+            for what in repeat.broken(found)
         ]
-        print(f"{point.model.name}, {name}: {', '.join(f'{what} {how}' for what, how in found.items())}", flush=True)
+        print(
+            f"{point.model.name}, {name}: {', '.join(f'{what} {how}' for what, how in found.items())}",
+            flush=True,
+        )
     print(f"\n{repeat.table(rows)}\n")
     return _verdict(len(repeat.VARIATIONS) * len(rows) - len(failures), len(failures), failures)
 
 
 def audit_run(folder: Path, again: int) -> tuple[int, int, list[str]]:
-    """Checks of a run folder: planned = done + failed, files match their hashes, `again` records can be drawn again.
+    """Checks of a run folder: planned = done + failed, files match their hashes, `again` records
+    can be drawn again.
 
-    Returns how many checks passed and failed, and what failed. Raises UserError for a folder that is no run.
+    Returns how many checks passed and failed, and what failed. Raises UserError for a folder that
+    is no run.
     """
     from harness.runs.journal import journals, read_lines
 
@@ -132,7 +150,9 @@ def audit_run(folder: Path, again: int) -> tuple[int, int, list[str]]:
     config = OmegaConf.load(folder / "config.yaml")
     assert isinstance(config, DictConfig)
     records = {}
-    lines = [read_lines(path, SampleRecord.from_json) for path in journals(folder, "records-*.jsonl")]
+    lines = [
+        read_lines(path, SampleRecord.from_json) for path in journals(folder, "records-*.jsonl")
+    ]
     for record in chain.from_iterable(lines):
         if record.status == "done" or record.key not in records:
             records[record.key] = record
@@ -142,14 +162,21 @@ def audit_run(folder: Path, again: int) -> tuple[int, int, list[str]]:
     for record in done:
         file = folder / record.path
         found = digest(file.read_bytes()) if file.is_file() else "missing"
-        checks.append((found == record.image_sha, f"{record.path}: {found[:12]} instead of {record.image_sha[:12]}"))
+        checks.append(
+            (
+                found == record.image_sha,
+                f"{record.path}: {found[:12]} instead of {record.image_sha[:12]}",
+            )
+        )
     if "model" in config:  # images made elsewhere have none
         checks += _drawn_again(config, done, again)
     failures = [message for passed, message in checks if not passed]
     return len(checks) - len(failures), len(failures), failures
 
 
-def _drawn_again(config: DictConfig, done: list[SampleRecord], count: int) -> list[tuple[bool, str]]:
+def _drawn_again(
+    config: DictConfig, done: list[SampleRecord], count: int
+) -> list[tuple[bool, str]]:
     """Draw some records again, alone on a fresh sampler, and compare tokens."""
     from harness.engine.scheduler import Delivery
     from harness.runs.folder import tokens_sha
@@ -161,13 +188,23 @@ def _drawn_again(config: DictConfig, done: list[SampleRecord], count: int) -> li
     config.device = "auto"
     point = Point(config, {"method": config.run.method, "benchmark": config.run.benchmark})
     if point.fingerprint != config.run.fingerprint:
-        return [(False, f"this installation makes run {point.fingerprint}, the folder holds {config.run.fingerprint}")]
+        return [
+            (
+                False,
+                f"this installation makes run {point.fingerprint}, the folder holds {config.run.fingerprint}",
+            )
+        ]
     wanted = {record.key: record for record in chosen}
     checks = []
 
     def compare(delivery: Delivery) -> None:
         record = wanted[delivery.job.key]
-        checks.append((tokens_sha(delivery.tokens) == record.tokens_sha, f"{record.path}: drawn again, it differs"))
+        checks.append(
+            (
+                tokens_sha(delivery.tokens) == record.tokens_sha,
+                f"{record.path}: drawn again, it differs",
+            )
+        )
 
     point.draw([job for job in point.jobs if job.key in wanted], compare)
     return checks

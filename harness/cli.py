@@ -60,8 +60,8 @@ _outcome = _Outcome()
 def main() -> None:
     """Entry point.
 
-    Exit code 0 if every run ended well, 1 if images failed, 2 for a mistake in the command, 130 after Ctrl-C, 143 and
-    the like (128 + signal) when asked to leave.
+    Exit code 0 if every run ended well, 1 if images failed, 2 for a mistake in the command, 130
+    after Ctrl-C, 143 and the like (128 + signal) when asked to leave.
     """
     code = command(sys.argv[1:])
     if code in PREEMPTED:
@@ -75,9 +75,12 @@ def command(arguments: Sequence[str]) -> int:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us, and we print them in one line
     _expect_one_home()
     enable_plugins()
-    logging.getLogger("hydra").setLevel(logging.WARNING)  # the line of each run says which point it is
+    logging.getLogger("hydra").setLevel(
+        logging.WARNING
+    )  # the line of each run says which point it is
     _outcome = _Outcome()
-    argv, sys.argv = sys.argv, [sys.argv[0], *_with_their_points(list(arguments))]
+    argv = sys.argv
+    sys.argv = [sys.argv[0], *_with_their_points(list(arguments))]
     try:
         with preemptible(_last_words):
             _app()
@@ -95,7 +98,9 @@ def command(arguments: Sequence[str]) -> int:
 
 def lead(ledger: Ledger, config: DictConfig, fresh: bool) -> None:
     """The sweeper's word: this process leads a sweep, whose runs may be computed elsewhere."""
-    _outcome.sweep, _outcome.logger, _outcome.fresh = ledger, config.logger, fresh
+    _outcome.sweep = ledger
+    _outcome.logger = config.logger
+    _outcome.fresh = fresh
     _outcome.results = Path(config.results) if "report" in config.stages else None
 
 
@@ -107,9 +112,15 @@ def _end() -> None:
 
         events = _outcome.sweep.events()
         results = _outcome.sweep.path.parent.parent
-        _outcome.folders = list(dict.fromkeys(results / event.folder for event in events if event.folder))
+        _outcome.folders = list(
+            dict.fromkeys(results / event.folder for event in events if event.folder)
+        )
         ends = outcomes(events)
-        rows = [(name, end) for name, end in zip(names(ends), ends, strict=True) if end.event != "finished"]
+        rows = [
+            (name, end)
+            for name, end in zip(names(ends), ends, strict=True)
+            if end.event != "finished"
+        ]
         _outcome.failures = [(end.error, end.code or 1) for _, end in rows]
     try:
         if _outcome.results is not None and (_outcome.folders or not _outcome.failures):
@@ -128,9 +139,14 @@ def _end() -> None:
 def _say_failed(rows: Sequence[tuple[str, Event]]) -> None:
     """A table of the points, or shares of them, that did not end well."""
     for name, end in rows:
-        say(f"{name}{f' (share {end.shard})' if end.shard != '0/1' else ''}: {end.error or end.event}")
+        say(
+            f"{name}{f' (share {end.shard})' if end.shard != '0/1' else ''}: {end.error or end.event}"
+        )
     if rows:
-        print(f"{len(rows)} of the sweep's runs did not end well; the same command tries them again", file=sys.stderr)
+        print(
+            f"{len(rows)} of the sweep's runs did not end well; the same command tries them again",
+            file=sys.stderr,
+        )
 
 
 def _last_words() -> None:
@@ -142,16 +158,21 @@ def _last_words() -> None:
 def _with_their_points(arguments: list[str]) -> list[str]:
     """The arguments of a sweep, where options of a swept part go with each point.
 
-    Hydra composes a sweep once without its swept values, and refuses `method.gamma=8` there if the default method has
-    no gamma. As a sweep of one value it is left to the points.
+    Hydra composes a sweep once without its swept values, and refuses `method.gamma=8` there if the
+    default method has no gamma. As a sweep of one value it is left to the points.
     """
     if not {"-m", "--multirun"} & set(arguments):
         return arguments
-    parser, parsed = OverridesParser.create(), {}
+    parser = OverridesParser.create()
+    parsed = {}
     for argument in arguments:
         with suppress(HydraException):
             (parsed[argument],) = parser.parse_overrides([argument])
-    swept = {one.key_or_group for one in parsed.values() if one.is_sweep_override() or one.key_or_group == "experiment"}
+    swept = {
+        one.key_or_group
+        for one in parsed.values()
+        if one.is_sweep_override() or one.key_or_group == "experiment"
+    }
 
     def with_points(argument: str) -> str:
         one = parsed.get(argument)
@@ -177,7 +198,11 @@ class _Job:
     def of(cls, config: DictConfig, hydra_config: HydraConf) -> _Job:
         part_of = hydra_config.sweeper.get("part_of")
         if part_of is None:
-            return cls(f"{hydra_config.job.override_dirname}: " if hydra_config.mode == RunMode.MULTIRUN else "")
+            return cls(
+                f"{hydra_config.job.override_dirname}: "
+                if hydra_config.mode == RunMode.MULTIRUN
+                else ""
+            )
         from harness.sweeps.ledger import Ledger
 
         ledger, point = Ledger.of(Path(config.results), part_of)
@@ -194,7 +219,9 @@ class _Job:
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
 def _app(config: DictConfig) -> None:
-    """One run: all there is, or a job of a sweep. A failing one is kept for the end: it does not stop the others."""
+    """One run: all there is, or a job of a sweep. A failing one is kept for the end: it does not
+    stop the others.
+    """
     job = _outcome.job = _Job.of(config, HydraConfig.get())
     try:
         _carry_out(config, job)
@@ -209,7 +236,9 @@ def _app(config: DictConfig) -> None:
         from harness.engine.memory import LESS_MEMORY, short_of_memory
 
         if short_of_memory(error):
-            job.fail(f"the device's memory is too small ({one_line(error)[:120]}): {LESS_MEMORY}", 2)
+            job.fail(
+                f"the device's memory is too small ({one_line(error)[:120]}): {LESS_MEMORY}", 2
+            )
             return
         log.exception("%s failed", job.name or "the run")
         job.fail(f"{type(error).__name__}: {error}", 1)
@@ -222,12 +251,17 @@ def _carry_out(config: DictConfig, job: _Job) -> None:
     expect_stages(config)
     if hydra_config.mode != RunMode.MULTIRUN and not job.ledger:
         if hydra_config.sweeper.get("points"):
-            raise UserError(f"experiment={hydra_config.runtime.choices['experiment']} is a sweep: add -m")
+            raise UserError(
+                f"experiment={hydra_config.runtime.choices['experiment']} is a sweep: add -m"
+            )
         if config.shards != 1:
-            raise UserError(f"shards={config.shards} is for sweeps: add -m, or set shard=0/{config.shards} and so on")
+            raise UserError(
+                f"shards={config.shards} is for sweeps: add -m, or set shard=0/{config.shards} and so on"
+            )
     tracker = build(config.logger)
     if not job.ledger and "report" in config.stages:
-        _outcome.results, _outcome.logger = Path(config.results), config.logger
+        _outcome.results = Path(config.results)
+        _outcome.logger = config.logger
     if set(config.stages) == {"report"}:
         return
     if job.ledger and config.on_error == "stop" and job.ledger.failed():
@@ -239,10 +273,21 @@ def _carry_out(config: DictConfig, job: _Job) -> None:
         if job.ledger:
             from harness.sweeps.ledger import files_of
 
-            options = {name: value for name, value in container(config).items() if name not in OF_THE_COMMAND}
-            job.write("started", folder=str(folder.relative_to(config.results)), files=files_of(options))
+            options = {
+                name: value
+                for name, value in container(config).items()
+                if name not in OF_THE_COMMAND
+            }
+            job.write(
+                "started", folder=str(folder.relative_to(config.results)), files=files_of(options)
+            )
 
-    run(config, {group: str(choice) for group, choice in hydra_config.runtime.choices.items()}, tracker, begin)
+    run(
+        config,
+        {group: str(choice) for group, choice in hydra_config.runtime.choices.items()},
+        tracker,
+        begin,
+    )
     job.write("finished")
 
 
@@ -250,21 +295,27 @@ def _carry_out(config: DictConfig, job: _Job) -> None:
 
 
 def enable_plugins() -> None:
-    """Let Hydra find our sweeper and launchers: it looks in the namespace package `hydra_plugins` only."""
+    """Let Hydra find our sweeper and launchers: it looks in the namespace package `hydra_plugins`
+    only.
+    """
     folder = str(Path(__file__).parent / "plugins")
     if folder not in sys.path:
         sys.path.append(folder)
 
 
 def _expect_one_home() -> None:
-    """`methods`, `benchmarks` and `conf` are common names: stop if another package's are found first."""
+    """`methods`, `benchmarks` and `conf` are common names: stop if another package's are found
+    first.
+    """
     home = Path(__file__).resolve().parent.parent
     for name in ("methods", "benchmarks", "conf"):
         spec = importlib.util.find_spec(name)
         found = Path(spec.origin).resolve().parent.parent if spec and spec.origin else None
         if found != home:
             sys.exit(
-                say(f"package {name!r} is found in {found}, not beside harness in {home}: run from another folder")
+                say(
+                    f"package {name!r} is found in {found}, not beside harness in {home}: run from another folder"
+                )
             )
 
 

@@ -23,7 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m harness.compare", description=__doc__)
     parser.add_argument("a", help="run folder or fingerprint")
     parser.add_argument("b", help="run folder or fingerprint")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="where fingerprints are looked for")
+    parser.add_argument(
+        "--results", type=Path, default=Path("results"), help="where fingerprints are looked for"
+    )
     chosen = parser.parse_args(arguments)
     try:
         print("\n".join(words(*(find_run(name, chosen.results) for name in (chosen.a, chosen.b)))))
@@ -33,19 +35,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def find_run(name: str, results: Path) -> Run:
-    """The run of a folder or of a fingerprint (its beginning is enough). Raises UserError if there is not just one."""
+    """The run of a folder or of a fingerprint (its beginning is enough). Raises UserError if there
+    is not just one.
+    """
     if (Path(name) / "config.yaml").exists():
         return read_run(Path(name))
     folders = find_runs(results)
-    found = [folder for folder in folders if name and folder.name.rpartition("-")[2].startswith(name)]
+    found = [
+        folder for folder in folders if name and folder.name.rpartition("-")[2].startswith(name)
+    ]
     if len(found) != 1:
         known = ", ".join(sorted(folder.name for folder in folders)) or "none"
-        raise UserError(f"{name}: {len(found)} runs below {results} have this fingerprint; there are {known}")
+        raise UserError(
+            f"{name}: {len(found)} runs below {results} have this fingerprint; there are {known}"
+        )
     return read_run(found[0])
 
 
 def words(a: Run, b: Run) -> list[str]:
-    """Lines about A against B. Raises UserError for runs that cannot be compared, naming what differs."""
+    """Lines about A against B. Raises UserError for runs that cannot be compared, naming what
+    differs.
+    """
     if a.fingerprint == b.fingerprint:
         raise UserError(f"{a.path} and {b.path} are one run: name two")
     unlike = [
@@ -54,7 +64,9 @@ def words(a: Run, b: Run) -> list[str]:
         if mine != theirs
     ]
     if unlike:
-        raise UserError(f"{a.name} and {b.name} were run under different protocols: {'; '.join(unlike)}")
+        raise UserError(
+            f"{a.name} and {b.name} were run under different protocols: {'; '.join(unlike)}"
+        )
     group = Group([a, b])
     found = group.difference(0, 1)
     score_a, score_b = group.score_R
@@ -67,7 +79,10 @@ def words(a: Run, b: Run) -> list[str]:
         _verdict(found),
     ]
     if not group.design.uncertain:
-        return [*lines[:2], "A category has a single prompt: no error can be stated, so nothing is resolved."]
+        return [
+            *lines[:2],
+            "A category has a single prompt: no error can be stated, so nothing is resolved.",
+        ]
     spread = stats.measured_spread(a.table, b.table)
     lines.append(
         f"This comparison detects {100 * found.detectable:.1f} points with 80 % power; 2 points would take "
@@ -91,22 +106,37 @@ def _verdict(found: stats.Difference) -> str:
 
 
 def _by_category(group: Group) -> list[str]:
-    """A line for each category: an exploration, corrected for the share of false findings among the findings."""
-    design, width = group.design, max(map(len, group.design.categories))
+    """A line for each category: an exploration, corrected for the share of false findings among the
+    findings.
+    """
+    design = group.design
+    width = max(map(len, group.design.categories))
     delta_P = group.value_RP[0] - group.value_RP[1]
     one_CC = np.eye(len(design.categories))
-    found = stats.benjamini_hochberg([stats.sign_flip(design.shares(delta_P, one_C)) for one_C in one_CC])
+    found = stats.benjamini_hochberg(
+        [stats.sign_flip(design.shares(delta_P, one_C)) for one_C in one_CC]
+    )
     lines = ["By category (exploration; q after Benjamini and Hochberg):"]
-    for c, (name, value, q) in enumerate(zip(design.categories, design.means(delta_P[None])[0], found, strict=True)):
+    for c, (name, value, q) in enumerate(
+        zip(design.categories, design.means(delta_P[None])[0], found, strict=True)
+    ):
         low, high = stats.percentiles(group.draws_DRC[:, 0, c] - group.draws_DRC[:, 1, c])
-        lines.append(f"  {name:<{width}}  {100 * value:+6.1f}  [{100 * low:+6.1f}, {100 * high:+6.1f}]  q {_p(q)}")
+        lines.append(
+            f"  {name:<{width}}  {100 * value:+6.1f}  [{100 * low:+6.1f}, {100 * high:+6.1f}]  q {_p(q)}"
+        )
     return lines
 
 
 def _gaps(run: Run) -> list[str]:
     missing = len(run.planned) - len(run.done)
-    gaps = [f"{missing} of {len(run.planned)} images are missing and count as wrong"] if missing else []
-    return gaps + ([f"{len(run.unjudged)} images are unjudged and count as wrong"] if run.unjudged else [])
+    gaps = (
+        [f"{missing} of {len(run.planned)} images are missing and count as wrong"]
+        if missing
+        else []
+    )
+    return gaps + (
+        [f"{len(run.unjudged)} images are unjudged and count as wrong"] if run.unjudged else []
+    )
 
 
 def _p(p: float) -> str:

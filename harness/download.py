@@ -1,4 +1,6 @@
-"""Files that the project uses but does not ship: fetched once into the user's cache, pinned by their sha256."""
+"""Files that the project uses but does not ship: fetched once into the user's cache, pinned by
+their sha256.
+"""
 
 from __future__ import annotations
 
@@ -39,19 +41,23 @@ def file_sha256(path: Path) -> str:
 
 
 def fetch(url: str, sha256: str, name: str, otherwise: str = "") -> Path:
-    """The file behind `url`, from the cache or downloaded into it under `name` ("geneval/metadata.jsonl").
+    """The file behind `url`, from the cache or downloaded into it under `name`
+    ("geneval/metadata.jsonl").
 
-    `sha256` pins the content, by all of its digits or as many of the first ones as are published (at least 8). The hash
-    is checked at every call, before anything reads the file; a download is complete and checked before it has its name.
-    `otherwise` is the remedy besides putting a copy into the cache, such as "set benchmark.metadata=PATH". Raises
-    UserError where the file cannot be had, or is another one.
+    `sha256` pins the content, by all of its digits or as many of the first ones as are published
+    (at least 8). The hash is checked at every call, before anything reads the file; a download is
+    complete and checked before it has its name. `otherwise` is the remedy besides putting a copy
+    into the cache, such as "set benchmark.metadata=PATH". Raises UserError where the file cannot be
+    had, or is another one.
     """
     if len(sha256) < 8:
         raise ValueError(f"{sha256!r} is too short to pin a file")
     path = cached(name)
     if path.is_file():
         if not (found := file_sha256(path)).startswith(sha256):
-            raise UserError(f"{path} has sha256 {found}, not {sha256}: delete it, and it is downloaded again")
+            raise UserError(
+                f"{path} has sha256 {found}, not {sha256}: delete it, and it is downloaded again"
+            )
         return path
     log.info("downloading %s", url)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -59,7 +65,9 @@ def fetch(url: str, sha256: str, name: str, otherwise: str = "") -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         found = _download(url, temporary)
         if not found.startswith(sha256):
-            raise UserError(f"{url} has sha256 {found}, not {sha256}: what lies there is another file, it was not kept")
+            raise UserError(
+                f"{url} has sha256 {found}, not {sha256}: what lies there is another file, it was not kept"
+            )
         os.replace(temporary, path)
     except (OSError, http.client.HTTPException, ValueError) as error:
         copy = f"copy it to {path} from where there is a network"
@@ -80,7 +88,9 @@ def _download(url: str, path: Path) -> str:
     total = hashlib.sha256()
     with urllib.request.urlopen(url, timeout=TIMEOUT_S) as reply, path.open("wb") as file:
         size = int(reply.headers.get("Content-Length") or 0)
-        with tqdm(total=size or None, desc=path.name.strip("."), unit="B", unit_scale=True, disable=None) as bar:
+        with tqdm(
+            total=size or None, desc=path.name.strip("."), unit="B", unit_scale=True, disable=None
+        ) as bar:
             while block := reply.read(CHUNK):
                 file.write(block)
                 total.update(block)

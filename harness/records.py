@@ -1,4 +1,5 @@
-"""The values every part of the harness speaks of: prompts, jobs, what an image cost, what was recorded and scored.
+"""The values every part of the harness speaks of: prompts, jobs, what an image cost, what was
+recorded and scored.
 
 Numbers that leave the process carry their unit in the name; positions and passes are counts.
 """
@@ -24,7 +25,8 @@ class UserError(Exception):
 class Prompt:
     """One benchmark prompt. `spec` is the answer key; it never reaches a method or a reward.
 
-    Raises UserError for a weight that is not a positive number, and for a category that no table could show.
+    Raises UserError for a weight that is not a positive number, and for a category that no table
+    could show.
     """
 
     id: str
@@ -36,13 +38,17 @@ class Prompt:
 
     def __post_init__(self) -> None:
         if not self.category.isprintable():
-            raise UserError(f"prompt {self.id!r}: category {self.category!r} has characters that cannot be printed")
+            raise UserError(
+                f"prompt {self.id!r}: category {self.category!r} has characters that cannot be printed"
+            )
         if not 0 < self.weight < math.inf:
             raise UserError(f"prompt {self.id}: weight {self.weight} is not a positive number")
 
     @property
     def standing(self) -> dict[str, Any]:
-        """`weight` and `cluster` where they differ from the usual: what journals and fingerprints add for them."""
+        """`weight` and `cluster` where they differ from the usual: what journals and fingerprints
+        add for them.
+        """
         return {
             **({} if self.weight == 1 else {"weight": self.weight}),
             **({"cluster": self.cluster} if self.cluster else {}),
@@ -63,14 +69,20 @@ class Job:
 
 @dataclass(slots=True)
 class Usage:
-    """What one delivered image cost, terminated candidates included. Written by the sampler and the scheduler only."""
+    """What one delivered image cost, terminated candidates included. Written by the sampler and the
+    scheduler only.
+    """
 
     sampled: int = 0  # image tokens committed through the target's law
     skipped: int = 0  # image tokens committed without the target having seen them
     discarded: int = 0  # committed tokens later thrown away by truncate, fork-over or close
     target_passes: int = 0  # sequential target forwards the job took part in (its depth)
-    target_positions: int = 0  # image positions computed by the target, all streams: drafts, re-prefill, guidance
-    text_positions: int = 0  # prompt positions computed by the target, all streams, as if no stream shared another's
+    target_positions: int = (
+        0  # image positions computed by the target, all branches: drafts, re-prefill, guidance
+    )
+    text_positions: int = (
+        0  # prompt positions computed by the target, all branches, as if no branch shared another's
+    )
     drafted_positions: int = 0  # positions computed by a drafter
     renders: int = 0  # VQ decodes, partial ones included
     judge_calls: int = 0  # images put to a judge
@@ -83,7 +95,9 @@ class Usage:
     render_s: float = 0.0  # VQ decodes
     judge_s: float = 0.0  # seconds inside judges
     save_s: float = 0.0  # seconds until the image was safely on disk
-    wall_s: float = 0.0  # admission until the image was safely on disk; meaningful at concurrency 1 only
+    wall_s: float = (
+        0.0  # admission until the image was safely on disk; meaningful at concurrency 1 only
+    )
 
     @property
     def visual_tokens(self) -> int:
@@ -92,11 +106,17 @@ class Usage:
 
 
 Stage = Literal["text", "prefill", "decode", "draft", "render"]
-"""What the device is at work on; its share is `<stage>_s` of `Usage`, and they add up to `device_s`."""
+"""What the device is at work on; its share is `<stage>_s` of `Usage`, and they add up to
+`device_s`.
+"""
 STAGES = ("text_s", "prefill_s", "decode_s", "draft_s", "render_s", "judge_s", "save_s")
-"""The fields of `Usage` that say where an image's time went. What `wall_s` has besides is the host's own."""
+"""The fields of `Usage` that say where an image's time went. What `wall_s` has besides is the
+host's own.
+"""
 TIMES = ("device_s", *STAGES, "wall_s")
-"""The fields of `Usage` that differ between two runs of the same job; every other field is deterministic."""
+"""The fields of `Usage` that differ between two runs of the same job; every other field is
+deterministic.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +132,9 @@ class SampleRecord:
     image_sha: str = ""
     path: str = ""  # relative to the run folder
     error: str = ""
-    notes: Mapping[str, Any] = field(default_factory=dict)  # what the method said with `Session.note`
+    notes: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # what the method said with `Session.note`
     stamp: Mapping[str, str] = field(default_factory=dict)  # commit, device, versions
 
     @property
@@ -130,7 +152,9 @@ class SampleRecord:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One line of a run's scores. `value` is in [0, 1]; None means the judge could not tell: counted, and wrong."""
+    """One line of a run's scores. `value` is in [0, 1]; None means the judge could not tell:
+    counted, and wrong.
+    """
 
     prompt_id: str
     image: int
@@ -154,7 +178,8 @@ class Score:
 class Timing:
     """One line of a run's timings: what a process that drew some of its images took for them all.
 
-    The host's clock, until the images were saved; scoring in between is apart. A process that is killed leaves none.
+    The host's clock, until the images were saved; scoring in between is apart. A process that is
+    killed leaves none.
     """
 
     images: int  # delivered
@@ -162,7 +187,7 @@ class Timing:
     scoring_s: float  # not in `seconds`
     slots: int
     rounds: int  # decoding forwards
-    fed: int  # streams that they fed: fed / (rounds * slots) is the slot utilisation
+    fed: int  # branches that they fed: fed / (rounds * slots) is the slot utilisation
     warm_up: int = 0  # images drawn before, and not counted
     warm: bool = False  # whether they settled
     first_s: float | None = None  # the first of them: compiling and capturing are in it
@@ -180,7 +205,9 @@ class Timing:
 
 def dump(value: Any) -> str:
     """Canonical JSON: sorted keys, no blanks, no NaN; equal values give equal text."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
 
 
 def digest(data: bytes, length: int = 64) -> str:
@@ -194,5 +221,7 @@ def one_line(error: BaseException | str) -> str:
 
 
 def printable(text: str) -> str:
-    """Text whose control characters are spelled out: what comes from files and servers must not steer a terminal."""
+    """Text whose control characters are spelled out: what comes from files and servers must not
+    steer a terminal.
+    """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,7 +1,8 @@
-"""Does a run come out the same in other company, in another order, in pieces, in other shapes? Drawn again to see.
+"""Does a run come out the same in other company, in another order, in pieces, in other shapes?
+Drawn again to see.
 
-The numerics `constant` promise the first five variations in every bit. The sizes of the sampler are part of a run's
-fingerprint: what other sizes change is measured here, and promised by nobody.
+The numerics `constant` promise the first five variations in every bit. The sizes of the sampler are
+part of a run's fingerprint: what other sizes change is measured here, and promised by nobody.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ Drawn = dict[tuple[str, int], Delivery]
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Of so many images drawn twice: how many agree in tokens, pixels, notes and costs, how many in tokens at least."""
+    """Of so many images drawn twice: how many agree in tokens, pixels, notes and costs, how many in
+    tokens at least.
+    """
 
     images: int
     bits: int
@@ -42,12 +45,18 @@ class Agreement:
     def __str__(self) -> str:
         if self.exact:
             return "bits"
-        return "tokens" if self.tokens == self.images else f"differs ({self.tokens / self.images:.0%} same tokens)"
+        return (
+            "tokens"
+            if self.tokens == self.images
+            else f"differs ({self.tokens / self.images:.0%} same tokens)"
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Variation:
-    """Another way to draw a run. `promised`: the numerics `constant` say that it agrees in every bit."""
+    """Another way to draw a run. `promised`: the numerics `constant` say that it agrees in every
+    bit.
+    """
 
     name: str
     promised: bool
@@ -55,28 +64,37 @@ class Variation:
 
 
 def points(overrides: Sequence[str]) -> Iterator[tuple[str, Point]]:
-    """The points of a sweep given as on the command line, named by their method; experiment=determinism unless told.
+    """The points of a sweep given as on the command line, named by their method;
+    experiment=determinism unless told.
 
     Raises UserError, or Hydra's own errors, for what cannot be composed.
     """
     parser = OverridesParser.create()
-    if not any(override.startswith(("method=", "experiment=", "+experiment=")) for override in overrides):
+    if not any(
+        override.startswith(("method=", "experiment=", "+experiment=")) for override in overrides
+    ):
         overrides = ["experiment=determinism", *overrides]
     enable_plugins()
     with hydra.initialize_config_module("conf", version_base="1.3"):
         (jobs,) = BasicSweeper.split_arguments(parser.parse_overrides(list(overrides)), None)
         for job in jobs:
-            listed = hydra.compose("config", list(job), return_hydra_config=True).hydra.sweeper.points or [[]]
+            listed = hydra.compose(
+                "config", list(job), return_hydra_config=True
+            ).hydra.sweeper.points or [[]]
             for more in listed:
                 config = hydra.compose("config", [*job, *more], return_hydra_config=True)
-                choices = {group: str(choice) for group, choice in config.hydra.runtime.choices.items()}
+                choices = {
+                    group: str(choice) for group, choice in config.hydra.runtime.choices.items()
+                }
                 with open_dict(config):
                     del config["hydra"]
                 yield choices["method"], Point(config, choices)
 
 
 def audit(point: Point) -> dict[str, Agreement]:
-    """How far each variation agrees with the run as configured. Raises UserError if an image cannot be drawn."""
+    """How far each variation agrees with the run as configured. Raises UserError if an image cannot
+    be drawn.
+    """
     first = _draw(point, point.jobs)
     return {variation.name: _agreement(first, variation.draw(point)) for variation in VARIATIONS}
 
@@ -101,7 +119,9 @@ def _draw(point: Point, jobs: Sequence[Job]) -> Drawn:
 
     def deliver(delivery: Delivery) -> None:
         if delivery.image is None:
-            raise UserError(f"{delivery.job.prompt.id} image {delivery.job.image} cannot be drawn: {delivery.error}")
+            raise UserError(
+                f"{delivery.job.prompt.id} image {delivery.job.image} cannot be drawn: {delivery.error}"
+            )
         drawn[delivery.job.key] = delivery
 
     point.draw(jobs, deliver)
@@ -109,7 +129,9 @@ def _draw(point: Point, jobs: Sequence[Job]) -> Drawn:
 
 
 def _shards(point: Point) -> Drawn:
-    return {key: one for i in range(3) for key, one in _draw(point, Shard(i, 3).of(point.jobs)).items()}
+    return {
+        key: one for i in range(3) for key, one in _draw(point, Shard(i, 3).of(point.jobs)).items()
+    }
 
 
 def _interrupted(point: Point) -> Drawn:
@@ -141,7 +163,8 @@ def _shaped(point: Point, **sizes: object) -> Drawn:
 
 def _fewer(point: Point) -> int:
     """Half the slots, or what one image needs; or twice as many if there are no more than that."""
-    least, slots = point.method.rows * point.method.streams, int(point.sampler["slots"])
+    least = point.method.rows * point.method.branches
+    slots = int(point.sampler["slots"])
     return max(least, slots // 2) if slots > least else 2 * slots
 
 
@@ -158,10 +181,13 @@ VARIATIONS = (
     Variation("other slots", False, lambda point: _shaped(point, slots=_fewer(point))),
     Variation(
         *("other prefill", False),
-        lambda point: _shaped(point, prefill=[_other(point.sampler["prefill"][0]), point.sampler["prefill"][1]]),
+        lambda point: _shaped(
+            point, prefill=[_other(point.sampler["prefill"][0]), point.sampler["prefill"][1]]
+        ),
     ),
     Variation(
-        *("other render batch", False), lambda point: _shaped(point, render_batch=_other(point.sampler["render_batch"]))
+        *("other render batch", False),
+        lambda point: _shaped(point, render_batch=_other(point.sampler["render_batch"])),
     ),
 )
 
@@ -171,10 +197,15 @@ VARIATIONS = (
 
 def _agreement(first: Drawn, second: Drawn) -> Agreement:
     tokens = [one.tokens == second[key].tokens for key, one in first.items()]
-    return Agreement(len(first), sum(_same(one, second[key]) for key, one in first.items()), sum(tokens))
+    return Agreement(
+        len(first), sum(_same(one, second[key]) for key, one in first.items()), sum(tokens)
+    )
 
 
 def _same(one: Delivery, other: Delivery) -> bool:
     assert one.image is not None and other.image is not None
-    facts = [(d.tokens, d.notes, {k: v for k, v in asdict(d.usage).items() if k not in TIMES}) for d in (one, other)]
+    facts = [
+        (d.tokens, d.notes, {k: v for k, v in asdict(d.usage).items() if k not in TIMES})
+        for d in (one, other)
+    ]
     return facts[0] == facts[1] and np.array_equal(one.image, other.image)

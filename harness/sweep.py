@@ -1,4 +1,5 @@
-"""`python -m harness.sweep status FOLDER`: how far the sweeps of a results folder are; read only, while they run.
+"""`python -m harness.sweep status FOLDER`: how far the sweeps of a results folder are; read only,
+while they run.
 
 Exit code 0 once everything planned is done, 1 before, 2 for a mistake in the command.
 """
@@ -58,7 +59,9 @@ def show(results: Path) -> int:
     rows = {
         sweep: [
             _progress(name, runs.get(folder), error)
-            for name, (_, folder, error) in zip(names([event for event, _, _ in points]), points, strict=True)
+            for name, (_, folder, error) in zip(
+                names([event for event, _, _ in points]), points, strict=True
+            )
         ]
         for sweep, points in sweeps.items()
     }
@@ -72,7 +75,9 @@ def show(results: Path) -> int:
 
 
 def _points(path: Path) -> list[tuple[Event, str, str]]:
-    """The points of a sweep's last start: each with its folder, "" before there is one, and what went wrong there."""
+    """The points of a sweep's last start: each with its folder, "" before there is one, and what
+    went wrong there.
+    """
     events = read_events(path)
     last = [event.call for event in events if event.event == "begun"][-1:]
     folders = {event.point: event.folder for event in events if event.folder}
@@ -88,9 +93,18 @@ def _points(path: Path) -> list[tuple[Event, str, str]]:
 def _progress(name: str, folder: Path | None, error: str) -> Progress:
     if folder is None:
         return Progress(name, error=error)
-    run, now = read_run(folder), writers(folder)
+    run = read_run(folder)
+    now = writers(folder)
     speed = sum(_images_per_s(run, writer) for writer in now)
-    return Progress(name, len(run.planned), len(run.done), len(run.failed), now, speed, "" if run.complete else error)
+    return Progress(
+        name,
+        len(run.planned),
+        len(run.done),
+        len(run.failed),
+        now,
+        speed,
+        "" if run.complete else error,
+    )
 
 
 def _images_per_s(run: Run, writer: Writer) -> float:
@@ -118,12 +132,19 @@ def _sum(points: Sequence[Progress]) -> Iterator[str]:
     known = [point.planned for point in points if point.planned is not None]
     unknown = len(points) - len(known)
     each = sum(known) / len(known) if known else 0.0
-    done, failed = sum(point.done for point in points), sum(point.failed for point in points)
+    done = sum(point.done for point in points)
+    failed = sum(point.failed for point in points)
     left = sum(known) + unknown * each - done
     busy = sum(len(point.writers) for point in points)
     speed = sum(point.images_per_s for point in points)
     plan = f"{sum(known)}{f' + about {unknown * each:.0f}' if unknown else ''} images planned"
-    when = "none left" if not left else f"about {_span(left / speed)} left" if speed else "time left unknown"
+    when = (
+        "none left"
+        if not left
+        else f"about {_span(left / speed)} left"
+        if speed
+        else "time left unknown"
+    )
     yield f"{plan}, {done} done, {failed} failed, {busy} workers running, {when}"
 
 

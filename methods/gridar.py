@@ -1,8 +1,9 @@
-"""GridAR: draw in pieces; replace what cannot become right any more, and say in the prompt what is already there.
+"""GridAR: draw in pieces; replace what cannot become right any more, and say in the prompt what is
+already there.
 
-Park, Jang, Kim, Yang, "Progress by Pieces: Test-Time Scaling for Autoregressive Image Generation", arXiv 2511.21185,
-after the released code (JoonHyung-Park/GridAR). Shapes: R canvases, K = 3 streams (null prompt, prompt, rewritten
-prompt), T positions, V vocabulary.
+Park, Jang, Kim, Yang, "Progress by Pieces: Test-Time Scaling for Autoregressive Image Generation",
+arXiv 2511.21185, after the released code (JoonHyung-Park/GridAR). Shapes: R canvases, K = 3
+branches (null prompt, prompt, rewritten prompt), T positions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -27,21 +28,25 @@ PADS = ("repeat", "zero", "mean", "model")
 
 
 def orthogonal(d_RTV: Tensor, along_RTV: Tensor) -> Tensor:
-    """The part of `d` that is orthogonal to `along`, over the vocabulary; all of `d` where `along` is zero."""
+    """The part of `d` that is orthogonal to `along`, over the vocabulary; all of `d` where `along`
+    is zero.
+    """
     norm_RT1 = (along_RTV * along_RTV).sum(-1, keepdim=True).clamp(min=1e-12)
     return d_RTV - (d_RTV * along_RTV).sum(-1, keepdim=True) / norm_RT1 * along_RTV
 
 
 def three_way(logits_RKTV: Tensor, scale_R: Tensor, rewrite_scale: float | None = None) -> Tensor:
-    """Guidance by a prompt and its rewriting (GridAR `decode.py`): what the rewriting adds beyond ordinary guidance.
+    """Guidance by a prompt and its rewriting (GridAR `decode.py`): what the rewriting adds beyond
+    ordinary guidance.
 
-    `scale` is the usual one, null + scale * (text - null); the paper's is smaller by one, and `rewrite_scale`, the
-    weight of the orthogonal direction, is the same as the paper's unless given.
+    `scale` is the usual one, null + scale * (text - null); the paper's is smaller by one, and
+    `rewrite_scale`, the weight of the orthogonal direction, is the same as the paper's unless
+    given.
     """
     null_RTV, text_RTV, rewritten_RTV = logits_RKTV.unbind(1)
-    weight_R = (scale_R - 1 if rewrite_scale is None else scale_R.new_full(scale_R.shape, rewrite_scale)).to(
-        logits_RKTV.dtype
-    )
+    weight_R = (
+        scale_R - 1 if rewrite_scale is None else scale_R.new_full(scale_R.shape, rewrite_scale)
+    ).to(logits_RKTV.dtype)
     d_perp_RTV = orthogonal(rewritten_RTV - null_RTV, text_RTV - null_RTV)
     return cfg(logits_RKTV[:, :2], scale_R) + weight_R[:, None, None] * d_perp_RTV
 
@@ -50,7 +55,9 @@ def three_way(logits_RKTV: Tensor, scale_R: Tensor, rewrite_scale: float | None 
 
 
 def composite(views: Sequence[Image], share: float, line: int) -> Image:
-    """The top `share` of some candidates, stacked from top to bottom and divided by black lines `line` pixels high."""
+    """The top `share` of some candidates, stacked from top to bottom and divided by black lines
+    `line` pixels high.
+    """
     strip = round(share * len(views[0]))
     stacked = np.concatenate([view[:strip] for view in views])
     for boundary in range(strip, len(stacked), strip):
@@ -67,7 +74,9 @@ def masked(view: Image, share: float, line: int) -> Image:
 
 
 def padding(tokens: Sequence[int], total: int, pad: str) -> list[int]:
-    """Tokens to show behind `tokens`: their repetition, zeros, or their truncated mean; none where the model fills."""
+    """Tokens to show behind `tokens`: their repetition, zeros, or their truncated mean; none where
+    the model fills.
+    """
     missing = total - len(tokens)
     if pad == "model" or not tokens:
         return []
@@ -81,7 +90,9 @@ def padding(tokens: Sequence[int], total: int, pad: str) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What a verifier's replies come to: verdicts, and for each candidate the one it becomes a copy of."""
+    """What a verifier's replies come to: verdicts, and for each candidate the one it becomes a copy
+    of.
+    """
 
     possible: list[bool]
     source: list[int]
@@ -102,12 +113,19 @@ def selection(
     strict_parse: bool = False,
     rng: np.random.Generator | None = None,
 ) -> Selection:
-    """Read one reply per composite and replace impossible candidates by possible ones of their group, in turn.
+    """Read one reply per composite and replace impossible candidates by possible ones of their
+    group, in turn.
 
-    `rng` replaces them by random ones instead. Ungrouped, all candidates of the prompt are one group.
+    `rng` replaces them by random ones instead. Ungrouped, all candidates of the prompt are one
+    group.
     """
-    words = [_words(reply, strict_parse) if reply is not None else ["possible"] * strips for reply in replies]
-    joint = max(1, GROUP // strips) if strict_parse else 1  # the released code joins a group's replies, then cuts
+    words = [
+        _words(reply, strict_parse) if reply is not None else ["possible"] * strips
+        for reply in replies
+    ]
+    joint = (
+        max(1, GROUP // strips) if strict_parse else 1
+    )  # the released code joins a group's replies, then cuts
     possible: list[bool] = []
     for first in range(0, len(words), joint):
         said = words[first : first + joint]
@@ -136,19 +154,26 @@ def selection(
 def _words(reply: str, strict: bool) -> list[str]:
     """The comma-separated words of a reply; leniently, without the punctuation behind them."""
     words = [word.strip() for word in reply.lower().split(",")]
-    return words if strict else [word.rstrip(string.punctuation + string.whitespace) for word in words]
+    return (
+        words if strict else [word.rstrip(string.punctuation + string.whitespace) for word in words]
+    )
 
 
 def rewriting(reply: str | None, original: str) -> str:
-    """The prompt in a reply: what stands between its outer double quotes, if any; the original where there is none."""
+    """The prompt in a reply: what stands between its outer double quotes, if any; the original
+    where there is none.
+    """
     text = " ".join((reply or "").split())
-    first, last = text.find('"'), text.rfind('"')
+    first = text.find('"')
+    last = text.rfind('"')
     text = text[first + 1 : last] if first < last else text.replace('"', "")
     return " ".join(text.split()) or original
 
 
 def choose(scores: Sequence[float | None], fallback: float | None = None) -> int:
-    """Index of the best score; `fallback` stands in for a missing one, which otherwise never wins."""
+    """Index of the best score; `fallback` stands in for a missing one, which otherwise never
+    wins.
+    """
     return best([fallback if unscorable(score) else score for score in scores])
 
 
@@ -157,7 +182,8 @@ def choose(scores: Sequence[float | None], fallback: float | None = None) -> int
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A stop when the top `share` of the image is drawn; the verifier sees `strips` candidates in a picture.
+    """A stop when the top `share` of the image is drawn; the verifier sees `strips` candidates in a
+    picture.
 
     Without `three_way`, a rewritten prompt takes the place of the original.
     """
@@ -170,7 +196,9 @@ class Stage:
     three_way: bool
 
     def until(self, grid: tuple[int, int]) -> int:
-        """Tokens drawn at the stop. Raises UserError where the top `share` is no whole number of token rows."""
+        """Tokens drawn at the stop. Raises UserError where the top `share` is no whole number of
+        token rows.
+        """
         rows = self.share * grid[0]
         if rows != int(rows) or not 0 <= rows < grid[0]:
             raise UserError(
@@ -183,13 +211,14 @@ class Stage:
 class GridAR:
     """N candidates grown in stages; `reward` chooses among the finished ones.
 
-    `stages` are stops by name, in the order of their shares; a stop (None leaves it out) may switch `select`,
-    `rewrite` or `three_way` off for itself. A stop with share 0 rewrites the prompt before anything is drawn. Rewriting
-    starts from the original prompt each time. Without stops this is Best-of-N. Raises UserError for numbers that do
-    not fit together, and for a grid that the stages cannot split.
+    `stages` are stops by name, in the order of their shares; a stop (None leaves it out) may switch
+    `select`, `rewrite` or `three_way` off for itself. A stop with share 0 rewrites the prompt
+    before anything is drawn. Rewriting starts from the original prompt each time. Without stops
+    this is Best-of-N. Raises UserError for numbers that do not fit together, and for a grid that
+    the stages cannot split.
     """
 
-    width = 1
+    tokens_per_step = 1
     needs_guidance = True
 
     def __init__(
@@ -220,18 +249,30 @@ class GridAR:
                 "and replacement from round_robin, random"
             )
         switches = {"select": select, "rewrite": rewrite, "three_way": three_way}
-        made = [_stage(name, options, switches) for name, options in stages.items() if options is not None]
+        made = [
+            _stage(name, options, switches)
+            for name, options in stages.items()
+            if options is not None
+        ]
         self.stages = sorted(made, key=lambda stage: stage.share)
         for stage in self.stages:
             _expect_composites(stage, n, grouped_by_4)
         self.rows = self.n = n
-        self.streams = 3 if any(stage.rewrite and stage.three_way for stage in self.stages) else 2
-        self.verifier, self.reward = verifier, reward
-        self.grouped_by_4, self.replacement, self.strict_parse = grouped_by_4, replacement, strict_parse
-        self.pad, self.line = pad, line
-        self.keep_original, self.most_words, self.orm_fallback = keep_original, most_words, orm_fallback
+        self.branches = 3 if any(stage.rewrite and stage.three_way for stage in self.stages) else 2
+        self.verifier = verifier
+        self.reward = reward
+        self.grouped_by_4 = grouped_by_4
+        self.replacement = replacement
+        self.strict_parse = strict_parse
+        self.pad = pad
+        self.line = line
+        self.keep_original = keep_original
+        self.most_words = most_words
+        self.orm_fallback = orm_fallback
         self._guide = partial(_three_way, rewrite_scale=rewrite_scale)
-        self._selectors = {stage.strips: verifier.select(stage.strips) for stage in self.stages if stage.select}
+        self._selectors = {
+            stage.strips: verifier.select(stage.strips) for stage in self.stages if stage.select
+        }
         self._rewriter = verifier.rewrite
 
     def expect_grid(self, grid: tuple[int, int]) -> None:
@@ -261,10 +302,14 @@ class GridAR:
         return candidates[chosen]
 
     async def _views(self, stage: Stage, candidates: Sequence[Canvas], s: Session) -> list[Image]:
-        """Each candidate decoded by itself (not one canvas of four), so that no picture bleeds into another."""
+        """Each candidate decoded by itself (not one canvas of four), so that no picture bleeds into
+        another.
+        """
         if not (stage.select or stage.rewrite):
             return []
-        return await s.render(candidates, [padding(c.tokens, s.num_tokens, self.pad) for c in candidates])
+        return await s.render(
+            candidates, [padding(c.tokens, s.num_tokens, self.pad) for c in candidates]
+        )
 
     async def _select(
         self,
@@ -277,10 +322,14 @@ class GridAR:
     ) -> list[Image]:
         """Replace impossible candidates; returns the views of what is there now."""
         size = stage.strips
-        pictures = [composite(views[i : i + size], stage.share, self.line) for i in range(0, self.n, size)]
+        pictures = [
+            composite(views[i : i + size], stage.share, self.line) for i in range(0, self.n, size)
+        ]
         replies = await s.ask(self._selectors[size], prompt, pictures)
         rng = s.rng(f"replacement {stage.name}") if self.replacement == "random" else None
-        found = selection(replies, size, grouped_by_4=self.grouped_by_4, strict_parse=self.strict_parse, rng=rng)
+        found = selection(
+            replies, size, grouped_by_4=self.grouped_by_4, strict_parse=self.strict_parse, rng=rng
+        )
         for j, source in enumerate(found.source):
             if source != j:
                 s.fork(candidates[source], over=candidates[j])
@@ -305,7 +354,9 @@ class GridAR:
         trace: dict,
     ) -> None:
         """Give each candidate a prompt that fits what it shows."""
-        replies = await s.ask(self._rewriter, prompt, [masked(v, stage.share, self.line) for v in views])
+        replies = await s.ask(
+            self._rewriter, prompt, [masked(v, stage.share, self.line) for v in views]
+        )
         texts = [rewriting(reply, prompt) for reply in replies]
         strayed = [not text.startswith(prompt) for text in texts]
         refused = [
@@ -332,17 +383,23 @@ _three_way = three_way  # the constructor has an option of the same name
 def _stage(name: str, options: Mapping[str, float | bool], switches: Mapping[str, bool]) -> Stage:
     unknown = set(options) - {"share", "strips", *switches}
     if unknown or "share" not in options:
-        raise UserError(f"method.stages.{name}: share, strips, select, rewrite, three_way; got {dict(options)}")
+        raise UserError(
+            f"method.stages.{name}: share, strips, select, rewrite, three_way; got {dict(options)}"
+        )
     on = {switch: value and bool(options.get(switch, True)) for switch, value in switches.items()}
     return Stage(name, float(options["share"]), int(options.get("strips", 1)), **on)
 
 
 def _expect_composites(stage: Stage, n: int, grouped_by_4: bool) -> None:
-    """Raise UserError unless the candidates fill whole composites, and whole groups of whole composites."""
+    """Raise UserError unless the candidates fill whole composites, and whole groups of whole
+    composites.
+    """
     if not stage.select:
         return
     if stage.share <= 0 or stage.strips < 1:
-        raise UserError(f"method.stages.{stage.name}: nothing to judge with share={stage.share:g}: set select=false")
+        raise UserError(
+            f"method.stages.{stage.name}: nothing to judge with share={stage.share:g}: set select=false"
+        )
     if grouped_by_4 and (n % GROUP or GROUP % stage.strips):
         raise UserError(
             f"method.n={n} with {stage.strips} candidates per picture: groups of {GROUP} need both to fit; "

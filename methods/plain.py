@@ -9,8 +9,8 @@ class Plain:
     """One image as the model draws it."""
 
     rows = 1
-    streams = 2
-    width = 1
+    branches = 2
+    tokens_per_step = 1
 
     async def generate(self, prompt: str, s: Session) -> Canvas:
         (canvas,) = s.open()

@@ -1,4 +1,6 @@
-"""Headless Chromium, driven over a pipe: pages are opened from disk, keys pressed, pictures taken."""
+"""Headless Chromium, driven over a pipe: pages are opened from disk, keys pressed, pictures
+taken.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,12 @@ from typing import Any, Self
 
 import pytest
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: the page is not opened")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
+needs_chromium = pytest.mark.skipif(
+    CHROMIUM is None, reason="Chromium is not installed: the page is not opened"
+)
 
 
 class Browser:
@@ -25,13 +31,20 @@ class Browser:
         self._home = tempfile.mkdtemp()
         self._in, to_browser = os.pipe()
         from_browser, self._out = os.pipe()
-        self._send, self._receive = os.fdopen(to_browser, "wb"), os.fdopen(from_browser, "rb")
+        self._send = os.fdopen(to_browser, "wb")
+        self._receive = os.fdopen(from_browser, "rb")
 
         def wire() -> None:  # Chromium reads from descriptor 3 and writes to 4
             os.dup2(os.dup(self._in), 3)
             os.dup2(os.dup(self._out), 4)
 
-        command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        command = [
+            str(CHROMIUM),
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+        ]
         command += ["--hide-scrollbars", "--remote-debugging-pipe", f"--user-data-dir={self._home}"]
         self._process = subprocess.Popen(
             [*command, f"--window-size={width},{height}", "about:blank"],
@@ -42,7 +55,8 @@ class Browser:
         )
         os.close(self._in)
         os.close(self._out)
-        self._number, self._session = 0, ""
+        self._number = 0
+        self._session = ""
         self.errors: list[str] = []
         targets = self._ask("Target.getTargets")["targetInfos"]
         page = next(target["targetId"] for target in targets if target["type"] == "page")
@@ -53,7 +67,11 @@ class Browser:
 
     def size(self, width: int, height: int) -> None:
         self._ask(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 700
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=width < 700,
         )
 
     def open(self, page: Path, address: str = "", theme: str = "light") -> None:
@@ -63,9 +81,13 @@ class Browser:
         self.wait("document.documentElement.dataset.painted")
 
     def evaluate(self, expression: str) -> Any:
-        found = self._ask("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        found = self._ask(
+            "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True
+        )
         if "exceptionDetails" in found:
-            raise AssertionError(found["exceptionDetails"].get("exception", {}).get("description", found))
+            raise AssertionError(
+                found["exceptionDetails"].get("exception", {}).get("description", found)
+            )
         return found["result"].get("value")
 
     def wait(self, condition: str, seconds: float = 30) -> Any:
@@ -80,12 +102,19 @@ class Browser:
 
     def press(self, key: str) -> None:
         text = {"text": key} if len(key) == 1 else {"text": "\r"} if key == "Enter" else {}
-        code = {"Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}.get(
-            key, 0
-        )
+        code = {
+            "Enter": 13,
+            "Escape": 27,
+            "ArrowLeft": 37,
+            "ArrowUp": 38,
+            "ArrowRight": 39,
+            "ArrowDown": 40,
+        }.get(key, 0)
         for kind in ("keyDown", "keyUp"):
             extra = text if kind == "keyDown" else {}
-            self._ask("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, **extra)
+            self._ask(
+                "Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, **extra
+            )
 
     def picture(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self._ask("Page.captureScreenshot")["data"]))
@@ -106,7 +135,10 @@ class Browser:
             if answer.get("method") == "Runtime.exceptionThrown":
                 details = answer["params"]["exceptionDetails"]
                 self.errors.append(details.get("exception", {}).get("description", details["text"]))
-            if answer.get("method") == "Log.entryAdded" and answer["params"]["entry"]["level"] == "error":
+            if (
+                answer.get("method") == "Log.entryAdded"
+                and answer["params"]["entry"]["level"] == "error"
+            ):
                 self.errors.append(answer["params"]["entry"]["text"])
 
     def _read(self) -> dict[str, Any]:
@@ -122,7 +154,10 @@ class Browser:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._send.close()
         self._process.kill()

@@ -36,11 +36,15 @@ class Server:
 
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._http.daemon_threads = True
-        threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        threading.Thread(
+            target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+        ).start()
         self.url = f"http://127.0.0.1:{self._http.server_port}/v1"
 
     def _serve(self, handler: BaseHTTPRequestHandler) -> None:
-        body = json.loads(handler.rfile.read(int(handler.headers.get("Content-Length", 0))) or b"{}")
+        body = json.loads(
+            handler.rfile.read(int(handler.headers.get("Content-Length", 0))) or b"{}"
+        )
         with self._lock:
             self.asked.append(body)
             self.headers.append(dict(handler.headers))
@@ -49,7 +53,9 @@ class Server:
         try:
             status, answer, *more = self.behave(body)
         finally:
-            with self._lock:  # before the reply is out: whoever has it may ask the next thing at once
+            with (
+                self._lock
+            ):  # before the reply is out: whoever has it may ask the next thing at once
                 self._now -= 1
         try:
             data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()

@@ -1,4 +1,6 @@
-"""One thread: two that spin on shared cores are slower, and reductions keep their order. And a server to ask."""
+"""One thread: two that spin on shared cores are slower, and reductions keep their order. And a
+server to ask.
+"""
 
 from collections.abc import Iterator
 

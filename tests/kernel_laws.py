@@ -1,7 +1,8 @@
-"""What the kernels must do, as functions of a device: run by `test_kernels.py`, on the CPU in a process of their own.
+"""What the kernels must do, as functions of a device: run by `test_kernels.py`, on the CPU in a
+process of their own.
 
-Triton's interpreter must be chosen before Triton is imported: `TRITON_INTERPRET=1 python tests/kernel_laws.py`.
-On a GPU the same laws are tested at the sizes of real models.
+Triton's interpreter must be chosen before Triton is imported: `TRITON_INTERPRET=1 python
+tests/kernel_laws.py`. On a GPU the same laws are tested at the sizes of real models.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ CLOSE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 class Size:
     """How large the tests' inputs are."""
 
-    shapes: tuple[tuple[int, int, int, int, int], ...]  # slots, heads, queries, head width, cache length
+    shapes: tuple[
+        tuple[int, int, int, int, int], ...
+    ]  # slots, heads, queries, head width, cache length
     vocab: tuple[tuple[int, int, int], ...]  # tokens, kept by top-k, draws
 
 
@@ -40,13 +43,22 @@ SMALL = Size(
     vocab=((512, 100, 12), (300, 50, 4), (16384, 1000, 4)),
 )
 REAL = Size(
-    shapes=((128, 20, 1, 64, 1026), (16, 20, 61, 64, 1090), (32, 16, 1, 128, 608), (8, 12, 5, 48, 258)),
+    shapes=(
+        (128, 20, 1, 64, 1026),
+        (16, 20, 61, 64, 1090),
+        (32, 16, 1, 128, 608),
+        (8, 12, 5, 48, 258),
+    ),
     vocab=((512, 100, 4096), (16384, 1000, 4096), (16384, 2000, 4096)),
 )
 
 
-def attended(shape: tuple[int, int, int, int, int], dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
-    """Random arguments of attention: rows of very different lengths, some padding, biased prefixes, strided caches."""
+def attended(
+    shape: tuple[int, int, int, int, int], dtype: torch.dtype, device: torch.device
+) -> dict[str, Tensor]:
+    """Random arguments of attention: rows of very different lengths, some padding, biased prefixes,
+    strided caches.
+    """
     slots, heads, width, dim, length = shape
     q_SHWd = torch.randn(slots, heads, width, 2 * dim)[..., :dim]
     keys_SHLd, values_SHLd = (torch.randn(slots, heads, length + 1, dim) for _ in range(2))
@@ -54,8 +66,14 @@ def attended(shape: tuple[int, int, int, int, int], dtype: torch.dtype, device: 
     pos_SW[0] = torch.arange(width)
     pos_SW[-1, -1] = length
     bias_SL = torch.zeros(slots, length + 1)
-    bias_SL[:, 0], bias_SL[1, 1] = math.log(20), -math.inf
-    named = {"q_SHWd": q_SHWd, "keys_SHLd": keys_SHLd, "values_SHLd": values_SHLd, "bias_SL": bias_SL}
+    bias_SL[:, 0] = math.log(20)
+    bias_SL[1, 1] = -math.inf
+    named = {
+        "q_SHWd": q_SHWd,
+        "keys_SHLd": keys_SHLd,
+        "values_SHLd": values_SHLd,
+        "bias_SL": bias_SL,
+    }
     made = {name: values.to(device, dtype) for name, values in named.items()}
     for name in ("keys_SHLd", "values_SHLd"):
         made[name] = made[name][:, :, :length]
@@ -71,7 +89,8 @@ def plainly(
     seen_SWL: Tensor | None = None,
 ) -> Tensor:
     """The same attention in float64, without any trick."""
-    column_L, pos_SW1 = torch.arange(keys_SHLd.shape[2], device=pos_SW.device), pos_SW.unsqueeze(-1)
+    column_L = torch.arange(keys_SHLd.shape[2], device=pos_SW.device)
+    pos_SW1 = pos_SW.unsqueeze(-1)
     seen = column_L <= pos_SW1
     if seen_SWL is not None:
         seen = seen & seen_SWL
@@ -89,7 +108,8 @@ def check_attention(size: Size, device: torch.device) -> None:
             given = attended(shape, dtype, device)
             prefix_SL = given.pop("bias_SL")
             for bias_SL in (prefix_SL, None) if dtype == torch.float32 else (prefix_SL,):
-                got, expected = attend(**given, bias_SL=bias_SL), plainly(**given, bias_SL=bias_SL)
+                got = attend(**given, bias_SL=bias_SL)
+                expected = plainly(**given, bias_SL=bias_SL)
                 real = (given["pos_SW"] < shape[4])[:, None, :, None].expand_as(got)
                 assert got.dtype == dtype
                 assert (got.double() - expected)[real].abs().max() < close, (shape, dtype)
@@ -100,19 +120,23 @@ def check_masks(size: Size, device: torch.device) -> None:
     """Draft trees and gaps: what a mask of the trunk hides is not seen."""
     slots, heads, width, dim, length = size.shapes[1]
     given = attended((slots, heads, width, dim, length), torch.float32, device)
-    column_L, pos_SW1 = torch.arange(length, device=device), given["pos_SW"].unsqueeze(-1)
+    column_L = torch.arange(length, device=device)
+    pos_SW1 = given["pos_SW"].unsqueeze(-1)
     base_S = given["pos_SW"][:, 0] + 1
     tree = TreeMask(base_S, torch.rand(slots, width, width, device=device) < 0.5)
     gap = GapMask(torch.rand(slots, length, device=device) < 0.5)
     for mask in (tree, gap):
         seen_SWL = mask(column_L, pos_SW1) | (column_L == pos_SW1)
-        got, expected = attend(**given, seen_SWL=seen_SWL), plainly(**given, seen_SWL=seen_SWL)
+        got = attend(**given, seen_SWL=seen_SWL)
+        expected = plainly(**given, seen_SWL=seen_SWL)
         real = (given["pos_SW"] < length)[:, None, :, None].expand_as(got)
         assert (got.double() - expected)[real].abs().max() < CLOSE[torch.float32]
 
 
 def check_attention_company(size: Size, device: torch.device) -> None:
-    """Bitwise: a row among others is that row alone, and so is a query; what lies behind its position is nothing."""
+    """Bitwise: a row among others is that row alone, and so is a query; what lies behind its
+    position is nothing.
+    """
     for shape in size.shapes[:2]:
         for dtype in (torch.float32, torch.bfloat16):
             given = attended(shape, dtype, device)
@@ -120,7 +144,11 @@ def check_attention_company(size: Size, device: torch.device) -> None:
             for s in (0, shape[0] - 1):
                 alone = {name: values[s : s + 1] for name, values in given.items()}
                 assert torch.equal(attend(**alone)[0], together[s])
-                first = {**alone, "q_SHWd": alone["q_SHWd"][:, :, :1], "pos_SW": alone["pos_SW"][:, :1]}
+                first = {
+                    **alone,
+                    "q_SHWd": alone["q_SHWd"][:, :, :1],
+                    "pos_SW": alone["pos_SW"][:, :1],
+                }
                 assert torch.equal(attend(**first)[0, :, 0], together[s, :, 0])
             behind = torch.arange(shape[4], device=device) > given["pos_SW"].masked_fill(
                 given["pos_SW"] >= shape[4], -1
@@ -148,38 +176,46 @@ def check_trunk(size: Size, device: torch.device) -> None:
     assert (got - expected).abs().max() < CLOSE[torch.float32]
 
 
-def drawn(vocab: int, count: int, streams: int, device: torch.device) -> tuple[Tensor, ...]:
+def drawn(vocab: int, count: int, branches: int, device: torch.device) -> tuple[Tensor, ...]:
     """Random arguments of draws: logits of a table's rows, scales, keys and places."""
     logits_MV = 3 * torch.randn(2 * count + 1, vocab, device=device)
-    logits_MV[:, 7 : vocab // 3] = logits_MV[:, 7 : vocab // 3].round()  # many that are equal, zeros of both signs too
-    row_NK = torch.randperm(2 * count, device=device)[: streams * count].view(count, streams)
+    logits_MV[:, 7 : vocab // 3] = logits_MV[
+        :, 7 : vocab // 3
+    ].round()  # many that are equal, zeros of both signs too
+    row_NK = torch.randperm(2 * count, device=device)[: branches * count].view(count, branches)
     scale_N = 1 + 6 * torch.rand(count, device=device, dtype=torch.float64)
     key_N2 = torch.randint(0, 2**32, (count, 2), device=device)
     return logits_MV, row_NK, scale_N, key_N2, torch.randint(0, 4096, (count,), device=device)
 
 
 def check_draws(size: Size, device: torch.device) -> None:
-    """Token for token what `hooks.cfg`, `warp` and `exact` draw, with the same log-probabilities."""
+    """Token for token what `hooks.cfg`, `warp` and `exact` draw, with the same
+    log-probabilities.
+    """
     for vocab, top_k, count in size.vocab:
-        for streams in (1, 2):
-            others = ((0.7, top_k), (1.0, 0), (0.0, top_k)) if streams == 2 else ()
+        for branches in (1, 2):
+            others = ((0.7, top_k), (1.0, 0), (0.0, top_k)) if branches == 2 else ()
             for temperature, kept in ((1.0, top_k), *others):
                 few = 2 if (temperature, kept) in others else count
-                logits_MV, row_NK, scale_N, key_N2, place_N = drawn(vocab, few, streams, device)
-                got = draw(logits_MV, row_NK, scale_N, key_N2, place_N, temperature=temperature, top_k=kept)
-                law_NTV = _law(logits_MV[row_NK], scale_N, temperature, kept)
+                logits_MV, row_NK, scale_N, key_N2, place_N = drawn(vocab, few, branches, device)
+                got = draw(
+                    logits_MV, row_NK, scale_N, key_N2, place_N, temperature=temperature, top_k=kept
+                )
+                probs_NTV = _probs(logits_MV[row_NK], scale_N, temperature, kept)
                 noise = Noise(key_N2, place_N.unsqueeze(1))
-                _, token_N = exact(law_NTV, Drafts.stack([None] * few, law_NTV), noise)
-                log_prob_N = law_NTV[:, 0].gather(1, token_N.unsqueeze(1))[:, 0].double().log()
+                _, token_N = exact(probs_NTV, Drafts.stack([None] * few, probs_NTV), noise)
+                log_prob_N = probs_NTV[:, 0].gather(1, token_N.unsqueeze(1))[:, 0].double().log()
                 agreed = got.token == token_N
                 allowed = 0 if few < 1000 else 1  # one in thousands may be a tie to six digits
-                assert (~agreed).sum() <= allowed, (vocab, streams, temperature, kept)
+                assert (~agreed).sum() <= allowed, (vocab, branches, temperature, kept)
                 assert (got.log_prob - log_prob_N)[agreed].abs().max() < 1e-5
 
 
-def _law(logits_NKV: Tensor, scale_N: Tensor, temperature: float, top_k: int) -> Tensor:
+def _probs(logits_NKV: Tensor, scale_N: Tensor, temperature: float, top_k: int) -> Tensor:
     guide = cfg if logits_NKV.shape[1] == 2 else unguided
-    return warp(guide(logits_NKV.unsqueeze(2), scale_N), Sampling(temperature=temperature, top_k=top_k))
+    return warp(
+        guide(logits_NKV.unsqueeze(2), scale_N), Sampling(temperature=temperature, top_k=top_k)
+    )
 
 
 def check_draw_company(size: Size, device: torch.device) -> None:
@@ -187,32 +223,47 @@ def check_draw_company(size: Size, device: torch.device) -> None:
     vocab, top_k, _ = size.vocab[0]
     logits_MV, *rows = drawn(vocab, 3, 2, device)
     warped = {"temperature": 1.0, "top_k": top_k}
-    together, streams = draw(logits_MV, *rows, **warped), logits_MV[rows[0]]
-    told = signals(streams[:, 0], streams[:, 1])
+    together = draw(logits_MV, *rows, **warped)
+    branches = logits_MV[rows[0]]
+    told = signals(branches[:, 0], branches[:, 1])
     for n in range(3):
         one = [values[n : n + 1] for values in rows]
-        assert all(map(torch.equal, draw(logits_MV, *one, **warped), (values[n : n + 1] for values in together)))
-        alone = signals(streams[n : n + 1, 0], streams[n : n + 1, 1])
+        assert all(
+            map(
+                torch.equal,
+                draw(logits_MV, *one, **warped),
+                (values[n : n + 1] for values in together),
+            )
+        )
+        alone = signals(branches[n : n + 1, 0], branches[n : n + 1, 1])
         assert all(map(torch.equal, alone, (values[n : n + 1] for values in told)))
 
 
 def check_signals(size: Size, device: torch.device) -> None:
-    """What ScalingAR's probe reads: torch's answer, masked ids and a single stream included."""
+    """What ScalingAR's probe reads: torch's answer, masked ids and a single branch included."""
     for vocab, _, count in size.vocab:
         logits_MV, row_NK, *_ = drawn(vocab, count, 2, device)
         logits_MV[:, 3:5] = -torch.inf
-        logits_MV[:, -9:] = torch.where(torch.rand(9, device=device) < 0.5, logits_MV[:, -9:], -1e30)
-        streams = logits_MV[row_NK]
-        for null_NV, text_NV in ((streams[:, 0], streams[:, 1]), (streams[:, 1], streams[:, 1])):
-            told, expected = signals(null_NV, text_NV), hooks._confidence(null_NV, text_NV)
+        logits_MV[:, -9:] = torch.where(
+            torch.rand(9, device=device) < 0.5, logits_MV[:, -9:], -1e30
+        )
+        branches = logits_MV[row_NK]
+        for null_NV, text_NV in (
+            (branches[:, 0], branches[:, 1]),
+            (branches[:, 1], branches[:, 1]),
+        ):
+            told = signals(null_NV, text_NV)
+            expected = hooks._confidence(null_NV, text_NV)
             assert torch.equal(told.known, expected[3])
             assert (told.known == vocab - 2).all()
             assert ((told.entropy - expected[0]) / told.known.log()).abs().max() < 1e-12
             assert (told.margin - expected[1]).abs().max() < 1e-12
             assert (told.kl - expected[2]).abs().max() < 1e-10
         assert (told.kl == 0).all()
-        named = hooks.confidence(streams.unsqueeze(2))
-        assert torch.equal(named["kl"], signals(streams[:, 0], streams[:, 1]).kl), "the hook takes the kernel"
+        named = hooks.confidence(branches.unsqueeze(2))
+        assert torch.equal(named["kl"], signals(branches[:, 0], branches[:, 1]).kl), (
+            "the hook takes the kernel"
+        )
 
 
 def check_facade(_size: Size, device: torch.device) -> None:
@@ -234,7 +285,7 @@ LAWS: tuple[Callable[[Size, torch.device], None], ...] = (
 if __name__ == "__main__":
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    for law in LAWS:
-        law(SMALL, torch.device("cpu"))
-        print(law.__name__, flush=True)
+    for probs in LAWS:
+        probs(SMALL, torch.device("cpu"))
+        print(probs.__name__, flush=True)
     sys.exit(0)

@@ -35,8 +35,12 @@ def make_run(
     benchmark: str = "made",
     **about: Any,
 ) -> Path:
-    """A run of `prompts` prompts over three tasks; the entries in `drop` were not drawn. Returns its folder."""
-    fingerprint = digest(f"{benchmark} {method} {params} {n} {prompts} {images} {sorted(about)}".encode(), 8)
+    """A run of `prompts` prompts over three tasks; the entries in `drop` were not drawn. Returns
+    its folder.
+    """
+    fingerprint = digest(
+        f"{benchmark} {method} {params} {n} {prompts} {images} {sorted(about)}".encode(), 8
+    )
     folder = results / benchmark / "small" / f"{method}-{fingerprint}"
     folder.mkdir(parents=True)
     chance = random.Random(f"{method} {n}")
@@ -58,11 +62,18 @@ def make_run(
     (folder / "config.yaml").write_text(
         yaml.safe_dump({"method": options, "sampler": {"concurrency": None}, "run": run})
     )
-    jobs, records, scores = [], [], []
+    jobs = []
+    records = []
+    scores = []
     for p in range(prompts):
-        prompt_id, category = f"made/{p:05d}", TASKS[p % len(TASKS)]
+        prompt_id = f"made/{p:05d}"
+        category = TASKS[p % len(TASKS)]
         text = (texts or {}).get(p, f"a photo of {p} things")
-        jobs.append(json.dumps({"prompt_id": prompt_id, "category": category, "images": images, "text": text}))
+        jobs.append(
+            json.dumps(
+                {"prompt_id": prompt_id, "category": category, "images": images, "text": text}
+            )
+        )
         for image in range(images):
             right = chance.random() < SKILL[method] * (1 if n is None else min(1.0, 0.6 + n / 10))
             if p * images + image in drop:
@@ -74,11 +85,17 @@ def make_run(
             if pictures:
                 (folder / path).parent.mkdir(parents=True, exist_ok=True)
                 (folder / path).write_bytes(png)
-            records.append(_record(prompt_id, image, category, method, n, path, digest(png), pixel, chance).to_json())
+            records.append(
+                _record(
+                    prompt_id, image, category, method, n, path, digest(png), pixel, chance
+                ).to_json()
+            )
             kept = {"thing": [[2.0, 3.0, 9.0, 12.0, 0.9, "red"]]}
             reasons = [] if right else ["expected thing>=2, found 1"]
             scores.append(
-                Score(prompt_id, image, "judge@1", float(right), {"kept": kept, "reasons": reasons}).to_json()
+                Score(
+                    prompt_id, image, "judge@1", float(right), {"kept": kept, "reasons": reasons}
+                ).to_json()
             )
     for name, lines in (("jobs", jobs), ("records-0", records), ("scores", scores)):
         (folder / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines))
@@ -110,7 +127,12 @@ def _record(
 ) -> SampleRecord:
     budget = BUDGETS[method] if n is None else n
     device_s = 0.1 * budget + 0.001 * chance.random()
-    spent = {"prefill_s": 0.1 * device_s, "decode_s": 0.8 * device_s, "render_s": 0.1 * device_s, "save_s": 0.002}
+    spent = {
+        "prefill_s": 0.1 * device_s,
+        "decode_s": 0.8 * device_s,
+        "render_s": 0.1 * device_s,
+        "save_s": 0.002,
+    }
     usage = Usage(sampled=144 * budget, target_passes=145, device_s=device_s, **spent)
     return SampleRecord(
         prompt_id,
@@ -134,9 +156,15 @@ def _notes(method: str, n: int | None, pixel: np.ndarray, chance: random.Random)
     if method == "scalingar":
         last = [None, 5, 8]
         confidence = [
-            0.5 + 0.01 * t + 0.1 * i for t in range(16) for i, end in enumerate(last) if end is None or t <= end
+            0.5 + 0.01 * t + 0.1 * i
+            for t in range(16)
+            for i, end in enumerate(last)
+            if end is None or t <= end
         ]
-        trace = {"confidence": pack_series(np.array(confidence)), "threshold": pack_series(np.full(16, 0.5))}
+        trace = {
+            "confidence": pack_series(np.array(confidence)),
+            "threshold": pack_series(np.full(16, 0.5)),
+        }
         return {"chosen": 0, "terminated_at": last, "trace": trace}
     if method == "gridar":
         quarter = {
@@ -145,5 +173,7 @@ def _notes(method: str, n: int | None, pixel: np.ndarray, chance: random.Random)
             "replies": ["x"],
             "texts": ["a", "b", "c", "d"],
         }
-        return {"stages": [{**quarter, "possible": [True, False, True, True], "source": [0, 0, 2, 3]}]}
+        return {
+            "stages": [{**quarter, "possible": [True, False, True, True], "source": [0, 0, 2, 3]}]
+        }
     return {}

@@ -2,10 +2,11 @@
 
 python tests/storm.py FOLDER --scene toy --kills 20 --points 40 --commands 2
 
-Sweeps of every kind of method are forked from a process that has torch, the models and the configurations at hand, and
-killed (SIGKILL) at random instants; killed at chosen instants, in front of and in the middle of the writes, fsyncs and
-renames of the product's own code; and killed as the real command. After each kill the folder is examined, and run on
-until it is complete; then its images, records, scores and table must be those of a sweep that nobody disturbed.
+Sweeps of every kind of method are forked from a process that has torch, the models and the
+configurations at hand, and killed (SIGKILL) at random instants; killed at chosen instants, in front
+of and in the middle of the writes, fsyncs and renames of the product's own code; and killed as the
+real command. After each kill the folder is examined, and run on until it is complete; then its
+images, records, scores and table must be those of a sweep that nobody disturbed.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ class Seen:
     """What lay in a results folder: whole journal lines, and the images that they call finished."""
 
     lines: dict[Path, bytes] = field(default_factory=dict)
-    finished: dict[tuple[Path, str, int], str] = field(default_factory=dict)  # sha256 by run folder and image
+    finished: dict[tuple[Path, str, int], str] = field(
+        default_factory=dict
+    )  # sha256 by run folder and image
 
 
 @dataclass
@@ -102,7 +105,9 @@ def examine(cwd: Path, before: Seen, findings: Findings) -> Seen:
                 seen.finished[journal.parent, row.prompt_id, row.image] = row.image_sha
                 file = journal.parent / row.path
                 if not file.is_file() or digest(file.read_bytes()) != row.image_sha:
-                    findings.corrupt.append(f"{journal}, line {number}: {row.path} is not the image it speaks of")
+                    findings.corrupt.append(
+                        f"{journal}, line {number}: {row.path} is not the image it speaks of"
+                    )
     for journal, whole in before.lines.items():
         if not seen.lines.get(journal, b"").startswith(whole):
             findings.lost.append(f"{journal}: a whole line is gone")
@@ -127,22 +132,32 @@ def examine(cwd: Path, before: Seen, findings: Findings) -> Seen:
 
 
 class Instants:
-    """The instants of this process at which a kill could hurt: before and amid writes, before fsyncs, before renames.
+    """The instants of this process at which a kill could hurt: before and amid writes, before
+    fsyncs, before renames.
 
-    They are counted, and the one numbered `deadly` is the last. A write that is cut leaves half of its bytes.
+    They are counted, and the one numbered `deadly` is the last. A write that is cut leaves half of
+    its bytes.
     """
 
     def __init__(self, deadly: int = -1) -> None:
-        self.deadly, self.passed = deadly, list[str]()
+        self.deadly = deadly
+        self.passed = list[str]()
 
     def arm(self) -> None:
         """From now on, what the process does to files that it writes passes here."""
-        fsync, replace, opened, instants = os.fsync, os.replace, io.open, self
+        fsync = os.fsync
+        replace = os.replace
+        opened = io.open
+        instants = self
 
         class Raw(io.FileIO):
             def write(self, data: Any) -> int:  # type: ignore[override]
                 instants.reach("write", str(self.name))
-                instants.reach("half", str(self.name), lambda: super(Raw, self).write(bytes(data)[: len(data) // 2]))
+                instants.reach(
+                    "half",
+                    str(self.name),
+                    lambda: super(Raw, self).write(bytes(data)[: len(data) // 2]),
+                )
                 return super().write(data)
 
         def watched_open(file: Any, mode: str = "r", *rest: Any, **options: Any) -> Any:
@@ -158,7 +173,9 @@ class Instants:
             instants.reach("rename", str(target))
             replace(source, target, **options)
 
-        io.open, os.fsync, os.replace = watched_open, watched_fsync, watched_replace  # type: ignore[assignment]
+        io.open = watched_open
+        os.fsync = watched_fsync
+        os.replace = watched_replace  # type: ignore[assignment]
 
     def reach(self, step: str, path: str, first: Callable[[], object] = lambda: None) -> None:
         if len(self.passed) == self.deadly:
@@ -171,7 +188,9 @@ class Instants:
 
 
 class Sweep:
-    """A sweep whose configurations are composed once, so that a fork of this process needs little time for it."""
+    """A sweep whose configurations are composed once, so that a fork of this process needs little
+    time for it.
+    """
 
     def __init__(self, scene: str) -> None:
         from hydra import compose
@@ -211,7 +230,9 @@ class Sweep:
 
 
 def fork(cwd: Path, work: Callable[[], None]) -> int:
-    """Carry out `work` in `cwd`, in a child whose output goes to a file there. Returns its process id."""
+    """Carry out `work` in `cwd`, in a child whose output goes to a file there. Returns its process
+    id.
+    """
     sys.stdout.flush()
     if pid := os.fork():
         return pid
@@ -250,13 +271,20 @@ def ended(pid: int, within_s: float) -> bool:
 
 
 class Storm:
-    """Kills over sweeps in folders of their own below `home`; `findings` says what became of them."""
+    """Kills over sweeps in folders of their own below `home`; `findings` says what became of
+    them.
+    """
 
     def __init__(self, scene: str, home: Path, seed: int) -> None:
-        self.scene, self.home, self.rng, self.findings = scene, home, random.Random(seed), Findings()
+        self.scene = scene
+        self.home = home
+        self.rng = random.Random(seed)
+        self.findings = Findings()
         self.began = time.monotonic()
-        self.sweep, self._expected = Sweep(scene), dict[tuple[str, ...], dict[str, object]]()
-        before, cwd = Path.cwd(), self._folder("warm")
+        self.sweep = Sweep(scene)
+        self._expected = dict[tuple[str, ...], dict[str, object]]()
+        before = Path.cwd()
+        cwd = self._folder("warm")
         os.chdir(cwd)
         with redirect_stdout(io.StringIO()):
             self.sweep.run(self.sweep.methods)  # from now on, forks find everything loaded
@@ -266,17 +294,26 @@ class Storm:
         self.whole_s = time.monotonic() - began
 
     def at_random(self, kills: int) -> None:
-        """Kill forks of the whole sweep, its methods in any order, until it is complete; again, until enough."""
+        """Kill forks of the whole sweep, its methods in any order, until it is complete; again,
+        until enough.
+        """
         while self.findings.kills["at random instants"] < kills:
             methods = self.rng.sample(self.sweep.methods, len(self.sweep.methods))
-            cwd, seen = self._folder("random"), Seen()
+            cwd = self._folder("random")
+            seen = Seen()
             while not ended(self._fork(cwd, methods), self.rng.expovariate(4 / self.whole_s)):
                 seen = self._killed("at random instants", cwd, seen)
             self._complete(cwd, methods, seen)
 
     def at_instants(self, most: int | None = None) -> None:
-        """Kill each method's run, and one report, at each instant, or two methods' at so many; then complete it."""
-        methods = self.sweep.methods if most is None else self.rng.sample(self.sweep.methods, 2 if most else 0)
+        """Kill each method's run, and one report, at each instant, or two methods' at so many; then
+        complete it.
+        """
+        methods = (
+            self.sweep.methods
+            if most is None
+            else self.rng.sample(self.sweep.methods, 2 if most else 0)
+        )
         instants = [
             (method, report, i)
             for method in methods
@@ -285,15 +322,20 @@ class Storm:
         ]
         for method, report, i in self.rng.sample(instants, len(instants))[:most]:
             cwd = self._folder("instant")
-            assert not ended(self._fork(cwd, [method], report, Instants(i)), 600), f"instant {i} of {method} never came"
+            assert not ended(self._fork(cwd, [method], report, Instants(i)), 600), (
+                f"instant {i} of {method} never came"
+            )
             seen = self._killed("at chosen instants", cwd, Seen())
             assert ended(self._fork(cwd, [method], report), 600)
             self._complete(cwd, [method], seen, report)
 
     def of_the_command(self, kills: int) -> None:
-        """Kill `python -m harness`, one time in five before it has drawn anything, else while it draws."""
+        """Kill `python -m harness`, one time in five before it has drawn anything, else while it
+        draws.
+        """
         while self.findings.kills["of the command"] < kills:
-            cwd, seen = self._folder("command"), Seen()
+            cwd = self._folder("command")
+            seen = Seen()
             while not self._command(cwd):
                 seen = self._killed("of the command", cwd, seen)
             self._complete(cwd, self.sweep.methods, seen)
@@ -304,7 +346,11 @@ class Storm:
         with (cwd / "output.txt").open("ab") as output:
             process = start(cwd, *self.sweep.command, output=output)
         early = self.rng.random() < 0.2
-        while not early and process.poll() is None and b"planned," not in (cwd / "output.txt").read_bytes()[begun:]:
+        while (
+            not early
+            and process.poll() is None
+            and b"planned," not in (cwd / "output.txt").read_bytes()[begun:]
+        ):
             time.sleep(0.01)
         try:
             code = process.wait(self.rng.expovariate(2 / self.whole_s))
@@ -320,7 +366,13 @@ class Storm:
         folder.mkdir(parents=True)
         return folder
 
-    def _fork(self, cwd: Path, methods: Sequence[str], report: bool = True, instants: Instants | None = None) -> int:
+    def _fork(
+        self,
+        cwd: Path,
+        methods: Sequence[str],
+        report: bool = True,
+        instants: Instants | None = None,
+    ) -> int:
         def work() -> None:
             if instants:
                 instants.arm()
@@ -349,15 +401,22 @@ class Storm:
             self._expected[name] = deterministic(cwd)
         return self._expected[name]
 
-    def _complete(self, cwd: Path, methods: Sequence[str], before: Seen, report: bool = True) -> None:
-        """Compare a completed folder with the undisturbed one; it is not needed any more if they agree."""
+    def _complete(
+        self, cwd: Path, methods: Sequence[str], before: Seen, report: bool = True
+    ) -> None:
+        """Compare a completed folder with the undisturbed one; it is not needed any more if they
+        agree.
+        """
         examine(cwd, before, self.findings)
-        expected, found = self._undisturbed(methods, report), deterministic(cwd)
+        expected = self._undisturbed(methods, report)
+        found = deterministic(cwd)
         self.findings.folders += 1
         if found == expected and self.findings.good:
             shutil.rmtree(cwd)
         elif found != expected:
-            names = sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k))
+            names = sorted(
+                k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k)
+            )
             self.findings.unequal.append(f"{cwd}: {', '.join(names)}")
         (self.home / "log.txt").write_text(self.log())
 
@@ -370,8 +429,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Kill sweeps and examine what is left.")
     parser.add_argument("folder", type=Path, help="where; must not exist")
     parser.add_argument("--scene", choices=SCENES, default="toy")
-    parser.add_argument("--kills", type=int, default=0, help="at random instants of forked sweeps, at least")
-    parser.add_argument("--points", type=int, default=0, help="kills at chosen instants; -1 for all there are")
+    parser.add_argument(
+        "--kills", type=int, default=0, help="at random instants of forked sweeps, at least"
+    )
+    parser.add_argument(
+        "--points", type=int, default=0, help="kills at chosen instants; -1 for all there are"
+    )
     parser.add_argument("--commands", type=int, default=0, help="of the real command, at least")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()

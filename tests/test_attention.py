@@ -1,4 +1,6 @@
-"""Attention over the used cache: a row's result is the same in every bit, however far other rows are."""
+"""Attention over the used cache: a row's result is the same in every bit, however far other rows
+are.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from harness.models.kv_cache import BLOCK, GapMask, KVCache, Mask, Prefix, TreeM
 from harness.models.trunk import TrunkSpec
 
 SPEC = TrunkSpec(layers=1, dim=48, heads=3, hidden=8)
-SLOTS, LENGTH, WIDTH = 4, 300, 3
+SLOTS = 4
+LENGTH = 300
+WIDTH = 3
 KINDS = ("causal", "biased", "tree", "gaps")
 
 
@@ -36,7 +40,9 @@ def mask_of(kind: str, begin: list[int]) -> Mask | None:
     return None
 
 
-def attended(dtype: torch.dtype, kind: str, begin: list[int], slots: list[int] | None = None) -> Tensor:
+def attended(
+    dtype: torch.dtype, kind: str, begin: list[int], slots: list[int] | None = None
+) -> Tensor:
     """Rows fed WIDTH positions each from `begin` on, [B, H, W, d]; -1 is an idle row."""
     generator = torch.Generator().manual_seed(1)
     q, k, v = torch.randn((3, SLOTS, 3, WIDTH, 16), generator=generator).to(dtype)[:, : len(begin)]
@@ -61,7 +67,11 @@ def test_a_row_does_not_depend_on_how_far_the_others_are(dtype: torch.dtype, kin
 def test_nor_do_chosen_rows(dtype: torch.dtype) -> None:
     alone = attended(dtype, "biased", [100], [0])[0]
     scratch = SLOTS
-    for begin, slots in (([100, 2, 290], [0, 1, 2]), ([100, 100, -1], [0, 2, scratch]), ([100, 40], [0, 3])):
+    for begin, slots in (
+        ([100, 2, 290], [0, 1, 2]),
+        ([100, 100, -1], [0, 2, scratch]),
+        ([100, 40], [0, 3]),
+    ):
         assert torch.equal(attended(dtype, "biased", begin, slots)[0], alone)
 
 
@@ -74,7 +84,8 @@ def test_it_is_attention(kind: str) -> None:
     q, k, v = torch.randn((3, SLOTS, 3, WIDTH, 16), generator=generator).double()
     cache = filled(torch.float64, kind)
     for row, at in enumerate(begin):
-        cache.keys[0, row, :, at : at + WIDTH], cache.values[0, row, :, at : at + WIDTH] = k[row], v[row]
+        cache.keys[0, row, :, at : at + WIDTH] = k[row]
+        cache.values[0, row, :, at : at + WIDTH] = v[row]
     pos_BW1 = (torch.tensor(begin)[:, None] + torch.arange(WIDTH)).unsqueeze(-1)
     column_L = torch.arange(LENGTH + 1)
     seen_BWL = column_L <= pos_BW1
@@ -84,14 +95,17 @@ def test_it_is_attention(kind: str) -> None:
     if cache.bias_SL is not None:
         own_BWL = column_L == pos_BW1
         scores += torch.where(own_BWL, 0, cache.bias_SL[:SLOTS].unsqueeze(1)).unsqueeze(1)
-    law = scores.masked_fill(~seen_BWL.unsqueeze(1), -torch.inf).softmax(-1)
-    torch.testing.assert_close(mine, law @ cache.values[0, :SLOTS])
+    probs = scores.masked_fill(~seen_BWL.unsqueeze(1), -torch.inf).softmax(-1)
+    torch.testing.assert_close(mine, probs @ cache.values[0, :SLOTS])
 
 
 def test_what_lies_behind_a_row_is_not_read() -> None:
-    """Neither by the row whose cache ends before it, nor by rows that idle: it would turn them into NaN."""
+    """Neither by the row whose cache ends before it, nor by rows that idle: it would turn them into
+    NaN.
+    """
     cache = filled(torch.float32, "causal")
-    cache.keys[:, :, :, 2 * BLOCK :], cache.values[:, :, :, 2 * BLOCK :] = torch.nan, torch.nan
+    cache.keys[:, :, :, 2 * BLOCK :] = torch.nan
+    cache.values[:, :, :, 2 * BLOCK :] = torch.nan
     pos_BW = torch.tensor([[100], [LENGTH], [30], [LENGTH]])
     k = torch.zeros((SLOTS, 3, 1, 16))
     assert torch.isfinite(cache.attend_all(pos_BW)(0, k, k, k)).all()

@@ -57,7 +57,9 @@ def test_the_bundled_board_is_small_and_complete() -> None:
     assert sum(map(len, files.values())) <= 1_100_000 * board.MOST_MB
     assert sum(path.stat().st_size for path in BUNDLED.rglob("*.png")) < 1_000_000
     assert 0 < len(list(BUNDLED.rglob("*.png"))) <= board.THUMBNAILS
-    methods = {name.split("/")[2].rpartition("-")[0] for name in files if name.endswith("config.yaml")}
+    methods = {
+        name.split("/")[2].rpartition("-")[0] for name in files if name.endswith("config.yaml")
+    }
     assert {"plain", "best_of_n", "scalingar", "gridar", "speculative", "lantern", "vvs"} <= methods
     assert b"results=results/board" in files["README.md"]
 
@@ -69,7 +71,9 @@ def source(tmp_path: Path) -> Path:
     return tmp_path / "source"
 
 
-def test_packing_keeps_what_tables_need(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_packing_keeps_what_tables_need(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     gap = write_run(source, VALUES, "gap", fingerprint="00000003")
     (gap / "records-0.jsonl").write_text("")
     for target in ("one", "two", "one"):  # the second time over itself
@@ -82,7 +86,9 @@ def test_packing_keeps_what_tables_need(source: Path, tmp_path: Path, capsys: py
     before = contents(tmp_path / "one")
     assert harness(tmp_path, "stages=[report]", "results=one")[0] == 0
     assert contents(tmp_path / "one") == before
-    assert board.main(["pack", str(tmp_path / "one"), str(tmp_path / "three")]) == 0  # a board packs into itself
+    assert (
+        board.main(["pack", str(tmp_path / "one"), str(tmp_path / "three")]) == 0
+    )  # a board packs into itself
     assert contents(tmp_path / "three") == before
 
 
@@ -92,7 +98,11 @@ def test_packing_thins_traces_and_pictures_and_nothing_else(
     journal = next(source.rglob("records-0.jsonl"))
     records = [SampleRecord.from_json(line) for line in journal.read_text().splitlines()]
     series = pack_series(np.zeros(2))
-    notes = {"trace": {"threshold": series, "confidence": series}, "chosen": 0, "terminated_at": [None]}
+    notes = {
+        "trace": {"threshold": series, "confidence": series},
+        "chosen": 0,
+        "terminated_at": [None],
+    }
     notes["stages"] = [{"stage": "half", "possible": [True], "pictures": [series]}]
     traced = [dataclasses.replace(one, notes=notes) for one in records]
     journal.write_text("".join(one.to_json() + "\n" for one in traced))
@@ -101,7 +111,10 @@ def test_packing_thins_traces_and_pictures_and_nothing_else(
         assert board.main(["pack", str(tmp_path / start), str(tmp_path / target)]) == 0
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     packed = tmp_path / "one" / journal.parent.relative_to(source) / "records-0.jsonl.gz"
-    kept = [SampleRecord.from_json(line) for line in gzip.decompress(packed.read_bytes()).decode().splitlines()]
+    kept = [
+        SampleRecord.from_json(line)
+        for line in gzip.decompress(packed.read_bytes()).decode().splitlines()
+    ]
     assert 0 < sum("trace" in one.notes for one in kept) <= len(records) // 3
     assert all(("pictures" in one.notes["stages"][0]) == ("trace" in one.notes) for one in kept)
     assert all(one.notes["stages"][0]["possible"] == [True] for one in kept)
@@ -112,13 +125,22 @@ def test_packing_thins_traces_and_pictures_and_nothing_else(
 
 
 def test_nothing_is_lost_or_swollen_by_packing(
-    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    source: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     write_run(tmp_path / "open", VALUES)
     kept = contents(tmp_path / "open")
-    cases = [(source, "open", "is not packed, and would be lost"), (tmp_path / "none", "x", "no such results folder")]
+    cases = [
+        (source, "open", "is not packed, and would be lost"),
+        (tmp_path / "none", "x", "no such results folder"),
+    ]
     (tmp_path / "empty").mkdir()
-    for start, target, problem in [*cases, (tmp_path / "empty", "x", "none of its 0 runs is complete")]:
+    for start, target, problem in [
+        *cases,
+        (tmp_path / "empty", "x", "none of its 0 runs is complete"),
+    ]:
         assert board.main(["pack", str(start), str(tmp_path / target)]) == 2
         assert problem in capsys.readouterr().err
     assert contents(tmp_path / "open") == kept
@@ -131,5 +153,9 @@ def test_nothing_is_lost_or_swollen_by_packing(
 def test_a_packed_run_is_not_continued(source: Path, tmp_path: Path) -> None:
     board.main(["pack", str(source), str(tmp_path / "board")])
     jobs = [Job(prompt, image) for prompt in prompts_of(VALUES) for image in range(2)]
-    with pytest.raises(UserError, match="packed for publication, without images: choose another results="):
-        RunFolder(tmp_path / "board/made/toy/plain-00000001", {"run": {"fingerprint": "00000001"}}, jobs)
+    with pytest.raises(
+        UserError, match="packed for publication, without images: choose another results="
+    ):
+        RunFolder(
+            tmp_path / "board/made/toy/plain-00000001", {"run": {"fingerprint": "00000001"}}, jobs
+        )

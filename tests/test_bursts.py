@@ -1,4 +1,6 @@
-"""Burst law: rounds without the host in between draw the tokens of single rounds, and cost what they cost."""
+"""Burst law: rounds without the host in between draw the tokens of single rounds, and cost what
+they cost.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,11 @@ Drawn = dict[tuple[str, int], Delivery]
 def same(one: Drawn, other: Drawn) -> None:
     assert list(one) == list(other)  # delivered in the same order
     for key, delivery in one.items():
-        assert (delivery.tokens, delivery.notes, delivery.error) == (other[key].tokens, other[key].notes, "")
+        assert (delivery.tokens, delivery.notes, delivery.error) == (
+            other[key].tokens,
+            other[key].notes,
+            "",
+        )
         assert costs(delivery.usage) == costs(other[key].usage)
 
 
@@ -40,7 +46,9 @@ class Recalled:
 
 @pytest.fixture
 def captured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The path of CUDA but for the capture itself: idle warm-up calls, static and padded tensors, replays."""
+    """The path of CUDA but for the capture itself: idle warm-up calls, static and padded tensors,
+    replays.
+    """
     seen: list[int] = []
 
     def capture(_graphs: cuda_graphs.Graphs, work: Callable[[], None]) -> Recalled:
@@ -74,18 +82,23 @@ METHODS: list[tuple[Method, Sampling]] = [
 def test_bursts_change_nothing(
     method: Method, sampling: Sampling, width: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, some = ToyModel(dtype=torch.float32), jobs(TEXTS, images=2)
-    in_bursts = draw(method, some, model=model, sampling=sampling, slots=16, width=width)
+    model = ToyModel(dtype=torch.float32)
+    some = jobs(TEXTS, images=2)
+    in_bursts = draw(method, some, model=model, sampling=sampling, slots=16, tokens_per_step=width)
     for rounds_each in (0, 3):
         monkeypatch.setattr(bursts, "BURST", rounds_each)
-        same(in_bursts, draw(method, some, model=model, sampling=sampling, slots=16, width=width))
+        same(
+            in_bursts,
+            draw(method, some, model=model, sampling=sampling, slots=16, tokens_per_step=width),
+        )
 
 
 @pytest.mark.parametrize(("method", "sampling"), METHODS)
 def test_static_and_padded_tensors_change_nothing(
     method: Method, sampling: Sampling, request: pytest.FixtureRequest
 ) -> None:
-    model, some = ToyModel(dtype=torch.float32), jobs(TEXTS, images=2)
+    model = ToyModel(dtype=torch.float32)
+    some = jobs(TEXTS, images=2)
     eager = draw(method, some, model=model, sampling=sampling, slots=16)
     captures: list[int] = request.getfixturevalue("captured")
     same(eager, draw(method, some, model=model, sampling=sampling, slots=16))
@@ -97,7 +110,7 @@ def test_where_capturing_fails_rounds_are_called(
 ) -> None:
     def refuse(_graphs: cuda_graphs.Graphs, work: Callable[[], None]) -> Recalled:
         work()
-        raise RuntimeError("operation not permitted when stream is capturing\nmore of it")
+        raise RuntimeError("operation not permitted when branch is capturing\nmore of it")
 
     eager = draw(Plain(), jobs(TEXTS))
     monkeypatch.setattr(cuda_graphs.Graphs, "_capture", refuse)
@@ -106,7 +119,7 @@ def test_where_capturing_fails_rounds_are_called(
     done: Drawn = {}
     Scheduler(Plain(), sampler, seed=0).run(jobs(TEXTS), lambda d: done.update({d.job.key: d}))
     same(eager, done)
-    assert sampler.graphs.state == "off (operation not permitted when stream is capturing)"
+    assert sampler.graphs.state == "off (operation not permitted when branch is capturing)"
     assert caplog.text.count("CUDA graphs are off") == 1
 
 
@@ -114,7 +127,7 @@ def test_a_burst_reads_the_device_once_and_books_every_round() -> None:
     model = ToyModel()
     sampler = Sampler(model, Sampling(scale=2.0), slots=12, prefill=(3, 4))
     Scheduler(Plain(), sampler, seed=0).run(jobs(TEXTS[:1]), lambda _: None)
-    assert (sampler.rounds, sampler.fed) == (16, 32)
+    assert (sampler.decode_steps, sampler.active_branch_steps) == (16, 32)
 
 
 class Interrupted(ToyModel):
@@ -138,23 +151,32 @@ def test_an_interrupted_burst_leaves_nothing_behind(stop: int) -> None:
     sampler = Sampler(Interrupted(stop), Sampling(scale=2.0), slots=12, prefill=(3, 4))
     done: Drawn = {}
     with pytest.raises(KeyboardInterrupt):
-        Scheduler(BestOfN(2), sampler, seed=0).run(jobs(TEXTS), lambda d: done.update({d.job.key: d}))
+        Scheduler(BestOfN(2), sampler, seed=0).run(
+            jobs(TEXTS), lambda d: done.update({d.job.key: d})
+        )
     assert sampler.free == 12
     rest = [job for job in jobs(TEXTS) if job.key not in done]
     Scheduler(BestOfN(2), sampler, seed=0).run(rest, lambda d: done.update({d.job.key: d}))
     assert {key: d.tokens for key, d in done.items()} == {key: d.tokens for key, d in whole.items()}
-    assert [replace(costs(d.usage)) for d in done.values()] == [costs(whole[key].usage) for key in done]
+    assert [replace(costs(d.usage)) for d in done.values()] == [
+        costs(whole[key].usage) for key in done
+    ]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="graphs are captured on CUDA only")
 @pytest.mark.parametrize("width", [1, 3])
 def test_graphs_draw_what_is_drawn_without_them(width: int) -> None:
-    """On CUDA, with the embedded model: every round captured, against every round launched by the host."""
+    """On CUDA, with the embedded model: every round captured, against every round launched by the
+    host.
+    """
     from harness.models.pictogram.generator import Pictogram
 
-    model, drawn = Pictogram(device="cuda"), []
+    model = Pictogram(device="cuda")
+    drawn = []
     for graphs in ("on", "off (test)"):
-        sampler = Sampler(model, Sampling(scale=2.0), slots=8, width=width, prefill=(8, 32))
+        sampler = Sampler(
+            model, Sampling(scale=2.0), slots=8, tokens_per_step=width, prefill=(8, 32)
+        )
         sampler.graphs.state = graphs
         done: Drawn = {}
         Scheduler(ScalingAR(2) if width == 3 else Plain(), sampler, seed=0).run(

@@ -1,4 +1,6 @@
-"""What a user types: good commands do what they say, bad ones get one line with the value and the remedy."""
+"""What a user types: good commands do what they say, bad ones get one line with the value and the
+remedy.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ def board(cwd: Path) -> list[dict[str, str]]:
 
 
 def test_a_sweep_makes_a_folder_a_row_and_a_label_each(tmp_path: Path) -> None:
-    code, output = harness(tmp_path, "-m", *TOY, "method=toy_best", "method.n=2,3,4", "benchmark.prompts=6")
+    code, output = harness(
+        tmp_path, "-m", *TOY, "method=toy_best", "method.n=2,3,4", "benchmark.prompts=6"
+    )
     assert code == 0, output
     assert [(row["method"], row["params"], row["images"]) for row in board(tmp_path)] == [
         ("toy_best", "n=2", "12"),
@@ -49,7 +53,9 @@ def test_the_same_seed_is_the_same_run_and_another_is_another(tmp_path: Path) ->
 
 
 def test_latency_draws_one_image_at_a_time_and_the_same_candidates(tmp_path: Path) -> None:
-    code, output = harness(tmp_path, "-m", *TOY[:-1], "sampler=latency,throughput", "benchmark.prompts=4")
+    code, output = harness(
+        tmp_path, "-m", *TOY[:-1], "sampler=latency,throughput", "benchmark.prompts=4"
+    )
     assert code == 0, output
     assert len(folders(tmp_path)) == 2
 
@@ -70,7 +76,9 @@ def test_latency_draws_one_image_at_a_time_and_the_same_candidates(tmp_path: Pat
         (["stages=[report]", "results=nowhere"], ["nowhere"]),
     ],
 )
-def test_bad_input_is_refused_in_one_line(arguments: list[str], words: list[str], tmp_path: Path) -> None:
+def test_bad_input_is_refused_in_one_line(
+    arguments: list[str], words: list[str], tmp_path: Path
+) -> None:
     code, output = harness(tmp_path, *TOY, *arguments)
     assert code == 2, output
     (line,) = output.strip().splitlines()
@@ -98,7 +106,10 @@ def test_a_second_writer_and_a_foreign_folder_are_refused(tmp_path: Path) -> Non
 
 
 def test_a_file_name_from_data_cannot_leave_the_run_folder() -> None:
-    assert image_path(Prompt("tiif/color+3d/0017/short", "", ""), 2) == "images/color+3d/0017/short/2.png"
+    assert (
+        image_path(Prompt("tiif/color+3d/0017/short", "", ""), 2)
+        == "images/color+3d/0017/short/2.png"
+    )
     for hostile in ("x/../../etc", "x//a", "x/a b", "x/.", "/"):
         with pytest.raises(UserError, match="file name"):
             image_path(Prompt(hostile, "", ""), 0)

@@ -1,4 +1,6 @@
-"""Company law: the tokens and the cost of a job do not depend on which other jobs run, nor on their order."""
+"""Company law: the tokens and the cost of a job do not depend on which other jobs run, nor on their
+order.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,13 @@ from methods.plain import Plain
 
 
 class Wanderer:
-    """Uses every seam: looks, forks, closes, truncates, re-conditions, commits, renders and asks."""
+    """Uses every seam: looks, forks, closes, truncates, re-conditions, commits, renders and
+    asks.
+    """
 
-    rows, streams, width = 3, 2, 2
+    rows = 3
+    branches = 2
+    tokens_per_step = 2
 
     async def generate(self, prompt: str, s: Session) -> Canvas:
         a, b, c = s.open(3)
@@ -48,12 +54,17 @@ def costs(usage: Usage) -> Usage:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("method", [Plain(), BestOfN(2, PixelSum()), BestOfN(3), Wanderer()])
-def test_tokens_and_costs_do_not_depend_on_company(method: Method, dtype: torch.dtype, device: str) -> None:
+def test_tokens_and_costs_do_not_depend_on_company(
+    method: Method, dtype: torch.dtype, device: str
+) -> None:
     model = ToyModel(dtype=dtype, device=device)
     some = jobs(TEXTS, images=2)
     together = draw(method, some, model=model, slots=14)
     shuffled = random.Random(3).sample(some, len(some))
-    for other in (draw(method, shuffled, model=model, slots=14), draw(method, shuffled[:1], model=model, slots=14)):
+    for other in (
+        draw(method, shuffled, model=model, slots=14),
+        draw(method, shuffled[:1], model=model, slots=14),
+    ):
         for key, delivery in other.items():
             assert not delivery.error
             assert delivery.tokens == together[key].tokens
@@ -74,7 +85,8 @@ def test_logits_are_bitwise_equal_whoever_else_is_drawn() -> None:
             return canvas
 
     model = ToyModel(dtype=torch.float32)
-    together, alone = Keep(), Keep()
+    together = Keep()
+    alone = Keep()
     draw(together, jobs(TEXTS), model=model)
     for job in jobs(TEXTS):
         draw(alone, [job], model=model)
@@ -89,7 +101,9 @@ def test_seeds_prompts_and_images_give_different_pictures() -> None:
     assert len(set(drawn)) == len(drawn)
 
 
-@pytest.mark.parametrize("sampling", [Sampling(scale=1.0), Sampling(scale=3.0, temperature=0.0), Sampling(top_k=3)])
+@pytest.mark.parametrize(
+    "sampling", [Sampling(scale=1.0), Sampling(scale=3.0, temperature=0.0), Sampling(top_k=3)]
+)
 def test_latency_concurrency_changes_nothing(sampling: Sampling) -> None:
     many = draw(Plain(), jobs(TEXTS), sampling=sampling)
     single = draw(Plain(), jobs(TEXTS), sampling=sampling, concurrency=1)

@@ -40,8 +40,8 @@ def hydra() -> Iterator[None]:
 @pytest.mark.parametrize("sampler", options("sampler"))
 def test_every_method_builds_on_every_sampler(method: str, sampler: str) -> None:
     point = Point(compose("config", [f"method={method}", f"sampler={sampler}"]), choices(method))
-    assert point.sampler["slots"] >= point.method.rows * point.method.streams
-    assert point.method.width == point.sampler["width"]
+    assert point.sampler["slots"] >= point.method.rows * point.method.branches
+    assert point.method.tokens_per_step == point.sampler["tokens_per_step"]
     assert len(point.fingerprint) == 8
 
 
@@ -73,14 +73,20 @@ def test_every_model_builds_or_says_which_weights_it_lacks(
     if "pictogram" in config.model._target_:
         assert Point(config, choices("plain")).jobs
         return
-    with pytest.raises(UserError, match=r"set model.checkpoint=PATH|model.weights=random is for measuring") as error:
+    with pytest.raises(
+        UserError, match=r"set model.checkpoint=PATH|model.weights=random is for measuring"
+    ) as error:
         Point(config, choices("plain"))
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("group", "option"), [(g, o) for g in ("detector", "colors") for o in options(g)])
+@pytest.mark.parametrize(
+    ("group", "option"), [(g, o) for g in ("detector", "colors") for o in options(g)]
+)
 def test_every_part_of_an_evaluator_mounts_and_has_a_name(group: str, option: str) -> None:
-    config = compose("config", ["benchmark=geneval", f"{group}@benchmark.{group}={option}", "device=cpu"])
+    config = compose(
+        "config", ["benchmark=geneval", f"{group}@benchmark.{group}={option}", "device=cpu"]
+    )
     if "revision" in config.benchmark[group]:
         config.benchmark[group].revision = "0123456789"  # else the hub is asked for the newest
     made = instantiate(config.benchmark[group])
@@ -90,28 +96,51 @@ def test_every_part_of_an_evaluator_mounts_and_has_a_name(group: str, option: st
 
 @pytest.mark.parametrize("judge", options("judge"))
 def test_every_judge_mounts_where_judges_go(judge: str) -> None:
-    config = compose("config", ["method=best_of_n", f"judge@method.reward={judge}", f"judge@benchmark.judge={judge}"])
+    config = compose(
+        "config",
+        ["method=best_of_n", f"judge@method.reward={judge}", f"judge@benchmark.judge={judge}"],
+    )
     assert config.method.reward == config.benchmark.judge
 
 
 def test_the_demo_leaves_no_method_out() -> None:
     """Every method's class is shown; of its presets one is enough."""
     points = compose("config", ["experiment=demo"], return_hydra_config=True).hydra.sweeper.points
-    shown = {override.split("=")[1] for point in points for override in point if override.startswith("method=")}
-    classes = {name: compose("config", [f"method={name}"]).method._target_ for name in options("method")}
+    shown = {
+        override.split("=")[1]
+        for point in points
+        for override in point
+        if override.startswith("method=")
+    }
+    classes = {
+        name: compose("config", [f"method={name}"]).method._target_ for name in options("method")
+    }
     assert {classes[name] for name in shown} == set(classes.values())
 
 
 def test_each_result_relevant_change_changes_the_fingerprint() -> None:
-    changes = ["seed=1", "method=best_of_n", "benchmark.prompts=6", "model.sampling.scale=3", "sampler.slots=32"]
-    fingerprints = [Point(compose("config", [change]), choices("plain")).fingerprint for change in ["seed=0", *changes]]
+    changes = [
+        "seed=1",
+        "method=best_of_n",
+        "benchmark.prompts=6",
+        "model.sampling.scale=3",
+        "sampler.slots=32",
+    ]
+    fingerprints = [
+        Point(compose("config", [change]), choices("plain")).fingerprint
+        for change in ["seed=0", *changes]
+    ]
     assert len(set(fingerprints)) == len(fingerprints)
-    same = Point(compose("config", ["results=x", "stages=[score]", "device=cpu"]), choices("plain")).fingerprint
+    same = Point(
+        compose("config", ["results=x", "stages=[score]", "device=cpu"]), choices("plain")
+    ).fingerprint
     assert same == fingerprints[0]
 
 
 def test_a_part_that_is_switched_off_shows_in_the_leaderboard() -> None:
-    point = Point(compose("config", ["method=gridar", "method.stages.quarter=null"]), choices("gridar"))
+    point = Point(
+        compose("config", ["method=gridar", "method.stages.quarter=null"]), choices("gridar")
+    )
     assert point.record()["run"]["params"] == "stages.quarter=None"
 
 
@@ -119,13 +148,19 @@ def choices(method: str) -> dict[str, str]:
     return {"method": method, "benchmark": "pictogram"}
 
 
-TABLES = [name for name in options("experiment") if "claims:" in (CONF / "experiment" / f"{name}.yaml").read_text()]
+TABLES = [
+    name
+    for name in options("experiment")
+    if "claims:" in (CONF / "experiment" / f"{name}.yaml").read_text()
+]
 
 
 @pytest.mark.parametrize("experiment", TABLES)
 def test_a_papers_table_measures_every_claim_that_this_project_can(experiment: str) -> None:
     """Each published number of its sources has a point of the same model, method and options."""
-    sweeper = compose("config", [f"experiment={experiment}"], return_hydra_config=True).hydra.sweeper
+    sweeper = compose(
+        "config", [f"experiment={experiment}"], return_hydra_config=True
+    ).hydra.sweeper
     claims = [claim for claim in read_claims() if claim.source in sweeper.claims]
     assert {claim.source for claim in claims} == set(sweeper.claims)
     runs = [_planned(experiment, list(point)) for point in sweeper.points]
@@ -151,7 +186,9 @@ def _planned(experiment: str, point: list[str]) -> Run:
 
 def rehearse(experiment: str, cwd: Path, *more: str) -> None:
     GlobalHydra.instance().clear()
-    code, said = run_harness(cwd, "-m", f"experiment={experiment}", "hydra/sweeper=rehearsal", *more)
+    code, said = run_harness(
+        cwd, "-m", f"experiment={experiment}", "hydra/sweeper=rehearsal", *more
+    )
     assert code == 0, said
 
 

@@ -1,4 +1,6 @@
-"""Conservation: every token is counted once, thrown away or delivered; no slot leaks, whatever a method does."""
+"""Conservation: every token is counted once, thrown away or delivered; no slot leaks, whatever a
+method does.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ import pytest
 from test_company import Wanderer
 from toy import TEXTS, PixelSum, ToyModel, draw, jobs
 
+from harness.engine import meter
 from harness.engine.canvas import Canvas
 from harness.engine.guidance import Sampling
 from harness.engine.sampler import Sampler
@@ -24,13 +27,15 @@ def test_best_of_n_costs_n_images(n: int) -> None:
         usage = delivery.usage
         assert usage.visual_tokens == usage.sampled == n * 16
         assert usage.discarded == (n - 1) * 16
-        assert usage.target_positions == n * 2 * 15  # two streams; the last token is never fed
+        assert usage.target_positions == n * 2 * 15  # two branches; the last token is never fed
         assert usage.renders == n
         assert usage.judge_calls == (n if n > 1 else 0)
 
 
 @pytest.mark.parametrize("method", [Plain(), BestOfN(3), Wanderer()])
-def test_tokens_ever_committed_are_sampled_or_skipped(method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_ever_committed_are_sampled_or_skipped(
+    method: Method, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Counted a second time, at the one place where a canvas grows."""
     grown = {"tokens": 0}
 
@@ -56,23 +61,26 @@ def test_tokens_ever_committed_are_sampled_or_skipped(method: Method, monkeypatc
     monkeypatch.setattr(Sampler, "open", open_counting)
     monkeypatch.setattr(Sampler, "fork", fork_counting)
     deliveries = draw(method, jobs(TEXTS))
-    assert sum(d.usage.sampled + d.usage.skipped for d in deliveries.values()) == grown["tokens"] > 0
+    assert (
+        sum(d.usage.sampled + d.usage.skipped for d in deliveries.values()) == grown["tokens"] > 0
+    )
 
 
 def test_device_seconds_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shares of rows sum to the measured total: with a clock of 1 s a reading, to one second per measurement."""
-    import harness.engine.meter
+    """Shares of rows sum to the measured total: with a clock of 1 s a reading, to one second per
+    measurement.
+    """
 
     ticks = iter(range(10**6))
-    monkeypatch.setattr(harness.meter.time, "perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr(meter.time, "perf_counter", lambda: float(next(ticks)))
     measured = {"count": 0}
-    share = harness.meter._share
+    share = meter._share
 
     def counting(seconds: float, shares: list, stage: str) -> None:
         measured["count"] += 1
         share(seconds, shares, stage)
 
-    monkeypatch.setattr(harness.meter, "_share", counting)
+    monkeypatch.setattr(meter, "_share", counting)
     deliveries = draw(BestOfN(2, PixelSum()), jobs(TEXTS))
     usages = [delivery.usage for delivery in deliveries.values()]
     assert sum(usage.device_s for usage in usages) == pytest.approx(measured["count"])
@@ -142,11 +150,13 @@ def test_a_judge_that_fails_on_one_image_fails_one_job() -> None:
 
 def test_rewards_see_the_text_and_the_image_only() -> None:
     """With a falsified answer key nothing changes: no method and no reward can read it."""
-    true, false = jobs(TEXTS), jobs(TEXTS)
+    true = jobs(TEXTS)
+    false = jobs(TEXTS)
     for job in false:
         job.prompt.spec["answer"] = "falsified"  # type: ignore[index]
     reward = BestOfN(4, PixelSum())
-    honest, misled = draw(reward, true), draw(reward, false)
+    honest = draw(reward, true)
+    misled = draw(reward, false)
     assert [d.tokens for d in honest.values()] == [d.tokens for d in misled.values()]
 
 
@@ -157,9 +167,11 @@ def test_a_method_that_does_not_fit_is_refused_before_any_compute() -> None:
         Scheduler(BestOfN(4), sampler, seed=0)
 
     class Wide(Plain):
-        width = 3
+        tokens_per_step = 3
 
-    with pytest.raises(UserError, match=r"sampler\.width=1 is too small: the method needs 3"):
+    with pytest.raises(
+        UserError, match=r"sampler\.tokens_per_step=1 is too small: the method needs 3"
+    ):
         Scheduler(Wide(), sampler, seed=0)
 
     class Guided(Plain):
@@ -171,7 +183,9 @@ def test_a_method_that_does_not_fit_is_refused_before_any_compute() -> None:
     assert model.forwards == 0
 
 
-@pytest.mark.parametrize("bad", [{"scale": 0.5}, {"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}])
+@pytest.mark.parametrize(
+    "bad", [{"scale": 0.5}, {"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}]
+)
 def test_sampling_out_of_range_is_refused(bad: dict[str, float]) -> None:
     (name,) = bad
     with pytest.raises(UserError, match=f"sampling.{name}={bad[name]}"):

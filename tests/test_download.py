@@ -68,7 +68,9 @@ def test_the_first_digits_of_a_hash_are_a_pin(server: str) -> None:
         ("/torn", SHA, "cannot be downloaded ("),
     ],
 )
-def test_what_is_not_the_file_is_not_kept(server: str, where: str, sha256: str, problem: str) -> None:
+def test_what_is_not_the_file_is_not_kept(
+    server: str, where: str, sha256: str, problem: str
+) -> None:
     with pytest.raises(UserError) as caught:
         fetch(f"{server}{where}", sha256, "file")
     assert problem in str(caught.value)

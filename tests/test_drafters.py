@@ -1,4 +1,6 @@
-"""Every drafter's configuration builds what it names; published ones ask for their weights in one line."""
+"""Every drafter's configuration builds what it names; published ones ask for their weights in one
+line.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +16,17 @@ from harness.drafters.model import DraftModel
 from harness.models.pictogram.generator import Pictogram
 from harness.records import UserError
 
-DRAFTERS = sorted(path.stem for path in (Path(__file__).parent.parent / "conf/drafter").glob("*.yaml"))
+DRAFTERS = sorted(
+    path.stem for path in (Path(__file__).parent.parent / "conf/drafter").glob("*.yaml")
+)
 
 
 @pytest.mark.parametrize("name", DRAFTERS)
 def test_every_drafter_composes(name: str) -> None:
     with initialize_config_module("conf", version_base="1.3"):
-        config = compose("config", ["method=speculative", f"drafter@method.drafter={name}"]).method.drafter
+        config = compose(
+            "config", ["method=speculative", f"drafter@method.drafter={name}"]
+        ).method.drafter
     assert isinstance(instantiate(config), DraftModel | Eagle)
 
 

@@ -1,4 +1,6 @@
-"""The laws once more on the embedded model, at its real shapes and with its real judge and reward."""
+"""The laws once more on the embedded model, at its real shapes and with its real judge and
+reward.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,10 @@ Draw = Callable[[Method, Sequence[Job]], dict[tuple[str, int], Delivery]]
 
 def prompts() -> list[Prompt]:
     rows = generate_prompts(Pictogram().classes, 6, seed=5)
-    return [Prompt(f"embedded/{i:05d}", row["prompt"], row["tag"], dict(row)) for i, row in enumerate(rows)]
+    return [
+        Prompt(f"embedded/{i:05d}", row["prompt"], row["tag"], dict(row))
+        for i, row in enumerate(rows)
+    ]
 
 
 @pytest.fixture(scope="module", params=DEVICES)
@@ -41,7 +46,9 @@ def draw(request: pytest.FixtureRequest) -> Draw:
     def drawn(method: Method, jobs: Sequence[Job]) -> dict[tuple[str, int], Delivery]:
         sampler = Sampler(model, Sampling(scale=2.0), slots=16, prefill=(8, 32), render_batch=8)
         done: dict[tuple[str, int], Delivery] = {}
-        Scheduler(method, sampler, seed=0).run(jobs, lambda delivery: done.update({delivery.job.key: delivery}))
+        Scheduler(method, sampler, seed=0).run(
+            jobs, lambda delivery: done.update({delivery.job.key: delivery})
+        )
         assert sampler.free == 16
         return done
 
@@ -59,42 +66,53 @@ def test_company_and_order_change_no_token(draw: Draw) -> None:
 def test_company_changes_no_confidence(draw: Draw) -> None:
     """Probes run on as many rows as there are: their reductions must not show it."""
     jobs = [Job(prompt, 0) for prompt in prompts()[4:]]
-    together, alone = draw(ScalingAR(4), jobs), draw(ScalingAR(4), jobs[1:])
+    together = draw(ScalingAR(4), jobs)
+    alone = draw(ScalingAR(4), jobs[1:])
     for key, delivery in alone.items():
         assert (delivery.tokens, delivery.notes) == (together[key].tokens, together[key].notes)
 
 
 def test_no_choice_reads_the_answer_key(draw: Draw) -> None:
-    """The reward parses the prompt's text: with every answer key falsified it chooses the same candidates."""
+    """The reward parses the prompt's text: with every answer key falsified it chooses the same
+    candidates.
+    """
     rewarded = BestOfN(4, PictogramReward())
     honest = draw(rewarded, [Job(prompt, 0) for prompt in prompts()])
     falsified = [replace(prompt, spec={"tag": "counting", "include": []}) for prompt in prompts()]
     misled = draw(rewarded, [Job(prompt, 0) for prompt in falsified])
-    assert {k: (d.tokens, d.notes) for k, d in honest.items()} == {k: (d.tokens, d.notes) for k, d in misled.items()}
+    assert {k: (d.tokens, d.notes) for k, d in honest.items()} == {
+        k: (d.tokens, d.notes) for k, d in misled.items()
+    }
     assert len({d.notes["chosen"] for d in honest.values()}) > 1  # it does choose
 
 
 def test_tokens_are_those_of_the_last_release() -> None:
     """A refactoring changes no token; new weights or a meant change of the draw rewrite the file.
 
-    Floating-point kernels differ between processors and versions of torch: where no hashes are on file, none can be
-    compared.
+    Floating-point kernels differ between processors and versions of torch: where no hashes are on
+    file, none can be compared.
     """
     place = f"torch {torch.__version__.split('+')[0]} {torch.backends.cpu.get_cpu_capability()}"
     golden = json.loads(GOLDEN.read_text())
     model = Pictogram()
     if model.revision != golden["weights"] or place not in golden["tokens"]:
-        pytest.skip(f"no token hashes for {place} and weights {model.revision}: write them with this file as a script")
+        pytest.skip(
+            f"no token hashes for {place} and weights {model.revision}: write them with this file as a script"
+        )
     assert hashes() == golden["tokens"][place]
 
 
 def hashes() -> dict[str, str]:
     done: dict[str, str] = {}
     for name, method in (("plain", Plain()), ("best_of_4", BestOfN(4, PictogramReward()))):
-        sampler = Sampler(Pictogram(), Sampling(scale=2.0), slots=16, prefill=(8, 32), render_batch=8)
+        sampler = Sampler(
+            Pictogram(), Sampling(scale=2.0), slots=16, prefill=(8, 32), render_batch=8
+        )
         tokens: dict[str, tuple[int, ...]] = {}
         jobs = [Job(prompt, 0) for prompt in prompts()]
-        Scheduler(method, sampler, seed=0).run(jobs, lambda d, t=tokens: t.update({d.job.prompt.id: d.tokens}))
+        Scheduler(method, sampler, seed=0).run(
+            jobs, lambda d, t=tokens: t.update({d.job.prompt.id: d.tokens})
+        )
         done[name] = hashlib.sha256(json.dumps(tokens, sort_keys=True).encode()).hexdigest()[:16]
     return done
 
@@ -105,4 +123,6 @@ if __name__ == "__main__":
     revision = Pictogram().revision
     known = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {"weights": "", "tokens": {}}
     kept = known["tokens"] if known["weights"] == revision else {}
-    GOLDEN.write_text(json.dumps({"weights": revision, "tokens": {**kept, where: hashes()}}, indent=1) + "\n")
+    GOLDEN.write_text(
+        json.dumps({"weights": revision, "tokens": {**kept, where: hashes()}}, indent=1) + "\n"
+    )

@@ -21,7 +21,9 @@ from harness.runs import spec
 KEPT: dict[str, str] = json.loads(Path(__file__).with_name("fingerprints.json").read_text())
 """Options of a run -> its fingerprint, as it was when the list was made."""
 FILES = ("benchmark=geneval", "benchmark=tiif", "benchmark=tiif_testmini")
-"""Benchmarks whose prompts are files that tests do not have: their configuration is held over a stub's prompts."""
+"""Benchmarks whose prompts are files that tests do not have: their configuration is held over a
+stub's prompts.
+"""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -52,7 +54,11 @@ def test_a_presets_fingerprint_is_the_recorded_one(
             device="cpu",
         )
         monkeypatch.setattr(spec, "load_model", lambda *_: embedded)
-    if any(option in FILES for option in overrides) or options == "benchmark=pictogram" or options == "benchmark=tiif_pictogram":
+    if (
+        any(option in FILES for option in overrides)
+        or options == "benchmark=pictogram"
+        or options == "benchmark=tiif_pictogram"
+    ):
         build = spec.build
 
         def build_stub(part: DictConfig, **extra: Any) -> Any:

@@ -1,4 +1,6 @@
-"""GenEval from prompts to the reference's files, with tiny networks: verdicts, resume, folders made elsewhere."""
+"""GenEval from prompts to the reference's files, with tiny networks: verdicts, resume, folders made
+elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +72,8 @@ def write(path: Path, rows: Sequence[dict]) -> str:
 class Idle:
     """A detector and a color classifier for tests that ask for nothing."""
 
-    id, random = "idle", False
+    id = "idle"
+    random = False
 
     def load(self) -> None:
         raise AssertionError("nothing is to be loaded")
@@ -82,10 +85,12 @@ def idle(**options: Any) -> GenEval:
     return GenEval(Idle(), Idle(), **options)  # type: ignore[arg-type]
 
 
-# --- prompts ----------------------------------------------------------------------------------------------------------
+# --- prompts --------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not SHARED.is_file(), reason="GenEval's metadata file is not beside the repository")
+@pytest.mark.skipif(
+    not SHARED.is_file(), reason="GenEval's metadata file is not beside the repository"
+)
 def test_the_official_file_is_known_by_its_hash(tmp_path: Path) -> None:
     official = idle(metadata=str(SHARED))
     assert (official.version, len(official.prompts()), official.images) == ("af4902f", 553, 4)
@@ -94,7 +99,10 @@ def test_the_official_file_is_known_by_its_hash(tmp_path: Path) -> None:
     assert len(idle(metadata=str(SHARED), prompts=60).prompts()) == 60
     changed = tmp_path / "changed.jsonl"
     changed.write_bytes(SHARED.read_bytes() + b" \n")
-    with pytest.raises(UserError, match=r"changed\.jsonl has sha256 \w{64}, GenEval's metadata at af4902f has 5c48e08"):
+    with pytest.raises(
+        UserError,
+        match=r"changed\.jsonl has sha256 \w{64}, GenEval's metadata at af4902f has 5c48e08",
+    ):
         idle(metadata=str(changed))
     assert idle(metadata=str(changed), allow_other_version=True).version.startswith("other-")
 
@@ -113,24 +121,34 @@ def test_the_download_is_pinned_and_a_copy_in_the_cache_is_checked(
         idle()
 
 
-def test_classes_leave_prompts_out_and_say_so(files: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_classes_leave_prompts_out_and_say_so(
+    files: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     options = {"metadata": str(files / "metadata.jsonl"), "allow_other_version": True}
     some = idle(**options, classes=["cat", "dog", "cup"])
     assert [prompt.id for prompt in some.prompts()] == ["geneval/00000", "geneval/00001"]
     assert "3 of 5 prompts left out: they name 3 classes beside benchmark.classes" in caplog.text
-    with pytest.raises(UserError, match=r"each of its 5 prompts names a class beside benchmark\.classes"):
+    with pytest.raises(
+        UserError, match=r"each of its 5 prompts names a class beside benchmark\.classes"
+    ):
         idle(**options, classes=["giraffe"])
     with pytest.raises(UserError, match=r"benchmark\.images=0"):
         idle(**options, images=0)
 
 
-# --- verdicts ---------------------------------------------------------------------------------------------------------
+# --- verdicts -------------------------------------------------------------------------------------
 
 
-def test_images_are_judged_by_what_the_networks_see(judges: tuple[Mmdet, Clip], tmp_path: Path) -> None:
-    """Prompts are made after looking, so that what is right is known; the benchmark judges all in one batch."""
+def test_images_are_judged_by_what_the_networks_see(
+    judges: tuple[Mmdet, Clip], tmp_path: Path
+) -> None:
+    """Prompts are made after looking, so that what is right is known; the benchmark judges all in
+    one batch.
+    """
     detector, colors = judges
-    rows, expected, paths = [], [], []
+    rows = []
+    expected = []
+    paths = []
     for seed in range(4):
         image = picture(seed)
         (found,) = detector.detect([image], LOW["threshold"])
@@ -139,13 +157,18 @@ def test_images_are_judged_by_what_the_networks_see(judges: tuple[Mmdet, Clip], 
         (looks,) = colors.scores([Question(image, best)])
         color = COLORS[int(np.argmax(looks))]
         other = COLORS[int(np.argmin(looks))]
-        absent = next(name for name in ("cat", "dog", "bus") if name not in {one.name for one in found})
+        absent = next(
+            name for name in ("cat", "dog", "bus") if name not in {one.name for one in found}
+        )
         cases = [
             (row("single_object", clause(best.name)), True),
             (row("two_object", clause(best.name), clause(absent)), False),
             (row("colors", clause(best.name, color=color)), True),
             (row("colors", clause(best.name, color=other)), False),
-            (row("counting", clause(best.name, count), exclude=[clause(best.name, count + 1)]), True),
+            (
+                row("counting", clause(best.name, count), exclude=[clause(best.name, count + 1)]),
+                True,
+            ),
             (row("counting", clause(best.name, count + 1)), False),
         ]
         for made, right in cases:
@@ -169,7 +192,9 @@ def test_images_are_judged_by_what_the_networks_see(judges: tuple[Mmdet, Clip], 
     assert summary[-1].startswith("NOT FOR A LEADERBOARD: ")
 
 
-def test_what_cannot_be_read_is_unjudged_and_spoils_nothing(judges: tuple[Mmdet, Clip], files: Path) -> None:
+def test_what_cannot_be_read_is_unjudged_and_spoils_nothing(
+    judges: tuple[Mmdet, Clip], files: Path
+) -> None:
     benchmark = tiny(judges, files)
     torn, good, missing = (files / f"{i}.png" for i in range(3))
     Image.fromarray(picture(0)).save(good)
@@ -179,7 +204,10 @@ def test_what_cannot_be_read_is_unjudged_and_spoils_nothing(judges: tuple[Mmdet,
     assert [score.value is None for score in scores] == [True, False, True]
     assert "cannot be read" in scores[0].detail["unjudged"]
     assert scores[2].detail["unjudged"] == "2.png is missing"
-    (result,) = [json.loads(line) for line in benchmark.files(scores[:1], files)["results.jsonl"].splitlines()]
+    (result,) = [
+        json.loads(line)
+        for line in benchmark.files(scores[:1], files)["results.jsonl"].splitlines()
+    ]
     assert (result["correct"], result["details"]) == (False, "{}")
     assert result["reason"].startswith("unjudged: 0.png cannot be read")
     assert benchmark.summarise([]) == ["no image was scored"]
@@ -187,11 +215,14 @@ def test_what_cannot_be_read_is_unjudged_and_spoils_nothing(judges: tuple[Mmdet,
 
 def tiny(judges: tuple[Mmdet, Clip], files: Path, **options: Any) -> GenEval:
     return GenEval(
-        *judges, str(files / "metadata.jsonl"), allow_other_version=True, **{"images": 2, "options": LOW, **options}
+        *judges,
+        str(files / "metadata.jsonl"),
+        allow_other_version=True,
+        **{"images": 2, "options": LOW, **options},
     )
 
 
-# --- runs -------------------------------------------------------------------------------------------------------------
+# --- runs -----------------------------------------------------------------------------------------
 
 
 def arguments(files: Path, *more: str) -> list[str]:
@@ -201,7 +232,10 @@ def arguments(files: Path, *more: str) -> list[str]:
         *(f"benchmark.metadata={files / 'metadata.jsonl'}", "benchmark.allow_other_version=true"),
         *(f"benchmark.detector.config={files / 'tiny.py'}", "benchmark.detector.weights=random"),
         *("benchmark.detector.short_side=64", f"benchmark.colors.model={files / 'tiny_clip.json'}"),
-        *("benchmark.colors.weights=random", *(f"benchmark.options.{name}={value}" for name, value in LOW.items())),
+        *(
+            "benchmark.colors.weights=random",
+            *(f"benchmark.options.{name}={value}" for name, value in LOW.items()),
+        ),
         *more,
     ]
 
@@ -256,7 +290,9 @@ def test_an_exported_run_scores_the_same_elsewhere(
     assert main(["export", str(run), str(folder), *metadata]) == 0
     assert f"{folder}: 8 images" in capsys.readouterr().out
     assert json.loads((folder / "00003/metadata.jsonl").read_text()) == ROWS[3]
-    assert (folder / "00003/samples/0001.png").read_bytes() == (run / "images/00003/1.png").read_bytes()
+    assert (folder / "00003/samples/0001.png").read_bytes() == (
+        run / "images/00003/1.png"
+    ).read_bytes()
     assert main(["export", str(run), str(folder), *metadata]) == 2
     assert "is not empty" in capsys.readouterr().err
 
@@ -266,7 +302,9 @@ def test_an_exported_run_scores_the_same_elsewhere(
     assert (code, "set stages=[score]" in output) == (2, True)
     code, output = harness(tmp_path, *elsewhere[:-1], "benchmark.images=four")
     assert (code, "benchmark.images=four: neither a number nor a folder" in output) == (2, True)
-    code, output = harness(tmp_path, "benchmark=pictogram", f"benchmark.images={folder}", "stages=[score]")
+    code, output = harness(
+        tmp_path, "benchmark=pictogram", f"benchmark.images={folder}", "stages=[score]"
+    )
     assert (code, "benchmark=pictogram has no folder layout" in output) == (2, True)
     code, output = harness(tmp_path, *elsewhere, "stages=[score]")
     assert code == 0, output
@@ -291,7 +329,7 @@ def test_an_exported_run_scores_the_same_elsewhere(
     assert "images of several sizes: 7 of 48 x 48, 1 of 64 x 64" in output
 
 
-# --- folders made elsewhere -------------------------------------------------------------------------------------------
+# --- folders made elsewhere -----------------------------------------------------------------------
 
 
 def official(folder: Path, images: dict[int, Sequence[str]]) -> Path:
@@ -322,7 +360,10 @@ def test_images_are_found_as_the_reference_finds_them(
     assert benchmark.images == 4
     assert benchmark.found["geneval/00001", 3] == folder / "77/samples/00010.png"
     assert len(benchmark.found) == 11
-    assert "9 of 20 images are missing, from 3 prompts (geneval/00002, geneval/00003, geneval/00004)" in caplog.text
+    assert (
+        "9 of 20 images are missing, from 3 prompts (geneval/00002, geneval/00003, geneval/00004)"
+        in caplog.text
+    )
     assert benchmark.excluded == "images made elsewhere: what they cost is not known"
     only = read(folder, files, classes=["cat"])
     assert list(only.found) == [("geneval/00000", i) for i in range(4)]
@@ -331,19 +372,36 @@ def test_images_are_found_as_the_reference_finds_them(
 @pytest.mark.parametrize(
     ("break_it", "problem"),
     [
-        (lambda folder: shutil.rmtree(folder), "a number of images per prompt, or a folder of GenEval's layout"),
-        (lambda folder: (folder / "00000/samples/0000.png").unlink(), "no image; GenEval's layout is"),
-        (lambda folder: (folder / "00000/metadata.jsonl").unlink(), "00000/metadata.jsonl: no metadata row"),
+        (
+            lambda folder: shutil.rmtree(folder),
+            "a number of images per prompt, or a folder of GenEval's layout",
+        ),
+        (
+            lambda folder: (folder / "00000/samples/0000.png").unlink(),
+            "no image; GenEval's layout is",
+        ),
+        (
+            lambda folder: (folder / "00000/metadata.jsonl").unlink(),
+            "00000/metadata.jsonl: no metadata row",
+        ),
         (lambda folder: write(folder / "00000/metadata.jsonl", ROWS), "no metadata row"),
-        (lambda folder: (folder / "00000/metadata.jsonl").write_text("[]"), "expected one JSON object, found list"),
+        (
+            lambda folder: (folder / "00000/metadata.jsonl").write_text("[]"),
+            "expected one JSON object, found list",
+        ),
         (
             lambda folder: write(folder / "00000/metadata.jsonl", [{**ROWS[0], "prompt": "other"}]),
             "'other' is no row of the benchmark's metadata; set benchmark.metadata to the file",
         ),
-        (lambda folder: shutil.copytree(folder / "00000", folder / "00001"), "another folder has the same row"),
+        (
+            lambda folder: shutil.copytree(folder / "00000", folder / "00001"),
+            "another folder has the same row",
+        ),
     ],
 )
-def test_a_folder_of_another_layout_is_refused(break_it: Any, problem: str, files: Path, tmp_path: Path) -> None:
+def test_a_folder_of_another_layout_is_refused(
+    break_it: Any, problem: str, files: Path, tmp_path: Path
+) -> None:
     folder = official(tmp_path / "images", {0: ["0000.png"]})
     break_it(folder)
     with pytest.raises(UserError) as caught:

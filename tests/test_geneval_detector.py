@@ -1,4 +1,6 @@
-"""GenEval's evaluator, the true networks at a tiny size: what mmdet and open_clip say themselves is the measure."""
+"""GenEval's evaluator, the true networks at a tiny size: what mmdet and open_clip say themselves is
+the measure.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,7 @@ def clip(folder: Path) -> Clip:
     return Clip(write_clip(folder), weights="random", device="cpu")
 
 
-# --- operators --------------------------------------------------------------------------------------------------------
+# --- operators ------------------------------------------------------------------------------------
 
 
 def test_the_stand_in_has_what_the_detector_needs_and_refuses_the_rest(detector: Mmdet) -> None:
@@ -59,13 +61,19 @@ def test_the_stand_in_has_what_the_detector_needs_and_refuses_the_rest(detector:
     from mmcv.utils import ext_loader
 
     assert not mmcv_ops.install()  # once is enough
-    kept = nms(torch.tensor([[0.0, 0, 10, 10], [1, 1, 10, 10], [20, 20, 30, 30]]), torch.tensor([0.9, 0.8, 0.7]), 0.5)
+    kept = nms(
+        torch.tensor([[0.0, 0, 10, 10], [1, 1, 10, 10], [20, 20, 30, 30]]),
+        torch.tensor([0.9, 0.8, 0.7]),
+        0.5,
+    )
     assert kept[1].tolist() == [0, 2]
     with pytest.raises(NotImplementedError, match="'softnms' needs a compiled mmcv"):
         ext_loader.load_ext("_ext", []).softnms()
 
 
-def test_attention_that_returns_garbage_is_found_out(detector: Mmdet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_that_returns_garbage_is_found_out(
+    detector: Mmdet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mmcv_ops.expect_sound_attention(torch.device("cpu"))
     extension = __import__("sys").modules["mmcv._ext"]
     right = extension.ms_deform_attn_forward
@@ -74,7 +82,7 @@ def test_attention_that_returns_garbage_is_found_out(detector: Mmdet, monkeypatc
         mmcv_ops.expect_sound_attention(torch.device("cpu"))
 
 
-# --- mmdet ------------------------------------------------------------------------------------------------------------
+# --- mmdet ----------------------------------------------------------------------------------------
 
 
 def test_the_official_detector_is_named_and_pinned() -> None:
@@ -95,7 +103,9 @@ def test_detections_are_those_of_mmdet(detector: Mmdet) -> None:
     pipeline[1].scale = (107, 64)
     for seed in range(3):
         image = picture(seed)
-        theirs = inference_detector(network, np.ascontiguousarray(image[:, :, ::-1])).pred_instances.numpy()
+        theirs = inference_detector(
+            network, np.ascontiguousarray(image[:, :, ::-1])
+        ).pred_instances.numpy()
         ours = sorted(detector.detect([image], 0.0)[0], key=lambda found: (found.name, found.score))
         assert len(ours) == len(theirs) == 100
         order = sorted(range(100), key=lambda i: (CLASSES[theirs.labels[i]], theirs.scores[i]))
@@ -108,10 +118,13 @@ def test_detections_are_those_of_mmdet(detector: Mmdet) -> None:
 def test_a_padded_input_is_read_as_mmdet_reads_it(detector: Mmdet) -> None:
     network: Any = detector.network
     random = torch.Generator().manual_seed(1)
-    class_QC, mask_Qhw = torch.randn(20, 81, generator=random) * 3, torch.randn(20, 16, 24, generator=random)
+    class_QC = torch.randn(20, 81, generator=random) * 3
+    mask_Qhw = torch.randn(20, 16, 24, generator=random)
     upsampled = F.interpolate(mask_Qhw[None], (64, 96), mode="bilinear", align_corners=False)
     sample: Any = type("Sample", (), {"metainfo": {"img_shape": (50, 90), "ori_shape": (75, 135)}})
-    (theirs,) = network.panoptic_fusion_head.predict(class_QC[None], upsampled, [sample], rescale=True)
+    (theirs,) = network.panoptic_fusion_head.predict(
+        class_QC[None], upsampled, [sample], rescale=True
+    )
     theirs = theirs["ins_results"]
     ours = instances(class_QC, mask_Qhw, (64, 96), (50, 90), (75, 135), 0.15)
     wanted = [i for i, score in enumerate(theirs.scores.tolist()) if score > 0.15]
@@ -128,7 +141,10 @@ def test_pictures_are_resized_padded_with_gray_and_normalised(detector: Mmdet) -
     assert (used, tuple(pixels_CHW.shape)) == ((64, 96), (3, 64, 96))
     pixels_CHW, used = detector.prepare(np.full((20, 60, 3), (10, 20, 30), np.uint8))
     assert (used, tuple(pixels_CHW.shape)) == ((36, 107), (3, 64, 128))
-    colors = [pixels_CHW[:, y, x] * torch.tensor((58.395, 57.12, 57.375)) for y, x in ((0, 0), (35, 106), (36, 0))]
+    colors = [
+        pixels_CHW[:, y, x] * torch.tensor((58.395, 57.12, 57.375))
+        for y, x in ((0, 0), (35, 106), (36, 0))
+    ]
     means = torch.tensor((123.675, 116.28, 103.53))
     for got, wanted in zip(colors, ((10, 20, 30), (10, 20, 30), (128, 128, 128)), strict=True):
         torch.testing.assert_close(got + means, torch.tensor(wanted).float(), atol=1e-3, rtol=0)
@@ -148,21 +164,36 @@ def describe(found: list[Found]) -> list[tuple]:
     return [(one.name, one.box, one.score, one.mask.tobytes()) for one in found]
 
 
-def test_a_checkpoint_gives_its_weights_and_its_name(detector: Mmdet, config: str, folder: Path) -> None:
+def test_a_checkpoint_gives_its_weights_and_its_name(
+    detector: Mmdet, config: str, folder: Path
+) -> None:
     from mmengine.config import ConfigDict
     from mmengine.logging import HistoryBuffer
 
     history = HistoryBuffer([0.5, 0.25], [1, 1])
-    meta = {"cfg": "model = 1", "dataset_meta": {"classes": CLASSES}, "lr": np.float64(0.1), "more": ConfigDict(a=1)}
-    checkpoint = {"meta": meta, "state_dict": detector.network.state_dict(), "message_hub": {"loss": history}}
+    meta = {
+        "cfg": "model = 1",
+        "dataset_meta": {"classes": CLASSES},
+        "lr": np.float64(0.1),
+        "more": ConfigDict(a=1),
+    }
+    checkpoint = {
+        "meta": meta,
+        "state_dict": detector.network.state_dict(),
+        "message_hub": {"loss": history},
+    }
     path = folder / "whole.pth"
     torch.save(checkpoint, path)
     loaded = Mmdet(config, checkpoint=str(path), **SMALL)
     assert not loaded.random
     image = picture(7)
-    assert describe(loaded.detect([image], FLOOR)[0]) == describe(detector.detect([image], FLOOR)[0])
+    assert describe(loaded.detect([image], FLOOR)[0]) == describe(
+        detector.detect([image], FLOOR)[0]
+    )
     assert loaded.id.split("-")[:2] == ["mmdet", "tiny"]
-    assert Mmdet(config, checkpoint=str(path), **{**SMALL, "short_side": 96}).id == loaded.id.replace("@64", "@96")
+    assert Mmdet(
+        config, checkpoint=str(path), **{**SMALL, "short_side": 96}
+    ).id == loaded.id.replace("@64", "@96")
     as_numpy_1_wrote(path)
     older = Mmdet(config, checkpoint=str(path), **SMALL)
     assert older.id != loaded.id
@@ -178,7 +209,9 @@ def as_numpy_1_wrote(path: Path) -> None:
         parts = {name: file.read(name) for name in file.namelist()}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as file:
         for name, content in parts.items():
-            file.writestr(name, content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+            file.writestr(
+                name, content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+            )
 
 
 class Borrowed:
@@ -199,12 +232,15 @@ class Hostile:
 
 
 def test_a_checkpoint_that_would_run_code_is_refused(config: str, tmp_path: Path) -> None:
-    trap, path = tmp_path / "trap", tmp_path / "hostile.pth"
+    trap = tmp_path / "trap"
+    path = tmp_path / "hostile.pth"
     torch.save({"state_dict": {}, "meta": Borrowed()}, path)
     with pytest.raises(UserError, match="could run code"):
         Mmdet(config, checkpoint=str(path), **SMALL).load()
     torch.save({"state_dict": {}, "meta": Hostile(trap)}, path)
-    with pytest.raises(UserError, match=r"more than tensors in it \(posix\.mkdir\), .* could run code"):
+    with pytest.raises(
+        UserError, match=r"more than tensors in it \(posix\.mkdir\), .* could run code"
+    ):
         Mmdet(config, checkpoint=str(path), **SMALL).load()
     path.write_bytes(pickle.dumps({"state_dict": {}, "meta": Hostile(trap)}, protocol=2))
     with pytest.raises(UserError, match=r"could run code"):
@@ -213,13 +249,18 @@ def test_a_checkpoint_that_would_run_code_is_refused(config: str, tmp_path: Path
 
 
 def renamed(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name.replace("attn.in_proj", "attentions.0.in_proj"): value for name, value in state.items()}
+    return {
+        name.replace("attn.in_proj", "attentions.0.in_proj"): value for name, value in state.items()
+    }
 
 
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (lambda state: {k: v for k, v in state.items() if "level_embed" not in k}, "1 are missing (such as panoptic"),
+        (
+            lambda state: {k: v for k, v in state.items() if "level_embed" not in k},
+            "1 are missing (such as panoptic",
+        ),
         (renamed, "are unknown (such as panoptic_head.transformer_decoder"),
         (
             lambda state: {**state, "panoptic_head.cls_embed.weight": torch.zeros(134, 32)},
@@ -241,7 +282,9 @@ def test_a_checkpoint_of_another_network_is_refused(
 
 def test_other_configurations_are_refused(tmp_path: Path, config: str) -> None:
     panoptic = write_config(tmp_path, base=BASE.replace(".py", "-panoptic.py"))
-    with pytest.raises(UserError, match=r"knows 133 classes.*instance segmentation variant, not the panoptic one"):
+    with pytest.raises(
+        UserError, match=r"knows 133 classes.*instance segmentation variant, not the panoptic one"
+    ):
         Mmdet(panoptic, weights="random", **SMALL).load()
     (tmp_path / "broken.py").write_text("model = (")
     with pytest.raises(UserError, match="no configuration of mmdet"):
@@ -252,12 +295,17 @@ def test_other_configurations_are_refused(tmp_path: Path, config: str) -> None:
         Mmdet(config)
     with pytest.raises(UserError, match=r"nowhere\.pth: cannot be read"):
         Mmdet(checkpoint=str(tmp_path / "nowhere.pth"))
-    for wrong in ({"weights": "good"}, {"short_side": 3}, {"batch": 0}, {"weights": "random", "checkpoint": config}):
+    for wrong in (
+        {"weights": "good"},
+        {"short_side": 3},
+        {"batch": 0},
+        {"weights": "random", "checkpoint": config},
+    ):
         with pytest.raises(UserError, match=r"benchmark\.detector"):
             Mmdet(**wrong)
 
 
-# --- transformers -----------------------------------------------------------------------------------------------------
+# --- transformers ---------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -277,13 +325,26 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "window_size": 7,
         "out_features": ["stage1", "stage2", "stage3", "stage4"],
     }
-    small = {"feature_size": 32, "mask_feature_size": 32, "hidden_dim": 32, "num_attention_heads": 4, "num_queries": 20}
-    more = {"encoder_feedforward_dim": 64, "dim_feedforward": 64, "encoder_layers": 1, "decoder_layers": 3}
+    small = {
+        "feature_size": 32,
+        "mask_feature_size": 32,
+        "hidden_dim": 32,
+        "num_attention_heads": 4,
+        "num_queries": 20,
+    }
+    more = {
+        "encoder_feedforward_dim": 64,
+        "dim_feedforward": 64,
+        "encoder_layers": 1,
+        "decoder_layers": 3,
+    }
     config = Mask2FormerConfig(backbone_config=swin, num_labels=80, **small, **more)
     torch.manual_seed(3)
     folder = tmp_path_factory.mktemp("hub") / "tiny-coco-instance"
     Mask2FormerForUniversalSegmentation(config).save_pretrained(folder)
-    Mask2FormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 107}).save_pretrained(folder)
+    Mask2FormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 107}).save_pretrained(
+        folder
+    )
     return folder
 
 
@@ -300,23 +361,35 @@ def test_the_transformers_backend_reads_raw_outputs_as_the_reference_does(hub: P
     mask = F.interpolate(mask, (48, 72), mode="bilinear")[0]
     quality = [float(m.sigmoid()[m > 0].mean()) if (m > 0).any() else 0.0 for m in mask]
     scores = sorted(
-        ((float(chance[q, c]) * quality[q], CLASSES[c]) for q in range(20) for c in range(80)), reverse=True
+        ((float(chance[q, c]) * quality[q], CLASSES[c]) for q in range(20) for c in range(80)),
+        reverse=True,
     )
     most_likely = sorted(found, key=lambda one: one.score, reverse=True)[:10]
     assert [one.name for one in most_likely] == [name for _, name in scores[:10]]
-    np.testing.assert_allclose([one.score for one in most_likely], [score for score, _ in scores[:10]], rtol=1e-4)
+    np.testing.assert_allclose(
+        [one.score for one in most_likely], [score for score, _ in scores[:10]], rtol=1e-4
+    )
 
 
-def test_the_transformers_backend_names_what_it_is(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert Transformers(revision="0123456789ab").id == "transformers-mask2former-swin-small-coco-instance-01234567"
+def test_the_transformers_backend_names_what_it_is(
+    hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (
+        Transformers(revision="0123456789ab").id
+        == "transformers-mask2former-swin-small-coco-instance-01234567"
+    )
     assert re.fullmatch(r"transformers-tiny-coco-instance-[0-9a-f]{8}", Transformers(str(hub)).id)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match=r"cannot be had .* set benchmark\.detector\.model to a folder"):
+    with pytest.raises(
+        UserError, match=r"cannot be had .* set benchmark\.detector\.model to a folder"
+    ):
         Transformers("nobody/nothing")
     random = Transformers(str(hub), weights="random", short_side=96, device="cpu")
     assert (random.random, random.id) == (True, "transformers-tiny-coco-instance-random@96")
     assert random.detect([picture(0), picture(1)], 0.001)[1]
-    with pytest.raises(UserError, match=r"cannot be had .* set benchmark\.detector\.model to a folder"):
+    with pytest.raises(
+        UserError, match=r"cannot be had .* set benchmark\.detector\.model to a folder"
+    ):
         Transformers(str(hub / "nowhere"), weights="random", device="cpu").load()
     with pytest.raises(UserError, match=r"device=cuda:77 is not usable here"):
         Transformers(str(hub), device="cuda:77").load()
@@ -334,14 +407,18 @@ def test_a_transformers_checkpoint_without_its_head_is_refused(hub: Path, tmp_pa
         tmp_path / "torn/model.safetensors",
         {"format": "pt"},
     )
-    with pytest.raises(UserError, match=r"lacks 2 tensors of a Mask2Former, such as class_predictor"):
+    with pytest.raises(
+        UserError, match=r"lacks 2 tensors of a Mask2Former, such as class_predictor"
+    ):
         Transformers(str(tmp_path / "torn"), device="cpu").load()
 
 
-# --- color ------------------------------------------------------------------------------------------------------------
+# --- color ----------------------------------------------------------------------------------------
 
 
-def half_masked(image: np.ndarray, name: str = "cup", box: tuple = (8.0, 4.0, 40.0, 60.0)) -> Question:
+def half_masked(
+    image: np.ndarray, name: str = "cup", box: tuple = (8.0, 4.0, 40.0, 60.0)
+) -> Question:
     mask = np.zeros(image.shape[:2], bool)
     mask[:, :32] = True
     return Question(image, Found(name, box, 0.9, mask))
@@ -358,23 +435,35 @@ def test_a_crop_is_gray_outside_the_mask() -> None:
 def test_colors_are_those_of_open_clip(clip: Clip) -> None:
     import open_clip
 
-    questions = [half_masked(picture(0)), half_masked(picture(1), "teddy bear", (0.0, 0.0, 64.0, 20.0))]
+    questions = [
+        half_masked(picture(0)),
+        half_masked(picture(1), "teddy bear", (0.0, 0.0, 64.0, 20.0)),
+    ]
     got = clip.scores(questions)
-    model, tokenizer = clip._model, open_clip.get_tokenizer("tiny_clip")
+    model = clip._model
+    tokenizer = open_clip.get_tokenizer("tiny_clip")
     assert any(type(module).__name__ == "QuickGELU" for module in model.modules())
     for question, scores in zip(questions, got, strict=True):
         with torch.no_grad():
-            image = F.normalize(model.encode_image(clip._transform(crop(question.image, question.found))[None]))
+            image = F.normalize(
+                model.encode_image(clip._transform(crop(question.image, question.found))[None])
+            )
             for color, score in zip(COLORS, scores, strict=True):
                 name = question.found.name
                 texts = [f"a photo of a {color} {name}", f"a photo of a {color}-colored {name}"]
-                text = F.normalize(model.encode_text(tokenizer([*texts, f"a photo of a {color} object"])))
-                assert score == pytest.approx(float((image @ F.normalize(text.mean(0), dim=0))[0]), abs=1e-5)
+                text = F.normalize(
+                    model.encode_text(tokenizer([*texts, f"a photo of a {color} object"]))
+                )
+                assert score == pytest.approx(
+                    float((image @ F.normalize(text.mean(0), dim=0))[0]), abs=1e-5
+                )
 
 
 def test_no_color_depends_on_its_company(folder: Path, clip: Clip) -> None:
     several = Clip(write_clip(folder), weights="random", device="cpu", batch=3)
-    questions = [half_masked(picture(seed), name) for seed, name in enumerate(("cup", "dog", "cup", "cat"))]
+    questions = [
+        half_masked(picture(seed), name) for seed, name in enumerate(("cup", "dog", "cup", "cat"))
+    ]
     together = several.scores(questions)
     assert [several.scores([question])[0] for question in questions] == together
     np.testing.assert_allclose(clip.scores(questions), together, atol=1e-5)
@@ -383,7 +472,10 @@ def test_no_color_depends_on_its_company(folder: Path, clip: Clip) -> None:
 
 def test_weights_of_openai_need_their_activation(folder: Path, tmp_path: Path) -> None:
     assert Clip().id == "clip-ViT-L-14-quickgelu-openai"
-    with pytest.raises(UserError, match=r"ViT-L-14 has no QuickGELU, which OpenAI's weights need: ViT-L-14-quickgelu"):
+    with pytest.raises(
+        UserError,
+        match=r"ViT-L-14 has no QuickGELU, which OpenAI's weights need: ViT-L-14-quickgelu",
+    ):
         Clip("ViT-L-14")
     with pytest.raises(UserError, match="no model of open_clip with quick_gelu"):
         Clip(str(tmp_path / "none.json"))
@@ -395,7 +487,9 @@ def test_weights_of_openai_need_their_activation(folder: Path, tmp_path: Path) -
         Clip(batch=0)
 
 
-def test_a_clip_checkpoint_is_read_as_weights_only(clip: Clip, folder: Path, tmp_path: Path) -> None:
+def test_a_clip_checkpoint_is_read_as_weights_only(
+    clip: Clip, folder: Path, tmp_path: Path
+) -> None:
     clip.load()
     path = tmp_path / "clip.pt"
     torch.save(clip._model.state_dict(), path)

@@ -15,12 +15,21 @@ from harness.models.pictogram import grammar
 from harness.records import UserError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "geneval"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="GenEval's data files are not beside the repository")
+needs_shared = pytest.mark.skipif(
+    not SHARED.is_dir(), reason="GenEval's data files are not beside the repository"
+)
 
-CAT = {"tag": "single_object", "include": [{"class": "cat", "count": 1}], "prompt": "a photo of a cat"}
+CAT = {
+    "tag": "single_object",
+    "include": [{"class": "cat", "count": 1}],
+    "prompt": "a photo of a cat",
+}
 LEFT = {
     "tag": "position",
-    "include": [{"class": "dog", "count": 1}, {"class": "cat", "count": 1, "position": ["left of", 0]}],
+    "include": [
+        {"class": "dog", "count": 1},
+        {"class": "cat", "count": 1, "position": ["left of", 0]},
+    ],
     "prompt": "a photo of a cat left of a dog",
 }
 CASE = {
@@ -33,7 +42,9 @@ CASE = {
 
 def write(folder: Path, *lines: object) -> Path:
     path = folder / "file.jsonl"
-    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    path.write_text(
+        "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
+    )
     return path
 
 
@@ -43,7 +54,11 @@ def include(**changes: object) -> dict:
 
 def test_ids_are_row_indices(tmp_path: Path) -> None:
     first, second = read_prompts(write(tmp_path, CAT, LEFT), classes=("cat", "dog"))
-    assert (first.id, first.text, first.category) == ("geneval/00000", "a photo of a cat", "single_object")
+    assert (first.id, first.text, first.category) == (
+        "geneval/00000",
+        "a photo of a cat",
+        "single_object",
+    )
     assert (second.id, second.spec) == ("geneval/00001", LEFT)
 
 
@@ -67,14 +82,22 @@ def test_ids_are_row_indices(tmp_path: Path) -> None:
         (include(color="beige"), "unknown color 'beige'"),
         (include(color=["red"]), "unknown color"),
         (include(**{"class": "wolf"}), "unknown class 'wolf'"),
-        (include(position=["left of", 0]), "'position' refers to clause 0, which is not an earlier one"),
+        (
+            include(position=["left of", 0]),
+            "'position' refers to clause 0, which is not an earlier one",
+        ),
         (include(position=["near", 0]), "unknown relation 'near'"),
         (include(position=["above", -1]), "must be a clause index, found -1"),
         (include(position="above"), "'position' must be [relation, clause index]"),
-        ({**CAT, "exclude": [{"class": "cat", "count": 2, "color": "red"}]}, "exclude clause 0: unknown key 'color'"),
+        (
+            {**CAT, "exclude": [{"class": "cat", "count": 2, "color": "red"}]},
+            "exclude clause 0: unknown key 'color'",
+        ),
     ],
 )
-def test_a_bad_line_is_named_by_number_and_problem(tmp_path: Path, row: object, problem: str) -> None:
+def test_a_bad_line_is_named_by_number_and_problem(
+    tmp_path: Path, row: object, problem: str
+) -> None:
     with pytest.raises(UserError) as caught:
         read_prompts(write(tmp_path, CAT, row, CAT), classes=("cat", "dog"))
     assert "file.jsonl, line 2: " in str(caught.value)
@@ -107,7 +130,10 @@ def test_a_conformance_file_counts_what_agrees(tmp_path: Path) -> None:
         ({"id": "x"}, "expected 'detections' (a verdict case) or 'rows' (a summary case)"),
         ({k: v for k, v in CASE.items() if k != "expected"}, "'expected' is missing"),
         ({**CASE, "options": {"treshold": 0.2}}, "treshold"),
-        ({**CASE, "detections": [{"class": "cat", "box": [0, 0, 9], "score": 0.5}]}, "a box has four corners"),
+        (
+            {**CASE, "detections": [{"class": "cat", "box": [0, 0, 9], "score": 0.5}]},
+            "a box has four corners",
+        ),
         ({**CASE, "detections": 3}, "not a conformance case"),
         ({**CASE, "metadata": {**CAT, "tag": "dogs"}}, "unknown tag 'dogs'"),
         ({"rows": [{"tag": "colors"}], "expected": {}}, "'filename' must be a str"),
@@ -122,7 +148,13 @@ def test_a_malformed_case_is_named(tmp_path: Path, case: dict, problem: str) -> 
 
 
 def result(tag: str, correct: bool, prompt: str = "p", image: int = 0) -> dict:
-    row = {"filename": f"{prompt}/{image}.png", "tag": tag, "prompt": prompt, "correct": correct, "metadata": prompt}
+    row = {
+        "filename": f"{prompt}/{image}.png",
+        "tag": tag,
+        "prompt": prompt,
+        "correct": correct,
+        "metadata": prompt,
+    }
     return {**row, "reason": "", "details": "{}", "seed": 1}
 
 
@@ -133,7 +165,9 @@ def test_the_summary_is_macro_over_tasks_and_says_what_is_missing(tmp_path: Path
     assert (summary.image_accuracy, summary.prompt_accuracy) == (0.4, 1.0)
     assert summary.overall == 0.625
     assert summary.missing == ("single_object", "two_object", "counting", "color_attr")
-    assert str(summary).endswith("PARTIAL: no image of single_object, two_object, counting, color_attr")
+    assert str(summary).endswith(
+        "PARTIAL: no image of single_object, two_object, counting, color_attr"
+    )
     with pytest.raises(UserError, match="line 1: 'correct' must be a bool, found 1"):
         read_results(write(tmp_path, {**rows[0], "correct": 1}))
     with pytest.raises(UserError, match="no results"):

@@ -17,7 +17,9 @@ class Seen:
     color: str = "red"
 
 
-def judge(detections: list[Seen], *include: dict, exclude: tuple[dict, ...] = (), tag: str = "two_object") -> Verdict:
+def judge(
+    detections: list[Seen], *include: dict, exclude: tuple[dict, ...] = (), tag: str = "two_object"
+) -> Verdict:
     spec = {"tag": tag, "include": list(include), "exclude": list(exclude)}
     return verdict(detections, spec, lambda _, indices: [detections[i].color for i in indices])
 
@@ -62,7 +64,9 @@ def test_missing_objects_are_named_and_every_clause_is_evaluated() -> None:
 def test_counting_is_exact_through_include_and_exclude() -> None:
     want = {"exclude": (clause("cat", 3),), "tag": "counting"}
     assert judge([Seen("cat")] * 2, clause("cat", 2), **want).correct
-    assert judge([Seen("cat")] * 3, clause("cat", 2), **want).reasons == ("expected cat<3, found 3",)
+    assert judge([Seen("cat")] * 3, clause("cat", 2), **want).reasons == (
+        "expected cat<3, found 3",
+    )
     assert judge([Seen("cat")], clause("cat", 2), **want).reasons == ("expected cat>=2, found 1",)
 
 
@@ -83,7 +87,9 @@ def test_two_colors_of_one_class_can_never_both_pass() -> None:
     assert not judge(seen, clause("cup", color="blue"), clause("cup", color="green")).correct
 
 
-LEFT, RIGHT, ABOVE_RIGHT = (0, 50, 10, 60), (50, 50, 60, 60), (50, 0, 60, 10)
+LEFT = (0, 50, 10, 60)
+RIGHT = (50, 50, 60, 60)
+ABOVE_RIGHT = (50, 0, 60, 10)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +101,11 @@ LEFT, RIGHT, ABOVE_RIGHT = (0, 50, 10, 60), (50, 50, 60, 60), (50, 0, 60, 10)
         (RIGHT, ABOVE_RIGHT, ["below"]),
         (ABOVE_RIGHT, LEFT, ["above", "right of"]),
         (LEFT, LEFT, []),
-        ((2, 0, 12, 10), (0, 0, 10, 10), []),  # an offset of a tenth of both widths shrinks to nothing
+        (
+            (2, 0, 12, 10),
+            (0, 0, 10, 10),
+            [],
+        ),  # an offset of a tenth of both widths shrinks to nothing
         ((4, 0, 14, 10), (0, 0, 10, 10), []),  # (4 - 2) / 4 is not more than a half
         ((4.1, 0, 14.1, 10), (0, 0, 10, 10), ["right of"]),
     ],
@@ -112,12 +122,16 @@ def test_position_holds_against_every_target() -> None:
 
 
 def test_no_relation_leaves_two_blanks() -> None:
-    decision = judge([Seen("dog"), Seen("cat")], clause("dog"), clause("cat", position=["above", 0]))
+    decision = judge(
+        [Seen("dog"), Seen("cat")], clause("dog"), clause("cat", position=["above", 0])
+    )
     assert decision.reasons == ("expected cat above target, found  target",)
 
 
 def test_a_clause_that_failed_on_color_is_no_target() -> None:
     decision = judge(
-        [Seen("dog", RIGHT), Seen("cat", LEFT)], clause("dog", color="blue"), clause("cat", position=["left of", 0])
+        [Seen("dog", RIGHT), Seen("cat", LEFT)],
+        clause("dog", color="blue"),
+        clause("cat", position=["left of", 0]),
     )
     assert decision.reasons[1] == "no target for cat to be left of"

@@ -1,4 +1,6 @@
-"""GridAR's laws: without stages it is Best-of-N, copies share a past and no future, and every call is counted."""
+"""GridAR's laws: without stages it is Best-of-N, copies share a past and no future, and every call
+is counted.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,8 @@ TWO_STEPS = {"quarter": {"share": 0.25, "strips": 4}, "half": {"share": 0.5, "st
 
 
 class Mock:
-    """A deterministic verifier: a strip is possible when its brightness is even, a prompt gets a clause by brightness.
+    """A deterministic verifier: a strip is possible when its brightness is even, a prompt gets a
+    clause by brightness.
 
     It keeps what it was shown.
     """
@@ -44,7 +47,8 @@ class Mock:
     id = "mock"
 
     def __init__(self, verdict: str | None = None, clause: str | None = None) -> None:
-        self.verdict, self.clause = verdict, clause
+        self.verdict = verdict
+        self.clause = clause
         self.shown: list[tuple[str, int, Image]] = []
 
     def select(self, strips: int) -> Mock._Select:
@@ -52,15 +56,22 @@ class Mock:
 
     def rewrite(self, texts: Sequence[str], images: Sequence[Image]) -> list[str]:
         self.shown += [(text, 0, image) for text, image in zip(texts, images, strict=True)]
-        clauses = [f", {int(image.sum()) % 5} words" if self.clause is None else self.clause for image in images]
+        clauses = [
+            f", {int(image.sum()) % 5} words" if self.clause is None else self.clause
+            for image in images
+        ]
         return [text + clause for text, clause in zip(texts, clauses, strict=True)]
 
     class _Select:
         def __init__(self, mock: Mock, strips: int) -> None:
-            self.id, self.mock, self.strips = f"mock-{strips}", mock, strips
+            self.id = f"mock-{strips}"
+            self.mock = mock
+            self.strips = strips
 
         def __call__(self, texts: Sequence[str], images: Sequence[Image]) -> list[str]:
-            self.mock.shown += [(text, self.strips, image) for text, image in zip(texts, images, strict=True)]
+            self.mock.shown += [
+                (text, self.strips, image) for text, image in zip(texts, images, strict=True)
+            ]
             return [self.judge(image) for image in images]
 
         def judge(self, image: Image) -> str:
@@ -85,7 +96,7 @@ def best() -> Tokens:
     return tokens(BestOfN(4, PixelSum()))
 
 
-# --- reductions ------------------------------------------------------------------------------------------------------
+# --- reductions -----------------------------------------------------------------------------------
 
 
 def test_without_stages_it_is_best_of_n(best: Tokens) -> None:
@@ -96,7 +107,9 @@ def test_without_stages_it_is_best_of_n(best: Tokens) -> None:
 
 
 def test_nothing_rejected_and_nothing_rewritten_is_best_of_n(best: Tokens) -> None:
-    """With the prompt rewritten to itself the third stream changes no law: three-way equals two-way guidance."""
+    """With the prompt rewritten to itself the third branch changes no law: three-way equals two-way
+    guidance.
+    """
     for verdict in ("possible", "impossible"):  # all impossible: the group stays as it is
         for three in (True, False):
             assert tokens(gridar(Mock(verdict, clause=""), three_way=three)) == best
@@ -110,18 +123,21 @@ def test_guidance_needs_the_rewritten_prompt_only_where_it_differs() -> None:
     two = cfg(torch.stack((null, text), 1), scale)
     assert torch.equal(three_way(torch.stack((null, text, text), 1), scale), two)
     apart = rewritten - null
-    assert torch.allclose(three_way(torch.stack((null, null, rewritten), 1), scale), null + 2.0 * apart, atol=1e-5)
-    d_perp, d_o = orthogonal(apart, text - null), text - null
+    assert torch.allclose(
+        three_way(torch.stack((null, null, rewritten), 1), scale), null + 2.0 * apart, atol=1e-5
+    )
+    d_perp = orthogonal(apart, text - null)
+    d_o = text - null
     assert ((d_perp * d_o).sum(-1).abs() <= 1e-4 * d_perp.norm(dim=-1) * d_o.norm(dim=-1)).all()
 
 
 def test_worked_values() -> None:
-    streams = torch.tensor([[0.0, 0, 0], [1, 0, -1], [1, 1, 0]])[None, :, None]
-    assert three_way(streams, torch.tensor([6.0])).flatten().tolist() == [8.5, 5.0, -3.5]
-    assert three_way(streams, torch.tensor([6.0]), 0.0).flatten().tolist() == [6.0, 0.0, -6.0]
+    branches = torch.tensor([[0.0, 0, 0], [1, 0, -1], [1, 1, 0]])[None, :, None]
+    assert three_way(branches, torch.tensor([6.0])).flatten().tolist() == [8.5, 5.0, -3.5]
+    assert three_way(branches, torch.tensor([6.0]), 0.0).flatten().tolist() == [6.0, 0.0, -6.0]
 
 
-# --- lineage ---------------------------------------------------------------------------------------------------------
+# --- lineage --------------------------------------------------------------------------------------
 
 
 def test_copies_share_their_prefix_and_then_go_their_own_way() -> None:
@@ -191,7 +207,7 @@ def test_a_reward_that_does_not_answer_never_wins_and_is_counted() -> None:
         assert scores[note["chosen"]] is not None or not any(scores)  # type: ignore[index, call-overload, arg-type]
 
 
-# --- pictures and prompts --------------------------------------------------------------------------------------------
+# --- pictures and prompts -------------------------------------------------------------------------
 
 
 def test_composites_and_masks() -> None:
@@ -216,15 +232,20 @@ def test_padding() -> None:
 def test_the_verifier_sees_repeated_tops_of_the_original_prompt_only() -> None:
     mock = Mock("possible")
     draw(gridar(mock), jobs(TEXTS[:1]), slots=24)
-    assert {text for text, _, _ in mock.shown} == {TEXTS[0]}  # rewriting starts from the original each time
+    assert {text for text, _, _ in mock.shown} == {
+        TEXTS[0]
+    }  # rewriting starts from the original each time
     assert [strips for _, strips, _ in mock.shown] == [4, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0]
-    quarter, half = mock.shown[1][2], mock.shown[7][2]
+    quarter = mock.shown[1][2]
+    half = mock.shown[7][2]
     assert quarter[0].all() and not quarter[1:].any()
     assert half[:2].all() and not half[2:].any()
 
 
 def test_a_replaced_candidate_is_shown_and_rewritten_as_its_source() -> None:
-    for delivery in draw(gridar(Mock(), stages={"half": {"share": 0.5, "strips": 2}}), jobs(TEXTS), slots=24).values():
+    for delivery in draw(
+        gridar(Mock(), stages={"half": {"share": 0.5, "strips": 2}}), jobs(TEXTS), slots=24
+    ).values():
         (stop,) = delivery.notes["stages"]  # type: ignore[misc, union-attr]
         texts = stop["texts"]  # type: ignore[index, call-overload]
         assert all(texts[i] == texts[source] for i, source in enumerate(stop["source"]))  # type: ignore
@@ -246,29 +267,39 @@ def test_rewritten_prompts_may_be_refused(best: Tokens) -> None:
     assert tokens(gridar(Strays("possible"), keep_original=True)) == best
     assert tokens(gridar(Mock("possible", clause=" very" * 90))) == best
     for delivery in draw(gridar(Strays("possible")), jobs(TEXTS), slots=24).values():
-        assert all((stop["strayed"], stop["refused"]) == (4, 0) for stop in delivery.notes["stages"])  # type: ignore
+        assert all(
+            (stop["strayed"], stop["refused"]) == (4, 0) for stop in delivery.notes["stages"]
+        )  # type: ignore
 
 
-# --- cost and company ------------------------------------------------------------------------------------------------
+# --- cost and company -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n", [4, 8])
 def test_calls_and_tokens_as_the_paper_counts_them(n: int) -> None:
     for delivery in draw(gridar(Mock(), n=n), jobs(TEXTS), slots=24).values():
         usage = delivery.usage
-        assert usage.judge_calls == n // 4 + n // 2 + 2 * n + n  # N=4: 11 of the verifier and 4 of the reward
+        assert (
+            usage.judge_calls == n // 4 + n // 2 + 2 * n + n
+        )  # N=4: 11 of the verifier and 4 of the reward
         assert usage.visual_tokens == n * 16  # as many as Best-of-N: copies are not drawn again
         assert usage.renders <= 3 * n
 
 
 def test_unchanged_streams_keep_their_cache() -> None:
-    """A rewritten prompt is read once per stop; null and original prompt once in all; copies read nothing anew."""
+    """A rewritten prompt is read once per stop; null and original prompt once in all; copies read
+    nothing anew.
+    """
     method = gridar(Mock("possible", clause=" x y"), n=4)
     for delivery in draw(method, jobs(TEXTS), slots=24).values():
         words = 1 + len(delivery.job.prompt.text.split())
         rewritten = min(9, words + 2)
-        assert delivery.usage.text_positions == 4 * (2 * words + rewritten)  # the second rewriting is the same text
-        drawn = 2 * 15 + 15  # every stream is fed 15 tokens: the third catches up on the prefix once
+        assert delivery.usage.text_positions == 4 * (
+            2 * words + rewritten
+        )  # the second rewriting is the same text
+        drawn = (
+            2 * 15 + 15
+        )  # every branch is fed 15 tokens: the third catches up on the prefix once
         assert delivery.usage.target_positions == 4 * drawn
 
 
@@ -290,14 +321,16 @@ def test_company_changes_nothing(dtype: torch.dtype, device: str) -> None:
 
 
 def test_a_falsified_answer_key_changes_nothing() -> None:
-    true, false = jobs(TEXTS), jobs(TEXTS)
+    true = jobs(TEXTS)
+    false = jobs(TEXTS)
     for job in false:
         job.prompt.spec["answer"] = "falsified"  # type: ignore[index]
-    honest, misled = draw(gridar(Mock()), true, slots=24), draw(gridar(Mock()), false, slots=24)
+    honest = draw(gridar(Mock()), true, slots=24)
+    misled = draw(gridar(Mock()), false, slots=24)
     assert [d.tokens for d in honest.values()] == [d.tokens for d in misled.values()]
 
 
-# --- refusals --------------------------------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -320,15 +353,19 @@ def test_numbers_that_do_not_fit_are_refused(options: dict, message: str) -> Non
 
 def test_grids_and_models_that_do_not_fit_are_refused_before_any_compute() -> None:
     model = ToyModel(grid=(6, 4))
-    with pytest.raises(UserError, match=r"stages\.quarter: the top 0\.25 of 6 rows of tokens is 1\.5 rows"):
+    with pytest.raises(
+        UserError, match=r"stages\.quarter: the top 0\.25 of 6 rows of tokens is 1\.5 rows"
+    ):
         draw(gridar(Mock()), jobs(TEXTS), model=model, slots=24)
     with pytest.raises(UserError, match="switches guidance off"):
         draw(gridar(Mock()), jobs(TEXTS), model=model, sampling=Sampling(scale=1.0), slots=24)
     assert model.forwards == 0
-    assert tokens(gridar(Mock(), n=2, stages={"half": TWO_STEPS["half"]}, grouped_by_4=False), model=model)
+    assert tokens(
+        gridar(Mock(), n=2, stages={"half": TWO_STEPS["half"]}, grouped_by_4=False), model=model
+    )
 
 
-# --- conformance -----------------------------------------------------------------------------------------------------
+# --- conformance ----------------------------------------------------------------------------------
 
 
 def test_conformance_vectors(capsys: pytest.CaptureFixture[str]) -> None:
@@ -341,7 +378,12 @@ def test_conformance_vectors(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_wrong_expectation_fails_and_a_broken_file_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    case = {"id": "x", "kind": "choose", "name": "", "input": {"scores": [0.1, 0.2], "orm_fallback": None}}
+    case = {
+        "id": "x",
+        "kind": "choose",
+        "name": "",
+        "input": {"scores": [0.1, 0.2], "orm_fallback": None},
+    }
     file = tmp_path / "cases.jsonl"
     file.write_text(json.dumps({**case, "expected": {"index": 0}}) + "\n")
     assert check(["gridar", str(file)]) == 1

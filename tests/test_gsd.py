@@ -33,18 +33,30 @@ def members(rule: Grouped, token: int) -> set[int]:
 
 def test_worked_values() -> None:
     """Ascending order of LAW: 1, 3, 5, 2, 4, 0 (3 and 5 tie, by index)."""
-    assert members(ready(Grouped(4, law_gap=1.0), SAME), 2) == {3, 5, 2, 4}  # two below, itself, one above
-    assert members(ready(Grouped(4, law_gap=1.0), SAME), 1) == {1, 3}  # the order's ends cut it short
+    assert members(ready(Grouped(4, law_gap=1.0), SAME), 2) == {
+        3,
+        5,
+        2,
+        4,
+    }  # two below, itself, one above
+    assert members(ready(Grouped(4, law_gap=1.0), SAME), 1) == {
+        1,
+        3,
+    }  # the order's ends cut it short
     assert members(ready(Grouped(4, law_gap=1.0), SAME), 0) == {2, 4, 0}
     assert members(ready(Grouped(4, law_gap=0.08), SAME), 2) == {2, 4}
     apart = SAME.clone()
     apart[4] = torch.tensor([1.0, -1.0])
     assert members(ready(Grouped(4, law_gap=1.0), apart), 2) == {3, 5, 2}
-    draft_law = torch.tensor([[0.1, 0.1, 0.4, 0.1, 0.2, 0.1]]).double()
-    credit = ready(Grouped(4, law_gap=1.0), SAME).credit(LAW, draft_law, torch.tensor([2]))
-    assert credit.item() == pytest.approx(0.4 * 0.65 / 0.8)
+    draft_probs = torch.tensor([[0.1, 0.1, 0.4, 0.1, 0.2, 0.1]]).double()
+    acceptance_prob = ready(Grouped(4, law_gap=1.0), SAME).acceptance_prob(
+        LAW, draft_probs, torch.tensor([2])
+    )
+    assert acceptance_prob.item() == pytest.approx(0.4 * 0.65 / 0.8)
     point = torch.eye(6).double()[2:3]
-    assert ready(Grouped(4, law_gap=1.0), SAME).credit(LAW, point, torch.tensor([2])).item() == pytest.approx(0.65)
+    assert ready(Grouped(4, law_gap=1.0), SAME).acceptance_prob(
+        LAW, point, torch.tensor([2])
+    ).item() == pytest.approx(0.65)
 
 
 def test_a_group_of_one_is_exact_token_for_token() -> None:
@@ -74,19 +86,25 @@ def test_the_groups_law_is_not_the_targets() -> None:
     target = Joint(3, TOKENS)
     rule = ready(Grouped(3, law_gap=0.3), torch.ones(4, 2))
     assert fits(decoded(Jacobi("uniform"), rule, target), target) < 1e-6
-    assert fits(decoded(Jacobi("uniform"), ready(Grouped(1), torch.ones(4, 2)), target), target) > 1e-3
+    assert (
+        fits(decoded(Jacobi("uniform"), ready(Grouped(1), torch.ones(4, 2)), target), target) > 1e-3
+    )
 
 
 def test_trees_are_refused() -> None:
-    law = torch.ones(1, 3, 6).double() / 6
-    tree = Drafts.stack([Draft(torch.tensor([1, 2]), parents=(-1, -1))], law)
+    probs = torch.ones(1, 3, 6).double() / 6
+    tree = Drafts.stack([Draft(torch.tensor([1, 2]), parents=(-1, -1))], probs)
     with pytest.raises(UserError, match="tests chains: give a number of draft tokens, not a tree"):
-        ready(Grouped(), SAME)(law, tree, Noise(torch.tensor([[1, 2]]), torch.arange(3)[None]))
+        ready(Grouped(), SAME)(probs, tree, Noise(torch.tensor([[1, 2]]), torch.arange(3)[None]))
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"size": 0}, "rule.size=0"), ({"law_gap": -0.1}, "rule.law_gap=-0.1"), ({"code_gap": -1}, "rule.code_gap=-1")],
+    [
+        ({"size": 0}, "rule.size=0"),
+        ({"law_gap": -0.1}, "rule.law_gap=-0.1"),
+        ({"code_gap": -1}, "rule.code_gap=-1"),
+    ],
 )
 def test_values_out_of_range_are_refused(options: dict[str, float], words: str) -> None:
     with pytest.raises(UserError, match=words):

@@ -1,4 +1,6 @@
-"""Janus-Pro: the same numbers as the transformers library's model, both checkpoint layouts, and the laws of runs."""
+"""Janus-Pro: the same numbers as the transformers library's model, both checkpoint layouts, and the
+laws of runs.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,11 @@ from methods.vvs import VVS, Uniform
 
 FIXTURE = Path(__file__).parents[2] / "shared" / "fixtures" / "janus_tiny"
 TINY = JanusSpec(
-    TrunkSpec(2, 32, 2, 48, norm_eps=1e-6), words=300, side=4, vq=VQSpec(40, 8, 32, (1, 1, 2), 1, 32), positions=256
+    TrunkSpec(2, 32, 2, 48, norm_eps=1e-6),
+    words=300,
+    side=4,
+    vq=VQSpec(40, 8, 32, (1, 1, 2), 1, 32),
+    positions=256,
 )
 
 
@@ -49,7 +55,7 @@ def tiny(device: str | torch.device = "cpu") -> Janus:
     return Janus(weights="random", size=TINY, max_context=24, device=device, dtype="float32")
 
 
-# --- a tiny model of the transformers library, and its answers -------------------------------------------------------
+# --- a tiny model of the transformers library, and its answers ------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +75,17 @@ def oracle() -> Any:
         "embed_dim": 8, "num_embeddings": 40, "latent_channels": 32, "base_channels": 32, "num_res_blocks": 1,
         "channel_multiplier": [1, 1, 2], "projection_dim": 32, "image_token_embed_dim": 32,
     }  # fmt: skip
-    config = JanusConfig(text_config=text, vision_config=vision, vq_config=vq, tie_word_embeddings=False)
+    config = JanusConfig(
+        text_config=text, vision_config=vision, vq_config=vq, tie_word_embeddings=False
+    )
     model = JanusForConditionalGeneration(config).eval()
     generator = torch.Generator().manual_seed(6)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             std = 0.3 if parameter.ndim == 1 else parameter[0].numel() ** -0.5
-            parameter.normal_(float("norm" in name and name.endswith("weight")), std, generator=generator)
+            parameter.normal_(
+                float("norm" in name and name.endswith("weight")), std, generator=generator
+            )
     return model
 
 
@@ -89,18 +99,35 @@ def library(oracle: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.add_special_tokens([PAD, "<|User|>", BEGIN_OF_IMAGE, BOS, "<|Assistant|>"])
     tokenizer.save(str(folder / "tokenizer.json"))
-    added = {"content": "<|grounding|>", "special": True, "lstrip": False, "rstrip": False, "normalized": False}
-    settings = {"tokenizer_class": "LlamaTokenizerFast", "add_bos_token": True, "bos_token": BOS, "legacy": True}
-    settings["added_tokens_decoder"] = {str(tokenizer.get_vocab_size()): {**added, "single_word": False}}
+    added = {
+        "content": "<|grounding|>",
+        "special": True,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+    }
+    settings = {
+        "tokenizer_class": "LlamaTokenizerFast",
+        "add_bos_token": True,
+        "bos_token": BOS,
+        "legacy": True,
+    }
+    settings["added_tokens_decoder"] = {
+        str(tokenizer.get_vocab_size()): {**added, "single_word": False}
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return folder
 
 
 @pytest.fixture(scope="module")
 def original(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same weights in the original layout: two pickled shards and a configuration that leaves defaults out."""
+    """The same weights in the original layout: two pickled shards and a configuration that leaves
+    defaults out.
+    """
     folder = tmp_path_factory.mktemp("original")
-    state = {renamed(name): tensor for name, tensor in load_file(library / "model.safetensors").items()}
+    state = {
+        renamed(name): tensor for name, tensor in load_file(library / "model.safetensors").items()
+    }
     state["gen_vision_model.quantize.codebook_used"] = torch.zeros(16)
     state["language_model.model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(8)
     files: dict[str, dict[str, Tensor]] = {
@@ -148,7 +175,11 @@ def renamed(name: str) -> str:
         "mid.attn_1": "mid.1",
         "mid.block_2": "mid.2",
     }.items():
-        name = name.replace(old, new) if not name.startswith(("vision_model.", "language_model.")) else name
+        name = (
+            name.replace(old, new)
+            if not name.startswith(("vision_model.", "language_model."))
+            else name
+        )
     return name
 
 
@@ -170,10 +201,13 @@ def ids_of(library: Path, prompt: str) -> Tensor:
 
 @torch.no_grad()
 def test_teacher_forced_logits_are_the_librarys(oracle: Any, library: Path, model: Janus) -> None:
-    ids, codes = ids_of(library, "a cat"), torch.randint(0, 40, (1, 16), generator=torch.Generator().manual_seed(1))
+    ids = ids_of(library, "a cat")
+    codes = torch.randint(0, 40, (1, 16), generator=torch.Generator().manual_seed(1))
     words = oracle.get_input_embeddings()(ids)
     inputs = torch.cat((words, oracle.prepare_embeddings_for_image_generation(codes)), 1)
-    expected = oracle.model.generation_head(oracle.model.language_model(inputs_embeds=inputs).last_hidden_state)
+    expected = oracle.model.generation_head(
+        oracle.model.language_model(inputs_embeds=inputs).last_hidden_state
+    )
     context = model.context(" a cat\n", like="ignored")
     torch.testing.assert_close(context, words[0], atol=0, rtol=0)
     x = torch.cat((context, model.embed(codes[0], codes[0])))[None]
@@ -183,7 +217,11 @@ def test_teacher_forced_logits_are_the_librarys(oracle: Any, library: Path, mode
     got = [model.head(model.forward(x[:, :20], pos[:, :20], start, cache.attend_all(pos[:, :20])))]
     for n in range(20, x.shape[1]):
         got.append(
-            model.head(model.forward(x[:, n : n + 1], pos[:, n : n + 1], start, cache.attend_all(pos[:, n : n + 1])))
+            model.head(
+                model.forward(
+                    x[:, n : n + 1], pos[:, n : n + 1], start, cache.attend_all(pos[:, n : n + 1])
+                )
+            )
         )
     torch.testing.assert_close(torch.cat(got, 1), expected, atol=2e-5, rtol=1e-5)
     assert expected.std() > 0.1
@@ -192,7 +230,9 @@ def test_teacher_forced_logits_are_the_librarys(oracle: Any, library: Path, mode
 def test_greedy_guided_images_are_the_librarys(oracle: Any, library: Path, model: Janus) -> None:
     """Prompts of different lengths, drawn together by the sampler; the library draws each alone."""
     texts = ["a cat", "two dogs left of a car", "one"]
-    drawn = draw(Plain(), jobs(texts), model=model, sampling=Sampling(scale=5.0, temperature=0.0), slots=6)
+    drawn = draw(
+        Plain(), jobs(texts), model=model, sampling=Sampling(scale=5.0, temperature=0.0), slots=6
+    )
     tokenizer = Tokenizer.from_file(str(library / "tokenizer.json"))
     begin = tokenizer.token_to_id(BEGIN_OF_IMAGE)
     oracle.generation_config.generation_kwargs = {"boi_token_id": begin}
@@ -211,8 +251,12 @@ def test_greedy_guided_images_are_the_librarys(oracle: Any, library: Path, model
 def test_pixels_are_the_librarys(oracle: Any, model: Janus) -> None:
     codes = torch.randint(0, 40, (3, 16), generator=torch.Generator().manual_seed(2))
     expected = oracle.decode_image_tokens(codes)
-    torch.testing.assert_close(model.vq.decode(codes, model.grid).permute(0, 2, 3, 1), expected, atol=2e-5, rtol=1e-5)
-    difference = model.decode(codes).int() - ((expected + 1) / 2 * 255).clamp(0, 255).to(torch.uint8).int()
+    torch.testing.assert_close(
+        model.vq.decode(codes, model.grid).permute(0, 2, 3, 1), expected, atol=2e-5, rtol=1e-5
+    )
+    difference = (
+        model.decode(codes).int() - ((expected + 1) / 2 * 255).clamp(0, 255).to(torch.uint8).int()
+    )
     assert difference.abs().max() <= 1
     partial = codes.masked_fill(torch.arange(16) >= 8, MISSING)
     assert model.decode(partial).shape == (3, 16, 16, 3)
@@ -220,10 +264,14 @@ def test_pixels_are_the_librarys(oracle: Any, model: Janus) -> None:
 
 @torch.no_grad()
 def test_codes_are_the_nearest_unit_vectors(oracle: Any, model: Janus) -> None:
-    """The library's encoder finds the latents, unit lengths are taken here: the library forgets them."""
+    """The library's encoder finds the latents, unit lengths are taken here: the library forgets
+    them.
+    """
     tower = oracle.model.vqmodel
     pixels = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(3)) * 2 - 1
-    latent = tower.quant_conv(tower.encoder(pixels)).double().permute(0, 2, 3, 1).reshape(2, 16, 1, 8)
+    latent = (
+        tower.quant_conv(tower.encoder(pixels)).double().permute(0, 2, 3, 1).reshape(2, 16, 1, 8)
+    )
     rows = tower.quantize.embedding.weight.double()
     unit = [x / x.square().sum(-1, keepdim=True).sqrt() for x in (latent, rows)]
     expected = (unit[0] - unit[1]).square().sum(-1).argmin(-1)
@@ -239,7 +287,8 @@ def test_eight_bits_are_truncated() -> None:
 
 def test_the_null_prompt_has_its_likes_length(library: Path) -> None:
     model = load(library)
-    text, null = model.context("a cat", "a cat"), model.context(None, "a cat")
+    text = model.context("a cat", "a cat")
+    null = model.context(None, "a cat")
     pad = model.embed_words([Tokenizer.from_file(str(library / "tokenizer.json")).token_to_id(PAD)])
     assert torch.equal(null[0], text[0]) and torch.equal(null[-1], text[-1])
     assert torch.equal(null[1:-1], pad.expand(len(text) - 2, -1))
@@ -251,7 +300,7 @@ def test_the_null_prompt_has_its_likes_length(library: Path) -> None:
         model.context("a cat" * 20, "")
 
 
-# --- against upstream's code -----------------------------------------------------------------------------------------
+# --- against upstream's code ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -263,7 +312,7 @@ def test_parity_with_upstream(device: str) -> None:
     assert len(quantities) == 2 * 27 + 1
 
 
-# --- laws and methods ------------------------------------------------------------------------------------------------
+# --- laws and methods -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -284,10 +333,19 @@ def test_company(method: Any, device: str) -> None:
 
 def test_reduction() -> None:
     model = tiny()
-    plain = {key: delivery.tokens for key, delivery in draw(Plain(), jobs(TEXTS[:3]), model=model).items()}
-    methods = (BestOfN(1), GridAR(1, {}, Mock(), PixelSum(), line=0), Speculative(DraftModel(tiny), 2, coupled))
+    plain = {
+        key: delivery.tokens
+        for key, delivery in draw(Plain(), jobs(TEXTS[:3]), model=model).items()
+    }
+    methods = (
+        BestOfN(1),
+        GridAR(1, {}, Mock(), PixelSum(), line=0),
+        Speculative(DraftModel(tiny), 2, coupled),
+    )
     for method in methods:
-        assert {key: d.tokens for key, d in draw(method, jobs(TEXTS[:3]), model=model).items()} == plain
+        assert {
+            key: d.tokens for key, d in draw(method, jobs(TEXTS[:3]), model=model).items()
+        } == plain
 
 
 @pytest.mark.parametrize(
@@ -303,7 +361,9 @@ def test_reduction() -> None:
         VVS(DraftModel(tiny), Uniform(2), 2, Lantern(5, multiplier=2.0)),
     ],
 )
-def test_methods_run_end_to_end(method: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_methods_run_end_to_end(
+    method: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for delivery in draw(method, jobs(TEXTS[:3]), model=tiny(), slots=24).values():
         assert not delivery.error
@@ -312,16 +372,19 @@ def test_methods_run_end_to_end(method: Any, tmp_path: Path, monkeypatch: pytest
 
 
 def test_released_sizes() -> None:
-    """Parameters of decoder blocks, aligner with head, and bytes of all that is kept in bfloat16, as published."""
+    """Parameters of decoder blocks, aligner with head, and bytes of all that is kept in bfloat16,
+    as published.
+    """
     for size, published in {"1B": (1.233e9, 42e6, 3.1e9), "7B": (6.072e9, 101e6, 13.3e9)}.items():
         with torch.device("meta"):
             net = JanusNet(SIZES[size])
-        blocks, image = parameters(net.trunk), parameters(net.gen_aligner) + parameters(net.gen_head)
+        blocks = parameters(net.trunk)
+        image = parameters(net.gen_aligner) + parameters(net.gen_head)
         total = 2 * parameters(net)
         assert (blocks, image, total) == pytest.approx(published, rel=0.03)
 
 
-# --- bad input -------------------------------------------------------------------------------------------------------
+# --- bad input ------------------------------------------------------------------------------------
 
 
 def refused(match: str, **options: Any) -> None:
@@ -335,7 +398,9 @@ def copied(source: Path, target: Path) -> Path:
 
 
 def test_a_checkpoint_of_another_size_is_refused(library: Path, tmp_path: Path) -> None:
-    refused("2 layers of width 32 .* not 24 layers of width 2048", checkpoint=str(library), size="1B")
+    refused(
+        "2 layers of width 32 .* not 24 layers of width 2048", checkpoint=str(library), size="1B"
+    )
     refused("known sizes are 1B, 7B", checkpoint=str(library), size="3B")
     folder = copied(library, tmp_path)
     config = json.loads((folder / "config.json").read_text())
@@ -346,7 +411,10 @@ def test_a_checkpoint_of_another_size_is_refused(library: Path, tmp_path: Path) 
             "lacks 9 tensors, the first is model.language_model.layers.2.input_layernorm.weight",
         ),
         ({"num_key_value_heads": 1}, "num_key_value_heads that no Janus-Pro has"),
-        ({"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0}}, "rope_type that no Janus-Pro has"),
+        (
+            {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0}},
+            "rope_type that no Janus-Pro has",
+        ),
     ):
         changed = {**config, "text_config": {**config["text_config"], **change}}
         (folder / "config.json").write_text(json.dumps(changed))
@@ -367,7 +435,10 @@ def test_missing_names_are_refused_and_unknown_ones_reported(
     assert "1 tensors are not known and not used, the first is model.extra.weight" in caplog.text
     del state["model.generation_head.vision_head.bias"]
     save_file(state, folder / "model.safetensors")
-    refused("lacks 1 tensors, the first is model.generation_head.vision_head.bias", checkpoint=str(folder))
+    refused(
+        "lacks 1 tensors, the first is model.generation_head.vision_head.bias",
+        checkpoint=str(folder),
+    )
     del state["model.vqmodel.encoder.conv_in.weight"]
     save_file(state, folder / "model.safetensors")
     refused("lacks tensor model.vqmodel.encoder.conv_in.weight", checkpoint=str(folder))
@@ -383,7 +454,9 @@ class Touch:
         return Path.touch, (self.path,)
 
 
-def test_damaged_and_dangerous_files_are_refused(library: Path, original: Path, tmp_path: Path) -> None:
+def test_damaged_and_dangerous_files_are_refused(
+    library: Path, original: Path, tmp_path: Path
+) -> None:
     cut = copied(library, tmp_path)
     whole = (cut / "model.safetensors").read_bytes()
     for size in (0, 5, len(whole) // 2, len(whole) - 1):
@@ -407,13 +480,20 @@ def test_damaged_and_dangerous_files_are_refused(library: Path, original: Path, 
     torch.save([1], shard)
     refused("holds a list instead of tensors by name", checkpoint=str(shards))
     shard.unlink()
-    refused("names the shard pytorch_model-00002-of-00002.bin, which is not beside it", checkpoint=str(shards))
+    refused(
+        "names the shard pytorch_model-00002-of-00002.bin, which is not beside it",
+        checkpoint=str(shards),
+    )
 
 
-def test_missing_checkpoints_are_refused(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_checkpoints_are_refused(
+    library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    refused("somebody/janus .* cannot be downloaded .* set model.checkpoint=PATH", hub="somebody/janus")
+    refused(
+        "somebody/janus .* cannot be downloaded .* set model.checkpoint=PATH", hub="somebody/janus"
+    )
     refused("set model.checkpoint=PATH, or model.hub", hub=None)
     refused("there is no such file or folder", checkpoint=str(tmp_path / "nowhere"))
     refused("it is no checkpoint folder", checkpoint=str(tmp_path))
@@ -421,7 +501,11 @@ def test_missing_checkpoints_are_refused(library: Path, tmp_path: Path, monkeypa
     refused("choose published or random", weights="best")
     refused("needs model.size", weights="random")
     refused("1 to 240 fit", weights="random", size=TINY, max_context=241)
-    refused("known prompt templates are Janus-Pro, Janus-1.3B", family="Janus-2", checkpoint=str(library))
+    refused(
+        "known prompt templates are Janus-Pro, Janus-1.3B",
+        family="Janus-2",
+        checkpoint=str(library),
+    )
     folder = copied(library, tmp_path)
     (folder / "tokenizer.json").unlink()
     with pytest.raises(UserError, match=r"no tokenizer\.json beside its weights"):
@@ -436,7 +520,12 @@ def test_missing_checkpoints_are_refused(library: Path, tmp_path: Path, monkeypa
 
 def test_a_checkpoint_on_disk_draws_a_benchmark(library: Path, tmp_path: Path) -> None:
     options = ("size=null", "dtype=float32", "max_context=64", f"checkpoint={library}")
-    toy = ("--config-dir", str(Path(__file__).parent / "toy_conf"), "benchmark=toy", "benchmark.prompts=3")
+    toy = (
+        "--config-dir",
+        str(Path(__file__).parent / "toy_conf"),
+        "benchmark=toy",
+        "benchmark.prompts=3",
+    )
     model = ("model=janus_pro_1b", *(f"model.{option}" for option in options))
     code, said = harness(tmp_path, *toy, *model, "sampler.slots=8", "device=cpu")
     assert code == 0, said
@@ -447,18 +536,35 @@ def test_a_checkpoint_on_disk_draws_a_benchmark(library: Path, tmp_path: Path) -
 
 
 def test_a_smaller_checkpoint_drafts_for_a_larger_one(library: Path, tmp_path: Path) -> None:
-    """As Janus-Pro-1B for 7B: another language model of fewer layers, the same image tokenizer, both from disk."""
+    """As Janus-Pro-1B for 7B: another language model of fewer layers, the same image tokenizer,
+    both from disk.
+    """
     (tmp_path / "draft").mkdir()
     small = copied(library, tmp_path / "draft")
     weights = load_file(small / "model.safetensors")
-    save_file({k: v for k, v in weights.items() if ".language_model.layers.1." not in k}, small / "model.safetensors")
+    save_file(
+        {k: v for k, v in weights.items() if ".language_model.layers.1." not in k},
+        small / "model.safetensors",
+    )
     config = json.loads((small / "config.json").read_text())
     config["text_config"]["num_hidden_layers"] = 1
     (small / "config.json").write_text(json.dumps(config))
-    toy = ("--config-dir", str(Path(__file__).parent / "toy_conf"), "benchmark=toy", "benchmark.prompts=2")
+    toy = (
+        "--config-dir",
+        str(Path(__file__).parent / "toy_conf"),
+        "benchmark=toy",
+        "benchmark.prompts=2",
+    )
     shared = ("size=null", "dtype=float32", "max_context=64")
-    model = ("model=janus_pro_7b", *(f"model.{option}" for option in shared), f"model.checkpoint={library}")
-    drafter = ("drafter@method.drafter=janus_pro_1b", *(f"method.drafter.model.{option}" for option in shared))
+    model = (
+        "model=janus_pro_7b",
+        *(f"model.{option}" for option in shared),
+        f"model.checkpoint={library}",
+    )
+    drafter = (
+        "drafter@method.drafter=janus_pro_1b",
+        *(f"method.drafter.model.{option}" for option in shared),
+    )
     speculative = ("method=speculative", *drafter, f"method.drafter.model.checkpoint={small}")
     code, said = harness(tmp_path, *toy, *model, *speculative, "sampler.slots=4", "device=cpu")
     assert code == 0, said

@@ -1,4 +1,6 @@
-"""Kernels do what torch does: under Triton's interpreter on the CPU, at the sizes of real models on a GPU."""
+"""Kernels do what torch does: under Triton's interpreter on the CPU, at the sizes of real models on
+a GPU.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,11 @@ CPU = torch.device("cpu")
 
 def run(*code: str, **environment: str) -> str:
     said = subprocess.run(
-        [sys.executable, *code], capture_output=True, text=True, cwd=ROOT, env={**os.environ, **environment}
+        [sys.executable, *code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **environment},
     )
     assert said.returncode == 0, said.stderr
     return said.stdout
@@ -41,7 +47,10 @@ def test_kernels_equal_torch_under_the_interpreter() -> None:
     assert said.split() == [law.__name__ for law in laws.LAWS]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here: the kernels run in Triton's interpreter only")
+@pytest.mark.skipif(
+    not torch.cuda.is_available(),
+    reason="no GPU here: the kernels run in Triton's interpreter only",
+)
 @pytest.mark.parametrize("law", laws.LAWS, ids=lambda law: law.__name__)
 def test_kernels_equal_torch_on_a_gpu(law: Any) -> None:
     torch.manual_seed(0)
@@ -62,7 +71,8 @@ def test_kernels_can_be_captured() -> None:
     flash.attend(**given), race.draw(*drawn, temperature=1.0, top_k=1000)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        out, draws = flash.attend(**given), race.draw(*drawn, temperature=1.0, top_k=1000)
+        out = flash.attend(**given)
+        draws = race.draw(*drawn, temperature=1.0, top_k=1000)
     given["pos_SW"].clamp_(max=5)
     drawn[-1].add_(1)
     graph.replay()
@@ -83,7 +93,12 @@ def test_without_triton_the_portable_path_is_taken_and_said(
     monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda _name: None)
     device = torch.device("cuda")
     with caplog.at_level(logging.WARNING, "harness"):
-        assert kernels.attention(device) is kernels.guided_draw(device) is kernels.confidence(device) is None
+        assert (
+            kernels.attention(device)
+            is kernels.guided_draw(device)
+            is kernels.confidence(device)
+            is None
+        )
     assert kernels.missing(device) == "Triton is not installed"
     assert len(caplog.records) == 1
     kernels.missing.cache_clear()
@@ -93,7 +108,11 @@ def test_without_triton_the_portable_path_is_taken_and_said(
     ("capability", "fault", "said"),
     [
         ((7, 5), None, "the device's compute capability is 7.5, they need 8.0"),
-        ((9, 0), RuntimeError("ptxas is missing\nand more"), "do not compile or run: RuntimeError: ptxas is missing"),
+        (
+            (9, 0),
+            RuntimeError("ptxas is missing\nand more"),
+            "do not compile or run: RuntimeError: ptxas is missing",
+        ),
         ((9, 0), "draws differ from torch's", "draws differ from torch's"),
     ],
 )
@@ -125,14 +144,20 @@ def test_what_kernels_do_not_take_is_refused() -> None:
     for wrong in (logits_MV.double(), logits_MV.T, torch.zeros(1, 2**16)):
         with pytest.raises(ValueError, match="dense float32"):
             race.draw(wrong, *rows, temperature=1.0, top_k=5)
-    with pytest.raises(ValueError, match="3 streams"):
+    with pytest.raises(ValueError, match="3 branches"):
         race.draw(logits_MV, torch.zeros(2, 3).long(), *rows[1:], temperature=1.0, top_k=5)
 
 
 FLASH = {"BIASED": True, "MASKED": True, "WIDEN": False, "W": 16, "D": 64, "KEYS": 64, "BLOCKS": 4}
-RACE = {"STREAMS": 2, "GREEDY": False, "TOP": True, "V": 16384}
+RACE = {"BRANCHES": 2, "GREEDY": False, "TOP": True, "V": 16384}
 POINTERS = {"pos_ptr": "*i64", "seen_ptr": "*u8", "partial_ptr": "*fp32", "scale_ptr": "*fp32"}
-POINTERS |= {"logits_ptr": "*fp32", "row_ptr": "*i64", "key_ptr": "*i64", "place_ptr": "*i64", "token_ptr": "*i64"}
+POINTERS |= {
+    "logits_ptr": "*fp32",
+    "row_ptr": "*i64",
+    "key_ptr": "*i64",
+    "place_ptr": "*i64",
+    "token_ptr": "*i64",
+}
 POINTERS |= {"log_prob_ptr": "*fp64", "score_scale": "fp32", "temperature": "fp32"}
 SIGNALS = {"null_ptr": "*fp32", "text_ptr": "*fp32", "out_ptr": "*fp64"}
 HALF = dict.fromkeys(("q_ptr", "key_ptr", "value_ptr", "bias_ptr", "out_ptr"), "*bf16")
@@ -154,7 +179,10 @@ FULL = dict.fromkeys(HALF, "*fp32")
 def test_kernels_compile_for_gpus_that_are_not_here(
     kernel: Any, constants: dict[str, Any], types: dict[str, str], capability: int
 ) -> None:
-    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in kernel.arg_names}
+    signature = {
+        name: "constexpr" if name in constants else types.get(name, "i32")
+        for name in kernel.arg_names
+    }
     places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
     source = ASTSource(fn=kernel, signature=signature, constexprs=places)
     options = {"num_warps": 4 if "D" in constants else 16, "enable_fp_fusion": False}

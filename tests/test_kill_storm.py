@@ -1,6 +1,8 @@
-"""R1, R2: `kill -9` at any instant loses no finished image, corrupts no file, and changes no byte of what is made.
+"""R1, R2: `kill -9` at any instant loses no finished image, corrupts no file, and changes no byte
+of what is made.
 
-`pytest -m kill_storm -s` shows the log of the whole storm; the quick suite has a breeze of the same code.
+`pytest -m kill_storm -s` shows the log of the whole storm; the quick suite has a breeze of the same
+code.
 """
 
 from __future__ import annotations
@@ -33,9 +35,14 @@ def test_a_breeze_of_kills_changes_nothing(tmp_path: Path) -> None:
 @pytest.mark.kill_storm
 @pytest.mark.parametrize(
     ("scene", "options"),
-    [("toy", ("--kills", "150", "--points", "-1", "--commands", "30")), ("pictogram", ("--kills", "60"))],
+    [
+        ("toy", ("--kills", "150", "--points", "-1", "--commands", "30")),
+        ("pictogram", ("--kills", "60")),
+    ],
 )
-def test_a_storm_of_kills_changes_nothing(scene: str, options: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_storm_of_kills_changes_nothing(
+    scene: str, options: tuple[str, ...], tmp_path: Path
+) -> None:
     log = storm(tmp_path / "storm", scene, *options)
     assert "lost 0, corrupt files 0" in log
 
@@ -51,8 +58,10 @@ def test_the_examination_sees_what_a_kill_must_not_do(tmp_path: Path) -> None:
         examine(tmp_path, before, findings := Findings())
         return [len(findings.lost), len(findings.corrupt)]
 
-    journal, picture = folder / "records-0.jsonl", folder / "images/00000/0.png"
-    lines, pixels = journal.read_bytes(), picture.read_bytes()
+    journal = folder / "records-0.jsonl"
+    picture = folder / "images/00000/0.png"
+    lines = journal.read_bytes()
+    pixels = picture.read_bytes()
     journal.write_bytes(lines[:-9])
     assert found() == [2, 0]  # the line, and the image that only it knew
     journal.write_bytes(lines.replace(b'"done"', b'"d', 1))

@@ -1,4 +1,6 @@
-"""LANTERN's rule: what it borrows, what it leaves, and that it is exact where nothing is borrowed."""
+"""LANTERN's rule: what it borrows, what it leaves, and that it is exact where nothing is
+borrowed.
+"""
 
 from __future__ import annotations
 
@@ -31,12 +33,16 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def ready(rule: Lantern, vocab: int, seed: int = 0) -> Lantern:
-    order = torch.rand(vocab, vocab, generator=torch.Generator().manual_seed(seed)).fill_diagonal_(2).argsort(1)
+    order = (
+        torch.rand(vocab, vocab, generator=torch.Generator().manual_seed(seed))
+        .fill_diagonal_(2)
+        .argsort(1)
+    )
     rule.table = order[:, : min(rule.k + 1, vocab - 1)]
     return rule
 
 
-laws = st.integers(0, 2**31).map(
+probs = st.integers(0, 2**31).map(
     lambda seed: (
         torch.distributions.Dirichlet(torch.full((8,), 0.4, dtype=torch.float64)).sample()
         if torch.manual_seed(seed)
@@ -45,7 +51,9 @@ laws = st.integers(0, 2**31).map(
 )
 
 
-@pytest.mark.skipif(not VECTORS.exists(), reason="the conformance vectors are not beside this checkout")
+@pytest.mark.skipif(
+    not VECTORS.exists(), reason="the conformance vectors are not beside this checkout"
+)
 def test_conformance_vectors() -> None:
     passed, failed, messages = conformance(VECTORS)
     assert (failed, messages) == (0, [])
@@ -54,50 +62,74 @@ def test_conformance_vectors() -> None:
 
 def test_worked_values() -> None:
     """p, neighbours and numbers worked out by hand from the definitions."""
-    law = torch.tensor([[0.10, 0.25, 0.05, 0.30, 0.20, 0.10]])
+    probs = torch.tensor([[0.10, 0.25, 0.05, 0.30, 0.20, 0.10]])
     table = torch.tensor([[2, 1, 4, 5, 3]]).repeat(6, 1)
-    x, point = torch.tensor([0]), torch.eye(6)[:1]
+    x = torch.tensor([0])
+    point = torch.eye(6)[:1]
     additive = Lantern(2, delta=0.2, residual="code_dynamic")
     additive.table = table[:, :3]
-    assert additive.credit(law, x).item() == pytest.approx(0.15)
-    left = additive.residual(law, point, x)[0]
+    assert additive.acceptance_prob(probs, x).item() == pytest.approx(0.15)
+    left = additive.residual(probs, point, x)[0]
     assert (left / left.sum()).tolist() == pytest.approx([0, 0, 0, 0.75, 0, 0.25])
-    for multiplier, count, credit in ((4.5, 2, 0.40), (1.4, 0, 0.10)):
+    for multiplier, count, acceptance_prob in ((4.5, 2, 0.40), (1.4, 0, 0.10)):
         rule = Lantern(3, multiplier=multiplier)
         rule.table = table[:, :4]
-        assert rule.borrow(law, x).count_R.item() == count
-        assert rule.credit(law, x).item() == pytest.approx(credit)
+        assert rule.borrow(probs, x).count_R.item() == count
+        assert rule.acceptance_prob(probs, x).item() == pytest.approx(acceptance_prob)
 
 
 @settings(max_examples=60, deadline=None)
-@given(law=laws, token=st.integers(0, 7), k=st.integers(0, 7), delta=st.floats(0, 1))
-def test_the_bound_is_a_bound_on_total_variation(law: torch.Tensor, token: int, k: int, delta: float) -> None:
-    rule, x = ready(Lantern(k, delta=delta), 8), torch.tensor([token])
-    surrogate = rule.surrogate(law[None], x)[0]
-    distance = 0.5 * (surrogate - law).abs().sum().item()
-    assert distance == pytest.approx(rule.borrow(law[None], x).mass_R.item(), abs=1e-12)
+@given(probs=probs, token=st.integers(0, 7), k=st.integers(0, 7), delta=st.floats(0, 1))
+def test_the_bound_is_a_bound_on_total_variation(
+    probs: torch.Tensor, token: int, k: int, delta: float
+) -> None:
+    rule = ready(Lantern(k, delta=delta), 8)
+    x = torch.tensor([token])
+    surrogate = rule.surrogate(probs[None], x)[0]
+    distance = 0.5 * (surrogate - probs).abs().sum().item()
+    assert distance == pytest.approx(rule.borrow(probs[None], x).mass_R.item(), abs=1e-12)
     assert distance <= delta + 1e-12
     assert surrogate.sum().item() == pytest.approx(1)
-    assert surrogate[token].item() == pytest.approx(rule.credit(law[None], x).item())
-    if delta > 0:  # (at zero nothing is borrowed, and the code's prefix may still count neighbours without mass)
+    assert surrogate[token].item() == pytest.approx(rule.acceptance_prob(probs[None], x).item())
+    if (
+        delta > 0
+    ):  # (at zero nothing is borrowed, and the code's prefix may still count neighbours without mass)
         wider = ready(Lantern(k, delta=min(1.0, delta * 1.5)), 8)
-        assert wider.credit(law[None], x).item() >= rule.credit(law[None], x).item() - 1e-12
+        assert (
+            wider.acceptance_prob(probs[None], x).item()
+            >= rule.acceptance_prob(probs[None], x).item() - 1e-12
+        )
 
 
 @settings(max_examples=40, deadline=None)
-@given(law=laws, token=st.integers(0, 7), delta=st.floats(0, 1), residual=st.sampled_from(["optimal", "aggregated"]))
-def test_output_stays_within_delta_of_the_target(law: torch.Tensor, token: int, delta: float, residual: str) -> None:
-    """One chosen candidate: accepted with its credit, else drawn from the residual; the output law by enumeration."""
-    rule, x, point = ready(Lantern(5, delta=delta, residual=residual), 8), torch.tensor([token]), torch.eye(8).double()
-    credit = rule.credit(law[None], x).clamp(max=1).item()
-    left = rule.residual(law[None], point[token][None], x)[0]
-    output = credit * point[token] + (1 - credit) * left / left.sum()
-    assert 0.5 * (output - law).abs().sum().item() <= delta + 1e-9
+@given(
+    probs=probs,
+    token=st.integers(0, 7),
+    delta=st.floats(0, 1),
+    residual=st.sampled_from(["optimal", "aggregated"]),
+)
+def test_output_stays_within_delta_of_the_target(
+    probs: torch.Tensor, token: int, delta: float, residual: str
+) -> None:
+    """One chosen candidate: accepted with its credit, else drawn from the residual; the output law
+    by enumeration.
+    """
+    rule = ready(Lantern(5, delta=delta, residual=residual), 8)
+    x = torch.tensor([token])
+    point = torch.eye(8).double()
+    acceptance_prob = rule.acceptance_prob(probs[None], x).clamp(max=1).item()
+    left = rule.residual(probs[None], point[token][None], x)[0]
+    output = acceptance_prob * point[token] + (1 - acceptance_prob) * left / left.sum()
+    assert 0.5 * (output - probs).abs().sum().item() <= delta + 1e-9
 
 
 @pytest.mark.parametrize("residual", ["optimal", "aggregated"])
-@pytest.mark.parametrize("bound", [{"delta": 0.0, "k": 9}, {"multiplier": 1.0, "k": 9}, {"delta": 0.5, "k": 0}])
-def test_where_nothing_is_borrowed_it_is_exact_token_for_token(residual: str, bound: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    "bound", [{"delta": 0.0, "k": 9}, {"multiplier": 1.0, "k": 9}, {"delta": 0.5, "k": 0}]
+)
+def test_where_nothing_is_borrowed_it_is_exact_token_for_token(
+    residual: str, bound: dict[str, float]
+) -> None:
     sampling = Sampling(scale=2.0, top_k=6)
     relaxed = Speculative(drafter(), 3, Lantern(residual=residual, **bound))  # type: ignore[arg-type]
     strict = draw(Speculative(drafter(), 3, exact), jobs(TEXTS, 2), sampling=sampling)
@@ -107,14 +139,17 @@ def test_where_nothing_is_borrowed_it_is_exact_token_for_token(residual: str, bo
 
 
 def test_the_released_residual_is_not_lossless_even_at_zero() -> None:
-    """Neighbours without mass pass a bound of zero, so the code's clearing fires: measured here, as the notes say."""
-    law = torch.tensor([[0.5, 0.3, 0.2, 0.0]])
+    """Neighbours without mass pass a bound of zero, so the code's clearing fires: measured here, as
+    the notes say.
+    """
+    probs = torch.tensor([[0.5, 0.3, 0.2, 0.0]])
     rule = Lantern(1, delta=0.0, residual="code_dynamic")
     rule.table = torch.tensor([[3, 1], [3, 2], [0, 3], [0, 1]])
-    x, point = torch.tensor([0]), torch.eye(4)[:1]
-    left = rule.residual(law, point, x)[0]
+    x = torch.tensor([0])
+    point = torch.eye(4)[:1]
+    left = rule.residual(probs, point, x)[0]
     output = 0.5 * point[0] + 0.5 * left / left.sum()
-    assert 0.5 * (output - law[0]).abs().sum() == pytest.approx(0.3)
+    assert 0.5 * (output - probs[0]).abs().sum() == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize("residual", list(RESIDUALS))
@@ -136,7 +171,9 @@ def test_neighbours_are_the_nearest_other_codes(metric: str, own_cache: Path) ->
     codebook = torch.randn(1500, 3, generator=torch.Generator().manual_seed(1))
     table = neighbours(codebook, 20, metric)
     rows = codebook / codebook.norm(dim=1, keepdim=True) if metric == "cosine" else codebook
-    distance = np.linalg.norm(rows.numpy()[:, None].astype(np.float64) - rows.numpy()[None], axis=-1)
+    distance = np.linalg.norm(
+        rows.numpy()[:, None].astype(np.float64) - rows.numpy()[None], axis=-1
+    )
     np.fill_diagonal(distance, np.inf)
     assert (table.numpy() == distance.argsort(axis=1, kind="stable")[:, :20]).mean() > 0.999
     assert not (table == torch.arange(1500)[:, None]).any()
@@ -179,8 +216,10 @@ def test_values_out_of_range_are_refused(options: dict[str, float], words: str) 
 
 
 def test_what_was_borrowed_is_noted() -> None:
-    """Two accepted tokens and one rejected: neighbours lent, their mass, and what only borrowing saved."""
-    law = torch.tensor([[0.1, 0.2, 0.3, 0.4]]).double().expand(4, 4)[None]
+    """Two accepted tokens and one rejected: neighbours lent, their mass, and what only borrowing
+    saved.
+    """
+    probs = torch.tensor([[0.1, 0.2, 0.3, 0.4]]).double().expand(4, 4)[None]
     rule = Lantern(2, delta=0.35)
     rule.table = torch.tensor([[1, 2, 3], [0, 2, 3], [3, 1, 0], [2, 1, 0]])
     token_RG = torch.tensor([[0, 1, 3]])
@@ -188,7 +227,9 @@ def test_what_was_borrowed_is_noted() -> None:
     noise = Noise(torch.tensor([[3, 4]]), torch.arange(4)[None])
     path_RG = torch.tensor([[0, 1, -1]])
     chance = noise.uniform(ACCEPT, 1)[0, :2, 0]
-    said = {name: value.item() for name, value in rule.signals(law, drafts, noise, path_RG).items()}
+    said = {
+        name: value.item() for name, value in rule.signals(probs, drafts, noise, path_RG).items()
+    }
     rescued = int(chance[0] >= 0.1) + int(chance[1] >= 0.2)
     assert said == pytest.approx({"lent": 1 + 1, "lent_mass": 0.2 + 0.1, "rescued": rescued})
 

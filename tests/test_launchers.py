@@ -1,4 +1,6 @@
-"""Sweeps on several workers: submitit and Ray give what one process gives, through preemptions and deaths as well."""
+"""Sweeps on several workers: submitit and Ray give what one process gives, through preemptions and
+deaths as well.
+"""
 
 from __future__ import annotations
 
@@ -43,10 +45,16 @@ def places(workers: int | None, gpus: int | None) -> list[str]:
     ],
 )
 def test_each_worker_sees_gpus_of_its_own(
-    visible: str, workers: int | None, gpus: int | None, expected: list[str], monkeypatch: pytest.MonkeyPatch
+    visible: str,
+    workers: int | None,
+    gpus: int | None,
+    expected: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: len(visible.split(",")) if visible else 0)
+    monkeypatch.setattr(
+        "torch.cuda.device_count", lambda: len(visible.split(",")) if visible else 0
+    )
     assert places(workers, gpus) == expected
 
 
@@ -60,7 +68,10 @@ def test_more_gpus_than_there_are_cannot_be_given(monkeypatch: pytest.MonkeyPatc
 @pytest.fixture
 def handlers() -> Iterator[None]:
     """Puts back the signal handlers that submitit sets where it carries out a job."""
-    former = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGCONT, signal.SIGUSR2)}
+    former = {
+        number: signal.getsignal(number)
+        for number in (signal.SIGTERM, signal.SIGCONT, signal.SIGUSR2)
+    }
     yield
     for number, handler in former.items():
         signal.signal(number, handler)
@@ -69,19 +80,30 @@ def handlers() -> Iterator[None]:
 def test_slurm_gets_an_array_and_once_more_what_was_preempted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handlers: None
 ) -> None:
-    """Against submitit's own stand-in for Slurm: jobs are pickled, submitted, and carried out as Slurm's would be."""
+    """Against submitit's own stand-in for Slurm: jobs are pickled, submitted, and carried out as
+    Slurm's would be.
+    """
     cli.enable_plugins()
     module = import_module("hydra_plugins.harness_launchers")
     ledger = Ledger(tmp_path / "sweep.jsonl", "call")
-    jobs = [module._Job(("stages=[report]", "results=nowhere"), ledger, "point", f"{index}/3") for index in range(3)]
-    fates = {"12_0": [jobs[0], "finished"], "12_1": [jobs[1], "preempted"], "12_2": [jobs[2], "failed"]}
+    jobs = [
+        module._Job(("stages=[report]", "results=nowhere"), ledger, "point", f"{index}/3")
+        for index in range(3)
+    ]
+    fates = {
+        "12_0": [jobs[0], "finished"],
+        "12_1": [jobs[1], "preempted"],
+        "12_2": [jobs[2], "failed"],
+    }
     again = {"13": [jobs[1], "finished"]}
     with initialize_config_module("conf", version_base="1.3"):
         config = compose("config", ["hydra/launcher=submitit_slurm"], return_hydra_config=True)
     GlobalHydra.instance().clear()
     parameters = {**config.hydra.launcher.parameters, "timeout_min": 60, "slurm_partition": "gpu"}
     launcher = module.Submitit("slurm", 2, None, str(tmp_path / "logs/%j"), parameters)
-    monkeypatch.setattr(launcher, "_work", lambda job: Work(cli.command, job.arguments, str(tmp_path)))
+    monkeypatch.setattr(
+        launcher, "_work", lambda job: Work(cli.command, job.arguments, str(tmp_path))
+    )
 
     with mocked_slurm() as slurm:
 
@@ -95,8 +117,16 @@ def test_slurm_gets_an_array_and_once_more_what_was_preempted(
         monkeypatch.setattr(module.time, "sleep", carry_out)
         launcher._carry_out(jobs)
     assert not fates and not again
-    script = next(path.read_text() for path in tmp_path.rglob("*.sh") if "--array" in path.read_text())
-    for option in ("--array=0-2%2", "--gpus-per-node=1", "--time=60", "--signal=USR2@120", "--partition=gpu"):
+    script = next(
+        path.read_text() for path in tmp_path.rglob("*.sh") if "--array" in path.read_text()
+    )
+    for option in (
+        "--array=0-2%2",
+        "--gpus-per-node=1",
+        "--time=60",
+        "--signal=USR2@120",
+        "--partition=gpu",
+    ):
         assert f"#SBATCH {option}" in script, script
 
 
@@ -109,7 +139,9 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def events(cwd: Path) -> list[Event]:
-    return [event for path in ledgers(cwd / "results").glob("*.jsonl") for event in read_events(path)]
+    return [
+        event for path in ledgers(cwd / "results").glob("*.jsonl") for event in read_events(path)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +158,9 @@ def test_two_workers_give_what_one_process_gives(
     launcher: str, tmp_path: Path, alone: dict[str, object], environment: None
 ) -> None:
     if launcher == "ray":
-        pytest.importorskip("ray", reason="Ray is an optional extra: pip install 'visual-ar-tts[ray]'")
+        pytest.importorskip(
+            "ray", reason="Ray is an optional extra: pip install 'visual-ar-tts[ray]'"
+        )
     launched = (f"hydra/launcher={launcher}", "hydra.launcher.workers=2", "shards=2")
     process = start(tmp_path, *SWEEP, "benchmark.pause=0.05", *launched)
     said, _ = process.communicate()
@@ -152,15 +186,25 @@ def lines(cwd: Path) -> int:
 def test_twenty_preemptions_in_a_row_change_nothing(
     tmp_path: Path, alone: dict[str, object], environment: None
 ) -> None:
-    """submitit's controller starts a preempted job again five times, then our launcher does; one worker is killed."""
+    """submitit's controller starts a preempted job again five times, then our launcher does; one
+    worker is killed.
+    """
     process = start(
-        tmp_path, *SWEEP, "benchmark.pause=0.05", "hydra/launcher=submitit_local", "hydra.launcher.workers=1"
+        tmp_path,
+        *SWEEP,
+        "benchmark.pause=0.05",
+        "hydra/launcher=submitit_local",
+        "hydra.launcher.workers=1",
     )
     asked = before = 0
     while asked < 21 and process.poll() is None:
         working = list(busy(tmp_path))
         if working and lines(tmp_path) > before:
-            number = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)[asked % 3] if asked != 9 else signal.SIGKILL
+            number = (
+                (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)[asked % 3]
+                if asked != 9
+                else signal.SIGKILL
+            )
             os.kill(working[0], number)
             asked += 1
             while process.poll() is None and working[0] in busy(tmp_path):

@@ -1,4 +1,6 @@
-"""Imports go one way only: what each part may know of the others (architecture: who may import whom)."""
+"""Imports go one way only: what each part may know of the others (architecture: who may import
+whom).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-HEAVY = {"torch", "pandas", "hydra", "transformers", "open_clip", "mmdet", "wandb", "matplotlib", "scipy"}
+HEAVY = {
+    "torch",
+    "pandas",
+    "hydra",
+    "transformers",
+    "open_clip",
+    "mmdet",
+    "wandb",
+    "matplotlib",
+    "scipy",
+}
 
 ROOMS = [
     {"records"},
@@ -72,22 +84,31 @@ def test_rooms_import_downwards_only() -> None:
             owner = max((m for m in known if name == m or name.startswith(f"{m}.")), key=len)
             if owner == "harness":
                 continue
-            mine, theirs = room(module), room(owner)
+            mine = room(module)
+            theirs = room(owner)
             assert mine == theirs or row(theirs) < row(mine), f"{module} imports {name}"
 
 
 def test_harness_knows_no_method_and_no_benchmark() -> None:
     for module, path in modules("harness"):
         names = imported(path)
-        assert not {n for n in names if n.split(".")[0] in ("methods", "benchmarks", "conf")}, module
+        assert not {n for n in names if n.split(".")[0] in ("methods", "benchmarks", "conf")}, (
+            module
+        )
 
 
 def test_methods_know_only_the_public_names() -> None:
     for module, path in modules("methods"):
         for name in imported(path):
             top = name.split(".")[0]
-            allowed = name == "harness" or name.startswith("methods") or top not in ("harness", "benchmarks", "time")
-            assert allowed or (name.count(".") == 1 and name.split(".")[1] in public()), f"{module} imports {name}"
+            allowed = (
+                name == "harness"
+                or name.startswith("methods")
+                or top not in ("harness", "benchmarks", "time")
+            )
+            assert allowed or (name.count(".") == 1 and name.split(".")[1] in public()), (
+                f"{module} imports {name}"
+            )
             assert top not in ("transformers", "time", "hydra"), f"{module} imports {name}"
 
 
@@ -99,7 +120,12 @@ def public() -> list[str]:
 
 def test_benchmarks_know_records_judges_and_the_grammar() -> None:
     values = ("harness.records", "harness.download", "harness.results.stats")
-    allowed = (*values, "harness.judges", "harness.models.checkpoint", "harness.models.pictogram.grammar")
+    allowed = (
+        *values,
+        "harness.judges",
+        "harness.models.checkpoint",
+        "harness.models.pictogram.grammar",
+    )
     for module, path in modules("benchmarks"):
         for name in imported(path):
             if name.split(".")[0] in ("harness", "methods"):
@@ -116,7 +142,9 @@ def test_heavy_packages_are_imported_inside_functions(package: str) -> None:
 
 def test_import_harness_is_light() -> None:
     code = f"import harness, sys; print(sorted({HEAVY!r} & set(sys.modules)))"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    said = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
     assert said.stdout.strip() == "[]"
 
 

@@ -19,9 +19,38 @@ from harness.runs.read import read_run
 
 CATEGORIES = {"p0": "colors", "p1": "colors", "p2": "position", "p3": "position"}
 ISSUE_COLUMNS = [
-    *("benchmark", "model", "method", "params", "images", "score", "ci_low", "ci_high", "single_object", "two_object"),
-    *("counting", "colors", "position", "color_attr", "visual_tokens", "target_passes", "target_positions"),
-    *("drafted_positions", "renders", "judge_calls", "judge_s", "device_s", "wall_s", "failed", "unjudged", "seed"),
+    *(
+        "benchmark",
+        "model",
+        "method",
+        "params",
+        "images",
+        "score",
+        "ci_low",
+        "ci_high",
+        "single_object",
+        "two_object",
+    ),
+    *(
+        "counting",
+        "colors",
+        "position",
+        "color_attr",
+        "visual_tokens",
+        "target_passes",
+        "target_positions",
+    ),
+    *(
+        "drafted_positions",
+        "renders",
+        "judge_calls",
+        "judge_s",
+        "device_s",
+        "wall_s",
+        "failed",
+        "unjudged",
+        "seed",
+    ),
     *("fingerprint", "device", "commit"),
 ]
 
@@ -41,7 +70,11 @@ SCORES = [score(r.prompt_id, r.image, float(r.prompt_id != "p0" or r.image)) for
 
 
 def write(
-    results: Path, name: str = "plain-0a1b2c3d", records: list = DONE, scores: list = SCORES, **about: object
+    results: Path,
+    name: str = "plain-0a1b2c3d",
+    records: list = DONE,
+    scores: list = SCORES,
+    **about: object,
 ) -> Path:
     folder = results / "pictogram" / "pictogram_16" / name
     folder.mkdir(parents=True)
@@ -87,9 +120,18 @@ def test_a_row(tmp_path: Path) -> None:
     write(tmp_path)
     build(tmp_path)
     (line,) = cells(tmp_path)
-    assert (line["images"], line["score"], line["colors"], line["position"]) == ("8", "0.8750", "0.7500", "1.0000")
+    assert (line["images"], line["score"], line["colors"], line["position"]) == (
+        "8",
+        "0.8750",
+        "0.7500",
+        "1.0000",
+    )
     assert (line["counting"], line["params"]) == ("", "")
-    assert (line["visual_tokens"], line["target_passes"], line["device_s"]) == ("144.00", "143.00", "0.1000")
+    assert (line["visual_tokens"], line["target_passes"], line["device_s"]) == (
+        "144.00",
+        "143.00",
+        "0.1000",
+    )
     assert (line["ci_low"], line["ci_high"]) == ("0.7500", "1.0000")
     assert (line["device"], line["commit"], line["judge"]) == ("cpu", "abc1234", "judge@1")
     assert (line["failed"], line["missing"], line["unjudged"]) == ("0", "0", "0")
@@ -97,7 +139,13 @@ def test_a_row(tmp_path: Path) -> None:
 
 def test_what_is_not_there_is_wrong_and_costs_are_per_delivered_image(tmp_path: Path) -> None:
     records = [*DONE[:5], record("p2", 1, "failed", sampled=9999)]  # p3 was never reached
-    scores = [score("p0", 0, 1.0), score("p0", 1, None), score("p1", 0, 1.0), score("p2", 0, 1.0), score("p3", 0, 1.0)]
+    scores = [
+        score("p0", 0, 1.0),
+        score("p0", 1, None),
+        score("p1", 0, 1.0),
+        score("p2", 0, 1.0),
+        score("p3", 0, 1.0),
+    ]
     line = row(write(tmp_path, records=records, scores=scores))
     assert (line["colors"], line["position"], line["score"]) == (0.5, 0.25, 0.375)
     assert (line["images"], line["failed"], line["missing"], line["unjudged"]) == (5, 1, 2, 2)
@@ -108,7 +156,12 @@ def test_nothing_delivered_is_a_row_too(tmp_path: Path) -> None:
     write(tmp_path, records=[record(r.prompt_id, r.image, "failed") for r in DONE], scores=[])
     build(tmp_path)
     (line,) = cells(tmp_path)
-    assert (line["images"], line["score"], line["failed"], line["device_s"]) == ("0", "0.0000", "8", "")
+    assert (line["images"], line["score"], line["failed"], line["device_s"]) == (
+        "0",
+        "0.0000",
+        "8",
+        "",
+    )
 
 
 def test_done_beats_failed_and_later_lines_beat_earlier_ones(tmp_path: Path) -> None:
@@ -141,7 +194,9 @@ def test_order_and_shards_do_not_change_the_file(tmp_path: Path) -> None:
     (folder / "records-1.jsonl").write_text("".join(r.to_json() + "\n" for r in records[:3]))
     for results in (tmp_path / "a", tmp_path / "b", tmp_path / "b"):
         build(results)
-    assert (tmp_path / "a/leaderboard.csv").read_bytes() == (tmp_path / "b/leaderboard.csv").read_bytes()
+    assert (tmp_path / "a/leaderboard.csv").read_bytes() == (
+        tmp_path / "b/leaderboard.csv"
+    ).read_bytes()
     assert sorted(path.name for path in (tmp_path / "b").iterdir()) == [
         "curves.csv",
         "leaderboard.csv",
@@ -165,7 +220,9 @@ def test_other_benchmarks_add_their_categories(tmp_path: Path) -> None:
     frame = build(tmp_path).frame
     assert list(frame.columns) == [*COLUMNS, "texture"]
     assert [line["texture"] for line in cells(tmp_path)] == ["0.8750", ""]
-    (folder / "jobs.jsonl").write_text((folder / "jobs.jsonl").read_text().replace("texture", "seed"))
+    (folder / "jobs.jsonl").write_text(
+        (folder / "jobs.jsonl").read_text().replace("texture", "seed")
+    )
     with pytest.raises(UserError, match="category 'seed' has the name of a leaderboard column"):
         build(tmp_path)
 
@@ -185,9 +242,17 @@ def test_other_benchmarks_add_their_categories(tmp_path: Path) -> None:
             "plans 8 images, jobs.jsonl lists 2",
         ),
         ("jobs.jsonl", "{}\n", "line 1"),
-        ("records-0.jsonl", DONE[0].to_json().replace('"p0"', '"x"') + "\n", "image 0 of x is not among the planned"),
+        (
+            "records-0.jsonl",
+            DONE[0].to_json().replace('"p0"', '"x"') + "\n",
+            "image 0 of x is not among the planned",
+        ),
         ("records-0.jsonl", '{"usage": {"tokens": 1}}\n', "line 1"),
-        ("scores.jsonl", "".join(score("p0", 0, 1, j).to_json() + "\n" for j in "ab"), "several judges (a, b)"),
+        (
+            "scores.jsonl",
+            "".join(score("p0", 0, 1, j).to_json() + "\n" for j in "ab"),
+            "several judges (a, b)",
+        ),
     ],
 )
 def test_a_folder_that_cannot_be_read_is_named_and_the_board_left_alone(
@@ -227,7 +292,12 @@ def test_no_runs(tmp_path: Path) -> None:
 
 def test_the_printed_table_fits_a_terminal(tmp_path: Path) -> None:
     write(tmp_path)
-    write(tmp_path, "lantern-00000001", method="lantern", params="delta=0.2,k=10,rule=optimal,drafter=small")
+    write(
+        tmp_path,
+        "lantern-00000001",
+        method="lantern",
+        params="delta=0.2,k=10,rule=optimal,drafter=small",
+    )
     frame = build(tmp_path).frame
     for task in ("single_object", "two_object", "counting", "color_attr"):
         frame[task] = 0.5
@@ -240,5 +310,7 @@ def test_the_printed_table_fits_a_terminal(tmp_path: Path) -> None:
     assert "attr" in lines[1]
     assert "failed" not in text
     assert "failed" in render_table(frame.assign(failed=[0, 3]))
-    wide = pd.concat([frame, pd.DataFrame({f"category {i}": [0.5, 0.5] for i in range(20)})], axis=1)
+    wide = pd.concat(
+        [frame, pd.DataFrame({f"category {i}": [0.5, 0.5] for i in range(20)})], axis=1
+    )
     assert max(map(len, render_table(wide).splitlines())) <= 140

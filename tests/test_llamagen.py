@@ -1,4 +1,6 @@
-"""LlamaGen computes what the original does, its prompt is one cache entry, and it keeps the sampler's laws."""
+"""LlamaGen computes what the original does, its prompt is one cache entry, and it keeps the
+sampler's laws.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,13 @@ TOKENIZER = {
 
 def tiny(**options: Any) -> LlamaGen:
     """A tiny LlamaGen of random weights, as `model.weights=random` makes the large ones."""
-    given = {"size": SIZE, "weights": "random", "dtype": "float32", "tokenizer": TOKENIZER, **options}
+    given = {
+        "size": SIZE,
+        "weights": "random",
+        "dtype": "float32",
+        "tokenizer": TOKENIZER,
+        **options,
+    }
     return load("tiny", image=8, captions=WordFeatures(12, 12), **given)
 
 
@@ -60,7 +68,8 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.skipif(
-    not SHARED.is_dir(), reason=f"{SHARED} is not here: the original's arrays are not part of the project"
+    not SHARED.is_dir(),
+    reason=f"{SHARED} is not here: the original's arrays are not part of the project",
 )
 def test_parity_with_the_original(tmp_path: Path) -> None:
     code, said = harness(tmp_path, "parity", str(SHARED), module="harness.check")
@@ -88,9 +97,15 @@ def test_parity_sees_a_wrong_weight(own: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("manifest", "message"),
-    [(None, "no parity fixture"), ("{}", "no parity fixture"), ('{"family": "x", "tensors": {}}', "family 'x'")],
+    [
+        (None, "no parity fixture"),
+        ("{}", "no parity fixture"),
+        ('{"family": "x", "tensors": {}}', "family 'x'"),
+    ],
 )
-def test_a_folder_that_is_no_fixture_is_one_line(tmp_path: Path, manifest: str | None, message: str) -> None:
+def test_a_folder_that_is_no_fixture_is_one_line(
+    tmp_path: Path, manifest: str | None, message: str
+) -> None:
     if manifest is not None:
         (tmp_path / "manifest.json").write_text(manifest)
     code, said = harness(tmp_path, "parity", str(tmp_path), module="harness.check")
@@ -120,10 +135,16 @@ def test_captions_are_cleaned(raw: str, cleaned: str) -> None:
 
 @pytest.mark.parametrize("padding", ["left", "right"])
 @pytest.mark.parametrize("scale", [1.0, 3.0])
-def test_the_collapsed_prompt_draws_the_same_tokens_at_the_same_price(padding: str, scale: float) -> None:
+def test_the_collapsed_prompt_draws_the_same_tokens_at_the_same_price(
+    padding: str, scale: float
+) -> None:
     sampling = Sampling(scale=scale)
-    whole = draw(Plain(), jobs(TEXTS), model=tiny(padding=padding, collapse=False), sampling=sampling)  # type: ignore[arg-type]
-    for key, delivery in draw(Plain(), jobs(TEXTS), model=tiny(padding=padding), sampling=sampling).items():  # type: ignore[arg-type]
+    whole = draw(
+        Plain(), jobs(TEXTS), model=tiny(padding=padding, collapse=False), sampling=sampling
+    )  # type: ignore[arg-type]
+    for key, delivery in draw(
+        Plain(), jobs(TEXTS), model=tiny(padding=padding), sampling=sampling
+    ).items():  # type: ignore[arg-type]
         assert not delivery.error
         assert delivery.tokens == whole[key].tokens
         assert delivery.usage.text_positions == whole[key].usage.text_positions
@@ -136,7 +157,7 @@ def test_a_prompt_takes_two_positions_of_the_cache() -> None:
     canvas = sampler.open(*sampler.contexts(TEXT), key=1, usage=Usage())
     sampler.forward([canvas], [None])
     assert sampler._cache.keys.shape[3] == 2 + model.num_tokens + 1
-    assert [stream.cached for stream in canvas._streams] == [2, 2]
+    assert [branch.cached for branch in canvas._branches] == [2, 2]
     words = len(clean(TEXT).split()) + 1
     assert canvas._usage.text_positions == 2 * words
     assert canvas._usage.target_passes == 2  # the prompt's, then the first token's
@@ -145,7 +166,9 @@ def test_a_prompt_takes_two_positions_of_the_cache() -> None:
 def test_the_interval_guides_the_first_tokens_only() -> None:
     greedy = {"temperature": 0.0, "scale": 4.0}
     drawn = {
-        k: draw(Plain(), jobs(TEXTS), model=tiny(), sampling=Sampling(**greedy, interval=k))[("toy/00001", 0)].tokens  # type: ignore[arg-type]
+        k: draw(Plain(), jobs(TEXTS), model=tiny(), sampling=Sampling(**greedy, interval=k))[
+            ("toy/00001", 0)
+        ].tokens  # type: ignore[arg-type]
         for k in (-1, 0, 5, 14)
     }
     assert drawn[14] == drawn[-1]
@@ -162,7 +185,9 @@ def test_the_interval_guides_the_first_tokens_only() -> None:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("collapse", [True, False])
 @pytest.mark.parametrize("method", [BestOfN(2, PixelSum()), Wanderer()])
-def test_tokens_and_costs_do_not_depend_on_company(method: Method, collapse: bool, device: str) -> None:
+def test_tokens_and_costs_do_not_depend_on_company(
+    method: Method, collapse: bool, device: str
+) -> None:
     model: Any = tiny(collapse=collapse, device=device)
     some = jobs(TEXTS)
     together = draw(method, some, model=model)
@@ -176,7 +201,9 @@ def test_tokens_and_costs_do_not_depend_on_company(method: Method, collapse: boo
 
 @pytest.fixture(params=["left", "right"])
 def sampler(request: pytest.FixtureRequest) -> Sampler:
-    return Sampler(tiny(padding=request.param), Sampling(scale=2.0), slots=8, width=3, prefill=(2, 4))
+    return Sampler(
+        tiny(padding=request.param), Sampling(scale=2.0), slots=8, tokens_per_step=3, prefill=(2, 4)
+    )
 
 
 def opened(sampler: Sampler, key: int = 5) -> Canvas:
@@ -203,7 +230,8 @@ def test_rewinding_and_prompting_back_give_the_same_tokens(sampler: Sampler, len
 
 
 def test_a_fork_shares_the_past_and_takes_over_the_prompt(sampler: Sampler) -> None:
-    source, copy = opened(sampler, 1), sampler.open(*sampler.contexts("one"), key=2, usage=Usage())
+    source = opened(sampler, 1)
+    copy = sampler.open(*sampler.contexts("one"), key=2, usage=Usage())
     advance(sampler, copy, 3)
     advance(sampler, source, 6)
     sampler.fork(source, over=copy)
@@ -224,10 +252,12 @@ def test_a_cache_built_in_pieces_equals_a_fresh_one(sampler: Sampler) -> None:
         sampler.forward([each], [None])
     cache = sampler._cache
     assert cache.bias_SL is not None
-    for mine, theirs in zip(canvas._streams, fresh._streams, strict=True):
+    for mine, theirs in zip(canvas._branches, fresh._branches, strict=True):
         assert mine.cached == theirs.cached
         for stored in (cache.keys, cache.values):
-            torch.testing.assert_close(stored[:, mine.slot, :, : mine.cached], stored[:, theirs.slot, :, : mine.cached])
+            torch.testing.assert_close(
+                stored[:, mine.slot, :, : mine.cached], stored[:, theirs.slot, :, : mine.cached]
+            )
         assert torch.equal(cache.bias_SL[mine.slot], cache.bias_SL[theirs.slot])
 
 
@@ -263,8 +293,12 @@ def test_methods_run_on_it(name: str) -> None:
 
 def test_one_candidate_is_plain() -> None:
     model: Any = tiny()
-    plain, best = (draw(method, jobs(TEXTS), model=model) for method in (Plain(), BestOfN(1, PixelSum())))
-    assert {key: delivery.tokens for key, delivery in plain.items()} == {key: d.tokens for key, d in best.items()}
+    plain, best = (
+        draw(method, jobs(TEXTS), model=model) for method in (Plain(), BestOfN(1, PixelSum()))
+    )
+    assert {key: delivery.tokens for key, delivery in plain.items()} == {
+        key: d.tokens for key, d in best.items()
+    }
 
 
 # ------------------------------------------------------------------ checkpoints
@@ -291,7 +325,9 @@ def test_every_training_format_loads(tmp_path: Path, key: str) -> None:
     folder = released(tmp_path)
     torch.save({key: reference.gpt_state(), "steps": 7}, folder / "gpt.pt")
     model = loaded(folder / "gpt.pt")
-    assert torch.equal(model.gpt.tok_embeddings.weight, reference.gpt_state()["tok_embeddings.weight"])
+    assert torch.equal(
+        model.gpt.tok_embeddings.weight, reference.gpt_state()["tok_embeddings.weight"]
+    )
     assert model.revision == loaded(folder, file="gpt.pt").revision != "random"
     codes = torch.randint(0, 40, (2, 16))
     assert model.decode(codes).shape == (2, 8, 8, 3)
@@ -305,13 +341,17 @@ def test_one_file_with_gpt_and_tokenizer_loads(tmp_path: Path) -> None:
 
     folder = released(tmp_path)
     gpt = {f"gpt_model.{name}": tensor for name, tensor in reference.gpt_state(seed=5).items()}
-    vq = {f"vq_model.{name}": tensor for name, tensor in torch.load(folder / "vq_ds16_t2i.pt")["model"].items()}
+    vq = {
+        f"vq_model.{name}": tensor
+        for name, tensor in torch.load(folder / "vq_ds16_t2i.pt")["model"].items()
+    }
     (tmp_path / "hub").mkdir()
     save_file(gpt | vq, tmp_path / "hub" / "model.safetensors")
     model = loaded(tmp_path / "hub", padding="right")
     assert model.padding == "right"
     torch.testing.assert_close(
-        model.gpt.cls_embedding.uncond_embedding, reference.gpt_state(seed=5)["cls_embedding.uncond_embedding"]
+        model.gpt.cls_embedding.uncond_embedding,
+        reference.gpt_state(seed=5)["cls_embedding.uncond_embedding"],
     )
 
 
@@ -350,7 +390,10 @@ def spoil(path: Path, how: str) -> None:
         ("code", "not read because it could run code"),
         ("lacking", "lacks 1 of 20 tensors, the first is layers.1.ffn_norm.weight"),
         ("larger", r"is \(64,\), the model needs \(32,\)"),
-        ("other grid", r"made for 64 image tokens, this configuration has 16 \(8 px\): choose the configuration"),
+        (
+            "other grid",
+            r"made for 64 image tokens, this configuration has 16 \(8 px\): choose the configuration",
+        ),
     ],
 )
 def test_a_bad_checkpoint_is_one_line(
@@ -365,7 +408,9 @@ def test_a_bad_checkpoint_is_one_line(
 
 def test_stage_1_in_the_configuration_of_stage_2_is_refused(tmp_path: Path) -> None:
     shutil.copy(released(tmp_path) / "gpt.pt", tmp_path / "t2i_XL_stage1_256.pt")
-    with pytest.raises(UserError, match=r"is the 256 px model, .* for 512 px: choose model=llamagen_xl_256"):
+    with pytest.raises(
+        UserError, match=r"is the 256 px model, .* for 512 px: choose model=llamagen_xl_256"
+    ):
         loaded(tmp_path / "t2i_XL_stage1_256.pt", image=512)
 
 
@@ -373,9 +418,15 @@ def test_stage_1_in_the_configuration_of_stage_2_is_refused(tmp_path: Path) -> N
     ("options", "message"),
     [
         ({"checkpoint": "nowhere.pt"}, "model.checkpoint=nowhere.pt: there is no such file"),
-        ({"checkpoint": None, "hub": "nobody/nothing"}, "nobody/nothing .* set model.checkpoint=PATH"),
+        (
+            {"checkpoint": None, "hub": "nobody/nothing"},
+            "nobody/nothing .* set model.checkpoint=PATH",
+        ),
         ({"checkpoint": None}, "names no weights: set model.checkpoint=PATH"),
-        ({"tokenizer_file": "other.pt", "hub": "nobody/nothing"}, "tokenizer: .* set model.tokenizer_checkpoint=PATH"),
+        (
+            {"tokenizer_file": "other.pt", "hub": "nobody/nothing"},
+            "tokenizer: .* set model.tokenizer_checkpoint=PATH",
+        ),
         ({"weights": "no"}, "model.weights=no: choose"),
         ({"padding": "both"}, "model.padding=both: choose"),
         ({"dtype": "int8"}, "model.dtype=int8: choose"),
@@ -402,10 +453,17 @@ def test_random_weights_stay_out_of_the_leaderboard(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_on_disk_runs_from_the_command_line(tmp_path: Path) -> None:
-    captions = f"{{_target_: harness.models.captions.WordFeatures, width: {reference.WIDTH}, length: 5}}"
+    captions = (
+        f"{{_target_: harness.models.captions.WordFeatures, width: {reference.WIDTH}, length: 5}}"
+    )
     options = on_disk(tmp_path, captions)
     code, said = harness(
-        tmp_path, "-m", *options, "method=plain,toy_best", "sampler.slots=null", "sampler.memory_gb=0.01"
+        tmp_path,
+        "-m",
+        *options,
+        "method=plain,toy_best",
+        "sampler.slots=null",
+        "sampler.memory_gb=0.01",
     )
     assert code == 0, said
     assert "memory: " in said
@@ -425,10 +483,18 @@ def on_disk(tmp_path: Path, captions: str) -> tuple[str, ...]:
         f"captions: {captions}\n"
     )
     shutil.copytree(Path(__file__).parent / "toy_conf", tmp_path / "conf", dirs_exist_ok=True)
-    return ("--config-dir", str(tmp_path / "conf"), "model=tiny", "benchmark=toy", "benchmark.prompts=4")
+    return (
+        "--config-dir",
+        str(tmp_path / "conf"),
+        "model=tiny",
+        "benchmark=toy",
+        "benchmark.prompts=4",
+    )
 
 
-def test_a_missing_text_encoder_ends_a_run_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_text_encoder_ends_a_run_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -449,10 +515,21 @@ def tiny_t5(folder: Path, width: int = 12) -> Path:
     words = {"<pad>": 0, "</s>": 1, "<unk>": 2, "a": 3, "cat": 4, "dog": 5}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>").save_pretrained(folder)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>"
+    ).save_pretrained(folder)
     torch.manual_seed(0)
-    sizes = {"d_model": width, "d_ff": 8, "d_kv": 4, "num_heads": 2, "num_layers": 1, "vocab_size": 6}
+    sizes = {
+        "d_model": width,
+        "d_ff": 8,
+        "d_kv": 4,
+        "num_heads": 2,
+        "num_layers": 1,
+        "vocab_size": 6,
+    }
     T5EncoderModel(T5Config(**sizes)).save_pretrained(folder)
     return folder
 
@@ -467,32 +544,59 @@ def test_caption_features_are_kept_on_disk(tmp_path: Path) -> None:
     shutil.rmtree(folder)
     again = T5(checkpoint=str(folder), cache=str(tmp_path / "cache"), length=9, dtype="float32")
     assert torch.equal(again("a cat, a dog").row_vC, features.row_vC)
-    with pytest.raises(UserError, match=r"text encoder .* is not usable .* set model.captions.checkpoint"):
+    with pytest.raises(
+        UserError, match=r"text encoder .* is not usable .* set model.captions.checkpoint"
+    ):
         again("a bird")
-    other = T5(checkpoint=str(folder), revision="b", cache=str(tmp_path / "cache"), length=9, dtype="float32")
+    other = T5(
+        checkpoint=str(folder),
+        revision="b",
+        cache=str(tmp_path / "cache"),
+        length=9,
+        dtype="float32",
+    )
     with pytest.raises(UserError, match="text encoder"):
         other("a cat, a dog")
 
 
-def test_a_missing_text_encoder_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_text_encoder_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    with pytest.raises(UserError, match=r"google/flan-t5-xl is not usable .* `hf download google/flan-t5-xl`") as error:
+    with pytest.raises(
+        UserError, match=r"google/flan-t5-xl is not usable .* `hf download google/flan-t5-xl`"
+    ) as error:
         T5(cache=str(tmp_path))("a cat")
     assert "\n" not in str(error.value)
 
 
 def test_features_of_another_encoder_are_refused() -> None:
-    model = load("tiny", SIZE, 8, WordFeatures(10, 12), weights="random", dtype="float32", tokenizer=TOKENIZER)
+    model = load(
+        "tiny",
+        SIZE,
+        8,
+        WordFeatures(10, 12),
+        weights="random",
+        dtype="float32",
+        tokenizer=TOKENIZER,
+    )
     model._captions = WordFeatures(10, 12)
-    with pytest.raises(UserError, match=r"caption features are \(3, 10\), the model takes 1 to 12 rows of 12"):
+    with pytest.raises(
+        UserError, match=r"caption features are \(3, 10\), the model takes 1 to 12 rows of 12"
+    ):
         model.context("a cat", "a cat")
 
 
 def test_images_may_be_decoded_in_bfloat16() -> None:
-    """Pixels are the same to a few shades, codes and their vectors exactly; the decoder takes half the memory."""
-    model, half = tiny(), tiny(render_dtype="bfloat16")
-    codes = torch.randint(0, model.vocab, (2, model.num_tokens), generator=torch.Generator().manual_seed(0))
+    """Pixels are the same to a few shades, codes and their vectors exactly; the decoder takes half
+    the memory.
+    """
+    model = tiny()
+    half = tiny(render_dtype="bfloat16")
+    codes = torch.randint(
+        0, model.vocab, (2, model.num_tokens), generator=torch.Generator().manual_seed(0)
+    )
     shown, shown_half = (one.vq.decode(codes, one.grid) for one in (model, half))
     assert (shown.dtype, shown_half.dtype) == (torch.float32, torch.bfloat16)
     assert 0 < (shown - shown_half).abs().max() < 0.03 * shown.abs().max()
@@ -505,7 +609,9 @@ def test_images_may_be_decoded_in_bfloat16() -> None:
 
 def test_the_decoder_s_layout_changes_no_more_than_rounding() -> None:
     model = tiny()
-    codes = torch.randint(-1, model.vocab, (2, model.num_tokens), generator=torch.Generator().manual_seed(0))
+    codes = torch.randint(
+        -1, model.vocab, (2, model.num_tokens), generator=torch.Generator().manual_seed(0)
+    )
     assert model.vq.decoder.conv_out.weight.is_contiguous(memory_format=torch.channels_last)
     shown = model.vq.decode(codes, model.grid)
     model.vq.to(memory_format=torch.contiguous_format)
@@ -514,7 +620,7 @@ def test_the_decoder_s_layout_changes_no_more_than_rounding() -> None:
 
 # ------------------------------------------------------------------ memory
 
-SHAPE: dict[str, Any] = {"width": 1, "prefill": (2, 32), "render_batch": 4}
+SHAPE: dict[str, Any] = {"tokens_per_step": 1, "prefill": (2, 32), "render_batch": 4}
 
 
 def test_slots_follow_from_a_budget(caplog: pytest.LogCaptureFixture) -> None:
@@ -524,8 +630,12 @@ def test_slots_follow_from_a_budget(caplog: pytest.LogCaptureFixture) -> None:
     assert need.slot > model.cache(9).slot_bytes
     budget = need.of(50) / GB
 
-    def slots(asked: int | None, one_job: int = 6, most: int = 600, memory_gb: float | None = budget) -> int:
-        return choose_slots(need, model.device, asked=asked, one_job=one_job, most=most, memory_gb=memory_gb)
+    def slots(
+        asked: int | None, one_job: int = 6, most: int = 600, memory_gb: float | None = budget
+    ) -> int:
+        return choose_slots(
+            need, model.device, asked=asked, one_job=one_job, most=most, memory_gb=memory_gb
+        )
 
     assert slots(50) == 50
     assert slots(64) == 48  # 6 x 2^3, the largest such number below 50
@@ -541,11 +651,19 @@ def test_slots_follow_from_a_budget(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_a_sampler_takes_what_was_predicted() -> None:
     model: Any = tiny(size={**SIZE, "layers": 8})
-    need, made = needed(model, **SHAPE), Sampler(model, Sampling(scale=2.0), slots=40)
-    held = sum(t.nbytes for t in (made._cache.keys, made._cache.values, made._context_SPD, made._token_SN))
+    need = needed(model, **SHAPE)
+    made = Sampler(model, Sampling(scale=2.0), slots=40)
+    held = sum(
+        t.nbytes for t in (made._cache.keys, made._cache.values, made._context_SPD, made._token_SN)
+    )
     assert 0.8 * held < 40 * need.slot < 1.6 * held  # what a draw needs for a moment is not held
     assert needed(ToyModel(), **SHAPE).decoder == 0  # type: ignore[arg-type]
     parts = (model.gpt, model.vq)
     held = sum(tensor.nbytes for part in parts for tensor in part.parameters())
-    held += sum(tensor.nbytes for part in parts for name, tensor in part.named_buffers() if not name.endswith("both"))
+    held += sum(
+        tensor.nbytes
+        for part in parts
+        for name, tensor in part.named_buffers()
+        if not name.endswith("both")
+    )
     assert need.weights == held, "a fused product is no copy"

@@ -1,4 +1,6 @@
-"""What a sampler is said to need bounds what it takes, whatever a method drafts; and what happens where it runs out."""
+"""What a sampler is said to need bounds what it takes, whatever a method drafts; and what happens
+where it runs out.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,9 @@ from harness.engine.acceptance import Draft
 from harness.engine.canvas import Canvas
 from harness.engine.guidance import Sampling
 from harness.engine.memory import Need, needed
+from harness.engine.method_spec import MethodSpec
 from harness.engine.sampler import Sampler
-from harness.engine.scheduler import Delivery, Scheduler, demands
+from harness.engine.scheduler import Delivery, Scheduler
 from harness.engine.session import Method, Session
 from harness.records import SampleRecord
 from methods.best_of_n import BestOfN
@@ -41,9 +44,17 @@ class Peak(TorchDispatchMode):
         self._known: set[int] = set()
 
     def __torch_dispatch__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: Any = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        before = {tensor.untyped_storage().data_ptr() for tensor in tree_leaves(args) if isinstance(tensor, Tensor)}
+        before = {
+            tensor.untyped_storage().data_ptr()
+            for tensor in tree_leaves(args)
+            if isinstance(tensor, Tensor)
+        }
         out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor) and id(tensor) not in self._known:
@@ -72,22 +83,32 @@ class Peak(TorchDispatchMode):
 class Bushy:
     """Drafts trees of its own making: 6 nodes with laws, of which few are accepted."""
 
-    rows, streams, width, room = 1, 2, 7, 6
+    rows = 1
+    branches = 2
+    width = 7
+    tree_capacity = 6
 
     async def generate(self, prompt: str, s: Session) -> Canvas:
         (canvas,) = s.open()
-        law_GV = torch.full((6, VOCAB), 1 / VOCAB)
+        probs_GV = torch.full((6, VOCAB), 1 / VOCAB)
         while not canvas.done:
-            draft = Draft(torch.arange(6), law_GV, (-1, -1, 0, 0, 1, 2)) if canvas.length < 10 else None
+            draft = (
+                Draft(torch.arange(6), probs_GV, (-1, -1, 0, 0, 1, 2))
+                if canvas.length < 10
+                else None
+            )
             await s.step([canvas], [draft])
         return canvas
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0])
-@pytest.mark.parametrize("method", [Plain(), BestOfN(2), SJD(Jacobi("random", "maximal"), 6), Bushy()])
+@pytest.mark.parametrize(
+    "method", [Plain(), BestOfN(2), SJD(Jacobi("random", "maximal"), 6), Bushy()]
+)
 def test_the_need_bounds_the_peak(method: Method, scale: float) -> None:
-    model, slots = ToyModel(vocab=VOCAB, dtype=torch.float32), 8
-    shape = {"prefill": (3, 4), "render_batch": 2, **demands(method)}
+    model = ToyModel(vocab=VOCAB, dtype=torch.float32)
+    slots = 8
+    shape = {"prefill": (3, 4), "render_batch": 2, **MethodSpec.of(method).sampler_sizes()}
     need: Need = needed(model, **shape)
     with Peak() as peak:
         sampler = Sampler(model, Sampling(scale=scale, top_k=0), slots=slots, **shape)
@@ -101,7 +122,9 @@ class Scarce:
     """Lets every forward of more than `most` slots fail from the n-th on."""
 
     def __init__(self, error: Exception, most: int, after: int) -> None:
-        self.error, self.most, self.left = error, most, after
+        self.error = error
+        self.most = most
+        self.left = after
         self.failures = 0
 
     def __call__(self, plain: Callable[..., None]) -> Callable[..., None]:
@@ -124,7 +147,8 @@ def test_where_memory_runs_out_the_run_goes_on_with_fewer_slots(
 ) -> None:
     """The same images, the finished ones among them not drawn again, and the records say so."""
     asked = (*TOY, "method=plain", "benchmark.prompts=24", "results=r", "stages=[generate]")
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    whole = tmp_path / "whole"
+    cut = tmp_path / "cut"
     whole.mkdir()
     cut.mkdir()
     assert harness(whole, *asked)[0] == 0
@@ -139,9 +163,13 @@ def test_where_memory_runs_out_the_run_goes_on_with_fewer_slots(
     assert stamps[-1] == "6, as memory ran out with 12"
 
 
-def test_where_one_job_is_too_much_the_run_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_one_job_is_too_much_the_run_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Sampler, "_passed", Scarce(MemoryError(), most=0, after=0)(Sampler._passed))
-    code, said = harness(tmp_path, *TOY, "method=plain", "benchmark.prompts=24", "results=r", "stages=[generate]")
+    code, said = harness(
+        tmp_path, *TOY, "method=plain", "benchmark.prompts=24", "results=r", "stages=[generate]"
+    )
     assert code != 0
     assert "memory" in said
     assert "Traceback" not in said

@@ -1,4 +1,6 @@
-"""What results may depend on: `constant` on the job alone, `fast` also on its company; and compact forwards."""
+"""What results may depend on: `constant` on the job alone, `fast` also on its company; and compact
+forwards.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,9 @@ from harness.drafters.jacobi import Jacobi
 from harness.engine.acceptance import Draft
 from harness.engine.canvas import Canvas
 from harness.engine.guidance import Sampling
+from harness.engine.method_spec import MethodSpec
 from harness.engine.sampler import Sampler
-from harness.engine.scheduler import Delivery, Scheduler, demands
+from harness.engine.scheduler import Delivery, Scheduler
 from harness.engine.session import Method, Session
 from harness.models.trunk import Attend
 from harness.records import Job, UserError
@@ -47,10 +50,21 @@ class Watched(ToyModel):
         return super().forward(x_BWD, pos_BW, start_B, attend)
 
 
-def compactly(method: Method, some: Sequence[Job], model: ToyModel, slots: int, concurrency: int | None = 1) -> Drawn:
-    sampler = Sampler(model, Sampling(scale=2.0), slots=slots, prefill=(3, 4), compact=True, **demands(method))
+def compactly(
+    method: Method, some: Sequence[Job], model: ToyModel, slots: int, concurrency: int | None = 1
+) -> Drawn:
+    sampler = Sampler(
+        model,
+        Sampling(scale=2.0),
+        slots=slots,
+        prefill=(3, 4),
+        compact=True,
+        **MethodSpec.of(method).sampler_sizes(),
+    )
     done: Drawn = {}
-    Scheduler(method, sampler, seed=0, concurrency=concurrency).run(some, lambda d: done.update({d.job.key: d}))
+    Scheduler(method, sampler, seed=0, concurrency=concurrency).run(
+        some, lambda d: done.update({d.job.key: d})
+    )
     assert sampler.free == slots
     assert not any(delivery.error for delivery in done.values())
     return done
@@ -59,13 +73,15 @@ def compactly(method: Method, some: Sequence[Job], model: ToyModel, slots: int, 
 class Pruned:
     """Closes half of its candidates, and half of the rest."""
 
-    rows, streams, width = 4, 2, 1
+    rows = 4
+    branches = 2
+    tokens_per_step = 1
 
     async def generate(self, prompt: str, s: Session) -> Canvas:
         rows = s.open(4)
         for until, keep in ((4, 2), (8, 1)):
             await s.run(rows, until=until)
-            for canvas in rows[:-keep]:  # the last ones stay: their streams move
+            for canvas in rows[:-keep]:  # the last ones stay: their branches move
                 s.close(canvas)
             rows = rows[-keep:]
         await s.run(rows)
@@ -87,10 +103,12 @@ METHODS: dict[str, Callable[[ToyModel], Method]] = {
 @pytest.mark.parametrize("name", METHODS)
 def test_alone_a_job_is_drawn_again_in_every_bit(name: str) -> None:
     """Whatever ran before it over the same sampler: shapes depend on the job alone."""
-    model, some = ToyModel(dtype=torch.float32), jobs(TEXTS[:3])
+    model = ToyModel(dtype=torch.float32)
+    some = jobs(TEXTS[:3])
     method = METHODS[name](model)
-    slots = method.rows * method.streams
-    forth, back = compactly(method, some, model, slots), compactly(method, some[::-1], model, slots)
+    slots = method.rows * method.branches
+    forth = compactly(method, some, model, slots)
+    back = compactly(method, some[::-1], model, slots)
     for key, delivery in forth.items():
         assert (delivery.tokens, delivery.notes) == (back[key].tokens, back[key].notes)
         assert costs(delivery.usage) == costs(back[key].usage)
@@ -98,12 +116,16 @@ def test_alone_a_job_is_drawn_again_in_every_bit(name: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_moving_streams_loses_nothing_of_them(name: str) -> None:
-    """In float64 no shape is seen in a token: compact forwards draw what constant ones draw, at the same cost."""
+    """In float64 no shape is seen in a token: compact forwards draw what constant ones draw, at the
+    same cost.
+    """
     method = METHODS[name](ToyModel())
     constant = draw(method, jobs(TEXTS[:4]), slots=16)
-    for key, delivery in compactly(method, jobs(TEXTS[:4]), ToyModel(), 16, concurrency=None).items():
+    for key, delivery in compactly(
+        method, jobs(TEXTS[:4]), ToyModel(), 16, concurrency=None
+    ).items():
         assert delivery.tokens == constant[key].tokens
-        if name != "eagle":  # which makes its pairs again where a stream was moved
+        if name != "eagle":  # which makes its pairs again where a branch was moved
             assert costs(delivery.usage) == costs(constant[key].usage)
 
 
@@ -115,7 +137,7 @@ def test_closed_candidates_shorten_the_step() -> None:
 
 def test_columns_that_nobody_needs_are_not_fed() -> None:
     class Once(Plain):
-        width = 4
+        tokens_per_step = 4
 
         async def generate(self, prompt: str, s: Session) -> Canvas:
             (canvas,) = s.open()
@@ -133,16 +155,24 @@ def test_columns_that_nobody_needs_are_not_fed() -> None:
 def test_a_bucket_holds_what_is_alive() -> None:
     model = Watched()
     compactly(Plain(), jobs(TEXTS[:3]), model, 16, concurrency=None)
-    assert {rows for rows, columns in model.shapes if columns == 1} == {8}  # three images of two streams
+    assert {rows for rows, columns in model.shapes if columns == 1} == {
+        8
+    }  # three images of two branches
 
 
 def test_numerics_name_a_run_and_are_checked(tmp_path: Path) -> None:
     with initialize_config_module("conf", version_base="1.3"):
         choices = {"method": "plain", "benchmark": "pictogram"}
         some = ["benchmark.prompts=2"]
-        constant, fast = (Point(compose("config", [*some, f"numerics={n}"]), choices) for n in ("constant", "fast"))
+        constant, fast = (
+            Point(compose("config", [*some, f"numerics={n}"]), choices)
+            for n in ("constant", "fast")
+        )
         assert constant.fingerprint != fast.fingerprint
-        assert [point.record()["run"]["numerics"] for point in (constant, fast)] == ["constant", "fast"]
+        assert [point.record()["run"]["numerics"] for point in (constant, fast)] == [
+            "constant",
+            "fast",
+        ]
         assert "compact" not in constant.sampler
         assert fast.sampler["compact"] is True
         with pytest.raises(UserError, match="numerics=quick: choose from constant, fast"):

@@ -1,7 +1,7 @@
 """A run folder that an earlier version left half done is resumed, reported and checked by this one.
 
-`data/old_run` was made before the modules had rooms: its configuration names classes by their earlier paths, and its
-journal ends in the middle of a line, as a kill leaves it.
+`data/old_run` was made before the modules had rooms: its configuration names classes by their
+earlier paths, and its journal ends in the middle of a line, as a kill leaves it.
 """
 
 from __future__ import annotations
@@ -65,7 +65,9 @@ def test_it_is_reported_beside_a_finished_one(resumed: Path) -> None:
     before = list(csv.DictReader((DATA / "leaderboard.csv").read_text().splitlines()))
     before = [row for row in before if row["method"] in ("plain", "eagle_static")]
     assert list(rows[0]) == list(before[0])
-    assert [[row[c] for c in columns] for row in rows] == [[row[c] for c in columns] for row in before]
+    assert [[row[c] for c in columns] for row in rows] == [
+        [row[c] for c in columns] for row in before
+    ]
 
 
 def test_it_passes_its_audit(resumed: Path) -> None:

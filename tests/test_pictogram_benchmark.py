@@ -43,7 +43,9 @@ class FakeDetector:
         self.calls.append(len(images))
         if any(image.shape != (4, 4, 3) or image.dtype != np.uint8 for image in images):
             raise ValueError("not a picture of 4x4x3")
-        return [[Seen("cat", (0, 0, 2.04, 2), 0.5, "red")] * int(image[0, 0, 0]) for image in images]
+        return [
+            [Seen("cat", (0, 0, 2.04, 2), 0.5, "red")] * int(image[0, 0, 0]) for image in images
+        ]
 
 
 CATS = Prompt("t/0", "", "counting", {"tag": "counting", "include": [{"class": "cat", "count": 2}]})
@@ -94,7 +96,12 @@ def test_impossible_numbers_are_refused() -> None:
 
 
 def row(name: str) -> str:
-    return json.dumps({"tag": "single_object", "include": [{"class": name, "count": 1}], "prompt": name}) + "\n"
+    return (
+        json.dumps(
+            {"tag": "single_object", "include": [{"class": name, "count": 1}], "prompt": name}
+        )
+        + "\n"
+    )
 
 
 def test_official_prompts_of_unknown_classes_are_left_out_and_said(
@@ -112,15 +119,21 @@ def test_official_prompts_of_unknown_classes_are_left_out_and_said(
         Pictogram(FakeDetector(), metadata=str(path))
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="GenEval's data files are not beside the repository")
+@pytest.mark.skipif(
+    not SHARED.is_dir(), reason="GenEval's data files are not beside the repository"
+)
 def test_the_official_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     cached("geneval").mkdir(parents=True)
     shutil.copy(SHARED / "evaluation_metadata.jsonl", cached("geneval"))
     benchmark = Pictogram(FakeDetector(), metadata="official")
-    assert ids(benchmark) == ids(Pictogram(FakeDetector(), metadata=str(SHARED / "evaluation_metadata.jsonl")))
+    assert ids(benchmark) == ids(
+        Pictogram(FakeDetector(), metadata=str(SHARED / "evaluation_metadata.jsonl"))
+    )
     assert len(benchmark.prompts()) + benchmark.left_out == 553
-    assert {name for prompt in benchmark.prompts() for name in classes(prompt)} <= set(FakeDetector.classes)
+    assert {name for prompt in benchmark.prompts() for name in classes(prompt)} <= set(
+        FakeDetector.classes
+    )
 
 
 def classes(prompt: Prompt) -> set[str]:
@@ -144,13 +157,18 @@ def test_images_are_judged_in_order_and_in_batches(tmp_path: Path) -> None:
 
 def test_the_threshold_holds_for_counting_too(tmp_path: Path) -> None:
     path = picture(tmp_path / "0.png", 2)
-    values = [next(Pictogram(FakeDetector(), total=12, threshold=t).score([(CATS, path)])).value for t in (0.4, 0.5)]
+    values = [
+        next(Pictogram(FakeDetector(), total=12, threshold=t).score([(CATS, path)])).value
+        for t in (0.4, 0.5)
+    ]
     assert values == [1.0, 0.0]
 
 
 def test_what_cannot_be_judged_has_no_value_and_spoils_nothing(tmp_path: Path) -> None:
-    good, gray = picture(tmp_path / "0.png", 2), picture(tmp_path / "1.png", 2, mode="RGBA")
-    large, missing = picture(tmp_path / "2.png", 2, size=5), tmp_path / "3.png"
+    good = picture(tmp_path / "0.png", 2)
+    gray = picture(tmp_path / "1.png", 2, mode="RGBA")
+    large = picture(tmp_path / "2.png", 2, size=5)
+    missing = tmp_path / "3.png"
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "4.png")
     torn = tmp_path / "4.png"

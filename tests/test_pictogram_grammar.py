@@ -45,7 +45,9 @@ def test_official_prompts_read_and_written(text: str) -> None:
     assert caption(OFFICIAL[text]) == text
 
 
-@pytest.mark.skipif(not METADATA.is_file(), reason="GenEval's data files are not beside the repository")
+@pytest.mark.skipif(
+    not METADATA.is_file(), reason="GenEval's data files are not beside the repository"
+)
 def test_every_official_prompt_is_of_the_grammar() -> None:
     rows = [json.loads(line) for line in METADATA.read_text().splitlines()]
     assert len(rows) == 553
@@ -71,7 +73,12 @@ def test_counting_excludes_one_more() -> None:
 
 
 @settings(max_examples=400, deadline=None)
-@given(st.sampled_from(TASKS), st.sampled_from(("geneval", "short", "long")), st.booleans(), st.integers(0, 2**32))
+@given(
+    st.sampled_from(TASKS),
+    st.sampled_from(("geneval", "short", "long")),
+    st.booleans(),
+    st.integers(0, 2**32),
+)
 def test_every_caption_reads_back(task: str, style: grammar.Style, tinted: bool, seed: int) -> None:
     rng = random.Random(seed)
     spec = grammar.sample_spec(task, CLASSES, rng, tinted=tinted)
@@ -87,11 +94,20 @@ def test_every_layout_of_every_task_reads_back(task: str) -> None:
     rng = random.Random(task)
     for _ in range(20):
         spec = grammar.sample_spec(task, SIXTEEN, rng)
-        assert all(parse_layout(caption(spec, layout=layout)) == (spec, layout) for layout in layouts(spec))
+        assert all(
+            parse_layout(caption(spec, layout=layout)) == (spec, layout) for layout in layouts(spec)
+        )
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a photo of a unicorn", "two cats and a dog", "a photo of a cat, on the moon", "a photo of five cats"]
+    "text",
+    [
+        "",
+        "a photo of a unicorn",
+        "two cats and a dog",
+        "a photo of a cat, on the moon",
+        "a photo of five cats",
+    ],
 )
 def test_other_texts_are_not_read(text: str) -> None:
     assert parse(text) is None

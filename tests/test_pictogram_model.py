@@ -1,4 +1,6 @@
-"""The shipped weights and the networks around them: shapes, agreements, refusals, and that training learns."""
+"""The shipped weights and the networks around them: shapes, agreements, refusals, and that training
+learns.
+"""
 
 from __future__ import annotations
 
@@ -56,16 +58,24 @@ def reconstructed(model: Pictogram, scenes: list[world.Sample]) -> np.ndarray:
 def test_the_tokenizer_keeps_pictures(model: Pictogram, scenes: list[world.Sample]) -> None:
     pictures = reconstructed(model, scenes)
     assert pictures.shape == (48, 48, 48, 3)
-    assert np.mean([train_tokenizer.decibel(a.pixels, b) for a, b in zip(scenes, pictures, strict=True)]) >= 27
+    assert (
+        np.mean(
+            [train_tokenizer.decibel(a.pixels, b) for a, b in zip(scenes, pictures, strict=True)]
+        )
+        >= 27
+    )
 
 
-def test_missing_codes_do_not_disturb_what_is_drawn(model: Pictogram, scenes: list[world.Sample]) -> None:
+def test_missing_codes_do_not_disturb_what_is_drawn(
+    model: Pictogram, scenes: list[world.Sample]
+) -> None:
     x = train_tokenizer.to_pixels(np.stack([one.pixels for one in scenes]))
     with torch.no_grad():
         codes = model.vq.encode(x)
         half = codes.clone()
         half[:, 72:] = -1
-        whole, partial = model.decode(codes).float(), model.decode(half).float()
+        whole = model.decode(codes).float()
+        partial = model.decode(half).float()
     assert (whole[:, :20] - partial[:, :20]).abs().mean() < 6
     assert (partial[:, 30:] - 128).abs().mean() < 12
 
@@ -74,12 +84,17 @@ def test_missing_codes_do_not_disturb_what_is_drawn(model: Pictogram, scenes: li
 def test_decoding_step_by_step_equals_teacher_forcing(part: str) -> None:
     one = Pictogram(SET, part=part)
     text = "a photo of a cat"
-    tokens = torch.randint(0, one.vocab, (1, one.num_tokens), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(
+        0, one.vocab, (1, one.num_tokens), generator=torch.Generator().manual_seed(0)
+    )
     with torch.no_grad():
         expected = one.gpt.forward_train(torch.tensor([grammar.encode(text)]), tokens, causal)
-        cache, start = one.cache(1), torch.tensor([PROMPT])
+        cache = one.cache(1)
+        start = torch.tensor([PROMPT])
         pos = torch.arange(PROMPT).unsqueeze(0)
-        hidden = one.forward(one.context(text, text).unsqueeze(0), pos, start, cache.attend_all(pos))
+        hidden = one.forward(
+            one.context(text, text).unsqueeze(0), pos, start, cache.attend_all(pos)
+        )
         logits = [one.head(hidden[:, -1])]
         for n in range(4):
             pos = torch.tensor([[PROMPT + n]])
@@ -112,10 +127,16 @@ def test_company_changes_no_detection(scenes: list[world.Sample]) -> None:
 
 def test_the_reward_reads_text_and_picture_only(scenes: list[world.Sample]) -> None:
     reward = PictogramReward(SET)
-    texts, pictures = [one.text for one in scenes], [one.pixels for one in scenes]
+    texts = [one.text for one in scenes]
+    pictures = [one.pixels for one in scenes]
     right = reward(texts, pictures)
     wrong = reward(texts[1:] + texts[:1], pictures)
-    assert np.mean([a > b for a, b in zip(right, wrong, strict=True) if a is not None and b is not None]) > 0.95
+    assert (
+        np.mean(
+            [a > b for a, b in zip(right, wrong, strict=True) if a is not None and b is not None]
+        )
+        > 0.95
+    )
     assert reward(["a sunset in Provence"], pictures[:1]) == [None]
     assert all(0 <= value <= 1 for value in right if value is not None)
 
@@ -128,12 +149,16 @@ def test_the_soft_score_of_nothing_is_low() -> None:
 
 def test_judge_and_reward_are_independent() -> None:
     assert PictogramDetector(SET).id != PictogramReward(SET).id
-    shapes = [type(PictogramDetector(SET, part=part)._detector.network) for part in ("judge", "reward")]
+    shapes = [
+        type(PictogramDetector(SET, part=part)._detector.network) for part in ("judge", "reward")
+    ]
     assert shapes[0] is not shapes[1]
 
 
 def test_unknown_sets_and_altered_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="neither a folder nor one of the shipped sets pictogram_16"):
+    with pytest.raises(
+        ValueError, match="neither a folder nor one of the shipped sets pictogram_16"
+    ):
         Pictogram("pictogram_17")
     copy = tmp_path / "set"
     shutil.copytree(files.folder(SET), copy)
@@ -154,7 +179,9 @@ def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
 def test_the_card_vouches_for_the_files() -> None:
     folder = files.folder(SET)
     card = json.loads((folder / "card.json").read_text())
-    assert card["sha256"] == {path.name: files.sha256(path) for path in sorted(folder.glob("*.safetensors"))}
+    assert card["sha256"] == {
+        path.name: files.sha256(path) for path in sorted(folder.glob("*.safetensors"))
+    }
     assert sum(path.stat().st_size for path in folder.glob("*.safetensors")) <= 20e6
 
 
@@ -196,7 +223,8 @@ def test_a_grown_generator_begins_as_the_one_it_grew_from(tmp_path: Path) -> Non
     files.write(tmp_path / "generator.safetensors", small, {})
     options = training.Options(SET, cpu_minutes=1, seed=0, work=tmp_path, warm=str(tmp_path))
     training.warm(options, "generator", large)
-    words, tokens = torch.randint(0, 200, (2, 32)), torch.randint(0, 512, (2, 144))
+    words = torch.randint(0, 200, (2, 32))
+    tokens = torch.randint(0, 512, (2, 144))
     one, other = (gpt.forward_train(words, tokens, causal) for gpt in (small, large))
     torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2)  # half precision on the way
     assert one.std() > 0.1
@@ -214,19 +242,26 @@ def test_a_shipped_set_can_be_trained_on(tmp_path: Path) -> None:
 
 
 def test_an_unfinished_set_continues_elsewhere_and_cannot_be_drawn_with(tmp_path: Path) -> None:
-    here, there = (training.Options(SET, cpu_minutes=1, seed=0, work=tmp_path / name) for name in ("here", "there"))
+    here, there = (
+        training.Options(SET, cpu_minutes=1, seed=0, work=tmp_path / name)
+        for name in ("here", "there")
+    )
     folder = tmp_path / SET
     export.unpack(here, files.folder(SET))
     for part in ("draft", "eagle", "reward"):
         here.checkpoint(part).unlink()
     export.export(here, folder, unfinished=True)
     assert {path.stem for path in folder.glob("*.safetensors")} == {"tokenizer", "judge"}
-    assert "Not here yet: generator, draft, eagle, reward." in (folder / "MODEL_CARD.md").read_text()
+    assert (
+        "Not here yet: generator, draft, eagle, reward." in (folder / "MODEL_CARD.md").read_text()
+    )
     with pytest.raises(files.WeightsError, match=r"generator\.safetensors is missing"):
         Pictogram(str(folder))
     export.unpack(there, folder)
     for part in ("tokenizer", "generator", "judge"):
-        (was, before), (now, after) = (training.resume(options.checkpoint(part)) for options in (here, there))
+        (was, before), (now, after) = (
+            training.resume(options.checkpoint(part)) for options in (here, there)
+        )
         assert (was.step, was.samples) == (now.step, now.samples)
         for name, tensor in before["model"].items():
             torch.testing.assert_close(after["model"][name], tensor, rtol=1e-2, atol=1e-3)
@@ -236,16 +271,23 @@ def test_an_unfinished_set_continues_elsewhere_and_cannot_be_drawn_with(tmp_path
     "folder", sorted(path for path in files.FOLDER.iterdir() if path.is_dir()), ids=lambda p: p.name
 )
 def test_the_card_for_people_is_the_card_for_programs(folder: Path) -> None:
-    assert (folder / "MODEL_CARD.md").read_text() == render(json.loads((folder / "card.json").read_text()))
+    assert (folder / "MODEL_CARD.md").read_text() == render(
+        json.loads((folder / "card.json").read_text())
+    )
 
 
 def test_a_measurement_that_contradicts_the_card_is_said() -> None:
     gates = [verify.Gate("a", 0.5, least=0.4), verify.Gate("b", 0.1, least=0.4)]
     rows = [{"name": "a", "value": 0.8, "holds": True}, {"name": "b", "value": 0.1, "holds": False}]
-    assert verify.objections(gates, {"on": "elsewhere", "gates": rows}) == ["a is 0.500, the card says 0.800"]
+    assert verify.objections(gates, {"on": "elsewhere", "gates": rows}) == [
+        "a is 0.500, the card says 0.800"
+    ]
     assert verify.objections(gates, None) == ["b is short and the card does not say so"]
 
 
 def test_the_card_states_what_verify_measures() -> None:
     card = json.loads((files.folder(SET) / "card.json").read_text())
-    assert verify.objections(verify.measure(verify.Bench(SET), quick=True), card["measured"]["quick"]) == []
+    assert (
+        verify.objections(verify.measure(verify.Bench(SET), quick=True), card["measured"]["quick"])
+        == []
+    )

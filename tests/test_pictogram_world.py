@@ -20,7 +20,8 @@ from harness.models.pictogram.grammar import (
     sample_spec,
 )
 
-CLASSES, EIGHTY = CLASS_SETS["pictogram_16"], CLASS_SETS["pictogram_80"]
+CLASSES = CLASS_SETS["pictogram_16"]
+EIGHTY = CLASS_SETS["pictogram_80"]
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -48,9 +49,15 @@ def test_layouts_are_obeyed() -> None:
         layout = rng.choice(layouts(spec))
         _, placed = world.scene(spec, rng, layout)
         for place, one in zip(layout, placed, strict=True):
-            x, y = (one.box[0] + one.box[2]) / 2, (one.box[1] + one.box[3]) / 2
+            x = (one.box[0] + one.box[2]) / 2
+            y = (one.box[1] + one.box[3]) / 2
             half = world.SIDE / 2
-            assert {"left": x < half + 4, "right": x > half - 4, "top": y < half + 4, "bottom": y > half - 4}[place]
+            assert {
+                "left": x < half + 4,
+                "right": x > half - 4,
+                "top": y < half + 4,
+                "bottom": y > half - 4,
+            }[place]
 
 
 def test_relations_hold_by_genevals_rule() -> None:
@@ -58,30 +65,45 @@ def test_relations_hold_by_genevals_rule() -> None:
     for _ in range(200):
         spec = sample_spec("position", CLASSES, rng)
         _, (target, one) = world.scene(spec, rng)
-        offset = [(one.box[i] + one.box[i + 2] - target.box[i] - target.box[i + 2]) / 2 for i in (0, 1)]
+        offset = [
+            (one.box[i] + one.box[i + 2] - target.box[i] - target.box[i + 2]) / 2 for i in (0, 1)
+        ]
         size = [one.box[i + 2] - one.box[i] + target.box[i + 2] - target.box[i] for i in (0, 1)]
         shrunk = [np.sign(o) * max(abs(o) - 0.1 * s, 0) for o, s in zip(offset, size, strict=True)]
         x, y = np.array(shrunk) / np.hypot(offset[0], offset[1])
         relation = spec["include"][1]["position"][0]
-        assert {"left of": x < -0.5, "right of": x > 0.5, "above": y < -0.5, "below": y > 0.5}[str(relation)]
+        assert {"left of": x < -0.5, "right of": x > 0.5, "above": y < -0.5, "below": y > 0.5}[
+            str(relation)
+        ]
 
 
 def test_colours_read_back() -> None:
     for classes, sizes in ((CLASSES, (20, 24, 28)), (EIGHTY, (20,))):
-        right = {name: [reads_back(name, color, size) for color in COLORS for size in sizes] for name in classes}
+        right = {
+            name: [reads_back(name, color, size) for color in COLORS for size in sizes]
+            for name in classes
+        }
         assert np.mean(list(right.values())) >= 0.98
-        assert min(map(sum, right.values())) >= 0.6 * len(COLORS) * len(sizes), min(right, key=lambda n: sum(right[n]))
+        assert min(map(sum, right.values())) >= 0.6 * len(COLORS) * len(sizes), min(
+            right, key=lambda n: sum(right[n])
+        )
 
 
 def test_every_class_is_drawn_with_three_to_eight_shapes() -> None:
     folder = Path(world.__file__).parent / "sprites"
-    assert {path.stem for path in folder.glob("*.svg")} == {name.replace(" ", "_") for name in EIGHTY}
+    assert {path.stem for path in folder.glob("*.svg")} == {
+        name.replace(" ", "_") for name in EIGHTY
+    }
     for path in folder.glob("*.svg"):
-        assert 3 <= len(re.findall(r"<(?:path|rect|circle|ellipse)", path.read_text())) <= 8, path.stem
+        assert 3 <= len(re.findall(r"<(?:path|rect|circle|ellipse)", path.read_text())) <= 8, (
+            path.stem
+        )
 
 
 def test_no_two_classes_look_alike() -> None:
-    """In one tint only shape tells them apart: luminance of small sprites differs in many of its pixels."""
+    """In one tint only shape tells them apart: luminance of small sprites differs in many of its
+    pixels.
+    """
     gray = np.stack([world.patch_of(name, "red", 16, 0)[0] @ world.LUMINANCE for name in EIGHTY])
     differs = (np.abs(gray[:, None] - gray) > 24).mean((-1, -2))
     alike = differs + np.eye(len(gray))
@@ -99,7 +121,8 @@ def reads_back(name: str, color: str, size: int, background: int = 1) -> bool:
 
 def test_a_scene_is_a_function_of_its_seed() -> None:
     one, same, other = (
-        world.sample(random.Random(seed), CLASSES, tasks=TASKS, style="long", layout_share=0.5) for seed in (5, 5, 6)
+        world.sample(random.Random(seed), CLASSES, tasks=TASKS, style="long", layout_share=0.5)
+        for seed in (5, 5, 6)
     )
     assert one.text == same.text
     assert (one.pixels == same.pixels).all()

@@ -38,12 +38,17 @@ CHANCE = {f"{category}/{i}": rng.random() for category in ("a", "b") for i in ra
 def drawn(gain: float, images: int = 4, seed: int = 1) -> dict[str, list[float]]:
     """Images that are right with each prompt's chance plus `gain`, from common random numbers."""
     common = np.random.default_rng(seed)
-    return {prompt: [float(u < chance + gain) for u in common.random(images)] for prompt, chance in CHANCE.items()}
+    return {
+        prompt: [float(u < chance + gain) for u in common.random(images)]
+        for prompt, chance in CHANCE.items()
+    }
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Plain, Best-of-N at 2 and 4, a method between them, an exact and a lossy acceleration, a latency pair."""
+    """Plain, Best-of-N at 2 and 4, a method between them, an exact and a lossy acceleration, a
+    latency pair.
+    """
     folder = tmp_path_factory.mktemp("results")
     plain = drawn(0.0)
     write_run(folder, plain)
@@ -60,10 +65,20 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
             asked={"reward": "judge-2"},
         )
     between = {"sampled": 100 * 2**1.5, "device_s": 2.0}
-    write_run(folder, drawn(0.25), "clever", fingerprint="00000005", usage=between, options={"n": 4})
+    write_run(
+        folder, drawn(0.25), "clever", fingerprint="00000005", usage=between, options={"n": 4}
+    )
     quick = {"target_passes": 40, "drafted_positions": 90, "device_s": 0.5}
     notes = {"accepted": [1, 2, 1]}
-    write_run(folder, plain, "exact", fingerprint="00000006", usage=quick, notes=notes, asked={"drafter": JUDGE})
+    write_run(
+        folder,
+        plain,
+        "exact",
+        fingerprint="00000006",
+        usage=quick,
+        notes=notes,
+        asked={"drafter": JUDGE},
+    )
     write_run(folder, drawn(-0.2), "lossy", fingerprint="00000007", usage=quick)
     write_run(folder, drawn(0.0, images=8, seed=5), fingerprint="00000008")
     return folder
@@ -85,7 +100,9 @@ def test_equal_budget_lies_between_two_n(board: Board) -> None:
     assert clever["vs_bon"] == pytest.approx(clever["score"] - (two["score"] + four["score"]) / 2)
     assert clever["vs_bon_low"] < clever["vs_bon"] < clever["vs_bon_high"]
     assert clever["budget_s"] == 2
-    assert clever["vs_bon_s_low"] < clever["vs_bon_s"] < clever["vs_bon_s_high"]  # between plain's 1 s and 3 s for n=2
+    assert (
+        clever["vs_bon_s_low"] < clever["vs_bon_s"] < clever["vs_bon_s_high"]
+    )  # between plain's 1 s and 3 s for n=2
     for one in (two, four, row(board, "00000006")):
         assert pd.isna(one["vs_bon"])  # itself, or no dearer than plain
 
@@ -95,13 +112,21 @@ def test_each_family_is_corrected_by_itself(board: Board) -> None:
     p = ranked["vs_plain_p"].dropna()
     assert len(p) == 5
     assert row(board, "00000005")["vs_plain_p_holm"] == pytest.approx(5 * p.min(), abs=1e-4)
-    assert row(board, "00000005")["vs_bon_p_holm"] == row(board, "00000005")["vs_bon_p"]  # a family of one
+    assert (
+        row(board, "00000005")["vs_bon_p_holm"] == row(board, "00000005")["vs_bon_p"]
+    )  # a family of one
     assert row(board, "00000006")["vs_plain_p_holm"] == 1
 
 
 def test_accelerations_state_what_they_may_have_lost(board: Board) -> None:
-    exact, lossy, clever = row(board, "00000006"), row(board, "00000007"), row(board, "00000005")
-    assert (exact["worse_at_most"], exact["worst_task_bound"], exact["non_inferior"]) == (0, 0, "yes")
+    exact = row(board, "00000006")
+    lossy = row(board, "00000007")
+    clever = row(board, "00000005")
+    assert (exact["worse_at_most"], exact["worst_task_bound"], exact["non_inferior"]) == (
+        0,
+        0,
+        "yes",
+    )
     assert lossy["non_inferior"] == "no"
     assert lossy["worst_task_bound"] <= lossy["worse_at_most"] < lossy["vs_plain"] < 0
     assert lossy["vs_plain_low"] < lossy["worse_at_most"]  # one-sided
@@ -118,10 +143,17 @@ def test_the_best_lead_and_equals_are_tied(board: Board) -> None:
     assert ranked["tie_group"].idxmax() == "00000007"
     assert (ranked["rank_low"] <= ranked["rank_high"]).all()
     assert ranked.loc["00000007", "rank_low"] == 6
-    assert set(ranked.index[ranked["front_tokens"] == "yes"]) == {"00000001", "00000002", "00000005", "00000006"}
+    assert set(ranked.index[ranked["front_tokens"] == "yes"]) == {
+        "00000001",
+        "00000002",
+        "00000005",
+        "00000006",
+    }
 
 
-def test_the_oracle_comes_from_plain_images_of_the_same_prompts(board: Board, results: Path) -> None:
+def test_the_oracle_comes_from_plain_images_of_the_same_prompts(
+    board: Board, results: Path
+) -> None:
     pool = read_run(results / "made/toy/plain-00000008").table
     best = pool.groupby(["category", "prompt_id"])["value"].apply(
         lambda v: 1 - math.comb(int(8 - v.sum()), 2) / math.comb(8, 2)
@@ -129,7 +161,9 @@ def test_the_oracle_comes_from_plain_images_of_the_same_prompts(board: Board, re
     two = row(board, "00000002")
     assert two["oracle"] == pytest.approx(best.groupby("category").mean().mean())
     single = pool["value"].mean()
-    assert two["selection_efficiency"] == pytest.approx((two["score"] - single) / (two["oracle"] - single))
+    assert two["selection_efficiency"] == pytest.approx(
+        (two["score"] - single) / (two["oracle"] - single)
+    )
     assert two["selection_low"] < two["selection_efficiency"] < two["selection_high"]
 
 
@@ -139,7 +173,14 @@ def test_protocols_are_never_ranked_together(board: Board, results: Path, tmp_pa
     assert pd.isna(lone["tie_group"])
     assert pd.isna(lone["vs_plain"])
     for i, other in enumerate(
-        [{}, {"judge": "judge-9"}, {"version": "2"}, {"prompts_sha": "b" * 16}, {"numerics": "fast"}, {"model": "m"}]
+        [
+            {},
+            {"judge": "judge-9"},
+            {"version": "2"},
+            {"prompts_sha": "b" * 16},
+            {"numerics": "fast"},
+            {"model": "m"},
+        ]
     ):
         write_run(tmp_path, drawn(0.0), fingerprint=f"1000000{i}", **other)
     frame = build(tmp_path).frame
@@ -162,7 +203,14 @@ def test_seeds_and_concurrency_choose_the_plain_run(tmp_path: Path) -> None:
     values = {**drawn(0.0)}
     for i, (seed, concurrency) in enumerate(((0, None), (0, 1), (1, None))):
         seconds = {"device_s": 1.0 + i, "wall_s": 10.0}
-        write_run(tmp_path, values, fingerprint=f"0000000{i}", seed=seed, concurrency=concurrency, usage=seconds)
+        write_run(
+            tmp_path,
+            values,
+            fingerprint=f"0000000{i}",
+            seed=seed,
+            concurrency=concurrency,
+            usage=seconds,
+        )
         write_run(
             tmp_path, values, "m", fingerprint=f"1000000{i}", seed=seed, concurrency=concurrency,
             usage={**seconds, "wall_s": 5.0},
@@ -171,7 +219,9 @@ def test_seeds_and_concurrency_choose_the_plain_run(tmp_path: Path) -> None:
     names = [run.fingerprint for run in group.runs]
     for i in range(3):
         assert names[group.plain_of(names.index(f"1000000{i}"))] == f"0000000{i}"
-    assert group.saving(names.index("10000001"), "seconds")[0] == pytest.approx(2)  # wall clock, one at a time
+    assert group.saving(names.index("10000001"), "seconds")[0] == pytest.approx(
+        2
+    )  # wall clock, one at a time
     assert group.saving(names.index("10000000"), "seconds")[0] == pytest.approx(1)
     frame = build(tmp_path).frame.set_index("fingerprint")
     assert frame.loc["00000001", "latency_p50_s"] == 10
@@ -180,7 +230,12 @@ def test_seeds_and_concurrency_choose_the_plain_run(tmp_path: Path) -> None:
 
 
 def test_percentiles_need_samples() -> None:
-    assert [samples_for(q) for q in (0.5, 0.9, 0.95, 0.99)] == [11, 64, 130, 662]  # MLPerf's early stopping
+    assert [samples_for(q) for q in (0.5, 0.9, 0.95, 0.99)] == [
+        11,
+        64,
+        130,
+        662,
+    ]  # MLPerf's early stopping
     assert math.isnan(percentile([1.0] * 10, 0.5))
     assert percentile(list(range(11)), 0.5) == 5
     assert math.isnan(percentile([1.0] * 63, 0.9))
@@ -198,7 +253,9 @@ def test_incomplete_runs_are_no_baseline(tmp_path: Path) -> None:
 
 def test_excluded_runs_are_counted_and_left_out(tmp_path: Path) -> None:
     write_run(tmp_path, drawn(0.0))
-    write_run(tmp_path, drawn(0.1), "m", fingerprint="00000002", excluded="detector of other weights")
+    write_run(
+        tmp_path, drawn(0.1), "m", fingerprint="00000002", excluded="detector of other weights"
+    )
     board = build(tmp_path)
     assert [run.fingerprint for run in board.runs] == ["00000001"]
     assert excluded_line(board) == "1 excluded: detector of other weights"
@@ -213,14 +270,22 @@ def test_one_run_alone_compares_with_nothing(tmp_path: Path) -> None:
     assert "vs plain" not in render_table(board.frame)
 
 
-def test_single_prompts_are_stated_without_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_single_prompts_are_stated_without_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folders = [
-        write_run(tmp_path, {"a/0": [1.0, 0.0], "b/0": [float(i), 1.0]}, method, fingerprint=f"0000000{i}")
+        write_run(
+            tmp_path, {"a/0": [1.0, 0.0], "b/0": [float(i), 1.0]}, method, fingerprint=f"0000000{i}"
+        )
         for i, method in enumerate(("plain", "m"))
     ]
     board = build(tmp_path)
     assert list(board.frame["score"]) == [0.75, 0.5]  # m, plain
-    assert board.frame[["ci_low", "tie_group", "vs_plain_low", "worse_at_most", "speedup_low"]].isna().all(axis=None)
+    assert (
+        board.frame[["ci_low", "tie_group", "vs_plain_low", "worse_at_most", "speedup_low"]]
+        .isna()
+        .all(axis=None)
+    )
     assert "0.750 [-, -]" in markdown(board)
     assert "[    -,     -]" in render_table(board.frame)
     code, text = said(capsys, compare, *map(str, folders))
@@ -230,7 +295,13 @@ def test_single_prompts_are_stated_without_an_error(tmp_path: Path, capsys: pyte
 def test_aggregates_weights_and_clusters_come_from_the_journals(tmp_path: Path) -> None:
     values = drawn(0.0)
     prompts = [
-        Prompt(p.id, p.text, p.category, weight=1.0 + (p.category == "a") * (int(p.id[2:]) % 3), cluster=p.id[2:])
+        Prompt(
+            p.id,
+            p.text,
+            p.category,
+            weight=1.0 + (p.category == "a") * (int(p.id[2:]) % 3),
+            cluster=p.id[2:],
+        )
         for p in prompts_of(values)
     ]
     aggregates = {"score": {"a": 0.25, "b": 0.75}, "only_a": {"a": 1.0}}
@@ -250,7 +321,10 @@ def test_aggregates_weights_and_clusters_come_from_the_journals(tmp_path: Path) 
 
 def test_weights_and_clusters_go_through_jobs(tmp_path: Path) -> None:
     prompts = [Prompt("a/0", "x", "a"), Prompt("a/1", "y", "a", weight=2.5, cluster="scene")]
-    assert [p.standing for p in prompts] == [{}, {"weight": 2.5, "cluster": "scene"}]  # fingerprints of others stay
+    assert [p.standing for p in prompts] == [
+        {},
+        {"weight": 2.5, "cluster": "scene"},
+    ]  # fingerprints of others stay
     about = dict.fromkeys(("benchmark", "model", "method", "params", "fingerprint"), "x")
     config = {"run": {**about, "seed": 0, "planned": 2}}
     with RunFolder(tmp_path / "run", config, [Job(prompt, 0) for prompt in prompts]):
@@ -280,7 +354,9 @@ def test_packed_and_sharded_journals_read_alike(results: Path, tmp_path: Path) -
 
 def test_newer_folders_are_refused(tmp_path: Path) -> None:
     write_run(tmp_path, drawn(0.0), schema=99)
-    with pytest.raises(UserError, match="written in schema 99, this version reads up to 1: update it"):
+    with pytest.raises(
+        UserError, match="written in schema 99, this version reads up to 1: update it"
+    ):
         build(tmp_path)
 
 
@@ -299,7 +375,8 @@ def test_texts_of_any_script_and_length_pass_through(tmp_path: Path) -> None:
 def test_tables_say_the_same_in_every_form(board: Board) -> None:
     from huggingface_hub import parse_eval_result_entries
 
-    text, tex = markdown(board), latex(board)
+    text = markdown(board)
+    tex = latex(board)
     best = f"{row(board, '00000005')['score']:.3f}"
     assert f"**{best} [" in text
     assert rf"\textbf{{{best} [" in tex
@@ -310,7 +387,9 @@ def test_tables_say_the_same_in_every_form(board: Board) -> None:
     assert f"{entries[0]['value']:.3f}" == best
     assert {entry["dataset"]["task_id"] for entry in entries} == {"score", "a", "b"}
     assert "run 00000005" in entries[0]["notes"]
-    assert [entry.value for entry in parse_eval_result_entries(entries)] == [entry["value"] for entry in entries]
+    assert [entry.value for entry in parse_eval_result_entries(entries)] == [
+        entry["value"] for entry in entries
+    ]
 
 
 def test_tidy_metrics_agree_with_the_wide_table(board: Board) -> None:
@@ -340,7 +419,7 @@ def test_verifiers_of_the_judge_and_its_family_are_flagged(board: Board) -> None
     assert row(board, "00000001")["reward_is_judge"] == ""
 
 
-# --- words, plans, claims --------------------------------------------------------------------------------------------
+# --- words, plans, claims -------------------------------------------------------------------------
 
 
 def said(capsys: pytest.CaptureFixture[str], module: object, *arguments: str) -> tuple[int, str]:
@@ -383,7 +462,9 @@ def test_what_cannot_be_compared_is_said(
 
 
 def test_plans(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, text = said(capsys, power, "00000002", "00000001", "--results", str(results), "--difference", "3")
+    code, text = said(
+        capsys, power, "00000002", "00000001", "--results", str(results), "--difference", "3"
+    )
     assert code == 0
     assert "prompts for 3 points" in text
     code, text = said(capsys, power, "--rate", "0.8", "--prompts", "100")
@@ -404,9 +485,14 @@ def test_plans(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_claims_name_their_source_and_are_matched_by_model(tmp_path: Path) -> None:
     claims = read_claims()
     assert all(claim.source and claim.metric for claim in claims)
-    gain = next(c for c in claims if (c.model, c.method, c.metric) == ("janus_pro_7b", "gridar", "vs_plain"))
+    gain = next(
+        c for c in claims if (c.model, c.method, c.metric) == ("janus_pro_7b", "gridar", "vs_plain")
+    )
     assert gain.value == pytest.approx(0.09)
-    for method, fingerprint, options in (("plain", "00000001", {}), ("gridar", "00000002", {"n": 8})):
+    for method, fingerprint, options in (
+        ("plain", "00000001", {}),
+        ("gridar", "00000002", {"n": 8}),
+    ):
         write_run(
             tmp_path, drawn(0.1 * (method != "plain")), method, fingerprint=fingerprint, options=options,
             benchmark="geneval", model="janus_pro_7b",

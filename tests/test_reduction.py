@@ -64,7 +64,8 @@ def test_candidates_of_best_of_4_are_the_first_of_best_of_8() -> None:
                 self.images.setdefault(text, []).append(image.tobytes())
             return [0.0] * len(texts)
 
-    four, eight = Spy(), Spy()
+    four = Spy()
+    eight = Spy()
     draw(BestOfN(4, four), jobs(TEXTS), slots=32)  # type: ignore[arg-type]
     draw(BestOfN(8, eight), jobs(TEXTS), slots=32)  # type: ignore[arg-type]
     plain = draw(Plain(), jobs(TEXTS))
@@ -87,15 +88,22 @@ def test_the_largest_score_wins_ties_go_first_and_the_unscorable_lose() -> None:
 class Guessing(Plain):
     """Speculation with a drafter that guesses: what plain draws, with some tokens wrong."""
 
-    def __init__(self, truth: dict[str, tuple[int, ...]], rule: object, width: int, wrong: int) -> None:
-        self.truth, self.rule, self.width, self.wrong = truth, rule, width, wrong
+    def __init__(
+        self, truth: dict[str, tuple[int, ...]], rule: object, width: int, wrong: int
+    ) -> None:
+        self.truth = truth
+        self.rule = rule
+        self.tokens_per_step = width
+        self.wrong = wrong
         self.accepted = 0
 
     async def generate(self, prompt: str, s: Session) -> Canvas:
         (canvas,) = s.open()
         while not canvas.done:
-            n = min(self.width - 1, s.num_tokens - canvas.length - 1)
-            guess = torch.tensor(self.truth[prompt][canvas.length : canvas.length + n], dtype=torch.int64)
+            n = min(self.tokens_per_step - 1, s.num_tokens - canvas.length - 1)
+            guess = torch.tensor(
+                self.truth[prompt][canvas.length : canvas.length + n], dtype=torch.int64
+            )
             guess[self.wrong % max(1, n) :] += 1 if self.wrong else 0
             (count,) = await s.step([canvas], [Draft(guess % 32) if n else None], self.rule)  # type: ignore[arg-type]
             self.accepted += count
@@ -125,13 +133,15 @@ def test_a_right_draft_saves_passes_and_every_token_is_counted() -> None:
     truth = {text: plain[f"toy/{i:05d}", 0].tokens for i, text in enumerate(TEXTS)}
     for key, delivery in draw(Guessing(truth, coupled, 4, 0), jobs(TEXTS)).items():
         assert delivery.usage.sampled == 16
-        assert delivery.usage.target_positions == 2 * 15  # the last token is never fed; every guess was right
+        assert (
+            delivery.usage.target_positions == 2 * 15
+        )  # the last token is never fed; every guess was right
         assert plain[key].usage.target_passes - delivery.usage.target_passes >= 16 - 4 - 1
 
 
 def test_a_draft_that_does_not_fit_is_refused() -> None:
     model = ToyModel()
-    sampler = Sampler(model, Sampling(), slots=2, width=2)
+    sampler = Sampler(model, Sampling(), slots=2, tokens_per_step=2)
     canvas = sampler.open(*sampler.contexts("a cat"), key=1, usage=Usage())
     with pytest.raises(ValueError, match="draft of 2 tokens, 2 deep, at 0: at most 1 fit"):
         sampler.forward([canvas], [Draft(torch.tensor([1, 2]))])

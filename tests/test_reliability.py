@@ -1,6 +1,8 @@
-"""The promises of reliability, R1 to R10: where each is tested; and the tests of bad disks, journals and clocks.
+"""The promises of reliability, R1 to R10: where each is tested; and the tests of bad disks,
+journals and clocks.
 
-Kills have a file of their own (test_kill_storm), and so have hostile files and secrets (test_hostile).
+Kills have a file of their own (test_kill_storm), and so have hostile files and secrets
+(test_hostile).
 """
 
 from __future__ import annotations
@@ -118,7 +120,9 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     def mount(options: str) -> Path:
         asked = ["mount", "-t", "tmpfs", "-o", f"size=4m,{options}", "none", str(disk)]
         if not shutil.which("mount") or subprocess.run(asked, capture_output=True).returncode:
-            pytest.skip("no file system may be mounted here; the disk that fails in any write stands for it")
+            pytest.skip(
+                "no file system may be mounted here; the disk that fails in any write stands for it"
+            )
         return disk
 
     yield mount
@@ -151,7 +155,9 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(
         assert code == 2 and "No space left on device" in error and "make room" in error
     assert (folder / "records-0.jsonl").read_text().startswith("".join(lines[:2]))
     ballast.unlink()
-    shutil.copytree(disk / "results", disk.parent / "results")  # the report's page needs more than this disk has
+    shutil.copytree(
+        disk / "results", disk.parent / "results"
+    )  # the report's page needs more than this disk has
     code, output = harness(disk.parent, *RUN)
     assert code == 0, output
     assert deterministic(disk.parent) == undisturbed
@@ -160,8 +166,12 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(
 def test_a_disk_that_fails_in_any_write_is_one_line_and_nothing_is_lost(
     tmp_path: Path, undisturbed: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Runs of which the first, the fourth and the seventh durable step fails, and then one of which none does."""
-    fsync, left, number = os.fsync, 0, 0
+    """Runs of which the first, the fourth and the seventh durable step fails, and then one of which
+    none does.
+    """
+    fsync = os.fsync
+    left = 0
+    number = 0
 
     def failing(fd: int) -> None:
         nonlocal left
@@ -174,7 +184,12 @@ def test_a_disk_that_fails_in_any_write_is_one_line_and_nothing_is_lost(
     for left, number in ((0, errno.EROFS), (3, errno.ENOSPC), (6, errno.EIO)):  # noqa: B007
         code, output = harness(tmp_path, *RUN, "stages=[generate,score]")
         (error,) = errors(output)
-        assert code == 2 and os.strerror(number) in error and "results" in error and "the same command" in error
+        assert (
+            code == 2
+            and os.strerror(number) in error
+            and "results" in error
+            and "the same command" in error
+        )
         assert not list(tmp_path.rglob(".*.png.*"))
     monkeypatch.setattr(os, "fsync", fsync)
     found = finished(tmp_path, *RUN)
@@ -188,10 +203,16 @@ def test_a_read_only_folder_is_one_line(small_disk: Callable[[str], Path], tmp_p
     for command in ([*RUN], [*RUN, "stages=[report]"]):
         code, output = harness(tmp_path, *command, f"results={disk}/results")
         (error,) = errors(output)
-        assert code == 2 and str(disk) in error and ("Read-only" in error or "no such results folder" in error)
+        assert (
+            code == 2
+            and str(disk) in error
+            and ("Read-only" in error or "no such results folder" in error)
+        )
 
 
-def test_a_line_that_is_there_twice_counts_once(tmp_path: Path, undisturbed: dict[str, object]) -> None:
+def test_a_line_that_is_there_twice_counts_once(
+    tmp_path: Path, undisturbed: dict[str, object]
+) -> None:
     harness(tmp_path, *RUN)
     (folder,) = folders(tmp_path)
     for journal in ("records-0.jsonl", "scores.jsonl"):
@@ -218,4 +239,6 @@ def test_a_clock_that_goes_backwards_changes_nothing(
     monkeypatch.setattr("time.time", backwards)
     assert finished(tmp_path, *RUN) == undisturbed
     (folder,) = folders(tmp_path)
-    assert not [line for line in (folder / "records-0.jsonl").read_text().splitlines() if '_s":-' in line]
+    assert not [
+        line for line in (folder / "records-0.jsonl").read_text().splitlines() if '_s":-' in line
+    ]

@@ -21,7 +21,9 @@ from methods.plain import Plain
 
 
 class Slow:
-    """The event of a picture on a device that is behind: it is there after some asking, or when it is waited for."""
+    """The event of a picture on a device that is behind: it is there after some asking, or when it
+    is waited for.
+    """
 
     waited = 0
 
@@ -40,7 +42,9 @@ class Slow:
 class Looker:
     """Looks at its half-drawn image, then draws on."""
 
-    rows, streams, width = 1, 2, 1
+    rows = 1
+    branches = 2
+    tokens_per_step = 1
 
     async def generate(self, prompt: str, s: Session) -> Canvas:
         (canvas,) = s.open(1)
@@ -81,11 +85,14 @@ def test_images_do_not_depend_on_when_they_are_there(
         assert later[key].usage.renders == delivery.usage.renders
 
 
-def test_slots_go_to_others_while_the_last_image_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slots_go_to_others_while_the_last_image_is_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """With slots for one image at a time, the next is drawn before the first is waited for."""
     slowly(monkeypatch, polls=10_000)
     seen: list[str] = []
-    image, passed = Picture.image, Sampler._passed
+    image = Picture.image
+    passed = Sampler._passed
 
     def counting(sampler: Sampler, rows: Sequence[Canvas], count: int) -> None:
         seen.extend(["forward"] * count)
@@ -145,7 +152,9 @@ def test_device_seconds_of_one_job_are_settled_alone() -> None:
         def elapsed_time(self, _other: Event) -> float:
             return 2000.0
 
-    clock, mine, other = Clock(torch.device("cuda")), Usage(), Usage()
+    clock = Clock(torch.device("cuda"))
+    mine = Usage()
+    other = Usage()
     event: Any = Event()
     clock._open = [(event, event, [mine, other], "render"), (event, event, [other], "decode")]
     clock.settle(mine)

@@ -1,4 +1,6 @@
-"""The audit of determinism: what it promises holds for every kind of method, and it sees a method that breaks it."""
+"""The audit of determinism: what it promises holds for every kind of method, and it sees a method
+that breaks it.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,20 @@ from harness.engine.canvas import Canvas
 from harness.engine.session import Session
 from harness.reproducibility import VARIATIONS
 
-TOY = (f"hydra.searchpath=[file://{TESTS / 'toy_conf'}]", "model=toy", "benchmark=toy", "benchmark.prompts=3")
+TOY = (
+    f"hydra.searchpath=[file://{TESTS / 'toy_conf'}]",
+    "model=toy",
+    "benchmark=toy",
+    "benchmark.prompts=3",
+)
 
 
 class Counting:
     """Begins each image with the number of images before it: what no method may know."""
 
-    rows, streams, width = 1, 2, 1
+    rows = 1
+    branches = 2
+    tokens_per_step = 1
 
     def __init__(self) -> None:
         self.images = 0
@@ -31,7 +40,9 @@ class Counting:
 
 
 def audit(cwd: Path, *options: str) -> tuple[int, list[str]]:
-    code, output = harness(cwd, "repeat", *TOY, "sampler.slots=24", *options, module="harness.check")
+    code, output = harness(
+        cwd, "repeat", *TOY, "sampler.slots=24", *options, module="harness.check"
+    )
     return code, output.splitlines()
 
 
@@ -51,12 +62,18 @@ def test_a_method_that_knows_its_company_is_found_out(tmp_path: Path) -> None:
     assert code == 1
     (row,) = [line for line in lines if line.startswith("| `")]
     assert "differs (0% same tokens)" in row.split(" | ")[1]
-    assert "toy_counting, again: promised to agree in every bit, but differs (0% same tokens)" in lines
+    assert (
+        "toy_counting, again: promised to agree in every bit, but differs (0% same tokens)" in lines
+    )
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [(["method=ploin"], ["ploin", "plain"]), (["sampler.slots=1"], ["sampler.slots=1"]), (["a"], ["a"])],
+    [
+        (["method=ploin"], ["ploin", "plain"]),
+        (["sampler.slots=1"], ["sampler.slots=1"]),
+        (["a"], ["a"]),
+    ],
 )
 def test_bad_options_are_one_line(options: list[str], words: list[str], tmp_path: Path) -> None:
     code, lines = audit(tmp_path, *options)

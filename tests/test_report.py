@@ -1,4 +1,6 @@
-"""The report: a pure projection of journals into a page that works from disk, and the same figures as PDF."""
+"""The report: a pure projection of journals into a page that works from disk, and the same figures
+as PDF.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,11 @@ def data(results: Path, name: str) -> Any:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 # ---------------------------------------------------------------- what is collected
@@ -61,7 +67,9 @@ def test_equal_journals_give_an_equal_report_to_the_last_byte(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.long)])
-def test_pdf_figures_are_one_column_wide_and_do_not_name_the_hour(tmp_path: Path, every: bool) -> None:
+def test_pdf_figures_are_one_column_wide_and_do_not_name_the_hour(
+    tmp_path: Path, every: bool
+) -> None:
     """Letters stay letters, and equal journals give equal files."""
     for name in ("a", "b"):
         make_board(tmp_path / name) if every else make_run(tmp_path / name)
@@ -84,12 +92,23 @@ def test_every_figure_has_what_the_page_shows(tmp_path: Path) -> None:
         drawn[name.split("-")[0]] = figure = Figure()
         draw(figure)
     assert list(drawn) == [
-        *("scaling", "pareto_tokens", "pareto_seconds", "bubbles", "spent", "acceptance", "confidence", "pruning")
+        *(
+            "scaling",
+            "pareto_tokens",
+            "pareto_seconds",
+            "bubbles",
+            "spent",
+            "acceptance",
+            "confidence",
+            "pruning",
+        )
     ]
     curve = drawn["scaling"].axes[0].lines[0]
     assert curve.get_xdata().tolist() == [1.0, 2.0, 4.0]
     scores = {one.label: one.row["score"] for one in panel.shown}
-    assert curve.get_ydata().tolist() == [scores[label] for label in ("plain", "best of n (n=2)", "best of n (n=4)")]
+    assert curve.get_ydata().tolist() == [
+        scores[label] for label in ("plain", "best of n (n=2)", "best of n (n=4)")
+    ]
     assert len(drawn["bubbles"].axes[0].collections) == 6
     ends = [bar.get_x() + bar.get_width() for bar in drawn["spent"].axes[0].patches[-6:]]
     assert ends == pytest.approx([one.row["device_s"] + 0.002 for one in panel.shown[::-1]])
@@ -100,7 +119,9 @@ def test_every_figure_has_what_the_page_shows(tmp_path: Path) -> None:
         "wrong images",
         "ended early",
     ]
-    assert drawn["pruning"].axes[0].lines[0].get_ydata() == pytest.approx(0.5 + 0.01 * np.arange(16), abs=6e-4)
+    assert drawn["pruning"].axes[0].lines[0].get_ydata() == pytest.approx(
+        0.5 + 0.01 * np.arange(16), abs=6e-4
+    )
 
 
 def test_the_page_says_what_the_leaderboard_says(tmp_path: Path) -> None:
@@ -110,9 +131,20 @@ def test_the_page_says_what_the_leaderboard_says(tmp_path: Path) -> None:
     (shown,) = data(tmp_path, "board")
     rows = {row["fingerprint"]: row for _, row in board.frame.iterrows()}
     assert {run["id"] for run in shown["runs"]} == set(rows)
-    assert [run["score"] for run in shown["runs"]] == sorted((row["score"] for row in rows.values()), reverse=True)
+    assert [run["score"] for run in shown["runs"]] == sorted(
+        (row["score"] for row in rows.values()), reverse=True
+    )
     for run in shown["runs"]:
-        for name in ("score", "ci_low", "ci_high", "visual_tokens", "tie_group", "vs_plain", "vs_plain_low", "colors"):
+        for name in (
+            "score",
+            "ci_low",
+            "ci_high",
+            "visual_tokens",
+            "tie_group",
+            "vs_plain",
+            "vs_plain_low",
+            "colors",
+        ):
             value = rows[run["id"]][name]
             assert run[name] == (None if value is None or np.isnan(value) else value), name
     for front, column in (("tokens", "budget"), ("seconds", "budget_s")):
@@ -133,7 +165,9 @@ def test_an_image_is_shown_with_verdict_reason_cost_and_boxes(tmp_path: Path) ->
     wrong = run["value"].index(0.0)
     assert gallery["reasons"][run["reason"][wrong]] == "expected thing>=2, found 1"
     assert (run["tokens"][2], 100 < run["ms"][2] < 102, run["size"]) == (144, True, [16, 16])
-    assert (tmp_path / "report/thumbs" / run["thumb"][2]).read_bytes() == (folder / "images/00001/0.png").read_bytes()
+    assert (tmp_path / "report/thumbs" / run["thumb"][2]).read_bytes() == (
+        folder / "images/00001/0.png"
+    ).read_bytes()
     first, second = (data(tmp_path, f"{folder.name.split('-')[1]}-{part}") for part in (0, 1))
     assert (len(first), len(second)) == (32, 8)
     assert first[2]["boxes"] == [["thing", 2.0, 3.0, 9.0, 12.0, 0.9, "red"]]
@@ -141,8 +175,13 @@ def test_an_image_is_shown_with_verdict_reason_cost_and_boxes(tmp_path: Path) ->
 
 
 def test_boxes_are_read_from_what_looks_like_boxes() -> None:
-    detail = {"kept": {"dog": [[1, 2, 3, 4], [1, 2, 3, 4, 0.5], ["x", 2, 3, 4], [1, 2]], "said": "yes"}}
-    assert boxes(Score("p", 0, "j", 1.0, detail)) == [["dog", 1, 2, 3, 4, None, ""], ["dog", 1, 2, 3, 4, 0.5, ""]]
+    detail = {
+        "kept": {"dog": [[1, 2, 3, 4], [1, 2, 3, 4, 0.5], ["x", 2, 3, 4], [1, 2]], "said": "yes"}
+    }
+    assert boxes(Score("p", 0, "j", 1.0, detail)) == [
+        ["dog", 1, 2, 3, 4, None, ""],
+        ["dog", 1, 2, 3, 4, 0.5, ""],
+    ]
     assert boxes(Score("p", 0, "j", 1.0, {"kept": 3})) == boxes(None) == []
 
 
@@ -183,7 +222,10 @@ def test_curves_join_the_budgets_of_a_family_from_plain_on(tmp_path: Path) -> No
     make_board(tmp_path)
     (panel,) = panels(build(tmp_path))
     ((family, points),) = curves(panel)
-    assert (family, [dot.one.label for dot in points]) == ("best of n", ["plain", "best of n (n=2)", "best of n (n=4)"])
+    assert (family, [dot.one.label for dot in points]) == (
+        "best of n",
+        ["plain", "best of n (n=2)", "best of n (n=4)"],
+    )
     assert {dot.one.label for dot in dots(panel, "tokens")} == {one.label for one in panel.shown}
 
 
@@ -219,12 +261,16 @@ def test_large_images_get_small_thumbnails_and_stale_files_go(tmp_path: Path) ->
 
 
 def test_names_in_journals_cannot_reach_outside(tmp_path: Path) -> None:
-    (tmp_path / "secret.png").write_bytes((make_run(tmp_path / "r", "plain") / "images/00000/0.png").read_bytes())
+    (tmp_path / "secret.png").write_bytes(
+        (make_run(tmp_path / "r", "plain") / "images/00000/0.png").read_bytes()
+    )
     (folder,) = (tmp_path / "r/made/small").iterdir()
     journal = folder / "records-0.jsonl"
     outside = "../../../../secret.png"
     journal.write_text(
-        journal.read_text().replace("images/00000/0.png", outside).replace('image_sha":"', 'image_sha":"../../x')
+        journal.read_text()
+        .replace("images/00000/0.png", outside)
+        .replace('image_sha":"', 'image_sha":"../../x')
     )
     config = folder / "config.yaml"
     config.write_text(re.sub("fingerprint: .*", "fingerprint: ../../../up", config.read_text()))
@@ -247,7 +293,11 @@ def test_page_and_figures_have_the_same_colours() -> None:
 
 def test_an_empty_folder_has_an_empty_report(tmp_path: Path) -> None:
     write_report(tmp_path, build(tmp_path))
-    assert (data(tmp_path, "board"), data(tmp_path, "gallery"), data(tmp_path, "figures")) == ([], [], [])
+    assert (data(tmp_path, "board"), data(tmp_path, "gallery"), data(tmp_path, "figures")) == (
+        [],
+        [],
+        [],
+    )
     with pytest.raises(UserError, match="no such results folder"):
         build(tmp_path / "nowhere")
 
@@ -306,10 +356,14 @@ def browser() -> Iterator[Browser]:
 
 @needs_chromium
 def test_the_page_works_from_disk(page: Path, browser: Browser) -> None:
-    """Leaderboard, figures, gallery, filters, keys, permanent links, boxes, themes; hostile prompts stay text."""
+    """Leaderboard, figures, gallery, filters, keys, permanent links, boxes, themes; hostile prompts
+    stay text.
+    """
     browser.open(page)
     assert browser.evaluate("document.querySelectorAll('table.board tbody tr').length") == 6
-    assert browser.wait("document.querySelectorAll('#plot-scaling .scatterlayer .trace').length") >= 5
+    assert (
+        browser.wait("document.querySelectorAll('#plot-scaling .scatterlayer .trace').length") >= 5
+    )
     browser.evaluate("document.querySelector('.claims details').open = true")
     assert browser.wait("document.querySelectorAll('.claims tbody tr').length") == len(
         data(page.parent.parent, "claims")
@@ -348,13 +402,22 @@ def test_the_page_works_from_disk(page: Path, browser: Browser) -> None:
     plain, best = (gallery["runs"][ids[label]]["value"] for label in ("plain", "best of n (n=4)"))
     wins = sum(a < b for a, b in zip(plain, best, strict=True))
     browser.open(page, f"#gallery?vs=wins&runs={ids['best of n (n=4)']}")
-    assert browser.wait("document.querySelector('.filters output').textContent") == f"{wins} of 80 rows"
+    assert (
+        browser.wait("document.querySelector('.filters output').textContent")
+        == f"{wins} of 80 rows"
+    )
     assert browser.evaluate("document.querySelectorAll('.names .name').length") == 2
 
-    noted = {"scalingar (n=3)": ".maps .map", "gridar (n=4)": ".composite img", "best of n (n=4)": ".meters .chosen"}
+    noted = {
+        "scalingar (n=3)": ".maps .map",
+        "gridar (n=4)": ".composite img",
+        "best of n (n=4)": ".meters .chosen",
+    }
     for label, sight in noted.items():
         browser.open(page, f"#gallery?at=made/00002/0&run={ids[label]}")
-        assert browser.wait(f"document.querySelectorAll('#detail .noted {sight}').length") >= 1, label
+        assert browser.wait(f"document.querySelectorAll('#detail .noted {sight}').length") >= 1, (
+            label
+        )
     browser.open(page, "#inside")
     assert browser.wait("document.querySelectorAll('.map').length") == 3
     assert browser.wait("document.querySelectorAll('#plot-acceptance .bars path').length") == 3
@@ -376,8 +439,16 @@ def test_an_empty_report_and_a_gone_image_say_so(tmp_path: Path, browser: Browse
 
 @pytest.mark.long
 @needs_chromium
-def test_ten_thousand_images_are_painted_within_two_seconds(tmp_path: Path, browser: Browser) -> None:
-    for method, n in (("plain", None), ("best_of_n", 4), ("gridar", 4), ("scalingar", 3), ("speculative", None)):
+def test_ten_thousand_images_are_painted_within_two_seconds(
+    tmp_path: Path, browser: Browser
+) -> None:
+    for method, n in (
+        ("plain", None),
+        ("best_of_n", 4),
+        ("gridar", 4),
+        ("scalingar", 3),
+        ("speculative", None),
+    ):
         make_run(tmp_path, method, n=n, prompts=500, images=4)
     page = write_report(tmp_path, build(tmp_path), figures=False)
     paint = "performance.getEntriesByName('first-contentful-paint')[0].startTime"

@@ -34,7 +34,9 @@ def test_a_finished_sweep_draws_nothing_again(tmp_path: Path) -> None:
     assert (folder / "records-0.jsonl").read_bytes() == before
 
 
-def test_a_torn_line_and_a_lost_image_are_made_good(tmp_path: Path, uninterrupted: dict[str, object]) -> None:
+def test_a_torn_line_and_a_lost_image_are_made_good(
+    tmp_path: Path, uninterrupted: dict[str, object]
+) -> None:
     harness(tmp_path, *SWEEP)
     folder = folders(tmp_path)[0]
     journal = folder / "records-0.jsonl"
@@ -63,7 +65,9 @@ def test_failed_jobs_are_recorded_and_retried_and_the_sweep_goes_on(tmp_path: Pa
     assert mended["score"] == plain["score"]
 
 
-def test_generating_and_scoring_apart_gives_the_same(tmp_path: Path, uninterrupted: dict[str, object]) -> None:
+def test_generating_and_scoring_apart_gives_the_same(
+    tmp_path: Path, uninterrupted: dict[str, object]
+) -> None:
     for stage in ("generate", "score", "report"):
         code, output = harness(tmp_path, *SWEEP, f"stages=[{stage}]")
         assert code == 0, output

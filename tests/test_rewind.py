@@ -19,7 +19,7 @@ TEXT = "two dogs left of a car"
 
 @pytest.fixture
 def sampler() -> Sampler:
-    return Sampler(ToyModel(), Sampling(scale=2.0), slots=8, width=3, prefill=(2, 4))
+    return Sampler(ToyModel(), Sampling(scale=2.0), slots=8, tokens_per_step=3, prefill=(2, 4))
 
 
 def opened(sampler: Sampler, key: int = 5) -> Canvas:
@@ -45,7 +45,9 @@ def test_truncate_and_replay_gives_the_same_tokens(sampler: Sampler, length: int
 
 
 @pytest.mark.parametrize("length", [0, 5, 11])
-def test_condition_to_another_text_and_back_gives_the_same_tokens(sampler: Sampler, length: int) -> None:
+def test_condition_to_another_text_and_back_gives_the_same_tokens(
+    sampler: Sampler, length: int
+) -> None:
     drawn = advance(sampler, opened(sampler))
     canvas = opened(sampler)
     advance(sampler, canvas, length)
@@ -60,7 +62,9 @@ def test_condition_keeps_the_cache_of_unchanged_streams(sampler: Sampler) -> Non
     canvas = opened(sampler)
     advance(sampler, canvas, 8)
     before = canvas._usage.text_positions
-    sampler.condition(canvas, [Context(None, TEXT), Context(TEXT, TEXT), Context("one", "one")], three)
+    sampler.condition(
+        canvas, [Context(None, TEXT), Context(TEXT, TEXT), Context("one", "one")], three
+    )
     advance(sampler, canvas, 9)
     assert canvas._usage.text_positions - before == len(sampler.model.context("one", "one"))
 
@@ -70,13 +74,14 @@ def three(logits_RKTV: torch.Tensor, scale_R: torch.Tensor) -> torch.Tensor:
 
 
 def test_a_fork_shares_the_past_and_goes_its_own_way(sampler: Sampler) -> None:
-    source, copy = opened(sampler, 1), opened(sampler, 2)
+    source = opened(sampler, 1)
+    copy = opened(sampler, 2)
     advance(sampler, source, 6)
     advance(sampler, copy, 3)
     sampler.fork(source, over=copy)
     assert copy.tokens == source.tokens
     assert copy._usage.discarded == 3
-    alone = Sampler(ToyModel(), Sampling(scale=2.0), slots=8, width=3, prefill=(2, 4))
+    alone = Sampler(ToyModel(), Sampling(scale=2.0), slots=8, tokens_per_step=3, prefill=(2, 4))
     assert advance(sampler, source) == advance(alone, opened(alone, 1))
     assert advance(sampler, copy) != source.tokens
     assert copy.tokens[:6] == source.tokens[:6]
@@ -104,7 +109,7 @@ def test_a_cache_built_in_pieces_equals_a_fresh_one(sampler: Sampler) -> None:
     sampler.commit(fresh, canvas.tokens)
     for each in (canvas, fresh):
         sampler.forward([each], [None])
-    for mine, theirs in zip(canvas._streams, fresh._streams, strict=True):
+    for mine, theirs in zip(canvas._branches, fresh._branches, strict=True):
         assert mine.cached == theirs.cached
         keys = sampler._cache.keys[:, :, :, : mine.cached]
         torch.testing.assert_close(keys[:, mine.slot], keys[:, theirs.slot])

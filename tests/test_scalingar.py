@@ -1,4 +1,6 @@
-"""ScalingAR: the spec's worked values, an independent reference, and the laws of pruning and guidance."""
+"""ScalingAR: the spec's worked values, an independent reference, and the laws of pruning and
+guidance.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ from methods.scalingar.settings import PAPER
 from methods.scalingar.trace import read_trace
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "methods" / "scalingar.jsonl"
-needs_shared = pytest.mark.skipif(not SHARED.is_file(), reason="the conformance files are not beside the repository")
+needs_shared = pytest.mark.skipif(
+    not SHARED.is_file(), reason="the conformance files are not beside the repository"
+)
 CONF = Path(__file__).parent.parent / "conf" / "method"
 MODES = ["window_end", "window_any", "alg1_immediate"]
 SHORT = RecoverySettings(window_steps=3)  # for the toy's 16 tokens
@@ -62,11 +66,17 @@ PAPER_OPTIONS: dict[str, Any] = {
 
 
 class Reference:
-    """The specification's equations for one prompt, a candidate at a time, in its own symbols; no shared arithmetic."""
+    """The specification's equations for one prompt, a candidate at a time, in its own symbols; no
+    shared arithmetic.
+    """
 
     def __init__(self, n: int, h: int, w: int, s_base: float, **options: Any) -> None:
         self.o = SimpleNamespace(**{**PAPER_OPTIONS, **options})
-        self.n, self.h, self.w, self.s_base, self.t = n, h, w, s_base, 0
+        self.n = n
+        self.h = h
+        self.w = w
+        self.s_base = s_base
+        self.t = 0
         self.rows: list[dict[int, dict[str, float]]] = []  # per step: live candidate -> its signals
         self.live = list(range(n))
         self.terminated_at: list[int | None] = [None] * n
@@ -85,7 +95,9 @@ class Reference:
         before = [row[i][name] for row in self.rows[:-1]]
         return value if not before else (1 - weight) * before[-1] + weight * value
 
-    def observe(self, cond: dict[int, np.ndarray], uncond: dict[int, np.ndarray]) -> dict[int, float]:
+    def observe(
+        self, cond: dict[int, np.ndarray], uncond: dict[int, np.ndarray]
+    ) -> dict[int, float]:
         o = self.o
         self.rows.append({i: {} for i in self.live})
         for i in self.live:
@@ -97,20 +109,27 @@ class Reference:
             u = o.alpha_H * row["Hn"] + o.alpha_M * (1 - row["m"])
             row["s_tok"] = self.average(i, "s_tok", o.lambda_tok, 1 - u)
             row["e"] = self.worst_blocks(i)
-        e, K = self.pool("e"), self.pool("K")
+        e = self.pool("e")
+        K = self.pool("K")
         lo, hi = np.percentile(e, [o.pct_lo, o.pct_hi])
-        mu, sigma = np.mean(K), np.std(K)
+        mu = np.mean(K)
+        sigma = np.std(K)
         for i in self.live:
             row = self.rows[-1][i]
             spread = len(e) >= 2 and hi - lo >= 1e-6
             row["B"] = 1 - min(1.0, max(0.0, (row["e"] - lo) / (hi - lo))) if spread else 0.5
             z = min(10, max(-10, (row["K"] - mu) / (sigma + o.eps)))
-            row["D"] = 1 / (1 + math.exp(-z)) if len(K) >= 2 and sigma >= 1e-6 and o.channel_cond else 0.5
-            w_tok, w_blk = o.w_tok, o.w_blk
+            row["D"] = (
+                1 / (1 + math.exp(-z)) if len(K) >= 2 and sigma >= 1e-6 and o.channel_cond else 0.5
+            )
+            w_tok = o.w_tok
+            w_blk = o.w_blk
             if not o.channel_token:
-                w_tok, w_blk = 0, 1
+                w_tok = 0
+                w_blk = 1
             if not o.channel_block:
-                w_tok, w_blk = 1, 0
+                w_tok = 1
+                w_blk = 0
             w_I, w_D, alpha = (o.w_I, o.w_D, o.alpha) if o.channel_cond else (1, 0, 0)
             row["I"] = self.average(i, "I", o.lambda_I, w_tok * row["s_tok"] + w_blk * row["B"])
             row["C"] = w_I * row["I"] + w_D * row["D"]
@@ -118,24 +137,38 @@ class Reference:
             row["R"] = (row["C"] - lowest) / (abs(lowest) + o.eps)
             row["var_I"] = float(np.var(self.history(i, "I", o.W_var)))
             correction = alpha * (1 - row["D"]) + o.beta * row["var_I"] - o.gamma * row["R"]
-            wanted = self.s_base * (1 + correction) if o.scheduler_form == "relative" else self.s_base + correction
-            row["scale"] = min(2 * self.s_base, max(1.0, wanted)) if o.policy_scheduler else self.s_base
+            wanted = (
+                self.s_base * (1 + correction)
+                if o.scheduler_form == "relative"
+                else self.s_base + correction
+            )
+            row["scale"] = (
+                min(2 * self.s_base, max(1.0, wanted)) if o.policy_scheduler else self.s_base
+            )
         return {i: self.rows[-1][i]["scale"] for i in self.live}
 
     def worst_blocks(self, i: int) -> float:
         begun: dict[tuple[int, int], list[float]] = {}
         for place, entropy in enumerate(self.history(i, "Hn")):
-            begun.setdefault((place // self.w // self.o.b, place % self.w // self.o.b), []).append(entropy)
+            begun.setdefault((place // self.w // self.o.b, place % self.w // self.o.b), []).append(
+                entropy
+            )
         means = sorted((sum(block) / len(block) for block in begun.values()), reverse=True)
         return float(np.mean(means[: max(1, math.ceil(self.o.q * len(means)))]))
 
     def terminate(self) -> list[int]:
-        o, t, row = self.o, self.t, self.rows[-1]
+        o = self.o
+        t = self.t
+        row = self.rows[-1]
         self.t += 1
         if not o.policy_termination or t < math.ceil(o.W0 * self.h * self.w) or len(self.live) == 1:
             return []
         level = float(np.quantile([row[i]["C"] for i in self.live], o.p))
-        self.theta = level if self.theta is None else (1 - o.lambda_theta) * self.theta + o.lambda_theta * level
+        self.theta = (
+            level
+            if self.theta is None
+            else (1 - o.lambda_theta) * self.theta + o.lambda_theta * level
+        )
         doomed = [i for i in self.live if self.judge(i, t, row[i]["C"], row[i]["R"], self.theta)]
         while doomed and len(self.live) - len(doomed) < o.min_alive:
             spared = max(doomed, key=lambda i: (row[i]["C"], -i))
@@ -154,7 +187,8 @@ class Reference:
         if o.recovery_mode == "alg1_immediate":
             self.low[i] = min(self.low.get(i, c), c)
         elif i not in self.flag and c < theta:
-            self.flag[i], self.low[i] = t, c
+            self.flag[i] = t
+            self.low[i] = c
         elif i in self.flag:
             self.low[i] = min(self.low[i], c)
         low = self.low.get(i, c)
@@ -188,24 +222,27 @@ def ours(n: int, h: int, w: int, s_base: float, **options: Any) -> Group:
     return Group(settings_of({**PAPER_OPTIONS, **options}), n, (h, w), s_base)
 
 
-def no_law() -> torch.Tensor:
-    raise AssertionError("the text stream's own distribution is enough")
+def no_probs() -> torch.Tensor:
+    raise AssertionError("the text branch's own distribution is enough")
 
 
 def signals(cond_NV: np.ndarray, uncond_NV: np.ndarray) -> list[dict[str, float]]:
     """What the sampler's `look` would answer."""
-    named = conditional(torch.from_numpy(np.stack((uncond_NV, cond_NV), 1))[:, :, None], no_law)
+    named = conditional(torch.from_numpy(np.stack((uncond_NV, cond_NV), 1))[:, :, None], no_probs)
     return [{name: float(value[i]) for name, value in named.items()} for i in range(len(cond_NV))]
 
 
 def random_logits(n: int, steps: int, seed: int, vocab: int = 12) -> tuple[np.ndarray, np.ndarray]:
-    """Candidates whose difficulty and obedience drift, so that signals rise and fall; step 0 is common to all."""
+    """Candidates whose difficulty and obedience drift, so that signals rise and fall; step 0 is
+    common to all.
+    """
     rng = np.random.default_rng(seed)
     drift = np.cumsum(rng.normal(0, 0.35, (2, steps, n)), 1)
     sharp, obey = np.exp(np.clip(drift, -1.5, 1.5))[..., None]
     uncond = rng.normal(0, 1.5, (steps, n, vocab)) * sharp
     cond = uncond + rng.normal(0, 0.7, (steps, n, vocab)) * obey
-    uncond[0], cond[0] = uncond[0, :1], cond[0, :1]
+    uncond[0] = uncond[0, :1]
+    cond[0] = cond[0, :1]
     return cond, uncond
 
 
@@ -214,7 +251,11 @@ def agree(group: Group, reference: Reference, t: int) -> None:
     assert group.live.tolist() == reference.live
     for i, row in reference.rows[t].items():
         for symbol, name in OURS.items():
-            assert getattr(group.profile, name)[t, i] == pytest.approx(row[symbol], abs=1e-9), (t, i, name)
+            assert getattr(group.profile, name)[t, i] == pytest.approx(row[symbol], abs=1e-9), (
+                t,
+                i,
+                name,
+            )
         assert group.variance_TN[t, i] == pytest.approx(row["var_I"], abs=1e-9)
         assert group.scale_TN[t, i] == pytest.approx(row["scale"], abs=1e-9)
     for i in reference.live:
@@ -223,7 +264,8 @@ def agree(group: Group, reference: Reference, t: int) -> None:
 
 def replay(n: int, h: int, w: int, seed: int, **options: Any) -> tuple[Group, Reference]:
     cond, uncond = random_logits(n, h * w, seed)
-    group, reference = ours(n, h, w, 7.5, **options), Reference(n, h, w, 7.5, **options)
+    group = ours(n, h, w, 7.5, **options)
+    reference = Reference(n, h, w, 7.5, **options)
     for t in range(h * w):
         live = list(reference.live)
         scales = group.observe(signals(cond[t, live], uncond[t, live]))
@@ -244,7 +286,13 @@ def replay(n: int, h: int, w: int, seed: int, **options: Any) -> tuple[Group, Re
 def test_profile_and_policy_agree_with_the_reference_step_by_step(
     n: int, h: int, w: int, mode: str, reference: str
 ) -> None:
-    options = {"recovery_mode": mode, "rebound_ref": reference, "delta_steps": 3, "W_roll": 10, "W_var": 6}
+    options = {
+        "recovery_mode": mode,
+        "rebound_ref": reference,
+        "delta_steps": 3,
+        "W_roll": 10,
+        "W_var": 6,
+    }
     group, _ = replay(n, h, w, seed=n, **options)
     if n == 8 and reference == "since_flag":
         assert len(group.live) < 8, "nothing was terminated: the comparison says little"
@@ -266,13 +314,18 @@ SWITCHES: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("switch", SWITCHES, ids=lambda options: ",".join(f"{k}={v}" for k, v in options.items()))
-def test_every_switch_agrees_with_the_reference_and_changes_something(switch: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "switch", SWITCHES, ids=lambda options: ",".join(f"{k}={v}" for k, v in options.items())
+)
+def test_every_switch_agrees_with_the_reference_and_changes_something(
+    switch: dict[str, Any],
+) -> None:
     short = {"delta_steps": 3, "W_roll": 10, "W_var": 6}
     group, _ = replay(6, 6, 6, 1, **short, **switch)
     full, _ = replay(6, 6, 6, 1, **short)
     assert not (
-        group.terminated_at == full.terminated_at and np.array_equal(group.scale_TN, full.scale_TN, equal_nan=True)
+        group.terminated_at == full.terminated_at
+        and np.array_equal(group.scale_TN, full.scale_TN, equal_nan=True)
     )
 
 
@@ -298,13 +351,19 @@ def test_worked_threshold_rebound_and_guidance() -> None:
         stage.update(0, np.arange(5), confidence + shift, np.zeros(5), np.zeros(5, bool))
     assert stage.threshold == pytest.approx(0.8 * 0.36 + 0.2 * 0.41) == pytest.approx(0.37)
     assert rebound(np.array(0.33), np.array(0.30), 1e-6) == pytest.approx(0.1, abs=1e-5)
-    scale, clamped = guidance(SchedulerSettings(), 7.5, np.array([1 - 0.4]), np.array([0.01]), np.array([0.1]))
+    scale, clamped = guidance(
+        SchedulerSettings(), 7.5, np.array([1 - 0.4]), np.array([0.01]), np.array([0.1])
+    )
     assert scale == pytest.approx(7.644)
     assert not clamped.any()
 
 
-@pytest.mark.parametrize(("logits", "trust"), [(np.zeros(8), 0.0), (np.r_[1000.0, np.zeros(7)], 1.0)])
-def test_uniform_laws_are_trusted_not_at_all_and_one_hot_laws_fully(logits: np.ndarray, trust: float) -> None:
+@pytest.mark.parametrize(
+    ("logits", "trust"), [(np.zeros(8), 0.0), (np.r_[1000.0, np.zeros(7)], 1.0)]
+)
+def test_uniform_laws_are_trusted_not_at_all_and_one_hot_laws_fully(
+    logits: np.ndarray, trust: float
+) -> None:
     (seen,) = signals(logits[None], logits[None])
     assert (seen["entropy"], seen["margin"], seen["kl"]) == pytest.approx((1 - trust, trust, 0.0))
     group = ours(1, 4, 4, 7.5)
@@ -313,16 +372,18 @@ def test_uniform_laws_are_trusted_not_at_all_and_one_hot_laws_fully(logits: np.n
 
 
 def test_equal_streams_have_no_divergence_and_no_use_for_a_scale() -> None:
-    logits = torch.randn(3, 1, 1, 16, generator=torch.Generator().manual_seed(0)).expand(-1, 2, -1, -1)
-    assert conditional(logits, no_law)["kl"].abs().max() == 0
+    logits = torch.randn(3, 1, 1, 16, generator=torch.Generator().manual_seed(0)).expand(
+        -1, 2, -1, -1
+    )
+    assert conditional(logits, no_probs)["kl"].abs().max() == 0
     assert torch.equal(cfg(logits, torch.full((3,), 1.5)), cfg(logits, torch.full((3,), 9.0)))
 
 
 def test_masked_ids_count_nowhere() -> None:
     logits = torch.randn(2, 2, 1, 10, generator=torch.Generator().manual_seed(0))
     masked = torch.cat((logits, torch.full((2, 2, 1, 5), -torch.inf)), -1)
-    for name, value in conditional(logits, no_law).items():
-        assert torch.allclose(conditional(masked, no_law)[name], value)
+    for name, value in conditional(logits, no_probs).items():
+        assert torch.allclose(conditional(masked, no_probs)[name], value)
 
 
 def test_step_zero_is_neutral() -> None:
@@ -351,7 +412,9 @@ def test_a_signal_that_is_no_number_is_neutral_counted_and_no_reason_to_end() ->
 
 
 def drawn(method: ScalingAR, n_jobs: int = 6, **options: Any) -> dict:
-    return draw(method, jobs(TEXTS[:n_jobs]), slots=options.pop("slots", 4 * method.rows), **options)
+    return draw(
+        method, jobs(TEXTS[:n_jobs]), slots=options.pop("slots", 4 * method.rows), **options
+    )
 
 
 def test_one_candidate_without_policies_is_plain() -> None:
@@ -363,8 +426,13 @@ def test_one_candidate_without_policies_is_plain() -> None:
 
 
 def test_without_guidance_it_is_refused_before_any_compute_where_two_streams_are_needed() -> None:
-    model, unguided = ToyModel(), Sampling(scale=1.0)
-    for method in (ScalingAR(4), ScalingAR(4, policy=OFF), ScalingAR(4, channel=Channel(cond=False))):
+    model = ToyModel()
+    unguided = Sampling(scale=1.0)
+    for method in (
+        ScalingAR(4),
+        ScalingAR(4, policy=OFF),
+        ScalingAR(4, channel=Channel(cond=False)),
+    ):
         with pytest.raises(UserError, match="the method needs it"):
             Scheduler(method, Sampler(model, unguided, slots=8), seed=0)
     assert model.forwards == 0
@@ -389,8 +457,12 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Canvas]]:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_pruning_a_candidate_changes_no_tokens_of_the_others(mode: str, opened: dict[str, list[Canvas]]) -> None:
-    """At a fixed guidance scale; the scheduler's statistics are the group's, so with it on survivors feel a loss."""
+def test_pruning_a_candidate_changes_no_tokens_of_the_others(
+    mode: str, opened: dict[str, list[Canvas]]
+) -> None:
+    """At a fixed guidance scale; the scheduler's statistics are the group's, so with it on
+    survivors feel a loss.
+    """
     recovery = replace(SHORT, mode=mode, rebound=0.3)
     pruned = drawn(ScalingAR(6, recovery=recovery, policy=Policy(scheduler=False)))
     some = {prompt: [c.tokens for c in canvases] for prompt, canvases in opened.items()}
@@ -403,8 +475,12 @@ def test_pruning_a_candidate_changes_no_tokens_of_the_others(mode: str, opened: 
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_tokens_sampled_are_the_steps_that_candidates_lived(mode: str, opened: dict[str, list[Canvas]]) -> None:
-    n, steps, warmup = 6, 16, 2
+def test_tokens_sampled_are_the_steps_that_candidates_lived(
+    mode: str, opened: dict[str, list[Canvas]]
+) -> None:
+    n = 6
+    steps = 16
+    warmup = 2
     for (prompt, _), delivery in drawn(ScalingAR(n, recovery=replace(SHORT, mode=mode))).items():
         ended = delivery.notes["terminated_at"]
         lived = [steps if last is None else last + 1 for last in ended]
@@ -419,11 +495,15 @@ def test_tokens_sampled_are_the_steps_that_candidates_lived(mode: str, opened: d
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_tokens_and_trace_do_not_depend_on_company(dtype: torch.dtype, device: str) -> None:
-    method, some, model = ScalingAR(5, recovery=SHORT), jobs(TEXTS, images=2), ToyModel(dtype=dtype, device=device)
+    method = ScalingAR(5, recovery=SHORT)
+    some = jobs(TEXTS, images=2)
+    model = ToyModel(dtype=dtype, device=device)
     together = draw(method, some, model=model, slots=20)
     shuffled = random.Random(1).sample(some, len(some))
     alone = draw(method, shuffled[:2], model=model, slots=20, concurrency=1)
-    slots = 34 if dtype == torch.float64 else 20  # the shape of a forward shows in the last bits of float32
+    slots = (
+        34 if dtype == torch.float64 else 20
+    )  # the shape of a forward shows in the last bits of float32
     for other in (draw(method, shuffled, model=model, slots=slots), alone):
         for key, delivery in other.items():
             assert not delivery.error
@@ -438,7 +518,7 @@ def test_slots_of_ended_candidates_serve_other_prompts_in_the_same_run() -> None
         sampler = Sampler(ToyModel(), Sampling(scale=2.0), slots=24)
         method = ScalingAR(6, policy=policy, recovery=RecoverySettings(enabled=False))
         Scheduler(method, sampler, seed=0).run(jobs(TEXTS, images=2), lambda delivery: None)
-        rounds.append(sampler.rounds)
+        rounds.append(sampler.decode_steps)
     assert rounds[0] < rounds[1] == 6 * 16
 
 
@@ -450,9 +530,11 @@ class Recorded(ScalingAR):
         self.shown: list[torch.Tensor] = []
         signals_of = self.probe
 
-        def keep(logits_RKTV: torch.Tensor, law: Callable[[], torch.Tensor]) -> dict[str, torch.Tensor]:
+        def keep(
+            logits_RKTV: torch.Tensor, probs: Callable[[], torch.Tensor]
+        ) -> dict[str, torch.Tensor]:
             self.shown.append(logits_RKTV.clone())
-            return signals_of(logits_RKTV, law)
+            return signals_of(logits_RKTV, probs)
 
         self.probe = keep
 
@@ -469,35 +551,49 @@ def test_a_whole_run_is_the_reference_and_each_scale_guides_its_own_step(
         live = list(reference.live)
         null, text = ({i: logits_RKTV[r, k, 0].numpy() for r, i in enumerate(live)} for k in (0, 1))
         for i, scale in reference.observe(text, null).items():
-            law = torch.from_numpy(null[i] + scale * (text[i] - null[i])).log_softmax(-1)
-            assert canvases[i].log_probs[t] == pytest.approx(float(law[canvases[i].tokens[t]]), abs=1e-9)
+            probs = torch.from_numpy(null[i] + scale * (text[i] - null[i])).log_softmax(-1)
+            assert canvases[i].log_probs[t] == pytest.approx(
+                float(probs[canvases[i].tokens[t]]), abs=1e-9
+            )
         reference.terminate()
     assert delivery.notes["terminated_at"] == reference.terminated_at
     assert delivery.notes["chosen"] == reference.winner()
     assert delivery.tokens == canvases[reference.winner()].tokens
     trace = read_trace(delivery.notes)
-    names = {"C": "confidence", "I": "intrinsic", "D": "influence", "Hn": "entropy", "R": "rebound", "scale": "scale"}
+    names = {
+        "C": "confidence",
+        "I": "intrinsic",
+        "D": "influence",
+        "Hn": "entropy",
+        "R": "rebound",
+        "scale": "scale",
+    }
     for symbol, name in names.items():
         for i in range(6):
             values = [row[i][symbol] for row in reference.rows if i in row]
-            assert trace[name][:, i] == pytest.approx(values + [math.nan] * (16 - len(values)), abs=6e-4, nan_ok=True)
+            assert trace[name][:, i] == pytest.approx(
+                values + [math.nan] * (16 - len(values)), abs=6e-4, nan_ok=True
+            )
     assert len(json.dumps(delivery.notes)) < 2000
 
 
 def test_guided_prev_reads_the_law_under_the_previous_scale() -> None:
     method = Recorded(1, entropy_source="guided_prev", scheduler=SchedulerSettings(drift=2.0))
     (delivery,) = draw(method, jobs(TEXTS[:1]), slots=2, sampling=Sampling(scale=3.0)).values()
-    trace, scale = read_trace(delivery.notes), 3.0
+    trace = read_trace(delivery.notes)
+    scale = 3.0
     plain = ScalingAR(1, scheduler=SchedulerSettings(drift=2.0))
     (other,) = draw(plain, jobs(TEXTS[:1]), slots=2, sampling=Sampling(scale=3.0)).values()
     assert other.notes["trace"]["entropy"] != delivery.notes["trace"]["entropy"]  # type: ignore[index,call-overload]
     for t, logits_RKTV in enumerate(method.shown):
         null, text = logits_RKTV[0, :, 0]
-        entropy = torch.special.entr((null + scale * (text - null)).softmax(-1)).sum() / math.log(32)
+        entropy = torch.special.entr((null + scale * (text - null)).softmax(-1)).sum() / math.log(
+            32
+        )
         assert trace["entropy"][t, 0] == pytest.approx(float(entropy), abs=2e-3)
         scale = trace["scale"][t, 0]
-    law = torch.full((1, 1, 4), 0.25)
-    assert guided(torch.randn(1, 2, 1, 4), lambda: law)["entropy"].item() == pytest.approx(1)
+    probs = torch.full((1, 1, 4), 0.25)
+    assert guided(torch.randn(1, 2, 1, 4), lambda: probs)["entropy"].item() == pytest.approx(1)
 
 
 # ------------------------------------------------------------------ configuration and conformance
@@ -512,7 +608,8 @@ def configured(name: str) -> ScalingAR:
 
 
 def test_the_configurations_are_the_papers_with_windows_scaled_to_the_embedded_grid() -> None:
-    paper, embedded = configured("scalingar_paper"), configured("scalingar")
+    paper = configured("scalingar_paper")
+    embedded = configured("scalingar")
     assert paper.n == embedded.n == 8
     assert paper.settings == PAPER == settings_of(PAPER_OPTIONS)
     assert embedded.settings == replace(
@@ -529,7 +626,10 @@ def test_the_configurations_are_the_papers_with_windows_scaled_to_the_embedded_g
         (lambda: ScalingAR(0), r"method\.n=0"),
         (lambda: ScalingAR(entropy_source="uncond"), "cond, guided_prev"),
         (lambda: Channel(token=False, block=False), "leave one of them on"),
-        (lambda: RecoverySettings(mode="window"), r"recovery\.mode=window.*window_end, window_any, alg1_immediate"),
+        (
+            lambda: RecoverySettings(mode="window"),
+            r"recovery\.mode=window.*window_end, window_any, alg1_immediate",
+        ),
         (lambda: RecoverySettings(reference="flag"), r"recovery\.reference=flag"),
         (lambda: SchedulerSettings(form="factor"), r"scheduler\.form=factor.*additive, relative"),
         (lambda: TerminationSettings(quantile=20), r"termination\.quantile=20: is a share"),
@@ -555,7 +655,9 @@ def test_every_conformance_case_passes() -> None:
     ("field", "value", "said"),
     [("winner", 0, "winner: expected 0, got 3"), ("tokens", 7, "tokens: expected 7, got 321")],
 )
-def test_a_wrong_expectation_is_reported(tmp_path: Path, field: str, value: object, said: str) -> None:
+def test_a_wrong_expectation_is_reported(
+    tmp_path: Path, field: str, value: object, said: str
+) -> None:
     case = json.loads(SHARED.read_text().splitlines()[0])
     (tmp_path / case["inputs"]).symlink_to(SHARED.with_name(case["inputs"]))
     for change in ({}, {field: value}):

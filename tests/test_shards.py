@@ -1,4 +1,6 @@
-"""Shares of a run: whoever draws them, in whatever order and number, the run is the same, byte for byte."""
+"""Shares of a run: whoever draws them, in whatever order and number, the run is the same, byte for
+byte.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +32,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
 def drawn(cwd: Path) -> dict[str, list[tuple[str, int]]]:
     """Who drew what."""
     (folder,) = folders(cwd)
-    lines = {path.name: path.read_text().splitlines() for path in sorted(folder.glob("records-*.jsonl"))}
-    return {name: [(row["prompt_id"], row["image"]) for row in map(json.loads, rows)] for name, rows in lines.items()}
+    lines = {
+        path.name: path.read_text().splitlines() for path in sorted(folder.glob("records-*.jsonl"))
+    }
+    return {
+        name: [(row["prompt_id"], row["image"]) for row in map(json.loads, rows)]
+        for name, rows in lines.items()
+    }
 
 
 def test_shares_are_balanced_and_make_up_the_whole() -> None:
@@ -51,20 +58,34 @@ def test_what_is_no_share_is_refused(text: str) -> None:
 def test_two_shares_are_one_run(tmp_path: Path, whole: dict[str, object]) -> None:
     code, said = harness(tmp_path, *RUN, "shard=1/2", "stages=[generate,score]")
     assert code == 0 and "48 to draw" not in said
-    assert "24 prompts x 2 images planned, 0 done; share 1/2: 24 planned, 0 done, 24 to draw" in said
+    assert (
+        "24 prompts x 2 images planned, 0 done; share 1/2: 24 planned, 0 done, 24 to draw" in said
+    )
     code, said = harness(tmp_path, *RUN, "shard=0/2")
     assert code == 0, said
-    assert "24 prompts x 2 images planned, 24 done; share 0/2: 24 planned, 0 done, 24 to draw" in said
-    assert {name: len(keys) for name, keys in drawn(tmp_path).items()} == {"records-0.jsonl": 24, "records-1.jsonl": 24}
+    assert (
+        "24 prompts x 2 images planned, 24 done; share 0/2: 24 planned, 0 done, 24 to draw" in said
+    )
+    assert {name: len(keys) for name, keys in drawn(tmp_path).items()} == {
+        "records-0.jsonl": 24,
+        "records-1.jsonl": 24,
+    }
     assert deterministic(tmp_path) == whole
 
 
-def test_another_number_of_shares_draws_nothing_twice(tmp_path: Path, whole: dict[str, object]) -> None:
+def test_another_number_of_shares_draws_nothing_twice(
+    tmp_path: Path, whole: dict[str, object]
+) -> None:
     harness(tmp_path, *RUN, "shard=2/3", "stages=[generate]")
     (folder,) = folders(tmp_path)
     torn = folder / "records-2.jsonl"
     torn.write_bytes(torn.read_bytes()[:-30])  # by a kill; the share of two will never write it
-    for stages, shard in (("generate", "1/2"), ("generate", "0/1"), ("score", "0/2"), ("score,report", "1/2")):
+    for stages, shard in (
+        ("generate", "1/2"),
+        ("generate", "0/1"),
+        ("score", "0/2"),
+        ("score,report", "1/2"),
+    ):
         code, said = harness(tmp_path, *RUN, f"shard={shard}", f"stages=[{stages}]")
         assert code == 0, said
     whole_lines = torn.read_bytes().rpartition(b"\n")[0] + b"\n"
@@ -83,7 +104,10 @@ def test_a_share_has_one_writer_and_a_run_one_number_of_shares(tmp_path: Path) -
 
     with opened("0/2") as first, opened("1/2") as second:
         assert [len(folder.missing()) for folder in (first, second)] == [3, 2]
-        assert [(writer.shard, writer.done) for writer in writers(tmp_path / "run")] == [("0/2", 0), ("1/2", 0)]
+        assert [(writer.shard, writer.done) for writer in writers(tmp_path / "run")] == [
+            ("0/2", 0),
+            ("1/2", 0),
+        ]
         with pytest.raises(UserError, match="written by another process"):
             opened("1/2")
         with pytest.raises(UserError, match="written in shares 0/2"):
@@ -98,7 +122,9 @@ def command(*arguments: str) -> None:
         os._exit(cli.command(arguments))
 
 
-def test_processes_that_create_a_run_at_once_share_it(tmp_path: Path, whole: dict[str, object]) -> None:
+def test_processes_that_create_a_run_at_once_share_it(
+    tmp_path: Path, whole: dict[str, object]
+) -> None:
     """And one that is asked to leave does so within five seconds, and says so by its exit code."""
     slow = (*RUN, "benchmark.pause=0.1")
     pids = [fork(tmp_path, partial(command, *slow, f"shard={index}/2")) for index in range(2)]
@@ -117,4 +143,6 @@ def test_processes_that_create_a_run_at_once_share_it(tmp_path: Path, whole: dic
     assert not list(tmp_path.rglob(".*.png.*"))
     ours = finished(tmp_path, *slow)
     drawn_alike = [name for name in whole if name.endswith("records")]
-    assert [rows for name, rows in ours.items() if name.endswith("records")] == [whole[name] for name in drawn_alike]
+    assert [rows for name, rows in ours.items() if name.endswith("records")] == [
+        whole[name] for name in drawn_alike
+    ]

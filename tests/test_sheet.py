@@ -30,7 +30,8 @@ class Brightness:
 def folder(tmp_path: Path) -> Path:
     """A run of two categories, each with images of these levels of grey."""
     folder = write_run(tmp_path, {name: [1.0] * len(LEVELS) for name in ("a/0", "b/0")})
-    journal, lines = folder / "records-0.jsonl", []
+    journal = folder / "records-0.jsonl"
+    lines = []
     for line in journal.read_text().splitlines():
         record = SampleRecord.from_json(line)
         place = f"images/{record.category}{record.image}.png"

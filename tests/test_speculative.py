@@ -1,11 +1,13 @@
-"""Speculative decoding with a draft model: lossless where it says so, ragged, and honestly counted."""
+"""Speculative decoding with a draft model: lossless where it says so, ragged, and honestly
+counted.
+"""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from test_company import costs
-from test_exactness import joint_law, p_value
+from test_exactness import joint_probs, p_value
 from toy import TEXTS, PixelSum, ToyModel, draw, jobs
 
 from harness.drafters.model import DraftModel
@@ -54,23 +56,32 @@ def test_greedy_speculation_is_greedy_plain(seed: int) -> None:
     "sampling", [Sampling(scale=2.0), Sampling(scale=1.0, top_k=5), Sampling(scale=3.0, top_p=0.9)]
 )
 def test_the_target_as_its_own_drafter_is_always_accepted(sampling: Sampling) -> None:
-    for delivery in draw(Speculative(drafter(seed=0), gamma=4), jobs(TEXTS), sampling=sampling).values():
+    for delivery in draw(
+        Speculative(drafter(seed=0), gamma=4), jobs(TEXTS), sampling=sampling
+    ).values():
         accepted = delivery.notes["accepted"]
-        assert accepted == [1, 0, 0, 0, 3]  # 3 x (4 + 1), and the last token, before which nothing fits
-        streams = 1 if sampling.scale == 1 else 2
-        assert delivery.usage.target_positions == streams * 15
+        assert accepted == [
+            1,
+            0,
+            0,
+            0,
+            3,
+        ]  # 3 x (4 + 1), and the last token, before which nothing fits
+        branches = 1 if sampling.scale == 1 else 2
+        assert delivery.usage.target_positions == branches * 15
 
 
 def test_counts_are_exact() -> None:
     deliveries = draw(Speculative(drafter(), gamma=3), jobs(TEXTS, images=3))
     assert len({tuple(d.notes["accepted"]) for d in deliveries.values()}) > 1  # rows are ragged
     for delivery in deliveries.values():
-        usage, accepted = delivery.usage, delivery.notes["accepted"]
+        usage = delivery.usage
+        accepted = delivery.notes["accepted"]
         rounds = sum(accepted)
         assert usage.sampled == 16 == sum(count * (a + 1) for a, count in enumerate(accepted))
         assert usage.skipped == usage.discarded == 0
         assert usage.target_positions < 2 * rounds * 4
-        assert usage.drafted_positions >= 2 * (rounds - 1)  # two streams
+        assert usage.drafted_positions >= 2 * (rounds - 1)  # two branches
 
 
 def test_company_changes_nothing() -> None:
@@ -89,13 +100,15 @@ def tiny() -> ToyModel:
 
 def drawn_pairs(tiny: ToyModel, rule: Rule, sampling: Sampling, images: int) -> torch.Tensor:
     method = Speculative(drafter(like=tiny), gamma=1, rule=rule)
-    deliveries = draw(method, jobs(["a cat"], images=images), model=tiny, sampling=sampling, slots=512)
+    deliveries = draw(
+        method, jobs(["a cat"], images=images), model=tiny, sampling=sampling, slots=512
+    )
     return torch.tensor([d.tokens[0] * 5 + d.tokens[1] for d in deliveries.values()])
 
 
 def test_exact_keeps_the_joint_law_through_the_whole_sampler(tiny: ToyModel) -> None:
     sampling = Sampling(scale=2.0, top_k=4)
-    joint = joint_law(tiny, sampling)
+    joint = joint_probs(tiny, sampling)
     kept = joint > 0
     pairs = drawn_pairs(tiny, exact, sampling, 8_000)
     assert not (~kept)[pairs].any()
@@ -103,22 +116,26 @@ def test_exact_keeps_the_joint_law_through_the_whole_sampler(tiny: ToyModel) -> 
 
 
 def test_the_test_sees_a_rule_that_accepts_too_much(tiny: ToyModel) -> None:
-    def generous(law_RTV: torch.Tensor, drafts: Drafts, noise: Noise) -> tuple[torch.Tensor, torch.Tensor]:
+    def generous(
+        probs_RTV: torch.Tensor, drafts: Drafts, noise: Noise
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Credits the draft token with 8 % more than its probability."""
-        lifted = law_RTV.scatter_add(
+        lifted = probs_RTV.scatter_add(
             2,
             torch.nn.functional.pad(drafts.token_RG, (0, 1)).unsqueeze(-1),
-            torch.full_like(law_RTV[..., :1], 0.08),
+            torch.full_like(probs_RTV[..., :1], 0.08),
         )
         return exact(lifted, drafts, noise)
 
     sampling = Sampling(scale=2.0)
-    assert p_value(drawn_pairs(tiny, generous, sampling, 5_000), joint_law(tiny, sampling)) < 1e-6
+    assert p_value(drawn_pairs(tiny, generous, sampling, 5_000), joint_probs(tiny, sampling)) < 1e-6
 
 
 def test_candidates_drawn_speculatively_are_those_of_plain_sampling() -> None:
     best = draw(BestOfN(3, PixelSum()), jobs(TEXTS))
-    for key, delivery in draw(BestOfN(3, PixelSum(), Speculative(drafter(), 3, coupled)), jobs(TEXTS)).items():
+    for key, delivery in draw(
+        BestOfN(3, PixelSum(), Speculative(drafter(), 3, coupled)), jobs(TEXTS)
+    ).items():
         assert not delivery.error
         assert delivery.tokens == best[key].tokens
         assert sum((a + 1) * count for a, count in enumerate(delivery.notes["accepted"])) == 3 * 16
@@ -133,8 +150,12 @@ def test_a_decodings_parts_are_checked_too() -> None:
 
 @pytest.mark.parametrize("gamma", [1, 4, 15])
 def test_the_image_ends_where_it_ends(gamma: int) -> None:
-    """Drafts are cut so that the bonus token still fits: all are accepted, and nothing is drafted past the end."""
-    for delivery in draw(Speculative(drafter(seed=0), gamma, exact), jobs(TEXTS, images=2)).values():
+    """Drafts are cut so that the bonus token still fits: all are accepted, and nothing is drafted
+    past the end.
+    """
+    for delivery in draw(
+        Speculative(drafter(seed=0), gamma, exact), jobs(TEXTS, images=2)
+    ).values():
         assert len(delivery.tokens) == delivery.usage.sampled == 16
         whole, rest = divmod(16, gamma + 1)
         expected = [0] * (gamma + 1)
@@ -145,7 +166,9 @@ def test_the_image_ends_where_it_ends(gamma: int) -> None:
 
 
 def test_a_tie_at_the_kth_token_survives_in_target_and_draft() -> None:
-    """All logits equal: top-k keeps every token, for the drafter as for the target, so that all drafts are accepted."""
+    """All logits equal: top-k keeps every token, for the drafter as for the target, so that all
+    drafts are accepted.
+    """
 
     class Level(ToyModel):
         def head(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -155,25 +178,41 @@ def test_a_tie_at_the_kth_token_survives_in_target_and_draft() -> None:
     flat = DraftModel(lambda device="cpu": Level())
     sampling = Sampling(scale=2.0, top_k=3)
     plain = draw(Plain(), jobs(TEXTS), model=level, sampling=sampling)
-    for key, delivery in draw(Speculative(flat, 3, coupled), jobs(TEXTS), model=level, sampling=sampling).items():
+    for key, delivery in draw(
+        Speculative(flat, 3, coupled), jobs(TEXTS), model=level, sampling=sampling
+    ).items():
         assert delivery.tokens == plain[key].tokens
         assert max(delivery.tokens) >= 3  # more tokens than three
-    for delivery in draw(Speculative(flat, 3, exact), jobs(TEXTS), model=level, sampling=sampling).values():
+    for delivery in draw(
+        Speculative(flat, 3, exact), jobs(TEXTS), model=level, sampling=sampling
+    ).values():
         assert delivery.notes["accepted"] == [0, 0, 0, 4]
 
 
 def test_a_drafter_of_another_kind_is_refused_before_any_compute() -> None:
     model = ToyModel()
     with pytest.raises(UserError, match=r"vocab is 16, the model's is 32"):
-        draw(Speculative(DraftModel(lambda device="cpu": ToyModel(vocab=16))), jobs(TEXTS), model=model)
+        draw(
+            Speculative(DraftModel(lambda device="cpu": ToyModel(vocab=16))),
+            jobs(TEXTS),
+            model=model,
+        )
     with pytest.raises(UserError, match=r"grid is \(2, 4\), the model's is \(4, 4\)"):
-        draw(Speculative(DraftModel(lambda device="cpu": ToyModel(grid=(2, 4)))), jobs(TEXTS), model=model)
+        draw(
+            Speculative(DraftModel(lambda device="cpu": ToyModel(grid=(2, 4)))),
+            jobs(TEXTS),
+            model=model,
+        )
     with pytest.raises(UserError, match="another tokenizer"):
-        draw(Speculative(DraftModel(lambda device="cpu": ToyModel(seed=1))), jobs(TEXTS), model=model)
+        draw(
+            Speculative(DraftModel(lambda device="cpu": ToyModel(seed=1))), jobs(TEXTS), model=model
+        )
     with pytest.raises(UserError, match=r"method\.gamma=0"):
         Speculative(drafter(), gamma=0)
-    with pytest.raises(UserError, match=r"sampler\.width=2 is too small: the method needs 5"):
-        draw(Speculative(drafter()), jobs(TEXTS), model=model, width=2)
+    with pytest.raises(
+        UserError, match=r"sampler\.tokens_per_step=2 is too small: the method needs 5"
+    ):
+        draw(Speculative(drafter()), jobs(TEXTS), model=model, tokens_per_step=2)
     assert model.forwards == 0
 
 
@@ -183,10 +222,16 @@ def test_a_re_prompted_canvas_is_drafted_with_its_new_text() -> None:
             (canvas,) = s.open()
             while not canvas.done:
                 if canvas.length == 0 or canvas.length >= 8:
-                    s.condition(canvas, (None, prompt if canvas.length == 0 else "one"), canvas._guide)
-                await s.step([canvas], await s.draft(self.drafter, [canvas], self.gamma), rule=self.rule)
+                    s.condition(
+                        canvas, (None, prompt if canvas.length == 0 else "one"), canvas._guide
+                    )
+                await s.step(
+                    [canvas], await s.draft(self.drafter, [canvas], self.gamma), rule=self.rule
+                )
             return canvas
 
     for delivery in draw(Turning(drafter(seed=0), 3), jobs(TEXTS)).values():
         assert not delivery.error
-        assert delivery.usage.target_positions <= 2 * (15 + 15 + 8)  # the target as drafter: nothing was rejected
+        assert delivery.usage.target_positions <= 2 * (
+            15 + 15 + 8
+        )  # the target as drafter: nothing was rejected

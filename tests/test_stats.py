@@ -60,7 +60,11 @@ def simulated(rng: np.random.Generator, gain: float = 0.0) -> tuple[pd.DataFrame
 
 def test_means_go_by_prompt_then_by_category() -> None:
     scores = table(a=np.array([[1, 1, 0, 0], [1, 1, 1, 1]]), b=np.array([[0, 0]]))
-    assert prompt_means(scores).to_dict() == {("a", "a/0"): 0.5, ("a", "a/1"): 1.0, ("b", "b/0"): 0.0}
+    assert prompt_means(scores).to_dict() == {
+        ("a", "a/0"): 0.5,
+        ("a", "a/1"): 1.0,
+        ("b", "b/0"): 0.0,
+    }
     assert category_means(scores) == {"a": 0.75, "b": 0.0}
     assert macro_mean(scores) == 0.375
 
@@ -74,7 +78,9 @@ def test_the_interval_has_the_standard_error_of_the_formula() -> None:
     rng = np.random.default_rng(1)
     values = {name: rng.random((size, 1)) for name, size in (("a", 80), ("b", 120), ("c", 100))}
     low, high = interval(table(**values))
-    variance = sum(v.var(ddof=1) / len(v) for v in values.values()) / 9  # S = mean of three independent means
+    variance = (
+        sum(v.var(ddof=1) / len(v) for v in values.values()) / 9
+    )  # S = mean of three independent means
     assert (high - low) / 2 == pytest.approx(1.96 * math.sqrt(variance), rel=0.04)
     assert (high + low) / 2 == pytest.approx(macro_mean(table(**values)), abs=0.002)
 
@@ -107,8 +113,11 @@ def coverage(draws_DRC: np.ndarray, truth: float) -> float:
 
 
 def test_intervals_cover() -> None:
-    """The 95 % interval holds the truth in 95 % of simulations; taking images for prompts would not."""
-    rng, runs = np.random.default_rng(4), 2000
+    """The 95 % interval holds the truth in 95 % of simulations; taking images for prompts would
+    not.
+    """
+    rng = np.random.default_rng(4)
+    runs = 2000
     category_P = np.repeat(["a", "b"], [50, 70])
     chance_RP = rng.random((runs, 120)) * np.where(category_P == "a", 0.8, 0.6)  # means 0.4 and 0.3
     draws_JRP = rng.random((4, runs, 120))
@@ -116,7 +125,9 @@ def test_intervals_cover() -> None:
     design = Design(pd.DataFrame({"category": category_P, "prompt_id": np.arange(120)}))
     assert off_nominal(coverage(design.bootstrap(plain_RP, draws=1000), 0.35), runs) < 3
     assert off_nominal(coverage(design.bootstrap(better_RP - plain_RP, draws=1000), 0.1), runs) < 3
-    alone = Design(pd.DataFrame({"category": np.repeat(category_P, 4), "prompt_id": np.arange(480)}))
+    alone = Design(
+        pd.DataFrame({"category": np.repeat(category_P, 4), "prompt_id": np.arange(480)})
+    )
     images_RX = (draws_JRP < chance_RP).transpose(1, 2, 0).reshape(runs, 480).astype(float)
     assert coverage(alone.bootstrap(images_RX[:400], draws=400), 0.35) < 0.90
 
@@ -127,17 +138,26 @@ def test_prompts_of_a_cluster_are_one_observation() -> None:
     once = table(a=scenes)
     both = table(a=np.concatenate([scenes, scenes]))
     clustered = both.assign(cluster=[f"scene {i % 60}" for i in range(120)])
-    width = {name: np.diff(interval(t))[0] for name, t in (("once", once), ("both", both), ("clustered", clustered))}
+    width = {
+        name: np.diff(interval(t))[0]
+        for name, t in (("once", once), ("both", both), ("clustered", clustered))
+    }
     assert width["clustered"] == pytest.approx(width["once"], rel=0.03)
     assert width["both"] < 0.75 * width["once"]
-    across = table(short=scenes, long=scenes).assign(cluster=[f"scene {i % 60}" for i in range(120)])
+    across = table(short=scenes, long=scenes).assign(
+        cluster=[f"scene {i % 60}" for i in range(120)]
+    )
     assert Design(across).clusters == 60
     assert np.diff(interval(across))[0] == pytest.approx(width["once"], rel=0.03)
-    assert np.diff(interval(across.drop(columns="cluster")))[0] == pytest.approx(width["once"] / math.sqrt(2), rel=0.05)
+    assert np.diff(interval(across.drop(columns="cluster")))[0] == pytest.approx(
+        width["once"] / math.sqrt(2), rel=0.05
+    )
 
 
 def test_prompts_weigh_inside_their_category() -> None:
-    scores = table(a=np.array([[1.0], [0.0], [0.0]]), b=np.array([[1.0], [1.0]])).assign(weight=[3, 1, 2, 5, 1])
+    scores = table(a=np.array([[1.0], [0.0], [0.0]]), b=np.array([[1.0], [1.0]])).assign(
+        weight=[3, 1, 2, 5, 1]
+    )
     assert category_means(scores) == {"a": 0.5, "b": 1.0}
     design = Design(scores)
     value_P = prompt_means(scores).to_numpy()
@@ -180,11 +200,16 @@ def test_a_clustered_rate_is_as_wide_as_its_error() -> None:
 
 def test_the_permutation_test_errs_as_often_as_it_says() -> None:
     """Under the null at the nominal rate, and with a gain it finds what a z test finds."""
-    rng, runs = np.random.default_rng(7), 1500
-    null = [sign_flip(rng.choice([-0.5, 0.0, 0.0, 0.5], 60), draws=999, seed=i) for i in range(runs)]
+    rng = np.random.default_rng(7)
+    runs = 1500
+    null = [
+        sign_flip(rng.choice([-0.5, 0.0, 0.0, 0.5], 60), draws=999, seed=i) for i in range(runs)
+    ]
     assert off_nominal(float(np.mean(np.array(null) <= 0.05)), runs, 0.05) < 3
     gains = [sign_flip(rng.normal(0.36, 1, 60), draws=999, seed=i) for i in range(300)]
-    assert np.mean(np.array(gains) <= 0.05) == pytest.approx(0.79, abs=0.08)  # z = 0.36 sqrt(60) = 2.79
+    assert np.mean(np.array(gains) <= 0.05) == pytest.approx(
+        0.79, abs=0.08
+    )  # z = 0.36 sqrt(60) = 2.79
 
 
 def test_few_signs_are_all_tried() -> None:
@@ -229,7 +254,8 @@ def test_one_binary_image_a_prompt_is_mcnemars() -> None:
     a, b = (rng.integers(0, 2, (40, 1)).astype(float) for _ in range(2))
     design, (a_P, b_P) = designed(a, b)
     found = difference(design, a_P, b_P, design.uniform(), binary=True)
-    won, lost = int(np.sum(a_P > b_P)), int(np.sum(a_P < b_P))
+    won = int(np.sum(a_P > b_P))
+    lost = int(np.sum(a_P < b_P))
     assert won + lost < 25
     assert (found.test, found.p) == ("McNemar", pytest.approx(binomtest(won, won + lost).pvalue))
     heavy = Design(table(a=a).assign(weight=range(1, 41)))
@@ -239,7 +265,8 @@ def test_one_binary_image_a_prompt_is_mcnemars() -> None:
 def test_a_difference_knows_what_it_can_see() -> None:
     rng = np.random.default_rng(12)
     plain = rng.random((200, 1))
-    small, large = plain + rng.normal(0.004, 0.05, (200, 1)), plain + rng.normal(0.05, 0.05, (200, 1))
+    small = plain + rng.normal(0.004, 0.05, (200, 1))
+    large = plain + rng.normal(0.05, 0.05, (200, 1))
     design, (plain_P, small_P, large_P) = designed(plain, small, large)
     little, much = (difference(design, x, plain_P, design.uniform()) for x in (small_P, large_P))
     assert little.error == pytest.approx(0.05 / math.sqrt(200), rel=0.15)
@@ -265,12 +292,17 @@ def test_ties_and_ranks() -> None:
 
 
 def test_rank_intervals_cover() -> None:
-    """The best of five runs that differ by half an error has rank 1 inside its interval 95 times in 100."""
-    rng, hits = np.random.default_rng(14), 0
+    """The best of five runs that differ by half an error has rank 1 inside its interval 95 times in
+    100.
+    """
+    rng = np.random.default_rng(14)
+    hits = 0
     for _ in range(100):
         values = rng.normal(0, 1, (5, 80)) + np.arange(5)[:, None] * 0.06
         design, stacked = designed(*(v[:, None] for v in values))
-        low, high = rank_intervals(design.bootstrap(np.stack(stacked), draws=300) @ design.uniform())[4]
+        low, high = rank_intervals(
+            design.bootstrap(np.stack(stacked), draws=300) @ design.uniform()
+        )[4]
         hits += low <= 1 <= high
     assert hits >= 90
 
@@ -283,7 +315,9 @@ def test_the_front_holds_what_nothing_dominates() -> None:
 def test_the_oracle_is_the_mean_over_all_choices() -> None:
     values = [0.0, 0.25, 1.0, 0.5, 0.25, 0.0]
     for k in (1, 2, 4, 6):
-        assert oracle(values, k) == pytest.approx(np.mean([max(chosen) for chosen in combinations(values, k)]))
+        assert oracle(values, k) == pytest.approx(
+            np.mean([max(chosen) for chosen in combinations(values, k)])
+        )
     assert oracle([1, 0, 0, 1], 2) == pytest.approx(1 - math.comb(2, 2) / math.comb(4, 2))
     assert math.isnan(oracle([1, 0], 3))
     assert selection_efficiency(0.7, 0.5, 0.9) == pytest.approx(0.5)
@@ -291,7 +325,8 @@ def test_the_oracle_is_the_mean_over_all_choices() -> None:
 
 
 def test_quality_at_a_budget_is_straight_on_the_doublings() -> None:
-    budgets, quality = [1.0, 2.0, 8.0], np.array([0.5, 0.6, 0.8])
+    budgets = [1.0, 2.0, 8.0]
+    quality = np.array([0.5, 0.6, 0.8])
     assert quality_at(budgets, quality, 2) == 0.6
     assert quality_at(budgets, quality, 4) == pytest.approx(0.7)
     assert quality_at(budgets, quality, 8.05) == 0.8  # within the slack
@@ -308,12 +343,16 @@ def test_quality_at_a_budget_is_straight_on_the_doublings() -> None:
 def test_hypervolume_is_the_area_that_is_dominated() -> None:
     assert hypervolume([1, 2], [0.5, 0.7], plain=0.5) == pytest.approx(3 * 0.2)
     assert hypervolume([1, 2, 4], [0.5, 0.7, 0.8], plain=0.5) == pytest.approx(3 * 0.2 + 2 * 0.1)
-    assert hypervolume([1, 2, 4], [0.5, 0.7, 0.6], plain=0.5) == pytest.approx(3 * 0.2)  # dominated points add nothing
+    assert hypervolume([1, 2, 4], [0.5, 0.7, 0.6], plain=0.5) == pytest.approx(
+        3 * 0.2
+    )  # dominated points add nothing
     assert hypervolume([1, 32], [0.5, 0.9], plain=0.5) == 0
 
 
 def test_power_is_what_simulation_finds() -> None:
-    rng, spread, repeats = np.random.default_rng(15), Spread(prompts=0.02, images=0.1), 3000
+    rng = np.random.default_rng(15)
+    spread = Spread(prompts=0.02, images=0.1)
+    repeats = 3000
     prompts = spread.needed(0.05, images=4, power=0.8)
     assert spread.power(0.05, prompts, 4) == pytest.approx(0.8, abs=0.005)
     shape = (repeats, prompts)
@@ -325,26 +364,33 @@ def test_power_is_what_simulation_finds() -> None:
 
 def test_a_spread_is_found_in_runs() -> None:
     rng = np.random.default_rng(16)
-    between, within = rng.normal(0, math.sqrt(0.02), (2000, 1)), rng.normal(0, math.sqrt(0.1), (2000, 4))
+    between = rng.normal(0, math.sqrt(0.02), (2000, 1))
+    within = rng.normal(0, math.sqrt(0.1), (2000, 4))
     a = table(a=between[:1000] + within[:1000], b=between[1000:] + within[1000:])
     a["image"] = a.groupby("prompt_id").cumcount()
     found = measured_spread(a, a.assign(value=0.0))
-    assert (found.prompts, found.images) == (pytest.approx(0.02, rel=0.25), pytest.approx(0.1, rel=0.05))
+    assert (found.prompts, found.images) == (
+        pytest.approx(0.02, rel=0.25),
+        pytest.approx(0.1, rel=0.05),
+    )
     assumed = assumed_spread(0.8, correlation=0.5, pairing=0.0)
     assert assumed.prompts + assumed.images == pytest.approx(2 * 0.8 * 0.2)
 
 
 def test_auc_counts_pairs() -> None:
     rng = np.random.default_rng(6)
-    signal, success = rng.integers(0, 10, 200), rng.random(200) < 0.4
-    wins, losses = signal[success][:, None], signal[~success][None, :]
+    signal = rng.integers(0, 10, 200)
+    success = rng.random(200) < 0.4
+    wins = signal[success][:, None]
+    losses = signal[~success][None, :]
     assert auc(signal, success) == pytest.approx(np.mean((wins > losses) + 0.5 * (wins == losses)))
     assert auc([1, 2], [False, True]) == 1
     assert math.isnan(auc([1, 2], [True, True]))
 
 
 def test_auc_within_groups_ignores_what_tells_groups_apart() -> None:
-    signal, success = [1, 2, 11, 12, 5], [False, False, True, False, True]
+    signal = [1, 2, 11, 12, 5]
+    success = [False, False, True, False, True]
     assert auc(signal, success) > 0.5
     assert auc_within(signal, success, ["easy", "easy", "hard", "hard", "lone"]) == (0, 1)
     assert math.isnan(auc_within([1.0], [True], ["x"])[0])

@@ -1,4 +1,6 @@
-"""Sweeps: what is finished costs nothing again, what failed is tried again, and a ledger tells it all."""
+"""Sweeps: what is finished costs nothing again, what failed is tried again, and a ledger tells it
+all.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,8 @@ def cwd(done: Path, tmp_path: Path) -> Path:
 def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Names the methods of points that are built, and "forward" for each forward of the target."""
     built: list[str] = []
-    make, forward = Point.__init__, toy.ToyModel.forward
+    make = Point.__init__
+    forward = toy.ToyModel.forward
 
     def making(self: Point, config: object, choices: dict[str, str]) -> None:
         built.append(choices["method"])
@@ -66,7 +69,11 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 
 def events(cwd: Path) -> list[Event]:
-    return [event for path in sorted(ledgers(cwd / "results").glob("*.jsonl")) for event in read_events(path)]
+    return [
+        event
+        for path in sorted(ledgers(cwd / "results").glob("*.jsonl"))
+        for event in read_events(path)
+    ]
 
 
 def test_a_finished_sweep_builds_nothing_and_a_new_point_only_itself(
@@ -80,7 +87,9 @@ def test_a_finished_sweep_builds_nothing_and_a_new_point_only_itself(
             assert "2 of 2 points are finished and left out" in said
     assert deterministic(cwd) == before
     with counted(monkeypatch) as built:
-        code, said = harness(cwd, "-m", *FEW, "method=plain,toy_best,best_of_n_likelihood", "stages=[generate]")
+        code, said = harness(
+            cwd, "-m", *FEW, "method=plain,toy_best,best_of_n_likelihood", "stages=[generate]"
+        )
         assert code == 0, said
         assert set(built) == {"best_of_n_likelihood", "forward"}
     assert len(folders(cwd)) == 3
@@ -91,7 +100,9 @@ def test_a_report_that_would_be_the_same_is_left_alone(cwd: Path) -> None:
     for harm, words in ((False, "nothing has changed since it was written"), (True, "2 runs")):
         if harm:
             journal = next(iter(folders(cwd))) / "records-0.jsonl"
-            journal.write_bytes(journal.read_bytes() + journal.read_bytes().splitlines(keepends=True)[0])
+            journal.write_bytes(
+                journal.read_bytes() + journal.read_bytes().splitlines(keepends=True)[0]
+            )
         code, said = harness(cwd, *SWEEP)
         assert code == 0 and f"leaderboard.csv: {words}" in said
         assert ((cwd / "results/leaderboard.csv").stat().st_mtime_ns != written) == harm
@@ -122,11 +133,15 @@ def test_a_point_is_left_out_only_if_its_folder_is_complete(
     assert after == before
 
 
-def test_failures_stand_in_a_table_and_are_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failures_stand_in_a_table_and_are_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     code, said = harness(tmp_path, *FAULTY)
     assert code == 1
     assert "\nerror: method=toy_faulty: " in said
-    assert said.rstrip().endswith("1 of the sweep's runs did not end well; the same command tries them again")
+    assert said.rstrip().endswith(
+        "1 of the sweep's runs did not end well; the same command tries them again"
+    )
     assert [event.event for event in events(tmp_path)] == [
         *("begun", "planned", "planned", "started", "failed", "started", "finished"),
     ]
@@ -176,7 +191,12 @@ def test_a_share_whose_worker_died_has_failed() -> None:
     ]
     first, second = outcomes(lines)
     assert names([first, second]) == ["the defaults"] * 2
-    assert (first.event, second.event, second.shard, second.code) == ("finished", "failed", "1/2", 1)
+    assert (first.event, second.event, second.shard, second.code) == (
+        "finished",
+        "failed",
+        "1/2",
+        1,
+    )
     assert "ended without a word" in second.error
 
 
@@ -185,7 +205,12 @@ def test_a_torn_line_of_a_ledger_is_cut_off_by_the_next(cwd: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20])
     code, said = harness(cwd, *SWEEP)
     assert code == 0 and "2 of 2 points are finished" in said
-    assert [event.event for event in read_events(path)][-4:] == ["started", "begun", "skipped", "skipped"]
+    assert [event.event for event in read_events(path)][-4:] == [
+        "started",
+        "begun",
+        "skipped",
+        "skipped",
+    ]
 
 
 def test_status_tells_how_far_sweeps_are_while_they_are_written(tmp_path: Path) -> None:
@@ -198,7 +223,14 @@ def test_status_tells_how_far_sweeps_are_while_they_are_written(tmp_path: Path) 
     assert "4 of 16 images failed" in said
 
     jobs = [Job(Prompt(f"toy/{index}", "a cat", "any"), 0) for index in range(5)]
-    about = {"benchmark": "toy", "model": "toy", "method": "plain", "params": "", "fingerprint": "0" * 8, "seed": 0}
+    about = {
+        "benchmark": "toy",
+        "model": "toy",
+        "method": "plain",
+        "params": "",
+        "fingerprint": "0" * 8,
+        "seed": 0,
+    }
     config = {"run": {**about, "planned": 5}}
     with RunFolder(tmp_path / "results/toy/toy/plain-00000000", config, jobs, Shard(1, 2)):
         code, said = harness(tmp_path, "status", "results", module="harness.sweep")
@@ -212,11 +244,19 @@ def test_status_tells_how_far_sweeps_are_while_they_are_written(tmp_path: Path) 
 def test_what_is_typed_wins_over_a_point_and_a_rehearsal_over_both() -> None:
     cli.enable_plugins()
     sweeper = import_module("hydra_plugins.harness_points").PointSweeper
-    points = [["model=big", "method=a", "method.k=9"], ["model=big", "method=b", "+x=1"], ["model=huge", "method=a"]]
+    points = [
+        ["model=big", "method=a", "method.k=9"],
+        ["model=big", "method=b", "+x=1"],
+        ["model=huge", "method=a"],
+    ]
 
     def jobs(*typed: str, **rehearsal: object) -> list[list[str]]:
         parsed = OverridesParser.create().parse_overrides(list(typed))
-        return [job for batch in sweeper(points, **rehearsal).split_arguments(parsed, None) for job in batch]
+        return [
+            job
+            for batch in sweeper(points, **rehearsal).split_arguments(parsed, None)
+            for job in batch
+        ]
 
     assert jobs() == points
     assert jobs("model=small", "seed=0,1") == [
@@ -235,7 +275,9 @@ def test_what_is_typed_wins_over_a_point_and_a_rehearsal_over_both() -> None:
 
 
 def test_a_preempted_sweep_goes_on_until_it_is_the_same(tmp_path: Path, done: Path) -> None:
-    """The requeue loop in short: forks of this process, each asked to leave by another signal, then one left alone."""
+    """The requeue loop in short: forks of this process, each asked to leave by another signal, then
+    one left alone.
+    """
     codes = []
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, None):
         before = drawn(tmp_path)

@@ -21,7 +21,9 @@ from harness.records import Prompt, UserError
 from harness.runs.folder import image_path
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "tiif_bench"
-with_data = pytest.mark.skipif(not SHARED.is_dir(), reason="TIIF-Bench's data files are not beside the repository")
+with_data = pytest.mark.skipif(
+    not SHARED.is_dir(), reason="TIIF-Bench's data files are not beside the repository"
+)
 
 
 def read(folder: Path, split: str = "testmini", allow: bool = True) -> tuple[list[Prompt], str]:
@@ -38,15 +40,29 @@ def test_the_pinned_hashes_are_the_published_set() -> None:
 @pytest.mark.parametrize(
     ("split", "scenes", "questions", "dimensions"),
     [
-        ("test", 2538, 12160, {"numeracy": (75, 514), "text": (300, 2088), "style": (300, 300), "shape+2d": (33, 164)}),
+        (
+            "test",
+            2538,
+            12160,
+            {
+                "numeracy": (75, 514),
+                "text": (300, 2088),
+                "style": (300, 300),
+                "shape+2d": (33, 164),
+            },
+        ),
         ("testmini", 277, 1446, {"numeracy": (8, 48), "text": (30, 221), "real_world": (25, 268)}),
     ],
 )
-def test_the_published_files(split: str, scenes: int, questions: int, dimensions: dict[str, tuple[int, int]]) -> None:
+def test_the_published_files(
+    split: str, scenes: int, questions: int, dimensions: dict[str, tuple[int, int]]
+) -> None:
     prompts, version = read(SHARED, split, allow=False)
     assert version == f"{split}@{COMMIT[:8]}"
     assert Counter(p.category.split("/")[0] for p in prompts) == {"short": scenes, "long": scenes}
-    assert {p.category for p in prompts} == {f"{n}/{d}" for n in ("short", "long") for d in OFFICIAL.dimensions}
+    assert {p.category for p in prompts} == {
+        f"{n}/{d}" for n in ("short", "long") for d in OFFICIAL.dimensions
+    }
     assert sum(p.weight for p in prompts) == 2 * questions
     for dimension, counts in dimensions.items():
         there = [p for p in prompts if p.category == f"long/{dimension}"]
@@ -65,13 +81,19 @@ def test_the_published_files(split: str, scenes: int, questions: int, dimensions
 def test_a_judge_that_always_says_yes_scores_above_every_model(split: str, overall: float) -> None:
     keys: dict[str, list[bool]] = {}
     for prompt in read(SHARED, split)[0]:
-        keys.setdefault(prompt.category, []).extend(answer == "yes" for answer in prompt.spec["answers"])
+        keys.setdefault(prompt.category, []).extend(
+            answer == "yes" for answer in prompt.spec["answers"]
+        )
     accuracy = {category: sum(yes) / len(yes) for category, yes in keys.items()}
-    assert weighted(OFFICIAL.aggregates(accuracy)["score"], accuracy) == pytest.approx(overall, abs=5e-4)
+    assert weighted(OFFICIAL.aggregates(accuracy)["score"], accuracy) == pytest.approx(
+        overall, abs=5e-4
+    )
 
 
 @with_data
-def test_a_download_is_pinned_file_by_file_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_download_is_pinned_file_by_file_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = []
 
     class Reply(io.BytesIO):
@@ -96,7 +118,9 @@ def test_a_download_is_pinned_file_by_file_and_kept(tmp_path: Path, monkeypatch:
 
 def test_other_files_are_refused_or_marked(tmp_path: Path) -> None:
     folder = write_folder(tmp_path)
-    with pytest.raises(UserError, match=r"has sha256 [0-9a-f]{64}, the published one [0-9a-f]{64} \(78 of 78 files"):
+    with pytest.raises(
+        UserError, match=r"has sha256 [0-9a-f]{64}, the published one [0-9a-f]{64} \(78 of 78 files"
+    ):
         read(folder, allow=False)
     prompts, version = read(folder)
     assert re.fullmatch(r"other-testmini-[0-9a-f]{12}", version)
@@ -105,7 +129,10 @@ def test_other_files_are_refused_or_marked(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("thing", "ting"))
     assert read(folder)[1] != version
     path.unlink()
-    with pytest.raises(UserError, match=r"testmini_prompts/style_prompts\.jsonl is not there; set benchmark\.metadata"):
+    with pytest.raises(
+        UserError,
+        match=r"testmini_prompts/style_prompts\.jsonl is not there; set benchmark\.metadata",
+    ):
         read(folder)
     with pytest.raises(UserError, match=r"benchmark\.split=mini: choose from test, testmini"):
         read(folder, "mini")
@@ -116,9 +143,21 @@ def test_other_files_are_refused_or_marked(tmp_path: Path) -> None:
     [
         ("prompts", {"long_description": ""}, "expected type 'style' and a long_description"),
         ("prompts", {"type": "text"}, "expected type 'style' and a short_description"),
-        ("eval_prompts", {"yn_answer_list": ["yes"]}, r"expected yes or no for each of 2 questions"),
-        ("eval_prompts", {"yn_answer_list": ["yes", "maybe"]}, r"expected yes or no for each of 2 questions"),
-        ("eval_prompts", {"yn_question_list": []}, "expected type 'style', yn_question_list and yn_answer_list"),
+        (
+            "eval_prompts",
+            {"yn_answer_list": ["yes"]},
+            r"expected yes or no for each of 2 questions",
+        ),
+        (
+            "eval_prompts",
+            {"yn_answer_list": ["yes", "maybe"]},
+            r"expected yes or no for each of 2 questions",
+        ),
+        (
+            "eval_prompts",
+            {"yn_question_list": []},
+            "expected type 'style', yn_question_list and yn_answer_list",
+        ),
         ("eval_prompts", {"yn_question_list": "Is it?"}, "expected type 'style', yn_question_list"),
     ],
 )
@@ -143,17 +182,24 @@ def test_prompt_and_question_files_belong_together(tmp_path: Path) -> None:
 
 def test_fewer_prompts_keep_both_lengths_of_a_scene(tmp_path: Path) -> None:
     class Nobody:
-        id, tokens, served = "nobody", (), ()
+        id = "nobody"
+        tokens = ()
+        served = ()
 
     prompts, _ = read(write_folder(tmp_path, rows=3))
-    some = {n: Questionnaire(prompts, Interview(Nobody()), OFFICIAL, wanted=n).prompts() for n in (2, 78, 100)}  # type: ignore[arg-type]
+    some = {
+        n: Questionnaire(prompts, Interview(Nobody()), OFFICIAL, wanted=n).prompts()
+        for n in (2, 78, 100)
+    }  # type: ignore[arg-type]
     for n, chosen in some.items():
         assert len(chosen) == n
         assert set(Counter(p.cluster for p in chosen).values()) == {2}
     assert {p.category for p in some[78]} == {p.category for p in prompts}
     assert {p.id for p in some[2]} < {p.id for p in some[78]} < {p.id for p in some[100]}
     for wrong in (0, 3, 236):
-        with pytest.raises(UserError, match=f"benchmark.prompts={wrong}: choose an even number up to the 234"):
+        with pytest.raises(
+            UserError, match=f"benchmark.prompts={wrong}: choose an even number up to the 234"
+        ):
             Questionnaire(prompts, Interview(Nobody()), OFFICIAL, wanted=wrong)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"benchmark\.images=0"):
         Questionnaire(prompts, Interview(Nobody()), OFFICIAL, images=0)  # type: ignore[arg-type]

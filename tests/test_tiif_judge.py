@@ -1,4 +1,6 @@
-"""TIIF-Bench with a judge behind HTTP that is slow, wrong, chatty, rate-limiting and dead; whole runs on the toy."""
+"""TIIF-Bench with a judge behind HTTP that is slow, wrong, chatty, rate-limiting and dead; whole
+runs on the toy.
+"""
 
 from __future__ import annotations
 
@@ -45,9 +47,12 @@ def replies(body: dict) -> tuple[int, object]:
     return says("\n".join(f"{word}, because" for word in answer(body)))
 
 
-# --- one interview ---------------------------------------------------------------------------------------------------
+# --- one interview --------------------------------------------------------------------------------
 
-ASKED = [Asked(f"tiif/x/{i}", [" Is it 0?  ", "Is it 1?"], np.full((8, 9, 3), 10 * i, np.uint8)) for i in range(24)]
+ASKED = [
+    Asked(f"tiif/x/{i}", [" Is it 0?  ", "Is it 1?"], np.full((8, 9, 3), 10 * i, np.uint8))
+    for i in range(24)
+]
 
 
 def interview(server: Server, **options: object) -> Interview:
@@ -73,7 +78,11 @@ def test_a_call_has_one_image_and_all_questions_and_no_luck_in_it(server: Server
         pixels = np.asarray(Pillow.open(io.BytesIO(base64.b64decode(data))))
         assert any(np.array_equal(pixels, one.image) for one in ASKED)  # PNG loses nothing
         assert body["temperature"] == 0 and "max_tokens" not in body and "logprobs" not in body
-        used |= {i for i, one in enumerate(TEMPLATES) if text["text"] == one.format(questions="Is it 0?\nIs it 1?")}
+        used |= {
+            i
+            for i, one in enumerate(TEMPLATES)
+            if text["text"] == one.format(questions="Is it 0?\nIs it 1?")
+        }
     assert used == {0, 1, 2} and len(keys) == 3
     other = Endpoint(server.url, "some-model", temperature=1.0)
     assert len({judge.id, Interview(other).id, interview(server, logprobs=False).id}) == 2
@@ -116,8 +125,12 @@ def test_a_wrong_reply_is_asked_for_again_with_the_next_template(server: Server)
 
 def test_chatty_replies_count_and_say_who_gave_them(server: Server) -> None:
     def chatty(body: dict) -> tuple[int, object]:
-        numbered = [f"{i}. **{word.title()}** - as one sees" for i, word in enumerate(answer(body), start=1)]
-        status, completion = says("Here are my answers:\n\n" + "\n\n".join(numbered) + "\n\nNo further remarks.")
+        numbered = [
+            f"{i}. **{word.title()}** - as one sees" for i, word in enumerate(answer(body), start=1)
+        ]
+        status, completion = says(
+            "Here are my answers:\n\n" + "\n\n".join(numbered) + "\n\nNo further remarks."
+        )
         return status, {**completion, "model": "some-model-2024-08-06"}  # type: ignore[dict-item]
 
     server.behave = chatty
@@ -127,7 +140,7 @@ def test_chatty_replies_count_and_say_who_gave_them(server: Server) -> None:
     assert [one.answers for one in heard] == [one.answers for one in interview(server).ask(ASKED)]
 
 
-# --- scores ----------------------------------------------------------------------------------------------------------
+# --- scores ---------------------------------------------------------------------------------------
 
 
 class Scripted:
@@ -142,15 +155,23 @@ class Scripted:
 
     def ready(self) -> None: ...
 
-    def reply(self, questions: Sequence[str], images: Sequence[np.ndarray], system: str) -> list[str | None]:
-        self.tokens, self.served = [1] * len(questions), ["script"] * len(questions)
+    def reply(
+        self, questions: Sequence[str], images: Sequence[np.ndarray], system: str
+    ) -> list[str | None]:
+        self.tokens = [1] * len(questions)
+        self.served = ["script"] * len(questions)
         return [next(self._said, None) for _ in questions]
 
 
 def questionnaire(said: Sequence[str | None], attempts: int = 1) -> Questionnaire:
     prompts = [
         Prompt(
-            f"t/{name}/{i}", "x", f"{name}/style", {"questions": ["a?", "b?"], "answers": ["yes", "no"]}, 2.0, f"t/{i}"
+            f"t/{name}/{i}",
+            "x",
+            f"{name}/style",
+            {"questions": ["a?", "b?"], "answers": ["yes", "no"]},
+            2.0,
+            f"t/{i}",
         )
         for i in range(40)
         for name in ("short", "long")
@@ -167,7 +188,9 @@ def pictures(folder: Path, count: int) -> list[Path]:
     return paths
 
 
-def test_a_value_is_the_share_of_right_answers_and_what_cannot_be_judged_is_said(tmp_path: Path) -> None:
+def test_a_value_is_the_share_of_right_answers_and_what_cannot_be_judged_is_said(
+    tmp_path: Path,
+) -> None:
     paths = pictures(tmp_path, 5)
     paths[1].unlink()
     paths[2].write_bytes(b"no picture")
@@ -189,7 +212,9 @@ def test_a_value_is_the_share_of_right_answers_and_what_cannot_be_judged_is_said
     lines = list(benchmark.summarise(scores))
     assert lines[0].endswith("a missing or unjudged image is wrong")
     assert f"style                        {100 * 2 / 80:.2f} / {100 * 1 / 80:.2f}" in lines
-    assert "5 images judged, in vain: 1 0.png is missing, 1 0.png cannot be read" in "\n".join(lines)
+    assert "5 images judged, in vain: 1 0.png is missing, 1 0.png cannot be read" in "\n".join(
+        lines
+    )
     assert (
         "it says yes to 75.0 % of 4 questions, the key to 50.0 %; it is right on 100.0 % of those whose key is"
         in lines[-1]
@@ -204,10 +229,20 @@ def test_text_is_read_where_words_are_wanted(tmp_path: Path) -> None:
         def read(self, image: np.ndarray) -> list[str]:
             return ["OPEN", "Tea cup"] if image.any() else []
 
-    spec = {"questions": ["Is the text 'Open' in the image?"], "answers": ["yes"], "words": ["Open", "tea", "cup", "x"]}
-    prompts = [Prompt(f"t/{name}", "x", f"{name}/text", spec, 1.0, "t") for name in ("short", "long")]
-    plain = Prompt("t/s", "x", "short/style", {k: spec[k] for k in ("questions", "answers")}, 1.0, "s")
-    benchmark = Questionnaire([*prompts, plain], Interview(Scripted(["yes"] * 3)), OFFICIAL, reader=Reader())
+    spec = {
+        "questions": ["Is the text 'Open' in the image?"],
+        "answers": ["yes"],
+        "words": ["Open", "tea", "cup", "x"],
+    }
+    prompts = [
+        Prompt(f"t/{name}", "x", f"{name}/text", spec, 1.0, "t") for name in ("short", "long")
+    ]
+    plain = Prompt(
+        "t/s", "x", "short/style", {k: spec[k] for k in ("questions", "answers")}, 1.0, "s"
+    )
+    benchmark = Questionnaire(
+        [*prompts, plain], Interview(Scripted(["yes"] * 3)), OFFICIAL, reader=Reader()
+    )
     paths = pictures(tmp_path, 3)
     Pillow.new("RGB", (4, 4), (9, 9, 9)).save(paths[0])
     scores = list(benchmark.score(zip([*prompts, plain], paths, strict=True)))
@@ -217,7 +252,12 @@ def test_text_is_read_where_words_are_wanted(tmp_path: Path) -> None:
         "gned": 0.25,
         "recall": 0.75,
     }
-    assert scores[1].detail["text"] == {"reader": "reader-1", "lines": [], "gned": 1.0, "recall": 0.0}
+    assert scores[1].detail["text"] == {
+        "reader": "reader-1",
+        "lines": [],
+        "gned": 1.0,
+        "recall": 0.0,
+    }
     assert "text" not in scores[2].detail
     lines = list(benchmark.summarise(scores))
     assert lines[-2:] == [
@@ -237,7 +277,9 @@ def test_a_judge_that_cannot_be_read_is_asked_no_more(tmp_path: Path, said: str 
     ) as error:
         for score in benchmark.score(items):
             kept.append(score)
-    assert [score.value for score in kept] == [1.0] * 7  # and the muted images will be asked about again
+    assert [score.value for score in kept] == [
+        1.0
+    ] * 7  # and the muted images will be asked about again
     assert (said or "no reply") in str(error.value)
     script[15] = "no\nno"
     values = [score.value for score in questionnaire(script).score(items)]
@@ -255,15 +297,24 @@ def test_silence_is_counted_over_calls_of_score(tmp_path: Path) -> None:
         list(benchmark.score(items[15:]))
 
 
-# --- runs ------------------------------------------------------------------------------------------------------------
+# --- runs -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def run(tmp_path: Path, server: Server) -> Iterator[list[str]]:
     """The command of a run of 78 prompts against the server, without the report."""
     yield [
-        *("--config-dir", str(TESTS / "toy_conf"), "model=toy", "benchmark=tiif_testmini", "sampler.slots=24"),
-        *(f"benchmark.metadata={write_folder(tmp_path / 'data')}", "benchmark.allow_other_version=true"),
+        *(
+            "--config-dir",
+            str(TESTS / "toy_conf"),
+            "model=toy",
+            "benchmark=tiif_testmini",
+            "sampler.slots=24",
+        ),
+        *(
+            f"benchmark.metadata={write_folder(tmp_path / 'data')}",
+            "benchmark.allow_other_version=true",
+        ),
         *(
             "stages=[generate,score]",
             "benchmark.ocr=false",
@@ -279,7 +330,11 @@ def row(folder: Path) -> dict[str, str]:
 
 
 def test_a_run_is_scored_summed_up_and_resumed(
-    tmp_path: Path, server: Server, run: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    server: Server,
+    run: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """By a server that is busy now and then."""
     monkeypatch.setenv("VLM_API_KEY", "sesame-1234")
@@ -311,32 +366,50 @@ def test_a_run_is_scored_summed_up_and_resumed(
     assert float(board["score"]) == pytest.approx(np.mean(list(by_hand.values())), abs=1e-4)
     assert float(board["short/overall"]) == pytest.approx(by_hand["short"], abs=1e-4)
     assert float(board["long/advanced"]) == pytest.approx(
-        np.mean([value[f"{d}/long/0"] for g in OFFICIAL.levels["advanced"] for d in OFFICIAL.groups[g]]), abs=1e-4
+        np.mean(
+            [value[f"{d}/long/0"] for g in OFFICIAL.levels["advanced"] for d in OFFICIAL.groups[g]]
+        ),
+        abs=1e-4,
     )
-    assert board["version"].startswith("other-testmini-") and board["judge"].startswith("vlm-gpt-4o-2024-11-20-")
+    assert board["version"].startswith("other-testmini-") and board["judge"].startswith(
+        "vlm-gpt-4o-2024-11-20-"
+    )
     summary = (folder / "summary.txt").read_text()
-    assert f"overall                      {100 * by_hand['short']:.2f} / {100 * by_hand['long']:.2f}" in summary
+    assert (
+        f"overall                      {100 * by_hand['short']:.2f} / {100 * by_hand['long']:.2f}"
+        in summary
+    )
     assert re.search(r"it says yes to \d\d\.\d % of 156 questions, the key to 50\.0 %", summary)
     before = deterministic(tmp_path)
     monkeypatch.delenv("VLM_API_KEY")  # nothing is left to ask
     asked = len(server.asked)
-    code, said = harness(tmp_path, *run, "benchmark.judge.chat.concurrency=3", "benchmark.judge.chat.timeout_s=9")
+    code, said = harness(
+        tmp_path, *run, "benchmark.judge.chat.concurrency=3", "benchmark.judge.chat.timeout_s=9"
+    )
     assert code == 0 and len(server.asked) == asked, said
     assert deterministic(tmp_path) == before
     assert "sesame" not in said + caplog.text
 
 
-def test_the_estimate_asks_nothing_and_leaves_nothing(tmp_path: Path, server: Server, run: list[str]) -> None:
+def test_the_estimate_asks_nothing_and_leaves_nothing(
+    tmp_path: Path, server: Server, run: list[str]
+) -> None:
     code, said = harness(tmp_path, *run, "stages=[estimate]")
     assert code == 0 and "78 calls with 156 questions; about " in said and "tokens" in said
     assert not server.asked and not (tmp_path / "results").exists()
     code, said = harness(tmp_path, *run, "stages=[estimate,score]")
     assert code == 2 and "an estimate is asked for alone" in said
     code, said = harness(tmp_path, "stages=[estimate]")
-    assert code == 2 and "benchmark=pictogram: an estimate is asked for alone, of a benchmark whose judge" in said
+    assert (
+        code == 2
+        and "benchmark=pictogram: an estimate is asked for alone, of a benchmark whose judge"
+        in said
+    )
 
 
-def test_a_missing_key_is_refused_before_anything_is_made(tmp_path: Path, server: Server, run: list[str]) -> None:
+def test_a_missing_key_is_refused_before_anything_is_made(
+    tmp_path: Path, server: Server, run: list[str]
+) -> None:
     code, said = harness(tmp_path, *run)
     assert code == 2 and "needs a key: set VLM_API_KEY" in said
     assert not server.asked and not folders(tmp_path)
@@ -354,11 +427,15 @@ def test_a_dead_judge_stops_the_run_which_then_goes_on(
     run = [*run, "benchmark.judge.chat.retries=0"]
 
     def dies(body: dict) -> tuple[int, object]:
-        return replies(body) if len(server.asked) <= 40 else (500, b"Bearer sesame-1234 has no credit")
+        return (
+            replies(body) if len(server.asked) <= 40 else (500, b"Bearer sesame-1234 has no credit")
+        )
 
     server.behave = dies
     code, first = harness(tmp_path, *run)
-    assert code == 2 and "20 images in a row without a readable reply (the last: no reply)" in first, first
+    assert (
+        code == 2 and "20 images in a row without a readable reply (the last: no reply)" in first
+    ), first
     (folder,) = folders(tmp_path)
     kept = (folder / "scores.jsonl").read_text().splitlines()
     assert 30 <= len(kept) <= 40
@@ -372,7 +449,9 @@ def test_a_dead_judge_stops_the_run_which_then_goes_on(
     code, third = harness(tmp_path, *run)
     assert code == 0, third
     assert len((folder / "scores.jsonl").read_text().splitlines()) == 78
-    written = b"".join(path.read_bytes() for path in (tmp_path / "results").rglob("*") if path.is_file())
+    written = b"".join(
+        path.read_bytes() for path in (tmp_path / "results").rglob("*") if path.is_file()
+    )
     assert b"sesame" not in written and "sesame" not in first + second + third
 
 
@@ -393,7 +472,10 @@ def test_images_without_a_reply_are_asked_about_again(
     server.behave = behave
     code, said = harness(tmp_path, *run)
     assert unheard
-    assert code == 1 and f"the judge left {len(unheard)} images without an answer; run again to ask it" in said
+    assert (
+        code == 1
+        and f"the judge left {len(unheard)} images without an answer; run again to ask it" in said
+    )
     (folder,) = folders(tmp_path)
     assert (folder / "scores.jsonl").read_bytes().count(b"\n") == 78 - len(unheard)
     server.behave = replies
@@ -407,7 +489,9 @@ def test_images_made_elsewhere_are_scored_from_the_references_layout(
     tmp_path: Path, server: Server, run: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VLM_API_KEY", "sesame-1234")
-    server.behave = lambda body: says("\n".join(["yes"] * (len(asked_in(body)) - 1) + ["no"]))  # the key
+    server.behave = lambda body: says(
+        "\n".join(["yes"] * (len(asked_in(body)) - 1) + ["no"])
+    )  # the key
     for i, dimension in enumerate(OFFICIAL.dimensions):
         for length in ("short", "long"):
             name = f"0{('.png', '.jpg', '.jpeg', '.webp')[i % 4]}"
@@ -419,12 +503,21 @@ def test_images_made_elsewhere_are_scored_from_the_references_layout(
     code, said = harness(tmp_path, *run, *there)
     assert code == 0 and "1 of 78 images are missing (tiif_testmini/style/long/0)" in said, said
     (folder,) = folders(tmp_path)
-    assert "style                        100.00 / 0.00" in (folder / "summary.txt").read_text().splitlines()
-    assert "overall                      100.00 / 88.89" in (folder / "summary.txt").read_text().splitlines()
+    assert (
+        "style                        100.00 / 0.00"
+        in (folder / "summary.txt").read_text().splitlines()
+    )
+    assert (
+        "overall                      100.00 / 88.89"
+        in (folder / "summary.txt").read_text().splitlines()
+    )
     assert len(server.asked) == 77
     (tmp_path / "made/text/another/short_description").mkdir(parents=True)
     code, said = harness(tmp_path, *run, *there)
-    assert code == 2 and "has images of another, their model in TIIF-Bench's layout: choose one with" in said
+    assert (
+        code == 2
+        and "has images of another, their model in TIIF-Bench's layout: choose one with" in said
+    )
     code, said = harness(tmp_path, *run, *there, "benchmark.images_of=their model")
     assert code == 0 and len(server.asked) == 77, said
 
@@ -441,5 +534,7 @@ def test_a_wrong_key_ends_the_run(
 def test_prompts_of_a_scene_share_questions_and_nothing_leaks_into_them(tmp_path: Path) -> None:
     prompts, _ = read_split("tiif", "testmini", str(write_folder(tmp_path)), True)
     for short, long in zip(prompts[::2], prompts[1::2], strict=True):
-        assert replace(short, id="", text="", category="") == replace(long, id="", text="", category="")
+        assert replace(short, id="", text="", category="") == replace(
+            long, id="", text="", category=""
+        )
         assert "word" not in short.text

@@ -1,4 +1,6 @@
-"""The embedded TIIF-style benchmark: its texts are the model's, its questions the judge's, its key is what is drawn."""
+"""The embedded TIIF-style benchmark: its texts are the model's, its questions the judge's, its key
+is what is drawn.
+"""
 
 from __future__ import annotations
 
@@ -42,9 +44,12 @@ class Seen:
 
 
 class Perfect:
-    """A detector that knows what was drawn, by the picture's bytes; any other picture is empty to it."""
+    """A detector that knows what was drawn, by the picture's bytes; any other picture is empty to
+    it.
+    """
 
-    id, classes = "perfect", CLASSES
+    id = "perfect"
+    classes = CLASSES
 
     def __init__(self) -> None:
         self.drawn: dict[bytes, list[Seen]] = {}
@@ -65,7 +70,9 @@ def scene(prompt: Prompt, detector: Perfect) -> np.ndarray:
     found = parse_layout(prompt.text)
     assert found is not None
     pixels, placed = world.scene(found[0], random.Random(prompt.id), found[1])
-    detector.drawn[pixels.tobytes()] = [Seen(one.name, one.box, one.color or "plain") for one in placed]
+    detector.drawn[pixels.tobytes()] = [
+        Seen(one.name, one.box, one.color or "plain") for one in placed
+    ]
     return pixels
 
 
@@ -87,7 +94,9 @@ def test_prompts_are_pairs_of_six_dimensions_in_the_models_own_words() -> None:
 
 def test_prompts_are_seeded_and_a_smaller_set_is_part_of_a_larger_one() -> None:
     assert [p.id for p in prompts(30)] != [p.id for p in prompts()]
-    assert {p.id: p for p in prompts()} | {p.id: p for p in prompts(30)} == {p.id: p for p in prompts()}
+    assert {p.id: p for p in prompts()} | {p.id: p for p in prompts(30)} == {
+        p.id: p for p in prompts()
+    }
     assert not {p.text for p in prompts(6, seed=1)} & {p.text for p in prompts(6)}
     with pytest.raises(UserError, match=r"benchmark\.scenes=5: at least one for each of the 6"):
         prompts(5)
@@ -101,19 +110,27 @@ def test_the_key_is_what_a_true_picture_shows_and_nothing_else() -> None:
     detector = Perfect()
     judge = Interview(Eyes(detector))
     pictures = [scene(p, detector) for p in prompts()]
-    asked = [Asked(p.id, p.spec["questions"], picture) for p, picture in zip(prompts(), pictures, strict=True)]
+    asked = [
+        Asked(p.id, p.spec["questions"], picture)
+        for p, picture in zip(prompts(), pictures, strict=True)
+    ]
     for prompt, heard in zip(prompts(), judge.ask(asked), strict=True):
         assert heard.answers == tuple(prompt.spec["answers"]), (prompt, heard)
     wrong = [Asked(a.key, a.questions, b.image) for a, b in pairwise(asked)]
     wrong_answers = [heard.answers for heard in judge.ask(wrong)]
     right = [a == tuple(p.spec["answers"]) for a, p in zip(wrong_answers, prompts(), strict=False)]
-    assert all(wrong_answers) and sum(right) < 0.55 * len(right)  # the two wordings of a scene show the same
-    empty = judge.ask([Asked(p.id, p.spec["questions"], np.zeros((48, 48, 3), np.uint8)) for p in prompts()])
+    assert all(wrong_answers) and sum(right) < 0.55 * len(
+        right
+    )  # the two wordings of a scene show the same
+    empty = judge.ask(
+        [Asked(p.id, p.spec["questions"], np.zeros((48, 48, 3), np.uint8)) for p in prompts()]
+    )
     assert {word for heard in empty for word in heard.answers or ()} == {"no"}
 
 
 def test_the_shipped_judge_sees_what_is_drawn() -> None:
-    detector, some = Perfect(), prompts(36)
+    detector = Perfect()
+    some = prompts(36)
     judge = Interview(Eyes(PictogramDetector()))
     heard = judge.ask([Asked(p.id, p.spec["questions"], scene(p, detector)) for p in some])
     right = [
@@ -153,8 +170,12 @@ def test_each_kind_of_question_is_answered_by_looking() -> None:
     eyes = Eyes(detector)
     (reply,) = eyes.reply([message("any", list(asked))], [picture], "")
     assert reply.splitlines() == list(asked.values())  # type: ignore[union-attr]
-    assert eyes.reply(["Is it art?"], [picture], "") == ["Unknown: no question that a detector understands"]
-    replies = eyes.reply(["Is there a bus in the image?"] * 2, [picture, np.zeros((9, 9, 3), np.uint8)], "")
+    assert eyes.reply(["Is it art?"], [picture], "") == [
+        "Unknown: no question that a detector understands"
+    ]
+    replies = eyes.reply(
+        ["Is there a bus in the image?"] * 2, [picture, np.zeros((9, 9, 3), np.uint8)], ""
+    )
     assert replies == ["yes: red bus 0.90, red bus 0.90", "Unreadable: not a picture of 48x48x3"]
 
 
@@ -166,12 +187,18 @@ def test_a_run_of_the_embedded_model(tmp_path: Path) -> None:
     summary = (folder / "summary.txt").read_text()
     cells = dict(re.findall(r"^(\S+) +(\d\S+ / \d\S+)$", summary, re.MULTILINE))
     assert set(cells) == {*GROUPS.dimensions, "basic", "advanced", "overall"}
-    short, long = ({name: float(cell.split(" / ")[side]) for name, cell in cells.items()} for side in (0, 1))
+    short, long = (
+        {name: float(cell.split(" / ")[side]) for name, cell in cells.items()} for side in (0, 1)
+    )
     for found in (short, long):
-        assert found["basic"] == pytest.approx(np.mean([found[d] for d in GROUPS.dimensions[:3]]), abs=0.02)
+        assert found["basic"] == pytest.approx(
+            np.mean([found[d] for d in GROUPS.dimensions[:3]]), abs=0.02
+        )
         assert found["overall"] == pytest.approx((found["basic"] + found["advanced"]) / 2, abs=0.02)
     score = float(summary.partition(", score ")[2].split()[0])
-    assert 10 < score < 100 and score == pytest.approx((short["overall"] + long["overall"]) / 2, abs=0.02)
+    assert 10 < score < 100 and score == pytest.approx(
+        (short["overall"] + long["overall"]) / 2, abs=0.02
+    )
     picture = next(folder.rglob("images/numeracy/long/0/0.png"))
     assert Image.open(picture).size == (48, 48)
     before = (folder / "scores.jsonl").read_bytes()

@@ -1,4 +1,6 @@
-"""Where seconds go: stages and the whole, warm-up, throughput over resumes, and what needs enough samples."""
+"""Where seconds go: stages and the whole, warm-up, throughput over resumes, and what needs enough
+samples.
+"""
 
 from __future__ import annotations
 
@@ -29,17 +31,24 @@ def cells(cwd: Path) -> list[dict[str, str]]:
 
 
 def test_one_at_a_time_is_single_stream_and_many_are_offline(tmp_path: Path) -> None:
-    code, output = harness(tmp_path, *TOY[:-1], "sampler=latency", "sampler.warm_up=4", "benchmark.prompts=6")
+    code, output = harness(
+        tmp_path, *TOY[:-1], "sampler=latency", "sampler.warm_up=4", "benchmark.prompts=6"
+    )
     assert code == 0, output
     assert "not warm after 4 images" in output
     code, output = harness(tmp_path, *TOY, "benchmark.prompts=6")
     assert code == 0, output
     rows = {row["scenario"]: row for row in cells(tmp_path)}
     assert set(rows) == {"SingleStream", "Offline"}
-    one, many = rows["SingleStream"], rows["Offline"]
-    assert one["visual_tokens"] == many["visual_tokens"] == "16.00"  # what was drawn for warming up is in no ledger
+    one = rows["SingleStream"]
+    many = rows["Offline"]
+    assert (
+        one["visual_tokens"] == many["visual_tokens"] == "16.00"
+    )  # what was drawn for warming up is in no ledger
     assert float(one["latency_p50_s"]) > 0
-    assert one["latency_p90_s"] == many["latency_p50_s"] == ""  # 12 images are too few; many at once have no latency
+    assert (
+        one["latency_p90_s"] == many["latency_p50_s"] == ""
+    )  # 12 images are too few; many at once have no latency
     for row in rows.values():
         assert float(row["images_per_s"]) > 0
         assert 0 < float(row["utilisation"]) <= 1
@@ -49,13 +58,15 @@ def test_one_at_a_time_is_single_stream_and_many_are_offline(tmp_path: Path) -> 
     (folder,) = (folder for folder in folders(tmp_path) if read_run(folder).concurrency == 1)
     for record in read_run(folder).done.values():
         spent = {name: getattr(record.usage, name) for name in STAGES}
-        assert all(seconds > 0 for name, seconds in spent.items() if name not in ("draft_s", "judge_s")), spent
+        assert all(
+            seconds > 0 for name, seconds in spent.items() if name not in ("draft_s", "judge_s")
+        ), spent
         assert sum(spent.values()) <= record.usage.wall_s
         assert record.stamp["device"] == describe(CPU)["device"]
     (timing,) = read_run(folder).timings
     assert (timing.images, timing.warm_up, timing.slots) == (12, 4, 2)
     assert timing.first_s is not None
-    assert timing.fed == 12 * 2 * 16  # rounds: one image at a time, both of its streams
+    assert timing.fed == 12 * 2 * 16  # rounds: one image at a time, both of its branches
 
 
 def test_throughput_is_that_of_the_processes_that_drew(tmp_path: Path) -> None:
@@ -65,10 +76,17 @@ def test_throughput_is_that_of_the_processes_that_drew(tmp_path: Path) -> None:
     second = Timing(2, 5.0, 0.0, slots=8, rounds=10, fed=80, joules=20.0, peak_memory_gb=2.0)
     (folder / "timings-0.jsonl").write_text(f"{first.to_json()}\n{second.to_json()}\n{{torn")
     row = build(tmp_path).frame.iloc[0]
-    assert (row["images_per_s"], row["utilisation"], row["joules"], row["peak_memory_gb"]) == (1.0, 0.75, 10.0, 2.0)
+    assert (row["images_per_s"], row["utilisation"], row["joules"], row["peak_memory_gb"]) == (
+        1.0,
+        0.75,
+        10.0,
+        2.0,
+    )
     metrics = build(tmp_path).metrics.set_index("metric")
     assert metrics.loc["throughput/images_per_s", "n"] == 8
-    (folder / "timings-1.jsonl").write_text(replace(first, joules=None, peak_memory_gb=None).to_json() + "\n")
+    (folder / "timings-1.jsonl").write_text(
+        replace(first, joules=None, peak_memory_gb=None).to_json() + "\n"
+    )
     row = build(tmp_path).frame.iloc[0]
     assert math.isnan(row["joules"])
     assert row["peak_memory_gb"] == 2
@@ -111,7 +129,8 @@ def test_three_agree_or_not() -> None:
 
 
 def test_what_is_done_apart_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, energy = iter([0.0, 10.0, 13.0, 20.0]), iter([100.0, 150.0, 170.0, 250.0])
+    clock = iter([0.0, 10.0, 13.0, 20.0])
+    energy = iter([100.0, 150.0, 170.0, 250.0])
     measured = Meter(CPU)
     monkeypatch.setattr(meter.time, "perf_counter", lambda: next(clock))
     monkeypatch.setattr(meter, "joules", lambda _: next(energy))

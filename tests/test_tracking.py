@@ -1,4 +1,6 @@
-"""wandb shows what the journals say: read back from disk, number by number, and made again without a change."""
+"""wandb shows what the journals say: read back from disk, number by number, and made again without
+a change.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,10 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
     found = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
-    return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in found}
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in found
+    }
 
 
 def test_every_number_reads_back_as_the_tables_have_it_and_twice_changes_nothing(
@@ -60,28 +65,52 @@ def test_every_number_reads_back_as_the_tables_have_it_and_twice_changes_nothing
     make_run(tmp_path, "plain")
     best = make_run(tmp_path, "best_of_n", n=4)
     board = build(tmp_path)
-    assert Wandb("made", mode="offline").publish(board, tmp_path).endswith("3 of 3 dashboards written (offline)")
+    assert (
+        Wandb("made", mode="offline")
+        .publish(board, tmp_path)
+        .endswith("3 of 3 dashboards written (offline)")
+    )
     row = next(row for row in rows(tmp_path / "leaderboard.csv") if row["method"] == "best_of_n")
     found = read_back(tmp_path, row["fingerprint"])
 
-    names = {"score": "quality/score", **{task: f"quality/{task}" for task in ("colors", "counting", "position")}}
-    names |= {name: f"cost/{name}" for name in (*COSTS, *MORE_COSTS)} | {"ci_low": "quality/score_low"}
+    names = {
+        "score": "quality/score",
+        **{task: f"quality/{task}" for task in ("colors", "counting", "position")},
+    }
+    names |= {name: f"cost/{name}" for name in (*COSTS, *MORE_COSTS)} | {
+        "ci_low": "quality/score_low"
+    }
     names |= {"vs_plain": "compare/vs_plain", "budget": "compare/budget"}
-    assert {n: cell(n, float(found["summary"][key])) for n, key in names.items()} == {n: row[n] for n in names}
-    assert [str(found["summary"][f"images/{name}"]) for name in ("images", "failed")] == [row["images"], row["failed"]]
-    metrics = [one for one in rows(tmp_path / "metrics.csv") if one["fingerprint"] == row["fingerprint"]]
+    assert {n: cell(n, float(found["summary"][key])) for n, key in names.items()} == {
+        n: row[n] for n in names
+    }
+    assert [str(found["summary"][f"images/{name}"]) for name in ("images", "failed")] == [
+        row["images"],
+        row["failed"],
+    ]
+    metrics = [
+        one for one in rows(tmp_path / "metrics.csv") if one["fingerprint"] == row["fingerprint"]
+    ]
     assert len(metrics) > 20
     for one in metrics:
         for column, end in (("value", ""), ("ci_low", "_low"), ("ci_high", "_high")):
             value = found["summary"].get(one["metric"] + end)
-            assert (cell("value", float(value)) if value is not None else "") == one[column], one["metric"]
+            assert (cell("value", float(value)) if value is not None else "") == one[column], one[
+                "metric"
+            ]
 
     run = found["run"]
-    assert (run["run_id"], run["run_group"]) == (row["fingerprint"], f"made-small-{row['protocol']}")
+    assert (run["run_id"], run["run_group"]) == (
+        row["fingerprint"],
+        f"made-small-{row['protocol']}",
+    )
     assert run["tags"] == ["best_of_n", "made", "small"]
     assert run["config"]["update"]["method"]["n"] == 4
     (point,) = (line for line in found["history"] if "scaling/score" in line)
-    assert [cell("budget", float(point[x])) for x in ("budget", "scaling/score")] == [row["budget"], row["score"]]
+    assert [cell("budget", float(point[x])) for x in ("budget", "scaling/score")] == [
+        row["budget"],
+        row["score"],
+    ]
     steps = [line["progress/images"] for line in found["history"] if "progress/images" in line]
     assert steps == list(range(1, 25))
     assert found["summary"]["progress/visual_tokens"] == float(row["visual_tokens"])
@@ -92,14 +121,20 @@ def test_every_number_reads_back_as_the_tables_have_it_and_twice_changes_nothing
     (curve,) = (one for one in rows(tmp_path / "curves.csv") if one["currency"] == "visual_tokens")
     points = [line for line in group["history"] if "budget" in line]
     assert [f"{line['budget']:.4g}" for line in points] == curve["budgets"].split()
-    assert [f"{line['scaling/best_of_n, seed 0']:.4f}" for line in points] == curve["scores"].split()
+    assert [f"{line['scaling/best_of_n, seed 0']:.4f}" for line in points] == curve[
+        "scores"
+    ].split()
 
     before = tree(tmp_path)
     assert (
-        Wandb("made", mode="offline").publish(build(tmp_path), tmp_path).endswith("0 of 3 dashboards written (offline)")
+        Wandb("made", mode="offline")
+        .publish(build(tmp_path), tmp_path)
+        .endswith("0 of 3 dashboards written (offline)")
     )
     after = tree(tmp_path)
-    assert {name: content for name, (_, content) in before.items()} == {n: content for n, (_, content) in after.items()}
+    assert {name: content for name, (_, content) in before.items()} == {
+        n: content for n, (_, content) in after.items()
+    }
     assert {n: when for n, (when, _) in before.items() if n.startswith("wandb/")} == {
         n: when for n, (when, _) in after.items() if n.startswith("wandb/")
     }
@@ -111,7 +146,9 @@ def test_every_number_reads_back_as_the_tables_have_it_and_twice_changes_nothing
 def test_a_run_is_followed_while_it_is_drawn_and_its_dashboard_made_again_from_the_journals(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a key, so offline by itself. What was logged live is what the journals say afterwards."""
+    """Without a key, so offline by itself. What was logged live is what the journals say
+    afterwards.
+    """
     logged: list[tuple[int, dict[str, float]]] = []
     opened: list[str] = []
     real = Wandb._open
@@ -144,7 +181,9 @@ def test_a_run_is_followed_while_it_is_drawn_and_its_dashboard_made_again_from_t
     assert len(opened) == 3
 
 
-def test_a_key_in_the_environment_or_in_netrc_means_online(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_in_the_environment_or_in_netrc_means_online(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import wandb
 
     host = wandb.Settings().base_url.removeprefix("https://")
@@ -158,7 +197,9 @@ def test_a_key_in_the_environment_or_in_netrc_means_online(tmp_path: Path, monke
     assert Wandb("made", mode="offline").mode == "offline"
 
 
-def test_a_dashboard_that_fails_does_not_stop_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dashboard_that_fails_does_not_stop_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*_: object) -> None:
         raise ConnectionError("no way\nout")
 

@@ -1,4 +1,6 @@
-"""Draft trees: the same laws as chains and plain sampling, whatever the shape, the drafter and the company."""
+"""Draft trees: the same laws as chains and plain sampling, whatever the shape, the drafter and the
+company.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +10,21 @@ from collections.abc import Sequence
 import pytest
 import torch
 from test_company import costs
-from test_exactness import Joint, joint_law, noise, p_value
+from test_exactness import Joint, joint_probs, noise, p_value
 from test_lantern import own_cache as own_cache
 from test_speculative import drafter
 from toy import TEXTS, ToyModel, draw, jobs
 
-from harness.engine.acceptance import Draft, Drafts, Rule, coupled, exact, leftover, own, verify
+from harness.engine.acceptance import (
+    Draft,
+    Drafts,
+    Rule,
+    coupled,
+    exact,
+    residual_probs,
+    token_prob,
+    verify,
+)
 from harness.engine.draft_trees import (
     NAMED,
     Dynamic,
@@ -44,11 +55,13 @@ GROWING = Dynamic(nodes=9, depth=3, top_k=3)
 @pytest.mark.parametrize("tree", [BUSHY, GROWING, Static("mc_sim_7b_63")])
 @pytest.mark.parametrize("seed", [0, 9])
 def test_coupled_over_trees_is_plain_token_for_token(tree: Tree, seed: int) -> None:
-    """Drafted by the target's own text stream, and by a model that has nothing to do with it."""
+    """Drafted by the target's own text branch, and by a model that has nothing to do with it."""
     plain = draw(Plain(), jobs(TEXTS, images=2))
     drawn = draw(Speculative(drafter(seed, guided=False), tree, coupled), jobs(TEXTS, images=2))
     if seed == 0:
-        assert max(max(i for i, n in enumerate(d.notes["accepted"]) if n) for d in drawn.values()) >= 2  # type: ignore[arg-type]
+        assert (
+            max(max(i for i, n in enumerate(d.notes["accepted"]) if n) for d in drawn.values()) >= 2
+        )  # type: ignore[arg-type]
     for key, delivery in drawn.items():
         assert not delivery.error
         assert delivery.tokens == plain[key].tokens
@@ -59,7 +72,9 @@ def test_coupled_over_trees_is_plain_token_for_token(tree: Tree, seed: int) -> N
 def test_greedy_trees_are_greedy_plain(tree: Tree, rule: Rule) -> None:
     greedy = Sampling(scale=2.0, temperature=0.0)
     plain = draw(Plain(), jobs(TEXTS), sampling=greedy)
-    chains = draw(Speculative(drafter(0, guided=False), tree.depth, rule), jobs(TEXTS), sampling=greedy)
+    chains = draw(
+        Speculative(drafter(0, guided=False), tree.depth, rule), jobs(TEXTS), sampling=greedy
+    )
     drawn = draw(Speculative(drafter(0, guided=False), tree, rule), jobs(TEXTS), sampling=greedy)
     for key, delivery in drawn.items():
         assert delivery.tokens == plain[key].tokens
@@ -71,18 +86,23 @@ def test_greedy_trees_are_greedy_plain(tree: Tree, rule: Rule) -> None:
 @pytest.mark.parametrize("sampling", [Sampling(scale=2.0), Sampling(scale=1.0, top_k=5)])
 def test_a_tree_of_one_branch_is_the_chain_token_for_token(rule: Rule, sampling: Sampling) -> None:
     chains = draw(Speculative(drafter(), 3, rule), jobs(TEXTS, 2), sampling=sampling)
-    for key, delivery in draw(Speculative(drafter(), BRANCH, rule), jobs(TEXTS, 2), sampling=sampling).items():
+    for key, delivery in draw(
+        Speculative(drafter(), BRANCH, rule), jobs(TEXTS, 2), sampling=sampling
+    ).items():
         assert not delivery.error
         assert delivery.tokens == chains[key].tokens
         assert delivery.notes["accepted"] == chains[key].notes["accepted"]
         assert delivery.usage.target_positions == chains[key].usage.target_positions
         if rule is not exact and rule is not coupled:
             assert delivery.notes["rescued"] == chains[key].notes["rescued"]
-            assert delivery.notes["lent_mass"] == pytest.approx(chains[key].notes["lent_mass"], abs=2e-6)
+            assert delivery.notes["lent_mass"] == pytest.approx(
+                chains[key].notes["lent_mass"], abs=2e-6
+            )
 
 
 def test_a_chosen_tree_of_one_branch_is_the_greedy_chain() -> None:
-    tree, greedy = Dynamic(nodes=3, depth=3, top_k=1), Sampling(scale=2.0, temperature=0.0)
+    tree = Dynamic(nodes=3, depth=3, top_k=1)
+    greedy = Sampling(scale=2.0, temperature=0.0)
     chains = draw(Speculative(drafter(), 3), jobs(TEXTS), sampling=greedy)
     for key, delivery in draw(Speculative(drafter(), tree), jobs(TEXTS), sampling=greedy).items():
         assert delivery.notes["accepted"] == chains[key].notes["accepted"]
@@ -106,18 +126,30 @@ def test_ragged_rows_change_no_other_row(tree: Tree) -> None:
 
 def test_the_ledger_counts_every_node() -> None:
     for delivery in draw(Speculative(drafter(), BUSHY), jobs(TEXTS)).values():
-        usage, accepted = delivery.usage, delivery.notes["accepted"]
+        usage = delivery.usage
+        accepted = delivery.notes["accepted"]
         assert usage.sampled == 16 == sum((a + 1) * count for a, count in enumerate(accepted))
         rounds = sum(accepted)
         assert usage.skipped == usage.discarded == 0
-        most = 2 * (16 - 1 + rounds * BUSHY.nodes)  # every token but the last, and every node, in two streams
+        most = 2 * (
+            16 - 1 + rounds * BUSHY.nodes
+        )  # every token but the last, and every node, in two branches
         assert 2 * rounds <= usage.target_positions < most
         assert usage.drafted_positions > 0
 
 
 def test_the_whole_tree_is_counted_while_it_fits() -> None:
-    """One round by hand: the last committed position and all nodes, in both streams; afterwards the path is cached."""
-    sampler = Sampler(ToyModel(), Sampling(scale=2.0), slots=2, width=10, room=9, prefill=(3, 4))
+    """One round by hand: the last committed position and all nodes, in both branches; afterwards
+    the path is cached.
+    """
+    sampler = Sampler(
+        ToyModel(),
+        Sampling(scale=2.0),
+        slots=2,
+        tokens_per_step=10,
+        tree_capacity=9,
+        prefill=(3, 4),
+    )
     usage = Usage()
     contexts, guide = sampler.contexts("a cat")
     canvas = sampler.open(contexts, guide, 5, usage)
@@ -134,52 +166,75 @@ class Seen:
     def __init__(self) -> None:
         self.layers: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def __call__(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    def __call__(
+        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> torch.Tensor:
         self.layers.append((k[0], v[0]))
         return causal(layer, q, k, v)
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0])
 def test_the_accepted_paths_cache_is_that_of_a_fresh_prefill(scale: float) -> None:
-    """Keys and values after each round, against one forward over context and tokens without a cache."""
+    """Keys and values after each round, against one forward over context and tokens without a
+    cache.
+    """
     model = ToyModel()
-    sampler = Sampler(model, Sampling(scale=scale), slots=4, width=12, room=11, prefill=(3, 4))
+    sampler = Sampler(
+        model, Sampling(scale=scale), slots=4, tokens_per_step=12, tree_capacity=11, prefill=(3, 4)
+    )
     contexts, guide = sampler.contexts("two dogs left of a car")
     canvas = sampler.open(contexts, guide, 7, Usage())
     other = sampler.open(*sampler.contexts("one"), 8, Usage())
-    shape, generator = (-1, -1, -1, 0, 0, 1, 3, 3, 6, 6, 4), torch.Generator().manual_seed(0)
-    depths, moved = [], 0
+    shape = (-1, -1, -1, 0, 0, 1, 3, 3, 6, 6, 4)
+    generator = torch.Generator().manual_seed(0)
+    depths = []
+    moved = 0
     while model.num_tokens - canvas.length > 5:
         fresh = torch.randint(model.vocab, (11,), generator=generator)
         sampler.forward([canvas], [None])
-        (law_V,) = sampler.laws([canvas], [None])[:, 0]
-        fresh[[0, 1, 2]] = law_V.topk(3).indices[[2, 0, 1]]  # the likeliest is not the first node
+        (probs_V,) = sampler.probs([canvas], [None])[:, 0]
+        fresh[[0, 1, 2]] = probs_V.topk(3).indices[[2, 0, 1]]  # the likeliest is not the first node
         drafts = [Draft(fresh, None, shape), None]
         sampler.forward([canvas, other], drafts)
         before = canvas.length
         accepted = sampler.draw([canvas, other], drafts, generous)
         depths.append(accepted[0])
         moved += accepted[0] > 0 and canvas.tokens[before] != int(fresh[0])
-        for stream in canvas._streams:
+        for branch in canvas._branches:
             tokens = torch.tensor(canvas.tokens)
-            x = torch.cat((model.context(stream.context.text, stream.context.like), model.embed(tokens, tokens)))[None]
+            x = torch.cat(
+                (
+                    model.context(branch.context.text, branch.context.like),
+                    model.embed(tokens, tokens),
+                )
+            )[None]
             seen = Seen()
-            model.forward(x, torch.arange(x.shape[1])[None], torch.tensor([stream.start]), seen)
-            assert stream.cached == stream.start + canvas.length - 1
+            model.forward(x, torch.arange(x.shape[1])[None], torch.tensor([branch.start]), seen)
+            assert branch.cached == branch.start + canvas.length - 1
             for layer, (k, v) in enumerate(seen.layers):
                 torch.testing.assert_close(
-                    sampler._cache.keys[layer, stream.slot, :, : stream.cached], k[:, : stream.cached]
+                    sampler._cache.keys[layer, branch.slot, :, : branch.cached],
+                    k[:, : branch.cached],
                 )
                 torch.testing.assert_close(
-                    sampler._cache.values[layer, stream.slot, :, : stream.cached], v[:, : stream.cached]
+                    sampler._cache.values[layer, branch.slot, :, : branch.cached],
+                    v[:, : branch.cached],
                 )
     assert max(depths) >= 2
     assert moved  # some path did not begin with the first node
 
 
-def generous(law_RTV: torch.Tensor, drafts: Drafts, noise: Noise) -> tuple[torch.Tensor, torch.Tensor]:
+def generous(
+    probs_RTV: torch.Tensor, drafts: Drafts, noise: Noise
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Accepts most children, so that paths are long."""
-    return verify(law_RTV, drafts, noise, lambda law_RV, token_R: own(law_RV, token_R) + 0.6, leftover)
+    return verify(
+        probs_RTV,
+        drafts,
+        noise,
+        lambda probs_RV, token_R: token_prob(probs_RV, token_R) + 0.6,
+        residual_probs,
+    )
 
 
 # ------------------------------------------------------------------ the rules keep the law
@@ -191,33 +246,40 @@ SHAPE = (-1, -1, -1, 0, 0, 1, 2)
 
 
 def planted(target: Joint, draft: Joint, chosen: bool) -> tuple[torch.Tensor, Drafts, Noise]:
-    """Laws, drafts and noise of DRAWS trees of two depths: children drawn without replacement, or the likeliest."""
+    """Laws, drafts and noise of DRAWS trees of two depths: children drawn without replacement, or
+    the likeliest.
+    """
     rows = noise(DRAWS, 8)
     trees = forest((SHAPE,), len(SHAPE))
     token_RG = torch.zeros((DRAWS, len(SHAPE)), dtype=torch.int64)
-    law_RGV, law_RTV = torch.zeros((DRAWS, len(SHAPE), 4)).double(), torch.zeros((DRAWS, 8, 4)).double()
-    law_RTV[:, 0] = target.laws[0]
+    probs_RGV = torch.zeros((DRAWS, len(SHAPE), 4)).double()
+    probs_RTV = torch.zeros((DRAWS, 8, 4)).double()
+    probs_RTV[:, 0] = target.probs[0]
     for place in (-1, 0, 1, 2):
         nodes = [g for g, parent in enumerate(SHAPE) if parent == place]
         prefix_RP = token_RG[:, [place]] if place >= 0 else token_RG[:, :0]
-        law_RV = draft.after(0 if place < 0 else 1, prefix_RP)
+        probs_RV = draft.after(0 if place < 0 else 1, prefix_RP)
         if chosen:
-            token_RG[:, nodes] = law_RV.topk(len(nodes)).indices
-            law_RGV[:, nodes] = torch.nn.functional.one_hot(token_RG[:, nodes], 4).double()
+            token_RG[:, nodes] = probs_RV.topk(len(nodes)).indices
+            probs_RGV[:, nodes] = torch.nn.functional.one_hot(token_RG[:, nodes], 4).double()
         else:
             here = Noise(rows.key_R2, rows.position_RT[:, :1] + (place >= 0))
-            token_RG[:, nodes] = here.order(DRAFT + max(0, place), law_RV, len(nodes))
-            law_RGV[:, nodes] = without_replacement(law_RV, token_RG[:, nodes])
+            token_RG[:, nodes] = here.order(DRAFT + max(0, place), probs_RV, len(nodes))
+            probs_RGV[:, nodes] = without_replacement(probs_RV, token_RG[:, nodes])
     for g, parent in enumerate(SHAPE):
         prefix_RP = token_RG[:, [g]] if parent < 0 else token_RG[:, [parent, g]]
-        law_RTV[:, g + 1] = target.after(prefix_RP.shape[1], prefix_RP)
-    many = Forest(*(table.repeat(DRAWS, 0) for table in (trees.depth_RT, trees.sees_RTG, trees.child_RTC)))
-    return law_RTV, Drafts(token_RG, law_RGV, torch.full((DRAWS,), len(SHAPE)), many), rows
+        probs_RTV[:, g + 1] = target.after(prefix_RP.shape[1], prefix_RP)
+    many = Forest(
+        *(table.repeat(DRAWS, 0) for table in (trees.depth_RT, trees.sees_RTG, trees.child_RTC))
+    )
+    return probs_RTV, Drafts(token_RG, probs_RGV, torch.full((DRAWS,), len(SHAPE)), many), rows
 
 
-def emitted(rule: Rule, target: Joint, law_RTV: torch.Tensor, drafts: Drafts, rows: Noise) -> torch.Tensor:
+def emitted(
+    rule: Rule, target: Joint, probs_RTV: torch.Tensor, drafts: Drafts, rows: Noise
+) -> torch.Tensor:
     """Codes of triples: one verification, then plain draws to the end."""
-    path_RG, next_R = rule(law_RTV, drafts, rows)
+    path_RG, next_R = rule(probs_RTV, drafts, rows)
     count_R = (path_RG >= 0).sum(1)
     token_R3 = torch.zeros((DRAWS, 3), dtype=torch.int64)
     token_R3[:, :2] = drafts.token_RG.gather(1, path_RG[:, :2].clamp(min=0))
@@ -229,14 +291,23 @@ def emitted(rule: Rule, target: Joint, law_RTV: torch.Tensor, drafts: Drafts, ro
     return token_R3 @ torch.tensor([16, 4, 1])
 
 
-def slightly(law_RTV: torch.Tensor, drafts: Drafts, noise: Noise) -> tuple[torch.Tensor, torch.Tensor]:
+def slightly(
+    probs_RTV: torch.Tensor, drafts: Drafts, noise: Noise
+) -> tuple[torch.Tensor, torch.Tensor]:
     """A rule with a bug: it credits every draft token with two percentage points too much."""
-    return verify(law_RTV, drafts, noise, lambda law_RV, token_R: own(law_RV, token_R) + 0.02, leftover)
+    return verify(
+        probs_RTV,
+        drafts,
+        noise,
+        lambda probs_RV, token_R: token_prob(probs_RV, token_R) + 0.02,
+        residual_probs,
+    )
 
 
 @pytest.mark.parametrize("chosen", [False, True], ids=["sampled", "top-k"])
 def test_trees_keep_the_joint_law_and_a_bug_of_two_percent_shows(chosen: bool) -> None:
-    target, draft = Joint(1), Joint(2)
+    target = Joint(1)
+    draft = Joint(2)
     joint = target.whole()
     kept = joint > 0
     number = torch.cumsum(kept, 0) - 1
@@ -250,32 +321,45 @@ def test_trees_keep_the_joint_law_and_a_bug_of_two_percent_shows(chosen: bool) -
 
 
 def test_sampled_trees_and_chosen_ones_need_rules_of_their_own() -> None:
-    """Chosen children credited as if drawn, and drawn ones as if with replacement, both leave the law.
+    """Chosen children credited as if drawn, and drawn ones as if with replacement, both leave the
+    law.
 
-    (Drawn children credited as if chosen do not: any set of candidates keeps the law, only less of it is accepted.)
+    (Drawn children credited as if chosen do not: any set of candidates keeps the law, only less of
+    it is accepted.)
     """
-    target, draft = Joint(1), Joint(2)
+    target = Joint(1)
+    draft = Joint(2)
     joint = target.whole()
     kept = joint > 0
     number = torch.cumsum(kept, 0) - 1
     for chosen in (True, False):
-        law_RTV, drafts, rows = planted(target, draft, chosen)
+        probs_RTV, drafts, rows = planted(target, draft, chosen)
         first_R3V = draft.after(0, drafts.token_RG)[:, None].expand(-1, 3, -1)
-        wrong_R3V = without_replacement(first_R3V[:, 0], drafts.token_RG[:, :3]) if chosen else first_R3V
-        wrong = Drafts(
-            drafts.token_RG, torch.cat((wrong_R3V, drafts.law_RGV[:, 3:]), 1), drafts.length_R, drafts.forest
+        wrong_R3V = (
+            without_replacement(first_R3V[:, 0], drafts.token_RG[:, :3]) if chosen else first_R3V
         )
-        drawn = emitted(exact, target, law_RTV, wrong, rows)
+        wrong = Drafts(
+            drafts.token_RG,
+            torch.cat((wrong_R3V, drafts.probs_RGV[:, 3:]), 1),
+            drafts.length_R,
+            drafts.forest,
+        )
+        drawn = emitted(exact, target, probs_RTV, wrong, rows)
         assert p_value(number[drawn[kept[drawn]]], joint[kept]) < 1e-6
 
 
-@pytest.mark.parametrize("tree", [Static({"": 2}), Dynamic(nodes=3, depth=1, top_k=3)], ids=["sampled", "top-k"])
+@pytest.mark.parametrize(
+    "tree", [Static({"": 2}), Dynamic(nodes=3, depth=1, top_k=3)], ids=["sampled", "top-k"]
+)
 def test_trees_keep_the_joint_law_through_the_whole_sampler(tree: Tree) -> None:
-    tiny, sampling = ToyModel(grid=(1, 3), vocab=5, seed=4), Sampling(scale=2.0, top_k=4)
+    tiny = ToyModel(grid=(1, 3), vocab=5, seed=4)
+    sampling = Sampling(scale=2.0, top_k=4)
     method = Speculative(drafter(like=tiny), tree)
-    deliveries = draw(method, jobs(["a cat"], images=2_500), model=tiny, sampling=sampling, slots=512)
+    deliveries = draw(
+        method, jobs(["a cat"], images=2_500), model=tiny, sampling=sampling, slots=512
+    )
     pairs = torch.tensor([d.tokens[0] * 5 + d.tokens[1] for d in deliveries.values()])
-    joint = joint_law(tiny, sampling)
+    joint = joint_probs(tiny, sampling)
     kept = joint > 0
     assert kept[pairs].all()
     assert p_value((torch.cumsum(kept, 0) - 1)[pairs], joint[kept]) > 1e-3
@@ -285,7 +369,10 @@ def test_trees_keep_the_joint_law_through_the_whole_sampler(tree: Tree) -> None:
 
 
 def test_the_published_trees_have_their_nodes() -> None:
-    for name, per_depth in (("naive_extend_57", [5, 13, 16, 14, 9]), ("mc_sim_7b_63", [4, 8, 8, 3, 2])):
+    for name, per_depth in (
+        ("naive_extend_57", [5, 13, 16, 14, 9]),
+        ("mc_sim_7b_63", [4, 8, 8, 3, 2]),
+    ):
         tree = Static(name)
         found = forest((tree.parents,), tree.nodes)
         assert [int((found.depth_RT[0, 1:] == d + 1).sum()) for d in range(tree.depth)] == per_depth
@@ -296,37 +383,38 @@ def test_the_published_trees_have_their_nodes() -> None:
 
 def test_a_dynamic_tree_keeps_the_likeliest_paths() -> None:
     """Against every path of the law, enumerated."""
-    law = Joint(3).laws
+    target = Joint(3).probs
     tree = Dynamic(nodes=11, depth=3, top_k=4)
 
     def feed(rows: Sequence[int], token_AF: torch.Tensor, parent_AF: torch.Tensor) -> torch.Tensor:
         fed.append((token_AF, parent_AF))
-        laws = []
+        probs = []
         for f in range(token_AF.shape[1]):
             prefix = [int(token_AF[0, f])]
             if (parent := int(parent_AF[0, f])) >= 0:
                 prefix.insert(0, int(fed[0][0][0, parent]))
-            laws.append(law[len(prefix)][tuple(prefix)])
-        return torch.stack(laws)[None]
+            probs.append(target[len(prefix)][tuple(prefix)])
+        return torch.stack(probs)[None]
 
     fed: list[tuple[torch.Tensor, torch.Tensor]] = []
-    (grown,) = tree.grow(law[0][None], feed, noise(1000, 3), [3])
-    score = {(a,): law[0][a] for a in range(4)}
-    score |= {(a, b): law[0][a] * law[1][a, b] for a in range(4) for b in range(4)}
+    (grown,) = tree.grow(target[0][None], feed, noise(1000, 3), [3])
+    score = {(a,): target[0][a] for a in range(4)}
+    score |= {(a, b): target[0][a] * target[1][a, b] for a in range(4) for b in range(4)}
     frontier = sorted((p for p in score if len(p) == 2), key=lambda p: -score[p])[:4]
-    score |= {(*p, c): score[p] * law[2][(*p, c)] for p in frontier for c in range(4)}
+    score |= {(*p, c): score[p] * target[2][(*p, c)] for p in frontier for c in range(4)}
     best = sorted(score, key=lambda p: -float(score[p]))[:11]
     tokens = grown.token_G.tolist()
     found = []
     for node in range(len(tokens)):
-        path, at = [], node
+        path = []
+        at = node
         while at >= 0:
             path.append(tokens[at])
             at = grown.parents[at]
         found.append(tuple(path[::-1]))
     assert set(found) == set(best)
     assert len(set(found)) == 11
-    assert grown.law_GV is None
+    assert grown.probs_GV is None
 
 
 def test_trees_end_where_the_image_ends() -> None:
@@ -337,21 +425,29 @@ def test_trees_end_where_the_image_ends() -> None:
 
 
 def test_children_drawn_without_replacement_differ_and_their_laws_are_stages() -> None:
-    law = torch.tensor([[0.5, 0.3, 0.2, 0.0]]).double().expand(1000, -1)
-    token_Rc = noise(1000).order(DRAFT, law, 3)
+    probs = torch.tensor([[0.5, 0.3, 0.2, 0.0]]).double().expand(1000, -1)
+    token_Rc = noise(1000).order(DRAFT, probs, 3)
     assert (token_Rc.sort(1).values == torch.tensor([0, 1, 2])).all()
-    stages = without_replacement(law, token_Rc)
+    stages = without_replacement(probs, token_Rc)
     torch.testing.assert_close(stages.sum(2), torch.ones(1000, 3).double())
-    assert own(stages[:, 2], token_Rc[:, 2]).allclose(torch.ones(1000).double())
-    assert not without_replacement(law[:1], torch.tensor([[0, 1, 2, 3]]))[0, 3].any()  # nothing was left to draw
+    assert token_prob(stages[:, 2], token_Rc[:, 2]).allclose(torch.ones(1000).double())
+    assert not without_replacement(probs[:1], torch.tensor([[0, 1, 2, 3]]))[
+        0, 3
+    ].any()  # nothing was left to draw
 
 
 def test_a_repeated_sibling_is_tested_once() -> None:
-    law = torch.tensor([[0.5, 0.5], [1, 0], [1, 0]]).double().expand(1000, -1, -1)
+    probs = torch.tensor([[0.5, 0.5], [1, 0], [1, 0]]).double().expand(1000, -1, -1)
     twice = Draft(torch.tensor([0, 0]), None, (-1, -1))
-    drafts = Drafts.stack([twice] * 1000, law)
-    assert drafts.law_RGV[0].tolist() == [[1, 0], [0, 0]]
-    path_RG, next_R = verify(law, drafts, noise(1000, 3), lambda law_RV, token_R: torch.full((1000,), 0.5), leftover)
+    drafts = Drafts.stack([twice] * 1000, probs)
+    assert drafts.probs_RGV[0].tolist() == [[1, 0], [0, 0]]
+    path_RG, next_R = verify(
+        probs,
+        drafts,
+        noise(1000, 3),
+        lambda probs_RV, token_R: torch.full((1000,), 0.5),
+        residual_probs,
+    )
     assert ((path_RG[:, 0] == 0) | (next_R == 1)).all()
     assert 400 < (path_RG[:, 0] == 0).sum() < 600
 
@@ -368,16 +464,24 @@ def test_vvs_over_trees_skips_and_counts(tree: Tree, schedule: object) -> None:
     assert sum(delivery.usage.skipped for delivery in together.values()) > 6
     for key, delivery in draw(method, some[::-1]).items():
         assert not delivery.error
-        usage, skips, accepted = delivery.usage, delivery.notes["skips"], delivery.notes["accepted"]
+        usage = delivery.usage
+        skips = delivery.notes["skips"]
+        accepted = delivery.notes["accepted"]
         assert usage.skipped == sum(m * count for m, count in enumerate(skips))
-        assert usage.sampled == sum((a + 1) * count for a, count in enumerate(accepted)) == 16 - usage.skipped
+        assert (
+            usage.sampled
+            == sum((a + 1) * count for a, count in enumerate(accepted))
+            == 16 - usage.skipped
+        )
         assert delivery.tokens == together[key].tokens
         assert costs(usage) == costs(together[key].usage)
 
 
 def test_vvs_over_trees_that_takes_skips_back_is_lossless_under_the_coupled_rule() -> None:
     plain = draw(Plain(), jobs(TEXTS, 2))
-    for key, delivery in draw(VVS(drafter(), Uniform(2), BUSHY, coupled, post="reject"), jobs(TEXTS, 2)).items():
+    for key, delivery in draw(
+        VVS(drafter(), Uniform(2), BUSHY, coupled, post="reject"), jobs(TEXTS, 2)
+    ).items():
         assert not delivery.error
         assert delivery.tokens == plain[key].tokens
         assert delivery.usage.skipped > 0
@@ -400,12 +504,18 @@ def test_never_skipping_over_trees_is_the_rule() -> None:
         (lambda: Static({"": 11}), r"tree\.children\[''\]=11"),
         (lambda: Static({}), "tree.children is empty"),
         (lambda: Dynamic(depth=0), r"tree\.nodes=58, depth=0"),
-        (lambda: Dynamic(nodes=99, depth=1, top_k=4), r"tree\.nodes=99: depth 1 and top_k 4 propose 4"),
+        (
+            lambda: Dynamic(nodes=99, depth=1, top_k=4),
+            r"tree\.nodes=99: depth 1 and top_k 4 propose 4",
+        ),
         (
             lambda: VVS(drafter(), Uniform(2), GROWING, select="confidence"),
             r"method\.select=confidence: a dynamic tree",
         ),
-        (lambda: Speculative(object(), BUSHY), r"method\.gamma is a tree, and the drafter drafts chains"),  # type: ignore[arg-type]
+        (
+            lambda: Speculative(object(), BUSHY),
+            r"method\.gamma is a tree, and the drafter drafts chains",
+        ),  # type: ignore[arg-type]
     ],
 )
 def test_bad_shapes_are_refused(make: object, words: str) -> None:
@@ -415,10 +525,12 @@ def test_bad_shapes_are_refused(make: object, words: str) -> None:
 
 def test_a_tree_that_the_sampler_has_no_place_for_is_refused() -> None:
     model = ToyModel()
-    with pytest.raises(UserError, match=r"sampler\.width=4 is too small: the method needs 10"):
-        draw(Speculative(drafter(), BUSHY), jobs(TEXTS), model=model, width=4)
+    with pytest.raises(
+        UserError, match=r"sampler\.tokens_per_step=4 is too small: the method needs 10"
+    ):
+        draw(Speculative(drafter(), BUSHY), jobs(TEXTS), model=model, tokens_per_step=4)
     assert model.forwards == 0
-    sampler = Sampler(model, Sampling(), slots=2, width=3, room=2)
+    sampler = Sampler(model, Sampling(), slots=2, tokens_per_step=3, tree_capacity=2)
     canvas = sampler.open(*sampler.contexts("one"), 1, Usage())
     with pytest.raises(ValueError, match="at most 2 fit"):
         sampler.forward([canvas], [Draft(torch.arange(3), None, (-1, -1, -1))])

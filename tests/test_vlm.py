@@ -1,4 +1,6 @@
-"""Language-model verifiers: a real HTTP server that misbehaves, a tiny real model, and the embedded verifier's eyes."""
+"""Language-model verifiers: a real HTTP server that misbehaves, a tiny real model, and the embedded
+verifier's eyes.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,7 @@ def question(body: dict) -> str:
     return body["messages"][-1]["content"][0]["text"]
 
 
-# --- what is sent ----------------------------------------------------------------------------------------------------
+# --- what is sent ---------------------------------------------------------------------------------
 
 
 def test_a_question_is_text_then_jpeg_and_the_key_stays_in_the_header(
@@ -66,10 +68,14 @@ def test_a_question_is_text_then_jpeg_and_the_key_stays_in_the_header(
     assert server.headers[0]["Authorization"] == "Bearer sesame-1234"
     server.behave = lambda body: (500, b"sesame?")
     assert verifier.rewrite(["a cat"], [IMAGE]) == [None]
-    assert "sesame-1234" not in caplog.text + repr(vars(chat)) + chat.id + verifier.id + json.dumps(server.asked)
+    assert "sesame-1234" not in caplog.text + repr(vars(chat)) + chat.id + verifier.id + json.dumps(
+        server.asked
+    )
 
 
-def test_address_and_model_come_from_the_environment(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_address_and_model_come_from_the_environment(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(UserError, match="VLM_BASE_URL and VLM_MODEL"):
         Endpoint()
     monkeypatch.setenv("VLM_BASE_URL", server.url + "/")
@@ -80,16 +86,30 @@ def test_address_and_model_come_from_the_environment(server: Server, monkeypatch
 
 
 def test_questions_name_what_the_method_needs() -> None:
-    assert all(word in select_question("a red cat", 4) for word in ("a red cat", "quarter", "four", "certain"))
-    assert all(word in select_question("a red cat", 2) for word in ("half", "bottom half", "two lower-case words"))
-    assert all(word in rewrite_question("a red cat") for word in ("a red cat", "at the beginning", "original prompt"))
+    assert all(
+        word in select_question("a red cat", 4)
+        for word in ("a red cat", "quarter", "four", "certain")
+    )
+    assert all(
+        word in select_question("a red cat", 2)
+        for word in ("half", "bottom half", "two lower-case words")
+    )
+    assert all(
+        word in rewrite_question("a red cat")
+        for word in ("a red cat", "at the beginning", "original prompt")
+    )
     assert "yes or no" in orm_question("a red cat")
-    ids = [ChatReward(_Deaf()).id, *(ChatVerifier(_Deaf()).select(n).id for n in (2, 4)), ChatVerifier(_Deaf()).id]
+    ids = [
+        ChatReward(_Deaf()).id,
+        *(ChatVerifier(_Deaf()).select(n).id for n in (2, 4)),
+        ChatVerifier(_Deaf()).id,
+    ]
     assert len(set(ids)) == 4
 
 
 class _Deaf:
-    id, tokens = "deaf", ()
+    id = "deaf"
+    tokens = ()
 
     def reply(self, questions: Sequence[str], images: Sequence[np.ndarray]) -> list[str | None]:
         return [None] * len(questions)
@@ -110,7 +130,7 @@ def test_questions_of_a_batch_are_in_flight_together_and_answered_in_order(serve
     assert 1 < server.most_at_once <= 4
 
 
-# --- what comes back -------------------------------------------------------------------------------------------------
+# --- what comes back ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -138,7 +158,13 @@ def test_failures_are_tried_again_and_then_left_to_the_method(
 
 
 def test_a_server_is_left_alone_for_as_long_as_it_asks(server: Server) -> None:
-    busy = iter([(429, b"slow down", {"Retry-After": "0.3"}), (503, b"", {"Retry-After": "Fri, 01 Jan"}), says("yes")])
+    busy = iter(
+        [
+            (429, b"slow down", {"Retry-After": "0.3"}),
+            (503, b"", {"Retry-After": "Fri, 01 Jan"}),
+            says("yes"),
+        ]
+    )
     server.behave = lambda body: next(busy)
     begun = time.monotonic()
     assert endpoint(server).reply(["?"], [IMAGE]) == ["yes"]
@@ -211,7 +237,9 @@ def test_yes_probability(server: Server) -> None:
     assert chat.yes(["?"], [IMAGE]) == [None]
     for text, value in (("Yes.", 1.0), ("no", 0.0), ("yes it does", None), ("", None)):
         assert yes_of({"choices": [{"message": {"content": text}}]}) == value
-    assert yes_of({"choices": [{"message": {"content": "yes"}, "logprobs": {"content": []}}]}) == 1.0
+    assert (
+        yes_of({"choices": [{"message": {"content": "yes"}, "logprobs": {"content": []}}]}) == 1.0
+    )
     assert yes_of({}) is None
 
 
@@ -221,10 +249,28 @@ def test_a_server_without_probabilities_is_asked_without(server: Server) -> None
     assert ["logprobs" in body for body in server.asked] == [True, False]
 
 
-# --- a local model ---------------------------------------------------------------------------------------------------
+# --- a local model --------------------------------------------------------------------------------
 
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
-WORDS = ("[UNK]", "yes", "Yes", "no", "No", "possible", "impossible", ",", *SPECIAL, "<|video_pad|>")
+SPECIAL = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+)
+WORDS = (
+    "[UNK]",
+    "yes",
+    "Yes",
+    "no",
+    "No",
+    "possible",
+    "impossible",
+    ",",
+    *SPECIAL,
+    "<|video_pad|>",
+)
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }} {% for c in m.content %}{% if c.type == 'image' %}"
     "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ c.text }} {% endif %}{% endfor %}<|im_end|>{% endfor %}"
@@ -262,14 +308,32 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
         chat_template=TEMPLATE,
     )
     small = {"hidden_size": 16, "intermediate_size": 32}
-    text = {"vocab_size": len(WORDS), "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
-    vision = {"depth": 1, "num_heads": 2, "out_hidden_size": 16, "fullatt_block_indexes": [0], "window_size": 56}
+    text = {
+        "vocab_size": len(WORDS),
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
+    vision = {
+        "depth": 1,
+        "num_heads": 2,
+        "out_hidden_size": 16,
+        "fullatt_block_indexes": [0],
+        "window_size": 56,
+    }
     config = Qwen2_5_VLConfig(
         text_config={
             **small,
             **text,
-            "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4},
-            **{f"{name}_token_id": number[f"<|{word}|>"] for name, word in (("eos", "im_end"), ("pad", "endoftext"))},
+            "rope_parameters": {
+                "rope_type": "default",
+                "mrope_section": [1, 1, 2],
+                "rope_theta": 1e4,
+            },
+            **{
+                f"{name}_token_id": number[f"<|{word}|>"]
+                for name, word in (("eos", "im_end"), ("pad", "endoftext"))
+            },
         },
         vision_config={**small, **vision},
         image_token_id=number["<|image_pad|>"],
@@ -288,15 +352,19 @@ def test_a_local_model_answers_greedily_and_alone(tiny: Path) -> None:
     chat = LocalVLM(str(tiny), device="cpu", dtype="float32", max_new_tokens=4)
     images = [np.random.default_rng(i).integers(0, 256, (48, 48, 3), np.uint8) for i in range(3)]
     questions = ["possible", "yes , no", "No"]
-    replies, tokens = chat.reply(questions, images), chat.tokens
+    replies = chat.reply(questions, images)
+    tokens = chat.tokens
     assert all(isinstance(reply, str) for reply in replies)
-    assert replies == [chat.reply([q], [image])[0] for q, image in zip(questions, images, strict=True)]
+    assert replies == [
+        chat.reply([q], [image])[0] for q, image in zip(questions, images, strict=True)
+    ]
     assert len(tokens) == 3 and min(tokens) > 4
     values = chat.yes(questions, images)
     assert values == [chat.yes([q], [image])[0] for q, image in zip(questions, images, strict=True)]
     assert len(set(values)) == 3 and all(0 < value < 1 for value in values)  # type: ignore[operator]
     assert chat.yes(questions[:1], images[1:2]) != values[:1]  # it looks at the picture
-    reward, verifier = ChatReward(chat), ChatVerifier(chat)
+    reward = ChatReward(chat)
+    verifier = ChatVerifier(chat)
     assert reward(["a cat"], images[:1])[0] == chat.yes([orm_question("a cat")], images[:1])[0]
     assert isinstance(verifier.rewrite(["a cat"], images[:1])[0], str)
     assert verifier.rewrite.tokens == chat.tokens
@@ -307,7 +375,10 @@ def test_a_local_model_answers_greedily_and_alone(tiny: Path) -> None:
 def test_a_local_model_is_interviewed_like_any_other(tiny: Path) -> None:
     chat = LocalVLM(str(tiny), revision="main", device="cpu", dtype="float32", max_new_tokens=6)
     judge = Interview(chat, attempts=2)
-    asked = [Asked(f"p/{i}", ["Is there a cat?"], np.full((48, 48, 3), 80 * i, np.uint8)) for i in range(3)]
+    asked = [
+        Asked(f"p/{i}", ["Is there a cat?"], np.full((48, 48, 3), 80 * i, np.uint8))
+        for i in range(3)
+    ]
     heard = judge.ask(asked)
     assert heard == [judge.ask([one])[0] for one in asked]
     assert judge.id.startswith(f"vlm-{tiny.name}-main-")
@@ -328,7 +399,7 @@ def test_a_model_that_is_not_there_is_refused(tmp_path: Path) -> None:
         LocalVLM(str(tmp_path), device="cpu")
 
 
-# --- GridAR over the endpoint ----------------------------------------------------------------------------------------
+# --- GridAR over the endpoint ---------------------------------------------------------------------
 
 
 def gridar(server: Server, **options: object) -> GridAR:
@@ -337,8 +408,15 @@ def gridar(server: Server, **options: object) -> GridAR:
 
 
 def test_a_run_over_a_misbehaving_server_is_whole_and_says_what_happened(server: Server) -> None:
-    """Deterministic misbehaviour, by question: nothing, garbage, extra words, missing words, refusals."""
-    bad = [(500, b""), says("possible"), says("impossible, possible, possible, possible, possible"), says("I cannot.")]
+    """Deterministic misbehaviour, by question: nothing, garbage, extra words, missing words,
+    refusals.
+    """
+    bad = [
+        (500, b""),
+        says("possible"),
+        says("impossible, possible, possible, possible, possible"),
+        says("I cannot."),
+    ]
 
     def behave(body: dict) -> tuple[int, object]:
         text = question(body)
@@ -365,10 +443,17 @@ def test_a_run_over_a_misbehaving_server_is_whole_and_says_what_happened(server:
         assert note["unscored"] == scores.count(None)  # type: ignore[union-attr]
         if note["unscored"] < 4:  # type: ignore[operator]
             assert scores[note["chosen"]] == max(s for s in scores if s is not None)  # type: ignore
-    assert all(delivery.usage.judge_tokens % 17 == 0 < delivery.usage.judge_tokens for delivery in deliveries.values())
+    assert all(
+        delivery.usage.judge_tokens % 17 == 0 < delivery.usage.judge_tokens
+        for delivery in deliveries.values()
+    )
     again = draw(gridar(server, retries=0, timeout_s=5.0), jobs(TEXTS)[::-1], slots=12)
-    assert {key: d.tokens for key, d in again.items()} == {key: d.tokens for key, d in deliveries.items()}
-    assert {key: d.notes for key, d in again.items()} == {key: d.notes for key, d in deliveries.items()}
+    assert {key: d.tokens for key, d in again.items()} == {
+        key: d.tokens for key, d in deliveries.items()
+    }
+    assert {key: d.notes for key, d in again.items()} == {
+        key: d.notes for key, d in deliveries.items()
+    }
 
 
 def test_a_wrong_key_ends_the_run_and_not_one_image(server: Server) -> None:

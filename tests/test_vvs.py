@@ -26,7 +26,7 @@ from methods.vvs import VVS, Dynamic, Uniform, kept, likeliest, similarity
 @pytest.mark.parametrize("rule", [exact, Lantern(5, delta=0.3)])
 def test_never_skipping_is_the_rule_token_for_token(schedule: object, rule: object) -> None:
     never = draw(VVS(drafter(), schedule, 3, rule), jobs(TEXTS, 2))  # type: ignore[arg-type]
-    plain = draw(Speculative(drafter(), 3, rule), jobs(TEXTS, 2), width=7)  # type: ignore[arg-type]
+    plain = draw(Speculative(drafter(), 3, rule), jobs(TEXTS, 2), tokens_per_step=7)  # type: ignore[arg-type]
     for key, delivery in never.items():
         assert not delivery.error
         assert delivery.tokens == plain[key].tokens
@@ -38,16 +38,24 @@ def test_skips_are_counted_apart_and_save_passes(schedule: object) -> None:
     method = VVS(drafter(), schedule, 3, exact)  # type: ignore[arg-type]
     strict = draw(Speculative(drafter(), 3, exact), jobs(TEXTS, 2))
     for key, delivery in draw(method, jobs(TEXTS, 2)).items():
-        usage, skips, accepted = delivery.usage, delivery.notes["skips"], delivery.notes["accepted"]
+        usage = delivery.usage
+        skips = delivery.notes["skips"]
+        accepted = delivery.notes["accepted"]
         assert usage.skipped == sum(m * count for m, count in enumerate(skips)) > 0
-        assert usage.sampled == sum((a + 1) * count for a, count in enumerate(accepted)) == 16 - usage.skipped
+        assert (
+            usage.sampled
+            == sum((a + 1) * count for a, count in enumerate(accepted))
+            == 16 - usage.skipped
+        )
         assert usage.discarded == 0
         assert sum(skips) <= sum(accepted)  # no two skips follow each other
         assert usage.target_passes < strict[key].usage.target_passes + 3
 
 
 def test_rejecting_skipped_tokens_is_lossless_under_the_coupled_rule() -> None:
-    """Verified with the next draft, a skip is only a longer draft: the tokens are those of plain sampling."""
+    """Verified with the next draft, a skip is only a longer draft: the tokens are those of plain
+    sampling.
+    """
     plain = draw(Plain(), jobs(TEXTS, 2))
     method = VVS(drafter(), Uniform(2), 3, coupled, post="reject")
     for key, delivery in draw(method, jobs(TEXTS, 2)).items():
@@ -80,7 +88,8 @@ def test_no_skip_before_the_cache_is_warm_and_uniform_means_one_in_every_interva
             return seen[-1][1]
 
     draw(VVS(drafter(seed=0), Watching(2), 1, exact), jobs(TEXTS[:1]))
-    # the target as its own drafter: two tokens a verified round; round 3 has 6 (too few), round 5 has 10
+    # the target as its own drafter: two tokens a verified round; round 3 has 6 (too few), round 5
+    # has 10
     assert seen == [(5, True), (7, True)]
     assert [round_ for round_ in range(12) if Uniform(3).due(round_)] == [1, 4, 7, 10]
     assert [round_ for round_ in range(6) if Uniform(3, phase=0).due(round_)] == [0, 3]
@@ -98,21 +107,25 @@ def test_similarity_of_paths() -> None:
     same = torch.tensor([0, 1, 2])
     assert similarity([same, same], codebook, 0.9) == pytest.approx(1)
     assert similarity([same, torch.tensor([1, 2, 3])], codebook, 0.9) == pytest.approx(0)
-    assert similarity([torch.tensor([0, 1]), torch.tensor([0])], codebook, 0.9) == pytest.approx(1 / 1.9)
+    assert similarity([torch.tensor([0, 1]), torch.tensor([0])], codebook, 0.9) == pytest.approx(
+        1 / 1.9
+    )
     assert similarity([same], codebook, 0.9) == 0
-    assert similarity([same, same], torch.zeros(4, 2), 0.9) == 0  # rows without direction are like nothing
+    assert (
+        similarity([same, same], torch.zeros(4, 2), 0.9) == 0
+    )  # rows without direction are like nothing
 
 
 def test_the_likeliest_path_and_the_random_one() -> None:
-    law = torch.tensor([[0.7, 0.3]])
-    paths = [Draft(torch.tensor([1]), law), Draft(torch.tensor([0]), law)]
+    probs = torch.tensor([[0.7, 0.3]])
+    paths = [Draft(torch.tensor([1]), probs), Draft(torch.tensor([0]), probs)]
     assert likeliest(paths) == 1
     picks = torch.bincount(torch.tensor([first_choice(image) for image in range(600)]), minlength=3)
     assert chisquare(picks.numpy()).pvalue > 1e-3
 
 
 def first_choice(image: int) -> int:
-    """Which of three paths the method's own random stream picks first for an image."""
+    """Which of three paths the method's own random branch picks first for an image."""
     from harness.engine.session import Session
 
     sampler = Sampler(ToyModel(), Sampling(), slots=2)

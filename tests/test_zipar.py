@@ -53,11 +53,15 @@ def masked(seen_LL: Tensor) -> Attend:
 def reference(
     model: ToyModel, sampling: Sampling, text: str, tokens: list[int], forwards: list[list[int]]
 ) -> list[float]:
-    """Log-probabilities by whole-sequence forwards: a place saw what was drawn no later than its own token."""
+    """Log-probabilities by whole-sequence forwards: a place saw what was drawn no later than its
+    own token.
+    """
     drawn_in = {place: number for number, places in enumerate(forwards) for place in places}
-    count, log_probs = len(tokens), []
+    count = len(tokens)
+    log_probs = []
     for place in range(count):
-        now, fed = drawn_in[place], list(tokens)
+        now = drawn_in[place]
+        fed = list(tokens)
         when = [drawn_in[t] for t in range(count)]
         if place and when[place - 1] >= now:  # nothing right before it: the nearest token stands in
             nearest = max(t for t in range(place - 1) if when[t] < now)
@@ -72,16 +76,20 @@ def reference(
                 for key in range(query):
                     then = now - 1 if query == place - 1 else when[query]
                     seen[start + query, start + key] = when[key] <= then
-            hidden = model.forward(x, torch.arange(start + count)[None], torch.tensor([start]), masked(seen))
+            hidden = model.forward(
+                x, torch.arange(start + count)[None], torch.tensor([start]), masked(seen)
+            )
             logits.append(model.head(hidden)[0, start + place - 1])
-        law = warp(logits[0] + sampling.scale * (logits[1] - logits[0]), sampling)
-        log_probs.append(law[tokens[place]].log().item())
+        probs = warp(logits[0] + sampling.scale * (logits[1] - logits[0]), sampling)
+        log_probs.append(probs[tokens[place]].log().item())
     return log_probs
 
 
 @pytest.mark.parametrize(("window", "parallel"), [(1, 9), (2, 9), (3, 2), (4, 9), (1, 2)])
 def test_a_token_is_drawn_from_what_was_there_and_nothing_else(window: int, parallel: int) -> None:
-    model, sampling, method = ToyModel(grid=GRID), Sampling(scale=2.0), Noted(window, parallel)
+    model = ToyModel(grid=GRID)
+    sampling = Sampling(scale=2.0)
+    method = Noted(window, parallel)
     ((_, delivery),) = draw(method, jobs(TEXTS[1:2]), model=model, sampling=sampling).items()
     assert not delivery.error
     expected = reference(model, sampling, TEXTS[1], list(delivery.tokens), method.forwards)
@@ -99,22 +107,33 @@ def test_rows_open_one_window_behind_each_other() -> None:
 def test_each_token_once_in_as_few_forwards_as_said(window: int, parallel: int) -> None:
     height, wide = GRID
     plain = draw(Plain(), jobs(TEXTS), model=ToyModel(grid=GRID))
-    for key, delivery in draw(ZipAR(window, parallel), jobs(TEXTS), model=ToyModel(grid=GRID)).items():
-        usage, alone = delivery.usage, plain[key].usage
+    for key, delivery in draw(
+        ZipAR(window, parallel), jobs(TEXTS), model=ToyModel(grid=GRID)
+    ).items():
+        usage = delivery.usage
+        alone = plain[key].usage
         assert usage.sampled == 15
         assert usage.skipped == usage.discarded == 0
         assert usage.text_positions == alone.text_positions
         together = window < wide and parallel > 1
-        assert usage.target_positions == alone.target_positions + 2 * (height - 1) * together  # and each stand-in
+        assert (
+            usage.target_positions == alone.target_positions + 2 * (height - 1) * together
+        )  # and each stand-in
         if parallel == 9:
-            prompt = alone.target_passes - 15  # forwards that only read the prompt; a wider one needs fewer
-            assert usage.target_passes - (wide + (height - 1) * min(window, wide)) in range(prompt + 1)
+            prompt = (
+                alone.target_passes - 15
+            )  # forwards that only read the prompt; a wider one needs fewer
+            assert usage.target_passes - (wide + (height - 1) * min(window, wide)) in range(
+                prompt + 1
+            )
 
 
 @pytest.mark.parametrize(("window", "parallel"), [(5, 4), (9, 2), (2, 1)])
 def test_a_window_as_wide_as_the_image_is_plain(window: int, parallel: int) -> None:
     plain = draw(Plain(), jobs(TEXTS, 2), model=ToyModel(grid=GRID))
-    for key, delivery in draw(ZipAR(window, parallel), jobs(TEXTS, 2), model=ToyModel(grid=GRID)).items():
+    for key, delivery in draw(
+        ZipAR(window, parallel), jobs(TEXTS, 2), model=ToyModel(grid=GRID)
+    ).items():
         assert delivery.tokens == plain[key].tokens
     best = draw(BestOfN(2, PixelSum()), jobs(TEXTS))
     for key, delivery in draw(BestOfN(2, PixelSum(), decoding=ZipAR(4)), jobs(TEXTS)).items():
@@ -123,7 +142,8 @@ def test_a_window_as_wide_as_the_image_is_plain(window: int, parallel: int) -> N
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_company_changes_nothing(device: str) -> None:
-    some, model = jobs(TEXTS, images=2), ToyModel(grid=GRID, dtype=torch.float32, device=device)
+    some = jobs(TEXTS, images=2)
+    model = ToyModel(grid=GRID, dtype=torch.float32, device=device)
     together = draw(ZipAR(2), some, model=model)
     for other in (some[::-1], some[3:4]):
         for key, delivery in draw(ZipAR(2), other, model=model).items():
@@ -133,8 +153,10 @@ def test_company_changes_nothing(device: str) -> None:
 
 
 def test_gaps_are_filled_or_thrown_away_before_anything_else() -> None:
-    sampler = Sampler(ToyModel(), Sampling(scale=2.0), slots=8, width=4, prefill=(2, 4))
-    canvas, other = (sampler.open(*sampler.contexts(TEXTS[1]), key=key, usage=Usage()) for key in (1, 2))
+    sampler = Sampler(ToyModel(), Sampling(scale=2.0), slots=8, tokens_per_step=4, prefill=(2, 4))
+    canvas, other = (
+        sampler.open(*sampler.contexts(TEXTS[1]), key=key, usage=Usage()) for key in (1, 2)
+    )
     sampler.draw_at([canvas], [[0]])
     sampler.draw_at([canvas], [[1, 4]])
     assert canvas.length == 2

@@ -1,4 +1,6 @@
-"""GenEval's evaluator at a size for tests: the same networks, thousands of times smaller, with random weights."""
+"""GenEval's evaluator at a size for tests: the same networks, thousands of times smaller, with
+random weights.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +65,8 @@ def picture(seed: int, width: int = 64, height: int = 64) -> np.ndarray:
     image = Image.new("RGB", (width, height), tuple(rng.integers(150, 255, 3).tolist()))
     draw = ImageDraw.Draw(image)
     for shape in (draw.ellipse, draw.rectangle):
-        x, y = rng.integers(0, width // 2), rng.integers(0, height // 2)
+        x = rng.integers(0, width // 2)
+        y = rng.integers(0, height // 2)
         box = (int(x), int(y), int(x + width // 3), int(y + height // 3))
         shape(box, fill=tuple(rng.integers(0, 255, 3).tolist()))
     return np.asarray(image)

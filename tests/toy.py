@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from harness.engine.canvas import Canvas
 from harness.engine.guidance import Sampling
+from harness.engine.method_spec import MethodSpec
 from harness.engine.rendering import Image
 from harness.engine.sampler import Sampler
-from harness.engine.scheduler import Delivery, Scheduler, demands
+from harness.engine.scheduler import Delivery, Scheduler
 from harness.engine.session import Method, Session
 from harness.kernels.noise import derive
 from harness.models.kv_cache import KVCache
@@ -27,7 +28,9 @@ DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
 
 class ToyModel:
-    """2 layers, float64, random weights; prompts are words hashed into 8 embeddings, so lengths differ."""
+    """2 layers, float64, random weights; prompts are words hashed into 8 embeddings, so lengths
+    differ.
+    """
 
     name = "toy"
     revision = "random"
@@ -41,11 +44,16 @@ class ToyModel:
         seed: int = 0,
     ) -> None:
         grid = (int(grid[0]), int(grid[1]))
-        self.grid, self.vocab, self.dim, self.max_context = grid, vocab, 32, 9
-        self.dtype, self.device = dtype, torch.device(device)
+        self.grid = grid
+        self.vocab = vocab
+        self.dim = 32
+        self.max_context = 9
+        self.dtype = dtype
+        self.device = torch.device(device)
         generator = torch.Generator().manual_seed(seed)
         self.trunk = Trunk(TrunkSpec(layers=2, dim=32, heads=2, hidden=64))
-        self.tokens, self.words = nn.Embedding(vocab, 32), nn.Embedding(8, 32)
+        self.tokens = nn.Embedding(vocab, 32)
+        self.words = nn.Embedding(8, 32)
         self.output = nn.Linear(32, vocab, bias=False)
         for module in (self.trunk, self.tokens, self.words, self.output):
             for parameter in module.parameters():
@@ -79,8 +87,14 @@ class ToyModel:
     def head(self, hidden: Tensor) -> Tensor:
         return self.output(hidden)
 
-    def cache(self, slots: int, room: int = 0) -> KVCache:
-        return KVCache(self.trunk.spec, slots, self.max_context + self.num_tokens + room, self.dtype, self.device)
+    def cache(self, slots: int, tree_capacity: int = 0) -> KVCache:
+        return KVCache(
+            self.trunk.spec,
+            slots,
+            self.max_context + self.num_tokens + tree_capacity,
+            self.dtype,
+            self.device,
+        )
 
     def decode(self, token_BN: Tensor) -> Tensor:
         pixels = (token_BN + 1).clamp(0, 255).to(torch.uint8).unflatten(1, self.grid)
@@ -102,7 +116,7 @@ def draw(
     model: ToyModel | None = None,
     sampling: Sampling | None = None,
     slots: int = 12,
-    width: int | None = None,
+    tokens_per_step: int | None = None,
     seed: int = 0,
     concurrency: int | None = None,
 ) -> dict[tuple[str, int], Delivery]:
@@ -111,12 +125,18 @@ def draw(
         model or ToyModel(),
         sampling or Sampling(scale=2.0),
         slots=slots,
-        width=width or method.width,
-        **{name: value for name, value in demands(method).items() if name != "width"},
+        tokens_per_step=tokens_per_step or method.tokens_per_step,
+        **{
+            name: value
+            for name, value in MethodSpec.of(method).sampler_sizes().items()
+            if name != "tokens_per_step"
+        },
         prefill=(3, 4),
     )
     done: dict[tuple[str, int], Delivery] = {}
-    Scheduler(method, sampler, seed=seed, concurrency=concurrency).run(some, lambda d: done.update({d.job.key: d}))
+    Scheduler(method, sampler, seed=seed, concurrency=concurrency).run(
+        some, lambda d: done.update({d.job.key: d})
+    )
     assert sampler.free == slots
     return done
 
@@ -131,15 +151,21 @@ class PixelSum:
 
 
 class ToyBenchmark:
-    """Prompts of two categories; an image is right when it is bright. `pause` makes scoring slow, in seconds."""
+    """Prompts of two categories; an image is right when it is bright. `pause` makes scoring slow,
+    in seconds.
+    """
 
-    name, version = "toy", "1"
+    name = "toy"
+    version = "1"
 
     def __init__(self, prompts: int | None = None, images: int = 2, pause: float = 0.0) -> None:
-        self.images, self.pause, self.judge = images, pause, PixelSum()
+        self.images = images
+        self.pause = pause
+        self.judge = PixelSum()
         texts = [f"{text} {number}" for number in range(4) for text in TEXTS][:prompts]
         self._prompts = [
-            Prompt(f"toy/{i:05d}", text, ("even", "odd")[i % 2], {"answer": i}) for i, text in enumerate(texts)
+            Prompt(f"toy/{i:05d}", text, ("even", "odd")[i % 2], {"answer": i})
+            for i, text in enumerate(texts)
         ]
 
     def prompts(self) -> list[Prompt]:
@@ -150,16 +176,26 @@ class ToyBenchmark:
             time.sleep(self.pause)
             with Pillow.open(path) as picture:
                 bright = float(np.asarray(picture).mean())
-            yield Score(prompt.id, int(path.stem), self.judge.id, float(bright > 16.5), {"bright": round(bright, 3)})
+            yield Score(
+                prompt.id,
+                int(path.stem),
+                self.judge.id,
+                float(bright > 16.5),
+                {"bright": round(bright, 3)},
+            )
 
     def summary(self, table: pd.DataFrame) -> dict[str, float]:
         return dict(table.groupby("category")["value"].mean())
 
 
 class Faulty:
-    """Plain sampling that fails on every second prompt until the file `mended` exists in the working directory."""
+    """Plain sampling that fails on every second prompt until the file `mended` exists in the
+    working directory.
+    """
 
-    rows, streams, width = 1, 2, 1
+    rows = 1
+    branches = 2
+    tokens_per_step = 1
 
     async def generate(self, prompt: str, s: Session) -> Canvas:
         if prompt.endswith(("1", "3")) and not Path("mended").exists():

@@ -34,7 +34,9 @@ def write_run(
     notes: Mapping[str, object] | None = None,
     **about: object,
 ) -> Path:
-    """A finished run of a benchmark `made` on the model `toy`; plain costs 100 tokens, 101 passes and 1 s an image."""
+    """A finished run of a benchmark `made` on the model `toy`; plain costs 100 tokens, 101 passes
+    and 1 s an image.
+    """
     prompts = prompts_of(values) if prompts is None else prompts
     images = len(next(iter(values.values())))
     folder = results / "made" / "toy" / f"{method}-{fingerprint}"
@@ -55,18 +57,37 @@ def write_run(
         "schema": 1,
         **about,
     }
-    config = {"method": {"_target_": "x", **(options or {})}, "sampler": {"concurrency": concurrency}, "run": run}
-    (folder / "config.yaml").write_text(yaml.safe_dump(config, allow_unicode=True), encoding="utf-8")
-    cost = Usage(**{"sampled": 100, "target_passes": 101, "device_s": 1.0, "wall_s": 1.0, **(usage or {})})
+    config = {
+        "method": {"_target_": "x", **(options or {})},
+        "sampler": {"concurrency": concurrency},
+        "run": run,
+    }
+    (folder / "config.yaml").write_text(
+        yaml.safe_dump(config, allow_unicode=True), encoding="utf-8"
+    )
+    cost = Usage(
+        **{"sampled": 100, "target_passes": 101, "device_s": 1.0, "wall_s": 1.0, **(usage or {})}
+    )
     stamp = {"commit": "abc1234", "device": "cpu"}
-    jobs, records, scores = [], [], []
+    jobs = []
+    records = []
+    scores = []
     for prompt in prompts:
-        row = {"prompt_id": prompt.id, "text": prompt.text, "category": prompt.category, "images": images}
+        row = {
+            "prompt_id": prompt.id,
+            "text": prompt.text,
+            "category": prompt.category,
+            "images": images,
+        }
         jobs.append(json.dumps({**row, **prompt.standing}, ensure_ascii=False))
         for image, value in enumerate(values[prompt.id]):
-            record = SampleRecord(prompt.id, image, prompt.category, "done", cost, notes=notes or {}, stamp=stamp)
+            record = SampleRecord(
+                prompt.id, image, prompt.category, "done", cost, notes=notes or {}, stamp=stamp
+            )
             records.append(record.to_json())
             scores.append(Score(prompt.id, image, JUDGE, value).to_json())
     for name, lines in (("jobs", jobs), ("records-0", records), ("scores", scores)):
-        (folder / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        (folder / f"{name}.jsonl").write_text(
+            "".join(f"{line}\n" for line in lines), encoding="utf-8"
+        )
     return folder

@@ -19,13 +19,17 @@ from harness.records import UserError, one_line
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.geneval", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.geneval",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     kinds = parser.add_subparsers(dest="kind", required=True)
     out = kinds.add_parser("export", help="a run's images in the reference's layout")
     out.add_argument("run", type=Path)
     out.add_argument("folder", type=Path)
-    out.add_argument("--metadata", help="the file that the run was made from; default: the official one")
+    out.add_argument(
+        "--metadata", help="the file that the run was made from; default: the official one"
+    )
     summary = kinds.add_parser("summary", help="the reference's summary of a result file")
     summary.add_argument("file", type=Path)
     chosen = parser.parse_args(arguments)

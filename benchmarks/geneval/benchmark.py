@@ -27,7 +27,9 @@ from harness.records import Prompt, Score, UserError
 BATCH = 8
 """Images read, detected and judged at a time; their scores are in the journal before the next."""
 FLOOR = 0.05
-"""Detections above this score are kept in the journal, so that other thresholds can be studied without a detector."""
+"""Detections above this score are kept in the journal, so that other thresholds can be studied
+without a detector.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +47,12 @@ class Evaluator:
 class GenEval:
     """The official prompts, `images` of each, judged as the reference does.
 
-    The metadata file is `metadata`, or the download pinned by its hash. Another one is refused, unless
-    `allow_other_version`; then it marks the version. `prompts` takes that many, spread evenly over the tasks; `classes`
-    only those about these classes, and says what it leaves out. Instead of a number `images` may be a folder of the
-    reference's layout, made elsewhere. `options` are the reference's; others than its own mark the version. Raises
-    UserError for what cannot be had.
+    The metadata file is `metadata`, or the download pinned by its hash. Another one is refused,
+    unless `allow_other_version`; then it marks the version. `prompts` takes that many, spread
+    evenly over the tasks; `classes` only those about these classes, and says what it leaves out.
+    Instead of a number `images` may be a folder of the reference's layout, made elsewhere.
+    `options` are the reference's; others than its own mark the version. Raises UserError for what
+    cannot be had.
     """
 
     name = "geneval"
@@ -69,10 +72,18 @@ class GenEval:
         self.judge = Evaluator(detector, colors)
         self.options = Options(**(options or {}))
         path, self.version = official_file(metadata, allow_other_version)
-        changed = [f"{k}={v}" for k, v in dataclasses.asdict(self.options).items() if v != getattr(DEFAULTS, k)]
+        changed = [
+            f"{k}={v}"
+            for k, v in dataclasses.asdict(self.options).items()
+            if v != getattr(DEFAULTS, k)
+        ]
         self.version = "+".join([self.version, *changed])
         every = read_prompts(path, CLASSES)
-        chosen = every if classes is None else about(every, classes, "beside benchmark.classes", path.name)
+        chosen = (
+            every
+            if classes is None
+            else about(every, classes, "beside benchmark.classes", path.name)
+        )
         self._prompts = chosen if prompts is None else spread(chosen, prompts)
         self._total = len(every)
         self.found: dict[tuple[str, int], Path] = {}
@@ -91,23 +102,29 @@ class GenEval:
     def score(self, items: Iterable[tuple[Prompt, Path]]) -> Iterator[Score]:
         """Judge image files named by their number ("images/00042/2.png"), in order.
 
-        A file that is missing or broken gets no value, which counts as wrong; `unjudged` in its detail says why.
+        A file that is missing or broken gets no value, which counts as wrong; `unjudged` in its
+        detail says why.
         """
         remaining = iter(items)
         while batch := list(islice(remaining, BATCH)):
             read = read_images(path for _, path in batch)
             whole = [i for i, pixels in enumerate(read) if isinstance(pixels, np.ndarray)]
-            judged = self._judge([batch[i][0].spec for i in whole], [_pixels(read[i]) for i in whole])
+            judged = self._judge(
+                [batch[i][0].spec for i in whole], [_pixels(read[i]) for i in whole]
+            )
             details = dict(zip(whole, judged, strict=True))
             for i, (prompt, path) in enumerate(batch):
-                image, made = int(path.stem), details.get(i)
+                image = int(path.stem)
+                made = details.get(i)
                 if made is None:
                     yield Score(prompt.id, image, self.judge.id, None, {"unjudged": str(read[i])})
                 else:
                     yield Score(prompt.id, image, self.judge.id, float(made[0]), made[1])
 
     def summarise(self, scores: Sequence[Score]) -> list[str]:
-        """The reference's summary, what of it is partial, and our score: missing images are wrong, with an interval."""
+        """The reference's summary, what of it is partial, and our score: missing images are wrong,
+        with an interval.
+        """
         import pandas as pd
 
         from harness.results.stats import interval, macro_mean
@@ -116,13 +133,19 @@ class GenEval:
         if not values:
             return ["no image was scored"]
         keys = [(prompt, i) for prompt in self._prompts for i in range(self.images)]
-        rows = [(prompt.category, prompt.id, i, values.get((prompt.id, i), 0.0)) for prompt, i in keys]
+        rows = [
+            (prompt.category, prompt.id, i, values.get((prompt.id, i), 0.0)) for prompt, i in keys
+        ]
         table = pd.DataFrame(rows, columns=["category", "prompt_id", "image", "value"])
         low, high = interval(table)
         partial = {"prompts": (len(self._prompts), self._total), "images": (len(values), len(keys))}
         return [
             *str(summarize(self._results(scores, Path()))).split("\n"),
-            *(f"PARTIAL: {had} of {whole} {what}" for what, (had, whole) in partial.items() if had < whole),
+            *(
+                f"PARTIAL: {had} of {whole} {what}"
+                for what, (had, whole) in partial.items()
+                if had < whole
+            ),
             f"Score over planned images: {macro_mean(table):.5f} {_interval(low, high)}",
             f"Version {self.version}, judge {self.judge.id}",
             *([f"NOT FOR A LEADERBOARD: {self.excluded}"] if self.excluded else []),
@@ -141,22 +164,30 @@ class GenEval:
         """Images per prompt; of a folder, the most that one has."""
         if not isinstance(images, str):
             if images < 1:
-                raise UserError(f"benchmark.images={images}: at least one image per prompt is needed")
+                raise UserError(
+                    f"benchmark.images={images}: at least one image per prompt is needed"
+                )
             return images
         by_prompt = read_folder(Path(images), every)
         most = max(len(by_prompt.get(prompt.id, ())) for prompt in self._prompts)
         if not most:
-            raise UserError(f"benchmark.images={images}: no image of the {len(self._prompts)} prompts asked for")
+            raise UserError(
+                f"benchmark.images={images}: no image of the {len(self._prompts)} prompts asked for"
+            )
         say_oddities(Path(images), by_prompt, self._prompts, most)
         for prompt in self._prompts:
-            self.found |= {(prompt.id, i): path for i, path in enumerate(by_prompt.get(prompt.id, ()))}
+            self.found |= {
+                (prompt.id, i): path for i, path in enumerate(by_prompt.get(prompt.id, ()))
+            }
         return most
 
     def _excluded(self) -> str:
         """Why the run must not enter a leaderboard."""
         random = [part.id for part in (self.judge.detector, self.judge.colors) if part.random]
         if random:
-            return f"{' and '.join(random)}: random weights test the path, their verdicts mean nothing"
+            return (
+                f"{' and '.join(random)}: random weights test the path, their verdicts mean nothing"
+            )
         return "images made elsewhere: what they cost is not known" if self.found else ""
 
     def _judge(
@@ -164,16 +195,20 @@ class GenEval:
     ) -> list[tuple[bool, dict[str, Any]]]:
         """Verdict and detail for each picture.
 
-        Which colors a verdict asks for does not depend on the answers, so a first round of verdicts collects the
-        questions of all pictures, and they are put together.
+        Which colors a verdict asks for does not depend on the answers, so a first round of verdicts
+        collects the questions of all pictures, and they are put together.
         """
         floor = min(FLOOR, self.options.threshold, self.options.counting_threshold)
         pictures = self.judge.detector.detect(images, floor)
         asked = []
         for spec, image, found in zip(specs, images, pictures, strict=True):
             dry = verdict(found, spec, _no_answer, self.options)
-            asked.append({i: Question(image, found[i]) for _, indices in dry.color_checked for i in indices})
-        answers = iter(self.judge.colors.scores([question for one in asked for question in one.values()]))
+            asked.append(
+                {i: Question(image, found[i]) for _, indices in dry.color_checked for i in indices}
+            )
+        answers = iter(
+            self.judge.colors.scores([question for one in asked for question in one.values()])
+        )
         made = []
         for spec, found, questions in zip(specs, pictures, asked, strict=True):
             looks = {i: next(answers) for i in questions}
@@ -203,8 +238,12 @@ def _pixels(read: np.ndarray | str) -> np.ndarray:
     return read
 
 
-def _detail(found: Sequence[Found], decision: Verdict, looks: Mapping[int, Sequence[float]]) -> dict[str, Any]:
-    """What of a verdict is kept: reasons, every detection, which of them counted, and what their colors look like."""
+def _detail(
+    found: Sequence[Found], decision: Verdict, looks: Mapping[int, Sequence[float]]
+) -> dict[str, Any]:
+    """What of a verdict is kept: reasons, every detection, which of them counted, and what their
+    colors look like.
+    """
     return {
         "reasons": list(decision.reasons),
         "detections": [[one.name, *one.box, one.score] for one in found],
@@ -214,15 +253,22 @@ def _detail(found: Sequence[Found], decision: Verdict, looks: Mapping[int, Seque
 
 
 def _result(prompt: Prompt, score: Score, folder: Path) -> Result:
-    """A row of the reference's result file. An image that could not be judged is wrong, and says why."""
+    """A row of the reference's result file. An image that could not be judged is wrong, and says
+    why.
+    """
     path = folder / "images" / prompt.id.split("/")[-1] / f"{score.image}.png"
-    seen, kept = score.detail.get("detections", ()), score.detail.get("kept", {})
+    seen = score.detail.get("detections", ())
+    kept = score.detail.get("kept", {})
     return Result(
         filename=os.readlink(path) if path.is_symlink() else str(path),
         tag=prompt.category,
         prompt=prompt.text,
         correct=bool(score.value),
-        reason="\n".join(score.detail.get("reasons", [f"unjudged: {score.detail.get('unjudged')}"])),
+        reason="\n".join(
+            score.detail.get("reasons", [f"unjudged: {score.detail.get('unjudged')}"])
+        ),
         metadata=json.dumps(dict(prompt.spec)),
-        details=json.dumps({name: [seen[i][1:] for i in indices] for name, indices in kept.items()}),
+        details=json.dumps(
+            {name: [seen[i][1:] for i in indices] for name, indices in kept.items()}
+        ),
     )

@@ -1,6 +1,8 @@
-"""The color of a detected object, by CLIP: the picture outside its mask is gray, and ten colors are put to choice.
+"""The color of a detected object, by CLIP: the picture outside its mask is gray, and ten colors are
+put to choice.
 
-Reference: `color_classification` of GenEval's evaluate_images.py, with clip_benchmark's zero-shot classifier.
+Reference: `color_classification` of GenEval's evaluate_images.py, with clip_benchmark's zero-shot
+classifier.
 """
 
 from __future__ import annotations
@@ -23,7 +25,11 @@ from harness.records import UserError, one_line
 if TYPE_CHECKING:
     from torch import Tensor
 
-PROMPTS = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}", "a photo of a {color} object")
+PROMPTS = (
+    "a photo of a {color} {name}",
+    "a photo of a {color}-colored {name}",
+    "a photo of a {color} object",
+)
 GRAY = (153, 153, 153)
 OFFICIAL = "ViT-L-14-quickgelu"
 
@@ -43,7 +49,9 @@ class Colors(Protocol):
     random: bool
 
     def load(self) -> None:
-        """Make it ready, once; later calls do nothing. Raises UserError where that is impossible."""
+        """Make it ready, once; later calls do nothing. Raises UserError where that is
+        impossible.
+        """
 
     def scores(self, questions: Sequence[Question]) -> list[list[float]]:
         """Per object how much it looks like each of the ten `COLORS`; the largest is its color."""
@@ -52,10 +60,11 @@ class Colors(Protocol):
 class Clip:
     """A CLIP of open_clip: `model` is a name among its models or the JSON file of one.
 
-    `weights` are `openai`, any other tag that open_clip knows for the model, or `random`; or they are read from a
-    `checkpoint` file. OpenAI's were trained with QuickGELU, which newer open_clip only builds when it is asked to, so a
-    model without it is refused. Every forward has `batch` crops, so that no result depends on its company; null is 1
-    on the CPU and 16 on a GPU, where the reference's mixed precision is used.
+    `weights` are `openai`, any other tag that open_clip knows for the model, or `random`; or they
+    are read from a `checkpoint` file. OpenAI's were trained with QuickGELU, which newer open_clip
+    only builds when it is asked to, so a model without it is refused. Every forward has `batch`
+    crops, so that no result depends on its company; null is 1 on the CPU and 16 on a GPU, where the
+    reference's mixed precision is used.
     """
 
     def __init__(
@@ -71,16 +80,23 @@ class Clip:
         if weights == "random" and checkpoint:
             raise UserError("benchmark.colors: weights=random and a checkpoint exclude each other")
         if model.endswith(".json"):
-            quick, name = _described(Path(model)), f"{Path(model).stem}-{file_sha256(Path(model))[:8]}"
+            quick = _described(Path(model))
+            name = f"{Path(model).stem}-{file_sha256(Path(model))[:8]}"
         else:
-            quick, name = model.endswith("-quickgelu"), model
+            quick = model.endswith("-quickgelu")
+            name = model
         if not quick:
-            raise UserError(f"benchmark.colors.model={model} has no QuickGELU, which OpenAI's weights need: {OFFICIAL}")
+            raise UserError(
+                f"benchmark.colors.model={model} has no QuickGELU, which OpenAI's weights need: {OFFICIAL}"
+            )
         self.random = weights == "random"
         which = file_sha256(Path(checkpoint))[:8] if checkpoint else weights
         self.id = f"clip-{name}-{which}"
-        self._name, self._weights, self._checkpoint = model, weights, checkpoint
-        self._asked, self._batch = device, batch
+        self._name = model
+        self._weights = weights
+        self._checkpoint = checkpoint
+        self._asked = device
+        self._batch = batch
         self._model: Any = None
         self._text: dict[str, Tensor] = {}  # class -> [colors, D]
 
@@ -92,7 +108,8 @@ class Clip:
 
         from harness.models.checkpoint import device_named
 
-        device, name = device_named(self._asked), self._name
+        device = device_named(self._asked)
+        name = self._name
         if name.endswith(".json"):
             open_clip.add_model_config(Path(name))
             name = Path(name).stem
@@ -124,7 +141,11 @@ class Clip:
         made = []
         with torch.inference_mode(), self._precision():
             for first in range(0, len(crops), size):
-                made.append(self._model.encode_image(torch.stack(crops[first : first + size]).to(self._device)))
+                made.append(
+                    self._model.encode_image(
+                        torch.stack(crops[first : first + size]).to(self._device)
+                    )
+                )
             image_ND = F.normalize(torch.cat(made).float(), dim=-1)
             return [
                 (self._classifier(question.found.name) @ image_D).tolist()
@@ -132,14 +153,21 @@ class Clip:
             ]
 
     def _classifier(self, name: str) -> Tensor:
-        """Text side for one class: per color the mean of the three prompts' directions, float32 [colors, D]."""
+        """Text side for one class: per color the mean of the three prompts' directions, float32
+        [colors, D].
+        """
         import torch
         import torch.nn.functional as F
 
         if name not in self._text:
-            texts = [prompt.format(color=color, name=name) for color in COLORS for prompt in PROMPTS]
+            texts = [
+                prompt.format(color=color, name=name) for color in COLORS for prompt in PROMPTS
+            ]
             tokens = self._tokenizer(texts).to(self._device)
-            made = [self._model.encode_text(tokens[i : i + len(PROMPTS)]) for i in range(0, len(tokens), len(PROMPTS))]
+            made = [
+                self._model.encode_text(tokens[i : i + len(PROMPTS)])
+                for i in range(0, len(tokens), len(PROMPTS))
+            ]
             text_CPD = F.normalize(torch.stack(made).float(), dim=-1)
             self._text[name] = F.normalize(text_CPD.mean(1), dim=-1)
         return self._text[name]
@@ -174,4 +202,6 @@ def _described(path: Path) -> bool:
     try:
         return bool(json.loads(path.read_text())["quick_gelu"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: no model of open_clip with quick_gelu in it ({one_line(error)})") from None
+        raise UserError(
+            f"{path}: no model of open_clip with quick_gelu in it ({one_line(error)})"
+        ) from None

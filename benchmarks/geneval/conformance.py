@@ -1,6 +1,7 @@
 """Runs a conformance file: cases whose answers the reference evaluator gave.
 
-Two kinds of case, told apart by their fields: `detections` in, a verdict out; or result `rows` in, a summary out.
+Two kinds of case, told apart by their fields: `detections` in, a verdict out; or result `rows` in,
+a summary out.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from benchmarks.jsonl import run_cases
 
 
 def conformance(path: Path | str) -> tuple[int, int, list[str]]:
-    """Passed, failed, and one message per failed case. Raises UserError naming the line of a case that is malformed."""
+    """Passed, failed, and one message per failed case. Raises UserError naming the line of a case
+    that is malformed.
+    """
     return run_cases(Path(path), _run)
 
 
@@ -53,7 +56,11 @@ def _run_verdict(case: Mapping[str, Any]) -> Iterator[str]:
     yield from _compare("correct", got.correct, expected["correct"])
     yield from _compare("reason", "\n".join(got.reasons), expected["reason"])
     yield from _compare("kept", got.kept, expected["kept"])
-    yield from _compare("color_checked", [[name, list(i)] for name, i in got.color_checked], expected["color_checked"])
+    yield from _compare(
+        "color_checked",
+        [[name, list(i)] for name, i in got.color_checked],
+        expected["color_checked"],
+    )
 
 
 def _planted(detection: Mapping[str, Any]) -> _Planted:
@@ -71,7 +78,11 @@ def _run_summary(case: Mapping[str, Any]) -> Iterator[str]:
     for name in ("image_accuracy", "prompt_accuracy", "overall"):
         yield from _compare_close(name, getattr(got, name), expected[name])
     tasks = [[task.tag, task.correct, task.total] for task in got.tasks]
-    yield from _compare("tasks", tasks, [[task["tag"], task["correct"], task["total"]] for task in expected["tasks"]])
+    yield from _compare(
+        "tasks",
+        tasks,
+        [[task["tag"], task["correct"], task["total"]] for task in expected["tasks"]],
+    )
     for task, wanted in zip(got.tasks, expected["tasks"], strict=False):
         yield from _compare_close(f"score of {task.tag}", task.score, wanted["score"])
     yield from _compare("printed lines", got.lines(), expected["printed"])

@@ -1,8 +1,10 @@
-"""From pictures to objects: what GenEval's evaluator asks of a Mask2Former, whichever library it comes from.
+"""From pictures to objects: what GenEval's evaluator asks of a Mask2Former, whichever library it
+comes from.
 
-Reference: mmdet 2.27's inference of mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco, as GenEval calls it. The network
-is a backend's; what its raw outputs mean is decided here, the same for all. There is no suppression at any point.
-Shapes: B images, Q queries, C classes, N objects; H x W is the picture, h x w the network's mask resolution.
+Reference: mmdet 2.27's inference of mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco, as GenEval calls
+it. The network is a backend's; what its raw outputs mean is decided here, the same for all. There
+is no suppression at any point. Shapes: B images, Q queries, C classes, N objects; H x W is the
+picture, h x w the network's mask resolution.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ class Found:
     """An object of a picture."""
 
     name: str
-    box: tuple[float, float, float, float]  # x1, y1, x2, y2: tight around the mask, the far corner exclusive
+    box: tuple[
+        float, float, float, float
+    ]  # x1, y1, x2, y2: tight around the mask, the far corner exclusive
     score: float  # a 32-bit float
     mask: np.ndarray  # bool [H, W]
 
@@ -43,17 +47,22 @@ class Detector(Protocol):
     random: bool  # its weights are random: a path to test, no result
 
     def load(self) -> None:
-        """Make it ready, once; later calls do nothing. Raises UserError where that is impossible."""
+        """Make it ready, once; later calls do nothing. Raises UserError where that is
+        impossible.
+        """
 
     def detect(self, images: Sequence[np.ndarray], floor: float) -> list[list[Found]]:
-        """Objects with a score above `floor` of each RGB picture, uint8 [H, W, 3], whatever their sizes."""
+        """Objects with a score above `floor` of each RGB picture, uint8 [H, W, 3], whatever their
+        sizes.
+        """
 
 
 class Mask2Former:
-    """Batches of pictures through a network. A backend says how a picture is prepared and what the network returns.
+    """Batches of pictures through a network. A backend says how a picture is prepared and what the
+    network returns.
 
-    Every forward has `batch` rows, so that no result depends on how many pictures are asked about together; null is 1
-    on the CPU, where more gain nothing, and 8 on a GPU.
+    Every forward has `batch` rows, so that no result depends on how many pictures are asked about
+    together; null is 1 on the CPU, where more gain nothing, and 8 on a GPU.
     """
 
     def __init__(self, device: str, batch: int | None, weights: str) -> None:
@@ -62,7 +71,8 @@ class Mask2Former:
         if weights not in ("published", "random"):
             raise UserError(f"benchmark.detector.weights={weights}: choose published or random")
         self.random = weights == "random"
-        self._asked, self._batch = device, batch
+        self._asked = device
+        self._batch = batch
         self._network: torch.nn.Module | None = None
 
     @property
@@ -95,7 +105,12 @@ class Mask2Former:
                     for row, i in enumerate(some):
                         height, width = images[i].shape[:2]
                         found[i] = instances(
-                            class_BQC[row], mask_BQhw[row], shape[1:], ready[i][1], (height, width), floor
+                            class_BQC[row],
+                            mask_BQhw[row],
+                            shape[1:],
+                            ready[i][1],
+                            (height, width),
+                            floor,
                         )
         return found
 
@@ -109,7 +124,9 @@ class Mask2Former:
         raise NotImplementedError
 
     def prepare(self, image: np.ndarray) -> tuple[Tensor, tuple[int, int]]:
-        """Network input of a picture, float32 [3, h, w], and the height and width of it that are no padding."""
+        """Network input of a picture, float32 [3, h, w], and the height and width of it that are no
+        padding.
+        """
         raise NotImplementedError
 
     def forward(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,22 +142,30 @@ def instances(
     picture: tuple[int, int],
     floor: float,
 ) -> list[Found]:
-    """Objects scoring above `floor` from the raw outputs for one picture; mmdet's MaskFormerFusionHead.
+    """Objects scoring above `floor` from the raw outputs for one picture; mmdet's
+    MaskFormerFusionHead.
 
-    Masks go from the network's resolution to the `padded` input, lose the padding beyond `used`, and are resized to
-    the `picture`, bilinearly both times. A score is class probability times mask quality, so a probability that does
-    not exceed `floor` needs no mask.
+    Masks go from the network's resolution to the `padded` input, lose the padding beyond `used`,
+    and are resized to the `picture`, bilinearly both times. A score is class probability times mask
+    quality, so a probability that does not exceed `floor` needs no mask.
     """
     import torch.nn.functional as F
 
     classes = class_QC.shape[1] - 1
-    chance_N, index_N = class_QC.softmax(-1)[:, :-1].flatten().topk(min(MOST, len(class_QC) * classes), sorted=False)
+    chance_N, index_N = (
+        class_QC.softmax(-1)[:, :-1]
+        .flatten()
+        .topk(min(MOST, len(class_QC) * classes), sorted=False)
+    )
     worth = chance_N > floor
-    chance_N, index_N = chance_N[worth], index_N[worth]
+    chance_N = chance_N[worth]
+    index_N = index_N[worth]
     if not len(index_N):
         return []
     query_M, mask_of_N = (index_N // classes).unique(return_inverse=True)
-    logit_MHW = F.interpolate(mask_Qhw[query_M][None].float(), tuple(padded), mode="bilinear", align_corners=False)
+    logit_MHW = F.interpolate(
+        mask_Qhw[query_M][None].float(), tuple(padded), mode="bilinear", align_corners=False
+    )
     logit_MHW = logit_MHW[:, :, : used[0], : used[1]]
     logit_MHW = F.interpolate(logit_MHW, picture, mode="bilinear", align_corners=False)[0]
     mask_MHW = logit_MHW > 0
@@ -168,7 +193,8 @@ def expect_coco(classes: int, source: str) -> None:
 
 def _bounds(mask_HW: np.ndarray) -> tuple[float, float, float, float]:
     """Box of a mask, zeros for an empty one."""
-    rows, columns = np.flatnonzero(mask_HW.any(1)), np.flatnonzero(mask_HW.any(0))
+    rows = np.flatnonzero(mask_HW.any(1))
+    columns = np.flatnonzero(mask_HW.any(0))
     if not len(rows):
         return 0.0, 0.0, 0.0, 0.0
     return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)

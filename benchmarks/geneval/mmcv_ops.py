@@ -1,7 +1,8 @@
-"""mmcv without compiled operators: the few that Mask2Former needs at inference, from torchvision and plain torch.
+"""mmcv without compiled operators: the few that Mask2Former needs at inference, from torchvision
+and plain torch.
 
-`mmcv-lite` has no `mmcv._ext`, which mmdet imports. `install` puts a module of that name in its place; where a compiled
-mmcv is installed it wins. Every other operator raises when it is called.
+`mmcv-lite` has no `mmcv._ext`, which mmdet imports. `install` puts a module of that name in its
+place; where a compiled mmcv is installed it wins. Every other operator raises when it is called.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ class _Extension(types.ModuleType):
 
 
 def install() -> bool:
-    """Make mmdet importable; call it before that. False where a compiled mmcv, or an earlier call, already did."""
+    """Make mmdet importable; call it before that. False where a compiled mmcv, or an earlier call,
+    already did.
+    """
     try:
         importlib.import_module("mmcv._ext")
         return False
@@ -51,8 +54,8 @@ def install() -> bool:
 def expect_sound_attention(device: torch.device) -> None:
     """Compare mmcv's deformable attention on `device` with its formula, on random input.
 
-    A mmcv that was compiled for other GPUs prints an error and returns garbage, which only shows in low scores
-    (djghosh13/geneval, issue 12). Raises UserError for such a one.
+    A mmcv that was compiled for other GPUs prints an error and returns garbage, which only shows in
+    low scores (djghosh13/geneval, issue 12). Raises UserError for such a one.
     """
     import torch
     from mmcv.ops.multi_scale_deform_attn import (
@@ -68,7 +71,9 @@ def expect_sound_attention(device: torch.device) -> None:
     weight = torch.rand(2, 10, 4, 2, 4, generator=random).to(device)
     shapes_here = shapes.to(device)
     with torch.inference_mode():
-        got = MultiScaleDeformableAttnFunction.apply(value, shapes_here, start.to(device), where, weight, 64)
+        got = MultiScaleDeformableAttnFunction.apply(
+            value, shapes_here, start.to(device), where, weight, 64
+        )
         wanted = multi_scale_deformable_attn_pytorch(value, shapes_here, where, weight)
     worst = float((got - wanted).abs().max())
     if not worst < TOLERANCE * float(wanted.abs().max()):
@@ -84,8 +89,12 @@ def _nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Te
     return torchvision.ops.nms(boxes, scores, float(iou_threshold))
 
 
-def _attention(value: Tensor, shapes: Tensor, start: Tensor, where: Tensor, weight: Tensor, im2col_step: int) -> Tensor:
-    """What the compiled operator computes, for tensors on a GPU; on the CPU mmcv takes the formula by itself."""
+def _attention(
+    value: Tensor, shapes: Tensor, start: Tensor, where: Tensor, weight: Tensor, im2col_step: int
+) -> Tensor:
+    """What the compiled operator computes, for tensors on a GPU; on the CPU mmcv takes the formula
+    by itself.
+    """
     from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
 
     return multi_scale_deformable_attn_pytorch(value, shapes, where, weight)

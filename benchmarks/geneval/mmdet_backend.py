@@ -1,4 +1,6 @@
-"""GenEval's detector through mmdet 3.3: the network of the reference, whose weights mmdet 3 publishes converted."""
+"""GenEval's detector through mmdet 3.3: the network of the reference, whose weights mmdet 3
+publishes converted.
+"""
 
 from __future__ import annotations
 
@@ -24,16 +26,18 @@ OFFICIAL = "mask2former_swin-s-p4-w7-224_8xb2-lsj-50e_coco"
 URL = "https://download.openmmlab.com/mmdetection/v3.0/mask2former/{name}/{name}_20220504_001756-{sha256}.pth"
 SHA256 = "c9d0c4f2"
 """The digits that mmdet publishes, in the file's name."""
-MEAN, DEVIATION = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+MEAN = (123.675, 116.28, 103.53)
+DEVIATION = (58.395, 57.12, 57.375)
 PADDING = (128, 128, 128)
 
 
 class Mmdet(Mask2Former):
     """A Mask2Former of mmdet: `config` is a name among mmdet's or a file.
 
-    `weights` are `published`, which means a `checkpoint` file (.pth or .safetensors), or null for the pinned download;
-    or `random`, which tests the path. `short_side` is what pictures are resized to, in pixels; the reference has 800.
-    Raises UserError for what does not exist; a checkpoint that does not fit is refused when it is loaded.
+    `weights` are `published`, which means a `checkpoint` file (.pth or .safetensors), or null for
+    the pinned download; or `random`, which tests the path. `short_side` is what pictures are
+    resized to, in pixels; the reference has 800. Raises UserError for what does not exist; a
+    checkpoint that does not fit is refused when it is loaded.
     """
 
     def __init__(
@@ -47,14 +51,26 @@ class Mmdet(Mask2Former):
     ) -> None:
         super().__init__(device, batch, weights)
         if short_side < 32:
-            raise UserError(f"benchmark.detector.short_side={short_side}: at least 32 pixels are needed")
+            raise UserError(
+                f"benchmark.detector.short_side={short_side}: at least 32 pixels are needed"
+            )
         if self.random and checkpoint:
-            raise UserError("benchmark.detector: weights=random and a checkpoint exclude each other")
-        self._config, self._checkpoint, self._short_side = config, checkpoint, short_side
-        name = Path(config).stem + (f"-{file_sha256(Path(config))[:8]}" if config.endswith(".py") else "")
+            raise UserError(
+                "benchmark.detector: weights=random and a checkpoint exclude each other"
+            )
+        self._config = config
+        self._checkpoint = checkpoint
+        self._short_side = short_side
+        name = Path(config).stem + (
+            f"-{file_sha256(Path(config))[:8]}" if config.endswith(".py") else ""
+        )
         if config != OFFICIAL and not self.random and checkpoint is None:
-            raise UserError(f"benchmark.detector.config={config}: only {OFFICIAL} has a download; set checkpoint=PATH")
-        which = "random" if self.random else file_sha256(Path(checkpoint))[:8] if checkpoint else SHA256
+            raise UserError(
+                f"benchmark.detector.config={config}: only {OFFICIAL} has a download; set checkpoint=PATH"
+            )
+        which = (
+            "random" if self.random else file_sha256(Path(checkpoint))[:8] if checkpoint else SHA256
+        )
         self.id = f"mmdet-{name}-{which}" + (f"@{short_side}" if short_side != 800 else "")
 
     def build(self) -> torch.nn.Module:
@@ -74,7 +90,9 @@ class Mmdet(Mask2Former):
         return network
 
     def prepare(self, image: np.ndarray) -> tuple[Tensor, tuple[int, int]]:
-        """As mmdet 2 does it: resized as bytes, padded to a multiple of 32 with gray, normalised."""
+        """As mmdet 2 does it: resized as bytes, padded to a multiple of 32 with gray,
+        normalised.
+        """
         import mmcv
         import torch
 
@@ -82,7 +100,9 @@ class Mmdet(Mask2Former):
         resized = mmcv.imrescale(image, scale)
         used = (int(resized.shape[0]), int(resized.shape[1]))
         padded = mmcv.impad_to_multiple(resized, 32, pad_val=PADDING)
-        normal = mmcv.imnormalize(padded, np.array(MEAN), np.array(DEVIATION), to_rgb=False)  # it is RGB already
+        normal = mmcv.imnormalize(
+            padded, np.array(MEAN), np.array(DEVIATION), to_rgb=False
+        )  # it is RGB already
         return torch.from_numpy(normal.transpose(2, 0, 1).copy()), used
 
     def forward(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,14 +120,24 @@ class Mmdet(Mask2Former):
         path = Path(self._config)
         if path.suffix != ".py":
             assert mmdet.__file__
-            path = Path(mmdet.__file__).parent / ".mim" / "configs" / "mask2former" / f"{self._config}.py"
+            path = (
+                Path(mmdet.__file__).parent
+                / ".mim"
+                / "configs"
+                / "mask2former"
+                / f"{self._config}.py"
+            )
             if not path.is_file():
                 known = ", ".join(sorted(file.stem for file in path.parent.glob("*coco.py")))
-                raise UserError(f"benchmark.detector.config={self._config}: choose a file, or one of {known}")
+                raise UserError(
+                    f"benchmark.detector.config={self._config}: choose a file, or one of {known}"
+                )
         try:
             return Config.fromfile(path)
         except Exception as error:  # a configuration is Python: it can fail in any way
-            raise UserError(f"{path}: no configuration of mmdet ({one_line(error)[:200]})") from None
+            raise UserError(
+                f"{path}: no configuration of mmdet ({one_line(error)[:200]})"
+            ) from None
 
     def _instantiate(self, config: Any) -> Any:
         import mmdet.models  # noqa: F401  registers them
@@ -122,13 +152,20 @@ class Mmdet(Mask2Former):
         finally:
             logging.getLogger("mmengine").setLevel(level)
         if not hasattr(network, "panoptic_head"):
-            raise UserError(f"benchmark.detector.config={self._config} is a {type(network).__name__}, no Mask2Former")
+            raise UserError(
+                f"benchmark.detector.config={self._config} is a {type(network).__name__}, no Mask2Former"
+            )
         network.num_classes = network.panoptic_head.num_classes
         return network
 
     def _download(self) -> Path:
         url = URL.format(name=self._config, sha256=SHA256)
-        return fetch(url, SHA256, f"geneval/{url.rsplit('/', 1)[1]}", "set benchmark.detector.checkpoint=PATH")
+        return fetch(
+            url,
+            SHA256,
+            f"geneval/{url.rsplit('/', 1)[1]}",
+            "set benchmark.detector.checkpoint=PATH",
+        )
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
@@ -151,26 +188,42 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             raise pickle.UnpicklingError(f"{name} of {kind} is not for checkpoints")
         return getattr(HistoryBuffer, name)
 
-    kinds = [type(np.dtype(kind)) for kind in (np.int64, np.int32, np.float64, np.float32, np.bool_)]
+    kinds = [
+        type(np.dtype(kind)) for kind in (np.int64, np.int32, np.float64, np.float32, np.bool_)
+    ]
     multiarray: Any = np._core.multiarray  # type: ignore[attr-defined]  # how NumPy 2 pickles; NumPy 1 had no underscore
     arrays = [
         (getattr(multiarray, name), f"numpy.{core}.multiarray.{name}")
         for name in ("_reconstruct", "scalar")
         for core in ("core", "_core")
     ]
-    harmless = [HistoryBuffer, ConfigDict, np.ndarray, np.dtype, *kinds, *arrays, (statistic, "builtins.getattr")]
+    harmless = [
+        HistoryBuffer,
+        ConfigDict,
+        np.ndarray,
+        np.dtype,
+        *kinds,
+        *arrays,
+        (statistic, "builtins.getattr"),
+    ]
     loaded = unpickle(path, harmless)
     state = loaded.get("state_dict", loaded)
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(value, Tensor) for value in state.values()
+    ):
         raise UserError(f"{path}: no weights by name, so it is no checkpoint of mmdet")
     return state
 
 
 def fit(network: torch.nn.Module, state: dict[str, Tensor], path: Path, config: str) -> None:
-    """Put weights into a network, every one of them. Raises UserError for a checkpoint of another network."""
+    """Put weights into a network, every one of them. Raises UserError for a checkpoint of another
+    network.
+    """
     wanted = network.state_dict()
     other = [
-        name for name, value in state.items() if name in wanted and tuple(value.shape) != tuple(wanted[name].shape)
+        name
+        for name, value in state.items()
+        if name in wanted and tuple(value.shape) != tuple(wanted[name].shape)
     ]
     problems = [
         *_listed("are missing", [name for name in wanted if name not in state]),

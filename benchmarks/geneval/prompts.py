@@ -1,7 +1,7 @@
 """GenEval's metadata files: from JSON Lines to prompts, with every rule of the schema checked.
 
-A row that the evaluator would read otherwise than its author meant (a misspelt key, a clause that refers forwards) is
-refused: it would not fail later, it would score.
+A row that the evaluator would read otherwise than its author meant (a misspelt key, a clause that
+refers forwards) is refused: it would not fail later, it would score.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ TASKS = ("single_object", "two_object", "counting", "colors", "position", "color
 def read_prompts(path: Path | str, classes: Collection[str] | None = None) -> list[Prompt]:
     """The prompts of a metadata file, ids by row index ("geneval/00042"); `spec` is the whole row.
 
-    With `classes`, a row that names any other class is refused. Raises UserError naming file, line and problem.
+    With `classes`, a row that names any other class is refused. Raises UserError naming file, line
+    and problem.
     """
     path = Path(path)
     prompts = []
@@ -36,18 +37,23 @@ def read_prompts(path: Path | str, classes: Collection[str] | None = None) -> li
         if problem := row_problem(row, classes):
             raise bad_line(path, number, problem)
         if not row["include"] and not row.get("exclude"):
-            raise bad_line(path, number, "the row has no clause, so that any image would be correct")
+            raise bad_line(
+                path, number, "the row has no clause, so that any image would be correct"
+            )
         prompts.append(Prompt(f"geneval/{number - 1:05d}", row["prompt"], row["tag"], row))
     return prompts
 
 
 def official_file(metadata: str | None, allow_other_version: bool) -> tuple[Path, str]:
-    """The metadata file and its version: the reference's commit, or the hash of another file, if that is allowed.
+    """The metadata file and its version: the reference's commit, or the hash of another file, if
+    that is allowed.
 
     None or `official` is the reference's own, from the cache or a download pinned by its hash.
     """
     if metadata in (None, "official"):
-        return fetch(URL, SHA256, "geneval/evaluation_metadata.jsonl", "set benchmark.metadata=PATH"), COMMIT[:7]
+        return fetch(
+            URL, SHA256, "geneval/evaluation_metadata.jsonl", "set benchmark.metadata=PATH"
+        ), COMMIT[:7]
     path = Path(str(metadata)).expanduser()
     if (found := file_sha256(path)) == SHA256:
         return path, COMMIT[:7]
@@ -59,17 +65,22 @@ def official_file(metadata: str | None, allow_other_version: bool) -> tuple[Path
     return path, f"other-{found[:8]}"
 
 
-def about(prompts: Sequence[Prompt], classes: Collection[str], others: str, source: str) -> list[Prompt]:
+def about(
+    prompts: Sequence[Prompt], classes: Collection[str], others: str, source: str
+) -> list[Prompt]:
     """The prompts that name none but these classes; says how many of `source` are left out.
 
-    `others` says what the other classes are ("unknown to ..."). Raises UserError where no prompt is left.
+    `others` says what the other classes are ("unknown to ..."). Raises UserError where no prompt is
+    left.
     """
     unknown = Counter(name for prompt in prompts for name in classes_of(prompt) - set(classes))
     chosen = [prompt for prompt in prompts if classes_of(prompt) <= set(classes)]
     if not chosen:
         raise UserError(f"{source}: each of its {len(prompts)} prompts names a class {others}")
     if unknown:
-        examples = ", ".join(name for name, _ in unknown.most_common(5)) + (", ..." if len(unknown) > 5 else "")
+        examples = ", ".join(name for name, _ in unknown.most_common(5)) + (
+            ", ..." if len(unknown) > 5 else ""
+        )
         log.warning(
             "%s: %d of %d prompts left out: they name %d classes %s (%s)",
             *(source, len(prompts) - len(chosen), len(prompts), len(unknown), others, examples),
@@ -79,7 +90,9 @@ def about(prompts: Sequence[Prompt], classes: Collection[str], others: str, sour
 
 def classes_of(prompt: Prompt) -> frozenset[str]:
     """The classes that a prompt's clauses name."""
-    return frozenset(clause["class"] for key in ("include", "exclude") for clause in prompt.spec.get(key, ()))
+    return frozenset(
+        clause["class"] for key in ("include", "exclude") for clause in prompt.spec.get(key, ())
+    )
 
 
 def row_problem(row: dict[str, Any], classes: Collection[str] | None = None) -> str | None:
@@ -101,12 +114,17 @@ def row_problem(row: dict[str, Any], classes: Collection[str] | None = None) -> 
     return None
 
 
-def _clause_problem(clause: object, kind: str, index: int, classes: Collection[str] | None) -> str | None:
+def _clause_problem(
+    clause: object, kind: str, index: int, classes: Collection[str] | None
+) -> str | None:
     if not isinstance(clause, dict):
         return f"expected a JSON object, found {clause!r}"
-    if problem := _key_problem(clause, ("class", "count"), ("color", "position") if kind == "include" else ()):
+    if problem := _key_problem(
+        clause, ("class", "count"), ("color", "position") if kind == "include" else ()
+    ):
         return problem
-    name, count = clause["class"], clause["count"]
+    name = clause["class"]
+    count = clause["count"]
     if not isinstance(name, str) or not name:
         return f"'class' must be a name, found {name!r}"
     if classes is not None and name not in classes:
@@ -131,7 +149,9 @@ def _position_problem(position: object, index: int) -> str | None:
     return None
 
 
-def _key_problem(value: dict[str, Any], needed: Collection[str], optional: Collection[str]) -> str | None:
+def _key_problem(
+    value: dict[str, Any], needed: Collection[str], optional: Collection[str]
+) -> str | None:
     if missing := [key for key in needed if key not in value]:
         return f"'{missing[0]}' is missing"
     if unknown := [key for key in value if key not in needed and key not in optional]:

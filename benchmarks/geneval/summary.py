@@ -1,7 +1,8 @@
-"""GenEval's summary of a result file: from one verdict per image to the numbers the reference prints.
+"""GenEval's summary of a result file: from one verdict per image to the numbers the reference
+prints.
 
-Reference: evaluation/summary_scores.py. The published "GenEval overall" is the unweighted mean of the task scores. The
-reference leaves missing tasks out of it without a word; here they are named.
+Reference: evaluation/summary_scores.py. The published "GenEval overall" is the unweighted mean of
+the task scores. The reference leaves missing tasks out of it without a word; here they are named.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ class Result:
     tag: str
     prompt: str
     correct: bool
-    metadata: str  # the metadata row as JSON; images belong to one prompt when these texts are equal
+    metadata: (
+        str  # the metadata row as JSON; images belong to one prompt when these texts are equal
+    )
     reason: str = ""
     details: str = "{}"  # JSON: class -> [x1, y1, x2, y2, score] of the kept objects
 
@@ -51,12 +54,16 @@ class Summary:
     total_images: int
     total_prompts: int
     image_accuracy: float  # micro: share of correct images
-    prompt_accuracy: float  # share of prompts with at least one correct image: pass@k, not an average
+    prompt_accuracy: (
+        float  # share of prompts with at least one correct image: pass@k, not an average
+    )
     tasks: tuple[TaskScore, ...]
 
     @property
     def overall(self) -> float:
-        """Mean of the scores of the tasks that are there; comparable with published numbers only if none is missing."""
+        """Mean of the scores of the tasks that are there; comparable with published numbers only if
+        none is missing.
+        """
         return sum(task.score for task in self.tasks) / len(self.tasks)
 
     @property
@@ -103,8 +110,11 @@ def summarize(results: Iterable[Result]) -> Summary:
 
 
 def read_results(path: Path | str) -> list[Result]:
-    """The rows of a result file as the reference writes it. Raises UserError naming file, line and problem."""
-    path, results = Path(path), []
+    """The rows of a result file as the reference writes it. Raises UserError naming file, line and
+    problem.
+    """
+    path = Path(path)
+    results = []
     for number, row in read_objects(path):
         try:
             results.append(parse_result(row))
@@ -120,11 +130,19 @@ def format_result(result: Result) -> str:
 
 
 def parse_result(row: object) -> Result:
-    """One row of a result file; keys beyond the reference's are left aside. Raises ValueError naming the problem."""
+    """One row of a result file; keys beyond the reference's are left aside. Raises ValueError
+    naming the problem.
+    """
     if not isinstance(row, dict):
         raise ValueError(f"expected a JSON object, found {row!r}")
     values: dict[str, Any] = {key: row[key] for key in Result.__slots__ if key in row}
-    for key, kind in {"filename": str, "tag": str, "prompt": str, "correct": bool, "metadata": str}.items():
+    for key, kind in {
+        "filename": str,
+        "tag": str,
+        "prompt": str,
+        "correct": bool,
+        "metadata": str,
+    }.items():
         if not isinstance(values.get(key), kind):
             raise ValueError(f"'{key}' must be a {kind.__name__}, found {values.get(key)!r}")
     if values["tag"] not in TASKS:

@@ -1,7 +1,7 @@
 """A variant of GenEval's detector: the original authors' Mask2Former through transformers.
 
-Trained separately from the reference's network and prepared by its own processor, so its scores are not comparable
-with published ones, and its id keeps them apart.
+Trained separately from the reference's network and prepared by its own processor, so its scores are
+not comparable with published ones, and its id keeps them apart.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 
 
 class Transformers(Mask2Former):
-    """`model` is a folder, or a hub id at a `revision`; without one, the newest is looked up, since the id names it.
+    """`model` is a folder, or a hub id at a `revision`; without one, the newest is looked up, since
+    the id names it.
 
-    `weights` are `published`, or `random` ones in the shape of `model`'s configuration, which test the path. Raises
-    UserError where it cannot be had.
+    `weights` are `published`, or `random` ones in the shape of `model`'s configuration, which test
+    the path. Raises UserError where it cannot be had.
     """
 
     def __init__(
@@ -36,7 +37,9 @@ class Transformers(Mask2Former):
         batch: int | None = None,
     ) -> None:
         super().__init__(device, batch, weights)
-        self._model, self._revision, self._short_side = model, revision, short_side
+        self._model = model
+        self._revision = revision
+        self._short_side = short_side
         which = "random" if self.random else (revision or self._newest())[:8]
         name = model.rstrip("/").split("/")[-1]
         self.id = f"transformers-{name}-{which}" + (f"@{short_side}" if short_side else "")
@@ -46,7 +49,9 @@ class Transformers(Mask2Former):
         from transformers import AutoImageProcessor
 
         try:
-            self._processor = AutoImageProcessor.from_pretrained(self._model, revision=self._revision)
+            self._processor = AutoImageProcessor.from_pretrained(
+                self._model, revision=self._revision
+            )
             network = self._random_network() if self.random else self._published_network()
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise self._unavailable(error) from None
@@ -62,7 +67,9 @@ class Transformers(Mask2Former):
 
         try:
             folder = Path(self._model)
-            return revision_of(folder if folder.is_dir() else locate(self._model, None, ["config.json"], None))
+            return revision_of(
+                folder if folder.is_dir() else locate(self._model, None, ["config.json"], None)
+            )
         except UserError as error:
             raise self._unavailable(error) from None
 
@@ -90,7 +97,9 @@ class Transformers(Mask2Former):
             self._model, revision=self._revision, output_loading_info=True, dtype=torch.float32
         )
         if missing := sorted(told["missing_keys"]):
-            raise UserError(f"{self._model} lacks {len(missing)} tensors of a Mask2Former, such as {missing[0]}")
+            raise UserError(
+                f"{self._model} lacks {len(missing)} tensors of a Mask2Former, such as {missing[0]}"
+            )
         return network
 
     def prepare(self, image: np.ndarray) -> tuple[Tensor, tuple[int, int]]:

@@ -1,8 +1,10 @@
-"""GenEval's decision about one image: which detections count, and whether they are what the prompt asked for.
+"""GenEval's decision about one image: which detections count, and whether they are what the prompt
+asked for.
 
-Pure functions without a detector in sight. Boxes are (x1, y1, x2, y2) in pixels, y downwards; boxes and scores are
-treated as 32-bit floats, as the reference's detector returns them. Reference: evaluation/evaluate_images.py, functions
-`evaluate_image`, `evaluate`, `relative_position` and `compute_iou`.
+Pure functions without a detector in sight. Boxes are (x1, y1, x2, y2) in pixels, y downwards; boxes
+and scores are treated as 32-bit floats, as the reference's detector returns them. Reference:
+evaluation/evaluate_images.py, functions `evaluate_image`, `evaluate`, `relative_position` and
+`compute_iou`.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ RELATIONS = ("left of", "right of", "above", "below")
 Kept = dict[str, list[int]]
 """Class -> indices into the detections, the most confident first."""
 ColorOf = Callable[[str, Sequence[int]], Sequence[str]]
-"""The colors of the detections with these indices, which are all of this class; asked only where a verdict needs it."""
+"""The colors of the detections with these indices, which are all of this class; asked only where a
+verdict needs it.
+"""
 
 
 class Detection(Protocol):
@@ -40,7 +44,9 @@ class Options:
     threshold: float = 0.3  # scores must be strictly greater
     counting_threshold: float = 0.9  # the same, for the counting task
     max_objects: int = 16  # per class
-    max_overlap: float = 1.0  # IoU from which the less confident of two goes; 1 switches suppression off
+    max_overlap: float = (
+        1.0  # IoU from which the less confident of two goes; 1 switches suppression off
+    )
     position_threshold: float = 0.1  # share of the two sizes that an offset must exceed
 
 
@@ -61,17 +67,22 @@ DEFAULTS = Options()
 
 
 def verdict(
-    detections: Sequence[Detection], spec: Mapping[str, Any], color_of: ColorOf, options: Options = DEFAULTS
+    detections: Sequence[Detection],
+    spec: Mapping[str, Any],
+    color_of: ColorOf,
+    options: Options = DEFAULTS,
 ) -> Verdict:
     """Judge one image's detections against a metadata row (`tag`, `include`, `exclude`).
 
-    All clauses are evaluated, also after one has failed. Color and position look at the most confident `count` objects
-    only: a correct runner-up does not help, a wrong one does not hurt.
+    All clauses are evaluated, also after one has failed. Color and position look at the most
+    confident `count` objects only: a correct runner-up does not help, a wrong one does not hurt.
     """
     kept = keep(detections, spec["tag"], options)
     reasons: list[str] = []
     checked: list[tuple[str, tuple[int, ...]]] = []
-    groups: list[list[int] | None] = []  # the objects that met each include clause, None where it failed
+    groups: list[
+        list[int] | None
+    ] = []  # the objects that met each include clause, None where it failed
 
     def ask(name: str, found: Sequence[int]) -> Sequence[str]:
         checked.append((name, tuple(found)))
@@ -91,16 +102,20 @@ def verdict(
 
 
 def keep(detections: Sequence[Detection], tag: str, options: Options = DEFAULTS) -> Kept:
-    """The detections that count: per class by falling score, above the task's threshold, capped, then suppressed.
+    """The detections that count: per class by falling score, above the task's threshold, capped,
+    then suppressed.
 
-    Of equal scores the later detection comes first, as the reference's sort has it for small inputs.
+    Of equal scores the later detection comes first, as the reference's sort has it for small
+    inputs.
     """
     threshold = np.float32(options.counting_threshold if tag == "counting" else options.threshold)
     kept: Kept = {}
     for name in dict.fromkeys(detection.name for detection in detections):
         indices = [i for i, detection in enumerate(detections) if detection.name == name]
         scores = np.array([detections[i].score for i in indices], np.float32)
-        order = [indices[i] for i in np.argsort(scores, kind="stable")[::-1] if scores[i] > threshold]
+        order = [
+            indices[i] for i in np.argsort(scores, kind="stable")[::-1] if scores[i] > threshold
+        ]
         order = order[: options.max_objects]
         if options.max_overlap != 1:
             order = _suppress(order, detections, options.max_overlap)
@@ -111,17 +126,20 @@ def keep(detections: Sequence[Detection], tag: str, options: Options = DEFAULTS)
 
 def overlap(a: Sequence[float], b: Sequence[float]) -> float:
     """IoU of two boxes by inclusive pixel areas; 0 where both are empty."""
-    box_a, box_b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+    box_a = np.asarray(a, np.float32)
+    box_b = np.asarray(b, np.float32)
     shared = _area(np.maximum(box_a[:2], box_b[:2]), np.minimum(box_a[2:], box_b[2:]))
     union = _area(box_a[:2], box_a[2:]) + _area(box_b[:2], box_b[2:]) - shared
     return float(shared / union) if union else 0.0
 
 
-def relations(a: Sequence[float], b: Sequence[float], threshold: float = DEFAULTS.position_threshold) -> list[str]:
+def relations(
+    a: Sequence[float], b: Sequence[float], threshold: float = DEFAULTS.position_threshold
+) -> list[str]:
     """The relations in which box `a` stands to box `b`, sorted: none, one, or two on a diagonal.
 
-    The offset of the centres is shrunk by `threshold` times the two sizes, then divided by its unshrunk length; a
-    relation needs more than half of it along its axis.
+    The offset of the centres is shrunk by `threshold` times the two sizes, then divided by its
+    unshrunk length; a relation needs more than half of it along its axis.
     """
     corners_a, corners_b = (np.asarray(box, np.float32).reshape(2, 2) for box in (a, b))
     offset = corners_a.mean(axis=0) - corners_b.mean(axis=0)
@@ -148,9 +166,7 @@ def _wrong_color(clause: Mapping[str, Any], found: Sequence[int], color_of: Colo
     if seen.count(wanted) >= clause["count"]:
         return ""
     all_seen = ", ".join(f"{seen.count(color)} {color}" for color in COLORS if color in seen)
-    return (
-        f"expected {wanted} {clause['class']}>={clause['count']}, found {seen.count(wanted)} {wanted}; and {all_seen}"
-    )
+    return f"expected {wanted} {clause['class']}>={clause['count']}, found {seen.count(wanted)} {wanted}; and {all_seen}"
 
 
 def _wrong_place(
@@ -178,7 +194,11 @@ def _suppress(order: list[int], detections: Sequence[Detection], max_overlap: fl
     while order:
         best, *rest = order
         survivors.append(best)
-        order = [i for i in rest if overlap(detections[best].box, detections[i].box) < np.float32(max_overlap)]
+        order = [
+            i
+            for i in rest
+            if overlap(detections[best].box, detections[i].box) < np.float32(max_overlap)
+        ]
     return survivors
 
 

@@ -1,6 +1,8 @@
-"""The embedded model's benchmark: GenEval's six tasks over pictogram classes, decided by GenEval's own rules.
+"""The embedded model's benchmark: GenEval's six tasks over pictogram classes, decided by GenEval's
+own rules.
 
-Its scores are no GenEval scores: other images, other detector, other prompts. They compare methods with each other.
+Its scores are no GenEval scores: other images, other detector, other prompts. They compare methods
+with each other.
 """
 
 from __future__ import annotations
@@ -42,10 +44,11 @@ class Detector(Protocol):
 class Pictogram:
     """Prompts of the six tasks about the classes the judge knows, `images` images each.
 
-    They are `total` prompts made from `seed`, or the rows of the GenEval file `metadata` (`official`: the cache, or a
-    download pinned by its hash) that name known classes only (`left_out` counts the others); `prompts` takes that many
-    of them, spread evenly over the tasks. A smaller `prompts` takes a subset of what a larger one takes, under the same
-    ids. Raises UserError where that cannot be had.
+    They are `total` prompts made from `seed`, or the rows of the GenEval file `metadata`
+    (`official`: the cache, or a download pinned by its hash) that name known classes only
+    (`left_out` counts the others); `prompts` takes that many of them, spread evenly over the tasks.
+    A smaller `prompts` takes a subset of what a larger one takes, under the same ids. Raises
+    UserError where that cannot be had.
     """
 
     name = "pictogram"
@@ -63,7 +66,8 @@ class Pictogram:
     ) -> None:
         if images < 1:
             raise UserError(f"benchmark.images={images}: at least one image per prompt is needed")
-        self.judge, self.images = judge, images
+        self.judge = judge
+        self.images = images
         self.options = Options(threshold=threshold, counting_threshold=threshold)
         self.left_out = 0
         available = self._generated(total, seed) if metadata is None else self._official(metadata)
@@ -75,8 +79,8 @@ class Pictogram:
     def score(self, items: Iterable[tuple[Prompt, Path]]) -> Iterator[Score]:
         """Judge image files named by their number ("images/00042/2.png"), in order.
 
-        A file that is missing, broken or of a size the judge cannot read gets no value, which counts as wrong;
-        `unjudged` in its detail says why.
+        A file that is missing, broken or of a size the judge cannot read gets no value, which
+        counts as wrong; `unjudged` in its detail says why.
         """
         remaining = iter(items)
         while batch := list(islice(remaining, BATCH)):
@@ -93,7 +97,10 @@ class Pictogram:
             rows = generate_prompts(self.judge.classes, total, seed)
         except ValueError as error:
             raise UserError(f"benchmark.total={total}: {error}") from None
-        return [Prompt(f"pictogram/{i:05d}", row["prompt"], row["tag"], dict(row)) for i, row in enumerate(rows)]
+        return [
+            Prompt(f"pictogram/{i:05d}", row["prompt"], row["tag"], dict(row))
+            for i, row in enumerate(rows)
+        ]
 
     def _official(self, metadata: str) -> list[Prompt]:
         rows = read_prompts(official_file(metadata, allow_other_version=True)[0])
@@ -105,7 +112,9 @@ class Pictogram:
         try:
             return list(self.judge.detect(images)) if images else []
         except ValueError as error:  # one image spoils the batch: find out which
-            return [str(error)] if len(images) == 1 else [self._detect([image])[0] for image in images]
+            return (
+                [str(error)] if len(images) == 1 else [self._detect([image])[0] for image in images]
+            )
 
     def _score(self, prompt: Prompt, path: Path, found: Sequence[Found] | str) -> Score:
         image = int(path.stem)
@@ -116,10 +125,16 @@ class Pictogram:
             return [found[i].color for i in indices]
 
         decision = verdict(found, prompt.spec, color_of, self.options)
-        kept = {name: [_compact(found[i]) for i in indices] for name, indices in decision.kept.items()}
+        kept = {
+            name: [_compact(found[i]) for i in indices] for name, indices in decision.kept.items()
+        }
         detail = {"reasons": list(decision.reasons), "kept": kept}
         return Score(prompt.id, image, self.judge.id, float(decision.correct), detail)
 
 
 def _compact(found: Found) -> list[float | str]:
-    return [*(round(float(corner), 1) for corner in found.box), round(float(found.score), 4), found.color]
+    return [
+        *(round(float(corner), 1) for corner in found.box),
+        round(float(found.score), 4),
+        found.color,
+    ]

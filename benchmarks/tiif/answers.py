@@ -1,4 +1,6 @@
-"""From a judge's reply to its answers: the reference's reading, and ours, which forgives decoration but no doubt."""
+"""From a judge's reply to its answers: the reference's reading, and ours, which forgives decoration
+but no doubt.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ _REFUSAL = re.compile(
 
 
 def read_strictly(reply: str, questions: int) -> tuple[str, ...] | None:
-    """The reference's reading: lines that begin with the word yes or no are the answers, all others are passed over.
+    """The reference's reading: lines that begin with the word yes or no are the answers, all others
+    are passed over.
 
     None where their number is not that of the questions (eval/eval_with_gpt4o.py).
     """
@@ -27,13 +30,16 @@ def read_strictly(reply: str, questions: int) -> tuple[str, ...] | None:
 
 
 def read_fairly(reply: str, questions: int) -> tuple[str, ...] | None:
-    """Answers of a reply that may number, bullet, quote or embolden them; None where they are not plainly there.
+    """Answers of a reply that may number, bullet, quote or embolden them; None where they are not
+    plainly there.
 
     Wherever the reference reads answers, so does this, unless numbers in the reply contradict them.
     """
     plain = read_strictly(reply, questions)
     if plain is None:
-        plain = _complete((_answer(_ORNAMENT.sub("", line, count=1)) for line in _lines(reply)), questions)
+        plain = _complete(
+            (_answer(_ORNAMENT.sub("", line, count=1)) for line in _lines(reply)), questions
+        )
     numbered = _by_number(reply, questions)
     if plain is not None and numbered is not None and plain != numbered:
         return None
@@ -46,7 +52,9 @@ def refused(reply: str) -> bool:
 
 
 def _by_number(reply: str, questions: int) -> tuple[str, ...] | None:
-    """The answers of lines numbered 1, 2, ... to the last question; None where a number or an answer is amiss."""
+    """The answers of lines numbered 1, 2, ... to the last question; None where a number or an
+    answer is amiss.
+    """
     found = []
     for line in _lines(reply):
         if number := _NUMBER.match(line):

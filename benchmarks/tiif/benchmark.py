@@ -1,4 +1,6 @@
-"""TIIF-Bench itself: the official prompts and questions, a vision-language model as judge, OCR for rendered text."""
+"""TIIF-Bench itself: the official prompts and questions, a vision-language model as judge, OCR for
+rendered text.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,13 @@ from harness.records import Prompt
 
 
 class Tiif(Questionnaire):
-    """The prompts of a split ("test" or "testmini") in both lengths, one image each unless `images` says otherwise.
+    """The prompts of a split ("test" or "testmini") in both lengths, one image each unless `images`
+    says otherwise.
 
-    The files come from the folder `metadata`, the cache or the network; see files.py. With `ocr`, images of the
-    dimension "text" are read too, for GNED and recall; the score is the judge's alone, as on the leaderboard. Instead
-    of a number `images` may be a folder of the reference's layout, made elsewhere; `images_of` names the model in it.
+    The files come from the folder `metadata`, the cache or the network; see files.py. With `ocr`,
+    images of the dimension "text" are read too, for GNED and recall; the score is the judge's
+    alone, as on the leaderboard. Instead of a number `images` may be a folder of the reference's
+    layout, made elsewhere; `images_of` names the model in it.
     """
 
     reads_folders = True
@@ -38,16 +42,27 @@ class Tiif(Questionnaire):
         self.name = "tiif" if split == "test" else f"tiif_{split}"
         available, self.version = read_split(self.name, split, metadata, allow_other_version)
         count = images if isinstance(images, int) else 1
-        super().__init__(available, judge, OFFICIAL, wanted=prompts, images=count, reader=RapidOcr() if ocr else None)
+        super().__init__(
+            available,
+            judge,
+            OFFICIAL,
+            wanted=prompts,
+            images=count,
+            reader=RapidOcr() if ocr else None,
+        )
         self.found: dict[tuple[str, int], Path] = {}
         """Images made elsewhere, by prompt id and number."""
         if isinstance(images, str):
             self.found = read_folder(Path(images).expanduser(), images_of, self._prompts)
 
     def estimate(self, prompts: Sequence[Prompt]) -> str:
-        """Calls and tokens for an image of each of these prompts, if every reply can be read at once."""
+        """Calls and tokens for an image of each of these prompts, if every reply can be read at
+        once.
+        """
         questions = sum(len(prompt.spec["questions"]) for prompt in prompts)
-        characters = sum(len(SYSTEM) + len(message(prompt.id, prompt.spec["questions"])) for prompt in prompts)
+        characters = sum(
+            len(SYSTEM) + len(message(prompt.id, prompt.spec["questions"])) for prompt in prompts
+        )
         small, large = (tokens * len(prompts) for tokens in (255, 765))
         return (
             f"{self.judge.id}: {len(prompts):,} calls with {questions:,} questions; about {characters // 4:,} tokens "

@@ -1,4 +1,6 @@
-"""Runs a conformance file: cases whose answers the reference scripts gave, and counts of released judge answers."""
+"""Runs a conformance file: cases whose answers the reference scripts gave, and counts of released
+judge answers.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ UNROUNDED = 1.5e-4
 
 
 def conformance(path: Path | str) -> tuple[int, int, list[str]]:
-    """Passed, failed, and one message per failed case. Raises UserError naming the line of a case that is malformed."""
+    """Passed, failed, and one message per failed case. Raises UserError naming the line of a case
+    that is malformed.
+    """
     return run_cases(Path(path), _run)
 
 
@@ -32,7 +36,9 @@ def _run(case: Mapping[str, Any]) -> Iterator[str]:
 
 def _answers(case: Mapping[str, Any]) -> Iterator[str]:
     """Our own reading must be the reference's wherever the reference reads anything."""
-    reply, questions, expected = case["reply"], case["num_questions"], case["expected"]["answers"]
+    reply = case["reply"]
+    questions = case["num_questions"]
+    expected = case["expected"]["answers"]
     wanted = None if expected is None else tuple(expected)
     yield from _compare("the strict reading", read_strictly(reply, questions), wanted)
     if wanted is not None:
@@ -54,12 +60,21 @@ def _aggregate(case: Mapping[str, Any]) -> Iterator[str]:
         for attribute, lengths in attributes.items()
         for length, cell in lengths.items()
     }
-    wanted = {(row["model"], row["attribute"], row["length"]): row for row in expected["attributes"]}
+    wanted = {
+        (row["model"], row["attribute"], row["length"]): row for row in expected["attributes"]
+    }
     yield from _compare("the columns", sorted(cells), sorted(wanted))
     for key, row in wanted.items():
         correct, total = cells.get(key, (0, 0))
-        yield from _compare(f"correct and total of {key}", (correct, total), (row["correct"], row["total"]))
-        yield from _close(f"accuracy of {key}", round(correct / total, 4) if total else None, row["accuracy"], 1e-9)
+        yield from _compare(
+            f"correct and total of {key}", (correct, total), (row["correct"], row["total"])
+        )
+        yield from _close(
+            f"accuracy of {key}",
+            round(correct / total, 4) if total else None,
+            row["accuracy"],
+            1e-9,
+        )
     means = {model: _mean(model_counts) for model, model_counts in counts.items()}
     for model, mean in expected["mean_accuracy"].items():
         yield from _close(f"mean accuracy of {model}", means[model], mean, UNROUNDED)
@@ -74,10 +89,14 @@ def _released(case: Mapping[str, Any]) -> Iterator[str]:
     yield from _groups(case["counts"], case["groups"])
 
 
-def _groups(counts: Mapping[str, Mapping[str, Sequence[int]]], expected: Mapping[str, Any]) -> Iterator[str]:
+def _groups(
+    counts: Mapping[str, Mapping[str, Sequence[int]]], expected: Mapping[str, Any]
+) -> Iterator[str]:
     for length in LENGTHS:
         accuracy = _accuracy(counts, length)
-        means = {name: weighted(share, accuracy) for name, share in OFFICIAL.means(accuracy).items()}
+        means = {
+            name: weighted(share, accuracy) for name, share in OFFICIAL.means(accuracy).items()
+        }
         for key, by_length in expected.items():
             name = KEYS.get(key, key)
             got = means[name] if name in means else accuracy.get(name)
@@ -98,7 +117,9 @@ def _mean(counts: Mapping[str, Mapping[str, Sequence[int]]]) -> float | None:
 def _text_metrics(case: Mapping[str, Any]) -> Iterator[str]:
     words = read_words(case["ocr"])
     yield from _close("gned", gned(case["ground_truth"], words), case["expected"]["gned"], 1e-9)
-    yield from _close("recall", recall(case["ground_truth"], words), case["expected"]["recall"], 1e-9)
+    yield from _close(
+        "recall", recall(case["ground_truth"], words), case["expected"]["recall"], 1e-9
+    )
 
 
 def _text_file(case: Mapping[str, Any]) -> Iterator[str]:
@@ -129,5 +150,9 @@ def _compare(what: str, got: object, expected: object) -> Iterator[str]:
 
 def _close(what: str, got: float | None, expected: float | None, tolerance: float) -> Iterator[str]:
     same = got is None and expected is None
-    if not same and (got is None or expected is None or not math.isclose(got, expected, rel_tol=0, abs_tol=tolerance)):
+    if not same and (
+        got is None
+        or expected is None
+        or not math.isclose(got, expected, rel_tol=0, abs_tol=tolerance)
+    ):
         yield f"{what} is {got!r}, expected {expected!r}"

@@ -1,6 +1,8 @@
-"""The benchmark's files: 39 dimensions, a file of prompts and one of questions each, pinned by their hashes.
+"""The benchmark's files: 39 dimensions, a file of prompts and one of questions each, pinned by
+their hashes.
 
-They carry no licence, so they are not shipped: they come from a folder of the user's, the cache or the repository.
+They carry no licence, so they are not shipped: they come from a folder of the user's, the cache or
+the repository.
 """
 
 from __future__ import annotations
@@ -25,20 +27,29 @@ SPLITS = ("test", "testmini")
 _WORD = re.compile(r"Is the text '(.*)' in the image\?")
 
 
-def read_split(name: str, split: str, metadata: str | None, allow_other_version: bool) -> tuple[list[Prompt], str]:
-    """The prompts of "test" or "testmini", both lengths of a row side by side, and the version they are of.
+def read_split(
+    name: str, split: str, metadata: str | None, allow_other_version: bool
+) -> tuple[list[Prompt], str]:
+    """The prompts of "test" or "testmini", both lengths of a row side by side, and the version they
+    are of.
 
-    `metadata` is a folder with the split's two folders; without one the cache is asked, then the network. A file whose
-    hash is not the published one is refused, or marks the version. Raises UserError naming file, line and problem.
+    `metadata` is a folder with the split's two folders; without one the cache is asked, then the
+    network. A file whose hash is not the published one is refused, or marks the version. Raises
+    UserError naming file, line and problem.
     """
     if split not in SPLITS:
         raise UserError(f"benchmark.split={split}: choose from {', '.join(SPLITS)}")
     files = {
-        stem: (_file(split, stem, "prompts", metadata), _file(split, stem, "eval_prompts", metadata))
+        stem: (
+            _file(split, stem, "prompts", metadata),
+            _file(split, stem, "eval_prompts", metadata),
+        )
         for stem in OFFICIAL.dimensions
     }
     version = _version(split, files, metadata, allow_other_version)
-    return [prompt for stem, pair in files.items() for prompt in _prompts(name, stem, *pair)], version
+    return [
+        prompt for stem, pair in files.items() for prompt in _prompts(name, stem, *pair)
+    ], version
 
 
 def official_hashes() -> dict[str, str]:
@@ -53,15 +64,21 @@ def _path(split: str, stem: str, kind: str) -> str:
 def _file(split: str, stem: str, kind: str, metadata: str | None) -> Path:
     path = _path(split, stem, kind)
     if metadata is None:
-        return fetch(ADDRESS + quote(path), official_hashes()[path], f"tiif/{COMMIT[:8]}/{path}", REMEDY)
+        return fetch(
+            ADDRESS + quote(path), official_hashes()[path], f"tiif/{COMMIT[:8]}/{path}", REMEDY
+        )
     file = Path(metadata) / path
     if not file.is_file():
         raise UserError(f"benchmark.metadata={metadata}: {path} is not there; {REMEDY}")
     return file
 
 
-def _version(split: str, files: Mapping[str, tuple[Path, Path]], metadata: str | None, allow: bool) -> str:
-    """What the files are; "other" and a hash over all of them where one is not the published one."""
+def _version(
+    split: str, files: Mapping[str, tuple[Path, Path]], metadata: str | None, allow: bool
+) -> str:
+    """What the files are; "other" and a hash over all of them where one is not the published
+    one.
+    """
     known = official_hashes()
     found = {
         _path(split, stem, kind): (file, file_sha256(file))
@@ -81,15 +98,22 @@ def _version(split: str, files: Mapping[str, tuple[Path, Path]], metadata: str |
 
 
 def _prompts(name: str, stem: str, texts: Path, questions: Path) -> Iterator[Prompt]:
-    rows, asked = list(read_objects(texts)), list(read_objects(questions))
+    rows = list(read_objects(texts))
+    asked = list(read_objects(questions))
     if len(rows) != len(asked):
-        raise UserError(f"{questions}: {len(asked)} rows, {texts} has {len(rows)}; they belong together row by row")
+        raise UserError(
+            f"{questions}: {len(asked)} rows, {texts} has {len(rows)}; they belong together row by row"
+        )
     for index, ((line, row), (_, key)) in enumerate(zip(rows, asked, strict=True)):
         spec = _spec(stem, questions, line, key)
         for length in LENGTHS:
             text = row.get(f"{length}_description")
             if row.get("type") != stem or not isinstance(text, str) or not text.strip():
-                raise bad_line(texts, line, f"expected type {stem!r} and a {length}_description, found {row!r:.200}")
+                raise bad_line(
+                    texts,
+                    line,
+                    f"expected type {stem!r} and a {length}_description, found {row!r:.200}",
+                )
             yield Prompt(
                 id=f"{name}/{stem}/{length}/{index}",
                 text=text,
@@ -102,13 +126,22 @@ def _prompts(name: str, stem: str, texts: Path, questions: Path) -> Iterator[Pro
 
 def _spec(stem: str, path: Path, line: int, key: Mapping[str, object]) -> dict[str, list[str]]:
     """Questions and answers of a row, and the words that an image of dimension "text" must show."""
-    questions, answers = key.get("yn_question_list"), key.get("yn_answer_list")
+    questions = key.get("yn_question_list")
+    answers = key.get("yn_answer_list")
     if key.get("type") != stem or not _texts(questions) or not _texts(answers):
-        raise bad_line(path, line, f"expected type {stem!r}, yn_question_list and yn_answer_list, found {key!r:.200}")
+        raise bad_line(
+            path,
+            line,
+            f"expected type {stem!r}, yn_question_list and yn_answer_list, found {key!r:.200}",
+        )
     assert isinstance(questions, list) and isinstance(answers, list)
     answers = [answer.strip().lower() for answer in answers]
     if len(questions) != len(answers) or not set(answers) <= {"yes", "no"}:
-        raise bad_line(path, line, f"expected yes or no for each of {len(questions)} questions, found {answers!r}")
+        raise bad_line(
+            path,
+            line,
+            f"expected yes or no for each of {len(questions)} questions, found {answers!r}",
+        )
     spec = {"questions": [question.strip() for question in questions], "answers": answers}
     if stem == "text":
         words = [_WORD.fullmatch(question) for question in spec["questions"]]
@@ -119,4 +152,8 @@ def _spec(stem: str, path: Path, line: int, key: Mapping[str, object]) -> dict[s
 
 
 def _texts(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(one, str) and one.strip() for one in value)
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(one, str) and one.strip() for one in value)
+    )

@@ -1,8 +1,9 @@
 """The judge's side of TIIF-Bench: all questions about an image in one message, and what came back.
 
-The reference draws one of three templates at random, at temperature 1, and repeats without an end until a reply can be
-read (eval/eval_with_gpt4o.py). Here the prompt's id chooses the template, the chat is greedy, the next attempt takes
-the next template, and attempts end. The templates say what the reference's say, in other words.
+The reference draws one of three templates at random, at temperature 1, and repeats without an end
+until a reply can be read (eval/eval_with_gpt4o.py). Here the prompt's id chooses the template, the
+chat is greedy, the next attempt takes the next template, and attempts end. The templates say what
+the reference's say, in other words.
 """
 
 from __future__ import annotations
@@ -41,9 +42,11 @@ TEMPLATES = (
 
 
 class Witness(Protocol):
-    """Who looks at the images: a chat (harness/judges: vlm, local_vlm), or anything that answers in words.
+    """Who looks at the images: a chat (harness/judges: vlm, local_vlm), or anything that answers in
+    words.
 
-    `tokens` counts what it read and wrote for each question of the last call, `served` names who answered each.
+    `tokens` counts what it read and wrote for each question of the last call, `served` names who
+    answered each.
     """
 
     id: str
@@ -54,7 +57,9 @@ class Witness(Protocol):
         """Raises UserError where it is known beforehand that no question can be answered."""
         ...
 
-    def reply(self, questions: Sequence[str], images: Sequence[np.ndarray], system: str) -> list[str | None]:
+    def reply(
+        self, questions: Sequence[str], images: Sequence[np.ndarray], system: str
+    ) -> list[str | None]:
         """The reply to each question about its image; None where there was none."""
         ...
 
@@ -70,7 +75,9 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """What came back: `answers` are None where no reply could be read, `replies` are empty where there was none."""
+    """What came back: `answers` are None where no reply could be read, `replies` are empty where
+    there was none.
+    """
 
     answers: tuple[str, ...] | None
     replies: tuple[str, ...]  # of each attempt, as they came; the last one was read
@@ -86,12 +93,15 @@ class Heard:
 
 
 class Interview:
-    """A witness as the judge of a questionnaire; an unreadable reply is asked for again, `attempts` times in all."""
+    """A witness as the judge of a questionnaire; an unreadable reply is asked for again, `attempts`
+    times in all.
+    """
 
     def __init__(self, chat: Witness, attempts: int = 3) -> None:
         if attempts < 1:
             raise UserError(f"benchmark.judge.attempts={attempts}: at least one is needed")
-        self.chat, self.attempts = chat, attempts
+        self.chat = chat
+        self.attempts = attempts
         self.id = f"{chat.id}-{digest(dump([SYSTEM, TEMPLATES, READING]).encode(), 8)}"
 
     def ready(self) -> None:
@@ -107,16 +117,22 @@ class Interview:
                 break
             texts = [message(asked[i].key, asked[i].questions, attempt) for i in waiting]
             replies = self.chat.reply(texts, [asked[i].image for i in waiting], SYSTEM)
-            for i, reply, served, tokens in zip(waiting, replies, self.chat.served, self.chat.tokens, strict=True):
+            for i, reply, served, tokens in zip(
+                waiting, replies, self.chat.served, self.chat.tokens, strict=True
+            ):
                 if reply is not None:
                     answers = read_fairly(reply, len(asked[i].questions))
-                    heard[i] = Heard(answers, (*heard[i].replies, reply), served, heard[i].tokens + tokens)
+                    heard[i] = Heard(
+                        answers, (*heard[i].replies, reply), served, heard[i].tokens + tokens
+                    )
             answered = dict(zip(waiting, replies, strict=True))
             waiting = [i for i in waiting if answered[i] is not None and heard[i].answers is None]
         return heard
 
 
 def message(key: str, questions: Sequence[str], attempt: int = 0) -> str:
-    """The text of a call: the template that the prompt's id chooses, on later attempts the next ones."""
+    """The text of a call: the template that the prompt's id chooses, on later attempts the next
+    ones.
+    """
     template = TEMPLATES[(int(digest(key.encode(), 8), 16) + attempt) % len(TEMPLATES)]
     return template.format(questions="\n".join(question.strip() for question in questions))

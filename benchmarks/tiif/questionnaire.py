@@ -1,7 +1,9 @@
-"""A benchmark that puts yes/no questions about every image to a judge: scoring, aggregation, and what a run adds up to.
+"""A benchmark that puts yes/no questions about every image to a judge: scoring, aggregation, and
+what a run adds up to.
 
-A prompt's `spec` has `questions`, the `answers` that are right ("yes" or "no"), and `words` where an image must show
-text. Its `weight` is its number of questions, so that a category's mean is the share of right answers among all.
+A prompt's `spec` has `questions`, the `answers` that are right ("yes" or "no"), and `words` where
+an image must show text. Its `weight` is its number of questions, so that a category's mean is the
+share of right answers among all.
 """
 
 from __future__ import annotations
@@ -28,9 +30,11 @@ MUTE = 20
 
 
 class Questionnaire:
-    """Prompts with questions, a judge that answers them, and groups that its scores are summed up in.
+    """Prompts with questions, a judge that answers them, and groups that its scores are summed up
+    in.
 
-    `wanted` prompts are taken, spread evenly over the dimensions, always both lengths of a scene; None takes all.
+    `wanted` prompts are taken, spread evenly over the dimensions, always both lengths of a scene;
+    None takes all.
     """
 
     def __init__(
@@ -45,7 +49,10 @@ class Questionnaire:
     ) -> None:
         if images < 1:
             raise UserError(f"benchmark.images={images}: at least one image per prompt is needed")
-        self.judge, self.groups, self.images, self._reader = judge, groups, images, reader
+        self.judge = judge
+        self.groups = groups
+        self.images = images
+        self._reader = reader
         self._prompts = list(prompts) if wanted is None else _pairs(prompts, wanted)
         self._mute = 0  # images in a row without a readable reply
 
@@ -53,7 +60,9 @@ class Questionnaire:
         return list(self._prompts)
 
     def aggregates(self, categories: Collection[str]) -> dict[str, dict[str, float]]:
-        """Groups, levels and the overall score of each length as weights of categories; "score" is the mean of both."""
+        """Groups, levels and the overall score of each length as weights of categories; "score" is
+        the mean of both.
+        """
         return self.groups.aggregates(categories)
 
     def ready(self) -> None:
@@ -63,9 +72,10 @@ class Questionnaire:
     def score(self, items: Iterable[tuple[Prompt, Path]]) -> Iterator[Score]:
         """Judge image files named by their number ("images/text/short/3/0.png"), in order.
 
-        A value is the share of right answers; None, which counts as wrong, for a file that cannot be read and for a
-        judge whose replies cannot. An image that it did not reply to at all has no score: the next run asks again.
-        Raises UserError for a judge that gives no readable reply `MUTE` times in a row; these have no score either.
+        A value is the share of right answers; None, which counts as wrong, for a file that cannot
+        be read and for a judge whose replies cannot. An image that it did not reply to at all has
+        no score: the next run asks again. Raises UserError for a judge that gives no readable reply
+        `MUTE` times in a row; these have no score either.
         """
         remaining = iter(items)
         unread: list[Score] = []
@@ -82,7 +92,9 @@ class Questionnaire:
             )
             for (prompt, path), image in zip(batch, pixels, strict=True):
                 if isinstance(image, str):
-                    unread.append(Score(prompt.id, int(path.stem), self.judge.id, None, {"unjudged": image}))
+                    unread.append(
+                        Score(prompt.id, int(path.stem), self.judge.id, None, {"unjudged": image})
+                    )
                     continue
                 one = next(heard)
                 self._mute = 0 if one.answers else self._mute + 1
@@ -97,7 +109,9 @@ class Questionnaire:
         yield from unread
 
     def summarise(self, scores: Sequence[Score]) -> Iterator[str]:
-        """Lines about a run: the official table, how the judge answered, and how well text is rendered."""
+        """Lines about a run: the official table, how the judge answered, and how well text is
+        rendered.
+        """
         prompts = {prompt.id: prompt for prompt in self._prompts}
         right: Counter[str] = Counter()
         asked: Counter[str] = Counter()
@@ -106,20 +120,31 @@ class Questionnaire:
         for score in scores:
             right[prompts[score.prompt_id].category] += score.detail.get("right", 0)
         accuracy = {category: right[category] / total for category, total in asked.items()}
-        means = {name: weighted(share, accuracy) for name, share in self.aggregates(accuracy).items()}
+        means = {
+            name: weighted(share, accuracy) for name, share in self.aggregates(accuracy).items()
+        }
         yield f"{self.judge.id}, score {100 * means['score']:.2f} %; a missing or unjudged image is wrong"
-        for name in dict.fromkeys(name.partition("/")[2] for name in [*means, *accuracy] if "/" in name):
+        for name in dict.fromkeys(
+            name.partition("/")[2] for name in [*means, *accuracy] if "/" in name
+        ):
             cells = [{**accuracy, **means}.get(f"{length}/{name}") for length in LENGTHS]
-            yield f"{name:<28} " + " / ".join("-" if cell is None else f"{100 * cell:.2f}" for cell in cells)
+            yield f"{name:<28} " + " / ".join(
+                "-" if cell is None else f"{100 * cell:.2f}" for cell in cells
+            )
         yield from _balance(prompts, scores)
         yield from _rendering(prompts, scores)
 
     def _score(self, prompt: Prompt, path: Path, image: np.ndarray, heard: Heard) -> Score:
         """Raw replies are kept, so that a run can be read again without asking again."""
-        detail: dict[str, object] = {"replies": list(heard.replies), "served": heard.served, "tokens": heard.tokens}
+        detail: dict[str, object] = {
+            "replies": list(heard.replies),
+            "served": heard.served,
+            "tokens": heard.tokens,
+        }
         if self._reader and "words" in prompt.spec:
             detail["text"] = _text(self._reader, prompt.spec["words"], image)
-        number, value = int(path.stem), None
+        number = int(path.stem)
+        value = None
         if heard.answers is None:
             detail["unjudged"] = heard.problem
         else:
@@ -138,7 +163,11 @@ def _pairs(prompts: Sequence[Prompt], wanted: int) -> list[Prompt]:
             "every scene has a short and a long one"
         )
     length, _, _ = prompts[0].category.partition("/")
-    scenes = [replace(prompt, category=_dimension(prompt)) for prompt in prompts if _length(prompt) == length]
+    scenes = [
+        replace(prompt, category=_dimension(prompt))
+        for prompt in prompts
+        if _length(prompt) == length
+    ]
     chosen = {scene.cluster for scene in spread(scenes, wanted // len(LENGTHS))}
     return [prompt for prompt in prompts if prompt.cluster in chosen]
 
@@ -162,23 +191,36 @@ def _muted(judge: str, last: Heard) -> str:
 def _text(reader: Reader, words: Sequence[str], image: np.ndarray) -> dict[str, object]:
     """What is written in an image, and how far that is from the words it must show."""
     lines = reader.read(image)
-    wanted, read = [word.lower() for word in words], read_words(lines)
-    return {"reader": reader.id, "lines": lines, "gned": gned(wanted, read), "recall": recall(wanted, read)}
+    wanted = [word.lower() for word in words]
+    read = read_words(lines)
+    return {
+        "reader": reader.id,
+        "lines": lines,
+        "gned": gned(wanted, read),
+        "recall": recall(wanted, read),
+    }
 
 
 def _balance(prompts: Mapping[str, Prompt], scores: Sequence[Score]) -> Iterator[str]:
-    """How often the judge says yes, and how often it is then right: one that agrees readily scores above all models."""
+    """How often the judge says yes, and how often it is then right: one that agrees readily scores
+    above all models.
+    """
     said = [
         (answer, expected)
         for score in scores
         if "answers" in score.detail
-        for answer, expected in zip(score.detail["answers"], prompts[score.prompt_id].spec["answers"], strict=True)
+        for answer, expected in zip(
+            score.detail["answers"], prompts[score.prompt_id].spec["answers"], strict=True
+        )
     ]
     problems = Counter(score.detail["unjudged"] for score in scores if score.value is None)
     listed = ", ".join(f"{count} {problem}" for problem, count in problems.most_common(4))
     yield f"{len(scores)} images judged, in vain: {listed or 'none'}"
     if said:
-        right = {key: _share(answer == key for answer, expected in said if expected == key) for key in ("yes", "no")}
+        right = {
+            key: _share(answer == key for answer, expected in said if expected == key)
+            for key in ("yes", "no")
+        }
         yield (
             f"it says yes to {_share(answer == 'yes' for answer, _ in said)} of {len(said)} questions, the key to "
             f"{_share(expected == 'yes' for _, expected in said)}; it is right on {right['yes']} of those whose key is "
@@ -200,7 +242,9 @@ def _rendering(prompts: Mapping[str, Prompt], scores: Sequence[Score]) -> Iterat
             if "text" in score.detail and _length(prompts[score.prompt_id]) == length
         ]
         if read:
-            distance, found = (sum(one[name] for one in read) / len(read) for name in ("gned", "recall"))
+            distance, found = (
+                sum(one[name] for one in read) / len(read) for name in ("gned", "recall")
+            )
             yield (
                 f"{length} text by {read[0]['reader']}: GNED {distance:.4f} (lower is better), recall {found:.4f}, "
                 f"{len(read)} images"

@@ -1,7 +1,8 @@
-"""TIIF-Bench's way of asking in the embedded model's world: scenes worded short and long, yes/no questions about each.
+"""TIIF-Bench's way of asking in the embedded model's world: scenes worded short and long, yes/no
+questions about each.
 
-Its scores are no TIIF-Bench scores: other prompts, other questions, another judge. They compare methods with each
-other, and keep the whole path of TIIF-Bench in use where there is no network.
+Its scores are no TIIF-Bench scores: other prompts, other questions, another judge. They compare
+methods with each other, and keep the whole path of TIIF-Bench in use where there is no network.
 """
 
 from __future__ import annotations
@@ -39,7 +40,13 @@ GROUPS = Groups(
     },
     levels={
         "basic": ("basic_attribute", "basic_relation", "basic_reasoning"),
-        "advanced": (*("advanced_attribute_relation", "advanced_attribute_reasoning", "advanced_relation_reasoning"),),
+        "advanced": (
+            *(
+                "advanced_attribute_relation",
+                "advanced_attribute_reasoning",
+                "advanced_relation_reasoning",
+            ),
+        ),
     },
 )
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
@@ -61,12 +68,12 @@ class Scene:
 
 
 class TiifPictogram(Questionnaire):
-    """Prompts in two lengths about `scenes` scenes of six dimensions, made from `seed`: color, number, 2D relation and
-    each two of them.
+    """Prompts in two lengths about `scenes` scenes of six dimensions, made from `seed`: color,
+    number, 2D relation and each two of them.
 
-    `classes` names the set of classes that the model draws. The texts are of the embedded model's grammar and fit its
-    32 positions. At least one question of a scene is to be answered with no. Raises UserError where that many scenes
-    cannot be had.
+    `classes` names the set of classes that the model draws. The texts are of the embedded model's
+    grammar and fit its 32 positions. At least one question of a scene is to be answered with no.
+    Raises UserError where that many scenes cannot be had.
     """
 
     name = "tiif_pictogram"
@@ -85,7 +92,9 @@ class TiifPictogram(Questionnaire):
             raise UserError(f"benchmark.classes={classes}: choose from {', '.join(CLASS_SETS)}")
         shares = {name: len(range(i, scenes, len(MAKERS))) for i, name in enumerate(MAKERS)}
         if min(shares.values()) < 1:
-            raise UserError(f"benchmark.scenes={scenes}: at least one for each of the {len(MAKERS)} dimensions")
+            raise UserError(
+                f"benchmark.scenes={scenes}: at least one for each of the {len(MAKERS)} dimensions"
+            )
         available = [
             prompt
             for dimension, count in shares.items()
@@ -95,7 +104,7 @@ class TiifPictogram(Questionnaire):
         super().__init__(available, judge, GROUPS, wanted=prompts, images=images)
 
 
-# --- scenes ----------------------------------------------------------------------------------------------------------
+# --- scenes ---------------------------------------------------------------------------------------
 
 
 def _scenes(dimension: str, classes: Sequence[str], count: int, seed: int) -> list[Scene]:
@@ -107,11 +116,14 @@ def _scenes(dimension: str, classes: Sequence[str], count: int, seed: int) -> li
         found.setdefault(scene.key, scene)
         if len(found) == count:
             return list(found.values())
-    raise UserError(f"{count} different scenes of dimension {dimension} cannot be had: take fewer benchmark.scenes")
+    raise UserError(
+        f"{count} different scenes of dimension {dimension} cannot be had: take fewer benchmark.scenes"
+    )
 
 
 def _color(classes: Sequence[str], rng: random.Random) -> Scene:
-    (a, b), (red, blue) = rng.sample(classes, 2), _colors(classes, rng, 2)
+    (a, b) = rng.sample(classes, 2)
+    (red, blue) = _colors(classes, rng, 2)
     asked = _yes(ask.present(a), ask.present(b), ask.colored(a, red), ask.colored(b, blue))
     return Scene(make_spec((a, b), colors=(red, blue)), (), (*asked, (ask.colored(a, blue), "no")))
 
@@ -123,29 +135,42 @@ def _numeracy(classes: Sequence[str], rng: random.Random) -> Scene:
 
 
 def _relation(classes: Sequence[str], rng: random.Random) -> Scene:
-    (a, b), relation = rng.sample(classes, 2), rng.choice(tuple(RELATIONS))
+    (a, b) = rng.sample(classes, 2)
+    relation = rng.choice(tuple(RELATIONS))
     asked = _yes(ask.present(a), ask.present(b), ask.related(a, relation, b))
     opposite = ask.related(a, OPPOSITE[relation], b)
     return Scene(make_spec((a, b), relation=relation), (), (*asked, (opposite, "no")))
 
 
 def _numeracy_color(classes: Sequence[str], rng: random.Random) -> Scene:
-    name, count, (red, blue) = rng.choice(classes), rng.choice((2, 3, 4)), _colors(classes, rng, 2)
-    asked = _yes(ask.present(name, many=True), ask.counted(name, count), ask.colored(name, red, many=True))
+    name = rng.choice(classes)
+    count = rng.choice((2, 3, 4))
+    (red, blue) = _colors(classes, rng, 2)
+    asked = _yes(
+        ask.present(name, many=True), ask.counted(name, count), ask.colored(name, red, many=True)
+    )
     spec = make_spec([name], count=count, colors=[red])
     return Scene(spec, (), (*asked, (ask.colored(name, blue, many=True), "no")))
 
 
 def _color_relation(classes: Sequence[str], rng: random.Random) -> Scene:
-    (a, b), (red, blue) = rng.sample(classes, 2), _colors(classes, rng, 2)
+    (a, b) = rng.sample(classes, 2)
+    (red, blue) = _colors(classes, rng, 2)
     relation = rng.choice(tuple(RELATIONS))
-    asked = _yes(ask.present(a), ask.present(b), ask.colored(a, red), ask.colored(b, blue), ask.related(a, relation, b))
+    asked = _yes(
+        ask.present(a),
+        ask.present(b),
+        ask.colored(a, red),
+        ask.colored(b, blue),
+        ask.related(a, relation, b),
+    )
     spec = make_spec((a, b), colors=(red, blue), relation=relation)
     return Scene(spec, (), (*asked, (ask.related(a, OPPOSITE[relation], b), "no")))
 
 
 def _numeracy_relation(classes: Sequence[str], rng: random.Random) -> Scene:
-    (name, absent), count = rng.sample(classes, 2), rng.choice((2, 3, 4))
+    (name, absent) = rng.sample(classes, 2)
+    count = rng.choice((2, 3, 4))
     spec = make_spec([name], count=count)
     layout = rng.choice(layouts(spec))
     places = (ask.placed(name, place, layout.count(place)) for place in dict.fromkeys(layout))
@@ -172,12 +197,14 @@ def _yes(*questions: str) -> list[tuple[str, str]]:
     return [(question, "yes") for question in questions]
 
 
-# --- texts -----------------------------------------------------------------------------------------------------------
+# --- texts ----------------------------------------------------------------------------------------
 
 
 def _prompts(name: str, dimension: str, index: int, scene: Scene, seed: int) -> Iterator[Prompt]:
     questions, answers = (list(column) for column in zip(*scene.questions, strict=True))
-    for length, text in zip(("short", "long"), _texts(scene, f"{seed}/{dimension}/{index}"), strict=True):
+    for length, text in zip(
+        ("short", "long"), _texts(scene, f"{seed}/{dimension}/{index}"), strict=True
+    ):
         yield Prompt(
             id=f"{name}/{dimension}/{length}/{index}",
             text=text,
@@ -191,7 +218,8 @@ def _prompts(name: str, dimension: str, index: int, scene: Scene, seed: int) -> 
 def _texts(scene: Scene, seed: str) -> tuple[str, str]:
     """A short and a long wording that the model was trained on.
 
-    It knows no long wording of a layout: there the two are the shortest and the longest of its short style.
+    It knows no long wording of a layout: there the two are the shortest and the longest of its
+    short style.
     """
     if not scene.layout:
         long = caption(scene.spec, style="long", rng=random.Random(seed))

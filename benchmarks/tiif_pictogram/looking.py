@@ -1,6 +1,7 @@
 """Questions about the embedded model's world, and a judge that answers them by looking.
 
-The judge reads a question's text, nothing else: every question that can be asked here, it understands.
+The judge reads a question's text, nothing else: every question that can be asked here, it
+understands.
 """
 
 from __future__ import annotations
@@ -14,11 +15,15 @@ from benchmarks.geneval.verdict import relations
 from benchmarks.pictogram import Detector, Found
 from harness.models.pictogram.grammar import COLORS, PLACES, RELATIONS, article, plural
 
-# --- questions -------------------------------------------------------------------------------------------------------
+# --- questions ------------------------------------------------------------------------------------
 
 
 def present(name: str, *, many: bool = False) -> str:
-    return f"Are there {plural(name)} in the image?" if many else f"Is there {article(name)} {name} in the image?"
+    return (
+        f"Are there {plural(name)} in the image?"
+        if many
+        else f"Is there {article(name)} {name} in the image?"
+    )
 
 
 def counted(name: str, count: int) -> str:
@@ -37,7 +42,7 @@ def placed(name: str, place: str, count: int) -> str:
     return f"Is the number of {plural(name)} on the {place} {count}?"
 
 
-# --- answers ---------------------------------------------------------------------------------------------------------
+# --- answers --------------------------------------------------------------------------------------
 
 
 Answer = tuple[bool, str]
@@ -45,14 +50,17 @@ Answer = tuple[bool, str]
 
 
 class Eyes:
-    """A detector as witness (benchmarks/tiif/interview.py): it answers each line that is a question of the above.
+    """A detector as witness (benchmarks/tiif/interview.py): it answers each line that is a question
+    of the above.
 
-    Objects count from a score of `threshold`. A color is said of all objects of a class, a relation of the surest two,
-    by GenEval's rule; an object is on the top if its centre is in the upper half.
+    Objects count from a score of `threshold`. A color is said of all objects of a class, a relation
+    of the surest two, by GenEval's rule; an object is on the top if its centre is in the upper
+    half.
     """
 
     def __init__(self, detector: Detector, threshold: float = 0.4) -> None:
-        self._detector, self._threshold = detector, threshold
+        self._detector = detector
+        self._threshold = threshold
         self.id = f"{detector.id}-eyes-{threshold}"
         self.tokens: Sequence[int] = ()
         self.served: Sequence[str] = ()
@@ -61,23 +69,35 @@ class Eyes:
     def ready(self) -> None:
         """It always is."""
 
-    def reply(self, questions: Sequence[str], images: Sequence[np.ndarray], system: str) -> list[str | None]:
+    def reply(
+        self, questions: Sequence[str], images: Sequence[np.ndarray], system: str
+    ) -> list[str | None]:
         """A line for each question in each text, with what was seen as its reason."""
-        self.tokens, self.served = [0] * len(questions), [self.id] * len(questions)
+        self.tokens = [0] * len(questions)
+        self.served = [self.id] * len(questions)
         seen = self._detect(images)
-        return [self._reply(text, *pair) for text, pair in zip(questions, zip(images, seen, strict=True), strict=True)]
+        return [
+            self._reply(text, *pair)
+            for text, pair in zip(questions, zip(images, seen, strict=True), strict=True)
+        ]
 
     def _detect(self, images: Sequence[np.ndarray]) -> list[Sequence[Found] | str]:
         try:
             return list(self._detector.detect(images)) if images else []
         except ValueError as error:  # one image spoils the batch: find out which
-            return [str(error)] if len(images) == 1 else [self._detect([image])[0] for image in images]
+            return (
+                [str(error)] if len(images) == 1 else [self._detect([image])[0] for image in images]
+            )
 
     def _reply(self, text: str, image: np.ndarray, seen: Sequence[Found] | str) -> str:
         if isinstance(seen, str):
             return f"Unreadable: {seen}"
         there = [one for one in seen if one.score > self._threshold]
-        answers = [answer for line in text.splitlines() if (answer := self._answer(line.strip(), image, there))]
+        answers = [
+            answer
+            for line in text.splitlines()
+            if (answer := self._answer(line.strip(), image, there))
+        ]
         lines = [f"{'yes' if right else 'no'}: {why}" for right, why in answers]
         return "\n".join(lines) or "Unknown: no question that a detector understands"
 
@@ -114,7 +134,9 @@ def _patterns(classes: Sequence[str]) -> list[tuple[re.Pattern[str], Callable[..
     def is_related(of: dict[str, str], image: np.ndarray, there: Sequence[Found]) -> Answer:
         (a, b) = (named(of[side], there)[:1] for side in "xy")
         held = relations(a[0].box, b[0].box) if a and b else []
-        return of["relation"] in held, f"{_seen(a)}, {_seen(b)}, {' and '.join(held) or 'no relation'}"
+        return of[
+            "relation"
+        ] in held, f"{_seen(a)}, {_seen(b)}, {' and '.join(held) or 'no relation'}"
 
     one = {side: f"(?P<{side}>{_any(names)})" for side in "xy"}
     kinds = {
@@ -131,7 +153,9 @@ def _any(options: Iterable[str]) -> str:
 
 
 def _is_on(place: str, one: Found, image: np.ndarray) -> bool:
-    axis, far = {"left": (0, False), "right": (0, True), "top": (1, False), "bottom": (1, True)}[place]
+    axis, far = {"left": (0, False), "right": (0, True), "top": (1, False), "bottom": (1, True)}[
+        place
+    ]
     middle = image.shape[1 - axis] / 2
     return ((one.box[axis] + one.box[axis + 2]) / 2 >= middle) == far
 

@@ -26,7 +26,9 @@ NAMES = ("sampler", "methods", "judges")
 
 
 def main() -> None:
-    """Exit code 0 if the bench ran and the bars that bind hold, 1 if one does not, 2 for a mistake in the command."""
+    """Exit code 0 if the bench ran and the bars that bind hold, 1 if one does not, 2 for a mistake
+    in the command.
+    """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     enable_plugins()
     logging.getLogger("hydra").setLevel(logging.WARNING)

@@ -22,7 +22,9 @@ def run(config: DictConfig) -> bool:
     batches, blocks, warm_up = expect_plan(config)
     judges = {name: _judge(name) for name in expect_names(config, "judges")}
     model, _ = random_model(config)
-    outcome = Outcome("judges", model, ", ".join(judge.id for judge in judges.values()), {"model": model.name})
+    outcome = Outcome(
+        "judges", model, ", ".join(judge.id for judge in judges.values()), {"model": model.name}
+    )
     generator = np.random.default_rng(0)
     side = model.decode(model.codebook.new_zeros((1, model.num_tokens)).long()).shape[1:]
     for images in batches:

@@ -1,4 +1,6 @@
-"""What a bench leaves: `results/bench/<name>-<model>.csv`, a plot beside it, and a table on the terminal."""
+"""What a bench leaves: `results/bench/<name>-<model>.csv`, a plot beside it, and a table on the
+terminal.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,13 @@ from harness.kernels import missing
 
 
 class Outcome:
-    """Rows of one bench, each with what is true of all: `about`, and the machine they were measured on."""
+    """Rows of one bench, each with what is true of all: `about`, and the machine they were measured
+    on.
+    """
 
-    def __init__(self, name: str, model: Any, heading: str, about: Mapping[str, object] | None = None) -> None:
+    def __init__(
+        self, name: str, model: Any, heading: str, about: Mapping[str, object] | None = None
+    ) -> None:
         self.path = Path("results/bench") / f"{name}-{model.name}-{model.device.type}.csv"
         self._shared = {**(about or {}), **machine(model.device)}
         self._rows: list[dict[str, Any]] = []
@@ -27,11 +33,15 @@ class Outcome:
 
     def add(self, **values: Any) -> None:
         """One row; floats are written with four significant digits."""
-        self._rows.append({k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in values.items()})
+        self._rows.append(
+            {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in values.items()}
+        )
         print("  ".join(f"{k} {v}" for k, v in self._rows[-1].items()), flush=True)
 
     def write(self, *, plot: tuple[str, str, str] | None = None) -> None:
-        """Write the CSV, and a plot, if wanted, of (x, y) with a line for each value of the third column."""
+        """Write the CSV, and a plot, if wanted, of (x, y) with a line for each value of the third
+        column.
+        """
         frame = pd.DataFrame([{**row, **self._shared} for row in self._rows])
         self.path.parent.mkdir(parents=True, exist_ok=True)
         frame.to_csv(self.path, index=False, lineterminator="\n")

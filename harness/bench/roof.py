@@ -1,7 +1,9 @@
-"""What memory bandwidth allows, and the bars: seconds on an H100, elsewhere the same share of what is possible there.
+"""What memory bandwidth allows, and the bars: seconds on an H100, elsewhere the same share of what
+is possible there.
 
-The floor of an image is the time to read, for each of its tokens, every weight once and the keys and values of the mean
-context once. Prompts, logits, kernels' launches and the image decoder are left out of it.
+The floor of an image is the time to read, for each of its tokens, every weight once and the keys
+and values of the mean context once. Prompts, logits, kernels' launches and the image decoder are
+left out of it.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from harness.bench.timing import timed
 from harness.models import ImageModel
 
 H100 = 3.0e12
-"""Bytes a second that a copy reads and writes on an H100 with HBM3, which the bars in seconds are for."""
+"""Bytes a second that a copy reads and writes on an H100 with HBM3, which the bars in seconds are
+for.
+"""
 TABLES = ("vq.", "words.", "embedding", "gen_embed", "gen_aligner")
 """Parameters of the tokenizer, and of tables that a decoding step looks rows up in."""
 
@@ -38,9 +42,13 @@ class Reading:
 
 
 def reading(model: ImageModel, texts: Sequence[str]) -> Reading:
-    """Of a model that draws images of `texts`. A collapsed prompt is as short as it lies in the cache."""
+    """Of a model that draws images of `texts`. A collapsed prompt is as short as it lies in the
+    cache.
+    """
     cache = model.cache(1)
-    modules = [part for name, part in vars(model).items() if isinstance(part, nn.Module) and name != "vq"]
+    modules = [
+        part for name, part in vars(model).items() if isinstance(part, nn.Module) and name != "vq"
+    ]
     return Reading(
         weights=sum(map(streamed_bytes, modules)),
         position=cache.slot_bytes // (cache.length + 1),
@@ -51,22 +59,32 @@ def reading(model: ImageModel, texts: Sequence[str]) -> Reading:
 
 def streamed_bytes(module: nn.Module) -> int:
     """Bytes of the parameters that every decoding step reads."""
-    return sum(t.nbytes for name, t in module.named_parameters() if not any(table in name for table in TABLES))
+    return sum(
+        t.nbytes
+        for name, t in module.named_parameters()
+        if not any(table in name for table in TABLES)
+    )
 
 
 def copy_bandwidth(device: torch.device, megabytes: int = 256) -> float:
     """Bytes a second that a large copy reads and writes."""
     source = torch.zeros(megabytes * 2**20, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    return 2 * source.nbytes / min(timed(lambda _: target.copy_(source), 0, device) for _ in range(5))
+    return (
+        2 * source.nbytes / min(timed(lambda _: target.copy_(source), 0, device) for _ in range(5))
+    )
 
 
 def matvec_bandwidth(device: torch.device, dtype: torch.dtype, megabytes: int = 256) -> float:
     """Bytes of a large matrix a second that its product with a vector reads."""
     columns = 4096
-    matrix = torch.zeros((megabytes * 2**20 // (columns * dtype.itemsize), columns), dtype=dtype, device=device)
+    matrix = torch.zeros(
+        (megabytes * 2**20 // (columns * dtype.itemsize), columns), dtype=dtype, device=device
+    )
     vector = torch.zeros(columns, dtype=dtype, device=device)
-    return matrix.nbytes / min(timed(lambda _: torch.mv(matrix, vector), 0, device) for _ in range(5))
+    return matrix.nbytes / min(
+        timed(lambda _: torch.mv(matrix, vector), 0, device) for _ in range(5)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +102,11 @@ class Bar:
         return self.least <= self.measured <= self.most
 
     def __str__(self) -> str:
-        wanted = f"at least {self.least:.3g}" if self.least > float("-inf") else f"at most {self.most:.3g}"
+        wanted = (
+            f"at least {self.least:.3g}"
+            if self.least > float("-inf")
+            else f"at most {self.most:.3g}"
+        )
         outcome = "holds" if self.held else "does not hold"
         aside = "" if self.binding else ", not binding here"
         return f"bar: {self.what} {self.measured:.3g}, {wanted}: {outcome}{aside}"
@@ -98,8 +120,12 @@ def all_hold(bars: Iterable[Bar]) -> bool:
     return all(bar.held or not bar.binding for bar in bars)
 
 
-def seconds_allowed(bar_s: float, read: Reading, rows: int, device_name: str, bandwidth: float) -> float:
-    """Most seconds for all tokens: the bar's own on an H100, elsewhere those that are the same share of the floor."""
+def seconds_allowed(
+    bar_s: float, read: Reading, rows: int, device_name: str, bandwidth: float
+) -> float:
+    """Most seconds for all tokens: the bar's own on an H100, elsewhere those that are the same
+    share of the floor.
+    """
     if is_h100(device_name):
         return bar_s
     return bar_s * read.floor_s(rows, bandwidth) / read.floor_s(rows, H100)

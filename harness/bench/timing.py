@@ -1,7 +1,8 @@
-"""Timing two or more things side by side: interleaved blocks, warm-up until stable, ratios paired by block.
+"""Timing two or more things side by side: interleaved blocks, warm-up until stable, ratios paired
+by block.
 
-On a CPU the clock is the processor time of this process, which other jobs on shared cores distort little; on CUDA it
-is the wall clock between two synchronisations.
+On a CPU the clock is the processor time of this process, which other jobs on shared cores distort
+little; on CUDA it is the wall clock between two synchronisations.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ CLOCKS = {"cuda": time.perf_counter, "cpu": time.process_time}
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Seconds of each subject, one for each block; `unstable` names those whose warm-up did not settle.
+    """Seconds of each subject, one for each block; `unstable` names those whose warm-up did not
+    settle.
 
-    `first` is the first call of the warm-up, with compiling and graph capture in it, which is in no other number.
+    `first` is the first call of the warm-up, with compiling and graph capture in it, which is in no
+    other number.
     """
 
     seconds: Mapping[str, np.ndarray]
@@ -39,7 +42,8 @@ class Times:
         return float((high - low) / 2 / self.median(name))
 
     def ratio(self, slower: str, faster: str, *, draws: int = 10_000) -> tuple[float, float, float]:
-        """How many times longer `slower` takes: geometric mean over blocks, with a 95 % bootstrap interval.
+        """How many times longer `slower` takes: geometric mean over blocks, with a 95 % bootstrap
+        interval.
 
         The interval is (nan, nan) for fewer than three blocks.
         """
@@ -52,12 +56,16 @@ class Times:
 
 
 def interleave(
-    subjects: Mapping[str, Callable[[int], object]], blocks: int, device: torch.device, *, warm_up: int
+    subjects: Mapping[str, Callable[[int], object]],
+    blocks: int,
+    device: torch.device,
+    *,
+    warm_up: int,
 ) -> Times:
     """Time every subject once in each block, in an order that turns by one from block to block.
 
-    A subject is called with the number of its block (the same number, the same work). It is warmed up before, in block
-    0, until it is stable or has run `warm_up` times.
+    A subject is called with the number of its block (the same number, the same work). It is warmed
+    up before, in block 0, until it is stable or has run `warm_up` times.
     """
     before = {name: _warmed(subject, device, warm_up) for name, subject in subjects.items()}
     names = list(subjects)
@@ -74,7 +82,8 @@ def interleave(
 
 def timed(subject: Callable[[int], object], block: int, device: torch.device) -> float:
     """Seconds of one call."""
-    cuda, clock = device.type == "cuda", CLOCKS[device.type]
+    cuda = device.type == "cuda"
+    clock = CLOCKS[device.type]
     if cuda:
         torch.cuda.synchronize(device)
     began = clock()

@@ -23,7 +23,8 @@ class Replay(Protocol):
 class Graphs:
     """Work that is replayed: by name, captured on CUDA at its first use, called elsewhere.
 
-    `state` says "on", or "off" and why: on a CPU, or after a capture failed. Then everything is called.
+    `state` says "on", or "off" and why: on a CPU, or after a capture failed. Then everything is
+    called.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -40,10 +41,11 @@ class Graphs:
             work()
 
     def prepare(self, name: Hashable, work: Callable[[], None], idle: Callable[[], None]) -> None:
-        """Capture work whose inputs and outputs are tensors that stay where they are, once for each name.
+        """Capture work whose inputs and outputs are tensors that stay where they are, once for each
+        name.
 
-        For that it is called a few times, after `idle` has put inputs there that say that no row is live. Where
-        capturing fails, all work is called from then on.
+        For that it is called a few times, after `idle` has put inputs there that say that no row is
+        live. Where capturing fails, all work is called from then on.
         """
         if self.state != "on" or name in self._captured:
             return
@@ -71,7 +73,9 @@ class Graphs:
 
 
 class Staging:
-    """Tables on their way to static tensors of the device: pinned there, so that a copy waits for nothing."""
+    """Tables on their way to static tensors of the device: pinned there, so that a copy waits for
+    nothing.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

@@ -1,4 +1,5 @@
-"""The machine that numbers belong to, and what work on it takes: seconds, joules, peak memory, and when it is warm.
+"""The machine that numbers belong to, and what work on it takes: seconds, joules, peak memory, and
+when it is warm.
 
 What a GPU's driver does not tell (no NVML, no permission) is left out.
 """
@@ -30,7 +31,8 @@ def settled(seen: Sequence[float]) -> bool:
 
 
 def warm_up(draw: Callable[[int], object], most: int) -> tuple[list[float], bool]:
-    """Draw images until three consecutive medians of GROUP agree, at most `most`: their seconds, and whether they do.
+    """Draw images until three consecutive medians of GROUP agree, at most `most`: their seconds,
+    and whether they do.
 
     The first has compiling and capturing in it.
     """
@@ -40,13 +42,17 @@ def warm_up(draw: Callable[[int], object], most: int) -> tuple[list[float], bool
         draw(len(seconds))
         seconds.append(time.perf_counter() - began)
         whole = len(seconds) // GROUP * GROUP
-        if whole == len(seconds) and settled(np.median(np.reshape(seconds, (-1, GROUP)), axis=1).tolist()):
+        if whole == len(seconds) and settled(
+            np.median(np.reshape(seconds, (-1, GROUP)), axis=1).tolist()
+        ):
             return seconds, True
     return seconds, False
 
 
 def describe(device: torch.device) -> dict[str, str]:
-    """What a device is called; of a GPU also its driver, its clocks (cores and memory) and its power cap."""
+    """What a device is called; of a GPU also its driver, its clocks (cores and memory) and its
+    power cap.
+    """
     if device.type != "cuda":
         threads = torch.get_num_threads()
         return {"device": f"{_processor()}, {threads} thread{'s' * (threads > 1)}"}
@@ -57,7 +63,8 @@ def describe(device: torch.device) -> dict[str, str]:
             told["driver"] = str(nvml.nvmlSystemGetDriverVersion())
         with suppress(nvml.NVMLError):
             clocks = [
-                nvml.nvmlDeviceGetMaxClockInfo(handle, kind) for kind in (nvml.NVML_CLOCK_SM, nvml.NVML_CLOCK_MEM)
+                nvml.nvmlDeviceGetMaxClockInfo(handle, kind)
+                for kind in (nvml.NVML_CLOCK_SM, nvml.NVML_CLOCK_MEM)
             ]
             told["clocks"] = f"at most {clocks[0]} and {clocks[1]} MHz"
         with suppress(nvml.NVMLError):
@@ -66,7 +73,9 @@ def describe(device: torch.device) -> dict[str, str]:
 
 
 class Meter:
-    """Seconds by the host's clock, joules and peak memory since its start; without what is done `apart`."""
+    """Seconds by the host's clock, joules and peak memory since its start; without what is done
+    `apart`.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -80,13 +89,16 @@ class Meter:
         else:
             with suppress(OSError):
                 Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-        self._began, self._joules = time.perf_counter(), joules(self._device)
-        self.apart_s, self._apart_joules = 0.0, 0.0
+        self._began = time.perf_counter()
+        self._joules = joules(self._device)
+        self.apart_s = 0.0
+        self._apart_joules = 0.0
 
     @contextmanager
     def apart(self) -> Iterator[None]:
         """What is done inside belongs to something else; how long it takes is kept in `apart_s`."""
-        began, before = time.perf_counter(), joules(self._device)
+        began = time.perf_counter()
+        before = joules(self._device)
         try:
             yield
         finally:
@@ -103,7 +115,9 @@ class Meter:
     def joules(self) -> float | None:
         """Of the whole GPU; None where it does not tell."""
         now = joules(self._device)
-        return None if now is None or self._joules is None else now - self._joules - self._apart_joules
+        return (
+            None if now is None or self._joules is None else now - self._joules - self._apart_joules
+        )
 
     @property
     def peak_memory_gb(self) -> float | None:
@@ -112,7 +126,9 @@ class Meter:
             return torch.cuda.max_memory_allocated(self._device) / 1e9
         with suppress(OSError, StopIteration):
             lines = Path("/proc/self/status").read_text().splitlines()
-            return next(1024 * int(line.split()[1]) / 1e9 for line in lines if line.startswith("VmHWM:"))
+            return next(
+                1024 * int(line.split()[1]) / 1e9 for line in lines if line.startswith("VmHWM:")
+            )
         return None
 
 
@@ -144,14 +160,17 @@ def _nvml(device: torch.device) -> tuple[Any, Any]:
 def _processor() -> str:
     with suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+        return next(
+            line.partition(":")[2].strip() for line in lines if line.startswith("model name")
+        )
     return platform.processor() or platform.machine()
 
 
 class Clock:
     """Device seconds by stage, shared evenly among the rows of each measured piece of work.
 
-    On CUDA it records events and reads them in `settle`, so that measuring never waits for the device.
+    On CUDA it records events and reads them in `settle`, so that measuring never waits for the
+    device.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -1,21 +1,23 @@
 """Slots, cache, randomness and ledger for one model on one device. No method logic and no policy.
 
-The one state variable of a stream is *committed tokens against cached positions*:
+The one state variable of a branch is *committed tokens against cached positions*:
 
-    stream k of a canvas:  [ context: P positions ][ image tokens 0 .. n-1 ]
+    branch k of a canvas:  [ context: P positions ][ image tokens 0 .. n-1 ]
                             --- cached ---------------->|<- pending ->|<- draft ->      fed in one forward, width W
 
-Prefill, decoding, speculative verification, skipping, rewinding and re-prompting are the same forward with other
-numbers. Every forward has a constant shape, whoever is in flight: [S, W] for decoding, [B, C] for prefill; positions
-that pad it are written to scratch and never read, so the tokens of a job do not depend on its company. A `compact`
-sampler moves the streams that are alive into the first slots and feeds these alone, in one of a few shapes [B, W] that
-it chooses by their number: the tokens then depend on how many streams are alive beside the job's own, but on no more.
+Prefill, decoding, speculative verification, skipping, rewinding and re-prompting are the same
+forward with other numbers. Every forward has a constant shape, whoever is in flight: [S, W] for
+decoding, [B, C] for prefill; positions that pad it are written to scratch and never read, so the
+tokens of a job do not depend on its company. A `compact` sampler moves the branches that are alive
+into the first slots and feeds these alone, in one of a few shapes [B, W] that it chooses by their
+number: the tokens then depend on how many branches are alive beside the job's own, but on no more.
 
-The nodes of a draft tree lie in the cache one behind the other, wherever in the image they would be, and see only
-their ancestors; the accepted path is then moved to where a chain would lie.
+The nodes of a draft tree lie in the cache one behind the other, wherever in the image they would
+be, and see only their ancestors; the accepted path is then moved to where a chain would lie.
 
-Shapes: S slots, B of them in a forward, R canvases, K streams of a canvas, W positions per forward, T = 1 + draft
-length, P context length, N image tokens, V vocabulary, D model width, Q streams of some canvases.
+Shapes: S slots, B of them in a forward, R canvases, K branches of a canvas, W positions per
+forward, T = 1 + draft length, P context length, N image tokens, V vocabulary, D model width, Q
+branches of some canvases.
 """
 
 from __future__ import annotations
@@ -31,12 +33,12 @@ import torch
 from torch import Tensor
 
 from harness.engine import bursts
-from harness.engine.acceptance import Draft, Drafts, Rule, Verdict, exact, plant
+from harness.engine.acceptance import Draft, Drafts, Rule, Verdict, build_forest, exact
 from harness.engine.bursts import Burst, Group
-from harness.engine.canvas import Canvas, Context, Stream
+from harness.engine.canvas import Branch, Canvas, Context
 from harness.engine.cuda_graphs import Graphs, Staging
 from harness.engine.draft_trees import Forest
-from harness.engine.draw import draw_one, law_of
+from harness.engine.draw import draw_one, guided_probs
 from harness.engine.guidance import Guide, Sampling, cfg, unguided
 from harness.engine.meter import Clock
 from harness.engine.probes import Probe
@@ -51,12 +53,13 @@ from harness.records import Stage, Usage, UserError
 class Sampler:
     """The shared batched sampler.
 
-    `slots` streams are alive at once; `width` positions per stream fit one decoding forward (1; speculative
-    methods 1 + draft length), and `room` positions behind the image are there for the nodes of draft trees.
-    `prefill` is the constant [rows, positions] shape of prefill forwards, `render_batch` that of the image decoder.
-    `compact` forwards feed only the streams that are alive (see above).
-    With `hidden` it keeps the hidden state of every position it feeds, for drafters that continue them (`features`).
-    Raises UserError when the model cannot do what is asked of it.
+    `slots` branches are alive at once; `tokens_per_step` positions per branch fit one decoding
+    forward (1; speculative methods 1 + draft length), and `tree_capacity` positions behind the
+    image are there for the nodes of draft trees. `prefill` is the constant [rows, positions] shape
+    of prefill forwards, `render_batch` that of the image decoder. `compact` forwards feed only the
+    branches that are alive (see above). With `hidden` it keeps the hidden state of every position
+    it feeds, for drafters that continue them (`features`). Raises UserError when the model cannot
+    do what is asked of it.
     """
 
     def __init__(
@@ -65,62 +68,82 @@ class Sampler:
         sampling: Sampling,
         *,
         slots: int,
-        width: int = 1,
-        room: int = 0,
+        tokens_per_step: int = 1,
+        tree_capacity: int = 0,
         hidden: bool = False,
         prefill: tuple[int, int] = (8, 32),
         render_batch: int = 8,
         compact: bool = False,
     ) -> None:
-        if slots < 1 or width < 1:
-            raise UserError(f"sampler.slots={slots}, width={width}: both must be at least 1")
-        self.model, self.sampling = model, sampling
-        self.slots, self.width, self.room, self.prefill, self.render_batch = slots, width, room, prefill, render_batch
+        if slots < 1 or tokens_per_step < 1:
+            raise UserError(
+                f"sampler.slots={slots}, tokens_per_step={tokens_per_step}: both must be at least 1"
+            )
+        self.model = model
+        self.sampling = sampling
+        self.slots = slots
+        self.tokens_per_step = tokens_per_step
+        self.tree_capacity = tree_capacity
+        self.prefill = prefill
+        self.render_batch = render_batch
         self.compact = compact
         device = model.device
-        self._cache = model.cache(slots, room)
+        self._cache = model.cache(slots, tree_capacity)
         self._context_SPD = torch.zeros(
             (slots + 1, model.max_context, model.dim), dtype=model.dtype, device=device
         )  # the last slot is scratch
-        self._token_SN = torch.zeros((slots + 1, model.num_tokens + room), dtype=torch.int64, device=device)
+        self._token_SN = torch.zeros(
+            (slots + 1, model.num_tokens + tree_capacity), dtype=torch.int64, device=device
+        )
         self._key_S2 = torch.zeros((slots + 1, 2), dtype=torch.int64, device=device)
-        self._column_W = torch.arange(width, device=device)
+        self._column_W = torch.arange(tokens_per_step, device=device)
         self._hidden_SLD: Tensor | None = None  # indexed as the cache
         if hidden:
             shape = (slots + 1, self._cache.length + 1, model.dim)
             self._hidden_SLD = torch.zeros(shape, dtype=model.dtype, device=device)
         self._frontier_SWV: Tensor | None = None
-        self._embed = lru_cache(maxsize=4 * slots)(lambda context: model.context(context.text, context.like))
+        self._embed = lru_cache(maxsize=4 * slots)(
+            lambda context: model.context(context.text, context.like)
+        )
         prefix = getattr(model, "prefix", None)
-        self._prefix = prefix and lru_cache(maxsize=4 * slots)(lambda context: prefix(context.text, context.like))
+        self._prefix = prefix and lru_cache(maxsize=4 * slots)(
+            lambda context: prefix(context.text, context.like)
+        )
         self._free = list(range(slots))  # a heap: the lowest is taken first
         self._open: dict[int, Canvas] = {}
         self.graphs = Graphs(device)
         self._staging = Staging(device)
         self._slot_S = torch.arange(slots, device=device)
         self._bursts: dict[Hashable, Burst] = {}
-        self._clock, self._renderer = Clock(device), Renderer(model, render_batch)
-        self.rounds = 0  # decoding forwards so far
-        self.fed = 0  # streams fed by them: fed / (rounds * slots) is the slot utilisation
+        self._clock = Clock(device)
+        self._renderer = Renderer(model, render_batch)
+        self.decode_steps = 0  # decoding forwards so far
+        self.active_branch_steps = (
+            0  # branches fed by them: fed / (rounds * slots) is the slot utilisation
+        )
 
     # ------------------------------------------------------------------ bookkeeping, no compute
 
     @property
     def free(self) -> int:
-        """Slots that no stream holds."""
+        """Slots that no branch holds."""
         return len(self._free)
 
     def contexts(self, text: str) -> tuple[list[Context], Guide]:
-        """Streams and guide of an ordinary canvas: (null, text) under guidance, the text alone without."""
+        """Streams and guide of an ordinary canvas: (null, text) under guidance, the text alone
+        without.
+        """
         if self.sampling.scale == 1:
             return [Context(text, text)], unguided
         return [Context(None, text), Context(text, text)], cfg
 
     def open(self, contexts: Sequence[Context], guide: Guide, key: int, usage: Usage) -> Canvas:
-        """A canvas with no tokens. Raises RuntimeError when slots run out: the scheduler reserves them."""
+        """A canvas with no tokens. Raises RuntimeError when slots run out: the scheduler reserves
+        them.
+        """
         canvas = Canvas(key, usage, self.model.num_tokens, self.sampling.scale, guide)
         with self.working([canvas], "text"):
-            canvas._streams = [self._stream(context) for context in contexts]
+            canvas._branches = [self._branch(context) for context in contexts]
         self._set_key(canvas, key)
         self._open[id(canvas)] = canvas
         return canvas
@@ -132,56 +155,76 @@ class Sampler:
 
     def release(self, canvas: Canvas) -> None:
         """Give the slots back of a canvas that was delivered."""
-        for stream in canvas._streams:
-            heapq.heappush(self._free, stream.slot)
-        canvas._streams = []
+        for branch in canvas._branches:
+            heapq.heappush(self._free, branch.slot)
+        canvas._branches = []
         self._open.pop(id(canvas), None)
 
     def fork(self, src: Canvas, over: Canvas) -> None:
-        """`over` becomes a copy of `src` with a fresh key: same past, different future. Draws nothing."""
+        """`over` becomes a copy of `src` with a fresh key: same past, different future. Draws
+        nothing.
+        """
         _expect_open(src, over)
         _expect_whole(src)
         over._usage.discarded += over.length + len(over._islands) - over._inherited
         over._islands.clear()
-        while len(over._streams) > len(src._streams):
-            heapq.heappush(self._free, over._streams.pop().slot)
-        while len(over._streams) < len(src._streams):
-            over._streams.append(Stream(self._take_slot(), src._streams[0].context, 0))
-        for mine, theirs in zip(over._streams, src._streams, strict=True):
-            mine.context, mine.start, mine.cached, mine.beyond = theirs.context, theirs.start, theirs.cached, set()
+        while len(over._branches) > len(src._branches):
+            heapq.heappush(self._free, over._branches.pop().slot)
+        while len(over._branches) < len(src._branches):
+            over._branches.append(Branch(self._take_slot(), src._branches[0].context, 0))
+        for mine, theirs in zip(over._branches, src._branches, strict=True):
+            mine.context = theirs.context
+            mine.start = theirs.start
+            mine.cached = theirs.cached
+            mine.beyond = set()
         self._copy(self._slots(src), self._slots(over))
-        over._tokens, over._log_probs = list(src._tokens), list(src._log_probs)
-        over._inherited, over._ahead, over._image = src.length, src._ahead, src._image
+        over._tokens = list(src._tokens)
+        over._log_probs = list(src._log_probs)
+        over._inherited = src.length
+        over._ahead = src._ahead
+        over._image = src._image
         over._verdict = None  # drafts that both made of it would not be independent
-        over.scale, over._guide, over.signals = src.scale, src._guide, dict(src.signals)
+        over.scale = src.scale
+        over._guide = src._guide
+        over.signals = dict(src.signals)
         over.version += 1
         self._set_key(over, derive(over._key, "fork", over.version))
 
     def condition(self, canvas: Canvas, contexts: Sequence[Context], guide: Guide) -> None:
-        """Change what the streams are conditioned on. Unchanged streams keep their cache, others start anew."""
+        """Change what the branches are conditioned on. Unchanged branches keep their cache, others
+        start anew.
+        """
         _expect_open(canvas)
         _expect_whole(canvas)
-        while len(canvas._streams) > len(contexts):
-            heapq.heappush(self._free, canvas._streams.pop().slot)
+        while len(canvas._branches) > len(contexts):
+            heapq.heappush(self._free, canvas._branches.pop().slot)
         with self.working([canvas], "text"):
             for k, context in enumerate(contexts):
-                if k == len(canvas._streams):
-                    canvas._streams.append(self._stream(context))
-                elif canvas._streams[k].context != context:
-                    canvas._streams[k] = self._stream(context, canvas._streams[k].slot)
+                if k == len(canvas._branches):
+                    canvas._branches.append(self._branch(context))
+                elif canvas._branches[k].context != context:
+                    canvas._branches[k] = self._branch(context, canvas._branches[k].slot)
         self._token_SN[self._slots(canvas), : canvas.length] = self._tensor(canvas._tokens)
-        canvas._guide, canvas._ahead, canvas._verdict = guide, -1, None
-        for stream in canvas._streams:  # the frontier is fed again, so that all streams have their logits there
-            stream.cached = min(stream.cached, stream.start + canvas.length - 1)
+        canvas._guide = guide
+        canvas._ahead = -1
+        canvas._verdict = None
+        for branch in (
+            canvas._branches
+        ):  # the frontier is fed again, so that all branches have their logits there
+            branch.cached = min(branch.cached, branch.start + canvas.length - 1)
         canvas.version += 1
 
     def truncate(self, canvas: Canvas, length: int) -> None:
-        """Keep the first `length` tokens, none behind a gap. Drawing again gives the same: noise is keyed by place."""
+        """Keep the first `length` tokens, none behind a gap. Drawing again gives the same: noise is
+        keyed by place.
+        """
         _expect_open(canvas)
         if not 0 <= length <= canvas.length:
             raise ValueError(f"truncate to {length}: the canvas has {canvas.length} tokens")
         kept = min(canvas._inherited, length)
-        canvas._usage.discarded += (canvas.length + len(canvas._islands) - canvas._inherited) - (length - kept)
+        canvas._usage.discarded += (canvas.length + len(canvas._islands) - canvas._inherited) - (
+            length - kept
+        )
         canvas._inherited = kept
         canvas._islands.clear()
         del canvas._tokens[length:], canvas._log_probs[length:]
@@ -189,7 +232,9 @@ class Sampler:
         canvas.version += 1
 
     def commit(self, canvas: Canvas, tokens: Sequence[int]) -> None:
-        """Append tokens that the target has not seen; the cache lags behind until the next forward."""
+        """Append tokens that the target has not seen; the cache lags behind until the next
+        forward.
+        """
         _expect_open(canvas)
         _expect_whole(canvas)
         if canvas.length + len(tokens) > self.model.num_tokens:
@@ -213,16 +258,18 @@ class Sampler:
 
     @torch.no_grad()
     def forward(self, rows: Sequence[Canvas], drafts: Sequence[Draft | None]) -> None:
-        """Bring the logits at every frontier (and behind every draft token) to hand, in one constant-shape forward.
+        """Bring the logits at every frontier (and behind every draft token) to hand, in one
+        constant-shape forward.
 
-        Streams with more pending positions than `width` are prefilled first. Raises ValueError for a finished
-        canvas, and for a draft of more than `width` - 1 tokens or reaching past the last token but one.
+        Streams with more pending positions than `tokens_per_step` are prefilled first. Raises
+        ValueError for a finished canvas, and for a draft of more than `tokens_per_step` - 1 tokens
+        or reaching past the last token but one.
         """
         waiting = [(c, d) for c, d in zip(rows, drafts, strict=True) if not self.ready(c, d)]
         if not waiting:
             return
         lengths = [0 if draft is None else len(draft) for _, draft in waiting]
-        trees = plant([draft for _, draft in waiting], max(lengths))
+        trees = build_forest([draft for _, draft in waiting], max(lengths))
         for i, ((canvas, draft), length) in enumerate(zip(waiting, lengths, strict=True)):
             _expect_open(canvas)
             _expect_whole(canvas)
@@ -230,9 +277,15 @@ class Sampler:
                 raise ValueError("the canvas is finished: nothing is left to draw")
             depth = length if trees is None else int(trees.depth_RT[i].max())
             left = self.model.num_tokens - canvas.length
-            if length > self.width - 1 or depth > left - 1 or length > left + self.room:
-                fit = min(self.width, left) - 1
-                raise ValueError(f"draft of {length} tokens, {depth} deep, at {canvas.length}: at most {fit} fit")
+            if (
+                length > self.tokens_per_step - 1
+                or depth > left - 1
+                or length > left + self.tree_capacity
+            ):
+                fit = min(self.tokens_per_step, left) - 1
+                raise ValueError(
+                    f"draft of {length} tokens, {depth} deep, at {canvas.length}: at most {fit} fit"
+                )
             if draft:
                 place = slice(canvas.length, canvas.length + length)
                 self._token_SN[self._slots(canvas), place] = draft.tokens.to(self.model.device)
@@ -241,30 +294,40 @@ class Sampler:
         self._decode([c for c, _ in waiting], lengths, trees)
 
     def verdict(self, canvas: Canvas) -> Verdict | None:
-        """What the last draw said of its draft, for drafters; None if that was not followed or the canvas changed."""
+        """What the last draw said of its draft, for drafters; None if that was not followed or the
+        canvas changed.
+        """
         return canvas._verdict
 
     def tokens(self, rows: Sequence[Canvas]) -> Tensor:
-        """Tokens of the rows on the device, int64 [R, N]; what stands behind a row's length means nothing."""
+        """Tokens of the rows on the device, int64 [R, N]; what stands behind a row's length means
+        nothing.
+        """
         return self._token_SN[self._firsts(rows)]
 
     def noise(self, rows: Sequence[Canvas], width: int) -> Noise:
-        """The noise of the next `width` places of every row."""
+        """The noise of the next `tokens_per_step` places of every row."""
         column_T = torch.arange(width, device=self.model.device)
         place_R1 = self._tensor([canvas.length for canvas in rows]).unsqueeze(1)
         return Noise(self._key_S2[self._firsts(rows)], place_R1 + column_T)
 
     def spans(self, canvas: Canvas) -> list[tuple[int, int, int]]:
-        """Slot, context length and cached positions of every stream of a canvas, for drafters that follow them."""
-        return [(stream.slot, stream.start, stream.cached) for stream in canvas._streams]
+        """Slot, context length and cached positions of every branch of a canvas, for drafters that
+        follow them.
+        """
+        return [(branch.slot, branch.start, branch.cached) for branch in canvas._branches]
 
     def entering(self, slot_B: Tensor, start_B: Tensor, pos_BW: Tensor) -> Tensor:
-        """What enters the model at some positions of streams, [B, W, D]."""
+        """What enters the model at some positions of branches, [B, W, D]."""
         return self._embed_at(slot_B, start_B, pos_BW, pos_BW)
 
     def tokens_at(self, slot_B: Tensor, start_B: Tensor, pos_BW: Tensor) -> Tensor:
-        """Image tokens at some positions of streams, [B, W]; at context positions they mean nothing."""
-        return self._token_SN[slot_B.unsqueeze(1), (pos_BW - start_B.unsqueeze(1)).clamp(0, self.model.num_tokens - 1)]
+        """Image tokens at some positions of branches, [B, W]; at context positions they mean
+        nothing.
+        """
+        return self._token_SN[
+            slot_B.unsqueeze(1), (pos_BW - start_B.unsqueeze(1)).clamp(0, self.model.num_tokens - 1)
+        ]
 
     def features(self, slot_B: Tensor, pos_BW: Tensor) -> Tensor:
         """Hidden states, [B, W, D], of cached positions; of others they mean nothing."""
@@ -278,11 +341,15 @@ class Sampler:
 
     @property
     def positions(self) -> int:
-        """Positions of a stream, context, image and room."""
+        """Positions of a branch, context, image and room."""
         return self._cache.length
 
-    def laws_of(
-        self, rows: Sequence[Canvas], logits_STV: Tensor, ahead: int, sampling: Sampling | None = None
+    def guided_probs(
+        self,
+        rows: Sequence[Canvas],
+        logits_STV: Tensor,
+        ahead: int,
+        sampling: Sampling | None = None,
     ) -> Tensor:
         """Laws [R, T, V] that a drafter's logits of all slots make under the guides of `rows`.
 
@@ -290,6 +357,10 @@ class Sampler:
         """
         depth_RT = torch.full((len(rows), logits_STV.shape[1]), ahead, device=logits_STV.device)
         return self._gathered(rows, depth_RT, sampling, logits_STV)
+
+    def charge_drafted(self, canvas: Canvas, positions: int) -> None:
+        """Add positions that a drafter computed for a canvas to the ledger of its job."""
+        canvas._usage.drafted_positions += positions
 
     def working(self, rows: Sequence[Canvas], stage: Stage) -> AbstractContextManager[None]:
         """Books the device time of what is done inside, shared evenly among the rows."""
@@ -300,18 +371,27 @@ class Sampler:
         """Signals of the laws at the frontiers of `rows`, which must be ready. Draws nothing."""
         signals: list[dict[str, float]] = [{} for _ in rows]
         with self.working(rows, "decode"):
-            for places, logits_RKTV, law in self._laws(rows, 1, self._column_W[:1].expand(len(rows), 1)):
-                named = probe(logits_RKTV, law)
+            for places, logits_RKTV, probs in self._guided_probs(
+                rows, 1, self._column_W[:1].expand(len(rows), 1)
+            ):
+                named = probe(logits_RKTV, probs)
                 table = torch.stack([value.double() for value in named.values()], 1).tolist()
                 for place, values in zip(places, table, strict=True):
                     signals[place] = dict(zip(named, values, strict=True))
         return signals
 
     @torch.no_grad()
-    def laws(self, rows: Sequence[Canvas], drafts: Sequence[Draft | None], sampling: Sampling | None = None) -> Tensor:
-        """Laws [R, T, V] at the frontiers and behind the draft tokens of `rows`, which must be ready. Draws nothing.
+    def probs(
+        self,
+        rows: Sequence[Canvas],
+        drafts: Sequence[Draft | None],
+        sampling: Sampling | None = None,
+    ) -> Tensor:
+        """Laws [R, T, V] at the frontiers and behind the draft tokens of `rows`, which must be
+        ready. Draws nothing.
 
-        For drafters; `sampling` replaces the sampler's own. Places that a row's draft does not have are zero.
+        For drafters; `sampling` replaces the sampler's own. Places that a row's draft does not have
+        are zero.
         """
         width = 1 + max((len(draft) for draft in drafts if draft), default=0)
         if not all(map(self.ready, rows, drafts)):
@@ -320,20 +400,30 @@ class Sampler:
             return self._gathered(rows, self._depths(drafts, width), sampling, self._frontier_SWV)
 
     def _gathered(
-        self, rows: Sequence[Canvas], depth_RT: Tensor, sampling: Sampling | None, logits_STV: Tensor | None
+        self,
+        rows: Sequence[Canvas],
+        depth_RT: Tensor,
+        sampling: Sampling | None,
+        logits_STV: Tensor | None,
     ) -> Tensor:
         """Laws in the order of `rows`, [R, T, V]."""
         assert logits_STV is not None
-        table = torch.zeros((len(rows), depth_RT.shape[1], logits_STV.shape[2]), device=logits_STV.device)
-        for places, _, law in self._laws(rows, depth_RT.shape[1], depth_RT, sampling, logits_STV):
-            law_RTV = law()
-            table = table.to(law_RTV.dtype)
-            table[self._tensor(places)] = law_RTV
+        table = torch.zeros(
+            (len(rows), depth_RT.shape[1], logits_STV.shape[2]), device=logits_STV.device
+        )
+        for places, _, probs in self._guided_probs(
+            rows, depth_RT.shape[1], depth_RT, sampling, logits_STV
+        ):
+            probs_RTV = probs()
+            table = table.to(probs_RTV.dtype)
+            table[self._tensor(places)] = probs_RTV
         return table
 
     @torch.no_grad()
     def draw(self, rows: Sequence[Canvas], drafts: Sequence[Draft | None], rule: Rule) -> list[int]:
-        """Apply guide, warp and rule at the frontiers of `rows` and commit; returns accepted draft tokens per row."""
+        """Apply guide, warp and rule at the frontiers of `rows` and commit; returns accepted draft
+        tokens per row.
+        """
         if not rows:
             return []
         plain = [i for i, draft in enumerate(drafts) if rule is exact and not draft]
@@ -346,25 +436,35 @@ class Sampler:
             accepted |= zip(drafted, counts, strict=True)
         return [accepted[i] for i in range(len(rows))]
 
-    def _verify(self, rows: Sequence[Canvas], drafts: Sequence[Draft | None], rule: Rule) -> list[int]:
+    def _verify(
+        self, rows: Sequence[Canvas], drafts: Sequence[Draft | None], rule: Rule
+    ) -> list[int]:
         accepted = [0] * len(rows)
         width = 1 + max((0 if draft is None else len(draft) for draft in drafts), default=0)
         with self.working(rows, "decode"):
             packed = []
             order: list[int] = []
-            law_of: dict[int, Tensor] = {}
-            for places, _, law in self._laws(rows, width, self._depths(drafts, width)):
-                law_RTV = law()
-                law_of.update({i: law_RTV[r] for r, i in enumerate(places) if _followed(drafts[i])})
-                names, values_RX = self._apply(rule, [rows[i] for i in places], [drafts[i] for i in places], law_RTV)
+            guided_probs: dict[int, Tensor] = {}
+            for places, _, probs in self._guided_probs(rows, width, self._depths(drafts, width)):
+                probs_RTV = probs()
+                guided_probs.update(
+                    {i: probs_RTV[r] for r, i in enumerate(places) if _followed(drafts[i])}
+                )
+                names, values_RX = self._apply(
+                    rule, [rows[i] for i in places], [drafts[i] for i in places], probs_RTV
+                )
                 packed.append(values_RX)
                 order.extend(places)
             table = torch.cat(packed).tolist()  # the round's one device-to-host copy
         for place, (count, *values) in zip(order, table, strict=True):
             accepted[place] = int(count)
-            self._commit_drawn(rows[place], int(count) + 1, values[:width], values[width : 2 * width])
+            self._commit_drawn(
+                rows[place], int(count) + 1, values[:width], values[width : 2 * width]
+            )
             if (draft := _followed(drafts[place])) is not None:
-                rows[place]._verdict = Verdict(draft, law_of[place][: 1 + len(draft)], int(count))
+                rows[place]._verdict = Verdict(
+                    draft, guided_probs[place][: 1 + len(draft)], int(count)
+                )
             summed = rows[place].signals
             for name, value in zip(names, values[2 * width :], strict=True):
                 summed[name] = summed.get(name, 0.0) + value
@@ -375,13 +475,18 @@ class Sampler:
         if not all(map(self.ready, rows)):
             raise RuntimeError("a token was to be drawn before its forward")
         assert self._frontier_SWV is not None
-        tables, order = [], []
+        tables = []
+        order = []
         with self.working(rows, "decode"):
             for (guide, _), places in _groups(rows).items():
                 some = [rows[i] for i in places]
-                slot_RK, place_R = self._tensor([self._list(c) for c in some]), self._tensor([c.length for c in some])
-                scale_R = torch.tensor([c.scale for c in some], dtype=torch.float64, device=self.model.device)
-                logits_SV, key_R2 = self._frontier_SWV[:, 0], self._key_S2[slot_RK[:, 0]]
+                slot_RK = self._tensor([self._list(c) for c in some])
+                place_R = self._tensor([c.length for c in some])
+                scale_R = torch.tensor(
+                    [c.scale for c in some], dtype=torch.float64, device=self.model.device
+                )
+                logits_SV = self._frontier_SWV[:, 0]
+                key_R2 = self._key_S2[slot_RK[:, 0]]
                 token_R, log_prob_R = draw_one(
                     guide, self.sampling, logits_SV, slot_RK, scale_R, key_R2, place_R
                 )
@@ -393,23 +498,27 @@ class Sampler:
             self._commit_drawn(rows[place], 1, [token], [log_prob])
 
     def steady(self, canvas: Canvas) -> bool:
-        """Whether nothing but the last token waits to be fed, so that rounds of a burst may follow."""
-        pending = {stream.start + canvas.length - stream.cached for stream in canvas._streams}
+        """Whether nothing but the last token waits to be fed, so that rounds of a burst may
+        follow.
+        """
+        pending = {branch.start + canvas.length - branch.cached for branch in canvas._branches}
         return pending == {1} and canvas._ahead < 0 and not canvas._islands and not canvas.done
 
     @torch.no_grad()
     def burst(self, rows: Sequence[Canvas], most: int) -> int:
-        """Draw up to `most` tokens of every row, as forward and draw by `exact` do, without the host in between.
+        """Draw up to `most` tokens of every row, as forward and draw by `exact` do, without the
+        host in between.
 
-        Returns how many: 0 if something else must be fed first, and no more than the shortest rest of an image. Tokens,
-        log-probabilities and ledger are those of as many single rounds.
+        Returns how many: 0 if something else must be fed first, and no more than the shortest rest
+        of an image. Tokens, log-probabilities and ledger are those of as many single rounds.
         """
         if not rows or not all(map(self.steady, rows)):
             return 0
         count = min(most, bursts.BURST, *(canvas._total - canvas.length for canvas in rows))
         if count < 1:
             return 0
-        shape, grouped = self._shape(1), _groups(rows)
+        shape = self._shape(1)
+        grouped = _groups(rows)
         groups = [
             Group(
                 guide,
@@ -419,17 +528,19 @@ class Sampler:
             )
             for (guide, _), places in grouped.items()
         ]
-        streams = [(canvas, stream) for canvas in rows for stream in canvas._streams]
-        at_BW, start_B = np.full(shape, self._cache.length), np.zeros(shape[0], dtype=np.int64)
-        for _, stream in streams:
-            at_BW[stream.slot, 0], start_B[stream.slot] = stream.cached, stream.start
-        with self.working([canvas for canvas, _ in streams], "decode"):
+        branches = [(canvas, branch) for canvas in rows for branch in canvas._branches]
+        at_BW = np.full(shape, self._cache.length)
+        start_B = np.zeros(shape[0], dtype=np.int64)
+        for _, branch in branches:
+            at_BW[branch.slot, 0] = branch.cached
+            start_B[branch.slot] = branch.start
+        with self.working([canvas for canvas, _ in branches], "decode"):
             name, burst = self._burst(shape, groups)
             burst.load(torch.from_numpy(at_BW), torch.from_numpy(start_B), groups)
             for _ in range(count):
                 self.graphs.run(name, burst.round)
             drawn = burst.read(count, groups)
-        self._book(streams, [count] * len(streams))
+        self._book(branches, [count] * len(branches))
         self._passed(rows, count)
         for places, some in zip(grouped.values(), drawn, strict=True):
             for i, (tokens, log_probs) in zip(places, some, strict=True):
@@ -437,7 +548,9 @@ class Sampler:
         return count
 
     def _burst(self, shape: tuple[int, int], groups: Sequence[Group]) -> tuple[Hashable, Burst]:
-        """The static tensors of bursts of some shape; on CUDA padded, so that there are few, and captured."""
+        """The static tensors of bursts of some shape; on CUDA padded, so that there are few, and
+        captured.
+        """
         kinds = tuple((group.guide, len(group.slots[0])) for group in groups)
         padded = self.graphs.state == "on"
         name = (shape, kinds)
@@ -461,54 +574,83 @@ class Sampler:
     def _forward(self, at_BW: Tensor, start_B: Tensor) -> Tensor:
         """Logits [B, W, V] of rows in the first B slots, fed at cache positions `at`."""
         slot_B = self._slot_S[: len(at_BW)]
-        return self.model.head(self._feed(slot_B, start_B, at_BW, at_BW, self._cache.attend_all(at_BW)))
+        return self.model.head(
+            self._feed(slot_B, start_B, at_BW, at_BW, self._cache.attend_all(at_BW))
+        )
 
     @torch.no_grad()
     def draw_at(self, rows: Sequence[Canvas], places: Sequence[Sequence[int]]) -> None:
         """Draw the tokens of `places` of every row in one forward, whatever else is missing.
 
-        Each is drawn from the law that the tokens before it in the raster give, as far as there are any. Where the one
-        right before it is missing, the nearest before that stands in for it, unseen by all others. A token is fed once,
-        with what there was when it was drawn. Raises ValueError for places that have a token or lie beyond the image,
-        and where more positions wait to be fed than `width`.
+        Each is drawn from the law that the tokens before it in the raster give, as far as there are
+        any. Where the one right before it is missing, the nearest before that stands in for it,
+        unseen by all others. A token is fed once, with what there was when it was drawn. Raises
+        ValueError for places that have a token or lie beyond the image, and where more positions
+        wait to be fed than `tokens_per_step`.
         """
         for canvas, at in zip(rows, places, strict=True):
             _expect_open(canvas)
-            bad = [t for t in at if t in canvas._islands or not canvas.length <= t < self.model.num_tokens]
+            bad = [
+                t
+                for t in at
+                if t in canvas._islands or not canvas.length <= t < self.model.num_tokens
+            ]
             if bad or not at:
-                raise ValueError(f"places {bad} are drawn or beyond the image's {self.model.num_tokens} tokens")
+                raise ValueError(
+                    f"places {bad} are drawn or beyond the image's {self.model.num_tokens} tokens"
+                )
         fed = [self._stand_in(canvas, at) for canvas, at in zip(rows, places, strict=True)]
         self._begin(list(rows))
-        pieced = {id(canvas) for canvas in rows for stream in canvas._streams if stream.beyond}  # feed nothing twice
-        self._prefill([(c, len(extra)) for c, extra in zip(rows, fed, strict=True) if id(c) not in pieced])
+        pieced = {
+            id(canvas) for canvas in rows for branch in canvas._branches if branch.beyond
+        }  # feed nothing twice
+        self._prefill(
+            [(c, len(extra)) for c, extra in zip(rows, fed, strict=True) if id(c) not in pieced]
+        )
         self._feed_at(rows, places, fed)
         width = max(len(at) for at in places)
         place_RT = self._tensor([[*at, *[at[0]] * (width - len(at))] for at in places])
         with self.working(rows, "decode"):
-            order, tables = [], []
+            order = []
+            tables = []
             depth_RT = place_RT - self._tensor([canvas.length for canvas in rows]).unsqueeze(1)
-            for chosen, _, law in self._laws(rows, width, depth_RT):
-                at_RT, law_RTV = place_RT[self._tensor(chosen)], law()
-                drawn_RT = Noise(self._key_S2[self._firsts([rows[i] for i in chosen])], at_RT).race(DRAW, law_RTV)
-                log_prob_RT = law_RTV.gather(-1, drawn_RT.unsqueeze(-1)).squeeze(-1).double().log()
+            for chosen, _, probs in self._guided_probs(rows, width, depth_RT):
+                at_RT = place_RT[self._tensor(chosen)]
+                probs_RTV = probs()
+                drawn_RT = Noise(self._key_S2[self._firsts([rows[i] for i in chosen])], at_RT).race(
+                    DRAW, probs_RTV
+                )
+                log_prob_RT = (
+                    probs_RTV.gather(-1, drawn_RT.unsqueeze(-1)).squeeze(-1).double().log()
+                )
                 tables.append(torch.cat((drawn_RT.double(), log_prob_RT), 1))
                 order.extend(chosen)
             table = torch.cat(tables).tolist()
         for i, values in zip(order, table, strict=True):
             self._land(rows[i], places[i], [int(token) for token in values[:width]], values[width:])
 
-    def render(self, rows: Sequence[Canvas], pads: Sequence[tuple[int, ...]] | None = None) -> list[Image]:
+    def render(
+        self, rows: Sequence[Canvas], pads: Sequence[tuple[int, ...]] | None = None
+    ) -> list[Image]:
         """Images of canvases, partial ones included; waits for them."""
         return [picture.image() for picture in self.begin_render(rows, pads)]
 
-    def begin_render(self, rows: Sequence[Canvas], pads: Sequence[tuple[int, ...]] | None = None) -> list[Picture]:
-        """Pictures of canvases, partial ones included, decoded beside what follows; an unchanged canvas only once.
+    def begin_render(
+        self, rows: Sequence[Canvas], pads: Sequence[tuple[int, ...]] | None = None
+    ) -> list[Picture]:
+        """Pictures of canvases, partial ones included, decoded beside what follows; an unchanged
+        canvas only once.
 
-        `pads` are tokens to show behind each row's own; what is still missing then looks as the model shows it.
+        `pads` are tokens to show behind each row's own; what is still missing then looks as the
+        model shows it.
         """
         _expect_open(*rows)
         wanted = list(zip(rows, pads or [()] * len(rows), strict=True))
-        shown = {(c, pad): c._image[1] for c, pad in wanted if c._image is not None and c._image[0] == pad}
+        shown = {
+            (c, pad): c._image[1]
+            for c, pad in wanted
+            if c._image is not None and c._image[0] == pad
+        }
         todo = [one for one in dict.fromkeys(wanted) if one not in shown]
         for first in range(0, len(todo), self._renderer.chunk):
             chunk = todo[first : first + self._renderer.chunk]
@@ -521,7 +663,9 @@ class Sampler:
         return [shown[one] for one in wanted]
 
     def settle(self, usage: Usage | None = None) -> None:
-        """Bring device seconds up to date, those of one job or of all (waits for the device to do their work)."""
+        """Bring device seconds up to date, those of one job or of all (waits for the device to do
+        their work).
+        """
         self._clock.settle(usage)
 
     # ------------------------------------------------------------------ one forward
@@ -529,18 +673,20 @@ class Sampler:
     def _begin(self, rows: list[Canvas]) -> None:
         """Put the prefixes of models that have them into the slots where nothing is cached.
 
-        Streams of one prompt share the computation. Each is charged with its positions, and its job with one pass,
-        as if it had been alone: what a job costs must not depend on its company.
+        Streams of one prompt share the computation. Each is charged with its positions, and its job
+        with one pass, as if it had been alone: what a job costs must not depend on its company.
         """
         if self._prefix is None:
             return
-        fresh = [(canvas, stream) for canvas in rows for stream in canvas._streams if stream.cached == 0]
+        fresh = [
+            (canvas, branch) for canvas in rows for branch in canvas._branches if branch.cached == 0
+        ]
         depth: dict[int, Usage] = {}
-        for canvas, stream in fresh:
+        for canvas, branch in fresh:
             with self.working([canvas], "prefill"):
-                prefix = self._prefix(stream.context)
-                self._cache.put(stream.slot, prefix)
-            stream.cached = len(prefix)
+                prefix = self._prefix(branch.context)
+                self._cache.put(branch.slot, prefix)
+            branch.cached = len(prefix)
             canvas._usage.text_positions += prefix.positions
             if prefix.positions:
                 depth[id(canvas._usage)] = canvas._usage
@@ -548,51 +694,68 @@ class Sampler:
             usage.target_passes += 1
 
     def _prefill(self, waiting: list[tuple[Canvas, int]]) -> None:
-        """Feed all but the last pending position of every stream whose pending positions and draft exceed `width`."""
+        """Feed all but the last pending position of every branch whose pending positions and draft
+        exceed `tokens_per_step`.
+        """
         todo = [
-            (canvas, stream)
+            (canvas, branch)
             for canvas, draft in waiting
-            for stream in canvas._streams
-            if stream.start + canvas.length - stream.cached + draft > self.width
+            for branch in canvas._branches
+            if branch.start + canvas.length - branch.cached + draft > self.tokens_per_step
         ]
         batch_size, chunk = self.prefill
-        depth = {id(canvas._usage): (canvas._usage, 0) for canvas, _ in todo}  # how streams are batched must not count
-        for canvas, stream in todo:
+        depth = {
+            id(canvas._usage): (canvas._usage, 0) for canvas, _ in todo
+        }  # how branches are batched must not count
+        for canvas, branch in todo:
             usage, chunks = depth[id(canvas._usage)]
-            own = -(-(stream.start + canvas.length - 1 - stream.cached) // chunk)
+            own = -(-(branch.start + canvas.length - 1 - branch.cached) // chunk)
             depth[id(usage)] = usage, max(chunks, own)
         for usage, chunks in depth.values():
             usage.target_passes += chunks
         while todo:
-            batch, todo = todo[:batch_size], todo[batch_size:]
+            batch = todo[:batch_size]
+            todo = todo[batch_size:]
             ends = [min(s.cached + chunk, s.start + c.length - 1) for c, s in batch]
             counts = [end - s.cached for (_, s), end in zip(batch, ends, strict=True)]
             padding = [0] * (batch_size - len(batch))
             slot_B = self._tensor([s.slot for _, s in batch] + [self.slots for _ in padding])
             start_B = self._tensor([s.start for _, s in batch] + padding)
-            pos_BW = self._tensor(self._places([s.cached for _, s in batch] + padding, counts + padding, chunk))
+            pos_BW = self._tensor(
+                self._places([s.cached for _, s in batch] + padding, counts + padding, chunk)
+            )
             with self.working([canvas for canvas, _ in batch], "prefill"):
                 self._feed(slot_B, start_B, pos_BW, pos_BW, self._cache.attend_some(slot_B, pos_BW))
             self._book(batch, counts)
             todo += [(c, s) for c, s in batch if s.cached < s.start + c.length - 1]
 
     def _decode(self, rows: list[Canvas], drafts: list[int], trees: Forest | None) -> None:
-        """One [B, W] forward; the logits behind the last pending position and every draft token reach the frontier."""
-        streams = [(canvas, stream) for canvas in rows for stream in canvas._streams]
+        """One [B, W] forward; the logits behind the last pending position and every draft token
+        reach the frontier.
+        """
+        branches = [(canvas, branch) for canvas in rows for branch in canvas._branches]
         draft_of = {id(canvas): draft for canvas, draft in zip(rows, drafts, strict=True)}
-        counts = [s.start + c.length - s.cached + draft_of[id(c)] for c, s in streams]
+        counts = [s.start + c.length - s.cached + draft_of[id(c)] for c, s in branches]
         shape = self._shape(max(counts))
         begin, count, start = np.zeros((3, shape[0]), dtype=np.int64)
-        column, fresh = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=bool)
-        for (canvas, stream), fed in zip(streams, counts, strict=True):
+        column = np.zeros(shape, dtype=np.int64)
+        fresh = np.zeros(shape, dtype=bool)
+        for (canvas, branch), fed in zip(branches, counts, strict=True):
             draft = draft_of[id(canvas)]
-            begin[stream.slot], count[stream.slot], start[stream.slot] = stream.cached, fed, stream.start
-            for t in range(canvas._ahead + 1, draft + 1):  # after a look nothing is pending: the frontier is cached
-                column[stream.slot, t], fresh[stream.slot, t] = fed - draft - 1 + t, True
+            begin[branch.slot] = branch.cached
+            count[branch.slot] = fed
+            start[branch.slot] = branch.start
+            for t in range(
+                canvas._ahead + 1, draft + 1
+            ):  # after a look nothing is pending: the frontier is cached
+                column[branch.slot, t] = fed - draft - 1 + t
+                fresh[branch.slot, t] = True
         at_BW = self._places(begin, count, shape[1])
-        pos_BW, mask = (None, None) if trees is None else self._arrange(rows, trees, self._tensor(at_BW))
+        pos_BW, mask = (
+            (None, None) if trees is None else self._arrange(rows, trees, self._tensor(at_BW))
+        )
         self._compute(rows, start, at_BW, column, fresh, pos_BW, mask)
-        self._book(streams, counts)
+        self._book(branches, counts)
         for canvas, draft in zip(rows, drafts, strict=True):
             canvas._ahead = draft
 
@@ -606,15 +769,18 @@ class Sampler:
         pos_BW: Tensor | None = None,
         mask: Mask | None = None,
     ) -> None:
-        """The forward itself: logits of the columns `column` [B, W] reach the frontier where `fresh`; books a pass.
+        """The forward itself: logits of the columns `column` [B, W] reach the frontier where
+        `fresh`; books a pass.
 
-        `at` are places in the cache; where trees or gaps lie there, `pos` are places in the stream, and `mask` says
-        what is seen.
+        `at` are places in the cache; where trees or gaps lie there, `pos` are places in the branch,
+        and `mask` says what is seen.
         """
-        table = torch.from_numpy(np.concatenate((start[:, None], at, column, fresh), 1, dtype=np.int64))
-        with self.working([canvas for canvas in rows for _ in canvas._streams], "decode"):
+        table = torch.from_numpy(
+            np.concatenate((start[:, None], at, column, fresh), 1, dtype=np.int64)
+        )
+        with self.working([canvas for canvas in rows for _ in canvas._branches], "decode"):
             if self._frontier_SWV is None:
-                shape = (self.slots, self.width, self.model.vocab)
+                shape = (self.slots, self.tokens_per_step, self.model.vocab)
                 dtype = torch.promote_types(self.model.dtype, torch.float32)
                 self._frontier_SWV = torch.zeros(shape, dtype=dtype, device=self.model.device)
             if mask is None and self.graphs.state == "on":
@@ -626,10 +792,13 @@ class Sampler:
                 self._advance(table.to(self.model.device), pos_BW, mask)
         self._passed(rows, 1)
 
-    def _advance(self, table_BX: Tensor, pos_BW: Tensor | None = None, mask: Mask | None = None) -> None:
+    def _advance(
+        self, table_BX: Tensor, pos_BW: Tensor | None = None, mask: Mask | None = None
+    ) -> None:
         """Embed, blocks, head, frontier; the table's columns are those of `_compute`."""
         width = table_BX.shape[1] // 3
-        start_B, (at_BW, column_BW, fresh_BW) = table_BX[:, 0], table_BX[:, 1:].split(width, 1)
+        start_B = table_BX[:, 0]
+        (at_BW, column_BW, fresh_BW) = table_BX[:, 1:].split(width, 1)
         if pos_BW is None:
             logits_BWV = self._forward(at_BW, start_B)
         else:
@@ -651,99 +820,132 @@ class Sampler:
         """Book decoding forwards that some canvases took part in."""
         for usage in {id(canvas._usage): canvas._usage for canvas in rows}.values():
             usage.target_passes += count
-        self.rounds += count
-        self.fed += count * sum(len(canvas._streams) for canvas in rows)
+        self.decode_steps += count
+        self.active_branch_steps += count * sum(len(canvas._branches) for canvas in rows)
 
     def _shape(self, columns: int) -> tuple[int, int]:
-        """Rows and columns of a decoding forward in which some stream is fed so many positions.
+        """Rows and columns of a decoding forward in which some branch is fed so many positions.
 
-        A compact sampler moves the streams that are alive into the first slots, where they are not there yet.
+        A compact sampler moves the branches that are alive into the first slots, where they are not
+        there yet.
         """
         if not self.compact:
-            return self.slots, self.width
-        alive = [stream for canvas in self._open.values() for stream in canvas._streams]
+            return self.slots, self.tokens_per_step
+        alive = [branch for canvas in self._open.values() for branch in canvas._branches]
         rows = min(self.slots, 1 << (len(alive) - 1).bit_length())
-        moved = [stream for stream in alive if stream.slot >= rows]
+        moved = [branch for branch in alive if branch.slot >= rows]
         if moved:
             holes = [heapq.heappop(self._free) for _ in moved]
-            source, target = self._tensor([stream.slot for stream in moved]), self._tensor(holes)
+            source = self._tensor([branch.slot for branch in moved])
+            target = self._tensor(holes)
             self._copy(source, target)
             self._key_S2[target] = self._key_S2[source]
-            for stream, hole in zip(moved, holes, strict=True):
-                heapq.heappush(self._free, stream.slot)
-                stream.slot = hole
-        return rows, 1 if columns == 1 else self.width
+            for branch, hole in zip(moved, holes, strict=True):
+                heapq.heappush(self._free, branch.slot)
+                branch.slot = hole
+        return rows, 1 if columns == 1 else self.tokens_per_step
 
     def _stand_in(self, canvas: Canvas, at: Sequence[int]) -> list[int]:
         """Puts stand-ins before places that have nothing there; returns where."""
         missing = [t - 1 for t in at if t > canvas.length and t - 1 not in canvas._islands]
         for place in missing:
             behind = [island for island in canvas._islands if island < place]
-            token = canvas._islands[max(behind)][0] if behind else canvas._tokens[-1] if canvas._tokens else 0
+            token = (
+                canvas._islands[max(behind)][0]
+                if behind
+                else canvas._tokens[-1]
+                if canvas._tokens
+                else 0
+            )
             self._token_SN[self._slots(canvas), place] = token
         return missing
 
-    def _feed_at(self, rows: Sequence[Canvas], places: Sequence[Sequence[int]], stand_ins: list[list[int]]) -> None:
-        """One [B, W] forward of all tokens not fed yet, and stand-ins; the logits of `places` reach the frontier."""
-        shape = self._shape(self.width)
+    def _feed_at(
+        self, rows: Sequence[Canvas], places: Sequence[Sequence[int]], stand_ins: list[list[int]]
+    ) -> None:
+        """One [B, W] forward of all tokens not fed yet, and stand-ins; the logits of `places` reach
+        the frontier.
+        """
+        shape = self._shape(self.tokens_per_step)
         at = np.full(shape, self._cache.length, dtype=np.int64)
         gap = np.zeros((shape[0], self._cache.length + 1), dtype=bool)
-        column, start = np.zeros_like(at), np.zeros(shape[0], dtype=np.int64)
+        column = np.zeros_like(at)
+        start = np.zeros(shape[0], dtype=np.int64)
         fresh = np.zeros(at.shape, dtype=bool)
         for canvas, wanted, extra in zip(rows, places, stand_ins, strict=True):
             there = np.zeros(self.model.num_tokens, dtype=bool)
             there[[*range(canvas.length), *canvas._islands]] = True
-            for stream in canvas._streams:
-                known = [*range(stream.cached - stream.start, canvas.length), *canvas._islands]
-                fed = sorted({*known, *extra} - stream.beyond)
-                if len(fed) > self.width:
-                    raise ValueError(f"{len(fed)} positions wait to be fed: at most {self.width} fit")
-                at[stream.slot, : len(fed)], start[stream.slot] = stream.start + np.asarray(fed), stream.start
-                gap[stream.slot, stream.start : stream.start + len(there)] = ~there
-                column[stream.slot, : len(wanted)] = [fed.index(place - 1) for place in wanted]
-                fresh[stream.slot, : len(wanted)] = True
+            for branch in canvas._branches:
+                known = [*range(branch.cached - branch.start, canvas.length), *canvas._islands]
+                fed = sorted({*known, *extra} - branch.beyond)
+                if len(fed) > self.tokens_per_step:
+                    raise ValueError(
+                        f"{len(fed)} positions wait to be fed: at most {self.tokens_per_step} fit"
+                    )
+                at[branch.slot, : len(fed)] = branch.start + np.asarray(fed)
+                start[branch.slot] = branch.start
+                gap[branch.slot, branch.start : branch.start + len(there)] = ~there
+                column[branch.slot, : len(wanted)] = [fed.index(place - 1) for place in wanted]
+                fresh[branch.slot, : len(wanted)] = True
                 canvas._usage.text_positions += sum(place < 0 for place in fed)
                 canvas._usage.target_positions += sum(place >= 0 for place in fed)
-                stream.beyond |= {place for place in fed if place not in extra and place >= 0}
-                stream.cached = max(stream.cached, stream.start)
-                while stream.cached - stream.start in stream.beyond:
-                    stream.beyond.remove(stream.cached - stream.start)
-                    stream.cached += 1
+                branch.beyond |= {place for place in fed if place not in extra and place >= 0}
+                branch.cached = max(branch.cached, branch.start)
+                while branch.cached - branch.start in branch.beyond:
+                    branch.beyond.remove(branch.cached - branch.start)
+                    branch.cached += 1
         mask = GapMask(torch.from_numpy(gap).to(self.model.device))
         self._compute(rows, start, at, column, fresh, self._tensor(at), mask)
         for canvas in rows:
-            canvas._ahead = self.width - 1
+            canvas._ahead = self.tokens_per_step - 1
 
-    def _land(self, canvas: Canvas, at: Sequence[int], tokens: list[int], log_probs: list[float]) -> None:
+    def _land(
+        self, canvas: Canvas, at: Sequence[int], tokens: list[int], log_probs: list[float]
+    ) -> None:
         """Commit tokens drawn at chosen places; what has no gap before it joins the others."""
-        self._token_SN[self._slots(canvas).unsqueeze(1), self._tensor(list(at))] = self._tensor(tokens[: len(at)])
+        self._token_SN[self._slots(canvas).unsqueeze(1), self._tensor(list(at))] = self._tensor(
+            tokens[: len(at)]
+        )
         canvas._islands.update(zip(at, zip(tokens, log_probs, strict=True), strict=False))
         canvas._usage.sampled += len(at)
         while canvas.length in canvas._islands:
             token, log_prob = canvas._islands.pop(canvas.length)
             canvas._tokens.append(token)
             canvas._log_probs.append(log_prob)
-        canvas._ahead, canvas._image, canvas._verdict = -1, None, None
+        canvas._ahead = -1
+        canvas._image = None
+        canvas._verdict = None
 
     def _arrange(self, rows: list[Canvas], trees: Forest, at_BW: Tensor) -> tuple[Tensor, TreeMask]:
-        """Where in their streams the columns of a forward are, [B, W], and which draft nodes they see.
+        """Where in their branches the columns of a forward are, [B, W], and which draft nodes they
+        see.
 
-        A column is known by its place in the cache `at_BW`; a node is as many positions behind the root as it is deep.
+        A column is known by its place in the cache `at_BW`; a node is as many positions behind the
+        root as it is deep.
         """
         base = np.full(len(at_BW), self._cache.length + 1)
         tree = np.zeros(len(at_BW), dtype=np.int64)
         for r, canvas in enumerate(rows):
-            for stream in canvas._streams:
-                base[stream.slot], tree[stream.slot] = stream.start + canvas.length, r
-        base_B, tree_B1 = self._tensor(base), self._tensor(tree).unsqueeze(1)
-        depth_RT, sees_RTG = self._tensor(trees.depth_RT), torch.from_numpy(trees.sees_RTG).to(self.model.device)
-        place_BW = (at_BW - base_B.unsqueeze(1) + 1).clamp(0, depth_RT.shape[1] - 1)  # 0 for what is no node
+            for branch in canvas._branches:
+                base[branch.slot] = branch.start + canvas.length
+                tree[branch.slot] = r
+        base_B = self._tensor(base)
+        tree_B1 = self._tensor(tree).unsqueeze(1)
+        depth_RT = self._tensor(trees.depth_RT)
+        sees_RTG = torch.from_numpy(trees.sees_RTG).to(self.model.device)
+        place_BW = (at_BW - base_B.unsqueeze(1) + 1).clamp(
+            0, depth_RT.shape[1] - 1
+        )  # 0 for what is no node
         node_BW = (place_BW > 0) & (at_BW < self._cache.length)
         pos_BW = torch.where(node_BW, base_B.unsqueeze(1) - 1 + depth_RT[tree_B1, place_BW], at_BW)
         return pos_BW, TreeMask(base_B, sees_RTG[tree_B1, place_BW])
 
-    def _feed(self, slot_B: Tensor, start_B: Tensor, pos_BW: Tensor, at_BW: Tensor, attend: Attend) -> Tensor:
-        """Hidden states [B, W, D]: embeds contexts and tokens at `pos`, kept at `at`; writes the cache, attends."""
+    def _feed(
+        self, slot_B: Tensor, start_B: Tensor, pos_BW: Tensor, at_BW: Tensor, attend: Attend
+    ) -> Tensor:
+        """Hidden states [B, W, D]: embeds contexts and tokens at `pos`, kept at `at`; writes the
+        cache, attends.
+        """
         x_BWD = self._embed_at(slot_B, start_B, pos_BW, at_BW)
         hidden_BWD = self.model.forward(x_BWD, pos_BW, start_B, attend)
         if self._hidden_SLD is not None:
@@ -759,30 +961,32 @@ class Sampler:
         in_text_BW1 = (pos_BW < start_B.unsqueeze(1)).unsqueeze(-1)
         return torch.where(in_text_BW1, context_BWD, image_BWD)
 
-    def _places(self, begin: Sequence[int] | np.ndarray, count: Sequence[int] | np.ndarray, width: int) -> np.ndarray:
+    def _places(
+        self, begin: Sequence[int] | np.ndarray, count: Sequence[int] | np.ndarray, width: int
+    ) -> np.ndarray:
         """Cache positions [B, W] of a feed; columns past `count` point at the scratch position."""
         column = np.arange(width)
         place = np.asarray(begin)[:, None] + column
         return np.where(column < np.asarray(count)[:, None], place, self._cache.length)
 
-    def _book(self, streams: list[tuple[Canvas, Stream]], counts: list[int]) -> None:
+    def _book(self, branches: list[tuple[Canvas, Branch]], counts: list[int]) -> None:
         """Advance `cached` and write the ledger after a forward."""
-        for (canvas, stream), count in zip(streams, counts, strict=True):
-            text = max(0, min(stream.start - stream.cached, count))
+        for (canvas, branch), count in zip(branches, counts, strict=True):
+            text = max(0, min(branch.start - branch.cached, count))
             canvas._usage.text_positions += text
             canvas._usage.target_positions += count - text
-            stream.cached += count
+            branch.cached += count
 
     # ------------------------------------------------------------------ one draw
 
     def _depths(self, drafts: Sequence[Draft | None], width: int) -> Tensor:
-        """How far behind the frontiers of some rows `width` laws are, [R, T]."""
-        trees = plant(drafts, width - 1)
+        """How far behind the frontiers of some rows `tokens_per_step` laws are, [R, T]."""
+        trees = build_forest(drafts, width - 1)
         if trees is None:
             return torch.arange(width, device=self.model.device).expand(len(drafts), -1)
         return self._tensor(trees.depth_RT)
 
-    def _laws(
+    def _guided_probs(
         self,
         rows: Sequence[Canvas],
         width: int,
@@ -790,7 +994,8 @@ class Sampler:
         sampling: Sampling | None = None,
         logits_STV: Tensor | None = None,
     ) -> Iterator[tuple[list[int], Tensor, Callable[[], Tensor]]]:
-        """Places in `rows`, logits [R, K, T, V] and what makes the laws [R, T, V] of them, for one guide after another.
+        """Places in `rows`, logits [R, K, T, V] and what makes the laws [R, T, V] of them, for one
+        guide after another.
 
         The logits of all slots are those at the frontiers unless others are given.
         """
@@ -802,55 +1007,89 @@ class Sampler:
         assert logits_STV is not None
         for (guide, _), places in _groups(rows).items():
             slot_RK = self._tensor([self._list(rows[i]) for i in places])
-            scale_R = torch.tensor([rows[i].scale for i in places], dtype=torch.float64, device=self.model.device)
+            scale_R = torch.tensor(
+                [rows[i].scale for i in places], dtype=torch.float64, device=self.model.device
+            )
             logits_RKTV = logits_STV[slot_RK, :width]
             place_RT = None
             if sampling.interval >= 0:
-                place_RT = self._tensor([rows[i].length for i in places])[:, None] + depth_RT[self._tensor(places)]
-            yield places, logits_RKTV, partial(law_of, guide, sampling, logits_RKTV, scale_R, place_RT)
+                place_RT = (
+                    self._tensor([rows[i].length for i in places])[:, None]
+                    + depth_RT[self._tensor(places)]
+                )
+            yield (
+                places,
+                logits_RKTV,
+                partial(guided_probs, guide, sampling, logits_RKTV, scale_R, place_RT),
+            )
 
     def _apply(
-        self, rule: Rule, rows: list[Canvas], drafts: list[Draft | None], law_RTV: Tensor
+        self, rule: Rule, rows: list[Canvas], drafts: list[Draft | None], probs_RTV: Tensor
     ) -> tuple[list[str], Tensor]:
         """Rule and device-side commit of one group.
 
-        Returns [R, 1 + 2T + signals]: count, committed tokens, their log-probabilities, and the rule's signals, named.
+        Returns [R, 1 + 2T + signals]: count, committed tokens, their log-probabilities, and the
+        rule's signals, named.
         """
-        proposal, noise = Drafts.stack(drafts, law_RTV), self.noise(rows, law_RTV.shape[1])
-        path_RG, next_R = rule(law_RTV, proposal, noise)
+        proposal = Drafts.stack(drafts, probs_RTV)
+        noise = self.noise(rows, probs_RTV.shape[1])
+        path_RG, next_R = rule(probs_RTV, proposal, noise)
         measure = getattr(rule, "signals", None)
-        signals = measure(law_RTV, proposal, noise, path_RG) if measure is not None else {}
+        signals = measure(probs_RTV, proposal, noise, path_RG) if measure is not None else {}
         count_R1 = (path_RG >= 0).sum(1, keepdim=True)
         token_RT = proposal.token_RG.gather(1, path_RG.clamp(min=0))
-        token_RT = torch.cat((token_RT, next_R.unsqueeze(1)), 1).scatter(1, count_R1, next_R.unsqueeze(1))
-        row_R1 = torch.arange(len(rows), device=law_RTV.device).unsqueeze(1)
-        log_prob_RT = law_RTV[row_R1, torch.nn.functional.pad(path_RG + 1, (1, 0)), token_RT].double().log()
+        token_RT = torch.cat((token_RT, next_R.unsqueeze(1)), 1).scatter(
+            1, count_R1, next_R.unsqueeze(1)
+        )
+        row_R1 = torch.arange(len(rows), device=probs_RTV.device).unsqueeze(1)
+        log_prob_RT = (
+            probs_RTV[row_R1, torch.nn.functional.pad(path_RG + 1, (1, 0)), token_RT].double().log()
+        )
         self._keep(rows, proposal.forest, path_RG, token_RT, noise.position_RT)
         measured = [value_R.double().unsqueeze(1) for value_R in signals.values()]
-        return list(signals), torch.cat((count_R1.double(), token_RT.double(), log_prob_RT, *measured), 1)
+        return list(signals), torch.cat(
+            (count_R1.double(), token_RT.double(), log_prob_RT, *measured), 1
+        )
 
     def _keep(
-        self, rows: list[Canvas], trees: Forest | None, path_RG: Tensor, token_RT: Tensor, place_RT: Tensor
+        self,
+        rows: list[Canvas],
+        trees: Forest | None,
+        path_RG: Tensor,
+        token_RT: Tensor,
+        place_RT: Tensor,
     ) -> None:
-        """Put the drawn token, and of a tree the accepted path's tokens, keys and values, to where a chain has them."""
-        streams = [(r, stream.slot, stream.start) for r, canvas in enumerate(rows) for stream in canvas._streams]
-        row_Q, slot_Q, start_Q = self._tensor(streams).unbind(1)
+        """Put the drawn token, and of a tree the accepted path's tokens, keys and values, to where
+        a chain has them.
+        """
+        branches = [
+            (r, branch.slot, branch.start)
+            for r, canvas in enumerate(rows)
+            for branch in canvas._branches
+        ]
+        row_Q, slot_Q, start_Q = self._tensor(branches).unbind(1)
         if trees is None:
             last_R1 = (path_RG >= 0).sum(1, keepdim=True)
             where_Q = place_RT.gather(1, last_R1)[row_Q, 0]
             self._token_SN[slot_Q, where_Q] = token_RT.gather(1, last_R1)[row_Q, 0]
             return
-        place_QD, path_QD = place_RT[row_Q, : trees.depth + 1], path_RG[row_Q, : trees.depth]
+        place_QD = place_RT[row_Q, : trees.depth + 1]
+        path_QD = path_RG[row_Q, : trees.depth]
         self._token_SN[slot_Q[:, None], place_QD] = token_RT[row_Q, : trees.depth + 1]
-        base_Q1, end = (start_Q + place_QD[:, 0]).unsqueeze(1), self._cache.length
+        base_Q1 = (start_Q + place_QD[:, 0]).unsqueeze(1)
+        end = self._cache.length
         target_QD = base_Q1 + torch.arange(trees.depth, device=base_Q1.device)
         source_QD = torch.where(path_QD >= 0, base_Q1 + path_QD, end)
         target_QD = torch.where(path_QD >= 0, target_QD, end)
         self._cache.move(slot_Q, source_QD, target_QD)
         if self._hidden_SLD is not None:
-            self._hidden_SLD[slot_Q[:, None], target_QD] = self._hidden_SLD[slot_Q[:, None], source_QD]
+            self._hidden_SLD[slot_Q[:, None], target_QD] = self._hidden_SLD[
+                slot_Q[:, None], source_QD
+            ]
 
-    def _commit_drawn(self, canvas: Canvas, count: int, tokens: Sequence[float], log_probs: Sequence[float]) -> None:
+    def _commit_drawn(
+        self, canvas: Canvas, count: int, tokens: Sequence[float], log_probs: Sequence[float]
+    ) -> None:
         canvas._tokens.extend(int(token) for token in tokens[:count])
         canvas._log_probs.extend(log_probs[:count])
         canvas._usage.sampled += count
@@ -858,14 +1097,16 @@ class Sampler:
 
     # ------------------------------------------------------------------ slots
 
-    def _stream(self, context: Context, slot: int | None = None) -> Stream:
-        """A stream with nothing cached; its context embeddings are put into the slot."""
+    def _branch(self, context: Context, slot: int | None = None) -> Branch:
+        """A branch with nothing cached; its context embeddings are put into the slot."""
         context_PD = self._embed(context)
         if not 1 <= len(context_PD) <= self.model.max_context:
-            raise ValueError(f"context of {len(context_PD)} positions: 1 to {self.model.max_context} fit")
+            raise ValueError(
+                f"context of {len(context_PD)} positions: 1 to {self.model.max_context} fit"
+            )
         slot = self._take_slot() if slot is None else slot
         self._context_SPD[slot, : len(context_PD)] = context_PD
-        return Stream(slot, context, len(context_PD))
+        return Branch(slot, context, len(context_PD))
 
     def _take_slot(self) -> int:
         if not self._free:
@@ -874,25 +1115,27 @@ class Sampler:
 
     def _set_key(self, canvas: Canvas, key: int) -> None:
         canvas._key = key
-        self._key_S2[canvas._streams[0].slot] = self._tensor(list(words(key)))
+        self._key_S2[canvas._branches[0].slot] = self._tensor(list(words(key)))
 
     def _rewind(self, canvas: Canvas) -> None:
         """After the tokens changed: the last one is not cached yet, and no logits are at hand."""
-        for stream in canvas._streams:
-            stream.cached = max(0, min(stream.cached, stream.start + canvas.length - 1))
-            stream.beyond.clear()
-        canvas._ahead, canvas._image, canvas._verdict = -1, None, None
+        for branch in canvas._branches:
+            branch.cached = max(0, min(branch.cached, branch.start + canvas.length - 1))
+            branch.beyond.clear()
+        canvas._ahead = -1
+        canvas._image = None
+        canvas._verdict = None
 
     def _firsts(self, rows: Sequence[Canvas]) -> Tensor:
-        """The slot of every row's first stream, which holds its tokens and key."""
-        return self._tensor([canvas._streams[0].slot for canvas in rows])
+        """The slot of every row's first branch, which holds its tokens and key."""
+        return self._tensor([canvas._branches[0].slot for canvas in rows])
 
     def _slots(self, canvas: Canvas) -> Tensor:
         return self._tensor(self._list(canvas))
 
     @staticmethod
     def _list(canvas: Canvas) -> list[int]:
-        return [stream.slot for stream in canvas._streams]
+        return [branch.slot for branch in canvas._branches]
 
     def _copy(self, source: Tensor, target: Tensor) -> None:
         """Copy all that slots hold but their keys."""
@@ -909,14 +1152,16 @@ class Sampler:
 
 def _expect_whole(canvas: Canvas) -> None:
     if canvas._islands:
-        raise ValueError("tokens were drawn out of order: go on with draw_at until the gaps are filled, or truncate")
+        raise ValueError(
+            "tokens were drawn out of order: go on with draw_at until the gaps are filled, or truncate"
+        )
 
 
 def _groups(rows: Sequence[Canvas]) -> dict[tuple[Guide, int], list[int]]:
-    """Which of the canvases share a guide and a number of streams, by their places in `rows`."""
+    """Which of the canvases share a guide and a number of branches, by their places in `rows`."""
     groups: dict[tuple[Guide, int], list[int]] = {}
     for place, canvas in enumerate(rows):
-        groups.setdefault((canvas._guide, len(canvas._streams)), []).append(place)
+        groups.setdefault((canvas._guide, len(canvas._branches)), []).append(place)
     return groups
 
 

@@ -1,23 +1,24 @@
 """Runs many methods' coroutines at once and carries out what they wait for as batches.
 
-A round: admit jobs whose slots fit, answer everything that unblocks rows without a forward (renders, judges,
-drafts), then one forward for all that look or draw, then the looks, then the draws. Methods with `run` sleep until
-their image is done; whoever waits for a picture sleeps while the others go on.
+A round: admit jobs whose slots fit, answer everything that unblocks rows without a forward
+(renders, judges, drafts), then one forward for all that look or draw, then the looks, then the
+draws. Methods with `run` sleep until their image is done; whoever waits for a picture sleeps while
+the others go on.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 
 from harness.engine.acceptance import exact
 from harness.engine.canvas import Canvas
-from harness.engine.guidance import Sampling
 from harness.engine.memory import short_of_memory
+from harness.engine.method_spec import MethodSpec
 from harness.engine.rendering import Image, Picture
 from harness.engine.sampler import Sampler
 from harness.engine.session import (
@@ -32,7 +33,6 @@ from harness.engine.session import (
     Session,
     Step,
 )
-from harness.models import ImageModel
 from harness.records import JSON, Job, Usage, UserError
 
 
@@ -61,60 +61,9 @@ class _Live:
 
 @dataclass(eq=False, slots=True)
 class _Last(Render):
-    """The image to deliver: its canvas is not needed any more, so its slots go to others while it is decoded."""
-
-
-def demands(method: Method) -> dict[str, Any]:
-    """What a sampler must be made with for a method, besides slots.
-
-    `width`; `room` where it drafts trees; `hidden` where a drafter of its continues the target's hidden states.
+    """The image to deliver: its canvas is not needed any more, so its slots go to others while it
+    is decoded.
     """
-    hidden = any(getattr(part, "hidden", False) for _, part in parts(method))
-    asked = {"room": getattr(method, "room", 0), "hidden": hidden}
-    return {"width": method.width, **{name: value for name, value in asked.items() if value}}
-
-
-def expect_fit(
-    method: Method,
-    model: ImageModel,
-    sampling: Sampling,
-    *,
-    slots: int,
-    width: int,
-    room: int = 0,
-    hidden: bool = False,
-) -> None:
-    """Raise UserError, with the remedy, for a method that cannot run on such a model and sampler.
-
-    Parts of a method that depend on the model (drafters, neighbour tables) have an `expect_target` of their own.
-    """
-    need = method.rows * method.streams
-    if need > slots:
-        raise UserError(
-            f"sampler.slots={slots} is too few: the method needs {need} "
-            f"({method.rows} canvases x {method.streams} streams); set sampler.slots={4 * need}"
-        )
-    if method.width > width:
-        raise UserError(f"sampler.width={width} is too small: the method needs {method.width}")
-    if (nodes := getattr(method, "room", 0)) > room:
-        raise UserError(f"sampler.room={room} is too small: the method's draft trees need {nodes}")
-    if "hidden" in demands(method) and not hidden:
-        raise UserError("sampler.hidden=false: the method's drafter continues hidden states, set it to true")
-    if getattr(method, "needs_guidance", False) and sampling.scale == 1:
-        raise UserError("model.sampling.scale=1 switches guidance off, and the method needs it: set a scale above 1")
-    for _, part in parts(method):
-        if hasattr(part, "expect_target"):
-            part.expect_target(model)
-    if hasattr(method, "expect_grid"):
-        method.expect_grid(model.grid)
-
-
-def parts(method: object, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """What a method is made of (judges, drafters, rules, ...), named; what its decoding is made of, too."""
-    for name, part in vars(method).items():
-        yield prefix + name, part
-        if hasattr(part, "finish"):
-            yield from parts(part, f"{prefix}{name}.")
 
 
 _Kind = TypeVar("_Kind", bound=Op)
@@ -123,15 +72,24 @@ _Kind = TypeVar("_Kind", bound=Op)
 class Scheduler:
     """Draws the images of many jobs with one method over one sampler.
 
-    Each job reserves `rows * streams` slots at admission; closing canvases only shrinks the reservation, so jobs
-    cannot deadlock. `concurrency` bounds the jobs in flight (1 for latency). Raises UserError when the method does
-    not fit the sampler.
+    Each job reserves `rows * branches` slots at admission; closing canvases only shrinks the
+    reservation, so jobs cannot deadlock. `concurrency` bounds the jobs in flight (1 for latency).
+    Raises UserError when the method does not fit the sampler.
     """
 
-    def __init__(self, method: Method, sampler: Sampler, *, seed: int, concurrency: int | None = None) -> None:
-        shape = {"slots": sampler.slots, "width": sampler.width, "room": sampler.room}
-        expect_fit(method, sampler.model, sampler.sampling, **shape, hidden=sampler.hidden)
-        self._method, self._sampler, self._seed = method, sampler, seed
+    def __init__(
+        self, method: Method, sampler: Sampler, *, seed: int, concurrency: int | None = None
+    ) -> None:
+        shape = {
+            "slots": sampler.slots,
+            "tokens_per_step": sampler.tokens_per_step,
+            "tree_capacity": sampler.tree_capacity,
+        }
+        self._spec = MethodSpec.of(method)
+        self._spec.expect_fit(sampler.model, sampler.sampling, **shape, hidden=sampler.hidden)
+        self._method = method
+        self._sampler = sampler
+        self._seed = seed
         self._concurrency = concurrency or sampler.slots
         self._live: list[_Live] = []
 
@@ -140,7 +98,9 @@ class Scheduler:
         return self._sampler
 
     def run(self, jobs: Iterable[Job], deliver: Callable[[Delivery], None]) -> None:
-        """Carry out all jobs; `deliver` gets each one as it ends. What `deliver` raises ends the run."""
+        """Carry out all jobs; `deliver` gets each one as it ends. What `deliver` raises ends the
+        run.
+        """
         queue = deque(jobs)
         try:
             while queue or self._live:
@@ -155,11 +115,11 @@ class Scheduler:
     # ------------------------------------------------------------------ jobs
 
     def _admit(self, queue: deque[Job], deliver: Callable[[Delivery], None]) -> None:
-        need = self._method.rows * self._method.streams
+        need = self._spec.slots
         while queue and len(self._live) < self._concurrency:
             if self._sampler.slots - sum(live.session._limit for live in self._live) < need:
                 return
-            session = Session(self._sampler, queue.popleft(), self._seed, need, self._method.streams)
+            session = Session(self._sampler, queue.popleft(), self._seed, need, self._spec.branches)
             live = _Live(session, self._draw(session), time.perf_counter())
             self._live.append(live)
             self._resume(live, None, deliver)
@@ -168,19 +128,25 @@ class Scheduler:
         canvas = await self._method.generate(session._job.prompt.text, session)
         session._own(canvas)
         if not canvas.done:
-            raise ValueError(f"the method returned a canvas with {canvas.length} of {session.num_tokens} tokens")
+            raise ValueError(
+                f"the method returned a canvas with {canvas.length} of {session.num_tokens} tokens"
+            )
         (image,) = await _Last([canvas], [()])
         return canvas, image
 
     def _resume(self, live: _Live, answer: object, deliver: Callable[[Delivery], None]) -> None:
-        """Send an answer (or throw an exception) into a coroutine and note what it waits for next."""
+        """Send an answer (or throw an exception) into a coroutine and note what it waits for
+        next.
+        """
         try:
             if isinstance(answer, Exception):
                 live.waits = live.coroutine.throw(answer)
             else:
                 live.waits = live.coroutine.send(answer)
             if not isinstance(live.waits, Op):
-                raise TypeError(f"the method awaited {live.waits!r}; only a session's requests can be awaited")
+                raise TypeError(
+                    f"the method awaited {live.waits!r}; only a session's requests can be awaited"
+                )
         except StopIteration as stop:
             self._finish(live, deliver, *stop.value)
         except UserError:
@@ -220,29 +186,42 @@ class Scheduler:
         began = self._unblock(deliver)
         if not all(isinstance(live.waits, Render) for live in self._live):
             self._advance(deliver)
-        elif self._live and not began:  # nothing to do but wait; what was just begun may have made room for other jobs
+        elif (
+            self._live and not began
+        ):  # nothing to do but wait; what was just begun may have made room for other jobs
             for picture in self._live[0].pictures or ():
                 picture.image()
 
     def _unblock(self, deliver: Callable[[Delivery], None]) -> bool:
-        """Answer what needs no forward, images as far as they are there. Returns whether images were begun."""
+        """Answer what needs no forward, images as far as they are there. Returns whether images
+        were begun.
+        """
         began = False
         while True:
             began |= self._begin_renders()
-            shown = [live for live in self._live if live.pictures is not None and all(p.ready for p in live.pictures)]
+            shown = [
+                live
+                for live in self._live
+                if live.pictures is not None and all(p.ready for p in live.pictures)
+            ]
             if not shown and not any(isinstance(live.waits, Ask | Propose) for live in self._live):
                 return began
             for live in shown:
-                pictures, live.pictures = live.pictures or [], None
+                pictures = live.pictures or []
+                live.pictures = None
                 self._resume(live, [picture.image() for picture in pictures], deliver)
             self._answer(self._waiting(Ask), self._asks, deliver)
             self._answer(self._waiting(Propose), self._proposals, deliver)
 
     def _begin_renders(self) -> bool:
-        """Begin the images that are waited for and not begun; canvases that only their image is wanted of end here."""
+        """Begin the images that are waited for and not begun; canvases that only their image is
+        wanted of end here.
+        """
         fresh = [(live, op) for live, op in self._waiting(Render) if live.pictures is None]
         pads = [pad for _, op in fresh for pad in op.pads]
-        pictures = iter(self._sampler.begin_render([canvas for _, op in fresh for canvas in op.rows], pads))
+        pictures = iter(
+            self._sampler.begin_render([canvas for _, op in fresh for canvas in op.rows], pads)
+        )
         for live, op in fresh:
             live.pictures = [next(pictures) for _ in op.rows]
             if isinstance(op, _Last):
@@ -265,7 +244,9 @@ class Scheduler:
         answers: dict[Op, object] = {}
         for group in _groups(ops, lambda op: (id(op.drafter), op.n, op.sibling)):
             rows = [canvas for op in group for canvas in op.rows]
-            drafts = iter(group[0].drafter.propose(self._sampler, rows, group[0].n, group[0].sibling))
+            drafts = iter(
+                group[0].drafter.propose(self._sampler, rows, group[0].n, group[0].sibling)
+            )
             answers |= {op: [next(drafts) for _ in op.rows] for op in group}
         return [answers[op] for op in ops]
 
@@ -287,10 +268,13 @@ class Scheduler:
         began = time.perf_counter()
         replies = list(group[0].judge(texts, [image for op in group for image in op.images]))
         if len(replies) != len(texts):
-            raise ValueError(f"judge {group[0].judge.id} gave {len(replies)} answers to {len(texts)} questions")
+            raise ValueError(
+                f"judge {group[0].judge.id} gave {len(replies)} answers to {len(texts)} questions"
+            )
         each_s = (time.perf_counter() - began) / max(1, len(texts))
         owner = {live.waits: live.session for live in self._live}
-        reply, tokens = iter(replies), iter(getattr(group[0].judge, "tokens", ()))
+        reply = iter(replies)
+        tokens = iter(getattr(group[0].judge, "tokens", ()))
         for op in group:
             owner[op]._usage.judge_calls += len(op.images)
             owner[op]._usage.judge_s += each_s * len(op.images)
@@ -298,7 +282,9 @@ class Scheduler:
         return {op: [next(reply) for _ in op.images] for op in group}
 
     def _advance(self, deliver: Callable[[Delivery], None]) -> None:
-        """One forward for all rows that wait for one; then looks, then draws. Or a burst, while all only draw."""
+        """One forward for all rows that wait for one; then looks, then draws. Or a burst, while all
+        only draw.
+        """
         if self._burst():
             self._resume_runs(deliver)
             return
@@ -312,7 +298,9 @@ class Scheduler:
 
         for probe in {id(op.probe): op.probe for _, op in looks}.values():
             group = [(live, op) for live, op in looks if op.probe is probe]
-            signals = iter(self._sampler.probe([canvas for _, op in group for canvas in op.rows], probe))
+            signals = iter(
+                self._sampler.probe([canvas for _, op in group for canvas in op.rows], probe)
+            )
             for live, op in group:
                 self._resume(live, [next(signals) for _ in op.rows], deliver)
 
@@ -321,7 +309,8 @@ class Scheduler:
         self._resume_runs(deliver)
 
     def _burst(self) -> int:
-        """While every job only draws: as many rounds as it takes until one is done with that; how many there were.
+        """While every job only draws: as many rounds as it takes until one is done with that; how
+        many there were.
 
         A job whose last image is being decoded waits for none of them.
         """
@@ -347,11 +336,16 @@ class Scheduler:
             self._resume(live, None, deliver)
 
     def _draw_tokens(self, runs: list[Run], deliver: Callable[[Delivery], None]) -> None:
-        """Draw for all whose logits are at hand: those just fed, and steps that follow a look of this round."""
+        """Draw for all whose logits are at hand: those just fed, and steps that follow a look of
+        this round.
+        """
         steps = [
             (live, op)
             for live, op in self._waiting(Step)
-            if all(self._sampler.ready(canvas, draft) for canvas, draft in zip(op.rows, op.drafts, strict=True))
+            if all(
+                self._sampler.ready(canvas, draft)
+                for canvas, draft in zip(op.rows, op.drafts, strict=True)
+            )
         ]
         plain = [canvas for run in runs for canvas in _unfinished(run)]
         by_rule = {id(op.rule): op.rule for _, op in steps}

@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 
 
 class LocalVLM:
-    """Questions about images, answered greedily and one by one, so that an answer does not depend on its company.
+    """Questions about images, answered greedily and one by one, so that an answer does not depend
+    on its company.
 
-    `model` is a hub id or a folder, pinned by `revision`; a verifier, a reward and a judge of the same model share it.
-    The weights are loaded when the first question comes. Raises UserError where it cannot be loaded.
+    `model` is a hub id or a folder, pinned by `revision`; a verifier, a reward and a judge of the
+    same model share it. The weights are loaded when the first question comes. Raises UserError
+    where it cannot be loaded.
     """
 
     def __init__(
@@ -39,7 +41,9 @@ class LocalVLM:
         vocabulary = self._processor.tokenizer.get_vocab()
         self._yes = [vocabulary[word] for word in ("yes", "Yes") if word in vocabulary]
         if not self._yes:
-            raise UserError(f"{model}: its tokenizer has no token for yes, so it cannot be a reward")
+            raise UserError(
+                f"{model}: its tokenizer has no token for yes, so it cannot be a reward"
+            )
         pinned = commit or revision
         self.id = f"vlm-{model.rstrip('/').split('/')[-1]}" + (f"-{pinned}" if pinned else "")
         self.tokens: Sequence[int] = ()
@@ -53,22 +57,31 @@ class LocalVLM:
         """Nothing that the constructor did not see."""
 
     @torch.inference_mode()
-    def reply(self, questions: Sequence[str], images: Sequence[Image], system: str = HELPFUL) -> list[str | None]:
+    def reply(
+        self, questions: Sequence[str], images: Sequence[Image], system: str = HELPFUL
+    ) -> list[str | None]:
         """The greedy answer to each question."""
         replies: list[str | None] = []
         tokens = []
         for question, image in zip(questions, images, strict=True):
             inputs = self._inputs(question, image, system)
             known = inputs["input_ids"].shape[1]
-            output = self._model.generate(**inputs, do_sample=False, max_new_tokens=self._max_new_tokens)[0]
-            replies.append(self._processor.tokenizer.decode(output[known:], skip_special_tokens=True))
+            output = self._model.generate(
+                **inputs, do_sample=False, max_new_tokens=self._max_new_tokens
+            )[0]
+            replies.append(
+                self._processor.tokenizer.decode(output[known:], skip_special_tokens=True)
+            )
             tokens.append(len(output))
-        self.tokens, self.served = tokens, [self.id] * len(tokens)
+        self.tokens = tokens
+        self.served = [self.id] * len(tokens)
         return replies
 
     @torch.inference_mode()
     def yes(self, questions: Sequence[str], images: Sequence[Image]) -> list[float | None]:
-        """P(yes) + P(Yes) of the first answered token over the whole vocabulary, from one forward; never None."""
+        """P(yes) + P(Yes) of the first answered token over the whole vocabulary, from one forward;
+        never None.
+        """
         values: list[float | None] = []
         tokens = []
         for question, image in zip(questions, images, strict=True):
@@ -86,7 +99,9 @@ class LocalVLM:
             {"role": "system", "content": [{"type": "text", "text": system}]},
             {"role": "user", "content": content},
         ]
-        text = self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = self._processor.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
         inputs = self._processor(text=[text], images=[Pillow.fromarray(image)], return_tensors="pt")
         return inputs.to(self._model.device, self._model.dtype)
 
@@ -103,7 +118,9 @@ def _load_processor(model: str, revision: str | None) -> tuple[Any, str | None]:
 
     try:
         config = AutoConfig.from_pretrained(model, revision=revision)
-        return AutoProcessor.from_pretrained(model, revision=revision), getattr(config, "_commit_hash", None)
+        return AutoProcessor.from_pretrained(model, revision=revision), getattr(
+            config, "_commit_hash", None
+        )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise _not_loaded(model, error) from None
 
@@ -114,7 +131,9 @@ def _load_network(model: str, revision: str | None, device: str, dtype: str) -> 
 
     network: Any
     try:
-        network = AutoModelForImageTextToText.from_pretrained(model, revision=revision, dtype=getattr(torch, dtype))
+        network = AutoModelForImageTextToText.from_pretrained(
+            model, revision=revision, dtype=getattr(torch, dtype)
+        )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise _not_loaded(model, error) from None
     return network.to(device).eval()

@@ -1,7 +1,8 @@
-"""The embedded model's verifier: judges what is drawn so far with the reward's detector, and writes layout clauses.
+"""The embedded model's verifier: judges what is drawn so far with the reward's detector, and writes
+layout clauses.
 
-It answers in the words of a language model, so that methods read it the same way. What it knows of the world: pictures
-are 48 pixels high, backgrounds flat, objects 16 to 32 pixels large and apart.
+It answers in the words of a language model, so that methods read it the same way. What it knows of
+the world: pictures are 48 pixels high, backgrounds flat, objects 16 to 32 pixels large and apart.
 """
 
 from __future__ import annotations
@@ -33,9 +34,13 @@ WRONG = 0.03
 """A colour whose share is smaller is another colour."""
 CONTRAST = 14.0
 """Distance from the background, in Lab, at which a pixel belongs to something."""
-SPECK, PIECE = 25, 60
-"""Foreground pixels below which a patch is dirt, and from which a cut-off object shows its colour."""
-SMALLEST, PER_ROW = 16, 3
+SPECK = 25
+PIECE = 60
+"""Foreground pixels below which a patch is dirt, and from which a cut-off object shows its
+colour.
+"""
+SMALLEST = 16
+PER_ROW = 3
 """Side of the smallest objects, and how many of them stand in a row."""
 
 Box = tuple[float, float, float, float]
@@ -43,7 +48,9 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """A connected patch of foreground: a finished object where the detector knows it, or one that is still cut off."""
+    """A connected patch of foreground: a finished object where the detector knows it, or one that
+    is still cut off.
+    """
 
     box: Box
     area: int
@@ -54,7 +61,11 @@ class Thing:
     @property
     def known(self) -> Detection | None:
         """The finished object that this is, for sure."""
-        return self.best if self.best is not None and self.best.score >= SURE and not self.cut else None
+        return (
+            self.best
+            if self.best is not None and self.best.score >= SURE and not self.cut
+            else None
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +87,8 @@ class View:
 class PictogramVerifier:
     """Verifier (harness/judges/verifier.py) of partial pictures of the embedded model.
 
-    A candidate is impossible only when something that cannot be mended is seen; every other is possible. Texts outside
-    the grammar get no answer.
+    A candidate is impossible only when something that cannot be mended is seen; every other is
+    possible. Texts outside the grammar get no answer.
     """
 
     def __init__(self, weights: str = DEFAULT, part: str = "reward") -> None:
@@ -102,7 +113,8 @@ class _Selector:
     """Judges every strip of a stack of tops."""
 
     def __init__(self, verifier: PictogramVerifier, strips: int) -> None:
-        self._verifier, self._strips = verifier, strips
+        self._verifier = verifier
+        self._strips = strips
         self.id = f"{verifier.id}-select-{strips}"
 
     def __call__(self, texts: Sequence[str], images: Sequence[Pixels]) -> list[str | None]:
@@ -114,7 +126,9 @@ class _Selector:
         parsed = parse_layout(text)
         if parsed is None:
             return None
-        return ", ".join("impossible" if next(faults(parsed[0], view), None) else "possible" for view in views)
+        return ", ".join(
+            "impossible" if next(faults(parsed[0], view), None) else "possible" for view in views
+        )
 
 
 class _Rewriter:
@@ -138,7 +152,7 @@ class _Rewriter:
         return text if stated else text + layout_clause(spec, layout_of(spec, view))
 
 
-# --- from pixels to things -------------------------------------------------------------------------------------------
+# --- from pixels to things ------------------------------------------------------------------------
 
 
 def _visible(image: Pixels) -> Pixels:
@@ -168,7 +182,9 @@ def _filled(top: Pixels) -> tuple[Pixels, np.ndarray]:
     return picture, references[kind]
 
 
-def _things(pixels: Pixels, background: np.ndarray, visible: int, detections: Sequence[Detection]) -> Iterator[Thing]:
+def _things(
+    pixels: Pixels, background: np.ndarray, visible: int, detections: Sequence[Detection]
+) -> Iterator[Thing]:
     """Connected patches of the visible foreground with the best detection that lies on each."""
     from scipy import ndimage
 
@@ -200,7 +216,7 @@ def _overlap(one: Box, other: Box) -> float:
     return max(0.0, width) * max(0.0, height) / max(1.0, smaller)
 
 
-# --- what cannot be mended -------------------------------------------------------------------------------------------
+# --- what cannot be mended ------------------------------------------------------------------------
 
 
 def faults(spec: Spec, view: View) -> Iterator[str]:
@@ -216,14 +232,16 @@ def faults(spec: Spec, view: View) -> Iterator[str]:
     if _missing(wanted, view) > len(view.cut) + max(0, len(wanted) - len(view.things)):
         yield "something else stands in the place of what is missing"
     yield from _wrong_places(spec, view)
-    rows_left = (SIDE - view.visible + LATTICE) // SMALLEST  # an object may begin unseen in the last row of tokens
+    rows_left = (
+        SIDE - view.visible + LATTICE
+    ) // SMALLEST  # an object may begin unseen in the last row of tokens
     if len(wanted) - len(view.things) > PER_ROW * rows_left:
         yield "no room for the rest"
 
 
 def _missing(wanted: Sequence[tuple[str, str | None]], view: View) -> int:
-    """How many of the wanted objects no finished thing is. Things never outnumber what was asked for, so each
-    finished one that is something else leaves an object without a place."""
+    """How many of the wanted objects no finished thing is. Things never outnumber what was asked
+    for, so each finished one that is something else leaves an object without a place."""
     missing = [name for name, _ in wanted]
     for one in view.known:
         if one.name in missing:
@@ -250,7 +268,8 @@ def _wrong_places(spec: Spec, view: View) -> Iterator[str]:
     position = spec["include"][-1].get("position")
     if position is None:
         return
-    (target, placed), relation = [clause["class"] for clause in spec["include"]], str(position[0])
+    (target, placed) = [clause["class"] for clause in spec["include"]]
+    relation = str(position[0])
     seen = {one.name: one for one in view.known}
     if target in seen and placed in seen:
         if chances(spec, view.known)[-1] < 0.1:
@@ -270,7 +289,7 @@ def _wrong_places(spec: Spec, view: View) -> Iterator[str]:
         yield f"no room on the left of the {right}"
 
 
-# --- what a view commits to ------------------------------------------------------------------------------------------
+# --- what a view commits to -----------------------------------------------------------------------
 
 
 def layout_of(spec: Spec, view: View) -> Layout:

@@ -1,8 +1,9 @@
-"""Verifiers: who looks at unfinished images for a method, and the dialogue with the language models among them.
+"""Verifiers: who looks at unfinished images for a method, and the dialogue with the language models
+among them.
 
-A verifier sees a prompt and a picture and answers in words, which the method reads; a chat (`vlm`, `local_vlm`) is the
-language model behind one. A new kind of verifier has `id`, `select` and `rewrite`; a new language model `id`, `reply`
-and `yes`.
+A verifier sees a prompt and a picture and answers in words, which the method reads; a chat (`vlm`,
+`local_vlm`) is the language model behind one. A new kind of verifier has `id`, `select` and
+`rewrite`; a new language model `id`, `reply` and `yes`.
 """
 
 from __future__ import annotations
@@ -16,17 +17,23 @@ from harness.records import digest
 
 
 class Verifier(Protocol):
-    """Looks at unfinished images; its judges get prompts and pictures and answer in words, None where they cannot."""
+    """Looks at unfinished images; its judges get prompts and pictures and answer in words, None
+    where they cannot.
+    """
 
     id: str
 
     @property
     def rewrite(self) -> Judge:
-        """Pictures are single candidates with the undrawn part black; an answer is the rewritten prompt."""
+        """Pictures are single candidates with the undrawn part black; an answer is the rewritten
+        prompt.
+        """
         ...
 
     def select(self, strips: int) -> Judge:
-        """Pictures are stacks of `strips` candidates' tops; an answer is "possible" or "impossible" for each."""
+        """Pictures are stacks of `strips` candidates' tops; an answer is "possible" or "impossible"
+        for each.
+        """
         ...
 
 
@@ -35,21 +42,27 @@ HELPFUL = "You are a helpful assistant."
 
 
 class Chat(Protocol):
-    """A language model that sees. `tokens` counts what it read and wrote for each question of the last call."""
+    """A language model that sees. `tokens` counts what it read and wrote for each question of the
+    last call.
+    """
 
     id: str
     tokens: Sequence[int]
 
-    def reply(self, questions: Sequence[str], images: Sequence[Image], system: str = HELPFUL) -> list[str | None]:
+    def reply(
+        self, questions: Sequence[str], images: Sequence[Image], system: str = HELPFUL
+    ) -> list[str | None]:
         """The reply to each question about its image; None where there was none."""
         ...
 
     def yes(self, questions: Sequence[str], images: Sequence[Image]) -> list[float | None]:
-        """The probability of answering yes, 0 to 1; None where the answer was neither yes nor no."""
+        """The probability of answering yes, 0 to 1; None where the answer was neither yes nor
+        no.
+        """
         ...
 
 
-# --- questions (GridAR, arXiv 2511.21185; the content of the released prompts in other words) -------------------------
+# --- questions (GridAR, arXiv 2511.21185; the content of the released prompts in other words) -----
 
 _PIECES = {2: "half", 3: "third", 4: "quarter"}
 _COUNTS = {1: "one", 2: "two", 3: "three", 4: "four"}
@@ -105,14 +118,15 @@ def orm_question(prompt: str) -> str:
     )
 
 
-# --- language models as verifier and as reward -----------------------------------------------------------------------
+# --- language models as verifier and as reward ----------------------------------------------------
 
 
 class Questioner:
     """A judge that puts a question about each text to a chat."""
 
     def __init__(self, chat: Chat, question: Callable[[str], str], answer: str = "reply") -> None:
-        self._chat, self._question = chat, question
+        self._chat = chat
+        self._question = question
         self._answer: Callable[[Sequence[str], Sequence[Image]], list] = getattr(chat, answer)
         self.id = f"{chat.id}-{digest(question('{prompt}').encode(), 8)}"
         self.tokens: Sequence[int] = ()

@@ -1,4 +1,6 @@
-"""A chat with any OpenAI-compatible vision endpoint: GPT models, or open ones behind vLLM, SGLang and their kin."""
+"""A chat with any OpenAI-compatible vision endpoint: GPT models, or open ones behind vLLM, SGLang
+and their kin.
+"""
 
 from __future__ import annotations
 
@@ -32,12 +34,13 @@ REFUSED = (401, 403, 404)
 class Endpoint:
     """Questions about images, sent as chat completions, several at a time.
 
-    `base_url` (".../v1") and `model` default to VLM_BASE_URL and VLM_MODEL; the key is VLM_API_KEY, if set, and is
-    never written anywhere. A question that still fails after `retries` more attempts (time-out, overload, refusal,
-    garbage) is answered with None, so that the method's fallback is recorded beside its image. The pauses between
-    attempts double, are as long as the server asks, and never longer than `longest_pause_s`. Pictures are sent as
-    `picture` ("jpeg" or "png"). Raises UserError where nothing can ever be answered: no endpoint, or one that does not
-    take the key or know the model.
+    `base_url` (".../v1") and `model` default to VLM_BASE_URL and VLM_MODEL; the key is VLM_API_KEY,
+    if set, and is never written anywhere. A question that still fails after `retries` more attempts
+    (time-out, overload, refusal, garbage) is answered with None, so that the method's fallback is
+    recorded beside its image. The pauses between attempts double, are as long as the server asks,
+    and never longer than `longest_pause_s`. Pictures are sent as `picture` ("jpeg" or "png").
+    Raises UserError where nothing can ever be answered: no endpoint, or one that does not take the
+    key or know the model.
     """
 
     def __init__(
@@ -70,10 +73,15 @@ class Endpoint:
             )
         if picture not in ("jpeg", "png"):
             raise UserError(f"vision endpoint: picture={picture!r}: choose jpeg or png")
-        self._temperature, self._logprobs, self._max_tokens = temperature, logprobs, max_tokens
-        self._picture, self._needs_key = picture, needs_key
-        self._timeout_s, self._retries = timeout_s, retries
-        self._backoff_s, self._longest_pause_s = backoff_s, longest_pause_s
+        self._temperature = temperature
+        self._logprobs = logprobs
+        self._max_tokens = max_tokens
+        self._picture = picture
+        self._needs_key = needs_key
+        self._timeout_s = timeout_s
+        self._retries = retries
+        self._backoff_s = backoff_s
+        self._longest_pause_s = longest_pause_s
         self._concurrency = concurrency
         self.id = f"vlm-{self._model}" + (f"-t{temperature}" if temperature != 0 else "")
         self.tokens: Sequence[int] = ()
@@ -82,22 +90,32 @@ class Endpoint:
     def ready(self) -> None:
         """Raises UserError where a key is needed and none is set."""
         if self._needs_key and not os.environ.get("VLM_API_KEY"):
-            raise UserError(f"{self.id} at {self._url} needs a key: set VLM_API_KEY in the environment")
+            raise UserError(
+                f"{self.id} at {self._url} needs a key: set VLM_API_KEY in the environment"
+            )
 
-    def reply(self, questions: Sequence[str], images: Sequence[Image], system: str = HELPFUL) -> list[str | None]:
+    def reply(
+        self, questions: Sequence[str], images: Sequence[Image], system: str = HELPFUL
+    ) -> list[str | None]:
         """The text of each answer."""
         extra = {} if self._max_tokens is None else {"max_tokens": self._max_tokens}
         return [text_of(answer) for answer in self._ask_all(questions, images, extra, system)]
 
     def yes(self, questions: Sequence[str], images: Sequence[Image]) -> list[float | None]:
-        """P(yes) + P(Yes) of the first token; where the server gives no probabilities, 1 for yes and 0 for no."""
+        """P(yes) + P(Yes) of the first token; where the server gives no probabilities, 1 for yes
+        and 0 for no.
+        """
         extra: dict[str, Any] = {"max_tokens": 4}
         if self._logprobs:
             extra |= {"logprobs": True, "top_logprobs": 20}
         return [yes_of(answer) for answer in self._ask_all(questions, images, extra, HELPFUL)]
 
     def _ask_all(
-        self, questions: Sequence[str], images: Sequence[Image], extra: Mapping[str, Any], system: str
+        self,
+        questions: Sequence[str],
+        images: Sequence[Image],
+        extra: Mapping[str, Any],
+        system: str,
     ) -> list[dict[str, Any]]:
         """Completions in the order of the questions; an empty one where there was none."""
 
@@ -112,7 +130,9 @@ class Endpoint:
         self.served = [str(answer.get("model") or "") for answer in answers]
         return answers
 
-    def _body(self, question: str, image: Image, extra: Mapping[str, Any], system: str) -> dict[str, Any]:
+    def _body(
+        self, question: str, image: Image, extra: Mapping[str, Any], system: str
+    ) -> dict[str, Any]:
         content = [
             {"type": "text", "text": question},
             {"type": "image_url", "image_url": {"url": _data_address(image, self._picture)}},
@@ -124,11 +144,15 @@ class Endpoint:
         return body
 
     def _persist(self, body: dict[str, Any]) -> dict[str, Any]:
-        """One completion, tried again with growing pauses; without log-probabilities where they may be the trouble."""
+        """One completion, tried again with growing pauses; without log-probabilities where they may
+        be the trouble.
+        """
         asked_s = 0.0  # the pause that the server wants
         for attempt in range(self._retries + 1):
             if attempt:
-                time.sleep(min(max(self._backoff_s * 2 ** (attempt - 1), asked_s), self._longest_pause_s))
+                time.sleep(
+                    min(max(self._backoff_s * 2 ** (attempt - 1), asked_s), self._longest_pause_s)
+                )
             try:
                 answer = self._post(body)
                 if not isinstance(answer, dict) or text_of(answer) is None:
@@ -142,7 +166,8 @@ class Endpoint:
                     ) from None
                 if error.code == 400:
                     body = {name: value for name, value in body.items() if "logprobs" not in name}
-                why, asked_s = f"status {error.code}", _retry_after_s(error.headers.get("Retry-After"))
+                why = f"status {error.code}"
+                asked_s = _retry_after_s(error.headers.get("Retry-After"))
             except (OSError, HTTPException, ValueError) as error:
                 why = one_line(f"{type(error).__name__}: {error}")
             log.warning("%s, attempt %d of %d: %s", self.id, attempt + 1, self._retries + 1, why)
@@ -150,13 +175,17 @@ class Endpoint:
 
     def _post(self, body: Mapping[str, Any]) -> Any:
         url = f"{self._url}/chat/completions"
-        request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+        request = urllib.request.Request(
+            url, json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
         key = os.environ.get("VLM_API_KEY", "")
         if key:
             request.add_unredirected_header("Authorization", f"Bearer {key}")
         with urllib.request.urlopen(request, timeout=self._timeout_s) as response:
             said = response.read()
-        return json.loads(said.replace(key.encode(), b"[key]") if key else said)  # some servers echo what they got
+        return json.loads(
+            said.replace(key.encode(), b"[key]") if key else said
+        )  # some servers echo what they got
 
 
 def _data_address(image: Image, kind: str) -> str:
@@ -166,7 +195,9 @@ def _data_address(image: Image, kind: str) -> str:
 
 
 def _retry_after_s(value: str | None) -> float:
-    """Seconds that a Retry-After header asks for; 0 where it names none (its other form is a date)."""
+    """Seconds that a Retry-After header asks for; 0 where it names none (its other form is a
+    date).
+    """
     try:
         seconds = float(value or 0)
     except ValueError:
@@ -190,7 +221,9 @@ def text_of(answer: Mapping[str, Any]) -> str | None:
 
 
 def yes_of(answer: Mapping[str, Any]) -> float | None:
-    """The probability of yes in a completion, from its log-probabilities if it has them; None for anything else."""
+    """The probability of yes in a completion, from its log-probabilities if it has them; None for
+    anything else.
+    """
     chances = _first_token(answer)
     if chances:
         known = {word: chance for word, chance in chances.items() if word.lower() in ("yes", "no")}

@@ -1,9 +1,9 @@
 """Kernels of our own for CUDA, written in Triton, and whether this device can use them.
 
-Each has a portable form elsewhere, in torch, which serves where these do not; `missing` says why they do not. Triton is
-imported when a device is first asked about that could use them.
+Each has a portable form elsewhere, in torch, which serves where these do not; `missing` says why
+they do not. Triton is imported when a device is first asked about that could use them.
 
-flash  decode attention over the used part of the cache      race  guided draws, and the signals of streams
+flash  decode attention over the used part of the cache      race  guided draws, and the signals of branches
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ LEAST_CAPABILITY = (8, 0)
 """Of a CUDA device: the first that multiplies bfloat16."""
 
 
-def attention(device: torch.device, dtype: torch.dtype = torch.float32) -> Callable[..., Tensor] | None:
+def attention(
+    device: torch.device, dtype: torch.dtype = torch.float32
+) -> Callable[..., Tensor] | None:
     """`flash.attend`, or None where kernels are not used or do not compute in that type."""
     if missing(device):
         return None
@@ -35,7 +37,9 @@ def attention(device: torch.device, dtype: torch.dtype = torch.float32) -> Calla
 def guided_draw(
     device: torch.device, vocab: int = 0, top_p: float = 1.0
 ) -> Callable[..., tuple[Tensor, Tensor]] | None:
-    """`race.draw`, or None where kernels are not used or a law is asked for that they do not make."""
+    """`race.draw`, or None where kernels are not used or a law is asked for that they do not
+    make.
+    """
     if missing(device) or top_p < 1:
         return None
     from harness.kernels.race import MOST_TOKENS, draw
@@ -54,11 +58,14 @@ def confidence(device: torch.device, vocab: int = 0) -> Callable[..., tuple[Tens
 
 @lru_cache
 def missing(device: torch.device) -> str:
-    """Why kernels are not used on a device, in words; empty where they are. What is found out is found out once.
+    """Why kernels are not used on a device, in words; empty where they are. What is found out is
+    found out once.
 
     On the CPU they run under Triton's interpreter (TRITON_INTERPRET=1) alone, which is for tests.
     """
-    if device.type != "cuda" and not (device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
+    if device.type != "cuda" and not (
+        device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+    ):
         return f"{device.type} is no CUDA device"
     reason = _unfit(device)
     if reason:

@@ -1,11 +1,13 @@
-"""One program per draw, in Triton: guidance, temperature, top-k, softmax, exponential race; or the signals of streams.
+"""One program per draw, in Triton: guidance, temperature, top-k, softmax, exponential race; or the
+signals of branches.
 
-It draws what `hooks.cfg`, `hooks.warp` and `hooks.exact` draw, with the noise of `harness.kernels.noise`, bit for bit. Only the
-exponentials may differ in their last place from torch's, so a token may differ where two come in at the same time to
-six digits. The k-th largest logit is found without a sort, two bits of it at a time. A draw's result depends on
-nothing but its own logits and noise.
+It draws what `hooks.cfg`, `hooks.warp` and `hooks.exact` draw, with the noise of
+`harness.kernels.noise`, bit for bit. Only the exponentials may differ in their last place from
+torch's, so a token may differ where two come in at the same time to six digits. The k-th largest
+logit is found without a sort, two bits of it at a time. A draw's result depends on nothing but its
+own logits and noise.
 
-Shapes: M rows of logits, N draws, K streams (the null stream first), V vocabulary.
+Shapes: M rows of logits, N draws, K branches (the null branch first), V vocabulary.
 """
 
 from __future__ import annotations
@@ -21,17 +23,20 @@ MOST_TOKENS = 32768
 
 
 class Drawn(NamedTuple):
-    """Tokens, int64 [N], and their log-probabilities under the laws they were drawn from, float64 [N], in nats."""
+    """Tokens, int64 [N], and their log-probabilities under the laws they were drawn from, float64
+    [N], in nats.
+    """
 
     token: Tensor
     log_prob: Tensor
 
 
 class Signals(NamedTuple):
-    """What the logits say before a draw, float64 [N] each, of the text stream's distribution at temperature 1.
+    """What the logits say before a draw, float64 [N] each, of the text branch's distribution at
+    temperature 1.
 
-    `entropy` in nats; `margin`, by which the likeliest token leads; `kl`, the divergence from the null stream's
-    distribution, in nats; `known` tokens are not masked with -inf.
+    `entropy` in nats; `margin`, by which the likeliest token leads; `kl`, the divergence from the
+    null branch's distribution, in nats; `known` tokens are not masked with -inf.
     """
 
     entropy: Tensor
@@ -50,31 +55,53 @@ def draw(
     temperature: float,
     top_k: int,
 ) -> Drawn:
-    """Draw from laws of one stream (K = 1) or two under guidance; `row_NK` says in which rows of the logits they are.
+    """Draw from laws of one branch (K = 1) or two under guidance; `row_NK` says in which rows of
+    the logits they are.
 
-    `key_N2` and `place_N` are what `Noise` is made of. Logits are float32, dense in the last axis. Nothing waits for
-    the device; temperature 0 takes the likeliest token.
+    `key_N2` and `place_N` are what `Noise` is made of. Logits are float32, dense in the last axis.
+    Nothing waits for the device; temperature 0 takes the likeliest token.
     """
     count = len(row_NK)
-    drawn = Drawn(*(torch.empty(count, dtype=kind, device=logits_MV.device) for kind in (torch.int64, torch.float64)))
+    drawn = Drawn(
+        *(
+            torch.empty(count, dtype=kind, device=logits_MV.device)
+            for kind in (torch.int64, torch.float64)
+        )
+    )
     shape = _launch(logits_MV, row_NK, temperature, top_k)
     _draw[(count,)](
-        *_laws(logits_MV, row_NK, scale_N, temperature, top_k), key_N2.contiguous(), place_N, *drawn, **shape
+        *_guided_probs(logits_MV, row_NK, scale_N, temperature, top_k),
+        key_N2.contiguous(),
+        place_N,
+        *drawn,
+        **shape,
     )
     return drawn
 
 
 def signals(null_NV: Tensor, text_NV: Tensor) -> Signals:
-    """What probes read of two streams, in one pass; sums are in float64. The same stream twice has no divergence."""
+    """What probes read of two branches, in one pass; sums are in float64. The same branch twice has
+    no divergence.
+    """
     out_4N = torch.empty((4, len(text_NV)), dtype=torch.float64, device=text_NV.device)
-    rows = (null_NV, null_NV.stride(0), text_NV, text_NV.stride(0), text_NV.shape[1], out_4N, len(text_NV))
+    rows = (
+        null_NV,
+        null_NV.stride(0),
+        text_NV,
+        text_NV.stride(0),
+        text_NV.shape[1],
+        out_4N,
+        len(text_NV),
+    )
     for logits_NV in (null_NV, text_NV):
         _expect_rows(logits_NV)
     _signals[(len(text_NV),)](*rows, **_padded(text_NV.shape[1]))
     return Signals(*out_4N)
 
 
-def _laws(logits_MV: Tensor, row_NK: Tensor, scale_N: Tensor, temperature: float, top_k: int) -> tuple[object, ...]:
+def _guided_probs(
+    logits_MV: Tensor, row_NK: Tensor, scale_N: Tensor, temperature: float, top_k: int
+) -> tuple[object, ...]:
     return (
         *(logits_MV, row_NK.contiguous(), scale_N.float()),
         *(logits_MV.stride(0), logits_MV.shape[1], top_k, float(temperature or 1.0)),
@@ -84,9 +111,9 @@ def _laws(logits_MV: Tensor, row_NK: Tensor, scale_N: Tensor, temperature: float
 def _launch(logits_MV: Tensor, row_NK: Tensor, temperature: float, top_k: int) -> dict[str, object]:
     _expect_rows(logits_MV)
     if row_NK.shape[1] not in (1, 2):
-        raise ValueError(f"{row_NK.shape[1]} streams: 1, or 2 under guidance")
+        raise ValueError(f"{row_NK.shape[1]} branches: 1, or 2 under guidance")
     return {
-        "STREAMS": row_NK.shape[1],
+        "BRANCHES": row_NK.shape[1],
         "GREEDY": temperature == 0,
         "TOP": 0 < top_k < logits_MV.shape[1] and temperature != 0,
         **_padded(logits_MV.shape[1]),
@@ -95,8 +122,14 @@ def _launch(logits_MV: Tensor, row_NK: Tensor, temperature: float, top_k: int) -
 
 
 def _expect_rows(logits_MV: Tensor) -> None:
-    if logits_MV.dtype != torch.float32 or logits_MV.stride(1) != 1 or logits_MV.shape[1] > MOST_TOKENS:
-        raise ValueError(f"logits {tuple(logits_MV.shape)} of {logits_MV.dtype}: dense float32 of {MOST_TOKENS} fit")
+    if (
+        logits_MV.dtype != torch.float32
+        or logits_MV.stride(1) != 1
+        or logits_MV.shape[1] > MOST_TOKENS
+    ):
+        raise ValueError(
+            f"logits {tuple(logits_MV.shape)} of {logits_MV.dtype}: dense float32 of {MOST_TOKENS} fit"
+        )
 
 
 def _padded(vocab: int) -> dict[str, object]:
@@ -117,13 +150,14 @@ def _draw(
     place_ptr,
     token_ptr,
     log_prob_ptr,
-    STREAMS: tl.constexpr,
+    BRANCHES: tl.constexpr,
     GREEDY: tl.constexpr,
     TOP: tl.constexpr,
     V: tl.constexpr,
 ):
-    n, v = tl.program_id(0), tl.arange(0, V)
-    guided = _guided(logits_ptr, row_ptr, scale_ptr, stride, vocab, STREAMS, V)
+    n = tl.program_id(0)
+    v = tl.arange(0, V)
+    guided = _guided(logits_ptr, row_ptr, scale_ptr, stride, vocab, BRANCHES, V)
     if GREEDY:
         token = tl.argmax(guided, 0)
         log_prob = tl.full((), 0.0, tl.float64)
@@ -133,39 +167,46 @@ def _draw(
         token = tl.argmax(time, 0)
         won = tl.sum(tl.where(v == token, weight, 0.0), 0)
         log_prob = tl.log(tl.div_rn(won, total).to(tl.float64))
-    tl.store(token_ptr + n, tl.minimum(token, vocab - 1).to(tl.int64))  # logits that are no numbers stay in bounds
+    tl.store(
+        token_ptr + n, tl.minimum(token, vocab - 1).to(tl.int64)
+    )  # logits that are no numbers stay in bounds
     tl.store(log_prob_ptr + n, log_prob)
 
 
 @triton.jit
 def _signals(null_ptr, null_stride, text_ptr, text_stride, vocab, out_ptr, count, V: tl.constexpr):
-    n, v = tl.program_id(0), tl.arange(0, V)
-    inside, least = v < vocab, float("-inf")
+    n = tl.program_id(0)
+    v = tl.arange(0, V)
+    inside = v < vocab
+    least = float("-inf")
     null = tl.load(null_ptr + n * null_stride + v, mask=inside, other=least).to(tl.float64)
     text = tl.load(text_ptr + n * text_stride + v, mask=inside, other=least).to(tl.float64)
     known = text > least
-    log_text, log_null = text - _log_sum(text), null - _log_sum(null)
+    log_text = text - _log_sum(text)
+    log_null = null - _log_sum(null)
     chance = tl.exp(log_text)
     first = tl.argmax(chance, 0)
     tl.store(out_ptr + n, -tl.sum(tl.where(chance > 0, chance * log_text, 0.0), 0))
     tl.store(out_ptr + count + n, tl.max(chance, 0) - tl.max(tl.where(v == first, 0.0, chance), 0))
-    tl.store(out_ptr + 2 * count + n, tl.sum(tl.where(known, chance * (log_text - log_null), 0.0), 0))
+    tl.store(
+        out_ptr + 2 * count + n, tl.sum(tl.where(known, chance * (log_text - log_null), 0.0), 0)
+    )
     tl.store(out_ptr + 3 * count + n, tl.sum(known.to(tl.int32), 0).to(tl.float64))
 
 
 @triton.jit
-def _load(logits_ptr, row_ptr, stride, vocab, STREAMS: tl.constexpr, V: tl.constexpr):
+def _load(logits_ptr, row_ptr, stride, vocab, BRANCHES: tl.constexpr, V: tl.constexpr):
     v = tl.arange(0, V)
-    row = tl.load(row_ptr + tl.program_id(0) * STREAMS)
+    row = tl.load(row_ptr + tl.program_id(0) * BRANCHES)
     return tl.load(logits_ptr + row * stride + v, mask=v < vocab, other=float("-inf"))
 
 
 @triton.jit
-def _guided(logits_ptr, row_ptr, scale_ptr, stride, vocab, STREAMS: tl.constexpr, V: tl.constexpr):
-    """`hooks.cfg`, or the only stream as it is; -inf behind the vocabulary."""
-    guided = _load(logits_ptr, row_ptr, stride, vocab, STREAMS, V)
-    if STREAMS == 2:
-        text = _load(logits_ptr, row_ptr + 1, stride, vocab, STREAMS, V)
+def _guided(logits_ptr, row_ptr, scale_ptr, stride, vocab, BRANCHES: tl.constexpr, V: tl.constexpr):
+    """`hooks.cfg`, or the only branch as it is; -inf behind the vocabulary."""
+    guided = _load(logits_ptr, row_ptr, stride, vocab, BRANCHES, V)
+    if BRANCHES == 2:
+        text = _load(logits_ptr, row_ptr + 1, stride, vocab, BRANCHES, V)
         scale = tl.load(scale_ptr + tl.program_id(0))
         guided = tl.where(tl.arange(0, V) < vocab, guided + scale * (text - guided), float("-inf"))
     return guided
@@ -185,8 +226,8 @@ def _weights(logits, vocab, top_k, temperature, TOP: tl.constexpr, V: tl.constex
 def _kth_largest(x, k, V: tl.constexpr):
     """The k-th largest number, by the order of its bits as an integer.
 
-    It is the largest key that at least k keys reach. Two bits at a time: how many reach each of the three candidates is
-    counted in one sum of 20 bits apiece.
+    It is the largest key that at least k keys reach. Two bits at a time: how many reach each of the
+    three candidates is counted in one sum of 20 bits apiece.
     """
     bits = x.to(tl.uint32, bitcast=True)
     key = tl.where(bits >> 31 != 0, ~bits, bits | 0x80000000).to(tl.int64)
@@ -200,7 +241,9 @@ def _kth_largest(x, k, V: tl.constexpr):
         reach += (key >= two).to(tl.int64) << 20
         reach += (key >= three).to(tl.int64) << 40
         reach = tl.sum(reach, 0)
-        digit = ((reach & 0xFFFFF) >= k).to(tl.int64) + (((reach >> 20) & 0xFFFFF) >= k).to(tl.int64)
+        digit = ((reach & 0xFFFFF) >= k).to(tl.int64) + (((reach >> 20) & 0xFFFFF) >= k).to(
+            tl.int64
+        )
         found += (digit + ((reach >> 40) >= k).to(tl.int64)) << shift
         shift -= 2
     found = found.to(tl.uint32)
@@ -225,11 +268,15 @@ def _mix(x):
 
 @triton.jit
 def _uniform(key_ptr, place_ptr, v):
-    """`noise.Noise.uniform` in the lane DRAW, which is 0: its product with the lane's constant is left out."""
+    """`noise.Noise.uniform` in the lane DRAW, which is 0: its product with the lane's constant is
+    left out.
+    """
     n = tl.program_id(0)
     spot = _mix(_mix(tl.load(place_ptr + n).to(tl.uint32)))
     first = _mix(tl.load(key_ptr + 2 * n).to(tl.uint32) ^ spot)
-    second = _mix(tl.load(key_ptr + 2 * n + 1).to(tl.uint32) ^ _mix(spot ^ tl.full((), 0x85EBCA6B, tl.uint32)))
+    second = _mix(
+        tl.load(key_ptr + 2 * n + 1).to(tl.uint32) ^ _mix(spot ^ tl.full((), 0x85EBCA6B, tl.uint32))
+    )
     index = v.to(tl.uint32)
     high = _mix(_mix(index ^ first) ^ second).to(tl.int64)
     low = _mix(_mix(index ^ second) ^ _mix(first ^ tl.full((), 0xC2B2AE35, tl.uint32))).to(tl.int64)

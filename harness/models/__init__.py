@@ -14,12 +14,14 @@ from harness.models.trunk import Attend
 class ImageModel(Protocol):
     """A next-token image model over embeddings.
 
-    A stream is a context of P positions followed by image tokens; position p of a stream is a context position
-    when p < P, and image token p - P otherwise. Shapes: B rows, W positions, N image tokens, V vocabulary, D width.
+    A branch is a context of P positions followed by image tokens; position p of a branch is a
+    context position when p < P, and image token p - P otherwise. Shapes: B rows, W positions, N
+    image tokens, V vocabulary, D width.
 
-    A model that computes the head of its contexts by itself also has `prefix(text, like) -> Prefix`, for the context
-    of the same arguments: the prefix takes the first n < P positions of a stream, which are then never fed. One that
-    feature drafters can follow has `rotary(pos_BW, start_B)`, the rotation table [B, W, d/2, 2] of its positions.
+    A model that computes the head of its contexts by itself also has `prefix(text, like) ->
+    Prefix`, for the context of the same arguments: the prefix takes the first n < P positions of a
+    branch, which are then never fed. One that feature drafters can follow has `rotary(pos_BW,
+    start_B)`, the rotation table [B, W, d/2, 2] of its positions.
     """
 
     name: str
@@ -40,7 +42,9 @@ class ImageModel(Protocol):
         ...
 
     def context(self, text: str | None, like: str) -> Tensor:
-        """Context embeddings [P, D]. `None` is the null prompt, shaped as the context of `like` would be."""
+        """Context embeddings [P, D]. `None` is the null prompt, shaped as the context of `like`
+        would be.
+        """
         ...
 
     def embed(self, token_BW: Tensor, index_BW: Tensor) -> Tensor:
@@ -48,17 +52,21 @@ class ImageModel(Protocol):
         ...
 
     def forward(self, x_BWD: Tensor, pos_BW: Tensor, start_B: Tensor, attend: Attend) -> Tensor:
-        """Hidden states [B, W, D] of positions `pos` in streams whose contexts have `start` = P positions."""
+        """Hidden states [B, W, D] of positions `pos` in branches whose contexts have `start` = P
+        positions.
+        """
         ...
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits over image tokens, [..., V], at least float32."""
         ...
 
-    def cache(self, slots: int, room: int = 0) -> KVCache:
-        """Static key/value storage for `slots` streams of `max_context` + N + `room` positions."""
+    def cache(self, slots: int, tree_capacity: int = 0) -> KVCache:
+        """Static key/value storage for `slots` branches of `max_context` + N + `room` positions."""
         ...
 
     def decode(self, token_BN: Tensor) -> Tensor:
-        """Pixels uint8 [B, H, W, 3] of a batch of images; -1 stands for a token that is not drawn yet."""
+        """Pixels uint8 [B, H, W, 3] of a batch of images; -1 stands for a token that is not drawn
+        yet.
+        """
         ...

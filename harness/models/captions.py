@@ -1,4 +1,5 @@
-"""Captions as LlamaGen's text encoder gets them: the cleaning, flan-t5's features, and a store of them on disk.
+"""Captions as LlamaGen's text encoder gets them: the cleaning, flan-t5's features, and a store of
+them on disk.
 
 Shapes: v caption tokens (the end token included), T = 120 condition positions, C feature width.
 """
@@ -27,9 +28,11 @@ from harness.records import UserError, digest, one_line
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What the encoder says about a caption: `row_vC` its v real tokens, `last_C` the last of all T positions.
+    """What the encoder says about a caption: `row_vC` its v real tokens, `last_C` the last of all T
+    positions.
 
-    For a caption shorter than T the last position is padding; a right-padded prompt is continued from there.
+    For a caption shorter than T the last position is padding; a right-padded prompt is continued
+    from there.
     """
 
     row_vC: Tensor
@@ -46,10 +49,12 @@ class Captions(Protocol):
 
 
 class T5:
-    """The encoder half of a T5 of the hub. Features are kept on disk per (weights, caption), so that it rarely runs.
+    """The encoder half of a T5 of the hub. Features are kept on disk per (weights, caption), so
+    that it rarely runs.
 
-    `checkpoint` is a folder to read instead of the hub's cache, `cache` the folder of features. The encoder is loaded
-    when the first caption is missing there. Raises UserError, with the remedy, when it cannot be.
+    `checkpoint` is a folder to read instead of the hub's cache, `cache` the folder of features. The
+    encoder is loaded when the first caption is missing there. Raises UserError, with the remedy,
+    when it cannot be.
     """
 
     def __init__(
@@ -61,10 +66,17 @@ class T5:
         checkpoint: str | None = None,
         cache: str | None = None,
     ) -> None:
-        self.hub, self.length, self.dtype, self.checkpoint = hub, length, dtype, checkpoint
+        self.hub = hub
+        self.length = length
+        self.dtype = dtype
+        self.checkpoint = checkpoint
         self.revision = f"{checkpoint or hub}@{revision} {dtype} {length}"
         self._hub_revision = revision
-        root = Path(cache) if cache else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "visual-ar-tts")
+        root = (
+            Path(cache)
+            if cache
+            else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "visual-ar-tts")
+        )
         self._folder = root / "captions" / digest(self.revision.encode(), 12)
 
     def __call__(self, text: str) -> Features:
@@ -80,16 +92,27 @@ class T5:
     def _encode(self, caption: str) -> Features:
         tokenizer, encoder = self._parts
         said = tokenizer(
-            [caption], max_length=self.length, padding="max_length", truncation=True, return_tensors="pt"
+            [caption],
+            max_length=self.length,
+            padding="max_length",
+            truncation=True,
+            return_tensors="pt",
         ).to(encoder.device)
-        (row_TC,) = encoder(said.input_ids, attention_mask=said.attention_mask).last_hidden_state.cpu()
+        (row_TC,) = encoder(
+            said.input_ids, attention_mask=said.attention_mask
+        ).last_hidden_state.cpu()
         return Features(row_TC[: int(said.attention_mask.sum())].clone(), row_TC[-1].clone())
 
     @cached_property
     def _parts(self) -> tuple[Any, Any]:
         """Tokenizer and encoder."""
         try:
-            folder = files.locate(self.hub, self._hub_revision, ["*.json", "*.model", "*.safetensors"], self.checkpoint)
+            folder = files.locate(
+                self.hub,
+                self._hub_revision,
+                ["*.json", "*.model", "*.safetensors"],
+                self.checkpoint,
+            )
             from transformers import AutoTokenizer, T5EncoderModel
 
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -105,16 +128,23 @@ class T5:
 
 
 class WordFeatures:
-    """A stand-in for the text encoder: fixed random features for every word. For random weights and tests."""
+    """A stand-in for the text encoder: fixed random features for every word. For random weights and
+    tests.
+    """
 
     revision = "words"
 
     def __init__(self, width: int = 2048, length: int = 120) -> None:
-        self.width, self.length = width, length
+        self.width = width
+        self.length = length
 
     def __call__(self, text: str) -> Features:
-        rows = [self._row(word) for word in [*clean(clean(text)).split()[: self.length - 1], "</s>"]]
-        return Features(torch.stack(rows), rows[-1] if len(rows) == self.length else self._row("<pad>"))
+        rows = [
+            self._row(word) for word in [*clean(clean(text)).split()[: self.length - 1], "</s>"]
+        ]
+        return Features(
+            torch.stack(rows), rows[-1] if len(rows) == self.length else self._row("<pad>")
+        )
 
     def _row(self, word: str) -> Tensor:
         return torch.randn(self.width, generator=torch.Generator().manual_seed(derive(word) >> 1))
@@ -158,7 +188,10 @@ def _rules(*pairs: tuple[str, str]) -> _Rules:
 
 _ADDRESSES = _rules(
     ("<person>", "person"),
-    (rf"\b(?:(?:https?|www):(?:/{{1,3}}|[a-z0-9%])|[a-z0-9.-]+\.(?:{_SUFFIX})[\w/-]*\b/?(?!@))", ""),
+    (
+        rf"\b(?:(?:https?|www):(?:/{{1,3}}|[a-z0-9%])|[a-z0-9.-]+\.(?:{_SUFFIX})[\w/-]*\b/?(?!@))",
+        "",
+    ),
 )
 _NAMES = _rules(
     (r"@\w+\b", ""),
@@ -205,7 +238,9 @@ _ENDS = _rules(
 
 
 def clean(text: str) -> str:
-    """One pass of LlamaGen's caption cleaning (`language/t5.py`, clean_caption); its prompts go through two."""
+    """One pass of LlamaGen's caption cleaning (`language/t5.py`, clean_caption); its prompts go
+    through two.
+    """
     import ftfy
 
     text = _apply(_ADDRESSES, unquote_plus(text).strip().lower())

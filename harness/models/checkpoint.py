@@ -1,4 +1,6 @@
-"""Published checkpoints: where they lie (a path or the hub's cache), and how they are read without running any code."""
+"""Published checkpoints: where they lie (a path or the hub's cache), and how they are read without
+running any code.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,23 @@ from harness.records import UserError, one_line
 
 log = logging.getLogger(__name__)
 
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 """What a checkpoint folder may hold, in the order in which it is looked for."""
 
 
 def locate(
-    hub: str | None, revision: str | None, files: Sequence[str], checkpoint: str | os.PathLike[str] | None
+    hub: str | None,
+    revision: str | None,
+    files: Sequence[str],
+    checkpoint: str | os.PathLike[str] | None,
 ) -> Path:
-    """The folder or file `checkpoint`, or the folder of the hub repository's `files` in the hub's cache.
+    """The folder or file `checkpoint`, or the folder of the hub repository's `files` in the hub's
+    cache.
 
     What is not cached is downloaded. Raises UserError with the remedy where neither is possible.
     """
@@ -44,7 +55,9 @@ def locate(
 
     try:
         return Path(snapshot_download(hub, revision=revision, allow_patterns=list(files)))
-    except Exception as error:  # its HTTP client's errors have no common base, and all mean the same to the user
+    except (
+        Exception
+    ) as error:  # its HTTP client's errors have no common base, and all mean the same to the user
         raise UserError(
             f"{hub} (revision {revision or 'main'}) is not in the hub's cache and cannot be downloaded "
             f"({type(error).__name__}): download it where there is a network, or set model.checkpoint=PATH"
@@ -57,7 +70,9 @@ def read_config(path: Path, name: str = "config.json") -> dict[str, Any]:
     try:
         config = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read ({one_line(error)}): a checkpoint needs its {name}") from None
+        raise UserError(
+            f"{file} cannot be read ({one_line(error)}): a checkpoint needs its {name}"
+        ) from None
     if not isinstance(config, dict):
         raise UserError(f"{file} holds no JSON object: this is not a model's {name}")
     return config
@@ -68,22 +83,30 @@ def weight_files(path: Path) -> list[Path]:
     if path.is_dir():
         found = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
         if found is None:
-            raise UserError(f"{path} holds none of {', '.join(WEIGHTS)}: it is no checkpoint folder")
+            raise UserError(
+                f"{path} holds none of {', '.join(WEIGHTS)}: it is no checkpoint folder"
+            )
         path = found
     if path.suffix != ".json":
         return [path]
     try:
         shards = sorted(set(json.loads(path.read_text())["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no index of shards ({one_line(error)}): download it again") from None
+        raise UserError(
+            f"{path} is no index of shards ({one_line(error)}): download it again"
+        ) from None
     for shard in shards:
         if Path(shard).name != shard or not (path.parent / shard).is_file():
-            raise UserError(f"{path} names the shard {shard}, which is not beside it: download it again")
+            raise UserError(
+                f"{path} names the shard {shard}, which is not beside it: download it again"
+            )
     return [path.parent / shard for shard in shards]
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint by name, mapped from the files rather than copied where the format allows it."""
+    """All tensors of a checkpoint by name, mapped from the files rather than copied where the
+    format allows it.
+    """
     state: dict[str, Tensor] = {}
     for file in weight_files(path):
         state |= read_file(file)
@@ -99,22 +122,29 @@ def read_file(file: Path) -> dict[str, Tensor]:
         try:
             return load_file(file)
         except (OSError, SafetensorError) as error:
-            raise UserError(f"{file} cannot be read ({one_line(error)}): it is damaged, download it again") from None
+            raise UserError(
+                f"{file} cannot be read ({one_line(error)}): it is damaged, download it again"
+            ) from None
     state = unpickle(file)
     odd = next((name for name, value in state.items() if not isinstance(value, Tensor)), None)
     if odd is not None:
-        raise UserError(f"{file}: entry {odd!r} is no tensor, so this is no file of weights by name")
+        raise UserError(
+            f"{file}: entry {odd!r} is no tensor, so this is no file of weights by name"
+        )
     return state
 
 
 def unpickle(file: Path, allowed: Sequence[Any] = ()) -> dict[str, Any]:
-    """A dictionary out of a pickle, by torch's weights-only reader: objects that could run code are refused.
+    """A dictionary out of a pickle, by torch's weights-only reader: objects that could run code are
+    refused.
 
     `allowed` are harmless classes and functions that the file may hold besides tensors.
     """
     try:
         with torch.serialization.safe_globals(list(allowed)):
-            loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+            loaded = torch.load(
+                file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
+            )
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         more = f" ({named[1]})" if named else ""
@@ -123,14 +153,18 @@ def unpickle(file: Path, allowed: Sequence[Any] = ()) -> dict[str, Any]:
             "run code: download it again, or convert it to safetensors"
         ) from None
     except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
-        raise UserError(f"{file} cannot be read ({one_line(error)[:120]}): it is damaged, download it again") from None
+        raise UserError(
+            f"{file} cannot be read ({one_line(error)[:120]}): it is damaged, download it again"
+        ) from None
     if not isinstance(loaded, dict):
         raise UserError(f"{file} holds a {type(loaded).__name__} instead of tensors by name")
     return loaded
 
 
 def dtype_named(name: str, option: str = "dtype") -> torch.dtype:
-    """What a model computes in, by its option. Raises UserError for anything but float32, bfloat16 and float16."""
+    """What a model computes in, by its option. Raises UserError for anything but float32, bfloat16
+    and float16.
+    """
     if name not in ("float32", "bfloat16", "float16"):
         raise UserError(f"model.{option}={name}: choose float32, bfloat16 or float16")
     return getattr(torch, name)
@@ -152,13 +186,17 @@ def device_named(name: str) -> torch.device:
 
 
 def _working(name: str) -> torch.device:
-    """A device after it has computed something: torch may lack the kernels for a GPU that it finds."""
+    """A device after it has computed something: torch may lack the kernels for a GPU that it
+    finds.
+    """
     try:
         device = torch.device(name)
         torch.ones(1, device=device).add_(1)
     except (RuntimeError, AssertionError) as error:
         reason = one_line(error)[:200]
-        raise UserError(f"device={name} is not usable here ({reason}): set device=auto or cpu") from error
+        raise UserError(
+            f"device={name} is not usable here ({reason}): set device=auto or cpu"
+        ) from error
     return device
 
 
@@ -172,7 +210,9 @@ def sha256(files: Sequence[Path]) -> str:
 
 
 def revision_of(path: Path) -> str:
-    """What identifies a checkpoint: the commit of a hub snapshot, else 12 digits of its files' sha256."""
+    """What identifies a checkpoint: the commit of a hub snapshot, else 12 digits of its files'
+    sha256.
+    """
     if path.is_dir() and path.parent.name == "snapshots":
         return path.name
     return sha256(weight_files(path))[:12]
@@ -181,12 +221,19 @@ def revision_of(path: Path) -> str:
 def report_unknown(names: Collection[str], source: Path) -> None:
     """Say which tensors of a checkpoint were not used."""
     if names:
-        log.warning("%s: %d tensors are not known and not used, the first is %s", source, len(names), min(names))
+        log.warning(
+            "%s: %d tensors are not known and not used, the first is %s",
+            source,
+            len(names),
+            min(names),
+        )
 
 
 @torch.no_grad()
 def randomise(module: nn.Module, device: str | torch.device) -> None:
-    """Give a module made on the meta device random weights, the same every time on one kind of device."""
+    """Give a module made on the meta device random weights, the same every time on one kind of
+    device.
+    """
     module.to_empty(device=device)
     generator = torch.Generator(device).manual_seed(0)
     for name, tensor in module.state_dict().items():
@@ -197,7 +244,8 @@ def randomise(module: nn.Module, device: str | torch.device) -> None:
 
 
 def fill(module: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
-    """Put tensors of the right names into a module, after checking all shapes; keeps their type and device.
+    """Put tensors of the right names into a module, after checking all shapes; keeps their type and
+    device.
 
     The module may live on the meta device: its parameters are replaced, not copied into.
     """

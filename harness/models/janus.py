@@ -1,7 +1,9 @@
-"""Janus-Pro's text-to-image half: its language model as the shared trunk, its image head, aligner and tokenizer.
+"""Janus-Pro's text-to-image half: its language model as the shared trunk, its image head, aligner
+and tokenizer.
 
-The understanding tower and the language head are never loaded. An image token enters as an aligned code vector, one
-row of a table that is computed once; positions are ordinary running ones, so a stream may have any prompt length.
+The understanding tower and the language head are never loaded. An image token enters as an aligned
+code vector, one row of a table that is computed once; positions are ordinary running ones, so a
+branch may have any prompt length.
 
 Shapes: B rows, W positions, P prompt length, N image tokens, V image vocabulary, D width.
 """
@@ -24,13 +26,19 @@ from harness.records import UserError
 
 
 class JanusNet(nn.Module):
-    """The weights. Aligner and head: linear, exact GELU, linear, with biases (Janus `projector.py`, `vision_head`)."""
+    """The weights. Aligner and head: linear, exact GELU, linear, with biases (Janus `projector.py`,
+    `vision_head`).
+    """
 
     def __init__(self, spec: JanusSpec) -> None:
         super().__init__()
-        dim, codes, code_dim = spec.trunk.dim, spec.vq.codes, spec.vq.code_dim
+        dim = spec.trunk.dim
+        codes = spec.vq.codes
+        code_dim = spec.vq.code_dim
         self.words = nn.Embedding(spec.words, dim)
-        self.gen_embed = nn.Embedding(codes, code_dim)  # not the tokenizer's codebook, and not scaled to unit length
+        self.gen_embed = nn.Embedding(
+            codes, code_dim
+        )  # not the tokenizer's codebook, and not scaled to unit length
         self.gen_aligner = nn.Sequential(nn.Linear(code_dim, dim), nn.GELU(), nn.Linear(dim, dim))
         self.trunk = Trunk(spec.trunk)
         self.gen_head = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, codes))
@@ -47,10 +55,11 @@ class JanusNet(nn.Module):
 class Janus:
     """Janus-Pro as the sampler sees it (harness.models.ImageModel).
 
-    Weights come from `checkpoint` (a folder or file in the original or the library's layout), else from the hub's
-    cache; `weights="random"` draws them instead, full size, for work on speed. `size` (1B, 7B) is what the checkpoint
-    must be; None takes any. `max_context` is the longest prompt in positions. Raises UserError for a checkpoint that
-    is missing, damaged or of another model.
+    Weights come from `checkpoint` (a folder or file in the original or the library's layout), else
+    from the hub's cache; `weights="random"` draws them instead, full size, for work on speed.
+    `size` (1B, 7B) is what the checkpoint must be; None takes any. `max_context` is the longest
+    prompt in positions. Raises UserError for a checkpoint that is missing, damaged or of another
+    model.
     """
 
     def __init__(
@@ -70,14 +79,16 @@ class Janus:
     ) -> None:
         if family not in ROLES:
             raise UserError(f"model.family={family}: known prompt templates are {', '.join(ROLES)}")
-        self.name, self._roles = name, ROLES[family]
+        self.name = name
+        self._roles = ROLES[family]
         self.device = torch.device(device)
         self.dtype = checkpoints.dtype_named(dtype)
         expected = _expected(size)
         if weights == "random":
             if expected is None:
                 raise UserError(f"model.weights=random needs model.size, one of {', '.join(SIZES)}")
-            self.spec, self.revision = expected, "random"
+            self.spec = expected
+            self.revision = "random"
             self.net = _meta(expected).to(self.dtype)
             self.net.vq.float()
             checkpoints.randomise(self.net, self.device)
@@ -89,14 +100,19 @@ class Janus:
         self.net.eval().requires_grad_(False)
         self.net.trunk.fuse()
         self.vq.for_rendering(checkpoints.dtype_named(render_dtype, "render_dtype"))
-        self.vocab, self.dim = self.spec.vq.codes, self.spec.trunk.dim
+        self.vocab = self.spec.vq.codes
+        self.dim = self.spec.trunk.dim
         self.grid = (self.spec.side, self.spec.side)
         self.max_context = max_context
         if not 1 <= max_context <= self.spec.positions - self.num_tokens:
-            raise UserError(f"model.max_context={max_context}: 1 to {self.spec.positions - self.num_tokens} fit")
+            raise UserError(
+                f"model.max_context={max_context}: 1 to {self.spec.positions - self.num_tokens} fit"
+            )
         self.net.register_buffer("aligned_VD", self.net.aligned(), persistent=False)
         places = torch.arange(max_context + self.num_tokens + 1)
-        self._rotary = running_rotary(places, self.spec.trunk.head_dim, self.spec.rope_base).to(self.device)
+        self._rotary = running_rotary(places, self.spec.trunk.head_dim, self.spec.rope_base).to(
+            self.device
+        )
 
     def _load(
         self,
@@ -110,10 +126,14 @@ class Janus:
         weights = checkpoints.read_weights(path)
         self.spec = read_spec(path, weights)
         if expected is not None and self.spec != expected:
-            raise UserError(f"{path} is {self.spec.summary}, not {expected.summary} as model.size says")
+            raise UserError(
+                f"{path} is {self.spec.summary}, not {expected.summary} as model.size says"
+            )
         self.net = _meta(self.spec)
         state = read_state(path, weights, self.net, self.spec.trunk.heads)
-        checkpoints.fill(self.net, {name: self._placed(name, tensor) for name, tensor in state.items()}, path)
+        checkpoints.fill(
+            self.net, {name: self._placed(name, tensor) for name, tensor in state.items()}, path
+        )
         self.revision = checkpoints.revision_of(path)
         self._words = read_words(path, self.spec.words)
 
@@ -139,12 +159,18 @@ class Janus:
         return self.vq.decode_bytes(self.num_tokens)
 
     def context(self, text: str | None, like: str) -> Tensor:
-        """Word embeddings [P, D]; the null prompt is `like`'s with all ids but first and last replaced by pad."""
+        """Word embeddings [P, D]; the null prompt is `like`'s with all ids but first and last
+        replaced by pad.
+        """
         if self._words is None:
-            raise UserError(f"{self.name}: the checkpoint has no tokenizer.json beside its weights, add it")
+            raise UserError(
+                f"{self.name}: the checkpoint has no tokenizer.json beside its weights, add it"
+            )
         ids = self._words(self._roles, like if text is None else text)
         if len(ids) > self.max_context:
-            raise UserError(f"a prompt has {len(ids)} positions: set model.max_context to {len(ids)} or more")
+            raise UserError(
+                f"a prompt has {len(ids)} positions: set model.max_context to {len(ids)} or more"
+            )
         return self.embed_words(null_ids(ids, self._words.pad) if text is None else ids)
 
     def embed_words(self, ids: Sequence[int]) -> Tensor:
@@ -160,15 +186,23 @@ class Janus:
     def head(self, hidden: Tensor) -> Tensor:
         return self.net.gen_head(hidden).float()
 
-    def cache(self, slots: int, room: int = 0) -> KVCache:
-        return KVCache(self.spec.trunk, slots, self.max_context + self.num_tokens + room, self.dtype, self.device)
+    def cache(self, slots: int, tree_capacity: int = 0) -> KVCache:
+        return KVCache(
+            self.spec.trunk,
+            slots,
+            self.max_context + self.num_tokens + tree_capacity,
+            self.dtype,
+            self.device,
+        )
 
     def decode(self, token_BN: Tensor) -> Tensor:
         return to_uint8(self.vq.decode(token_BN, self.grid))
 
 
 def to_uint8(x_B3HW: Tensor) -> Tensor:
-    """Pixels in [-1, 1] to uint8 [B, H, W, 3] by Janus' rule: (x + 1) / 2 * 255, clipped and truncated."""
+    """Pixels in [-1, 1] to uint8 [B, H, W, 3] by Janus' rule: (x + 1) / 2 * 255, clipped and
+    truncated.
+    """
     return ((x_B3HW.float() + 1) / 2 * 255).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 

@@ -1,8 +1,10 @@
-"""Janus-Pro's two checkpoint layouts: sizes from config.json and shapes, and where each of our tensors is stored.
+"""Janus-Pro's two checkpoint layouts: sizes from config.json and shapes, and where each of our
+tensors is stored.
 
-The original layout (deepseek-ai) and the transformers port's (deepseek-community) hold the same tensors under other
-names. Our tensors are looked up by one table per layout; what is left over is the understanding tower, the language
-head and the tokenizer's training counter, which are not needed, or unknown, which is reported.
+The original layout (deepseek-ai) and the transformers port's (deepseek-community) hold the same
+tensors under other names. Our tensors are looked up by one table per layout; what is left over is
+the understanding tower, the language head and the tokenizer's training counter, which are not
+needed, or unknown, which is reported.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ from harness.records import UserError
 
 @dataclass(frozen=True, slots=True)
 class JanusSpec:
-    """Dimensions of a Janus-Pro: trunk, text vocabulary, grid side, tokenizer, rotary base and position limit."""
+    """Dimensions of a Janus-Pro: trunk, text vocabulary, grid side, tokenizer, rotary base and
+    position limit.
+    """
 
     trunk: TrunkSpec
     words: int = 102400
@@ -100,7 +104,9 @@ _NOT_NEEDED = re.compile(
 
 
 def read_spec(path: Path, weights: Mapping[str, Tensor]) -> JanusSpec:
-    """Dimensions of a checkpoint. The original configuration says nothing of the tokenizer: its shapes do."""
+    """Dimensions of a checkpoint. The original configuration says nothing of the tokenizer: its
+    shapes do.
+    """
     config = read_config(path)
     library = _is_library(config, path)
     llama = {**_LLAMA, **config.get("text_config" if library else "language_config", {})}
@@ -122,7 +128,12 @@ def read_spec(path: Path, weights: Mapping[str, Tensor]) -> JanusSpec:
             norm_eps=float(llama["rms_norm_eps"]),
         )
         return JanusSpec(
-            trunk, int(llama["vocab_size"]), side, vq, float(rope_base), int(llama["max_position_embeddings"])
+            trunk,
+            int(llama["vocab_size"]),
+            side,
+            vq,
+            float(rope_base),
+            int(llama["max_position_embeddings"]),
         )
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise UserError(f"{path}: config.json is not a Janus configuration ({error!r})") from None
@@ -131,7 +142,9 @@ def read_spec(path: Path, weights: Mapping[str, Tensor]) -> JanusSpec:
 def _is_library(config: Mapping[str, Any], path: Path) -> bool:
     kind = config.get("model_type")
     if kind not in ("janus", "multi_modality"):
-        raise UserError(f"{path}: config.json says model_type {kind!r}; Janus-Pro has janus or multi_modality")
+        raise UserError(
+            f"{path}: config.json says model_type {kind!r}; Janus-Pro has janus or multi_modality"
+        )
     return kind == "janus"
 
 
@@ -146,11 +159,19 @@ def _expect_plain(llama: Mapping[str, Any], config: Mapping[str, Any], path: Pat
         ("attention_bias", not llama.get("attention_bias", False)),
         ("mlp_bias", not llama.get("mlp_bias", False)),
         ("rope_scaling", llama.get("rope_scaling") is None),
-        ("rope_type", (llama.get("rope_parameters") or {}).get("rope_type", "default") == "default"),
-        ("generation aligner's depth", depth == config.get("vq_config", {}).get("num_hidden_layers", 2) == 2),
+        (
+            "rope_type",
+            (llama.get("rope_parameters") or {}).get("rope_type", "default") == "default",
+        ),
+        (
+            "generation aligner's depth",
+            depth == config.get("vq_config", {}).get("num_hidden_layers", 2) == 2,
+        ),
     ):
         if not is_plain:
-            raise UserError(f"{path}: config.json has a {what} that no Janus-Pro has: this is another model")
+            raise UserError(
+                f"{path}: config.json has a {what} that no Janus-Pro has: this is another model"
+            )
 
 
 def _vq_spec(weights: Mapping[str, Tensor], library: bool, path: Path) -> VQSpec:
@@ -169,13 +190,19 @@ def _vq_spec(weights: Mapping[str, Tensor], library: bool, path: Path) -> VQSpec
     while has(f"encoder.conv_blocks.0.res.{blocks}.conv1.weight"):
         blocks += 1
     width = shape("encoder.conv_in.weight")[0]
-    multipliers = tuple(shape(f"encoder.conv_blocks.{i}.res.0.conv1.weight")[0] // width for i in range(level))
+    multipliers = tuple(
+        shape(f"encoder.conv_blocks.{i}.res.0.conv1.weight")[0] // width for i in range(level)
+    )
     codes, code_dim = shape("quantize.embedding.weight")
     return VQSpec(codes, code_dim, width, multipliers, blocks, shape("encoder.conv_out.weight")[0])
 
 
-def read_state(path: Path, weights: Mapping[str, Tensor], module: nn.Module, heads: int) -> dict[str, Tensor]:
-    """The tensors of `module` by its own names. Missing ones are an error that names them as the checkpoint would."""
+def read_state(
+    path: Path, weights: Mapping[str, Tensor], module: nn.Module, heads: int
+) -> dict[str, Tensor]:
+    """The tensors of `module` by its own names. Missing ones are an error that names them as the
+    checkpoint would.
+    """
     library = _is_library(read_config(path), path)
     stored = {name: _stored(name, library) for name in module.state_dict()}
     used = {source for sources in stored.values() for source in sources}
@@ -197,10 +224,14 @@ def read_state(path: Path, weights: Mapping[str, Tensor], module: nn.Module, hea
 
 
 def _stored(name: str, library: bool) -> tuple[str, ...]:
-    """Where one of our tensors is stored: under one name, or queries, keys and values under three."""
+    """Where one of our tensors is stored: under one name, or queries, keys and values under
+    three.
+    """
     fused = ".attention.wqkv."
     if fused in name:
-        return tuple(_stored(name.replace(fused, f".self_attn.{part}_proj."), library)[0] for part in "qkv")
+        return tuple(
+            _stored(name.replace(fused, f".self_attn.{part}_proj."), library)[0] for part in "qkv"
+        )
     for pattern, replacement in _ORIGINAL + (_LIBRARY if library else ()):
         name = re.sub(pattern, replacement, name)
     return (name,)

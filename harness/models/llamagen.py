@@ -1,13 +1,15 @@
-"""LlamaGen text-to-image (arXiv 2406.06525) and models of its kind: AR-GRPO is the same with other weights and padding.
+"""LlamaGen text-to-image (arXiv 2406.06525) and models of its kind: AR-GRPO is the same with other
+weights and padding.
 
-The prompt's positions have a rotary table of zeros, cosine and sine, so their queries and keys are exactly zero:
-attention inside the prompt is a running mean of values, and a later position gives each of them the score 0. The
-prompt therefore acts as one cache entry with a zero key, the mean of its values and a score of log(how many).
-`collapse` keeps it so: all prompt positions but the last are computed at once into that entry (`prefix`), the last
-one is fed. Padding is dropped altogether, which changes nothing, since where a prompt sits does not matter.
+The prompt's positions have a rotary table of zeros, cosine and sine, so their queries and keys are
+exactly zero: attention inside the prompt is a running mean of values, and a later position gives
+each of them the score 0. The prompt therefore acts as one cache entry with a zero key, the mean of
+its values and a score of log(how many). `collapse` keeps it so: all prompt positions but the last
+are computed at once into that entry (`prefix`), the last one is fed. Padding is dropped altogether,
+which changes nothing, since where a prompt sits does not matter.
 
-Shapes: B rows, W positions, T condition positions (120), v of them seen, P context positions of a stream, C feature
-width, N image tokens, V codes, D width.
+Shapes: B rows, W positions, T condition positions (120), v of them seen, P context positions of a
+branch, C feature width, N image tokens, V codes, D width.
 """
 
 from __future__ import annotations
@@ -47,12 +49,16 @@ SIZES = {
     "7B": TrunkSpec(32, 4096, 32, 11008),
 }
 RELEASED = {"t2i_XL_stage1_256.pt": 256, "t2i_XL_stage2_512.pt": 512}
-"""Pixels a side of the published files, which differ in nothing else that can be seen from outside."""
+"""Pixels a side of the published files, which differ in nothing else that can be seen from
+outside.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class GPTSpec:
-    """Dimensions of a text-to-image GPT: all but `trunk` and `side` are the same in every published one."""
+    """Dimensions of a text-to-image GPT: all but `trunk` and `side` are the same in every published
+    one.
+    """
 
     trunk: TrunkSpec
     side: int
@@ -83,7 +89,9 @@ class CaptionEmbedding(nn.Module):
 
 
 class GPT(nn.Module):
-    """The transformer; its names are the checkpoint's but for the trunk's, which `from_checkpoint` renames."""
+    """The transformer; its names are the checkpoint's but for the trunk's, which `from_checkpoint`
+    renames.
+    """
 
     def __init__(self, spec: GPTSpec) -> None:
         super().__init__()
@@ -97,7 +105,8 @@ class GPT(nn.Module):
 class LlamaGen:
     """LlamaGen as the sampler sees it (harness.models.ImageModel).
 
-    Without `collapse` every seen prompt position is fed and cached: the reference that the collapsed form is held to.
+    Without `collapse` every seen prompt position is fed and cached: the reference that the
+    collapsed form is held to.
     """
 
     def __init__(
@@ -116,13 +125,24 @@ class LlamaGen:
     ) -> None:
         if padding not in ("left", "right"):
             raise UserError(f"model.padding={padding}: choose left (LlamaGen) or right (AR-GRPO)")
-        self.name, self.revision, self.padding, self.collapse = name, revision, padding, collapse
-        self.dtype, self.device = dtype, torch.device(device)
+        self.name = name
+        self.revision = revision
+        self.padding = padding
+        self.collapse = collapse
+        self.dtype = dtype
+        self.device = torch.device(device)
         self.gpt = gpt.eval().requires_grad_(False).to(self.device, dtype)
         self.gpt.trunk.fuse()
-        self.vq = vq.eval().requires_grad_(False).to(self.device, torch.float32).for_rendering(render_dtype)
+        self.vq = (
+            vq.eval()
+            .requires_grad_(False)
+            .to(self.device, torch.float32)
+            .for_rendering(render_dtype)
+        )
         spec = gpt.spec
-        self.grid, self.vocab, self.dim = (spec.side, spec.side), spec.codes, spec.trunk.dim
+        self.grid = (spec.side, spec.side)
+        self.vocab = spec.codes
+        self.dim = spec.trunk.dim
         self.max_context = 2 if collapse else spec.condition
         self._rotary = rotary_table(spec).to(self.device)
         self._captions = captions
@@ -147,22 +167,32 @@ class LlamaGen:
 
     @torch.no_grad()
     def prefix(self, text: str | None, like: str) -> Prefix:
-        """Keys, values and bias of the prompt's positions before the last, as one entry; none without `collapse`.
+        """Keys, values and bias of the prompt's positions before the last, as one entry; none
+        without `collapse`.
 
-        Exact but for rounding: a bfloat16 cache rounds the bias by up to 0.016, within what it does to everything else.
+        Exact but for rounding: a bfloat16 cache rounds the bias by up to 0.016, within what it does
+        to everything else.
         """
         prompt_PD, padded = self._prompt(text, like)
-        spec, count = self.gpt.spec.trunk, len(prompt_PD) - 1
+        spec = self.gpt.spec.trunk
+        count = len(prompt_PD) - 1
         last = -math.inf if padded else 0.0  # nothing but itself sees a padding position
         if not self.collapse:
-            nothing = torch.empty((spec.layers, spec.heads, 0, spec.head_dim), dtype=self.dtype, device=self.device)
+            nothing = torch.empty(
+                (spec.layers, spec.heads, 0, spec.head_dim), dtype=self.dtype, device=self.device
+            )
             return Prefix(nothing, nothing, self._tensor([0.0] * count + [last]), 0)
-        mean = torch.zeros((spec.layers, spec.heads, 1, spec.head_dim), dtype=self.dtype, device=self.device)
+        mean = torch.zeros(
+            (spec.layers, spec.heads, 1, spec.head_dim), dtype=self.dtype, device=self.device
+        )
         if count:
             still_1P = self._rotary[:1].expand(count, -1, -1).unsqueeze(0)
             self.gpt.trunk(prompt_PD[None, :-1], still_1P, _running_mean(mean))
         return Prefix(
-            torch.zeros_like(mean), mean, self._tensor([math.log(count) if count else -math.inf, last]), count
+            torch.zeros_like(mean),
+            mean,
+            self._tensor([math.log(count) if count else -math.inf, last]),
+            count,
         )
 
     def embed(self, token_BW: Tensor, index_BW: Tensor) -> Tensor:
@@ -177,8 +207,8 @@ class LlamaGen:
     def head(self, hidden: Tensor) -> Tensor:
         return self.gpt.output(hidden).float()
 
-    def cache(self, slots: int, room: int = 0) -> KVCache:
-        length = self.max_context + self.num_tokens + room
+    def cache(self, slots: int, tree_capacity: int = 0) -> KVCache:
+        length = self.max_context + self.num_tokens + tree_capacity
         return KVCache(self.gpt.spec.trunk, slots, length, self.dtype, self.device, biased=True)
 
     def encode(self, pixels_B3HW: Tensor) -> Tensor:
@@ -190,13 +220,16 @@ class LlamaGen:
 
     @torch.no_grad()
     def _embed_prompt(self, text: str | None, like: str) -> tuple[Tensor, bool]:
-        """Embeddings of what the first image token is predicted from, [P, D], and whether the last is padding.
+        """Embeddings of what the first image token is predicted from, [P, D], and whether the last
+        is padding.
 
         The null prompt is the learned array at the positions that the real prompt would have.
         """
         said = self._captions(like if text is None else text)
-        row_vC, last_C = said.row_vC, said.last_C
-        spec, count = self.gpt.spec, len(row_vC)
+        row_vC = said.row_vC
+        last_C = said.last_C
+        spec = self.gpt.spec
+        count = len(row_vC)
         if not (1 <= count <= spec.condition and row_vC.shape[1] == spec.caption_dim):
             raise UserError(
                 f"caption features are {tuple(row_vC.shape)}, the model takes 1 to {spec.condition} rows "
@@ -204,7 +237,8 @@ class LlamaGen:
             )
         if text is None:
             learned_TC = self.gpt.cls_embedding.uncond_embedding
-            row_vC, last_C = learned_TC[-count:] if self.padding == "left" else learned_TC[:count], learned_TC[-1]
+            row_vC = learned_TC[-count:] if self.padding == "left" else learned_TC[:count]
+            last_C = learned_TC[-1]
         padded = self.padding == "right" and count < spec.condition
         row_PC = torch.cat((row_vC, last_C.unsqueeze(0))) if padded else row_vC
         return self.gpt.cls_embedding.cap_proj(row_PC.to(self.device, self.dtype)), padded
@@ -216,12 +250,16 @@ class LlamaGen:
 def rotary_table(spec: GPTSpec) -> Tensor:
     """(cos, sin) of a condition position (zero, both) and of the image tokens, [1 + N, d/2, 2]."""
     place = torch.arange(spec.side**2)
-    image = axial_rotary(torch.stack((place // spec.side, place % spec.side), -1), spec.trunk.head_dim)
+    image = axial_rotary(
+        torch.stack((place // spec.side, place % spec.side), -1), spec.trunk.head_dim
+    )
     return torch.cat((torch.zeros_like(image[:1]), image))
 
 
 def _running_mean(mean: Tensor) -> Attend:
-    """What attention is where all queries and keys are zero; leaves each layer's last mean in `mean`."""
+    """What attention is where all queries and keys are zero; leaves each layer's last mean in
+    `mean`.
+    """
 
     def attend(layer: int, _q: Tensor, _k: Tensor, v_BHWd: Tensor) -> Tensor:
         count_W1 = torch.arange(1, v_BHWd.shape[2] + 1, device=v_BHWd.device).unsqueeze(-1)
@@ -256,21 +294,26 @@ def load(
     render_dtype: str = "float32",
     device: str | torch.device = "cpu",
 ) -> LlamaGen:
-    """A model of `image` pixels a side from published weights, a checkpoint on disk, or random ones of full size.
+    """A model of `image` pixels a side from published weights, a checkpoint on disk, or random ones
+    of full size.
 
-    `size` names a row of the table, or gives dimensions (`layers`, `dim`, `heads`, `hidden`, and GPTSpec's) of
-    another model; `tokenizer` likewise differs from `vq_ds16_t2i` by VQSpec's. `checkpoint` is the GPT's file, or the
-    folder that has it. Raises UserError, with the remedy, for weights that are missing, damaged or of another model.
+    `size` names a row of the table, or gives dimensions (`layers`, `dim`, `heads`, `hidden`, and
+    GPTSpec's) of another model; `tokenizer` likewise differs from `vq_ds16_t2i` by VQSpec's.
+    `checkpoint` is the GPT's file, or the folder that has it. Raises UserError, with the remedy,
+    for weights that are missing, damaged or of another model.
     """
     vq_spec = _vq_spec(tokenizer or {})
     if image % vq_spec.downsampling:
         raise UserError(f"model.image={image}: must be a multiple of {vq_spec.downsampling}")
     gpt_spec = _gpt_spec(size, image // vq_spec.downsampling, vq_spec.codes)
     with torch.device("meta"):
-        gpt, vq = GPT(gpt_spec), VQ(vq_spec)
-    kind, shown = files.dtype_named(dtype), files.dtype_named(render_dtype, "render_dtype")
+        gpt = GPT(gpt_spec)
+        vq = VQ(vq_spec)
+    kind = files.dtype_named(dtype)
+    shown = files.dtype_named(render_dtype, "render_dtype")
     if weights == "random":
-        sha, captions = "random", WordFeatures(gpt_spec.caption_dim, gpt_spec.condition)
+        sha = "random"
+        captions = WordFeatures(gpt_spec.caption_dim, gpt_spec.condition)
         files.randomise(gpt.to(kind), device)
         files.randomise(vq, device)
     elif weights == "published":
@@ -280,7 +323,9 @@ def load(
             vq_path = path
         else:
             beside = tokenizer_checkpoint or _beside(path, tokenizer_file)
-            vq_path = _tokenizer_path(tokenizer_hub or hub, None if tokenizer_hub else revision, tokenizer_file, beside)
+            vq_path = _tokenizer_path(
+                tokenizer_hub or hub, None if tokenizer_hub else revision, tokenizer_file, beside
+            )
         fill_vq(vq, vq_path)
         sha = files.sha256(files.weight_files(path) + files.weight_files(vq_path))[:12]
     else:
@@ -319,10 +364,14 @@ def fill_gpt(gpt: GPT, path: Path, image: int) -> dict[str, Tensor]:
 
 
 def fill_vq(vq: VQ, path: Path) -> None:
-    """Put the tensors of a tokenizer's checkpoint, or of one that holds GPT and tokenizer, into a VQ."""
+    """Put the tensors of a tokenizer's checkpoint, or of one that holds GPT and tokenizer, into a
+    VQ.
+    """
     state = _read(path)
     if _has_tokenizer(state):
-        state = {n.removeprefix("vq_model."): t for n, t in state.items() if n.startswith("vq_model.")}
+        state = {
+            n.removeprefix("vq_model."): t for n, t in state.items() if n.startswith("vq_model.")
+        }
     _fill(vq, state, path, ignore=("quantize.codebook_used",))
 
 
@@ -336,11 +385,15 @@ def _gpt_spec(size: str | Mapping[str, int], side: int, codes: int) -> GPTSpec:
     try:
         return GPTSpec(TrunkSpec(**given), side, codes, **own)
     except TypeError as error:
-        raise UserError(f"model.size={dict(size)}: {error}; give layers, dim, heads and hidden") from None
+        raise UserError(
+            f"model.size={dict(size)}: {error}; give layers, dim, heads and hidden"
+        ) from None
 
 
 def _vq_spec(sizes: Mapping[str, int | Sequence[int]]) -> VQSpec:
-    given: dict[str, Any] = {key: tuple(v) if isinstance(v, Sequence) else v for key, v in sizes.items()}
+    given: dict[str, Any] = {
+        key: tuple(v) if isinstance(v, Sequence) else v for key, v in sizes.items()
+    }
     try:
         return replace(VQSpec(), **given)
     except TypeError as error:
@@ -348,7 +401,9 @@ def _vq_spec(sizes: Mapping[str, int | Sequence[int]]) -> VQSpec:
 
 
 def _gpt_file(found: Path, file: str | None) -> Path:
-    """The GPT's weights in what was found: a file is taken as it is, a folder by the file's name where it has one."""
+    """The GPT's weights in what was found: a file is taken as it is, a folder by the file's name
+    where it has one.
+    """
     if found.is_dir() and file is not None:
         found = found / file
         if not found.is_file():
@@ -363,11 +418,15 @@ def _beside(path: Path, name: str) -> str | None:
     return str(file) if file.is_file() else None
 
 
-def _tokenizer_path(hub: str | None, revision: str | None, file: str, checkpoint: str | None) -> Path:
+def _tokenizer_path(
+    hub: str | None, revision: str | None, file: str, checkpoint: str | None
+) -> Path:
     try:
         found = files.locate(hub, revision, [file], checkpoint)
     except UserError as error:
-        raise UserError(f"tokenizer: {error}".replace("model.checkpoint", "model.tokenizer_checkpoint")) from None
+        raise UserError(
+            f"tokenizer: {error}".replace("model.checkpoint", "model.tokenizer_checkpoint")
+        ) from None
     return found / file if found.is_dir() else found
 
 
@@ -376,19 +435,33 @@ def _has_tokenizer(state: Mapping[str, Tensor]) -> bool:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """Tensors by name, whichever training format they were saved in (under `model`, `module` or `state_dict`)."""
+    """Tensors by name, whichever training format they were saved in (under `model`, `module` or
+    `state_dict`).
+    """
     if path.is_dir() or path.suffix in (".safetensors", ".json"):
         return files.read_weights(path)
     content = files.unpickle(path)
-    inner = next((content[key] for key in ("model", "module", "state_dict") if key in content), content)
-    if not isinstance(inner, dict) or not all(isinstance(value, Tensor) for value in inner.values()):
-        raise UserError(f"{path} has no tensors by name, neither on top nor under model, module or state_dict")
+    inner = next(
+        (content[key] for key in ("model", "module", "state_dict") if key in content), content
+    )
+    if not isinstance(inner, dict) or not all(
+        isinstance(value, Tensor) for value in inner.values()
+    ):
+        raise UserError(
+            f"{path} has no tensors by name, neither on top nor under model, module or state_dict"
+        )
     return inner
 
 
-def _fill(module: nn.Module, state: Mapping[str, Tensor], path: Path, ignore: tuple[str, ...]) -> None:
-    """Fill all of `module`; what it does not know is reported, unless its name begins with one of `ignore`."""
-    named = {_own_name(name): tensor for name, tensor in state.items() if not name.startswith(ignore)}
+def _fill(
+    module: nn.Module, state: Mapping[str, Tensor], path: Path, ignore: tuple[str, ...]
+) -> None:
+    """Fill all of `module`; what it does not know is reported, unless its name begins with one of
+    `ignore`.
+    """
+    named = {
+        _own_name(name): tensor for name, tensor in state.items() if not name.startswith(ignore)
+    }
     wanted = module.state_dict().keys()
     missing = sorted(wanted - named.keys())
     if missing:

@@ -1,8 +1,9 @@
 """The one decoder trunk: pre-norm attention and gated feed-forward blocks over embeddings.
 
-It serves the embedded model, LlamaGen and Janus-Pro's language model. What differs between them (word and
-position embeddings, rotary tables, heads) lives in their adapters; how keys and values are stored lives in the
-`Attend` that is passed in, so training (no cache), decoding and prefill share every line here.
+It serves the embedded model, LlamaGen and Janus-Pro's language model. What differs between them
+(word and position embeddings, rotary tables, heads) lives in their adapters; how keys and values
+are stored lives in the `Attend` that is passed in, so training (no cache), decoding and prefill
+share every line here.
 
 Shapes: B rows, W positions per row, D model width, H heads, d head width, L cache length, S slots.
 """
@@ -36,7 +37,9 @@ class TrunkSpec:
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm in float32, cast back before the weight (LlamaGen `gpt.py`, RMSNorm)."""
+    """Root-mean-square norm in float32, cast back before the weight (LlamaGen `gpt.py`,
+    RMSNorm).
+    """
 
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
@@ -50,19 +53,31 @@ class RMSNorm(nn.Module):
 
 
 def rotate(x_BHWd: Tensor, rotary_BW2: Tensor) -> Tensor:
-    """Rotate adjacent pairs by `rotary_BW2` = (cos, sin) of shape [B, W, d/2, 2] (LlamaGen `apply_rotary_emb`).
+    """Rotate adjacent pairs by `rotary_BW2` = (cos, sin) of shape [B, W, d/2, 2] (LlamaGen
+    `apply_rotary_emb`).
 
-    At least in float32, as the original does. There may be more axes in front, of queries and keys, say.
+    At least in float32, as the original does. There may be more axes in front, of queries and keys,
+    say.
     """
     cos, sin = rotary_BW2.unsqueeze(1).unbind(-1)
-    even, odd = x_BHWd.unflatten(-1, (-1, 2)).to(torch.promote_types(x_BHWd.dtype, torch.float32)).unbind(-1)
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2).to(x_BHWd.dtype)
+    even, odd = (
+        x_BHWd.unflatten(-1, (-1, 2))
+        .to(torch.promote_types(x_BHWd.dtype, torch.float32))
+        .unbind(-1)
+    )
+    return (
+        torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1)
+        .flatten(-2)
+        .to(x_BHWd.dtype)
+    )
 
 
 def axial_rotary(coords: Tensor, head_dim: int, base: float = 10000.0) -> Tensor:
-    """Rotation table of integer (row, column) coordinates [..., 2]: returns (cos, sin), [..., head_dim/2, 2], float32.
+    """Rotation table of integer (row, column) coordinates [..., 2]: returns (cos, sin), [...,
+    head_dim/2, 2], float32.
 
-    The first head_dim/4 pairs turn with the row, the others with the column (LlamaGen `precompute_freqs_cis_2d`).
+    The first head_dim/4 pairs turn with the row, the others with the column (LlamaGen
+    `precompute_freqs_cis_2d`).
     """
     quarter = head_dim // 4
     frequency = base ** (-2.0 * torch.arange(quarter, dtype=torch.float32) / (head_dim // 2))
@@ -71,14 +86,17 @@ def axial_rotary(coords: Tensor, head_dim: int, base: float = 10000.0) -> Tensor
 
 
 def running_rotary(pos: Tensor, head_dim: int, base: float = 10000.0) -> Tensor:
-    """Rotation table of ordinary positions [...]: returns (cos, sin), [..., head_dim/2, 2], float32 (Llama)."""
+    """Rotation table of ordinary positions [...]: returns (cos, sin), [..., head_dim/2, 2], float32
+    (Llama).
+    """
     frequency = 1.0 / base ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
     angle = pos.float().unsqueeze(-1) * frequency
     return torch.stack((angle.cos(), angle.sin()), -1)
 
 
 def adjacent_pairs(weight: Tensor, heads: int) -> Tensor:
-    """Query or key rows [D, D] trained for half-split rotary pairs (i with i + d/2), put in the order of `rotate`.
+    """Query or key rows [D, D] trained for half-split rotary pairs (i with i + d/2), put in the
+    order of `rotate`.
 
     A permutation within each head, the same for queries and keys: scores do not change.
     """
@@ -99,7 +117,9 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """w2(silu(w1 x) * w3 x). Training keeps the matrices apart, as checkpoints do; inference may `fuse` w1 and w3."""
+    """w2(silu(w1 x) * w3 x). Training keeps the matrices apart, as checkpoints do; inference may
+    `fuse` w1 and w3.
+    """
 
     both: Tensor | None
 
@@ -113,7 +133,8 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.both is None:
             return self.w2(F.silu(self.w1(x)) * self.w3(x))
-        wide, hidden = F.linear(x, self.both), self.w2.in_features
+        wide = F.linear(x, self.both)
+        hidden = self.w2.in_features
         return self.w2(F.silu(wide[..., :hidden], inplace=True).mul_(wide[..., hidden:]))
 
     def fuse(self) -> None:
@@ -139,7 +160,9 @@ class Block(nn.Module):
 
 
 class Trunk(nn.Module):
-    """Blocks and final norm; names follow LlamaGen's checkpoints (`layers.{i}.attention.wqkv`, ..., `norm`)."""
+    """Blocks and final norm; names follow LlamaGen's checkpoints (`layers.{i}.attention.wqkv`, ...,
+    `norm`).
+    """
 
     def __init__(self, spec: TrunkSpec) -> None:
         super().__init__()

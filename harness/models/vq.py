@@ -1,4 +1,5 @@
-"""The convolutional VQ tokenizer of LlamaGen (taming-transformers kind): encoder, codebook, decoder.
+"""The convolutional VQ tokenizer of LlamaGen (taming-transformers kind): encoder, codebook,
+decoder.
 
 LlamaGen's `vq_ds16_t2i` is `VQSpec()`; the embedded tokenizer is the same classes at small width.
 Shapes: B images, C channels, N codes per image in raster order, V codebook rows, d code width.
@@ -18,7 +19,9 @@ MISSING = -1
 
 @dataclass(frozen=True, slots=True)
 class VQSpec:
-    """Dimensions of a tokenizer; defaults are LlamaGen's `vq_ds16_t2i` (downsampling 16, 16384 codes of 8 numbers)."""
+    """Dimensions of a tokenizer; defaults are LlamaGen's `vq_ds16_t2i` (downsampling 16, 16384
+    codes of 8 numbers).
+    """
 
     codes: int = 16384
     code_dim: int = 8
@@ -40,8 +43,10 @@ def _norm(channels: int, groups: int) -> nn.GroupNorm:
 class ResnetBlock(nn.Module):
     def __init__(self, c_in: int, c_out: int, groups: int) -> None:
         super().__init__()
-        self.norm1, self.conv1 = _norm(c_in, groups), nn.Conv2d(c_in, c_out, 3, padding=1)
-        self.norm2, self.conv2 = _norm(c_out, groups), nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.norm1 = _norm(c_in, groups)
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.norm2 = _norm(c_out, groups)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
         self.nin_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -85,12 +90,18 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """Residual blocks at one resolution, with attention where the resolution is lowest, then a resampling."""
+    """Residual blocks at one resolution, with attention where the resolution is lowest, then a
+    resampling.
+    """
 
     def __init__(self, c_in: int, c_out: int, blocks: int, groups: int, lowest: bool) -> None:
         super().__init__()
-        self.res = nn.ModuleList(ResnetBlock(c_in if i == 0 else c_out, c_out, groups) for i in range(blocks))
-        self.attn = nn.ModuleList(AttnBlock(c_out, groups) if lowest else nn.Identity() for _ in range(blocks))
+        self.res = nn.ModuleList(
+            ResnetBlock(c_in if i == 0 else c_out, c_out, groups) for i in range(blocks)
+        )
+        self.attn = nn.ModuleList(
+            AttnBlock(c_out, groups) if lowest else nn.Identity() for _ in range(blocks)
+        )
         self.downsample: nn.Module = nn.Identity()
         self.upsample: nn.Module = nn.Identity()
 
@@ -102,7 +113,11 @@ class Level(nn.Module):
 
 def _middle(channels: int, groups: int) -> nn.ModuleList:
     return nn.ModuleList(
-        (ResnetBlock(channels, channels, groups), AttnBlock(channels, groups), ResnetBlock(channels, channels, groups))
+        (
+            ResnetBlock(channels, channels, groups),
+            AttnBlock(channels, groups),
+            ResnetBlock(channels, channels, groups),
+        )
     )
 
 
@@ -131,7 +146,9 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Mirror of the encoder; `conv_blocks` counts from the lowest resolution upwards. No final activation."""
+    """Mirror of the encoder; `conv_blocks` counts from the lowest resolution upwards. No final
+    activation.
+    """
 
     def __init__(self, spec: VQSpec) -> None:
         super().__init__()
@@ -157,7 +174,9 @@ class Decoder(nn.Module):
 
 
 class Quantizer(nn.Module):
-    """Codebook whose rows are scaled to unit length at every look-up (LlamaGen `vq_model.py`, l2-normalised codes)."""
+    """Codebook whose rows are scaled to unit length at every look-up (LlamaGen `vq_model.py`,
+    l2-normalised codes).
+    """
 
     def __init__(self, spec: VQSpec) -> None:
         super().__init__()
@@ -178,12 +197,15 @@ class Quantizer(nn.Module):
 
 
 class VQ(nn.Module):
-    """Image tokenizer. Pixels are float32 in [-1, 1], [B, 3, H, W]; codes are int64 [B, N] in raster order."""
+    """Image tokenizer. Pixels are float32 in [-1, 1], [B, 3, H, W]; codes are int64 [B, N] in
+    raster order.
+    """
 
     def __init__(self, spec: VQSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.encoder, self.decoder = Encoder(spec), Decoder(spec)
+        self.encoder = Encoder(spec)
+        self.decoder = Decoder(spec)
         self.quantize = Quantizer(spec)
         self.quant_conv = nn.Conv2d(spec.latent, spec.code_dim, 1)
         self.post_quant_conv = nn.Conv2d(spec.code_dim, spec.latent, 1)
@@ -191,14 +213,17 @@ class VQ(nn.Module):
     def for_rendering(self, dtype: torch.dtype = torch.float32) -> VQ:
         """Lay the decoder out as convolutions are fastest, and let it compute in `dtype`.
 
-        Encoder and codebook stay as they are. Training and fixtures of intermediate values need none of it.
+        Encoder and codebook stay as they are. Training and fixtures of intermediate values need
+        none of it.
         """
         for part in (self.decoder, self.post_quant_conv):
             part.to(dtype).to(memory_format=torch.channels_last)
         return self
 
     def decode_bytes(self, codes: int) -> int:
-        """Working memory of decoding one image of so many codes: five maps of its largest layer are alive."""
+        """Working memory of decoding one image of so many codes: five maps of its largest layer are
+        alive.
+        """
         pixels = codes * self.spec.downsampling**2
         widths = (self.spec.width * multiplier for multiplier in self.spec.multipliers)
         largest = max(width * pixels // 4 ** max(0, i - 1) for i, width in enumerate(widths))
@@ -211,11 +236,15 @@ class VQ(nn.Module):
         return self.decode_latent(self.quantize.lookup(codes_BN.unflatten(1, grid)))
 
     def decode_latent(self, z_Bdhw: Tensor) -> Tensor:
-        """Pixels in the type the decoder computes in; float32 is float32 on a GPU too, not its TF32."""
+        """Pixels in the type the decoder computes in; float32 is float32 on a GPU too, not its
+        TF32.
+        """
         with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
             return self.decoder(self.post_quant_conv(z_Bdhw.to(self.post_quant_conv.weight.dtype)))
 
 
 def to_uint8(x_B3HW: Tensor) -> Tensor:
-    """Pixels in [-1, 1] to uint8 [B, H, W, 3] by LlamaGen's batch rule: 127.5 x + 128, clamped and truncated."""
+    """Pixels in [-1, 1] to uint8 [B, H, W, 3] by LlamaGen's batch rule: 127.5 x + 128, clamped and
+    truncated.
+    """
     return (127.5 * x_B3HW.float() + 128.0).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)

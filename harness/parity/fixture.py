@@ -1,8 +1,9 @@
-"""What a parity check compares: quantities of our model against arrays that the original implementation returned.
+"""What a parity check compares: quantities of our model against arrays that the original
+implementation returned.
 
-A fixture folder has a `manifest.json` (family, configuration, run settings, tolerances, every tensor with its kind),
-checkpoints in the released layout, inputs and expected arrays. A model's module turns a folder into `Quantity` rows;
-`python -m harness.check parity FOLDER` prints them.
+A fixture folder has a `manifest.json` (family, configuration, run settings, tolerances, every
+tensor with its kind), checkpoints in the released layout, inputs and expected arrays. A model's
+module turns a folder into `Quantity` rows; `python -m harness.check parity FOLDER` prints them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from harness.records import UserError
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
-    """One compared array: its largest error, and whether that is within the manifest's tolerance for its kind."""
+    """One compared array: its largest error, and whether that is within the manifest's tolerance
+    for its kind.
+    """
 
     name: str
     kind: str
@@ -41,9 +44,15 @@ class Fixture:
         try:
             self.manifest: Mapping[str, Any] = json.loads((folder / "manifest.json").read_text())
             self.family: str = self.manifest["family"]
-            self._kinds = {n: t["kind"] for tensors in self.manifest["tensors"].values() for n, t in tensors.items()}
+            self._kinds = {
+                n: t["kind"]
+                for tensors in self.manifest["tensors"].values()
+                for n, t in tensors.items()
+            }
         except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{folder} is no parity fixture: manifest.json cannot be used ({error})") from None
+            raise UserError(
+                f"{folder} is no parity fixture: manifest.json cannot be used ({error})"
+            ) from None
 
     def tensors(self, file: str) -> dict[str, Tensor]:
         """Arrays of one safetensors file of the folder."""
@@ -58,18 +67,23 @@ class Fixture:
         tolerances = self.manifest["tolerances_float32_cpu"]
         if device.type == "cuda":
             tolerances = {**tolerances, **self.manifest["tolerances_float32_cuda_tf32_off"]}
-        got, expected = got.detach().cpu(), expected
+        got = got.detach().cpu()
+        expected = expected
         if got.shape != expected.shape:
             return Quantity(name, kind, float("inf"), False)
         difference = (got.double() - expected.double()).abs()
         error = float(difference.max())
         if kind == "uint8":
-            return Quantity(name, kind, error, error <= 1 and float((difference > 0).double().mean()) <= 1e-3)
+            return Quantity(
+                name, kind, error, error <= 1 and float((difference > 0).double().mean()) <= 1e-3
+            )
         if kind == "exact":
             return Quantity(name, kind, error, error == 0)
         return Quantity(name, kind, error, error <= float(tolerances[kind].rsplit(" ", 1)[1]))
 
-    def compare_all(self, got: Mapping[str, Tensor], file: str, device: torch.device) -> Iterator[Quantity]:
+    def compare_all(
+        self, got: Mapping[str, Tensor], file: str, device: torch.device
+    ) -> Iterator[Quantity]:
         """Every array of `got` against the array of that name in `file`."""
         expected = self.tensors(file)
         for name, value in got.items():

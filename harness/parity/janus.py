@@ -1,7 +1,8 @@
-"""Our Janus-Pro against the arrays of a fixture folder, for both checkpoint layouts, through our own cache.
+"""Our Janus-Pro against the arrays of a fixture folder, for both checkpoint layouts, through our
+own cache.
 
-Rows of a batch are streams of their own lengths here: nothing is padded, so GridAR's left-padded batches are compared
-by what they computed for the real positions.
+Rows of a batch are branches of their own lengths here: nothing is padded, so GridAR's left-padded
+batches are compared by what they computed for the real positions.
 
 Shapes: B rows, P prompt length, N image tokens, V image vocabulary, D width.
 """
@@ -29,10 +30,16 @@ Guide = Callable[[Tensor], Tensor]
 
 @torch.no_grad()
 def parity(fixture: Fixture, device: torch.device) -> Iterator[Quantity]:
-    """Every expected array of the fixture, once per checkpoint layout; then the prompt templates."""
-    for folder in dict.fromkeys((fixture.folder / stored).parent for stored in fixture.manifest["checkpoints"]):
+    """Every expected array of the fixture, once per checkpoint layout; then the prompt
+    templates.
+    """
+    for folder in dict.fromkeys(
+        (fixture.folder / stored).parent for stored in fixture.manifest["checkpoints"]
+    ):
         check = _Check(fixture, folder, device)
-        due = {name: kind for name, kind in _expected(fixture).items() if kind not in ("input", "bf16")}
+        due = {
+            name: kind for name, kind in _expected(fixture).items() if kind not in ("input", "bf16")
+        }
         for part in (check.one_prompt, check.prompts, check.three_branches, check.tokenizer):
             for quantity in part():
                 due.pop(quantity.name)
@@ -44,7 +51,11 @@ def parity(fixture: Fixture, device: torch.device) -> Iterator[Quantity]:
 
 def _expected(fixture: Fixture) -> dict[str, str]:
     """Kind of every array in the files of expected values."""
-    files = {file: tensors for file, tensors in fixture.manifest["tensors"].items() if file.startswith("expected_")}
+    files = {
+        file: tensors
+        for file, tensors in fixture.manifest["tensors"].items()
+        if file.startswith("expected_")
+    }
     return {name: entry["kind"] for tensors in files.values() for name, entry in tensors.items()}
 
 
@@ -52,50 +63,61 @@ class _Check:
     """One checkpoint of a fixture, loaded, with the fixture's inputs."""
 
     def __init__(self, fixture: Fixture, checkpoint: Path, device: torch.device) -> None:
-        self.fixture, self.device = fixture, device
+        self.fixture = fixture
+        self.device = device
         self.inputs = fixture.tensors("inputs.safetensors")
         self.greedy: Tensor | None = None
         manifest = fixture.manifest
         self.pad: int = manifest["config"]["tokens"]["pad"]
-        self.weight, self.gridar_scale = (
-            float(manifest["run"]["cfg_weight"]),
-            float(manifest["run"]["gridar_cfg_scale"]),
-        )
+        self.weight = float(manifest["run"]["cfg_weight"])
+        self.gridar_scale = float(manifest["run"]["gridar_cfg_scale"])
         self.ids = self._unpadded("prompt")
         self.refined = self._unpadded("refined_prompt")
         longest = max(len(ids) for ids in (*self.ids, *self.refined))
-        self.model = Janus(checkpoint=str(checkpoint), max_context=longest, device=device, dtype="float32")
+        self.model = Janus(
+            checkpoint=str(checkpoint), max_context=longest, device=device, dtype="float32"
+        )
         self.total = self.model.num_tokens
         if (self.total, self.model.vocab) != (
             manifest["config"]["image"]["tokens"],
             manifest["config"]["image"]["vocab"],
         ):
-            raise UserError(f"{checkpoint} does not have the image tokens that the fixture's manifest states")
+            raise UserError(
+                f"{checkpoint} does not have the image tokens that the fixture's manifest states"
+            )
 
     def _unpadded(self, which: str) -> list[list[int]]:
-        rows, lengths = self.inputs[f"{which}_ids_left_padded"], self.inputs[f"{which}_lengths"]
+        rows = self.inputs[f"{which}_ids_left_padded"]
+        lengths = self.inputs[f"{which}_lengths"]
         return [row[-length:].tolist() for row, length in zip(rows, lengths.tolist(), strict=True)]
 
     def _compare(self, file: str, got: dict[str, Tensor]) -> Iterator[Quantity]:
         file = f"expected_{file}.safetensors"
         stated = self.fixture.manifest["tensors"][file]
-        yield from self.fixture.compare_all({n: v for n, v in got.items() if n in stated}, file, self.device)
+        yield from self.fixture.compare_all(
+            {n: v for n, v in got.items() if n in stated}, file, self.device
+        )
 
     # ------------------------------------------------------------------ one prompt, upstream's loop
 
     def one_prompt(self) -> Iterator[Quantity]:
-        """Text then null rows, as upstream interleaves them: prefill, teacher-forced, cached, guided, greedy."""
-        text, null = self.ids[0], null_ids(self.ids[0], self.pad)
+        """Text then null rows, as upstream interleaves them: prefill, teacher-forced, cached,
+        guided, greedy.
+        """
+        text = self.ids[0]
+        null = null_ids(self.ids[0], self.pad)
         teacher = self.inputs["teacher_tokens"].to(self.device)
         pairs = [text, null] * len(teacher)
         forced = teacher.repeat_interleave(2, 0)
-        cached = _Streams(self.model, pairs).forced(forced)
+        cached = _Branches(self.model, pairs).forced(forced)
         yield from self._compare(
             "llm",
             {
-                "gen_img_embeds_all_tokens": self._embed(torch.arange(self.model.vocab, device=self.device)),
+                "gen_img_embeds_all_tokens": self._embed(
+                    torch.arange(self.model.vocab, device=self.device)
+                ),
                 "cfg_prompt_rows": torch.tensor(pairs),
-                "prefill_gen_logits": _Streams(self.model, [text, null]).prompt_logits(),
+                "prefill_gen_logits": _Branches(self.model, [text, null]).prompt_logits(),
                 "teacher_forced_logits": self._without_cache(pairs, forced),
                 "cached_logits": cached,
                 "cfg_logits": self._pairwise(self.weight, null_first=False)(cached),
@@ -103,7 +125,9 @@ class _Check:
         )
         guide = self._pairwise(self.weight, null_first=False)
         for n, ids in enumerate(self.ids):
-            _, guided, tokens = _Streams(self.model, [ids, null_ids(ids, self.pad)]).greedy(guide, self.total)
+            _, guided, tokens = _Branches(self.model, [ids, null_ids(ids, self.pad)]).greedy(
+                guide, self.total
+            )
             yield from self._compare("llm", {f"greedy_tokens_prompt{n}": tokens})
             if n == 0:
                 self.greedy = tokens
@@ -128,63 +152,87 @@ class _Check:
         def guide(logits: Tensor) -> Tensor:
             vocab = logits.shape[-1]
             logits_RKTV = logits.reshape(-1, 2, logits[0].numel() // vocab, vocab)
-            scale_R = torch.full((len(logits_RKTV),), weight, dtype=torch.float64, device=logits.device)
+            scale_R = torch.full(
+                (len(logits_RKTV),), weight, dtype=torch.float64, device=logits.device
+            )
             guided_RTV = cfg(logits_RKTV if null_first else logits_RKTV.flip(1), scale_R)
             return guided_RTV.view(-1, *logits.shape[1:])
 
         return guide
 
-    # ------------------------------------------------------------------ several prompts, GridAR's loops
+    # ------------------------------------------------------------------ several prompts, GridAR's l
 
     def prompts(self) -> Iterator[Quantity]:
         """GridAR's two branches, null row first; its scale w is the usual weight w + 1."""
         rows = [row for ids in self.ids for row in (null_ids(ids, self.pad), ids)]
         guide = self._pairwise(self.gridar_scale + 1, null_first=True)
-        raw = _Streams(self.model, rows).forced(
+        raw = _Branches(self.model, rows).forced(
             self.inputs["batch_teacher_tokens"].to(self.device).repeat_interleave(2, 0)
         )
-        _, _, tokens = _Streams(self.model, rows).greedy(guide, self.total)
+        _, _, tokens = _Branches(self.model, rows).greedy(guide, self.total)
         yield from self._layout("2way", rows)
         yield from self._compare(
             "batched",
-            {"raw_logits_2way_teacher": raw, "fused_logits_2way_teacher": guide(raw), "greedy_tokens_2way": tokens},
+            {
+                "raw_logits_2way_teacher": raw,
+                "fused_logits_2way_teacher": guide(raw),
+                "greedy_tokens_2way": tokens,
+            },
         )
 
     def three_branches(self) -> Iterator[Quantity]:
-        """GridAR's rows null, original, refined over a given prefix, prefilled anew and continued greedily."""
+        """GridAR's rows null, original, refined over a given prefix, prefilled anew and continued
+        greedily.
+        """
         rows = [
-            row for ids, new in zip(self.ids, self.refined, strict=True) for row in (null_ids(ids, self.pad), ids, new)
+            row
+            for ids, new in zip(self.ids, self.refined, strict=True)
+            for row in (null_ids(ids, self.pad), ids, new)
         ]
-        prefix = self.fixture.tensors("expected_batched.safetensors")["prefix_tokens_3way"].to(self.device)
-        streams = _Streams(self.model, rows, prefix.repeat_interleave(3, 0))
-        raw, fused, tokens = streams.greedy(self._three_way, self.total - prefix.shape[1])
+        prefix = self.fixture.tensors("expected_batched.safetensors")["prefix_tokens_3way"].to(
+            self.device
+        )
+        branches = _Branches(self.model, rows, prefix.repeat_interleave(3, 0))
+        raw, fused, tokens = branches.greedy(self._three_way, self.total - prefix.shape[1])
         yield from self._layout("3way", rows)
         yield from self._compare(
             "batched",
-            {"raw_logits_3way": raw, "fused_logits_3way": fused, "greedy_tokens_3way_second_half": tokens},
+            {
+                "raw_logits_3way": raw,
+                "fused_logits_3way": fused,
+                "greedy_tokens_3way_second_half": tokens,
+            },
         )
 
     def _three_way(self, logits_BV: Tensor) -> Tensor:
-        """null + (w + 1) d + w r: r is the refined prompt's direction without its part along d (GridAR's generator)."""
+        """null + (w + 1) d + w r: r is the refined prompt's direction without its part along d
+        (GridAR's generator).
+        """
         null, text, refined = logits_BV.unflatten(0, (-1, 3)).unbind(1)
-        d, r = text - null, refined - null
+        d = text - null
+        r = refined - null
         along = (r * d).sum(-1, keepdim=True) / d.square().sum(-1, keepdim=True).clamp(min=1e-12)
         return null + (self.gridar_scale + 1) * d + self.gridar_scale * (r - along * d)
 
     def _layout(self, way: str, rows: Sequence[Sequence[int]]) -> Iterator[Quantity]:
-        """Our prompts where GridAR's batch has real positions; what it pads with is not ours to reproduce."""
+        """Our prompts where GridAR's batch has real positions; what it pads with is not ours to
+        reproduce.
+        """
         ids = self.fixture.tensors("expected_batched.safetensors")[f"rows_{way}"].clone()
         mask = torch.zeros_like(ids)
         for n, row in enumerate(rows):
-            ids[n, -len(row) :], mask[n, -len(row) :] = torch.tensor(row), 1
+            ids[n, -len(row) :] = torch.tensor(row)
+            mask[n, -len(row) :] = 1
         yield from self._compare("batched", {f"rows_{way}": ids, f"attention_mask_{way}": mask})
 
     # ------------------------------------------------------------------ pixels
 
     def tokenizer(self) -> Iterator[Quantity]:
         """Both ways through the tokenizer, and the 8-bit rule on the greedy image."""
-        vq, grid = self.model.vq, self.model.grid
-        codes, image = self.inputs["decode_codes"].to(self.device), self.inputs["image"].to(self.device)
+        vq = self.model.vq
+        grid = self.model.grid
+        codes = self.inputs["decode_codes"].to(self.device)
+        image = self.inputs["image"].to(self.device)
         latent = vq.quant_conv(vq.encoder(image))
         assert self.greedy is not None
         pixels = vq.decode(self.greedy.to(self.device), grid)
@@ -202,11 +250,14 @@ class _Check:
         )
 
 
-class _Streams:
+class _Branches:
     """Rows of their own prompt lengths over our cache: prefilled one by one, decoded together."""
 
-    def __init__(self, model: Janus, prompts: Sequence[Sequence[int]], prefix_BN: Tensor | None = None) -> None:
-        self.model, self.cache = model, model.cache(len(prompts))
+    def __init__(
+        self, model: Janus, prompts: Sequence[Sequence[int]], prefix_BN: Tensor | None = None
+    ) -> None:
+        self.model = model
+        self.cache = model.cache(len(prompts))
         self.start_B = torch.tensor([len(ids) for ids in prompts], device=model.device)
         self.length = 0 if prefix_BN is None else prefix_BN.shape[1]
         self.hidden = [self._prefill(n, ids, prefix_BN) for n, ids in enumerate(prompts)]
@@ -233,15 +284,21 @@ class _Streams:
         pos_BW = (self.start_B + self.length).unsqueeze(1)
         self.length += 1
         x_BWD = self.model.embed(token_B.unsqueeze(1), pos_BW)
-        return self.model.head(self.model.forward(x_BWD, pos_BW, self.start_B, self.cache.attend_all(pos_BW)))[:, 0]
+        return self.model.head(
+            self.model.forward(x_BWD, pos_BW, self.start_B, self.cache.attend_all(pos_BW))
+        )[:, 0]
 
     def forced(self, token_BN: Tensor) -> Tensor:
         """Logits [B, N, V] along given tokens."""
         return torch.stack([self.first(), *(self.feed(token_B) for token_B in token_BN.T[:-1])], 1)
 
     def greedy(self, guide: Guide, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits of all rows and of each prompt, and each prompt's tokens, along the largest guided logits."""
-        raw, guided, tokens = [], [], []
+        """Logits of all rows and of each prompt, and each prompt's tokens, along the largest guided
+        logits.
+        """
+        raw = []
+        guided = []
+        tokens = []
         logits = self.first()
         for n in range(count):
             raw.append(logits)

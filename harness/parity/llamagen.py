@@ -1,10 +1,11 @@
-"""Our LlamaGen against the arrays of a fixture folder: through the sampler and its cache, and without either.
+"""Our LlamaGen against the arrays of a fixture folder: through the sampler and its cache, and
+without either.
 
-Two forms of the prompt go through the sampler, one cache entry (collapsed) and all its positions; a third, padded to T
-positions under a mask as upstream has it, goes through the bare trunk.
+Two forms of the prompt go through the sampler, one cache entry (collapsed) and all its positions; a
+third, padded to T positions under a mask as upstream has it, goes through the bare trunk.
 
-Shapes: B captions, R = 2B rows (captions first, then their null prompts), T condition positions, N image tokens,
-V codes, C feature width, D model width.
+Shapes: B captions, R = 2B rows (captions first, then their null prompts), T condition positions, N
+image tokens, V codes, C feature width, D model width.
 """
 
 from __future__ import annotations
@@ -36,7 +37,13 @@ from harness.records import Usage, UserError
 def parity(fixture: Fixture, device: torch.device) -> Iterator[Quantity]:
     """Every array of the fixture that our model computes, then the captions."""
     check = _Check(fixture, device)
-    for part in (check.prompts, check.without_cache, check.cached, check.greedy, check.other_prompts):
+    for part in (
+        check.prompts,
+        check.without_cache,
+        check.cached,
+        check.greedy,
+        check.other_prompts,
+    ):
         yield from part()
     for part in (check.bfloat16, check.tokenizer, check.filters, check.captions):
         yield from part()
@@ -57,15 +64,20 @@ class _Check:
     """A fixture's model, loaded as the released one is, with the fixture's inputs."""
 
     def __init__(self, fixture: Fixture, device: torch.device) -> None:
-        self.fixture, self.device = fixture, device
-        self.inputs = {name: tensor.to(device) for name, tensor in fixture.tensors("inputs.safetensors").items()}
+        self.fixture = fixture
+        self.device = device
+        self.inputs = {
+            name: tensor.to(device)
+            for name, tensor in fixture.tensors("inputs.safetensors").items()
+        }
         self.expected = fixture.tensors("expected_gpt.safetensors")
         self.scale = float(fixture.manifest["run"]["cfg_scale"])
         self.gpt, self.vq = _load(fixture)
         self.gpt.to(device)
         self.vq.to(device)
         spec = self.gpt.spec
-        self.condition, self.total = spec.condition, spec.side**2
+        self.condition = spec.condition
+        self.total = spec.side**2
         self.teacher_BN = self.inputs["teacher_tokens"]
         self.texts = [str(row) for row in range(len(self.teacher_BN))]
         self.feature_BTC = self.inputs["t5_features_right_padded"]
@@ -78,13 +90,15 @@ class _Check:
                 quantity = self.fixture.compare(name, value, self.expected[name], self.device)
                 yield replace(quantity, name=f"{name} {form}".strip())
 
-    # ------------------------------------------------------------------ the padded prompt, without a cache
+    # ------------------------------------------------------------------ the padded prompt, without
 
     def prompts(self) -> Iterator[Quantity]:
         """Tables, masks and embeddings of the padded prompt."""
         left_BTC, mask_BT = self._left()
         yield from self.fixture.compare_all(
-            {"caption_embs_left_padded": left_BTC, "emb_masks_left": mask_BT.long()}, "inputs.safetensors", self.device
+            {"caption_embs_left_padded": left_BTC, "emb_masks_left": mask_BT.long()},
+            "inputs.safetensors",
+            self.device,
         )
         yield from self._compare({"attention_mask_bool": _seen(mask_BT.repeat(2, 1), self.total)})
         table = rotary_table(self.gpt.spec)
@@ -96,24 +110,39 @@ class _Check:
             yield from self.fixture.compare_all(debug, "debug_gpt.safetensors", self.device)
 
     def without_cache(self) -> Iterator[Quantity]:
-        """One pass over the padded prompt and all tokens; padding positions themselves need not match."""
+        """One pass over the padded prompt and all tokens; padding positions themselves need not
+        match.
+        """
         left_BTC, mask_BT = self._left()
         mask_RT = mask_BT.repeat(2, 1)
-        logits_RWV = self._padded(self._condition(left_BTC), self.teacher_BN.repeat(2, 1), _seen(mask_RT, self.total))
+        logits_RWV = self._padded(
+            self._condition(left_BTC), self.teacher_BN.repeat(2, 1), _seen(mask_RT, self.total)
+        )
         prefill_RTV = logits_RWV[:, : self.condition].cpu()
         padding_RT = ~mask_RT.cpu()
         prefill_RTV[padding_RT] = self.expected["prefill_logits"][padding_RT]
         yield from self._compare(
-            {"prefill_logits": prefill_RTV, "teacher_forced_logits": logits_RWV[:, self.condition - 1 :]}
+            {
+                "prefill_logits": prefill_RTV,
+                "teacher_forced_logits": logits_RWV[:, self.condition - 1 :],
+            }
         )
         everything = _seen(torch.ones_like(mask_BT[:1]), self.total)
-        bare = self._padded(self.gpt.cls_embedding.cap_proj(left_BTC[:1]), self.teacher_BN[:1], everything)
-        yield from self._compare({"cond_only_nomask_teacher_forced_logits_row0": bare[:, self.condition - 1 :]})
+        bare = self._padded(
+            self.gpt.cls_embedding.cap_proj(left_BTC[:1]), self.teacher_BN[:1], everything
+        )
+        yield from self._compare(
+            {"cond_only_nomask_teacher_forced_logits_row0": bare[:, self.condition - 1 :]}
+        )
 
     def _left(self) -> tuple[Tensor, Tensor]:
-        """Features with their padding on the left and zero, [B, T, C], and where they are real, [B, T]."""
+        """Features with their padding on the left and zero, [B, T, C], and where they are real, [B,
+        T].
+        """
         left_BTC = torch.zeros_like(self.feature_BTC)
-        for row, (features_TC, count) in enumerate(zip(self.feature_BTC, self.length_B, strict=True)):
+        for row, (features_TC, count) in enumerate(
+            zip(self.feature_BTC, self.length_B, strict=True)
+        ):
             left_BTC[row, -count:] = features_TC[:count]
         start_B1 = self.condition - torch.tensor(self.length_B, device=self.device).unsqueeze(1)
         return left_BTC, torch.arange(self.condition, device=self.device) >= start_B1
@@ -138,35 +167,54 @@ class _Check:
     # ------------------------------------------------------------------ through the sampler
 
     def cached(self) -> Iterator[Quantity]:
-        """Teacher-forced logits, one position a forward, and all in one forward as drafts are verified."""
+        """Teacher-forced logits, one position a forward, and all in one forward as drafts are
+        verified.
+        """
         for form, collapse in (("(collapsed)", True), ("(every position)", False)):
             logits_BKNV = self._forced(self._sampler(collapse))
-            guided_BNV = cfg(logits_BKNV, torch.full((len(self.texts),), self.scale, device=self.device))
-            yield from self._compare({"cached_logits": _rows(logits_BKNV), "cfg_logits": guided_BNV}, form)
-            wide_BKNV = self._forced_at_once(self._sampler(collapse, width=self.total))
-            yield from self._compare({"cached_logits": _rows(wide_BKNV)}, f"{form[:-1]}, one forward)")
+            guided_BNV = cfg(
+                logits_BKNV, torch.full((len(self.texts),), self.scale, device=self.device)
+            )
+            yield from self._compare(
+                {"cached_logits": _rows(logits_BKNV), "cfg_logits": guided_BNV}, form
+            )
+            wide_BKNV = self._forced_at_once(self._sampler(collapse, tokens_per_step=self.total))
+            yield from self._compare(
+                {"cached_logits": _rows(wide_BKNV)}, f"{form[:-1]}, one forward)"
+            )
 
     def greedy(self) -> Iterator[Quantity]:
         """The largest guided logit: always, for the first tokens only, and without guidance."""
         interval = int(self.fixture.manifest["run"]["cfg_interval_case"])
         for form, collapse in (("(collapsed)", True), ("(every position)", False)):
             logits_BKNV, self.greedy_BN = self._greedy(self._sampler(collapse))
-            guided_BNV = cfg(logits_BKNV, torch.full((len(self.texts),), self.scale, device=self.device))
+            guided_BNV = cfg(
+                logits_BKNV, torch.full((len(self.texts),), self.scale, device=self.device)
+            )
             got = {"greedy_tokens_cfg": self.greedy_BN, "greedy_cfg_logits": guided_BNV}
-            got["greedy_tokens_cfg_interval"] = self._greedy(self._sampler(collapse, interval=interval))[1]
-            got["greedy_tokens_no_cfg"] = self._greedy(self._sampler(collapse, scale=1.0), guided=False)[1]
+            got["greedy_tokens_cfg_interval"] = self._greedy(
+                self._sampler(collapse, interval=interval)
+            )[1]
+            got["greedy_tokens_no_cfg"] = self._greedy(
+                self._sampler(collapse, scale=1.0), guided=False
+            )[1]
             yield from self._compare(got, form)
 
     def other_prompts(self) -> Iterator[Quantity]:
         """The padding of AR-GRPO, and a prompt whose padding is seen."""
         left_BTC, _ = self._left()
-        seen = _Given({text: Features(row, row[-1]) for text, row in zip(self.texts, left_BTC, strict=True)})
+        seen = _Given(
+            {text: Features(row, row[-1]) for text, row in zip(self.texts, left_BTC, strict=True)}
+        )
         for form, collapse in (("(collapsed)", True), ("(every position)", False)):
             right = self._sampler(collapse, padding="right")
             unmasked = self._sampler(collapse, captions=seen)
             for case, sampler in (("right_padded", right), ("no_emb_mask", unmasked)):
                 logits_BKNV, tokens_BN = self._greedy(sampler)
-                got = {f"greedy_tokens_{case}": tokens_BN, f"prefill_last_logits_{case}": _rows(logits_BKNV)[:, 0]}
+                got = {
+                    f"greedy_tokens_{case}": tokens_BN,
+                    f"prefill_last_logits_{case}": _rows(logits_BKNV)[:, 0],
+                }
                 yield from self._compare(got, form)
 
     def bfloat16(self) -> Iterator[Quantity]:
@@ -191,27 +239,44 @@ class _Check:
         padding: Padding = "left",
         scale: float | None = None,
         interval: int = -1,
-        width: int = 1,
+        tokens_per_step: int = 1,
         dtype: torch.dtype = torch.float32,
     ) -> Sampler:
         rows = zip(self.texts, self.feature_BTC, self.length_B, strict=True)
         own = _Given({text: Features(row[:count], row[-1]) for text, row, count in rows})
         gpt = self.gpt if dtype == torch.float32 else copy.deepcopy(self.gpt)
         model = LlamaGen(
-            gpt, self.vq, captions or own, padding=padding, collapse=collapse, dtype=dtype, device=self.device
+            gpt,
+            self.vq,
+            captions or own,
+            padding=padding,
+            collapse=collapse,
+            dtype=dtype,
+            device=self.device,
         )
-        sampling = Sampling(scale=self.scale if scale is None else scale, temperature=0.0, interval=interval)
-        return Sampler(model, sampling, slots=2 * len(self.texts), width=width, prefill=(2, 16))
+        sampling = Sampling(
+            scale=self.scale if scale is None else scale, temperature=0.0, interval=interval
+        )
+        return Sampler(
+            model,
+            sampling,
+            slots=2 * len(self.texts),
+            tokens_per_step=tokens_per_step,
+            prefill=(2, 16),
+        )
 
     def _open(self, sampler: Sampler, guided: bool = True) -> list[Canvas]:
         pairs = [[Context(None, text), Context(text, text)] for text in self.texts]
         if guided:
             return [sampler.open(pair, cfg, key=n, usage=Usage()) for n, pair in enumerate(pairs)]
-        return [sampler.open(pair[1:], unguided, key=n, usage=Usage()) for n, pair in enumerate(pairs)]
+        return [
+            sampler.open(pair[1:], unguided, key=n, usage=Usage()) for n, pair in enumerate(pairs)
+        ]
 
     def _forced(self, sampler: Sampler) -> Tensor:
         """Logits [B, K, N, V] along the teacher's tokens."""
-        canvases, tap = self._open(sampler), _Tap()
+        canvases = self._open(sampler)
+        tap = _Tap()
         for token_B in self.teacher_BN.T.tolist():
             sampler.forward(canvases, [None] * len(canvases))
             sampler.probe(canvases, tap.probe)
@@ -220,7 +285,8 @@ class _Check:
         return torch.cat(tap.logits, 2)
 
     def _forced_at_once(self, sampler: Sampler) -> Tensor:
-        canvases, tap = self._open(sampler), _Tap()
+        canvases = self._open(sampler)
+        tap = _Tap()
         for canvas in canvases:
             canvas._guide = tap.guide
         drafts = [Draft(token_N[:-1]) for token_N in self.teacher_BN]
@@ -230,7 +296,8 @@ class _Check:
 
     def _greedy(self, sampler: Sampler, guided: bool = True) -> tuple[Tensor, Tensor]:
         """Logits [B, K, N, V] along the drawn tokens, and those tokens [B, N]."""
-        canvases, tap = self._open(sampler, guided), _Tap()
+        canvases = self._open(sampler, guided)
+        tap = _Tap()
         while not canvases[0].done:
             sampler.forward(canvases, [None] * len(canvases))
             sampler.probe(canvases, tap.probe)
@@ -243,12 +310,15 @@ class _Check:
         """Both ways through the tokenizer, and both rules for 8 bits."""
         expected = self.fixture.tensors("expected_vq.safetensors")
         grid = (self.gpt.spec.side,) * 2
-        codes_BN, image = self.inputs["decode_codes"], self.inputs["image"]
+        codes_BN = self.inputs["decode_codes"]
+        image = self.inputs["image"]
         latent = self.vq.quant_conv(self.vq.encoder(image))
         assert self.greedy_BN is not None
         shown_BN = self.greedy_BN[: len(expected["decoded_pixels_greedy"])].to(self.device)
         pixels = self.vq.decode(shown_BN, grid)
-        rounded = ((pixels.clamp(-1, 1) + 1) * 127.5 + 0.5).floor().to(torch.uint8).permute(0, 2, 3, 1)
+        rounded = (
+            ((pixels.clamp(-1, 1) + 1) * 127.5 + 0.5).floor().to(torch.uint8).permute(0, 2, 3, 1)
+        )
         partial_BN = self.inputs["decode_codes_quarter_then_zero"]
         got = {
             "codebook_entries": self.vq.quantize.lookup(codes_BN.unflatten(1, grid)),
@@ -269,8 +339,8 @@ class _Check:
         file = self.fixture.tensors("expected_sampling.safetensors")
         logits_BV = file.pop("logits").to(self.device)
         for name, expected in file.items():
-            law_BV = warp(logits_BV, _settings(name))
-            got = law_BV.argmax(-1, keepdim=True) if name.startswith("argmax") else law_BV
+            probs_BV = warp(logits_BV, _settings(name))
+            got = probs_BV.argmax(-1, keepdim=True) if name.startswith("argmax") else probs_BV
             yield self.fixture.compare(name, got, expected, self.device)
 
     def captions(self) -> Iterator[Quantity]:
@@ -279,7 +349,9 @@ class _Check:
         if file.is_file():
             cases = json.loads(file.read_text())
             wrong = sum(clean(clean(case["input"])) != case["output"] for case in cases)
-            yield Quantity(f"caption_cleaning ({len(cases)} captions)", "exact", float(wrong), wrong == 0)
+            yield Quantity(
+                f"caption_cleaning ({len(cases)} captions)", "exact", float(wrong), wrong == 0
+            )
 
 
 class _Tap:
@@ -288,9 +360,9 @@ class _Tap:
     def __init__(self) -> None:
         self.logits: list[Tensor] = []
 
-    def probe(self, logits_RKTV: Tensor, law: Callable[[], Tensor]) -> dict[str, Tensor]:
+    def probe(self, logits_RKTV: Tensor, probs: Callable[[], Tensor]) -> dict[str, Tensor]:
         self.logits.append(logits_RKTV[:, :, :1].clone())
-        return {"drawn": law()[:, 0].argmax(-1)}
+        return {"drawn": probs()[:, 0].argmax(-1)}
 
     def guide(self, logits_RKTV: Tensor, scale_R: Tensor) -> Tensor:
         self.logits.append(logits_RKTV.clone())
@@ -298,22 +370,27 @@ class _Tap:
 
 
 def _rows(logits_BKNV: Tensor) -> Tensor:
-    """[2B, N, V] in the fixture's order, captions first; the sampler has the null stream first."""
+    """[2B, N, V] in the fixture's order, captions first; the sampler has the null branch first."""
     return torch.cat((logits_BKNV[:, 1], logits_BKNV[:, 0]))
 
 
 def _seen(mask_RT: Tensor, images: int) -> Tensor:
-    """Who sees whom over T + N positions, uint8: no later position and no padding, but everyone itself."""
+    """Who sees whom over T + N positions, uint8: no later position and no padding, but everyone
+    itself.
+    """
     seen_RL = F.pad(mask_RT.bool(), (0, images), value=True)
     length = seen_RL.shape[1]
     below = torch.ones(length, length, dtype=torch.bool, device=mask_RT.device).tril()
-    return (seen_RL.unsqueeze(1) & below | torch.eye(length, dtype=torch.bool, device=mask_RT.device)).to(torch.uint8)
+    return (
+        seen_RL.unsqueeze(1) & below | torch.eye(length, dtype=torch.bool, device=mask_RT.device)
+    ).to(torch.uint8)
 
 
 def _settings(name: str) -> Sampling:
     """The sampling settings in a name such as probs_top_k_10_top_p_0p6_temperature_1p3."""
     found = {
-        key: value.replace("p", ".") for key, value in re.findall(r"(top_k|top_p|temperature)_(\d+(?:p\d+)?)", name)
+        key: value.replace("p", ".")
+        for key, value in re.findall(r"(top_k|top_p|temperature)_(\d+(?:p\d+)?)", name)
     }
     return Sampling(
         temperature=float(found.get("temperature", 1)),
@@ -325,9 +402,12 @@ def _settings(name: str) -> Sampling:
 def _load(fixture: Fixture) -> tuple[GPT, VQ]:
     """The fixture's networks, with the sizes of its manifest, from its checkpoints."""
     config: Mapping[str, Any] = fixture.manifest["config"]
-    g, v = config["gpt"], config["vq"]
+    g = config["gpt"]
+    v = config["vq"]
     if g["n_kv_head"] != g["n_head"] or g["rope_base"] != 10000:
-        raise UserError(f"{fixture.folder}: no LlamaGen has grouped queries or a rotary base other than 10000")
+        raise UserError(
+            f"{fixture.folder}: no LlamaGen has grouped queries or a rotary base other than 10000"
+        )
     trunk = TrunkSpec(g["n_layer"], g["dim"], g["n_head"], g["ffn_hidden"], g["norm_eps"])
     with torch.device("meta"):
         gpt = GPT(GPTSpec(trunk, g["grid"], g["vocab_size"], g["cls_token_num"], g["caption_dim"]))

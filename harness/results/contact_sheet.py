@@ -1,4 +1,6 @@
-"""Pictures of runs: prompts down and runs across with the same seed in every row, and images of a single run."""
+"""Pictures of runs: prompts down and runs across with the same seed in every row, and images of a
+single run.
+"""
 
 from __future__ import annotations
 
@@ -15,19 +17,29 @@ from harness.runs.folder import FORMATS, UNREADABLE
 from harness.runs.journal import write_atomic
 from harness.runs.read import Run, read_run
 
-TILE, GAP, TEXT, TOP, LEFT = 144, 10, 270, 76, 100  # pixels
-RIGHT, WRONG, UNJUDGED = "#2e9e5b", "#d0453e", "#cccccc"
+TILE = 144
+GAP = 10
+TEXT = 270
+TOP = 76
+LEFT = 100  # pixels
+RIGHT = "#2e9e5b"
+WRONG = "#d0453e"
+UNJUDGED = "#cccccc"
 
 
 def write_sheet(folders: Sequence[Path], path: Path, rows: int = 12) -> Path:
-    """Write the sheet of runs that share prompts: at most `rows` prompts, spread over the categories.
+    """Write the sheet of runs that share prompts: at most `rows` prompts, spread over the
+    categories.
 
     A green frame says that the benchmark's judge found the image right, a red one that it did not.
     """
     runs = [read_run(folder) for folder in dict.fromkeys(folders)]
     prompts = _spread(list(runs[0].prompts.values()), rows)
-    runs = [run for run in runs if any(prompt.id in run.prompts for prompt in prompts)]  # not of another benchmark
-    font, bold = ImageFont.load_default(15), ImageFont.load_default(17)
+    runs = [
+        run for run in runs if any(prompt.id in run.prompts for prompt in prompts)
+    ]  # not of another benchmark
+    font = ImageFont.load_default(15)
+    bold = ImageFont.load_default(17)
     size = (TEXT + len(runs) * (TILE + GAP) + GAP, TOP + len(prompts) * (TILE + GAP) + GAP)
     sheet = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(sheet)
@@ -47,7 +59,9 @@ def write_sheet(folders: Sequence[Path], path: Path, rows: int = 12) -> Path:
 
 
 def contact_sheet(run: Run, pictures: int = 16, columns: int = 4) -> bytes | None:
-    """PNG bytes of some of a run's images, spread over its categories; None where no image is there."""
+    """PNG bytes of some of a run's images, spread over its categories; None where no image is
+    there.
+    """
     there = [prompt for prompt in run.prompts.values() if _file(run, (prompt.id, 0)) is not None]
     chosen = _spread(there, pictures)
     if not chosen:
@@ -67,7 +81,8 @@ def range_sheet(run: Run, reward: Judge, each: int = 3) -> Image.Image:
     """
     graded: dict[str, list[tuple[float, tuple[str, int]]]] = {}
     for key, record in sorted(run.done.items()):
-        prompt, file = run.prompts[key[0]], run.image(record)
+        prompt = run.prompts[key[0]]
+        file = run.image(record)
         if file is None:
             continue
         with Image.open(file, formats=FORMATS) as picture:
@@ -75,14 +90,18 @@ def range_sheet(run: Run, reward: Judge, each: int = 3) -> Image.Image:
         graded.setdefault(prompt.category, []).append((grade or 0.0, key))
     if not graded:
         raise UserError(f"{run.path}: no image of it is there to be shown")
-    font, bold, caption = ImageFont.load_default(14), ImageFont.load_default(17), 3 * 19
-    wide, high = 3 * (each * (TILE + GAP) + 2 * GAP), TILE + caption + 3 * GAP
+    font = ImageFont.load_default(14)
+    bold = ImageFont.load_default(17)
+    caption = 3 * 19
+    wide = 3 * (each * (TILE + GAP) + 2 * GAP)
+    high = TILE + caption + 3 * GAP
     sheet = Image.new("RGB", (LEFT + wide, 40 + len(graded) * high), "white")
     pen = ImageDraw.Draw(sheet)
     for i, head in enumerate(("best", "median", "worst")):
         pen.text((LEFT + i * wide // 3, 8), head, font=bold, fill="#222222")
     for line, (category, grades) in enumerate(graded.items()):
-        y, keys = 40 + line * high, [key for _, key in sorted(grades, reverse=True)]
+        y = 40 + line * high
+        keys = [key for _, key in sorted(grades, reverse=True)]
         pen.multiline_text((GAP, y + 6), category.replace("_", "\n"), font=bold, fill="#222222")
         middle = max(0, (len(keys) - each) // 2)
         for i, some in enumerate((keys[:each], keys[middle : middle + each], keys[-each:])):
@@ -95,20 +114,27 @@ def range_sheet(run: Run, reward: Judge, each: int = 3) -> Image.Image:
 
 
 def _paste(sheet: Image.Image, place: tuple[int, int], run: Run, key: tuple[str, int]) -> None:
-    """An image in a frame that tells its verdict; an empty frame where it is not there or not whole."""
-    (x, y), pen = place, ImageDraw.Draw(sheet)
+    """An image in a frame that tells its verdict; an empty frame where it is not there or not
+    whole.
+    """
+    (x, y) = place
+    pen = ImageDraw.Draw(sheet)
     pen.rectangle((x, y, x + TILE, y + TILE), outline=UNJUDGED)
     file = _file(run, key)
     if file is None:
         return
     try:
         with Image.open(file, formats=FORMATS) as picture:
-            sheet.paste(picture.convert("RGB").resize((TILE, TILE), Image.Resampling.NEAREST), place)
+            sheet.paste(
+                picture.convert("RGB").resize((TILE, TILE), Image.Resampling.NEAREST), place
+            )
     except UNREADABLE:
         return
     if key in run.scores:
         right = (run.scores[key].value or 0.0) >= 0.5
-        pen.rectangle((x - 3, y - 3, x + TILE + 2, y + TILE + 2), outline=RIGHT if right else WRONG, width=4)
+        pen.rectangle(
+            (x - 3, y - 3, x + TILE + 2, y + TILE + 2), outline=RIGHT if right else WRONG, width=4
+        )
 
 
 def _file(run: Run, key: tuple[str, int]) -> Path | None:

@@ -5,7 +5,8 @@
     export/claimed.csv, .md  what papers claim beside what was measured, never mixed with it
     export/eval_results/     one file a run in the hub's `.eval_results` format
 
-The hub takes the last ones into a model repository's `.eval_results/` once the benchmark is a data set there.
+The hub takes the last ones into a model repository's `.eval_results/` once the benchmark is a data
+set there.
 """
 
 from __future__ import annotations
@@ -27,7 +28,18 @@ LEGEND = (
     "Best-of-N: at equal visual tokens. At worst: with 95 % confidence no further below plain, for methods that draw "
     "one image's tokens."
 )
-HEADS = ("method", "score", "tie", "ranks", "vs plain", "vs Best-of-N", "at worst", "tokens", "passes", "seconds")
+HEADS = (
+    "method",
+    "score",
+    "tie",
+    "ranks",
+    "vs plain",
+    "vs Best-of-N",
+    "at worst",
+    "tokens",
+    "passes",
+    "seconds",
+)
 
 
 def write_exports(board: Board, folder: Path) -> None:
@@ -37,7 +49,9 @@ def write_exports(board: Board, folder: Path) -> None:
     write_atomic(folder / "leaderboard.tex", latex(board).encode())
     write_atomic(folder / "claimed.csv", to_csv(published))
     write_atomic(folder / "claimed.md", claimed_markdown(published).encode())
-    results = {f"{run.about['method']}-{run.fingerprint}.yaml": i for i, run in enumerate(board.runs)}
+    results = {
+        f"{run.about['method']}-{run.fingerprint}.yaml": i for i, run in enumerate(board.runs)
+    }
     for old in (folder / "eval_results").glob("*.yaml"):
         if old.name not in results:
             old.unlink()
@@ -71,7 +85,9 @@ def latex(board: Board) -> str:
         lines = []
         for _, row in runs.iterrows():
             method, score, *cells = (_tex(cell) for cell in _cells(row))
-            mark = {"best": rf"\textbf{{{score}}}", "tied": rf"{score}$^{{\dagger}}$"}.get(_standing(row, runs), score)
+            mark = {"best": rf"\textbf{{{score}}}", "tied": rf"{score}$^{{\dagger}}$"}.get(
+                _standing(row, runs), score
+            )
             lines.append(" & ".join([method, mark, *cells]) + r" \\")
         tables.append(
             "\n".join(
@@ -93,13 +109,32 @@ def latex(board: Board) -> str:
 
 def claimed_markdown(published: pd.DataFrame) -> str:
     """Published numbers as Markdown, marked as claimed, with what was measured beside them."""
-    heads = ("claimed by", "benchmark", "model", "method", "metric", "claimed", "measured here", "verdict")
+    heads = (
+        "claimed by",
+        "benchmark",
+        "model",
+        "method",
+        "metric",
+        "claimed",
+        "measured here",
+        "verdict",
+    )
     lines = [_pipe(heads), _pipe(["---"] * len(heads))]
     for _, row in published.iterrows():
         method = f"{row['method']} n={row['n']}" if row["n"] is not None else str(row["method"])
         measured = f"{row['measured']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
-        cells = (row["source"], row["benchmark"] or "any", row["model"] or "not stated", method, row["metric"])
-        numbers = (f"{row['claimed']:.4g} (claimed)", "" if pd.isna(row["measured"]) else measured, row["verdict"])
+        cells = (
+            row["source"],
+            row["benchmark"] or "any",
+            row["model"] or "not stated",
+            method,
+            row["metric"],
+        )
+        numbers = (
+            f"{row['claimed']:.4g} (claimed)",
+            "" if pd.isna(row["measured"]) else measured,
+            row["verdict"],
+        )
         lines.append(_pipe([_escape_pipe(str(cell)) for cell in (*cells, *numbers)]))
     return "\n".join(["# Claimed, not measured here", "", *lines]) + "\n"
 
@@ -108,10 +143,12 @@ def eval_results(board: Board, i: int) -> str:
     """A run in the hub's `.eval_results` format: its score and the mean of every category."""
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
-    run, row = board.runs[i], board.frame.iloc[i]
+    run = board.runs[i]
+    row = board.frame.iloc[i]
     about = f"{run.name}; {len(run.prompts)} prompts x {row['images_per_prompt']} images; judge {run.judge}"
     quality = board.metrics[
-        (board.metrics["fingerprint"] == run.fingerprint) & board.metrics["metric"].str.startswith("quality/")
+        (board.metrics["fingerprint"] == run.fingerprint)
+        & board.metrics["metric"].str.startswith("quality/")
     ]
     entries = [
         EvalResultEntry(
@@ -122,14 +159,22 @@ def eval_results(board: Board, i: int) -> str:
         )
         for one in quality.itertuples()
     ]
-    return str(yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True, width=1000))
+    return str(
+        yaml.safe_dump(
+            eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True, width=1000
+        )
+    )
 
 
 def _cells(row: pd.Series) -> list[str]:
     return [
         f"{row['method']} {options(row['params'], row['candidates'])}".strip()
         + (", one at a time" if row["concurrency"] == 1 else "")
-        + (f" ({row['missing'] + row['failed']} images missing)" if row["missing"] + row["failed"] else ""),
+        + (
+            f" ({row['missing'] + row['failed']} images missing)"
+            if row["missing"] + row["failed"]
+            else ""
+        ),
         f"{row['score']:.3f} [{_or_dash(row['ci_low'])}, {_or_dash(row['ci_high'])}]",
         "" if pd.isna(row["tie_group"]) else f"{row['tie_group']:.0f}",
         "" if pd.isna(row["rank_low"]) else f"{row['rank_low']:.0f}-{row['rank_high']:.0f}",
@@ -169,5 +214,9 @@ def _escape_pipe(text: str) -> str:
 
 def _tex(text: str) -> str:
     """Text with what LaTeX reads as commands made harmless."""
-    special = {**{c: f"\\{c}" for c in "&%$#_{}"}, "\\": r"\textbackslash{}", "~": r"\textasciitilde{}"}
+    special = {
+        **{c: f"\\{c}" for c in "&%$#_{}"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+    }
     return "".join({**special, "^": r"\textasciicircum{}"}.get(c, c) for c in text)

@@ -4,8 +4,9 @@
     results/metrics.csv      tidy: one row per run and metric, with interval, sample size and protocol
     results/curves.csv       one row per method and currency: quality at equal budget, areas, hypervolume
 
-Nothing but run folders is read (see runs.py), and equal journals give equal files, byte for byte. Rows whose protocols
-differ (benchmark, version, prompts, judge, images per prompt, numerics, model) are never ranked together.
+Nothing but run folders is read (see runs.py), and equal journals give equal files, byte for byte.
+Rows whose protocols differ (benchmark, version, prompts, judge, images per prompt, numerics, model)
+are never ranked together.
 """
 
 from __future__ import annotations
@@ -31,7 +32,14 @@ Cell = str | int | float | None
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 COSTS = (
-    *("visual_tokens", "target_passes", "target_positions", "drafted_positions", "renders", "judge_calls"),
+    *(
+        "visual_tokens",
+        "target_passes",
+        "target_positions",
+        "drafted_positions",
+        "renders",
+        "judge_calls",
+    ),
     *("judge_s", "device_s", "wall_s"),
 )
 MORE_COSTS = ("skipped", "discarded", "text_positions", "judge_tokens")
@@ -41,17 +49,75 @@ SPENT = tuple(name for name in STAGES if name not in COSTS)
 THROUGHPUT = ("images_per_s", "utilisation", "joules", "peak_memory_gb")
 """From the run's timings; empty where no process drew to its end."""
 COMPARED = (
-    *("speedup", "speedup_low", "speedup_high", "pass_saving", "pass_saving_low", "pass_saving_high"),
+    *(
+        "speedup",
+        "speedup_low",
+        "speedup_high",
+        "pass_saving",
+        "pass_saving_low",
+        "pass_saving_high",
+    ),
     *("tie_group", "rank_low", "rank_high"),
-    *("vs_plain", "vs_plain_low", "vs_plain_high", "vs_plain_p", "vs_plain_p_holm", "vs_plain_detectable"),
+    *(
+        "vs_plain",
+        "vs_plain_low",
+        "vs_plain_high",
+        "vs_plain_p",
+        "vs_plain_p_holm",
+        "vs_plain_detectable",
+    ),
     *("vs_bon", "vs_bon_low", "vs_bon_high", "vs_bon_p", "vs_bon_p_holm", "vs_bon_detectable"),
-    *("vs_bon_s", "vs_bon_s_low", "vs_bon_s_high", "worse_at_most", "worst_task", "worst_task_bound", "non_inferior"),
-    *("oracle", "selection_efficiency", "selection_low", "selection_high", "front_tokens", "front_seconds"),
+    *(
+        "vs_bon_s",
+        "vs_bon_s_low",
+        "vs_bon_s_high",
+        "worse_at_most",
+        "worst_task",
+        "worst_task_bound",
+        "non_inferior",
+    ),
+    *(
+        "oracle",
+        "selection_efficiency",
+        "selection_low",
+        "selection_high",
+        "front_tokens",
+        "front_seconds",
+    ),
 )
 COLUMNS = (
-    *("benchmark", "model", "method", "params", "images", "score", "ci_low", "ci_high", *TASKS, *COSTS),
-    *("failed", "unjudged", "seed", "fingerprint", "device", "commit", "missing", "judge", "numerics"),
-    *("version", "prompts_sha", "prompts", "images_per_prompt", "concurrency", "candidates", "protocol"),
+    *(
+        "benchmark",
+        "model",
+        "method",
+        "params",
+        "images",
+        "score",
+        "ci_low",
+        "ci_high",
+        *TASKS,
+        *COSTS,
+    ),
+    *(
+        "failed",
+        "unjudged",
+        "seed",
+        "fingerprint",
+        "device",
+        "commit",
+        "missing",
+        "judge",
+        "numerics",
+    ),
+    *(
+        "version",
+        "prompts_sha",
+        "prompts",
+        "images_per_prompt",
+        "concurrency",
+        "candidates",
+        "protocol",
+    ),
     "reward_is_judge",
     *(*MORE_COSTS, *BUDGETS, *COMPARED),
     *("scenario", "latency_p95_s", "latency_p99_s", *SPENT, *THROUGHPUT),
@@ -67,7 +133,17 @@ METRICS = (
     *("metric", "value", "ci_low", "ci_high", "n"),
 )
 CURVES = (
-    *("protocol", "benchmark", "model", "method", "params", "seed", "currency", "budgets", "scores"),
+    *(
+        "protocol",
+        "benchmark",
+        "model",
+        "method",
+        "params",
+        "seed",
+        "currency",
+        "budgets",
+        "scores",
+    ),
     *(f"quality_at_{budget}" for budget in stats.BUDGETS),
     *("budget_for_best_of_8", "ausc", "ausc_low", "ausc_high", "hypervolume"),
 )
@@ -86,7 +162,8 @@ class Board:
 
 
 def build(results: Path) -> Board:
-    """Rebuild the tables of `results` from the run folders below (benchmark/model/method-fingerprint).
+    """Rebuild the tables of `results` from the run folders below
+    (benchmark/model/method-fingerprint).
 
     Raises UserError naming the folder that cannot be read; the files are then left as they were.
     """
@@ -104,11 +181,14 @@ def project(runs: Iterable[Run]) -> Board:
     rows: dict[Path, dict[str, Cell]] = {}
     metrics: dict[Path, list[Metric]] = {}
     curves: list[dict[str, Cell]] = []
-    for protocol, members in groupby(sorted(ranked, key=lambda run: run.protocol), key=lambda run: run.protocol):
+    for protocol, members in groupby(
+        sorted(ranked, key=lambda run: run.protocol), key=lambda run: run.protocol
+    ):
         pool = [run for run in ranked if _pools(run, protocol)]
         group = Group(list(members), pool)
         for i, row in enumerate(_rows(group)):
-            rows[group.runs[i].path], metrics[group.runs[i].path] = row, _metrics(group, i, row)
+            rows[group.runs[i].path] = row
+            metrics[group.runs[i].path] = _metrics(group, i, row)
         curves += _curves(group)
     extra = sorted({name for row in rows.values() for name in row} - set(COLUMNS))
     named = [
@@ -131,11 +211,12 @@ def _pools(run: Run, protocol: Protocol) -> bool:
     return alike and run.about["method"] == "plain" and run.complete
 
 
-# --- rows ------------------------------------------------------------------------------------------------------------
+# --- rows -----------------------------------------------------------------------------------------
 
 
 def _rows(group: Group) -> list[dict[str, Cell]]:
-    """A row for each run of a group. Planned images that were not delivered or not judged are wrong.
+    """A row for each run of a group. Planned images that were not delivered or not judged are
+    wrong.
 
     `images` counts the delivered ones; costs are means over these.
     """
@@ -156,12 +237,17 @@ def _rows(group: Group) -> list[dict[str, Cell]]:
 
 def _own(group: Group, i: int) -> dict[str, Cell]:
     """What a run is, scored and cost, without regard to others."""
-    run, design = group.runs[i], group.design
+    run = group.runs[i]
+    design = group.design
     means = design.means(group.value_RP[i : i + 1])[0]
     tasks = dict(zip(design.categories, means.tolist(), strict=True))
     named = dict(zip(run.aggregates, (group.weight_KC @ means).tolist(), strict=True))
-    if clash := [name for name in {**tasks, **named} if name in COLUMNS and name not in ("score", *TASKS)]:
-        raise UserError(f"{run.path}: category {clash[0]!r} has the name of a leaderboard column; rename the category")
+    if clash := [
+        name for name in {**tasks, **named} if name in COLUMNS and name not in ("score", *TASKS)
+    ]:
+        raise UserError(
+            f"{run.path}: category {clash[0]!r} has the name of a leaderboard column; rename the category"
+        )
     low, high = group.interval(i, group.weight_KC[0])
     done = [record for _, record in sorted(run.done.items())]
     seconds = [record.usage.wall_s for record in done] if run.concurrency == 1 else []
@@ -171,7 +257,10 @@ def _own(group: Group, i: int) -> dict[str, Cell]:
         **protocol,
         **tasks,
         **named,
-        **{name: _mean(getattr(record.usage, name) for record in done) for name in (*COSTS, *MORE_COSTS)},
+        **{
+            name: _mean(getattr(record.usage, name) for record in done)
+            for name in (*COSTS, *MORE_COSTS)
+        },
         **(_spent(done) | _throughput(run)),
         "scenario": run.scenario,
         "protocol": run.protocol.id,
@@ -200,7 +289,8 @@ def _spent(done: Sequence[SampleRecord]) -> dict[str, Cell]:
 
 
 def _throughput(run: Run) -> dict[str, Cell]:
-    """Images a second, share of decoding rows that did work, joules an image, and the highest memory.
+    """Images a second, share of decoding rows that did work, joules an image, and the highest
+    memory.
 
     Over the images that the run's timings are about: a process that was killed has left none.
     """
@@ -222,7 +312,10 @@ def _throughput(run: Run) -> dict[str, Cell]:
 def _beside_plain(group: Group, i: int) -> dict[str, Cell]:
     """Budget, speed, differences and bounds of a run among its group."""
     row: dict[str, Cell] = {"budget": group.budget(i), "budget_s": group.budget(i, "seconds")}
-    for name, saved in (("speedup", group.saving(i, "seconds")), ("pass_saving", group.saving(i, "target_passes"))):
+    for name, saved in (
+        ("speedup", group.saving(i, "seconds")),
+        ("pass_saving", group.saving(i, "target_passes")),
+    ):
         if saved:
             row |= dict(zip((name, f"{name}_low", f"{name}_high"), saved, strict=True))
     differences = {"vs_plain": group.vs_plain(i), "vs_bon": group.vs_best_of_n(i)}
@@ -232,16 +325,30 @@ def _beside_plain(group: Group, i: int) -> dict[str, Cell]:
             if name in differences:
                 row |= {f"{name}_p": found.p, f"{name}_detectable": found.detectable}
     if bound := group.non_inferiority(i):
-        row |= {"worse_at_most": bound.bound, "worst_task": bound.task, "worst_task_bound": bound.task_bound}
+        row |= {
+            "worse_at_most": bound.bound,
+            "worst_task": bound.task,
+            "worst_task_bound": bound.task_bound,
+        }
         row["non_inferior"] = "yes" if bound.shown else "no"
     if known := group.oracle(i):
-        row |= dict(zip(("oracle", "selection_efficiency", "selection_low", "selection_high"), known, strict=True))
+        row |= dict(
+            zip(
+                ("oracle", "selection_efficiency", "selection_low", "selection_high"),
+                known,
+                strict=True,
+            )
+        )
     return row
 
 
 def _kinship(run: Run) -> str:
-    """Whether what the method asked is the judge itself or of its family, which shares its blind spots."""
-    asked = [str(name) for part, name in (run.about.get("asked") or {}).items() if part != "drafter"]
+    """Whether what the method asked is the judge itself or of its family, which shares its blind
+    spots.
+    """
+    asked = [
+        str(name) for part, name in (run.about.get("asked") or {}).items() if part != "drafter"
+    ]
     if run.judge in asked:
         return "same"
     return "family" if run.judge and _family(run.judge) in map(_family, asked) else ""
@@ -254,21 +361,31 @@ def _family(judge: str) -> str:
 
 
 def _accepted(done: Sequence[SampleRecord]) -> float:
-    """Mean number of draft tokens accepted a round, from the rounds that speculative methods note."""
+    """Mean number of draft tokens accepted a round, from the rounds that speculative methods
+    note.
+    """
     rounds: Counter[int] = Counter()
     for record in done:
         for accepted, count in enumerate(record.notes.get("accepted") or ()):
             rounds[accepted] += count
-    return sum(a * count for a, count in rounds.items()) / rounds.total() if rounds.total() else math.nan
+    return (
+        sum(a * count for a, count in rounds.items()) / rounds.total()
+        if rounds.total()
+        else math.nan
+    )
 
 
 def percentile(seconds: Sequence[float], q: float) -> float:
-    """Percentile of latencies; nan where there are too few for it (MLPerf's early-stopping rule)."""
+    """Percentile of latencies; nan where there are too few for it (MLPerf's early-stopping
+    rule).
+    """
     return float(np.quantile(seconds, q)) if len(seconds) >= samples_for(q) else math.nan
 
 
 def samples_for(q: float, confidence: float = 0.99) -> int:
-    """Fewest samples of which, with that confidence, two at least lie above the percentile: 11 for p50, 64 for p90."""
+    """Fewest samples of which, with that confidence, two at least lie above the percentile: 11 for
+    p50, 64 for p90.
+    """
     n = 2
     while q**n + n * (1 - q) * q ** (n - 1) > 1 - confidence:
         n += 1
@@ -284,28 +401,39 @@ def _number(value: Cell) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
 
 
-# --- metrics and curves ----------------------------------------------------------------------------------------------
+# --- metrics and curves ---------------------------------------------------------------------------
 
 Metric = tuple[str, float, float, float, int]
 """Name, value, ends of its 95 % interval (nan where it has none), sample size."""
 
 
 def _metrics(group: Group, i: int, row: Mapping[str, Cell]) -> list[Metric]:
-    """A run's numbers in long form: quality/..., cost/..., latency/..., compare/...; n counts independent units."""
-    run, design = group.runs[i], group.design
+    """A run's numbers in long form: quality/..., cost/..., latency/..., compare/...; n counts
+    independent units.
+    """
+    run = group.runs[i]
+    design = group.design
     found: list[Metric] = [
         (f"quality/{name}", _number(row[name]), *group.interval(i, weight_C), design.clusters)
         for name, weight_C in zip(run.aggregates, group.weight_KC, strict=True)
     ]
     for category, name in enumerate(design.categories):
-        found.append((f"quality/{name}", _number(row[name]), *group.task_interval(i, category), design.counts()[name]))
+        found.append(
+            (
+                f"quality/{name}",
+                _number(row[name]),
+                *group.task_interval(i, category),
+                design.counts()[name],
+            )
+        )
     costs = (*COSTS, *MORE_COSTS, *(SPENT if "decode_s" in row else ()))
     for name, (low, high) in zip(costs, _cost_intervals(group, i, costs), strict=True):
         found.append((f"cost/{name}", _number(row[name]), low, high, len(run.done)))
     if run.concurrency == 1:
         seconds = [record.usage.wall_s for record in run.done.values()]
         found += [
-            (f"latency/p{100 * q:.0f}_s", percentile(seconds, q), math.nan, math.nan, len(seconds)) for q in PERCENTILES
+            (f"latency/p{100 * q:.0f}_s", percentile(seconds, q), math.nan, math.nan, len(seconds))
+            for q in PERCENTILES
         ]
     timed = sum(timing.images for timing in run.timings)
     for name in THROUGHPUT:
@@ -314,17 +442,30 @@ def _metrics(group: Group, i: int, row: Mapping[str, Cell]) -> list[Metric]:
         ends = (_number(row.get(f"{name}_{end}")) for end in ("low", "high"))
         found.append((f"compare/{name}", _number(row.get(name)), *ends, design.clusters))  # type: ignore[arg-type]
     ends = (_number(row.get(f"selection_{end}")) for end in ("low", "high"))
-    found.append(("compare/selection_efficiency", _number(row.get("selection_efficiency")), *ends, design.clusters))  # type: ignore[arg-type]
+    found.append(
+        (  # type: ignore[arg-type]
+            "compare/selection_efficiency",
+            _number(row.get("selection_efficiency")),
+            *ends,
+            design.clusters,
+        )
+    )
     for name in ("budget", "budget_s", "accepted", "worse_at_most", "worst_task_bound", "oracle"):
-        found.append((f"compare/{name}", _number(row.get(name)), math.nan, math.nan, design.clusters))
+        found.append(
+            (f"compare/{name}", _number(row.get(name)), math.nan, math.nan, design.clusters)
+        )
     return [metric for metric in found if not math.isnan(metric[1])]
 
 
 def _cost_intervals(group: Group, i: int, costs: Sequence[str]) -> list[tuple[float, float]]:
     """95 % intervals of mean costs, prompts resampled; unknown where a prompt has no image."""
-    run, design = group.runs[i], group.design
+    run = group.runs[i]
+    design = group.design
     usage = pd.DataFrame(
-        [(r.category, r.prompt_id, *(getattr(r.usage, name) for name in costs)) for _, r in sorted(run.done.items())],
+        [
+            (r.category, r.prompt_id, *(getattr(r.usage, name) for name in costs))
+            for _, r in sorted(run.done.items())
+        ],
         columns=["category", "prompt_id", *costs],
     )
     means = usage.groupby(["category", "prompt_id"], sort=True)[list(costs)].mean()
@@ -345,7 +486,10 @@ def _curves(group: Group) -> list[dict[str, Cell]]:
 def _curve(group: Group, curve: Curve) -> dict[str, Cell]:
     area_D = stats.area_under(curve.budgets, curve.quality_D)
     low, high = stats.percentiles(area_D) if len(area_D) else (math.nan, math.nan)
-    at = {f"quality_at_{b}": float(stats.quality_at(curve.budgets, curve.quality, b)) for b in stats.BUDGETS}
+    at = {
+        f"quality_at_{b}": float(stats.quality_at(curve.budgets, curve.quality, b))
+        for b in stats.BUDGETS
+    }
     wanted = group.best_of(8, curve.runs)
     return {
         "params": curve.params,
@@ -356,34 +500,48 @@ def _curve(group: Group, curve: Curve) -> dict[str, Cell]:
         "ausc": float(stats.area_under(curve.budgets, curve.quality)),
         "ausc_low": low,
         "ausc_high": high,
-        "hypervolume": stats.hypervolume(curve.budgets, curve.quality.tolist(), float(curve.quality[0])),
+        "hypervolume": stats.hypervolume(
+            curve.budgets, curve.quality.tolist(), float(curve.quality[0])
+        ),
     }
 
 
 def _identity(run: Run) -> dict[str, Cell]:
-    about = {name: str(run.about[name] or "") for name in ("benchmark", "model", "method", "params", "fingerprint")}
+    about = {
+        name: str(run.about[name] or "")
+        for name in ("benchmark", "model", "method", "params", "fingerprint")
+    }
     return {**about, "protocol": run.protocol.id, "seed": run.about["seed"]}
 
 
-# --- writing ---------------------------------------------------------------------------------------------------------
+# --- writing --------------------------------------------------------------------------------------
 
 
 def _order(run: Run) -> list[list[tuple[int, str]]]:
     """Sorts texts by the numbers in them: n=2, n=4, n=16."""
-    first, last = ("benchmark", "model", "method"), ("params", "seed", "fingerprint")
-    texts = (*(run.about[name] for name in first), run.candidates or 0, *(run.about[name] for name in last))
+    first = ("benchmark", "model", "method")
+    last = ("params", "seed", "fingerprint")
+    texts = (
+        *(run.about[name] for name in first),
+        run.candidates or 0,
+        *(run.about[name] for name in last),
+    )
     parts = [re.findall(r"\d+|\D+", str(text)) for text in texts]
     return [[(int(part) if part.isdecimal() else -1, part) for part in split] for split in parts]
 
 
 def to_csv(frame: pd.DataFrame) -> bytes:
     """A table as its file's bytes."""
-    text = pd.DataFrame({name: [cell(name, value) for value in frame[name]] for name in map(str, frame)}, dtype=object)
+    text = pd.DataFrame(
+        {name: [cell(name, value) for value in frame[name]] for name in map(str, frame)},
+        dtype=object,
+    )
     return text.to_csv(index=False, lineterminator="\n").encode()
 
 
 def cell(name: str, value: object) -> str:
-    """A cell's text: whole numbers as they are, others with four digits; two for costs that are counts.
+    """A cell's text: whole numbers as they are, others with four digits; two for costs that are
+    counts.
 
     Sums may differ in their last bit between machines; rounding twice keeps that out of the file.
     """
@@ -406,7 +564,7 @@ def excluded_line(board: Board) -> str:
     return "; ".join(f"{count} excluded: {reason}" for reason, count in sorted(reasons.items()))
 
 
-# --- reading a table -----------------------------------------------------------------------------------------------
+# --- reading a table ------------------------------------------------------------------------------
 
 
 def protocols(frame: pd.DataFrame) -> list[pd.DataFrame]:
@@ -421,12 +579,16 @@ def heading(runs: pd.DataFrame) -> str:
 
 
 def signed(row: pd.Series, name: str) -> str:
-    """A difference with its sign; in brackets where it is not resolved, a dash where there is none."""
+    """A difference with its sign; in brackets where it is not resolved, a dash where there is
+    none.
+    """
     if pd.isna(row[name]):
         return "-"
     return f"{row[name]:+.3f} " if resolved(row, name) else f"({row[name]:+.3f})"
 
 
 def resolved(row: pd.Series, name: str) -> bool:
-    """Whether a row's difference can be told from none (stats.Difference.resolved, corrected for its family)."""
+    """Whether a row's difference can be told from none (stats.Difference.resolved, corrected for
+    its family).
+    """
     return bool(abs(row[name]) >= row[f"{name}_detectable"] and row[f"{name}_p_holm"] < stats.ALPHA)

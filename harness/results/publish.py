@@ -1,4 +1,6 @@
-"""Write all that a results folder adds up to: tables, exports, contact sheet, report page and dashboard."""
+"""Write all that a results folder adds up to: tables, exports, contact sheet, report page and
+dashboard.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,11 @@ from harness.runs.lock import alone
 from harness.sweeps.ledger import state_of
 
 
-def publish(results: Path, folders: Sequence[Path], tracker: Tracker, *, fresh: bool = True) -> None:
-    """Write tables and pages of a results folder, one process at a time: who comes last has seen all journals.
+def publish(
+    results: Path, folders: Sequence[Path], tracker: Tracker, *, fresh: bool = True
+) -> None:
+    """Write tables and pages of a results folder, one process at a time: who comes last has seen
+    all journals.
 
     If nothing is `fresh`, and no journal has changed since the last report, that one stands.
     """
@@ -26,7 +31,8 @@ def publish(results: Path, folders: Sequence[Path], tracker: Tracker, *, fresh: 
     if not results.is_dir():
         raise UserError(f"{results}: no such results folder")
     with alone(results / ".report.lock"):
-        before, state = results / ".reported", state_of(results, [*map(str, folders), repr(vars(tracker))])
+        before = results / ".reported"
+        state = state_of(results, [*map(str, folders), repr(vars(tracker))])
         if not fresh and before.exists() and before.read_text() == state:
             print(f"{results / 'leaderboard.csv'}: nothing has changed since it was written")
             return
@@ -38,7 +44,9 @@ def publish(results: Path, folders: Sequence[Path], tracker: Tracker, *, fresh: 
             print(excluded_line(board))
         if folders:
             print(f"{write_sheet(list(folders), results / 'sheet.png')}: prompts x methods")
-        page = write_report(results, board, figures=not folders)  # they take seconds: only where the report is all
+        page = write_report(
+            results, board, figures=not folders
+        )  # they take seconds: only where the report is all
         print(f"{page}: figures and gallery")
         if said := tracker.publish(board, results):
             print(said)

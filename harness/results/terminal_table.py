@@ -33,7 +33,8 @@ DIGITS = {
 
 
 def render_table(frame: pd.DataFrame) -> str:
-    """The board as text for a terminal of 140 columns: a block for each protocol, a line for each run.
+    """The board as text for a terminal of 140 columns: a block for each protocol, a line for each
+    run.
 
     Differences in brackets are not resolved: this comparison cannot tell them from none.
     """
@@ -43,7 +44,9 @@ def render_table(frame: pd.DataFrame) -> str:
     twice = Counter(block[0] for block in blocks)
     for block, runs in zip(blocks, protocols(frame), strict=True):
         if twice[block[0]] > 1:  # they differ in judge, numerics, version or prompts
-            block[0] += f" (protocol {runs['protocol'].iloc[0]}, judge {runs['judge'].iloc[0] or 'none'})"
+            block[0] += (
+                f" (protocol {runs['protocol'].iloc[0]}, judge {runs['judge'].iloc[0] or 'none'})"
+            )
     return "\n\n".join("\n".join(map(printable, block)) for block in blocks)
 
 
@@ -56,29 +59,43 @@ def _printed(runs: pd.DataFrame) -> list[str]:
     numbers += [name for name in ("failed", "missing", "unjudged") if runs[name].any()]
     for width, shown in ((28, categories), (20, categories), (12, categories), (28, [])):
         left = [*_names(runs, width), *(_column(runs, name) for name in compared), _scores_of(runs)]
-        lines = _align([*left, *_differences(runs), *(_column(runs, name) for name in [*shown, *numbers])])
+        lines = _align(
+            [*left, *_differences(runs), *(_column(runs, name) for name in [*shown, *numbers])]
+        )
         if max(map(len, lines)) <= WIDTH:
             break
     return lines
 
 
 def _names(runs: pd.DataFrame, width: int) -> list[list[str]]:
-    columns = [["method", *map(str, runs["method"])], ["params", *map(options, runs["params"], runs["candidates"])]]
+    columns = [
+        ["method", *map(str, runs["method"])],
+        ["params", *map(options, runs["params"], runs["candidates"])],
+    ]
     for name in ("seed", "concurrency"):
         if runs[name].nunique(dropna=False) > 1:
-            columns.append([name, *("-" if pd.isna(value) else f"{value:.0f}" for value in runs[name])])
-    return [[text if len(text) <= width else text[: width - 2] + ".." for text in column] for column in columns]
+            columns.append(
+                [name, *("-" if pd.isna(value) else f"{value:.0f}" for value in runs[name])]
+            )
+    return [
+        [text if len(text) <= width else text[: width - 2] + ".." for text in column]
+        for column in columns
+    ]
 
 
 def _scores_of(runs: pd.DataFrame) -> list[str]:
     column = ["score [95% interval]"]
     for score, low, high in zip(runs["score"], runs["ci_low"], runs["ci_high"], strict=True):
-        column.append(f"{score:.3f} [{'    -,     -' if math.isnan(low) else f'{low:.3f}, {high:.3f}'}]")
+        column.append(
+            f"{score:.3f} [{'    -,     -' if math.isnan(low) else f'{low:.3f}, {high:.3f}'}]"
+        )
     return column
 
 
 def _differences(runs: pd.DataFrame) -> list[list[str]]:
-    """Differences against plain and against Best-of-N at equal budget, those that are not resolved in brackets."""
+    """Differences against plain and against Best-of-N at equal budget, those that are not resolved
+    in brackets.
+    """
     columns = []
     for name, title in (("vs_plain", "vs plain"), ("vs_bon", "vs BoN")):
         if runs[name].notna().any():
@@ -88,7 +105,10 @@ def _differences(runs: pd.DataFrame) -> list[list[str]]:
 
 def _column(runs: pd.DataFrame, name: str) -> list[str]:
     digits = DIGITS.get(name, 2)
-    return [SHORT.get(name, name), *("-" if math.isnan(value) else f"{value:.{digits}f}" for value in runs[name])]
+    return [
+        SHORT.get(name, name),
+        *("-" if math.isnan(value) else f"{value:.{digits}f}" for value in runs[name]),
+    ]
 
 
 def _align(columns: list[list[str]]) -> list[str]:

@@ -8,9 +8,10 @@
         timings-0.jsonl  one line per process that drew to its end
         images/00042/2.png
 
-A killed process loses at most the images that were not finished; running again completes the folder to the same
-bytes. Several processes may write one run, each its own share of the jobs (`Shard`) to journals of its own
-(records-1.jsonl, scores-1.jsonl); whatever any journal has is done. A lock per share keeps a second writer out.
+A killed process loses at most the images that were not finished; running again completes the folder
+to the same bytes. Several processes may write one run, each its own share of the jobs (`Shard`) to
+journals of its own (records-1.jsonl, scores-1.jsonl); whatever any journal has is done. A lock per
+share keeps a second writer out.
 """
 
 from __future__ import annotations
@@ -68,8 +69,8 @@ RECORDED_AS = {
 def fingerprint(identity: Mapping[str, Any]) -> str:
     """Name everything that a run's results depend on, in eight hexadecimal digits.
 
-    A class that was moved keeps the name it was first recorded under, so that a folder made before the move is still
-    the folder of the same command.
+    A class that was moved keeps the name it was first recorded under, so that a folder made before
+    the move is still the folder of the same command.
     """
     named = dump({"schema": SCHEMA, **_as_recorded(identity)})
     return hashlib.blake2b(named.encode(), digest_size=4).hexdigest()
@@ -88,10 +89,14 @@ def _as_recorded(value: Any) -> Any:
 
 
 def image_path(prompt: Prompt, image: int) -> str:
-    """Where an image lies below the run folder. Raises UserError for a prompt id that could leave it."""
+    """Where an image lies below the run folder. Raises UserError for a prompt id that could leave
+    it.
+    """
     parts = prompt.id.split("/")
     if not all(re.fullmatch(r"[\w+-][\w+.-]*", part) for part in parts):
-        raise UserError(f"prompt id {prompt.id!r} is not usable as a file name: use letters, digits, '+', '-', '_'")
+        raise UserError(
+            f"prompt id {prompt.id!r} is not usable as a file name: use letters, digits, '+', '-', '_'"
+        )
     return "/".join(("images", *(parts[1:] or parts), f"{image}.png"))
 
 
@@ -99,26 +104,38 @@ def _expect_files(jobs: Sequence[Job]) -> None:
     """Raise UserError unless every image can have a file of its own."""
     files = Counter(image_path(job.prompt, job.image) for job in jobs)
     if shared := next((path for path, images in files.items() if images > 1), None):
-        raise UserError(f"{files[shared]} images would be {shared}: prompt ids must differ behind the benchmark's name")
+        raise UserError(
+            f"{files[shared]} images would be {shared}: prompt ids must differ behind the benchmark's name"
+        )
 
 
 def intact(folder: Path, record: SampleRecord) -> bool:
     """Whether a journal line speaks of a delivered image that is still there, byte for byte."""
     file = folder / record.path
-    return record.status == "done" and file.is_file() and digest(file.read_bytes()) == record.image_sha
+    return (
+        record.status == "done" and file.is_file() and digest(file.read_bytes()) == record.image_sha
+    )
 
 
 class RunFolder:
-    """One run on disk, open for writing a share of its jobs. A context manager: it holds the lock while it is open."""
+    """One run on disk, open for writing a share of its jobs. A context manager: it holds the lock
+    while it is open.
+    """
 
-    def __init__(self, path: Path, config: Mapping[str, Any], jobs: Sequence[Job], shard: Shard | None = None) -> None:
+    def __init__(
+        self, path: Path, config: Mapping[str, Any], jobs: Sequence[Job], shard: Shard | None = None
+    ) -> None:
         """Create the folder, or open it again.
 
-        Raises UserError for another run's folder, a second writer of the share, and a writer of other shares.
+        Raises UserError for another run's folder, a second writer of the share, and a writer of
+        other shares.
         """
-        self.path, self.shard = path, shard or Shard()
+        self.path = path
+        self.shard = shard or Shard()
         if (path / "records-0.jsonl.gz").exists():
-            raise UserError(f"{path} is packed for publication, without images: choose another results=")
+            raise UserError(
+                f"{path} is packed for publication, without images: choose another results="
+            )
         self._jobs = {job.key: job for job in jobs}
         self._share = {job.key: job for job in self.shard.of(jobs)}
         _expect_files(jobs)
@@ -135,7 +152,9 @@ class RunFolder:
             raise
 
     def _read(self) -> None:
-        """Take over what the journals say; of the own ones, which nobody else appends to, torn lines are cut off."""
+        """Take over what the journals say; of the own ones, which nobody else appends to, torn
+        lines are cut off.
+        """
         _mend(self.path / self.shard.records)
         _mend(self.path / self.shard.scores)
         records = [path for path in journals(self.path, "records-*.jsonl") if path.exists()]
@@ -151,12 +170,22 @@ class RunFolder:
             theirs = OmegaConf.to_container(OmegaConf.load(known))
             found = theirs.get("run", {}).get("fingerprint") if isinstance(theirs, dict) else None
             if found != mine:
-                raise UserError(f"{self.path} holds run {found}, not {mine}: move it away or choose another results=")
+                raise UserError(
+                    f"{self.path} holds run {found}, not {mine}: move it away or choose another results="
+                )
             return
         prompts = {job.prompt.id: job.prompt for job in jobs}
         images = Counter(job.prompt.id for job in jobs)
         lines = [
-            dump({"prompt_id": p.id, "text": p.text, "category": p.category, "images": images[p.id], **p.standing})
+            dump(
+                {
+                    "prompt_id": p.id,
+                    "text": p.text,
+                    "category": p.category,
+                    "images": images[p.id],
+                    **p.standing,
+                }
+            )
             for p in prompts.values()
         ]
         write_atomic(self.path / "jobs.jsonl", "".join(line + "\n" for line in lines).encode())
@@ -164,7 +193,9 @@ class RunFolder:
 
     @property
     def done(self) -> dict[tuple[str, int], SampleRecord]:
-        """Delivered images by job, of all shares, as they were when the folder was opened; of this one, as they are."""
+        """Delivered images by job, of all shares, as they were when the folder was opened; of this
+        one, as they are.
+        """
         return dict(self._done)
 
     @property
@@ -183,7 +214,11 @@ class RunFolder:
 
     def unscored(self, judge: str) -> list[Job]:
         """Delivered jobs of this share that `judge` has not scored yet."""
-        return [job for key, job in self._share.items() if key in self._done and (*key, judge) not in self._scored]
+        return [
+            job
+            for key, job in self._share.items()
+            if key in self._done and (*key, judge) not in self._scored
+        ]
 
     def scores(self, judge: str) -> list[Score]:
         """What `judge` said of images of all shares until now."""
@@ -229,10 +264,15 @@ class RunFolder:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         for file in (self._journal, self._scores, self._lock):
-            with suppress(OSError):  # a line that a full disk did not take was complained about already
+            with suppress(
+                OSError
+            ):  # a line that a full disk did not take was complained about already
                 file.close()
 
 

@@ -1,4 +1,6 @@
-"""Images made elsewhere, as a run: scored, summed up and resumed like ours, and kept out of leaderboards."""
+"""Images made elsewhere, as a run: scored, summed up and resumed like ours, and kept out of
+leaderboards.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ from harness.runs.spec import Point
 
 
 class Elsewhere(Point):
-    """The parts of a run whose images a benchmark found in a folder (`benchmark.images=FOLDER`): no model, no method.
+    """The parts of a run whose images a benchmark found in a folder (`benchmark.images=FOLDER`): no
+    model, no method.
 
     The fingerprint names the images' content, so a changed folder is another run.
     """
@@ -24,19 +27,29 @@ class Elsewhere(Point):
     def __init__(self, config: DictConfig, choices: dict[str, str]) -> None:
         self.source = Path(str(config.benchmark.images)).expanduser()
         if not self.source.is_dir():
-            raise UserError(f"benchmark.images={config.benchmark.images}: neither a number nor a folder of images")
+            raise UserError(
+                f"benchmark.images={config.benchmark.images}: neither a number nor a folder of images"
+            )
         if not hasattr(hydra.utils.get_class(config.benchmark._target_), "reads_folders"):
-            raise UserError(f"benchmark={choices['benchmark']} has no folder layout: give benchmark.images a number")
+            raise UserError(
+                f"benchmark={choices['benchmark']} has no folder layout: give benchmark.images a number"
+            )
         if "generate" in config.stages:
-            raise UserError(f"benchmark.images={self.source} has its images already: set stages=[score]")
-        self.config, self.choices = config, {**choices, "method": "elsewhere"}
+            raise UserError(
+                f"benchmark.images={self.source} has its images already: set stages=[score]"
+            )
+        self.config = config
+        self.choices = {**choices, "method": "elsewhere"}
         self._take(build(config.benchmark))
         self.found: dict[tuple[str, int], Path] = self.benchmark.found
         self._shas = {key: digest(path.read_bytes()) for key, path in self.found.items()}
         settings = {name: value for name, value in self.settings.items() if name != "images"}
         content = [[*key, sha] for key, sha in sorted(self._shas.items())]
         self.fingerprint = fingerprint(
-            {"benchmark": [self.benchmark.version, settings, self.prompts_sha, self.judge], "images": content}
+            {
+                "benchmark": [self.benchmark.version, settings, self.prompts_sha, self.judge],
+                "images": content,
+            }
         )
 
     def folder(self, results: Path) -> Path:
@@ -65,6 +78,15 @@ class Elsewhere(Point):
         )
 
     def record(self) -> dict[str, Any]:
-        """What config.yaml says: the benchmark's configuration, and under `run` what a leaderboard would read."""
-        made = {"model": self._name, "method": "elsewhere", "params": "", "seed": 0, "numerics": "", "asked": {}}
+        """What config.yaml says: the benchmark's configuration, and under `run` what a leaderboard
+        would read.
+        """
+        made = {
+            "model": self._name,
+            "method": "elsewhere",
+            "params": "",
+            "seed": 0,
+            "numerics": "",
+            "asked": {},
+        }
         return {"benchmark": container(self.config.benchmark), "run": self._about(made)}

@@ -21,7 +21,9 @@ def container(config: DictConfig) -> dict[str, Any]:
 
 
 def build(config: Any, **extra: Any) -> Any:
-    """Instantiate a `_target_`; what its constructor refuses is the user's mistake, said in its own words."""
+    """Instantiate a `_target_`; what its constructor refuses is the user's mistake, said in its own
+    words.
+    """
     try:
         return hydra.utils.instantiate(config, **extra)
     except hydra.errors.InstantiationException as error:

@@ -20,7 +20,9 @@ _Row = TypeVar("_Row")
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, or a kill, sees either nothing or all of it. Raises UserError where it cannot."""
+    """Write a file so that a reader, or a kill, sees either nothing or all of it. Raises UserError
+    where it cannot.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with _writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,7 +69,9 @@ def read_lines(path: Path, parse: Callable[[str], _Row]) -> Iterator[_Row]:
         data = path.read_bytes()
         *lines, tail = (gzip.decompress(data) if path.suffix == ".gz" else data).split(b"\n")
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read ({one_line(getattr(error, 'strerror', None) or error)})") from None
+        raise UserError(
+            f"{path}: cannot be read ({one_line(getattr(error, 'strerror', None) or error)})"
+        ) from None
     for number, line in enumerate([*lines, tail] if tail else lines, start=1):
         try:
             yield parse(line.decode())
@@ -80,7 +84,9 @@ def read_lines(path: Path, parse: Callable[[str], _Row]) -> Iterator[_Row]:
 
 
 def journals(folder: Path, name: str) -> list[Path]:
-    """A run folder's files of that name ("records-*.jsonl": every shard), packed ones (`.gz`) among them."""
+    """A run folder's files of that name ("records-*.jsonl": every shard), packed ones (`.gz`) among
+    them.
+    """
     found = sorted([*folder.glob(name), *folder.glob(f"{name}.gz")])
     return found or [folder / name]
 

@@ -27,7 +27,9 @@ PROBES = 4
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One of `count` shares of a run's jobs: every count-th, from the index-th on. Results have no trace of it."""
+    """One of `count` shares of a run's jobs: every count-th, from the index-th on. Results have no
+    trace of it.
+    """
 
     index: int = 0
     count: int = 1
@@ -37,7 +39,9 @@ class Shard:
         """Read "i/n". Raises UserError for anything else."""
         found = re.fullmatch(r"(\d+)/(\d+)", str(text))
         if not found or int(found[1]) >= int(found[2]):
-            raise UserError(f"shard={text}: write i/n, the i-th of n shares with i from 0 to n - 1, such as 0/2")
+            raise UserError(
+                f"shard={text}: write i/n, the i-th of n shares with i from 0 to n - 1, such as 0/2"
+            )
         return cls(int(found[1]), int(found[2]))
 
     def __str__(self) -> str:
@@ -90,10 +94,14 @@ def alone(lock: Path) -> Iterator[None]:
 
 
 def _taken(folder: Path, shard: Shard) -> IO[str]:
-    """The lock of a share. Raises UserError if somebody has it, or writes other shares than those of `shard.count`."""
+    """The lock of a share. Raises UserError if somebody has it, or writes other shares than those
+    of `shard.count`.
+    """
     for writer in writers(folder):
         if Shard.parse(writer.shard).count != shard.count:
-            raise UserError(f"{folder} is being written in shares {writer.shard}: wait for them, or take as many")
+            raise UserError(
+                f"{folder} is being written in shares {writer.shard}: wait for them, or take as many"
+            )
     lock = (folder / shard.lock).open("a+")
     for attempt in range(PROBES):
         try:
@@ -103,7 +111,9 @@ def _taken(folder: Path, shard: Shard) -> IO[str]:
         except OSError as error:
             if attempt + 1 == PROBES:
                 lock.close()
-                raise UserError(f"{folder} is being written by another process: wait for it, or stop it") from error
+                raise UserError(
+                    f"{folder} is being written by another process: wait for it, or stop it"
+                ) from error
             time.sleep(0.1)  # somebody may only be looking who writes
     raise AssertionError
 

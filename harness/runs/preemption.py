@@ -1,4 +1,6 @@
-"""Being asked to leave: a signal ends a run within seconds, in a state from which the same command goes on."""
+"""Being asked to leave: a signal ends a run within seconds, in a state from which the same command
+goes on.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +22,21 @@ PATIENCE_S = 4.0
 
 
 class Preempted(BaseException):
-    """A signal asked this process to leave. Not an Exception: nothing but the process's end may answer it."""
+    """A signal asked this process to leave. Not an Exception: nothing but the process's end may
+    answer it.
+    """
 
     def __init__(self, number: int) -> None:
-        super().__init__(f"preempted ({signal.Signals(number).name}); run the same command again to continue")
+        super().__init__(
+            f"preempted ({signal.Signals(number).name}); run the same command again to continue"
+        )
         self.code = 128 + number
 
 
 @contextmanager
 def preemptible(last_words: Callable[[], None]) -> Iterator[None]:
-    """Raise Preempted in here when such a signal comes; after PATIENCE_S call `last_words`, and leave without more.
+    """Raise Preempted in here when such a signal comes; after PATIENCE_S call `last_words`, and
+    leave without more.
 
     Only the main thread can hear signals: in another one this does nothing.
     """
@@ -57,7 +64,9 @@ def preemptible(last_words: Callable[[], None]) -> Iterator[None]:
 
 
 def leave(code: int, last_words: Callable[[], None] = lambda: None) -> NoReturn:
-    """End the process now. Taking an interpreter with its libraries down in order may take seconds."""
+    """End the process now. Taking an interpreter with its libraries down in order may take
+    seconds.
+    """
     try:
         last_words()
         for stream in (sys.stdout, sys.stderr):

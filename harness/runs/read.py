@@ -1,8 +1,9 @@
-"""Run folders, read: what was planned, delivered, judged, and under which protocol. Compressed journals read alike.
+"""Run folders, read: what was planned, delivered, judged, and under which protocol. Compressed
+journals read alike.
 
-A folder holds `config.yaml` (with what the run is, under `run`), `jobs.jsonl` (the planned images), `records-*.jsonl`
-(what was delivered or failed, one file per shard), `scores*.jsonl` and, where seconds were measured, `timings-*.jsonl`;
-each may be packed (`.gz`). Images are not read.
+A folder holds `config.yaml` (with what the run is, under `run`), `jobs.jsonl` (the planned images),
+`records-*.jsonl` (what was delivered or failed, one file per shard), `scores*.jsonl` and, where
+seconds were measured, `timings-*.jsonl`; each may be packed (`.gz`). Images are not read.
 """
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ class Run:
     @property
     def name(self) -> str:
         """Method and options, for people."""
-        return f"{self.about['method']} {options(str(self.about['params']), self.candidates)}".strip()
+        return (
+            f"{self.about['method']} {options(str(self.about['params']), self.candidates)}".strip()
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -138,29 +141,50 @@ class Run:
     @cached_property
     def unjudged(self) -> frozenset[Key]:
         """Delivered images without a value."""
-        return frozenset(key for key in self.done if key not in self.scores or self.scores[key].value is None)
+        return frozenset(
+            key for key in self.done if key not in self.scores or self.scores[key].value is None
+        )
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """One row per planned image in sorted order (see stats); what was not delivered or not judged has value 0."""
+        """One row per planned image in sorted order (see stats); what was not delivered or not
+        judged has value 0.
+        """
         judged = {key: score.value for key, score in self.scores.items() if key in self.done}
         rows = [
-            (p, i, self.planned[p, i], self.prompts[p].weight, self.prompts[p].cluster, judged.get((p, i)) or 0.0)
+            (
+                p,
+                i,
+                self.planned[p, i],
+                self.prompts[p].weight,
+                self.prompts[p].cluster,
+                judged.get((p, i)) or 0.0,
+            )
             for p, i in sorted(self.planned)
         ]
-        return pd.DataFrame(rows, columns=["prompt_id", "image", "category", "weight", "cluster", "value"])
+        return pd.DataFrame(
+            rows, columns=["prompt_id", "image", "category", "weight", "cluster", "value"]
+        )
 
 
 def options(params: str, candidates: float | None) -> str:
-    """A method's changed options, and its number of candidates also where that is the configuration's own."""
+    """A method's changed options, and its number of candidates also where that is the
+    configuration's own.
+    """
     shown = params.split(", ") if params else []
-    if candidates is not None and not math.isnan(candidates) and not any(part.startswith("n=") for part in shown):
+    if (
+        candidates is not None
+        and not math.isnan(candidates)
+        and not any(part.startswith("n=") for part in shown)
+    ):
         shown.insert(0, f"n={candidates:.0f}")
     return ", ".join(shown)
 
 
 def find_runs(results: Path) -> list[Path]:
-    """Run folders below a results folder: benchmark/model/method-fingerprint. Raises UserError if it is not there."""
+    """Run folders below a results folder: benchmark/model/method-fingerprint. Raises UserError if
+    it is not there.
+    """
     if not results.is_dir():
         raise UserError(f"{results}: no such results folder")
     return sorted(path.parent for path in results.glob("[!.]*/*/*/config.yaml"))
@@ -178,13 +202,17 @@ def read_run(folder: Path) -> Run:
     if not planned:
         raise UserError(f"{jobs}: no image is planned")
     if len(planned) != about["planned"]:
-        raise UserError(f"{folder}: config.yaml plans {about['planned']} images, jobs.jsonl lists {len(planned)}")
+        raise UserError(
+            f"{folder}: config.yaml plans {about['planned']} images, jobs.jsonl lists {len(planned)}"
+        )
     done: dict[Key, SampleRecord] = {}
     failed: set[Key] = set()
     for journal in journals(folder, "records-*.jsonl"):
         for record in read_lines(journal, SampleRecord.from_json) if journal.exists() else ():
             if record.key not in planned:
-                raise UserError(f"{journal}: image {record.image} of {record.prompt_id} is not among the planned ones")
+                raise UserError(
+                    f"{journal}: image {record.image} of {record.prompt_id} is not among the planned ones"
+                )
             if record.status == "done":
                 done[record.key] = record
             else:
@@ -192,7 +220,18 @@ def read_run(folder: Path) -> Run:
     judge, scores = _scores(folder, str(about.get("judge") or ""))
     paths = [path for path in journals(folder, "timings-*.jsonl") if path.exists()]
     timings = tuple(timing for path in paths for timing in read_lines(path, Timing.from_json))
-    return Run(folder, config, about, prompts, planned, done, frozenset(failed - done.keys()), scores, judge, timings)
+    return Run(
+        folder,
+        config,
+        about,
+        prompts,
+        planned,
+        done,
+        frozenset(failed - done.keys()),
+        scores,
+        judge,
+        timings,
+    )
 
 
 def _config(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -205,7 +244,9 @@ def _config(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if not isinstance(about, dict):
         raise UserError(f"{path}: no 'run' mapping, so {folder} is no run folder")
     if (schema := about.get("schema", 1)) > SCHEMA:
-        raise UserError(f"{path}: written in schema {schema}, this version reads up to {SCHEMA}: update it")
+        raise UserError(
+            f"{path}: written in schema {schema}, this version reads up to {SCHEMA}: update it"
+        )
     needed = ("benchmark", "model", "method", "params", "fingerprint", "seed", "planned")
     if absent := [name for name in needed if name not in about]:
         raise UserError(f"{path}: run.{absent[0]} is missing")
@@ -218,7 +259,9 @@ def _scores(folder: Path, judge: str) -> tuple[str, dict[Key, Score]]:
     judges = {judge} if judge else {score.judge for score in lines}
     if len(judges) > 1:
         names = ", ".join(sorted(judges))
-        raise UserError(f"{paths[0]}: scores of several judges ({names}); one row needs one judge, named as run.judge")
+        raise UserError(
+            f"{paths[0]}: scores of several judges ({names}); one row needs one judge, named as run.judge"
+        )
     return "".join(judges), {(s.prompt_id, s.image): s for s in lines if s.judge in judges}
 
 

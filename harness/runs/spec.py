@@ -1,4 +1,6 @@
-"""A run's parts, built from its configuration: model, method, benchmark, jobs, and the fingerprint that names them."""
+"""A run's parts, built from its configuration: model, method, benchmark, jobs, and the fingerprint
+that names them.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,9 @@ from harness.engine.cuda_graphs import Graphs
 from harness.engine.guidance import Sampling
 from harness.engine.memory import GB, choose_slots, needed, short_of_memory
 from harness.engine.meter import Meter, describe, warm_up
+from harness.engine.method_spec import MethodSpec
 from harness.engine.sampler import Sampler
-from harness.engine.scheduler import Delivery, Scheduler, demands, expect_fit, parts
+from harness.engine.scheduler import Delivery, Scheduler
 from harness.kernels import missing
 from harness.models.checkpoint import device_named
 from harness.records import Job, Prompt, Timing, UserError, digest, dump, one_line
@@ -29,15 +32,23 @@ from harness.runs.instantiate import OF_THE_COMMAND, build, container
 
 log = logging.getLogger("harness")
 
+SIZES_RECORDED_AS = {"tokens_per_step": "width", "tree_capacity": "room"}
+"""Sizes of the sampler, and the names under which fingerprints know them for good."""
+
 NUMERICS = ("constant", "fast")
-"""What results may depend on: nothing but the job; or also, through the shapes of forwards, on its company."""
+"""What results may depend on: nothing but the job; or also, through the shapes of forwards, on its
+company.
+"""
 
 
 class Point:
-    """A run's parts, built from its configuration and checked against each other before anything is computed."""
+    """A run's parts, built from its configuration and checked against each other before anything is
+    computed.
+    """
 
     def __init__(self, config: DictConfig, choices: dict[str, str]) -> None:
-        self.config, self.choices = config, choices
+        self.config = config
+        self.choices = choices
         model = container(config.model)
         self.sampling = Sampling(**model.pop("sampling"))
         if model.get("weights") == "random":
@@ -48,20 +59,27 @@ class Point:
         device = str(config.device)
         self.model = load_model(dump(model), device)
         self.method = build(config.method)
+        self.method_spec = MethodSpec.of(self.method)
         self._take(build(config.benchmark, **self._known_classes()))
-        self.asked = {name: part.id for name, part in parts(self.method) if hasattr(part, "id")}
+        self.asked = self.method_spec.part_ids
         self.sampler = self._sampler_shape()
-        self.stamp: dict[str, str] = {}  # what became of the run that its configuration does not say
+        self.stamp: dict[
+            str, str
+        ] = {}  # what became of the run that its configuration does not say
         self.fingerprint = self._fingerprint(model)
 
     def _take(self, benchmark: Any) -> None:
         """What a benchmark makes of a run: prompts, jobs, judge."""
         self.benchmark = benchmark
         self.prompts: list[Prompt] = benchmark.prompts()
-        self.jobs = [Job(prompt, image) for prompt in self.prompts for image in range(benchmark.images)]
+        self.jobs = [
+            Job(prompt, image) for prompt in self.prompts for image in range(benchmark.images)
+        ]
         self.judge: str = benchmark.judge.id
         self.prompts_sha = digest(dump([_row(prompt) for prompt in self.prompts]).encode())
-        self.aggregates = _aggregates(benchmark, sorted({prompt.category for prompt in self.prompts}))
+        self.aggregates = _aggregates(
+            benchmark, sorted({prompt.category for prompt in self.prompts})
+        )
         self.settings = _named(container(self.config.benchmark))
 
     def _known_classes(self) -> dict[str, Sequence[str]]:
@@ -69,33 +87,45 @@ class Point:
         if self.config.benchmark.get("classes") != "model":
             return {}
         if not hasattr(self.model, "classes"):
-            raise UserError(f"benchmark.classes=model: {self.model.name} has no list of classes; leave it out")
+            raise UserError(
+                f"benchmark.classes=model: {self.model.name} has no list of classes; leave it out"
+            )
         return {"classes": list(self.model.classes)}
 
     def _sampler_shape(self) -> dict[str, Any]:
-        """The sampler's sizes, with the number of slots that memory allows; `memory_gb` itself names no result."""
+        """The sampler's sizes, with the number of slots that memory allows; `memory_gb` itself
+        names no result.
+        """
         shape = container(self.config.sampler)
-        memory_gb, needs = shape.pop("memory_gb", None), demands(self.method)
+        memory_gb = shape.pop("memory_gb", None)
+        needs = self.method_spec.sampler_sizes()
         self.warm_up = self._warm_up(shape.pop("warm_up", 0))
-        one_job = self.method.rows * self.method.streams
+        one_job = self.method_spec.slots
         if shape["slots"] is None and shape["concurrency"] is not None:
             shape["slots"] = one_job * shape["concurrency"]
         shape |= self._shapes(shape.pop("compact", False), shape["concurrency"])
         shape["slots"] = choose_slots(
-            needed(self.model, prefill=tuple(shape["prefill"]), render_batch=shape["render_batch"], **needs),
+            needed(
+                self.model,
+                prefill=tuple(shape["prefill"]),
+                render_batch=shape["render_batch"],
+                **needs,
+            ),
             self.model.device,
             asked=shape["slots"],
             one_job=one_job,
             most=one_job * max(1, len(self.jobs)),
             memory_gb=memory_gb,
         )
-        expect_fit(self.method, self.model, self.sampling, slots=shape["slots"], **needs)
+        self.method_spec.expect_fit(self.model, self.sampling, slots=shape["slots"], **needs)
         return {**shape, **needs}
 
     def _shapes(self, compact: bool, concurrency: int | None) -> dict[str, bool]:
-        """Whether forwards feed only the streams that are alive: shapes then say how many there are.
+        """Whether forwards feed only the branches that are alive: shapes then say how many there
+        are.
 
-        The numerics `constant` promise results that no other job can change; alone, a job has only itself in them.
+        The numerics `constant` promise results that no other job can change; alone, a job has only
+        itself in them.
         """
         if self.config.numerics not in NUMERICS:
             raise UserError(f"numerics={self.config.numerics}: choose from {', '.join(NUMERICS)}")
@@ -108,8 +138,13 @@ class Point:
 
     def _memory_gb(self) -> float:
         """What the target and the slots of one image need; judges and drafters apart."""
-        need = needed(self.model, width=self.method.width, prefill=tuple(self.sampler["prefill"]), render_batch=1)
-        return round(need.of(self.method.rows * self.method.streams) / GB, 6)
+        need = needed(
+            self.model,
+            tokens_per_step=self.method_spec.tokens_per_step,
+            prefill=tuple(self.sampler["prefill"]),
+            render_batch=1,
+        )
+        return round(need.of(self.method_spec.slots) / GB, 6)
 
     def _fingerprint(self, model: dict[str, Any]) -> str:
         return fingerprint(
@@ -118,7 +153,7 @@ class Point:
                 "sampling": container(self.config.model.sampling),
                 "method": [self.choices["method"], container(self.config.method), self.asked],
                 "benchmark": [self.benchmark.version, self.settings, self.prompts_sha, self.judge],
-                "sampler": self.sampler,
+                "sampler": {SIZES_RECORDED_AS.get(k, k): v for k, v in self.sampler.items()},
                 "numerics": self.config.numerics,
                 "seed": self.config.seed,
             }
@@ -129,28 +164,42 @@ class Point:
         return results / self.choices["benchmark"] / self.model.name / name
 
     def draw(self, jobs: Iterable[Job], deliver: Callable[[Delivery], None]) -> None:
-        """Draw images, each handed to `deliver` as it ends. Where memory runs out, see `_within_memory`."""
-        self._within_memory(list(jobs), deliver, lambda scheduler, some, told: scheduler.run(some, told))
+        """Draw images, each handed to `deliver` as it ends. Where memory runs out, see
+        `_within_memory`.
+        """
+        self._within_memory(
+            list(jobs), deliver, lambda scheduler, some, told: scheduler.run(some, told)
+        )
 
-    def measure(self, jobs: Sequence[Job], deliver: Callable[[Delivery], None], meter: Meter) -> Timing:
-        """Draw images as `draw` does, and say what that took by `meter`, which starts anew after the warm-up.
+    def measure(
+        self, jobs: Sequence[Job], deliver: Callable[[Delivery], None], meter: Meter
+    ) -> Timing:
+        """Draw images as `draw` does, and say what that took by `meter`, which starts anew after
+        the warm-up.
 
-        For warming up the last jobs are drawn, which come latest to what is kept of their prompts, and thrown away.
+        For warming up the last jobs are drawn, which come latest to what is kept of their prompts,
+        and thrown away.
         """
         delivered = rounds = fed = 0
         warmth: tuple[list[float], bool] | None = None
 
-        def work(scheduler: Scheduler, some: Sequence[Job], told: Callable[[Delivery], None]) -> None:
+        def work(
+            scheduler: Scheduler, some: Sequence[Job], told: Callable[[Delivery], None]
+        ) -> None:
             nonlocal warmth, rounds, fed
             if warmth is None:
-                warmth = warm_up(lambda i: scheduler.run([some[-1 - i % len(some)]], lambda _: None), self.warm_up)
+                warmth = warm_up(
+                    lambda i: scheduler.run([some[-1 - i % len(some)]], lambda _: None),
+                    self.warm_up,
+                )
                 meter.start()
             sampler = scheduler.sampler
-            before = sampler.rounds, sampler.fed
+            before = sampler.decode_steps, sampler.active_branch_steps
             try:
                 scheduler.run(some, told)
             finally:
-                rounds, fed = rounds + sampler.rounds - before[0], fed + sampler.fed - before[1]
+                rounds = rounds + sampler.decode_steps - before[0]
+                fed = fed + sampler.active_branch_steps - before[1]
 
         def count(delivery: Delivery) -> None:
             nonlocal delivered
@@ -171,7 +220,11 @@ class Point:
             first_s=seconds[0] if seconds else None,
             joules=meter.joules,
             peak_memory_gb=meter.peak_memory_gb,
-            machine={**describe(self.model.device), "kernels": missing(self.model.device) or "Triton", **self.stamp},
+            machine={
+                **describe(self.model.device),
+                "kernels": missing(self.model.device) or "Triton",
+                **self.stamp,
+            },
         )
 
     def _within_memory(
@@ -180,13 +233,15 @@ class Point:
         deliver: Callable[[Delivery], None],
         work: Callable[[Scheduler, Sequence[Job], Callable[[Delivery], None]], None],
     ) -> int:
-        """Let a scheduler work on jobs; where memory runs out, another with half the slots goes on with those left.
+        """Let a scheduler work on jobs; where memory runs out, another with half the slots goes on
+        with those left.
 
-        That is done on a CPU, where the number of slots changes no token, and where numerics=fast, and the stamp of
-        what is drawn from then on says so. Otherwise, and where one job is too much, the error is raised. Returns the
-        number of slots in the end.
+        That is done on a CPU, where the number of slots changes no token, and where numerics=fast,
+        and the stamp of what is drawn from then on says so. Otherwise, and where one job is too
+        much, the error is raised. Returns the number of slots in the end.
         """
-        left, slots = {job.key: job for job in jobs}, int(self.sampler["slots"])
+        left = {job.key: job for job in jobs}
+        slots = int(self.sampler["slots"])
         while True:
             scheduler = None
             try:
@@ -210,13 +265,17 @@ class Point:
             gc.collect()
             if self.model.device.type == "cuda":
                 torch.cuda.empty_cache()
-            log.warning("memory ran out with sampler.slots=%d (%s): going on with %d", slots, trouble, fewer)
+            log.warning(
+                "memory ran out with sampler.slots=%d (%s): going on with %d", slots, trouble, fewer
+            )
             self.stamp["slots"] = f"{fewer}, as memory ran out with {slots}"
             slots = fewer
 
     def _fewer(self, slots: int) -> int:
-        """Half as many jobs' slots, where results allow for it; 0 where they do not, or one job has all of them."""
-        one_job = self.method.rows * self.method.streams
+        """Half as many jobs' slots, where results allow for it; 0 where they do not, or one job has
+        all of them.
+        """
+        one_job = self.method_spec.slots
         allowed = self.model.device.type == "cpu" or self.config.numerics == "fast"
         return slots // one_job // 2 * one_job if allowed else 0
 
@@ -224,10 +283,14 @@ class Point:
         shape = {name: value for name, value in self.sampler.items() if name != "concurrency"}
         shape |= {"slots": slots, "prefill": tuple(shape["prefill"])}
         sampler = Sampler(self.model, self.sampling, **shape)
-        return Scheduler(self.method, sampler, seed=self.config.seed, concurrency=self.sampler["concurrency"])
+        return Scheduler(
+            self.method, sampler, seed=self.config.seed, concurrency=self.sampler["concurrency"]
+        )
 
     def _warm_up(self, most: int | None) -> int:
-        """Images drawn at most before seconds count; null: one on a GPU, which compiles and captures for it."""
+        """Images drawn at most before seconds count; null: one on a GPU, which compiles and
+        captures for it.
+        """
         if most is None:
             return int(self.model.device.type == "cuda")
         if not isinstance(most, int) or most < 0:
@@ -235,7 +298,9 @@ class Point:
         return most
 
     def record(self) -> dict[str, Any]:
-        """What config.yaml says: the resolved configuration, and under `run` what the leaderboard reads."""
+        """What config.yaml says: the resolved configuration, and under `run` what the leaderboard
+        reads.
+        """
         config = container(self.config)
         for option in OF_THE_COMMAND:
             config.pop(option, None)
@@ -272,10 +337,18 @@ class Point:
 
 PLACES = (
     *("metadata", "checkpoint", "device", "images_of"),
-    *("base_url", "needs_key", "timeout_s", "retries", "backoff_s", "longest_pause_s", "concurrency"),
+    *(
+        "base_url",
+        "needs_key",
+        "timeout_s",
+        "retries",
+        "backoff_s",
+        "longest_pause_s",
+        "concurrency",
+    ),
 )
-"""Benchmark options, at any depth, that say where something is or how it is reached: what it is is in version, prompts
-and judge."""
+"""Benchmark options, at any depth, that say where something is or how it is reached: what it is is
+in version, prompts and judge."""
 
 
 def _named(settings: Any) -> Any:
@@ -295,9 +368,13 @@ def _aggregates(benchmark: Any, categories: Sequence[str]) -> dict[str, dict[str
     """The benchmark's named linear combinations of category means, "score" among them."""
     uniform = {"score": dict.fromkeys(categories, 1 / len(categories))}
     named = benchmark.aggregates(categories) if hasattr(benchmark, "aggregates") else uniform
-    aggregates = {str(name): {str(c): float(w) for c, w in parts.items()} for name, parts in named.items()}
+    aggregates = {
+        str(name): {str(c): float(w) for c, w in parts.items()} for name, parts in named.items()
+    }
     assert "score" in aggregates, f"{type(benchmark).__name__}.aggregates names no score"
-    assert all(set(parts) <= set(categories) for parts in aggregates.values()), "an aggregate of unknown categories"
+    assert all(set(parts) <= set(categories) for parts in aggregates.values()), (
+        "an aggregate of unknown categories"
+    )
     return aggregates
 
 
@@ -306,7 +383,9 @@ def load_model(config: str, device: str) -> Any:
     """The model, kept between the runs of one multirun."""
     target = device_named(device)
     if target.type == "cpu":
-        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))  # two spinning threads are slower than one
+        torch.set_num_threads(
+            int(os.environ.get("OMP_NUM_THREADS", "1"))
+        )  # two spinning threads are slower than one
     return build(OmegaConf.create(json.loads(config)), device=target)
 
 
@@ -314,10 +393,16 @@ def _changed(config: DictConfig, choices: dict[str, str]) -> str:
     """The method's options that differ from its configuration file, as "n=8, reward=other"."""
     default = hydra.compose("config", overrides=[f"method={choices['method']}"]).method
     mine, theirs = (_flat(container(part)) for part in (config.method, default))
-    return ", ".join(f"{key}={value}" for key, value in sorted(mine.items()) if theirs.get(key, ...) != value)
+    return ", ".join(
+        f"{key}={value}" for key, value in sorted(mine.items()) if theirs.get(key, ...) != value
+    )
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(value, dict):
         return {prefix: value}
-    return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{prefix}.{key}" if prefix else key).items()}
+    return {
+        k: v
+        for key, inner in value.items()
+        for k, v in _flat(inner, f"{prefix}.{key}" if prefix else key).items()
+    }

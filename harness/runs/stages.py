@@ -29,9 +29,7 @@ CHUNK = 32
 class Dashboard(Protocol):
     """Follows a run while it is made."""
 
-    def follow(
-        self, folder: Path, results: Path
-    ) -> AbstractContextManager[Callable[[], None]]:
+    def follow(self, folder: Path, results: Path) -> AbstractContextManager[Callable[[], None]]:
         """Open a dashboard of a run folder; the function it gives sends what is new."""
         ...
 
@@ -48,10 +46,14 @@ def expect_stages(config: DictConfig) -> None:
         raise UserError(f"on_error={config.on_error}: choose from {', '.join(ON_ERROR)}")
 
 
-def run(config: DictConfig, choices: dict[str, str], tracker: Dashboard, begin: Callable[[Path], None]) -> None:
-    """Carry out the stages of a run, or of a share of it; `begin` is told its folder, once it is claimed.
+def run(
+    config: DictConfig, choices: dict[str, str], tracker: Dashboard, begin: Callable[[Path], None]
+) -> None:
+    """Carry out the stages of a run, or of a share of it; `begin` is told its folder, once it is
+    claimed.
 
-    Raises IncompleteRunError if images of the share are missing in the end, or left without an answer by the judge.
+    Raises IncompleteRunError if images of the share are missing in the end, or left without an
+    answer by the judge.
     """
     from harness.runs.folder import RunFolder
     from harness.runs.imported import Elsewhere
@@ -68,7 +70,10 @@ def run(config: DictConfig, choices: dict[str, str], tracker: Dashboard, begin: 
     begun = path.exists()
     if not begun:  # what cannot be judged leaves no folder
         _expect_judge(point, point.jobs)
-    with RunFolder(path, point.record(), point.jobs, shard) as folder, _followed(tracker, folder, config) as track:
+    with (
+        RunFolder(path, point.record(), point.jobs, shard) as folder,
+        _followed(tracker, folder, config) as track,
+    ):
         begin(path)
         if isinstance(point, Elsewhere):
             point.adopt(folder)
@@ -96,7 +101,11 @@ def _estimate(point: Point) -> None:
 
 def _followed(tracker: Dashboard, folder: RunFolder, config: DictConfig) -> Any:
     """The live dashboard, which the first share keeps for all."""
-    return nullcontext(lambda: None) if folder.shard.index else tracker.follow(folder.path, Path(config.results))
+    return (
+        nullcontext(lambda: None)
+        if folder.shard.index
+        else tracker.follow(folder.path, Path(config.results))
+    )
 
 
 def _announce(point: Point, folder: RunFolder, still: str) -> None:
@@ -105,9 +114,17 @@ def _announce(point: Point, folder: RunFolder, still: str) -> None:
     share = ""
     if folder.shard.count > 1:
         share = f"; share {folder.shard}: {folder.planned} planned, {folder.made} done"
-    prompts, images = len(point.prompts), point.benchmark.images
+    prompts = len(point.prompts)
+    images = point.benchmark.images
     log.info(
-        "%s: %d prompts x %d images planned, %d done%s, %d %s", folder.path, prompts, images, done, share, left, still
+        "%s: %d prompts x %d images planned, %d done%s, %d %s",
+        folder.path,
+        prompts,
+        images,
+        done,
+        share,
+        left,
+        still,
     )
 
 
@@ -116,7 +133,9 @@ def _expect_complete(point: Point, folder: RunFolder) -> None:
     failed = len(folder.missing())
     assert folder.made + failed == folder.planned
     if failed and "generate" in point.config.stages:
-        raise IncompleteRunError(f"{folder.path}: {failed} of {folder.planned} images failed; run again to retry them")
+        raise IncompleteRunError(
+            f"{folder.path}: {failed} of {folder.planned} images failed; run again to retry them"
+        )
     if "score" in point.config.stages and (unanswered := len(folder.unscored(point.judge))):
         raise IncompleteRunError(
             f"{folder.path}: the judge left {unanswered} images without an answer; run again to ask it about them"
@@ -124,7 +143,9 @@ def _expect_complete(point: Point, folder: RunFolder) -> None:
 
 
 def _expect_judge(point: Point, jobs: list[Job]) -> None:
-    """Let the benchmark refuse images that its judge could not be asked about, and say what the others will take."""
+    """Let the benchmark refuse images that its judge could not be asked about, and say what the
+    others will take.
+    """
     if "score" not in point.config.stages or not jobs:
         return
     if hasattr(point.benchmark, "ready"):
@@ -133,19 +154,23 @@ def _expect_judge(point: Point, jobs: list[Job]) -> None:
         log.info("%s", point.benchmark.estimate([job.prompt for job in jobs]))
 
 
-def _generate(point: Point, folder: RunFolder, missing: list[Job], track: Callable[[], None]) -> None:
+def _generate(
+    point: Point, folder: RunFolder, missing: list[Job], track: Callable[[], None]
+) -> None:
     from harness.engine.meter import Meter
     from harness.engine.scheduler import Delivery
     from harness.runs.folder import encode_png, image_path, tokens_sha
 
-    stamp, meter = _stamp(point.model.device), Meter(point.model.device)
+    stamp = _stamp(point.model.device)
+    meter = Meter(point.model.device)
     fresh: list[Job] = []
     scoring = "score" in point.config.stages
 
     with _Progress(folder.path.name, len(missing)) as progress:
 
         def deliver(delivery: Delivery) -> None:
-            job, image = delivery.job, delivery.image
+            job = delivery.job
+            image = delivery.image
             record = SampleRecord(
                 prompt_id=job.prompt.id,
                 image=job.image,
@@ -161,9 +186,13 @@ def _generate(point: Point, folder: RunFolder, missing: list[Job], track: Callab
             )
             folder.save(record, image)
             if image is None:
-                log.warning("%s image %d failed: %s", job.prompt.id, job.image, one_line(delivery.error))
+                log.warning(
+                    "%s image %d failed: %s", job.prompt.id, job.image, one_line(delivery.error)
+                )
                 if point.config.on_error == "stop":
-                    raise IncompleteRunError(f"{folder.path}: {job.prompt.id} image {job.image}: {delivery.error}")
+                    raise IncompleteRunError(
+                        f"{folder.path}: {job.prompt.id} image {job.image}: {delivery.error}"
+                    )
             elif scoring:
                 fresh.append(job)
                 if len(fresh) >= CHUNK:
@@ -175,10 +204,13 @@ def _generate(point: Point, folder: RunFolder, missing: list[Job], track: Callab
 
         timing = point.measure(missing, deliver, meter)
     folder.save_timing(timing)
-    rate, used = timing.images / timing.seconds, timing.fed / max(1, timing.rounds * timing.slots)
+    rate = timing.images / timing.seconds
+    used = timing.fed / max(1, timing.rounds * timing.slots)
     log.info("%s: %.3g images/s, slot utilisation %.0f %%", folder.path, rate, 100 * used)
     if timing.warm_up > 1 and not timing.warm:
-        log.warning("%s: not warm after %d images: its seconds may drift", folder.path, timing.warm_up)
+        log.warning(
+            "%s: not warm after %d images: its seconds may drift", folder.path, timing.warm_up
+        )
 
 
 def _score(point: Point, folder: RunFolder, jobs: Iterable[Job]) -> list[float | None]:
@@ -192,7 +224,9 @@ def _score(point: Point, folder: RunFolder, jobs: Iterable[Job]) -> list[float |
 
 
 def _summarise(point: Point, folder: RunFolder) -> None:
-    """What the benchmark has to say about all scores of the run so far: the log and summary.txt, and its own files."""
+    """What the benchmark has to say about all scores of the run so far: the log and summary.txt,
+    and its own files.
+    """
     from harness.runs.journal import write_atomic
     from harness.runs.lock import alone
 
@@ -200,7 +234,9 @@ def _summarise(point: Point, folder: RunFolder) -> None:
         scores = folder.scores(point.judge)
         if hasattr(point.benchmark, "summarise"):
             lines = list(point.benchmark.summarise(scores))
-            write_atomic(folder.path / "summary.txt", "".join(f"{line}\n" for line in lines).encode())
+            write_atomic(
+                folder.path / "summary.txt", "".join(f"{line}\n" for line in lines).encode()
+            )
             for line in lines:
                 log.info("%s", line)
         if hasattr(point.benchmark, "files"):
@@ -225,7 +261,9 @@ def _commit() -> str:
 
     root = Path(__file__).parent.parent.parent
     if (root / ".git").exists():
-        asked = subprocess.run(["git", "-C", str(root), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+        asked = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+        )
         if asked.returncode == 0:
             return asked.stdout.strip()
     try:
@@ -260,7 +298,9 @@ class _Progress:
             self._bar.n += 1  # a disabled bar does not count
             if time.monotonic() - self._last > 30:
                 self._last = time.monotonic()
-                log.info("%s: %d of %d%s", self._name, self._bar.n, self._bar.total, self._running())
+                log.info(
+                    "%s: %d of %d%s", self._name, self._bar.n, self._bar.total, self._running()
+                )
 
     def scores(self, values: list[float | None]) -> None:
         self._values += [value or 0.0 for value in values]

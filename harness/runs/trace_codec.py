@@ -1,6 +1,8 @@
-"""Series and pictures as short text, so that a method can note them in the journal and the report can show them.
+"""Series and pictures as short text, so that a method can note them in the journal and the report
+can show them.
 
-A series is kept in thousandths as 16-bit numbers, compressed, in base64: about 1.5 characters a value.
+A series is kept in thousandths as 16-bit numbers, compressed, in base64: about 1.5 characters a
+value.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ def pack_series(values: np.ndarray) -> str:
     """Numbers from 0 to 65.534, others are cut off; NaN is kept."""
     number = np.clip(values * 1000, 0, _MISSING - 1).round()
     number = np.where(np.isnan(number), _MISSING, number).astype("<u2")
-    planes = number.reshape(-1, 1).view(np.uint8).T  # high bytes hardly change: apart they compress well
+    planes = (
+        number.reshape(-1, 1).view(np.uint8).T
+    )  # high bytes hardly change: apart they compress well
     return base64.b64encode(zlib.compress(planes.tobytes(), 9)).decode()
 
 
@@ -33,7 +37,9 @@ def unpack_series(text: str) -> np.ndarray:
 
 
 def pack_picture(image: np.ndarray) -> str:
-    """A uint8 [H, W, 3] image as a small lossy WebP in base64, about 1 kB; equal pixels give equal text."""
+    """A uint8 [H, W, 3] image as a small lossy WebP in base64, about 1 kB; equal pixels give equal
+    text.
+    """
     picture = Image.fromarray(image)
     picture.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()

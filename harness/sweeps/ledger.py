@@ -1,7 +1,9 @@
-"""What became of a sweep's points: an append-only ledger, `results/sweeps/<name>.jsonl`, written by all who take part.
+"""What became of a sweep's points: an append-only ledger, `results/sweeps/<name>.jsonl`, written by
+all who take part.
 
-The truth about results stays in the run folders. The ledger says which folder is a point's, so that a finished point
-is known without loading its model; which points were planned; and what went wrong, wherever it was computed.
+The truth about results stays in the run folders. The ledger says which folder is a point's, so that
+a finished point is known without loading its model; which points were planned; and what went wrong,
+wherever it was computed.
 """
 
 from __future__ import annotations
@@ -28,15 +30,22 @@ from harness.runs.read import find_runs, read_run
 ASKED_OF = ("VLM_BASE_URL", "VLM_MODEL")
 """Environment that a judge without an address of its own takes one from."""
 
-OURS = [Path(__file__).resolve().parent.parent / name for name in ("harness", "methods", "benchmarks", "conf")]
+OURS = [
+    Path(__file__).resolve().parent.parent / name
+    for name in ("harness", "methods", "benchmarks", "conf")
+]
 
-Happening = Literal["begun", "planned", "skipped", "started", "finished", "failed", "preempted", "not run"]
+Happening = Literal[
+    "begun", "planned", "skipped", "started", "finished", "failed", "preempted", "not run"
+]
 Files = Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One line. Of a sweep: begun. Of its points: planned, or skipped. Of a point's shares: all others."""
+    """One line. Of a sweep: begun. Of its points: planned, or skipped. Of a point's shares: all
+    others.
+    """
 
     event: Happening
     call: str  # names one start of the sweep
@@ -58,13 +67,21 @@ class Ledger:
     """A sweep's ledger, open for one start of it."""
 
     def __init__(self, path: Path, call: str) -> None:
-        self.path, self.call = path, call
+        self.path = path
+        self.call = call
 
     @classmethod
-    def begin(cls, results: Path, experiment: str, arguments: Iterable[str], claims: Sequence[str]) -> Self:
-        """The ledger of the sweep that `arguments` ask for: the same one each time that they are the same."""
+    def begin(
+        cls, results: Path, experiment: str, arguments: Iterable[str], claims: Sequence[str]
+    ) -> Self:
+        """The ledger of the sweep that `arguments` ask for: the same one each time that they are
+        the same.
+        """
         said = sorted(argument for argument in arguments if not of_the_command(argument))
-        ledger = cls(ledgers(results) / f"{experiment}-{digest(dump(said).encode(), 8)}.jsonl", os.urandom(4).hex())
+        ledger = cls(
+            ledgers(results) / f"{experiment}-{digest(dump(said).encode(), 8)}.jsonl",
+            os.urandom(4).hex(),
+        )
         ledger.write("begun", overrides=said, claims=claims)
         return ledger
 
@@ -80,8 +97,19 @@ class Ledger:
 
     def write(self, event: Happening, **about: Any) -> None:
         """Append a line; whole, whoever else is writing."""
-        line = Event(event, self.call, time_s=time.time(), host=socket.gethostname(), pid=os.getpid(), **about)
-        kept = {name: value for name, value in dataclasses.asdict(line).items() if value or name in ("event", "call")}
+        line = Event(
+            event,
+            self.call,
+            time_s=time.time(),
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            **about,
+        )
+        kept = {
+            name: value
+            for name, value in dataclasses.asdict(line).items()
+            if value or name in ("event", "call")
+        }
         append(self.path, dump(kept))
 
     def events(self) -> list[Event]:
@@ -99,7 +127,9 @@ def ledgers(results: Path) -> Path:
 
 
 def read_events(path: Path) -> list[Event]:
-    """A ledger's lines. Raises UserError for one that cannot be read; a torn last line is passed over."""
+    """A ledger's lines. Raises UserError for one that cannot be read; a torn last line is passed
+    over.
+    """
     return list(read_lines(path, lambda line: Event(**json.loads(line)))) if path.exists() else []
 
 
@@ -108,11 +138,18 @@ def outcomes(events: Sequence[Event]) -> list[Event]:
 
     One that has no end, because its worker died, has failed.
     """
-    ends = {(e.point, e.shard): e for e in events if e.event in ("finished", "failed", "preempted", "not run")}
+    ends = {
+        (e.point, e.shard): e
+        for e in events
+        if e.event in ("finished", "failed", "preempted", "not run")
+    }
     lost = "its worker ended without a word (killed, or out of memory); run again to go on"
     return [
         dataclasses.replace(
-            ends.get((plan.point, shard), dataclasses.replace(plan, event="failed", shard=shard, error=lost, code=1)),
+            ends.get(
+                (plan.point, shard),
+                dataclasses.replace(plan, event="failed", shard=shard, error=lost, code=1),
+            ),
             overrides=plan.overrides,
         )
         for plan in events
@@ -123,8 +160,13 @@ def outcomes(events: Sequence[Event]) -> list[Event]:
 
 def names(points: Sequence[Event]) -> list[str]:
     """Points by what they do not share."""
-    shared = set.intersection(*(set(point.overrides) for point in points)) if len(points) > 1 else set()
-    return [" ".join(said for said in point.overrides if said not in shared) or "the defaults" for point in points]
+    shared = (
+        set.intersection(*(set(point.overrides) for point in points)) if len(points) > 1 else set()
+    )
+    return [
+        " ".join(said for said in point.overrides if said not in shared) or "the defaults"
+        for point in points
+    ]
 
 
 # ------------------------------------------------------------------ which points are finished
@@ -137,7 +179,9 @@ class Known:
         self._results = results
         self._started: dict[str, Event] = {}
         for path in sorted(ledgers(results).glob("*.jsonl")):
-            self._started |= {event.point: event for event in read_events(path) if event.event == "started"}
+            self._started |= {
+                event.point: event for event in read_events(path) if event.event == "started"
+            }
 
     def finished(self, point: str, stages: Iterable[str]) -> str | None:
         """The folder of a point that has nothing left to do, below results; None for all others."""
@@ -148,7 +192,9 @@ class Known:
 
 
 def complete(folder: Path, stages: Iterable[str]) -> bool:
-    """Whether every planned image of a run folder is there, byte for byte, and scored if `stages` ask for scores."""
+    """Whether every planned image of a run folder is there, byte for byte, and scored if `stages`
+    ask for scores.
+    """
     try:
         run = read_run(folder)
     except UserError:
@@ -158,10 +204,11 @@ def complete(folder: Path, stages: Iterable[str]) -> bool:
 
 
 def point_key(overrides: Iterable[str], searched: Iterable[str]) -> str:
-    """Names a point without composing it: by what was asked for, and by all of the project that could change it.
+    """Names a point without composing it: by what was asked for, and by all of the project that
+    could change it.
 
-    `searched` are further folders of configuration. Another key is only less luck: the point is then built, and found
-    complete by its fingerprint.
+    `searched` are further folders of configuration. Another key is only less luck: the point is
+    then built, and found complete by its fingerprint.
     """
     said = sorted(override for override in overrides if not of_the_command(override))
     asked_of = [os.environ.get(name, "") for name in ASKED_OF]
@@ -169,8 +216,12 @@ def point_key(overrides: Iterable[str], searched: Iterable[str]) -> str:
 
 
 def state_of(results: Path, about: Sequence[str]) -> str:
-    """What a report of a results folder follows from: the run folders' journals, the project, and what was asked."""
-    files = [file for run in find_runs(results) for file in sorted(run.glob("[!.]*.*")) if file.is_file()]
+    """What a report of a results folder follows from: the run folders' journals, the project, and
+    what was asked.
+    """
+    files = [
+        file for run in find_runs(results) for file in sorted(run.glob("[!.]*.*")) if file.is_file()
+    ]
     journals = [(str(file.relative_to(results)), *_stat(file)) for file in files]
     return digest(dump([journals, list(about), _sources(())]).encode())
 
@@ -189,12 +240,18 @@ def _sources(searched: tuple[str, ...]) -> str:
 
 
 def files_of(config: Any) -> dict[str, list[int]]:
-    """Files and folders outside the project that a plain configuration names, classes' files among them."""
+    """Files and folders outside the project that a plain configuration names, classes' files among
+    them.
+    """
     found: dict[str, list[int]] = {}
     for key, value in _leaves(config):
         path = _module_file(value) if key == "_target_" else Path(value).expanduser()
         with suppress(OSError, ValueError):
-            if path and path.exists() and not any(path.resolve().is_relative_to(folder) for folder in OURS):
+            if (
+                path
+                and path.exists()
+                and not any(path.resolve().is_relative_to(folder) for folder in OURS)
+            ):
                 found[str(path)] = _state(path)
     return found
 
@@ -228,7 +285,11 @@ def _changed(path: str, was: Sequence[int]) -> bool:
 def _state(path: Path) -> list[int]:
     """Size and time of change of a file; of all files below a folder, their sum and the last."""
     sizes = [(state[1], state[2]) for state in _states(path)] if path.is_dir() else [_stat(path)]
-    return [sum(size for size, _ in sizes), max((changed for _, changed in sizes), default=0), len(sizes)]
+    return [
+        sum(size for size, _ in sizes),
+        max((changed for _, changed in sizes), default=0),
+        len(sizes),
+    ]
 
 
 def _states(folder: Path) -> list[tuple[str, int, int]]:

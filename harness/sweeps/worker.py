@@ -1,4 +1,6 @@
-"""One job of a sweep in a process of its own: a command line, carried out wherever a launcher puts it."""
+"""One job of a sweep in a process of its own: a command line, carried out wherever a launcher puts
+it.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from harness.runs.preemption import PREEMPTED
 
 @dataclass(frozen=True)
 class Work:
-    """What a worker is sent: a command line without `-m`, where it runs, and the environment that differs there."""
+    """What a worker is sent: a command line without `-m`, where it runs, and the environment that
+    differs there.
+    """
 
     command: Callable[[Sequence[str]], int]  # carries out a command line, returns its exit code
     arguments: tuple[str, ...]
@@ -23,7 +27,9 @@ class Work:
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def __call__(self) -> int:
-        """Carry it out; returns its exit code. What became of the job stands in the sweep's ledger."""
+        """Carry it out; returns its exit code. What became of the job stands in the sweep's
+        ledger.
+        """
         os.environ.update(self.environment)
         sys.path += [place for place in self.path if place not in sys.path]
         with chdir(self.folder):
@@ -33,7 +39,9 @@ class Work:
         return code
 
     def checkpoint(self) -> Any:
-        """What submitit is to submit again after a preemption: the same, because the journals know how far it came."""
+        """What submitit is to submit again after a preemption: the same, because the journals know
+        how far it came.
+        """
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)

@@ -1,4 +1,6 @@
-"""The model card of a weight set: `card.json` for programs, `MODEL_CARD.md` rendered from it for people."""
+"""The model card of a weight set: `card.json` for programs, `MODEL_CARD.md` rendered from it for
+people.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,10 @@ RECIPE = """
 
 def write_card(folder: Path, card: Mapping[str, Any]) -> None:
     """Write both forms, atomically."""
-    for name, text in (("card.json", json.dumps(card, indent=1) + "\n"), ("MODEL_CARD.md", render(card))):
+    for name, text in (
+        ("card.json", json.dumps(card, indent=1) + "\n"),
+        ("MODEL_CARD.md", render(card)),
+    ):
         draft = folder / f"{name}.tmp"
         draft.write_text(text)
         os.replace(draft, folder / name)
@@ -46,7 +51,10 @@ def render(card: Mapping[str, Any]) -> str:
     """The card as Markdown."""
     lines = [f"# {card['set']}", ABOUT]
     if missing := [part for part in PARTS if f"{part}.safetensors" not in card["sha256"]]:
-        lines += [f"**In training.** Not here yet: {', '.join(missing)}. `export --unpack` lays out what there is.", ""]
+        lines += [
+            f"**In training.** Not here yet: {', '.join(missing)}. `export --unpack` lays out what there is.",
+            "",
+        ]
     lines += [f"Classes: {', '.join(card['classes'])}.", "", "## Recipe", RECIPE]
     lines += [f"- Note: {note}" for note in card.get("notes", [])]
     lines += [
@@ -62,7 +70,9 @@ def render(card: Mapping[str, Any]) -> str:
         lines.append(f"| {part} | {' | '.join(map(str, numbers))} | `{sha}` |")
     for kind, measured in sorted(card.get("measured", {}).items()):
         if measured:
-            command = " --quick" * ("quick" in kind) + " --metadata evaluation_metadata.jsonl" * ("official" in kind)
+            command = " --quick" * ("quick" in kind) + " --metadata evaluation_metadata.jsonl" * (
+                "official" in kind
+            )
             lines += ["", f"## Measured by `python -m harness.training.verify{command}`", ""]
             lines += [
                 f"On {measured['on']}.",
@@ -75,5 +85,9 @@ def render(card: Mapping[str, Any]) -> str:
 
 
 def _gate(row: Mapping[str, Any]) -> str:
-    asked = " ".join(f"{sign} {row[key]:g}" for sign, key in (("≥", "least"), ("≤", "most")) if row[key] is not None)
+    asked = " ".join(
+        f"{sign} {row[key]:g}"
+        for sign, key in (("≥", "least"), ("≤", "most"))
+        if row[key] is not None
+    )
     return f"| {row['name']} | {row['value']:.3f} | {asked or 'reported'} | {'' if row['holds'] else '**short**'} |"

@@ -1,7 +1,9 @@
-"""Pages to be looked at: every class (`python -m harness.training.contact_sheet`), or what was drawn.
+"""Pages to be looked at: every class (`python -m harness.training.contact_sheet`), or what was
+drawn.
 
-Each cell shows a sprite in its own colours at 32 and at 16 pixels, and in the ten colours at 20. With `--run FOLDER`
-the page shows that run's best, median and worst images of every task, by the reward, and lies beside the weights' card.
+Each cell shows a sprite in its own colours at 32 and at 16 pixels, and in the ten colours at 20.
+With `--run FOLDER` the page shows that run's best, median and worst images of every task, by the
+reward, and lies beside the weights' card.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from harness.results.contact_sheet import range_sheet
 from harness.runs.read import read_run
 
 PAGE = files.FOLDER.parent / "sprites" / "SHEET.png"
-COLUMNS, ZOOM = 5, 2
+COLUMNS = 5
+ZOOM = 2
 TITLE = 7
 CELL = (32 + 16 + 5 * 20 + 2, TITLE + 2 * 20 + 1)
 """Width and height in the sprites' pixels."""
@@ -36,8 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--run", type=Path, help="a folder of a run, as results/pictogram/pictogram_80/plain-...")
-    parser.add_argument("--weights", default=DEFAULT, help="the set whose reward grades them, and whose page it is")
+    parser.add_argument(
+        "--run", type=Path, help="a folder of a run, as results/pictogram/pictogram_80/plain-..."
+    )
+    parser.add_argument(
+        "--weights", default=DEFAULT, help="the set whose reward grades them, and whose page it is"
+    )
     chosen = parser.parse_args(arguments)
     try:
         drawn = chosen.run and range_sheet(read_run(chosen.run), PictogramReward(chosen.weights))
@@ -56,11 +63,18 @@ def page() -> Image.Image:
     for name, (x, y) in zip(CLASSES, spots, strict=True):
         top = y + TITLE
         pixels[top : y + CELL[1] - 1, x : x + CELL[0] - 2] = world.BACKGROUNDS[0]
-        shown: list[tuple[int, int, str | None, int]] = [(x, top, None, 32), (x + 32, top, None, 16)]
-        shown += [(x + 48 + i % 5 * 20, top + i // 5 * 20, color, 20) for i, color in enumerate(COLORS)]
+        shown: list[tuple[int, int, str | None, int]] = [
+            (x, top, None, 32),
+            (x + 32, top, None, 16),
+        ]
+        shown += [
+            (x + 48 + i % 5 * 20, top + i // 5 * 20, color, 20) for i, color in enumerate(COLORS)
+        ]
         for left, up, color, size in shown:
             pixels[up : up + size, left : left + size] = world.patch_of(name, color, size, 0)[0]
-    sheet = Image.fromarray(pixels).resize((pixels.shape[1] * ZOOM, pixels.shape[0] * ZOOM), Image.Resampling.NEAREST)
+    sheet = Image.fromarray(pixels).resize(
+        (pixels.shape[1] * ZOOM, pixels.shape[0] * ZOOM), Image.Resampling.NEAREST
+    )
     text = ImageDraw.Draw(sheet)
     for name, (x, y) in zip(CLASSES, spots, strict=True):
         text.text((x * ZOOM + 2, y * ZOOM + 1), name, fill=(0, 0, 0))

@@ -1,10 +1,11 @@
 """Write a trained set into the package: `python -m harness.training.export --set pictogram_16`.
 
-`--unpack` does the reverse: it lays out checkpoints from a shipped set, so that training can go on elsewhere.
+`--unpack` does the reverse: it lays out checkpoints from a shipped set, so that training can go on
+elsewhere.
 
-Takes the parts whose checkpoints exist, writes them in half precision, and records in `card.json` what made them:
-seeds, CPU minutes, samples, curves and the sha256 of each file. Measurements already on the card stay if no file
-that was there changed.
+Takes the parts whose checkpoints exist, writes them in half precision, and records in `card.json`
+what made them: seeds, CPU minutes, samples, curves and the sha256 of each file. Measurements
+already on the card stay if no file that was there changed.
 """
 
 from __future__ import annotations
@@ -28,17 +29,26 @@ from harness.training.train_generator import SPECS as GENERATORS
 from harness.training.train_tokenizer import new_vq
 
 STATE = Path("training") / "generator.pt"
-"""The generator's checkpoint in half the bits, beside the weights: what a longer training continues from."""
+"""The generator's checkpoint in half the bits, beside the weights: what a longer training continues
+from.
+"""
 
 
 def main() -> None:
     parser = training.parser(__doc__ or "", cpu_minutes=0)
     parser.add_argument("--to", type=Path, default=files.FOLDER, help="folder of weight sets")
-    parser.add_argument("--unpack", action="store_true", help="make checkpoints from the shipped set instead")
-    parser.add_argument("--unfinished", action="store_true", help="of the generator only what its training needs")
+    parser.add_argument(
+        "--unpack", action="store_true", help="make checkpoints from the shipped set instead"
+    )
+    parser.add_argument(
+        "--unfinished", action="store_true", help="of the generator only what its training needs"
+    )
     arguments = parser.parse_args()
-    options, folder = training.options(arguments), arguments.to / arguments.set
-    unpack(options, folder) if arguments.unpack else export(options, folder, unfinished=arguments.unfinished)
+    options = training.options(arguments)
+    folder = arguments.to / arguments.set
+    unpack(options, folder) if arguments.unpack else export(
+        options, folder, unfinished=arguments.unfinished
+    )
 
 
 def export(options: training.Options, folder: Path, *, unfinished: bool = False) -> None:
@@ -54,9 +64,17 @@ def export(options: training.Options, folder: Path, *, unfinished: bool = False)
         if not states:
             continue
         module, config = rebuild(part, states, options)
-        about = {"seed": states["seed"], "cpu_min": round(progress.cpu_s / 60, 1), "samples": progress.samples}
+        about = {
+            "seed": states["seed"],
+            "cpu_min": round(progress.cpu_s / 60, 1),
+            "samples": progress.samples,
+        }
         if not (unfinished and part == "generator"):
-            files.write(folder / f"{part}.safetensors", module, {**config, **about, "classes": list(options.classes)})
+            files.write(
+                folder / f"{part}.safetensors",
+                module,
+                {**config, **about, "classes": list(options.classes)},
+            )
         curve = progress.curve[:: max(1, len(progress.curve) // 24)] + progress.curve[-1:]
         size = {"parameters": files.parameters(module), "steps": progress.step}
         card["parts"][part] = {**config, **about, **size, "curve": curve}
@@ -70,18 +88,24 @@ def export(options: training.Options, folder: Path, *, unfinished: bool = False)
 
 
 def unpack(options: training.Options, folder: Path) -> None:
-    """Checkpoints of every part that was trained: the generator's with its optimisers, the others' with fresh ones."""
+    """Checkpoints of every part that was trained: the generator's with its optimisers, the others'
+    with fresh ones.
+    """
     card = json.loads((folder / "card.json").read_text())
     for part in card["parts"]:
         path = options.checkpoint(part)
         if path.is_file():
             raise files.WeightsError(f"{path} exists: training would lose it; move it away first")
         if part == "generator":
-            training.write(path, compact(torch.load(folder / STATE, weights_only=True), torch.float32))
+            training.write(
+                path, compact(torch.load(folder / STATE, weights_only=True), torch.float32)
+            )
             continue
         state, config, _ = files.read(str(folder), part)
         about = card["parts"][part]
-        progress = training.Progress(about["steps"], about["samples"], 60 * about["cpu_min"], about["curve"])
+        progress = training.Progress(
+            about["steps"], about["samples"], 60 * about["cpu_min"], about["curve"]
+        )
         saved = {
             "progress": progress.state(),
             "model": state,
@@ -107,8 +131,12 @@ def compact(value: Any, dtype: torch.dtype) -> Any:
     return [compact(one, dtype) for one in value] if isinstance(value, list) else value
 
 
-def rebuild(part: str, states: Mapping[str, Any], options: training.Options) -> tuple[nn.Module, dict[str, object]]:
-    """The module of a checkpoint (a generator's running average) and the configuration it is stored with."""
+def rebuild(
+    part: str, states: Mapping[str, Any], options: training.Options
+) -> tuple[nn.Module, dict[str, object]]:
+    """The module of a checkpoint (a generator's running average) and the configuration it is stored
+    with.
+    """
     if part == "tokenizer":
         vq = new_vq()
         vq.load_state_dict(states["model"])

@@ -1,8 +1,10 @@
-"""What the training scripts share: a budget of CPU time, checkpoints that continue, schedules, and the Muon optimiser.
+"""What the training scripts share: a budget of CPU time, checkpoints that continue, schedules, and
+the Muon optimiser.
 
-Every script runs on one thread (two threads on contended cores are ten times slower: they wait for each other) and
-measures its budget in CPU time of the process, so that a busy machine trains as long as an idle one. Matrix products
-run under bfloat16 autocast, which current CPUs execute ten times faster than float32.
+Every script runs on one thread (two threads on contended cores are ten times slower: they wait for
+each other) and measures its budget in CPU time of the process, so that a busy machine trains as
+long as an idle one. Matrix products run under bfloat16 autocast, which current CPUs execute ten
+times faster than float32.
 """
 
 from __future__ import annotations
@@ -47,23 +49,37 @@ class Options:
 def parser(description: str, *, cpu_minutes: float) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=description)
     made.add_argument(
-        "--set", default="pictogram_16", choices=sorted(CLASS_SETS), help="class set, names the checkpoints"
+        "--set",
+        default="pictogram_16",
+        choices=sorted(CLASS_SETS),
+        help="class set, names the checkpoints",
     )
     made.add_argument(
-        "--cpu-minutes", type=float, default=cpu_minutes, help="CPU time of the whole training, earlier runs included"
+        "--cpu-minutes",
+        type=float,
+        default=cpu_minutes,
+        help="CPU time of the whole training, earlier runs included",
     )
     made.add_argument("--seed", type=int, default=0)
     made.add_argument(
-        "--work", type=Path, default=Path(".train"), help="folder of checkpoints; running again continues there"
+        "--work",
+        type=Path,
+        default=Path(".train"),
+        help="folder of checkpoints; running again continues there",
     )
-    made.add_argument("--warm", help="a shipped set to begin with, where its tensors fit, instead of random weights")
+    made.add_argument(
+        "--warm",
+        help="a shipped set to begin with, where its tensors fit, instead of random weights",
+    )
     return made
 
 
 def options(arguments: argparse.Namespace) -> Options:
     torch.set_num_threads(1)
     torch.manual_seed(arguments.seed)
-    return Options(arguments.set, arguments.cpu_minutes, arguments.seed, arguments.work, arguments.warm)
+    return Options(
+        arguments.set, arguments.cpu_minutes, arguments.seed, arguments.work, arguments.warm
+    )
 
 
 def autocast() -> torch.autocast:
@@ -71,13 +87,17 @@ def autocast() -> torch.autocast:
 
 
 def stream(seed: int, part: str, step: int) -> random.Random:
-    """The randomness of one step's data: a function of the step, so that a continued training sees the same data."""
+    """The randomness of one step's data: a function of the step, so that a continued training sees
+    the same data.
+    """
     return random.Random(f"{seed}/{part}/{step}")
 
 
 @dataclass(slots=True)
 class Progress:
-    """How far a training is: steps, samples, CPU seconds (earlier runs included) and the curve for the card."""
+    """How far a training is: steps, samples, CPU seconds (earlier runs included) and the curve for
+    the card.
+    """
 
     step: int = 0
     samples: int = 0
@@ -101,11 +121,20 @@ class Progress:
         print(" ".join(f"{key} {value}" for key, value in self.curve[-1].items()), flush=True)
 
     def state(self) -> dict[str, object]:
-        return {"step": self.step, "samples": self.samples, "cpu_s": self.cpu_s, "curve": self.curve}
+        return {
+            "step": self.step,
+            "samples": self.samples,
+            "cpu_s": self.cpu_s,
+            "curve": self.curve,
+        }
 
 
 def save(
-    path: Path, progress: Progress, module: nn.Module, optimisers: Iterable[torch.optim.Optimizer], **more: object
+    path: Path,
+    progress: Progress,
+    module: nn.Module,
+    optimisers: Iterable[torch.optim.Optimizer],
+    **more: object,
 ) -> None:
     """Write a checkpoint."""
     states = {
@@ -134,21 +163,27 @@ def resume(path: Path) -> tuple[Progress, dict[str, Any]]:
 
 
 def restore(optimisers: Sequence[torch.optim.Optimizer], states: Sequence[dict[str, Any]]) -> None:
-    """Optimisers as a checkpoint left them; one unpacked from shipped weights has none, and they start anew."""
+    """Optimisers as a checkpoint left them; one unpacked from shipped weights has none, and they
+    start anew.
+    """
     for optimiser, state in zip(optimisers, states, strict=bool(states)):
         optimiser.load_state_dict(state)
 
 
 def warm(options: Options, part: str, module: nn.Module, *, but: str = "") -> None:
-    """Begin with the weights of another set: each tensor fills the corner of its namesake that it covers.
+    """Begin with the weights of another set: each tensor fills the corner of its namesake that it
+    covers.
 
-    Tensors whose name starts with `but` keep their random values: rows that stand for other classes are of no use.
+    Tensors whose name starts with `but` keep their random values: rows that stand for other classes
+    are of no use.
 
-    Output projections of the trunk are zero at the start, so layers and hidden units beyond the corner change nothing.
+    Output projections of the trunk are zero at the start, so layers and hidden units beyond the
+    corner change nothing.
     """
     if options.warm is None:
         return
-    state, own = files.read(options.warm, part)[0], module.state_dict()
+    state = files.read(options.warm, part)[0]
+    own = module.state_dict()
     for name in own.keys() & {name for name in state if not but or not name.startswith(but)}:
         corner = tuple(map(slice, state[name].shape))
         own[name][corner].copy_(state[name])
@@ -174,14 +209,18 @@ Compiled = TypeVar("Compiled", bound=Callable[..., Tensor])
 
 
 def compiled(function: Compiled) -> Compiled:
-    """`function` with fused kernels where a C++ compiler is at hand (2.5 times faster), else as it is."""
+    """`function` with fused kernels where a C++ compiler is at hand (2.5 times faster), else as it
+    is.
+    """
     if shutil.which("g++") is None:
         return function
     return torch.compile(function)  # type: ignore[return-value]
 
 
 def attend_causally(_layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention written out: on a CPU in bfloat16 its backward is far faster than the fused kernel's."""
+    """Causal attention written out: on a CPU in bfloat16 its backward is far faster than the fused
+    kernel's.
+    """
     with torch.autocast("cpu", enabled=False):
         q, k, v = (x.bfloat16() for x in (q, k, v))
         future = torch.full((q.shape[-2], q.shape[-2]), float("-inf"), dtype=q.dtype).triu(1)
@@ -189,7 +228,9 @@ def attend_causally(_layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def decay(share: float, *, warm: float = 0.02) -> float:
-    """Learning-rate factor: short warm-up, constant, linear to 0.02 over the second half of the budget."""
+    """Learning-rate factor: short warm-up, constant, linear to 0.02 over the second half of the
+    budget.
+    """
     return min(1.0, (share + 1e-3) / warm) * min(1.0, 0.02 + 0.98 * 2 * (1 - share))
 
 
@@ -199,7 +240,9 @@ def set_rate(optimisers: Iterable[torch.optim.Optimizer], factor: float) -> None
             group["lr"] = factor * group["peak"]
 
 
-def adamw(parameters: Iterable[nn.Parameter], peak: float, *, weight_decay: float = 0.01) -> torch.optim.AdamW:
+def adamw(
+    parameters: Iterable[nn.Parameter], peak: float, *, weight_decay: float = 0.01
+) -> torch.optim.AdamW:
     optimiser = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.98), weight_decay=weight_decay)
     for group in optimiser.param_groups:
         group["peak"] = peak
@@ -207,20 +250,29 @@ def adamw(parameters: Iterable[nn.Parameter], peak: float, *, weight_decay: floa
 
 
 def muon_adamw(module: nn.Module, muon: float, adam: float) -> list[torch.optim.Optimizer]:
-    """Muon for the inner matrices and kernels of a module, AdamW for what has no such shape or reads embeddings."""
+    """Muon for the inner matrices and kernels of a module, AdamW for what has no such shape or
+    reads embeddings.
+    """
     trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    inner = [p for name, p in trained if p.ndim >= 2 and p.shape[0] > 4 and "embed" not in name and "head" not in name]
+    inner = [
+        p
+        for name, p in trained
+        if p.ndim >= 2 and p.shape[0] > 4 and "embed" not in name and "head" not in name
+    ]
     chosen = set(map(id, inner))
     return [Muon(inner, muon), adamw([p for _, p in trained if id(p) not in chosen], adam)]
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose matrix update is orthogonalised by a quintic Newton-Schulz iteration (Jordan et al., Muon, 2024).
+    """Momentum whose matrix update is orthogonalised by a quintic Newton-Schulz iteration (Jordan
+    et al., Muon, 2024).
 
     Convolution kernels count as matrices of output channels by everything else.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], peak: float, *, momentum: float = 0.95) -> None:
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], peak: float, *, momentum: float = 0.95
+    ) -> None:
         super().__init__(list(parameters), {"lr": peak, "peak": peak, "momentum": momentum})
 
     @torch.no_grad()

@@ -1,7 +1,9 @@
-"""Train a detector: `python -m harness.training.train_detector --arch residual --part judge --seed 101`.
+"""Train a detector: `python -m harness.training.train_detector --arch residual --part judge --seed
+101`.
 
-Data are rendered scenes with blur, gain, tint and noise; once a tokenizer exists, half of each batch goes through it,
-with some codes swapped for neighbours. Broken objects (cut in half, merged from two, shuffled) are hard negatives.
+Data are rendered scenes with blur, gain, tint and noise; once a tokenizer exists, half of each
+batch goes through it, with some codes swapped for neighbours. Broken objects (cut in half, merged
+from two, shuffled) are hard negatives.
 """
 
 from __future__ import annotations
@@ -61,7 +63,9 @@ def train(options: training.Options, part: str, architecture: str) -> Detector:
         training.descend(loss, network, optimisers)
         progress.tick(BATCH)
         if progress.step % 100 == 0:
-            progress.note(loss=loss.item(), **measure(Detector(network, options.classes), vq, options))
+            progress.note(
+                loss=loss.item(), **measure(Detector(network, options.classes), vq, options)
+            )
             training.save(path, progress, network, optimisers, architecture=architecture)
     progress.note(**measure(Detector(network, options.classes), vq, options))
     training.save(path, progress, network, optimisers, architecture=architecture)
@@ -78,7 +82,7 @@ def trained_vq(options: training.Options) -> VQ | None:
     return vq.eval()
 
 
-# --- data ------------------------------------------------------------------------------------------------------------
+# --- data -----------------------------------------------------------------------------------------
 
 
 def batch(
@@ -106,19 +110,29 @@ def broken(scene: Scene, rng: random.Random, classes: Sequence[str]) -> Scene:
     pixels, placed = scene
     if not placed or rng.random() > 0.5:
         return scene
-    pixels, spoilt = pixels.copy(), rng.choice(placed)
+    pixels = pixels.copy()
+    spoilt = rng.choice(placed)
     x1, y1, x2, y2 = spoilt.box
     region = pixels[y1:y2, x1:x2]
     background = np.array(_background(pixels, placed), np.uint8)
     kind = rng.choice(("half", "merged", "shuffled", "shuffled"))
     if kind == "half":
         height, width = region.shape[:2]
-        cut = rng.choice((np.s_[: height // 2], np.s_[height // 2 :], np.s_[:, : width // 2], np.s_[:, width // 2 :]))
+        cut = rng.choice(
+            (
+                np.s_[: height // 2],
+                np.s_[height // 2 :],
+                np.s_[:, : width // 2],
+                np.s_[:, width // 2 :],
+            )
+        )
         region[cut] = background
     elif kind == "merged":
         other = rng.choice([name for name in classes if name != spoilt.name])
         index = world.BACKGROUNDS.index(tuple(background.tolist()))
-        patch, _ = world.patch_of(other, spoilt.color, 4 * ((max(region.shape[:2]) + 3) // 4), index)
+        patch, _ = world.patch_of(
+            other, spoilt.color, 4 * ((max(region.shape[:2]) + 3) // 4), index
+        )
         width = region.shape[1] // 2
         region[:, width:] = patch[: region.shape[0], width : region.shape[1]]
     else:
@@ -127,14 +141,18 @@ def broken(scene: Scene, rng: random.Random, classes: Sequence[str]) -> Scene:
 
 
 def _background(pixels: Pixels, placed: Sequence[Placed]) -> tuple[int, int, int]:
-    counts = [int((pixels == np.array(color, np.uint8)).all(-1).sum()) for color in world.BACKGROUNDS]
+    counts = [
+        int((pixels == np.array(color, np.uint8)).all(-1).sum()) for color in world.BACKGROUNDS
+    ]
     return world.BACKGROUNDS[int(np.argmax(counts))]
 
 
 def shuffle_blocks(region: Pixels, rng: random.Random, size: int = 4) -> None:
     """Permute the whole blocks of a region, in place."""
     spots = [
-        (y, x) for y in range(0, region.shape[0] - size + 1, size) for x in range(0, region.shape[1] - size + 1, size)
+        (y, x)
+        for y in range(0, region.shape[0] - size + 1, size)
+        for x in range(0, region.shape[1] - size + 1, size)
     ]
     blocks = [region[y : y + size, x : x + size].copy() for y, x in spots]
     rng.shuffle(blocks)
@@ -143,14 +161,20 @@ def shuffle_blocks(region: Pixels, rng: random.Random, size: int = 4) -> None:
 
 
 @torch.no_grad()
-def through_tokenizer(vq: VQ, x: Tensor, noise: np.random.Generator, *, swap: float = 0.06) -> Tensor:
-    """Encode and decode, with a share of the codes replaced by one of their five nearest neighbours."""
+def through_tokenizer(
+    vq: VQ, x: Tensor, noise: np.random.Generator, *, swap: float = 0.06
+) -> Tensor:
+    """Encode and decode, with a share of the codes replaced by one of their five nearest
+    neighbours.
+    """
     with training.autocast():
         codes = vq.encode(x)
         rows = vq.quantize.rows().float()
         near = (rows @ rows.T).topk(6, dim=-1).indices
         swapped = near[codes, torch.from_numpy(noise.integers(1, 6, codes.shape))]
-        chosen = torch.from_numpy(noise.random(codes.shape) < swap * noise.integers(0, 3, (len(codes), 1)))
+        chosen = torch.from_numpy(
+            noise.random(codes.shape) < swap * noise.integers(0, 3, (len(codes), 1))
+        )
         y = vq.decode(torch.where(chosen, swapped, codes), GRID)
     return to_uint8(y).permute(0, 3, 1, 2).float().div(127.5).sub(1)
 
@@ -158,7 +182,9 @@ def through_tokenizer(vq: VQ, x: Tensor, noise: np.random.Generator, *, swap: fl
 def worn(x_B3HW: Tensor, noise: np.random.Generator) -> Tensor:
     """Blur, gain, tint and noise, different for each picture; a quarter stays as it is."""
     count = len(x_B3HW)
-    strength = torch.from_numpy((noise.random((count, 1, 1, 1)) > 0.25) * noise.random((count, 1, 1, 1))).float()
+    strength = torch.from_numpy(
+        (noise.random((count, 1, 1, 1)) > 0.25) * noise.random((count, 1, 1, 1))
+    ).float()
     kernel = torch.tensor([0.25, 0.5, 0.25])
     kernel = (kernel[:, None] * kernel)[None, None].expand(3, 1, 3, 3)
     blurred = F.conv2d(F.pad(x_B3HW, (1, 1, 1, 1), mode="replicate"), kernel, groups=3)
@@ -169,8 +195,12 @@ def worn(x_B3HW: Tensor, noise: np.random.Generator) -> Tensor:
     return (x * gain + tint + grain).clamp(-1, 1)
 
 
-def targets(placed: Sequence[Sequence[Placed]], classes: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
-    """Heat [B, C, h, w] with a soft bump at each centre, distances [B, 4, h, w], mask of central cells [B, 1, h, w]."""
+def targets(
+    placed: Sequence[Sequence[Placed]], classes: Sequence[str]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Heat [B, C, h, w] with a soft bump at each centre, distances [B, 4, h, w], mask of central
+    cells [B, 1, h, w].
+    """
     cells = SIDE // STRIDE
     heat = torch.zeros(len(placed), len(classes), cells, cells)
     sides = torch.zeros(len(placed), 4, cells, cells)
@@ -179,20 +209,27 @@ def targets(placed: Sequence[Sequence[Placed]], classes: Sequence[str]) -> tuple
     for b, scene in enumerate(placed):
         for one in scene:
             x1, y1, x2, y2 = one.box
-            j, i = (min(int((low + high) / 2 / STRIDE), cells - 1) for low, high in ((x1, x2), (y1, y2)))
-            bump = torch.exp(-((torch.arange(cells)[:, None] - i) ** 2 + (torch.arange(cells) - j) ** 2) / 1.0)
+            j, i = (
+                min(int((low + high) / 2 / STRIDE), cells - 1) for low, high in ((x1, x2), (y1, y2))
+            )
+            bump = torch.exp(
+                -((torch.arange(cells)[:, None] - i) ** 2 + (torch.arange(cells) - j) ** 2) / 1.0
+            )
             channel = heat[b, classes.index(one.name)]
             torch.maximum(channel, bump, out=channel)
             for u in range(max(i - 1, 0), min(i + 2, cells)):
                 for v in range(max(j - 1, 0), min(j + 2, cells)):
-                    x, y = float(centres[v]), float(centres[u])
+                    x = float(centres[v])
+                    y = float(centres[u])
                     sides[b, :, u, v] = torch.tensor([x - x1, y - y1, x2 - x, y2 - y])
                     central[b, 0, u, v] = 1
     return heat, sides, central
 
 
 def step(network: nn.Module, x: Tensor, wanted: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """CenterNet's focal loss on the heat (its equation 1) and an L1 loss on the distances around the centres."""
+    """CenterNet's focal loss on the heat (its equation 1) and an L1 loss on the distances around
+    the centres.
+    """
     heat, sides, central = wanted
     with training.autocast():
         out = network(x.contiguous(memory_format=torch.channels_last))
@@ -206,15 +243,25 @@ def step(network: nn.Module, x: Tensor, wanted: tuple[Tensor, Tensor, Tensor]) -
     return -(positive.sum() + negative.sum()) / count + 0.1 * off
 
 
-# --- measuring -------------------------------------------------------------------------------------------------------
+# --- measuring ------------------------------------------------------------------------------------
 
 
-def measure(detector: Detector, vq: VQ | None, options: training.Options, *, count: int = 96) -> dict[str, float]:
-    """Precision, recall and colour accuracy on held-out renders and, with a tokenizer, on their reconstructions."""
+def measure(
+    detector: Detector, vq: VQ | None, options: training.Options, *, count: int = 96
+) -> dict[str, float]:
+    """Precision, recall and colour accuracy on held-out renders and, with a tokenizer, on their
+    reconstructions.
+    """
     rng = random.Random("held-out detector")
     scenes = [one_scene(rng, options.classes) for _ in range(count)]
     pictures = np.stack([pixels for pixels, _ in scenes])
-    numbers = dict(zip(("precision", "recall", "color"), accuracy(detector, list(pictures), scenes), strict=True))
+    numbers = dict(
+        zip(
+            ("precision", "recall", "color"),
+            accuracy(detector, list(pictures), scenes),
+            strict=True,
+        )
+    )
     if vq is not None:
         again = through_tokenizer(vq, to_pixels(pictures), np.random.default_rng(0), swap=0.0)
         found = accuracy(detector, list(to_uint8(again).numpy()), scenes)
@@ -223,15 +270,25 @@ def measure(detector: Detector, vq: VQ | None, options: training.Options, *, cou
 
 
 def accuracy(
-    detector: Detector, pictures: Sequence[Pixels], scenes: Sequence[Scene], *, threshold: float = 0.4
+    detector: Detector,
+    pictures: Sequence[Pixels],
+    scenes: Sequence[Scene],
+    *,
+    threshold: float = 0.4,
 ) -> tuple[float, float, float]:
-    """Precision and recall at IoU 0.5 with the right class, and the share of tinted hits whose colour is read right."""
+    """Precision and recall at IoU 0.5 with the right class, and the share of tinted hits whose
+    colour is read right.
+    """
     hits = found = wanted = colored = right = 0
     for detections, (_, placed) in zip(detector.detect(pictures), scenes, strict=True):
         kept = [one for one in detections if one.score > threshold]
-        found, wanted, free = found + len(kept), wanted + len(placed), list(placed)
+        found = found + len(kept)
+        wanted = wanted + len(placed)
+        free = list(placed)
         for one in kept:
-            match = next((p for p in free if p.name == one.name and overlap(p.box, one.box) > 0.5), None)
+            match = next(
+                (p for p in free if p.name == one.name and overlap(p.box, one.box) > 0.5), None
+            )
             if match is None:
                 continue
             free.remove(match)

@@ -1,7 +1,8 @@
 """Train the draft: `python -m harness.training.train_draft --set pictogram_16 --cpu-minutes 8`.
 
-A small model over the same tokens, taught by the generator: on the generator's own samples and on encoded scenes it
-learns the generator's guided law at every position, so that it needs no guidance of its own when it drafts.
+A small model over the same tokens, taught by the generator: on the generator's own samples and on
+encoded scenes it learns the generator's guided law at every position, so that it needs no guidance
+of its own when it drafts.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ def main() -> None:
 
 
 def train(options: training.Options) -> GPT:
-    draft, average = GPT(SPEC), GPT(SPEC)
+    draft = GPT(SPEC)
+    average = GPT(SPEC)
     path = options.checkpoint("draft")
     progress, states = training.resume(path)
     optimisers = training.muon_adamw(draft, 0.02, 3e-3)
@@ -46,9 +48,11 @@ def train(options: training.Options) -> GPT:
         draft.load_state_dict(states["model"])
         training.restore(optimisers, states["optimisers"])
     average.load_state_dict(states.get("average", draft.state_dict()))
-    vq, teacher = trained_vq(options), trained_generator(options)
+    vq = trained_vq(options)
+    teacher = trained_generator(options)
     assert vq is not None, "train the tokenizer first"
-    law_of, loss_of = training.compiled(guided_law), training.compiled(loss_of_batch)
+    teach = training.compiled(guided_probs)
+    loss_of = training.compiled(loss_of_batch)
     own: list[tuple[list[int], Tensor]] = []
     while (share := progress.share(options.cpu_minutes)) < 1:
         training.set_rate(optimisers, training.decay(share))
@@ -57,15 +61,15 @@ def train(options: training.Options) -> GPT:
             own = (own + samples(teacher, options, rng))[-KEPT:]
         words, tokens = batch(own, vq, options, rng)
         with torch.no_grad():
-            law = law_of(teacher, words, tokens)
-        loss = loss_of(draft, words, tokens, law)
+            probs = teach(teacher, words, tokens)
+        loss = loss_of(draft, words, tokens, probs)
         training.descend(loss, draft, optimisers)
         training.follow(average, draft, min(0.998, progress.step / (progress.step + 10)))
         progress.tick(BATCH)
         if progress.step % 100 == 0:
-            progress.note(loss=loss.item(), acceptance=acceptance(average, law, words, tokens))
+            progress.note(loss=loss.item(), acceptance=acceptance(average, probs, words, tokens))
             training.save(path, progress, draft, optimisers, average=average.state_dict())
-    progress.note(acceptance=acceptance(average, law, words, tokens))
+    progress.note(acceptance=acceptance(average, probs, words, tokens))
     training.save(path, progress, draft, optimisers, average=average.state_dict())
     return average
 
@@ -77,7 +81,9 @@ def trained_generator(options: training.Options) -> GPT:
     return gpt.eval().requires_grad_(False)
 
 
-def samples(teacher: GPT, options: training.Options, rng: random.Random) -> list[tuple[list[int], Tensor]]:
+def samples(
+    teacher: GPT, options: training.Options, rng: random.Random
+) -> list[tuple[list[int], Tensor]]:
     """Prompts of the whole grammar and what the generator draws for them."""
     texts = [one_sample(options.classes, rng).text for _ in range(BATCH)]
     tokens = draw(teacher, texts, scale=SCALE, seed=rng.getrandbits(32))
@@ -96,7 +102,7 @@ def batch(
     return torch.tensor(words), torch.cat((torch.stack([row for _, row in drawn]), tokens))
 
 
-def guided_law(teacher: GPT, word_B32: Tensor, token_BN: Tensor) -> Tensor:
+def guided_probs(teacher: GPT, word_B32: Tensor, token_BN: Tensor) -> Tensor:
     """The generator's law at every position under the default guidance, [B, N, V]."""
     words = torch.cat((word_B32, torch.zeros_like(word_B32)))
     with training.autocast():
@@ -105,18 +111,20 @@ def guided_law(teacher: GPT, word_B32: Tensor, token_BN: Tensor) -> Tensor:
     return F.softmax(null + SCALE * (text - null), -1)
 
 
-def loss_of_batch(draft: GPT, word_B32: Tensor, token_BN: Tensor, law_BNV: Tensor) -> Tensor:
+def loss_of_batch(draft: GPT, word_B32: Tensor, token_BN: Tensor, probs_BNV: Tensor) -> Tensor:
     with training.autocast():
         logits = draft.forward_train(word_B32, token_BN, training.attend_causally)
-    return -(law_BNV * F.log_softmax(logits.float(), -1)).sum(-1).mean()
+    return -(probs_BNV * F.log_softmax(logits.float(), -1)).sum(-1).mean()
 
 
 @torch.no_grad()
-def acceptance(draft: GPT, law_BNV: Tensor, word_B32: Tensor, token_BN: Tensor) -> float:
-    """Mean chance that the exact rule accepts a drafted token, 1 - total variation, on the generator's own samples."""
+def acceptance(draft: GPT, probs_BNV: Tensor, word_B32: Tensor, token_BN: Tensor) -> float:
+    """Mean chance that the exact rule accepts a drafted token, 1 - total variation, on the
+    generator's own samples.
+    """
     own = 3 * BATCH // 4
     proposed = F.softmax(draft.forward_train(word_B32, token_BN, causal), -1)
-    return float(torch.minimum(proposed, law_BNV)[:own].sum(-1).mean())
+    return float(torch.minimum(proposed, probs_BNV)[:own].sum(-1).mean())
 
 
 if __name__ == "__main__":

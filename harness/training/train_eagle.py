@@ -1,8 +1,10 @@
-"""Train EAGLE's layer for a model: `python -m harness.training.train_eagle --model pictogram --cpu-minutes 10`.
+"""Train EAGLE's layer for a model: `python -m harness.training.train_eagle --model pictogram
+--cpu-minutes 10`.
 
-The model draws pictures for training captions, and the layer learns to continue its features on them: the next
-feature, and the law that the head makes of it under the model's guidance. The embedded model's captions come from its
-grammar; others are given with --captions, one a line, none of a benchmark. A checkpoint continues where it ended.
+The model draws pictures for training captions, and the layer learns to continue its features on
+them: the next feature, and the law that the head makes of it under the model's guidance. The
+embedded model's captions come from its grammar; others are given with --captions, one a line, none
+of a benchmark. A checkpoint continues where it ended.
 """
 
 from __future__ import annotations
@@ -38,13 +40,22 @@ NOISE = 0.2
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="pictogram", help="an option of conf/model")
-    parser.add_argument("--captions", type=Path, help="training captions, one a line (default: the embedded grammar's)")
-    parser.add_argument("--cpu-minutes", type=float, default=10, help="time of the process, earlier runs included")
+    parser.add_argument(
+        "--captions",
+        type=Path,
+        help="training captions, one a line (default: the embedded grammar's)",
+    )
+    parser.add_argument(
+        "--cpu-minutes", type=float, default=10, help="time of the process, earlier runs included"
+    )
     parser.add_argument("--batch", type=int, default=32, help="pictures a step")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
-        "--work", type=Path, default=Path(".train"), help="folder of checkpoints: <work>/<model's name>/eagle.pt"
+        "--work",
+        type=Path,
+        default=Path(".train"),
+        help="folder of checkpoints: <work>/<model's name>/eagle.pt",
     )
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -52,11 +63,21 @@ def main() -> None:
     with hydra.initialize_config_module("conf", version_base="1.3"):
         config = container(hydra.compose("config", [f"model={given.model}"]).model)
     sampling = Sampling(**config.pop("sampling"))
-    whole = {"collapse": False} if "llamagen" in config["_target_"] else {}  # the features of all prompt positions
+    whole = (
+        {"collapse": False} if "llamagen" in config["_target_"] else {}
+    )  # the features of all prompt positions
     model = hydra.utils.instantiate(config, device=given.device, **whole)
     captions = read_captions(given.captions) if given.captions else grammar_captions(model)
     path = given.work / model.name / "eagle.pt"
-    train(model, sampling, captions, path, minutes=given.cpu_minutes, batch=given.batch, seed=given.seed)
+    train(
+        model,
+        sampling,
+        captions,
+        path,
+        minutes=given.cpu_minutes,
+        batch=given.batch,
+        seed=given.seed,
+    )
 
 
 Captions = Callable[[random.Random], str]
@@ -77,14 +98,25 @@ def grammar_captions(model: ImageModel) -> Captions:
     from harness.training.train_generator import one_sample
 
     if not hasattr(model, "classes"):
-        raise UserError(f"{model.name} has no captions of its own: give training captions with --captions FILE")
+        raise UserError(
+            f"{model.name} has no captions of its own: give training captions with --captions FILE"
+        )
     return lambda rng: one_sample(model.classes, rng).text
 
 
 def train(
-    model: ImageModel, sampling: Sampling, captions: Captions, path: Path, *, minutes: float, batch: int, seed: int
+    model: ImageModel,
+    sampling: Sampling,
+    captions: Captions,
+    path: Path,
+    *,
+    minutes: float,
+    batch: int,
+    seed: int,
 ) -> Layer:
-    """Train until the budget of process time is spent; checkpoints go to `path`. Returns the running average."""
+    """Train until the budget of process time is spent; checkpoints go to `path`. Returns the
+    running average.
+    """
     spec = target_spec(model)
     layer, average = (new_layer(spec).to(model.device) for _ in range(2))
     progress, states = training.resume(path)
@@ -98,16 +130,27 @@ def train(
         training.set_rate(optimisers, training.decay(share))
         rng = training.stream(seed, "eagle", progress.step)
         if progress.step % FRESH_EVERY == 0 or not pictures:
-            pictures = (pictures + draw_pictures(model, sampling, [captions(rng) for _ in range(64)], rng))[-KEPT:]
+            pictures = (
+                pictures + draw_pictures(model, sampling, [captions(rng) for _ in range(64)], rng)
+            )[-KEPT:]
         texts, tokens = zip(*rng.choices(pictures, k=batch), strict=True)
         lesson = Lesson(model, sampling, texts, torch.stack(tokens))
-        loss, overlap = lesson.loss(layer, torch.Generator(model.device).manual_seed(rng.getrandbits(32)))
+        loss, overlap = lesson.loss(
+            layer, torch.Generator(model.device).manual_seed(rng.getrandbits(32))
+        )
         training.descend(loss, layer, optimisers)
         training.follow(average, layer, min(0.998, progress.step / (progress.step + 10)))
         progress.tick(batch)
         if progress.step % 50 == 0 or progress.share(minutes) == 1:
             progress.note(loss=loss.item(), acceptance=overlap)
-            training.save(path, progress, layer, optimisers, average=average.state_dict(), target=model.revision)
+            training.save(
+                path,
+                progress,
+                layer,
+                optimisers,
+                average=average.state_dict(),
+                target=model.revision,
+            )
     return average
 
 
@@ -127,8 +170,12 @@ def draw_pictures(
 ) -> list[tuple[str, Tensor]]:
     """What the model draws for some texts, plainly."""
     slots = len(texts) * (1 if sampling.scale == 1 else 2)
-    sampler, seed = Sampler(model, sampling, slots=slots, prefill=(16, 32)), rng.getrandbits(32)
-    rows = [sampler.open(*sampler.contexts(text), derive(seed, i), Usage()) for i, text in enumerate(texts)]
+    sampler = Sampler(model, sampling, slots=slots, prefill=(16, 32))
+    seed = rng.getrandbits(32)
+    rows = [
+        sampler.open(*sampler.contexts(text), derive(seed, i), Usage())
+        for i, text in enumerate(texts)
+    ]
     nothing = [None] * len(rows)
     while not rows[0].done:
         sampler.forward(rows, nothing)
@@ -137,26 +184,43 @@ def draw_pictures(
 
 
 class Lesson:
-    """The target's features on some pictures, teacher-forced: of the null prompt and the text, or of the text alone."""
+    """The target's features on some pictures, teacher-forced: of the null prompt and the text, or
+    of the text alone.
+    """
 
     @torch.no_grad()
-    def __init__(self, model: ImageModel, sampling: Sampling, texts: Sequence[str], token_BN: Tensor) -> None:
-        self.model, self.scale = model, sampling.scale
-        streams: list[tuple[str | None, str]] = [(text, text) for text in texts]
+    def __init__(
+        self, model: ImageModel, sampling: Sampling, texts: Sequence[str], token_BN: Tensor
+    ) -> None:
+        self.model = model
+        self.scale = sampling.scale
+        branches: list[tuple[str | None, str]] = [(text, text) for text in texts]
         if self.scale != 1:
-            streams = [(None, text) for text in texts] + streams
+            branches = [(None, text) for text in texts] + branches
             token_BN = token_BN.repeat(2, 1)
         token_BN = token_BN.to(model.device)
-        contexts = [model.context(text, like) for text, like in streams]
+        contexts = [model.context(text, like) for text, like in branches]
         self.start_B = torch.tensor([len(context) for context in contexts], device=model.device)
-        index_BN = torch.arange(token_BN.shape[1] - 1, device=model.device).expand(len(streams), -1)
+        index_BN = torch.arange(token_BN.shape[1] - 1, device=model.device).expand(
+            len(branches), -1
+        )
         image_BND = model.embed(token_BN[:, :-1], index_BN)
         rows = [torch.cat(parts) for parts in zip(contexts, image_BND, strict=True)]
-        self.x_BLD = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)  # behind a causal mask padding is idle
+        self.x_BLD = torch.nn.utils.rnn.pad_sequence(
+            rows, batch_first=True
+        )  # behind a causal mask padding is idle
         self.pos_BL = torch.arange(self.x_BLD.shape[1], device=model.device).expand(len(rows), -1)
-        with training.autocast() if model.device.type == "cpu" else torch.autocast("cuda", enabled=False):
-            self.feature_BLD = model.forward(self.x_BLD, self.pos_BL, self.start_B, self._attend()).to(model.dtype)
-        self.image_BN = self.start_B[:, None] - 1 + torch.arange(token_BN.shape[1], device=model.device)
+        with (
+            training.autocast()
+            if model.device.type == "cpu"
+            else torch.autocast("cuda", enabled=False)
+        ):
+            self.feature_BLD = model.forward(
+                self.x_BLD, self.pos_BL, self.start_B, self._attend()
+            ).to(model.dtype)
+        self.image_BN = (
+            self.start_B[:, None] - 1 + torch.arange(token_BN.shape[1], device=model.device)
+        )
 
     def _attend(self) -> Attend:
         if self.model.device.type == "cpu":
@@ -164,24 +228,30 @@ class Lesson:
         return lambda _layer, q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
     def loss(self, layer: Layer, generator: torch.Generator) -> tuple[Tensor, float]:
-        """Smooth L1 of features plus the cross entropy of guided laws; and the mean overlap of the laws.
+        """Smooth L1 of features plus the cross entropy of guided laws; and the mean overlap of the
+        laws.
 
-        The pair that predicts the second token is the first that counts; the last feature has no successor.
+        The pair that predicts the second token is the first that counts; the last feature has no
+        successor.
         """
-        shape, device = self.feature_BLD.shape, self.model.device
+        shape = self.feature_BLD.shape
+        device = self.model.device
         noise_BLD = (torch.rand(shape, generator=generator, device=device) - 0.5) * NOISE
         noisy_BLD = self.feature_BLD.float() + noise_BLD
         rotary_BL2 = self.model.rotary(self.pos_BL[:, 1:], self.start_B)  # type: ignore[attr-defined]
         with torch.autocast(device.type, dtype=torch.bfloat16):
-            guess_BLD = layer(self.x_BLD[:, 1:].float(), noisy_BLD[:, :-1], rotary_BL2, self._attend())
+            guess_BLD = layer(
+                self.x_BLD[:, 1:].float(), noisy_BLD[:, :-1], rotary_BL2, self._attend()
+            )
         place_BND = self.image_BN[:, :-1, None].expand(-1, -1, shape[2])
-        guess_BND, true_BND = guess_BLD.float().gather(1, place_BND), self.feature_BLD.float().gather(1, place_BND + 1)
+        guess_BND = guess_BLD.float().gather(1, place_BND)
+        true_BND = self.feature_BLD.float().gather(1, place_BND + 1)
         regression = F.smooth_l1_loss(guess_BND, true_BND)
         with torch.no_grad():
-            law_BNV = self._guided(true_BND).softmax(-1)
+            probs_BNV = self._guided(true_BND).softmax(-1)
         guess_BNV = self._guided(guess_BND)
-        classification = -(law_BNV * guess_BNV.log_softmax(-1)).sum(-1).mean()
-        overlap = torch.minimum(law_BNV, guess_BNV.detach().softmax(-1)).sum(-1).mean()
+        classification = -(probs_BNV * guess_BNV.log_softmax(-1)).sum(-1).mean()
+        overlap = torch.minimum(probs_BNV, guess_BNV.detach().softmax(-1)).sum(-1).mean()
         return regression + classification, float(overlap)
 
     def _guided(self, feature_BND: Tensor) -> Tensor:

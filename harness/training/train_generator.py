@@ -1,8 +1,10 @@
-"""Train the generator: `python -m harness.training.train_generator --set pictogram_16 --cpu-minutes 60`.
+"""Train the generator: `python -m harness.training.train_generator --set pictogram_16 --cpu-minutes
+60`.
 
-Fresh scenes are encoded on the fly. A tenth of the captions is dropped and some are wrong, so that guidance has work
-to do, as it has on captions from the web. Every few hundred steps the running average of the weights is sampled and
-judged; training ends when the budget is spent or the model is good enough: methods need room above plain sampling.
+Fresh scenes are encoded on the fly. A tenth of the captions is dropped and some are wrong, so that
+guidance has work to do, as it has on captions from the web. Every few hundred steps the running
+average of the weights is sampled and judged; training ends when the budget is spent or the model is
+good enough: methods need room above plain sampling.
 """
 
 from __future__ import annotations
@@ -34,21 +36,26 @@ TASKS = (
     *("position", "position", "position", "colors", "colors", "colors", *["color_attr"] * 5),
 )
 """How often each task is practised; tinted pairs are the hard ones."""
-NULL, WRONG = 0.10, 0.05
+NULL = 0.10
+WRONG = 0.05
 AVERAGE = 0.998
 
 
 def main() -> None:
     parser = training.parser(__doc__ or "", cpu_minutes=60)
     parser.add_argument(
-        "--enough", type=float, default=0.62, help="stop when the monitor's mean over the tasks is above"
+        "--enough",
+        type=float,
+        default=0.62,
+        help="stop when the monitor's mean over the tasks is above",
     )
     arguments = parser.parse_args()
     train(training.options(arguments), arguments.enough)
 
 
 def train(options: training.Options, enough: float) -> GPT:
-    gpt, average = GPT(SPECS[options.set]), GPT(SPECS[options.set])
+    gpt = GPT(SPECS[options.set])
+    average = GPT(SPECS[options.set])
     path = options.checkpoint("generator")
     progress, states = training.resume(path)
     optimisers = training.muon_adamw(gpt, 0.02, 3e-3)
@@ -60,11 +67,14 @@ def train(options: training.Options, enough: float) -> GPT:
     average.load_state_dict(states.get("average", gpt.state_dict()))
     vq = trained_vq(options)
     assert vq is not None, "train the tokenizer first"
-    loss_of, encode = training.compiled(loss_of_batch), training.compiled(vq.encode)
+    loss_of = training.compiled(loss_of_batch)
+    encode = training.compiled(vq.encode)
     losses: list[float] = []
     while (share := progress.share(options.cpu_minutes)) < 1:
         training.set_rate(optimisers, training.decay(share))
-        words, tokens = batch(options, training.stream(options.seed, "generator", progress.step), encode)
+        words, tokens = batch(
+            options, training.stream(options.seed, "generator", progress.step), encode
+        )
         loss = loss_of(gpt, words, tokens)
         training.descend(loss, gpt, optimisers)
         training.follow(average, gpt, min(AVERAGE, progress.step / (progress.step + 10)))
@@ -88,7 +98,9 @@ def loss_of_batch(gpt: GPT, word_B32: Tensor, token_BN: Tensor) -> Tensor:
     return F.cross_entropy(logits.float().flatten(0, 1), token_BN.flatten())
 
 
-def batch(options: training.Options, rng: random.Random, encode: training.Encode) -> tuple[Tensor, Tensor]:
+def batch(
+    options: training.Options, rng: random.Random, encode: training.Encode
+) -> tuple[Tensor, Tensor]:
     """Word ids [B, 32] and codes [B, N] of fresh scenes, some captions dropped or exchanged."""
     samples = [one_sample(options.classes, rng) for _ in range(BATCH)]
     with torch.no_grad(), training.autocast():
@@ -109,8 +121,12 @@ def one_sample(classes: Sequence[str], rng: random.Random) -> world.Sample:
     if luck < 0.60:
         return world.sample(rng, classes, tasks=TASKS, style="geneval", layout_share=0.0)
     if luck < 0.85:
-        return world.sample(rng, classes, tasks=TASKS, style="geneval" if luck < 0.80 else "short", layout_share=1.0)
-    return world.sample(rng, classes, tasks=TASKS, style="short" if luck < 0.925 else "long", layout_share=0.0)
+        return world.sample(
+            rng, classes, tasks=TASKS, style="geneval" if luck < 0.80 else "short", layout_share=1.0
+        )
+    return world.sample(
+        rng, classes, tasks=TASKS, style="short" if luck < 0.925 else "long", layout_share=0.0
+    )
 
 
 def trained_detector(options: training.Options, part: str = "judge") -> Detector | None:
@@ -122,8 +138,12 @@ def trained_detector(options: training.Options, part: str = "judge") -> Detector
     return Detector(network, options.classes)
 
 
-def watch(gpt: GPT, vq: VQ, options: training.Options, *, count: int = 96, scale: float = 2.0) -> dict[str, float]:
-    """Share of right pictures per task, and their mean, on fresh prompts; nothing while there is no detector."""
+def watch(
+    gpt: GPT, vq: VQ, options: training.Options, *, count: int = 96, scale: float = 2.0
+) -> dict[str, float]:
+    """Share of right pictures per task, and their mean, on fresh prompts; nothing while there is no
+    detector.
+    """
     judge = trained_detector(options)
     if judge is None:
         return {}
@@ -131,9 +151,13 @@ def watch(gpt: GPT, vq: VQ, options: training.Options, *, count: int = 96, scale
     tokens = draw(gpt, [row["prompt"] for row in rows], scale=scale, seed=0)
     with torch.no_grad():
         pictures = to_uint8(vq.decode(tokens, GRID)).numpy()
-    right = [holds(row, found) for row, found in zip(rows, judge.detect(list(pictures)), strict=True)]
+    right = [
+        holds(row, found) for row, found in zip(rows, judge.detect(list(pictures)), strict=True)
+    ]
     tasks = {
-        task: float(np.mean([ok for ok, row in zip(right, rows, strict=True) if row["tag"] == task]))
+        task: float(
+            np.mean([ok for ok, row in zip(right, rows, strict=True) if row["tag"] == task])
+        )
         for task in grammar.TASKS
     }
     return {"mean": float(np.mean(list(tasks.values()))), **tasks}

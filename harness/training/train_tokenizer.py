@@ -1,9 +1,10 @@
-"""Train the VQ tokenizer: `python -m harness.training.train_tokenizer --set pictogram_16 --cpu-minutes 14`.
+"""Train the VQ tokenizer: `python -m harness.training.train_tokenizer --set pictogram_16
+--cpu-minutes 14`.
 
-Plain autoencoder first, then a k-means codebook on its latents, then vector quantisation with an EMA codebook whose
-dead rows are restarted from current latents. Attention layers stay switched off (zero output projections): a patch's
-code then does not depend on far-away objects, which makes each (class, colour, size) nearly the same token pattern
-everywhere.
+Plain autoencoder first, then a k-means codebook on its latents, then vector quantisation with an
+EMA codebook whose dead rows are restarted from current latents. Attention layers stay switched off
+(zero output projections): a patch's code then does not depend on far-away objects, which makes each
+(class, colour, size) nearly the same token pattern everywhere.
 """
 
 from __future__ import annotations
@@ -30,7 +31,12 @@ PLAIN_STEPS = 150
 
 def main() -> None:
     parser = training.parser(__doc__ or "", cpu_minutes=9)
-    parser.add_argument("--decoder-minutes", type=float, default=5, help="CPU time for the decoder alone, codes fixed")
+    parser.add_argument(
+        "--decoder-minutes",
+        type=float,
+        default=5,
+        help="CPU time for the decoder alone, codes fixed",
+    )
     arguments = parser.parse_args()
     options = training.options(arguments)
     train(options)
@@ -54,14 +60,22 @@ def train(options: training.Options) -> VQ:
         codebook.count, codebook.total = states["codebook"]
     while (share := progress.share(options.cpu_minutes)) < 1:
         training.set_rate(optimisers, training.decay(share))
-        x = to_pixels(scenes(BATCH, options.classes, training.stream(options.seed, "tokenizer", progress.step)))
+        x = to_pixels(
+            scenes(
+                BATCH, options.classes, training.stream(options.seed, "tokenizer", progress.step)
+            )
+        )
         if progress.step == PLAIN_STEPS:
             codebook.start(options)
         loss = step(vq, codebook, x, quantised=progress.step >= PLAIN_STEPS)
         training.descend(loss, vq, optimisers)
         progress.tick(BATCH)
         if progress.step % 50 == 0:
-            progress.note(loss=loss.item(), psnr_db=psnr(vq, options), codes_used=float((codebook.count > 0.1).sum()))
+            progress.note(
+                loss=loss.item(),
+                psnr_db=psnr(vq, options),
+                codes_used=float((codebook.count > 0.1).sum()),
+            )
             _save(path, progress, vq, optimisers, codebook)
     progress.note(psnr_db=psnr(vq, options))
     _save(path, progress, vq, optimisers, codebook)
@@ -69,7 +83,9 @@ def train(options: training.Options) -> VQ:
 
 
 def train_decoder(options: training.Options, minutes: float) -> VQ:
-    """Go on with the decoder alone: codes stay as they are, and pictures become grey where codes are missing."""
+    """Go on with the decoder alone: codes stay as they are, and pictures become grey where codes
+    are missing.
+    """
     vq = new_vq()
     path = options.checkpoint("tokenizer")
     progress, states = training.resume(path)
@@ -94,7 +110,9 @@ def decoder_step(vq: VQ, x: Tensor, rng: random.Random) -> Tensor:
     """Reconstruction loss of one batch in which every other picture is cut off at some token."""
     with torch.no_grad(), training.autocast():
         codes = vq.encode(x)
-    known = torch.tensor([rng.randint(6, codes.shape[1]) if i % 2 else codes.shape[1] for i in range(len(x))])
+    known = torch.tensor(
+        [rng.randint(6, codes.shape[1]) if i % 2 else codes.shape[1] for i in range(len(x))]
+    )
     drawn = torch.arange(codes.shape[1]) < known.unsqueeze(-1)
     seen = drawn.unflatten(1, GRID).unsqueeze(1).float()
     with training.autocast():
@@ -103,7 +121,11 @@ def decoder_step(vq: VQ, x: Tensor, rng: random.Random) -> Tensor:
 
 
 def _save(
-    path: Path, progress: training.Progress, vq: VQ, optimisers: Sequence[torch.optim.Optimizer], codebook: Codebook
+    path: Path,
+    progress: training.Progress,
+    vq: VQ,
+    optimisers: Sequence[torch.optim.Optimizer],
+    codebook: Codebook,
 ) -> None:
     training.save(path, progress, vq, optimisers, codebook=(codebook.count, codebook.total))
 
@@ -124,7 +146,10 @@ def scenes(count: int, classes: Sequence[str], rng: random.Random) -> np.ndarray
     """Pictures [count, 48, 48, 3] of every task; those with colours twice as often."""
     tasks = (*TASKS, "colors", "color_attr", "color_attr")
     return np.stack(
-        [world.sample(rng, classes, tasks=tasks, style="geneval", layout_share=0.0).pixels for _ in range(count)]
+        [
+            world.sample(rng, classes, tasks=tasks, style="geneval", layout_share=0.0).pixels
+            for _ in range(count)
+        ]
     )
 
 
@@ -134,7 +159,9 @@ def to_pixels(pixels: np.ndarray) -> Tensor:
 
 
 def step(vq: VQ, codebook: Codebook, x: Tensor, *, quantised: bool) -> Tensor:
-    """Loss of one batch: L1 + L2 + differences of neighbouring pixels, and the pull of latents towards their codes."""
+    """Loss of one batch: L1 + L2 + differences of neighbouring pixels, and the pull of latents
+    towards their codes.
+    """
     with training.autocast():
         z = F.normalize(vq.quant_conv(vq.encoder(x)).float(), dim=1)
         code, pull = codebook.quantise(z) if quantised else (z, z.new_zeros(()))
@@ -149,10 +176,13 @@ def picture_loss(y: Tensor, x: Tensor) -> Tensor:
 
 
 class Codebook:
-    """EMA statistics of a tokenizer's codebook (van den Oord et al. 2017, appendix A), with unit-length rows."""
+    """EMA statistics of a tokenizer's codebook (van den Oord et al. 2017, appendix A), with
+    unit-length rows.
+    """
 
     def __init__(self, vq: VQ, *, keep: float = 0.97) -> None:
-        self.vq, self.keep = vq, keep
+        self.vq = vq
+        self.keep = keep
         self.count = torch.zeros(vq.spec.codes)
         self.total = torch.zeros(vq.spec.codes, vq.spec.code_dim)
 
@@ -160,7 +190,9 @@ class Codebook:
         """Spherical k-means on the latents of some fresh scenes."""
         rng = training.stream(options.seed, "k-means", 0)
         with torch.no_grad(), training.autocast():
-            z = torch.cat([self._latents(to_pixels(scenes(32, options.classes, rng))) for _ in range(12)])
+            z = torch.cat(
+                [self._latents(to_pixels(scenes(32, options.classes, rng))) for _ in range(12)]
+            )
         rows = z[torch.randperm(len(z))[: self.vq.spec.codes]].clone()
         for _ in range(rounds):
             index = (z @ rows.T).argmax(-1)
@@ -181,7 +213,9 @@ class Codebook:
         return F.normalize(z.permute(0, 2, 3, 1).reshape(-1, self.vq.spec.code_dim), dim=-1)
 
     def quantise(self, z_Bdhw: Tensor) -> tuple[Tensor, Tensor]:
-        """Straight-through code vectors and the mean squared distance of the latents to them; updates the rows."""
+        """Straight-through code vectors and the mean squared distance of the latents to them;
+        updates the rows.
+        """
         index = self.vq.quantize.nearest(z_Bdhw)
         code = self.vq.quantize.lookup(index)
         self._update(z_Bdhw.detach().permute(0, 2, 3, 1).flatten(0, 2), index.flatten())
@@ -189,21 +223,26 @@ class Codebook:
 
     @torch.no_grad()
     def _update(self, z_nd: Tensor, index_n: Tensor) -> None:
-        used = torch.zeros_like(self.count).index_add_(0, index_n, torch.ones_like(index_n, dtype=torch.float))
+        used = torch.zeros_like(self.count).index_add_(
+            0, index_n, torch.ones_like(index_n, dtype=torch.float)
+        )
         total = torch.zeros_like(self.total).index_add_(0, index_n, z_nd)
         self.count.lerp_(used, 1 - self.keep)
         self.total.lerp_(total, 1 - self.keep)
         dead = self.count < 0.05
         if dead.any():
             fresh = z_nd[torch.randperm(len(z_nd))[: int(dead.sum())]]
-            self.total[dead], self.count[dead] = fresh, 1.0
+            self.total[dead] = fresh
+            self.count[dead] = 1.0
         self.vq.quantize.embedding.weight.copy_(F.normalize(self.total, dim=-1))
 
 
 def psnr(vq: VQ, options: training.Options, *, count: int = 32) -> float:
     """Mean peak signal-to-noise ratio of held-out reconstructions, in dB."""
     pixels = scenes(count, options.classes, random.Random("held-out"))
-    return float(np.mean([decibel(a, b) for a, b in zip(pixels, reconstruct(vq, pixels), strict=True)]))
+    return float(
+        np.mean([decibel(a, b) for a, b in zip(pixels, reconstruct(vq, pixels), strict=True)])
+    )
 
 
 @torch.no_grad()

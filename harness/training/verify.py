@@ -1,9 +1,10 @@
-"""Measure the gates of a shipped weight set: `python -m harness.training.verify [--quick] [--write]`.
+"""Measure the gates of a shipped weight set: `python -m harness.training.verify [--quick]
+[--write]`.
 
-Samples are of generated prompts, or of GenEval's own with `--metadata evaluation_metadata.jsonl`. Prints one line per
-gate: what was measured, what is asked, whether it holds. `--write` puts the table on the set's card; the exit code is 1
-when the measurement contradicts the card. A top layer of the harness: the benchmark and the method come through their
-`_target_`.
+Samples are of generated prompts, or of GenEval's own with `--metadata evaluation_metadata.jsonl`.
+Prints one line per gate: what was measured, what is asked, whether it holds. `--write` puts the
+table on the set's card; the exit code is 1 when the measurement contradicts the card. A top layer
+of the harness: the benchmark and the method come through their `_target_`.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ from torch import Tensor
 from harness.drafters.model import DraftModel
 from harness.engine.acceptance import exact
 from harness.engine.guidance import Sampling
+from harness.engine.method_spec import MethodSpec
 from harness.engine.sampler import Sampler
-from harness.engine.scheduler import Delivery, Scheduler, demands
+from harness.engine.scheduler import Delivery, Scheduler
 from harness.judges.pictogram import PictogramDetector, PictogramReward
 from harness.judges.pictogram_verifier import PictogramVerifier, View, faults
 from harness.models.pictogram import grammar, world
@@ -62,16 +64,22 @@ class Gate:
 
     @property
     def holds(self) -> bool:
-        return (self.least is None or self.value >= self.least) and (self.most is None or self.value <= self.most)
+        return (self.least is None or self.value >= self.least) and (
+            self.most is None or self.value <= self.most
+        )
 
     def __str__(self) -> str:
-        asked = " ".join(f"{sign} {v:g}" for sign, v in ((">=", self.least), ("<=", self.most)) if v is not None)
+        asked = " ".join(
+            f"{sign} {v:g}" for sign, v in ((">=", self.least), ("<=", self.most)) if v is not None
+        )
         return f"{self.name:<46} {self.value:>8.3f}  {asked or 'report':<18} {'' if self.holds else 'SHORT'}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--weights", default=grammar.DEFAULT, help="a shipped set, or the folder of one")
+    parser.add_argument(
+        "--weights", default=grammar.DEFAULT, help="a shipped set, or the folder of one"
+    )
     parser.add_argument("--quick", action="store_true", help="fewer prompts and scenes")
     parser.add_argument("--metadata", help="an official GenEval file: samples are of its prompts")
     parser.add_argument("--write", action="store_true", help="put the table on the card")
@@ -90,18 +98,26 @@ def main() -> None:
 
 
 def objections(gates: Sequence[Gate], measured: dict[str, Any] | None) -> list[str]:
-    """What of a fresh measurement contradicts the card: other numbers, or a gate that is short without being admitted.
+    """What of a fresh measurement contradicts the card: other numbers, or a gate that is short
+    without being admitted.
 
-    Where the card was measured on the same kind of processor and the same torch the numbers must be equal; elsewhere
-    rounding leads to other samples, and only a large difference (0.1; a decibel) counts.
+    Where the card was measured on the same kind of processor and the same torch the numbers must be
+    equal; elsewhere rounding leads to other samples, and only a large difference (0.1; a decibel)
+    counts.
     """
     stated = {row["name"]: row for row in measured["gates"]} if measured else {}
-    found = [f"{g.name} is short and the card does not say so" for g in gates if not g.holds and _held(stated, g.name)]
+    found = [
+        f"{g.name} is short and the card does not say so"
+        for g in gates
+        if not g.holds and _held(stated, g.name)
+    ]
     for gate in gates:
         if gate.name in stated and measured:
             allowed = 1e-6 if measured["on"] == platform() else 1.0 if "PSNR" in gate.name else 0.1
             if abs(gate.value - stated[gate.name]["value"]) > allowed:
-                found.append(f"{gate.name} is {gate.value:.3f}, the card says {stated[gate.name]['value']:.3f}")
+                found.append(
+                    f"{gate.name} is {gate.value:.3f}, the card says {stated[gate.name]['value']:.3f}"
+                )
     return found
 
 
@@ -114,8 +130,12 @@ def platform() -> str:
     return f"{torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
 
 
-def measure(bench: Bench, *, quick: bool, report: Callable[[Gate], None] = lambda gate: None) -> list[Gate]:
-    """All gates of a set, in the order they are printed; each is also handed to `report` as soon as it is known."""
+def measure(
+    bench: Bench, *, quick: bool, report: Callable[[Gate], None] = lambda gate: None
+) -> list[Gate]:
+    """All gates of a set, in the order they are printed; each is also handed to `report` as soon as
+    it is known.
+    """
     size = FEW if quick else MANY
     gates: list[Gate] = []
     for part in (tokenizer_gates, detector_gates, sample_gates, file_gates):
@@ -126,15 +146,20 @@ def measure(bench: Bench, *, quick: bool, report: Callable[[Gate], None] = lambd
 
 
 class Bench:
-    """What every measurement needs: the model, the draft, both detectors and the benchmark that gives verdicts.
+    """What every measurement needs: the model, the draft, both detectors and the benchmark that
+    gives verdicts.
 
-    `metadata` is an official GenEval file whose prompts replace generated ones; those of unknown classes are left out.
+    `metadata` is an official GenEval file whose prompts replace generated ones; those of unknown
+    classes are left out.
     """
 
     def __init__(self, weights: str, metadata: str | None = None) -> None:
-        self.weights, self.metadata = weights, metadata
-        self.model, self.draft = Pictogram(weights), Pictogram(weights, part="draft")
-        self.judge, self.reward = PictogramDetector(weights), PictogramReward(weights)
+        self.weights = weights
+        self.metadata = metadata
+        self.model = Pictogram(weights)
+        self.draft = Pictogram(weights, part="draft")
+        self.judge = PictogramDetector(weights)
+        self.reward = PictogramReward(weights)
         self.classes = self.model.classes
 
     def correct(self, asked: Sequence[tuple[Spec, np.ndarray]]) -> np.ndarray:
@@ -149,7 +174,9 @@ class Bench:
             return np.array([score.value or 0.0 for score in benchmark.score(items)]) > 0.5
 
     def benchmark(self, **options: Any) -> Any:
-        return instantiate({"_target_": "benchmarks.pictogram.Pictogram"}, judge=self.judge, **options)
+        return instantiate(
+            {"_target_": "benchmarks.pictogram.Pictogram"}, judge=self.judge, **options
+        )
 
     def rows(self, prompts: int) -> list[grammar.Row]:
         """So many prompts, spread evenly over the tasks."""
@@ -161,17 +188,26 @@ class Bench:
     def reconstructed(self, pixels: np.ndarray) -> np.ndarray:
         x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div(127.5).sub(1)
         with torch.no_grad():
-            return np.concatenate([self.model.decode(self.model.vq.encode(part)).numpy() for part in x.split(32)])
+            return np.concatenate(
+                [self.model.decode(self.model.vq.encode(part)).numpy() for part in x.split(32)]
+            )
 
     def scenes(self, count: int) -> tuple[list[Spec], list[world.Sample], np.ndarray]:
         """Held-out scenes, evenly over the tasks, and their reconstructions."""
         rng = random.Random("verify scenes")
         tasks = [TASKS[i % len(TASKS)] for i in range(count)]
-        samples = [world.sample(rng, self.classes, tasks=[t], style="geneval", layout_share=0.0) for t in tasks]
-        return [one.spec for one in samples], samples, self.reconstructed(np.stack([one.pixels for one in samples]))
+        samples = [
+            world.sample(rng, self.classes, tasks=[t], style="geneval", layout_share=0.0)
+            for t in tasks
+        ]
+        return (
+            [one.spec for one in samples],
+            samples,
+            self.reconstructed(np.stack([one.pixels for one in samples])),
+        )
 
 
-# --- tokenizer and detectors -----------------------------------------------------------------------------------------
+# --- tokenizer and detectors ----------------------------------------------------------------------
 
 
 def tokenizer_gates(bench: Bench, size: dict[str, int]) -> list[Gate]:
@@ -191,17 +227,31 @@ def tokenizer_gates(bench: Bench, size: dict[str, int]) -> list[Gate]:
 def swap_gates(bench: Bench, specs: Sequence[Spec], samples: Sequence[world.Sample]) -> list[Gate]:
     """What happens to verdicts when 30 % of the object tokens become a near, or any, other code."""
     rng = torch.Generator().manual_seed(0)
-    x = torch.from_numpy(np.stack([one.pixels for one in samples])).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+    x = (
+        torch.from_numpy(np.stack([one.pixels for one in samples]))
+        .permute(0, 3, 1, 2)
+        .float()
+        .div(127.5)
+        .sub(1)
+    )
     with torch.no_grad():
         codes = torch.cat([bench.model.vq.encode(part) for part in x.split(32)])
     rows = bench.model.codebook
-    near = (rows @ rows.T).topk(11, dim=-1).indices[codes, torch.randint(1, 11, codes.shape, generator=rng)]
+    near = (
+        (rows @ rows.T)
+        .topk(11, dim=-1)
+        .indices[codes, torch.randint(1, 11, codes.shape, generator=rng)]
+    )
     other = torch.randint(0, bench.model.vocab, codes.shape, generator=rng)
-    swapped = (torch.rand(codes.shape, generator=rng) < 0.3) & torch.from_numpy(_object_tokens(samples))
+    swapped = (torch.rand(codes.shape, generator=rng) < 0.3) & torch.from_numpy(
+        _object_tokens(samples)
+    )
     shares = []
     for replaced in (codes, torch.where(swapped, near, codes), torch.where(swapped, other, codes)):
         with torch.no_grad():
-            pictures = np.concatenate([bench.model.decode(part).numpy() for part in replaced.split(32)])
+            pictures = np.concatenate(
+                [bench.model.decode(part).numpy() for part in replaced.split(32)]
+            )
         shares.append(float(bench.correct(list(zip(specs, pictures, strict=True))).mean()))
     return [
         Gate("loss by swapping object tokens: 10 nearest", shares[0] - shares[1], most=0.05),
@@ -237,7 +287,10 @@ def detector_gates(bench: Bench, size: dict[str, int]) -> list[Gate]:
 def false_accepts(bench: Bench, size: dict[str, int]) -> list[Gate]:
     specs, samples, again = bench.scenes(size["scenes"])
     rng = random.Random("verify near misses")
-    missed = [(near_miss(spec, bench.classes, rng), picture) for spec, picture in zip(specs, again, strict=True)]
+    missed = [
+        (near_miss(spec, bench.classes, rng), picture)
+        for spec, picture in zip(specs, again, strict=True)
+    ]
     shuffled = [one.pixels.copy() for one in samples]
     for one, pixels in zip(samples, shuffled, strict=True):
         x1, y1, x2, y2 = one.placed[0].box
@@ -246,15 +299,20 @@ def false_accepts(bench: Bench, size: dict[str, int]) -> list[Gate]:
     return [
         Gate("false accepts of near-miss prompts", float(bench.correct(missed).mean()), most=0.02),
         Gate(
-            "shuffled objects accepted", float(bench.correct(list(zip(specs, broken, strict=True))).mean()), most=0.03
+            "shuffled objects accepted",
+            float(bench.correct(list(zip(specs, broken, strict=True))).mean()),
+            most=0.03,
         ),
     ]
 
 
 def near_miss(spec: Spec, classes: Sequence[str], rng: random.Random) -> Spec:
-    """A spec that differs from `spec` in one class, count, colour or relation, or has its colours exchanged."""
+    """A spec that differs from `spec` in one class, count, colour or relation, or has its colours
+    exchanged.
+    """
     clauses = spec["include"][::-1] if spec["tag"] == "position" else spec["include"]
-    names, count = [clause["class"] for clause in clauses], clauses[0]["count"]
+    names = [clause["class"] for clause in clauses]
+    count = clauses[0]["count"]
     colors = [clause["color"] for clause in clauses if "color" in clause]
     relation = str(clauses[0].get("position", [None])[0]) if spec["tag"] == "position" else None
     ways = ["class", *(["color"] if colors else []), *(["count"] if count > 1 else [])]
@@ -273,7 +331,7 @@ def near_miss(spec: Spec, classes: Sequence[str], rng: random.Random) -> Spec:
     return grammar.make_spec(names, count=count, colors=colors, relation=relation)
 
 
-# --- generated images ------------------------------------------------------------------------------------------------
+# --- generated images -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,8 +349,11 @@ PLAIN = {"_target_": "methods.plain.Plain"}
 
 
 def draw(bench: Bench, prompts: int, images: int, scale: float, method: Any = PLAIN) -> Drawn:
-    """Samples of a method, plain ones if none is named, through the harness's own sampler, judged by the benchmark."""
-    rows, method = bench.rows(prompts), instantiate(method) if isinstance(method, dict) else method
+    """Samples of a method, plain ones if none is named, through the harness's own sampler, judged
+    by the benchmark.
+    """
+    rows = bench.rows(prompts)
+    method = instantiate(method) if isinstance(method, dict) else method
     jobs = [
         Job(Prompt(f"verify/{i:05d}", row["prompt"], row["tag"]), image)
         for i, row in enumerate(rows)
@@ -300,13 +361,25 @@ def draw(bench: Bench, prompts: int, images: int, scale: float, method: Any = PL
     ]
     done: dict[tuple[str, int], Delivery] = {}
     sampler = Sampler(
-        bench.model, Sampling(scale=scale), slots=64, **demands(method), prefill=(16, 32), render_batch=16
+        bench.model,
+        Sampling(scale=scale),
+        slots=64,
+        **MethodSpec.of(method).sampler_sizes(),
+        prefill=(16, 32),
+        render_batch=16,
     )
-    Scheduler(method, sampler, seed=0).run(jobs, lambda delivery: done.update({delivery.job.key: delivery}))
+    Scheduler(method, sampler, seed=0).run(
+        jobs, lambda delivery: done.update({delivery.job.key: delivery})
+    )
     ordered = [done[job.key] for job in jobs]
-    assert not any(delivery.error for delivery in ordered), next(d.error for d in ordered if d.error)
+    assert not any(delivery.error for delivery in ordered), next(
+        d.error for d in ordered if d.error
+    )
     pictures = np.stack([np.asarray(delivery.image) for delivery in ordered])
-    asked = [(row, picture) for row, picture in zip(np.repeat(np.array(rows, object), images), pictures, strict=True)]
+    asked = [
+        (row, picture)
+        for row, picture in zip(np.repeat(np.array(rows, object), images), pictures, strict=True)
+    ]
     return Drawn(
         rows,
         torch.tensor([delivery.tokens for delivery in ordered]).unflatten(0, (prompts, images)),
@@ -328,7 +401,11 @@ def sample_gates(bench: Bench, size: dict[str, int]) -> list[Gate]:
         *(Gate(f"plain: {task}", float(tasks[task]), least=0.05, most=0.95) for task in TASKS),
         Gate("judge and reward agree", agree, least=0.88),
         *best_of(drawn, signals),
-        Gate("guidance 2 against 1", macro_mean(plain) - macro_mean(table(unguided.rows, unguided.right)), least=0.08),
+        Gate(
+            "guidance 2 against 1",
+            macro_mean(plain) - macro_mean(table(unguided.rows, unguided.right)),
+            least=0.08,
+        ),
         *entropy_gates(drawn, signals),
         *half_image_gates(bench, drawn, size["prefixes"]),
         Gate("draft: acceptance per token", signals.acceptance, least=0.50),
@@ -349,12 +426,16 @@ def table(rows: Sequence[grammar.Row], right_PI: np.ndarray) -> pd.DataFrame:
 
 
 def bench_agreement(bench: Bench, drawn: Drawn) -> float:
-    """How often A's and B's verdicts on generated pictures are the same, by the same decision rule."""
+    """How often A's and B's verdicts on generated pictures are the same, by the same decision
+    rule.
+    """
     other = Bench.__new__(Bench)
     other.judge = PictogramDetector(bench.weights, part="reward")
     images = drawn.right.shape[1]
     rows = [row for row in drawn.rows for _ in range(images)]
-    theirs = other.correct(list(zip(rows, drawn.pictures.reshape(-1, *drawn.pictures.shape[2:]), strict=True)))
+    theirs = other.correct(
+        list(zip(rows, drawn.pictures.reshape(-1, *drawn.pictures.shape[2:]), strict=True))
+    )
     return float((theirs == drawn.right.reshape(-1)).mean())
 
 
@@ -374,17 +455,24 @@ class Signals:
         images = drawn.right.shape[1]
         texts = [row["prompt"] for row in drawn.rows for _ in range(images)]
         pictures = list(drawn.pictures.reshape(-1, *drawn.pictures.shape[2:]))
-        rewards = np.array([value if value is not None else 0.0 for value in bench.reward(texts, pictures)])
+        rewards = np.array(
+            [value if value is not None else 0.0 for value in bench.reward(texts, pictures)]
+        )
         tokens = drawn.tokens.flatten(0, 1)
-        likelihood, entropies, accepted = [], [], []
+        likelihood = []
+        entropies = []
+        accepted = []
         for start in range(0, len(texts), 32):
             part = tokens[start : start + 32]
-            law = teacher_forced(bench.model, texts[start : start + 32], part, SCALE)
+            probs = teacher_forced(bench.model, texts[start : start + 32], part, SCALE)
             proposed = teacher_forced(bench.draft, texts[start : start + 32], part, 1.0)
-            likelihood.append(law.gather(-1, part.unsqueeze(-1)).clamp(min=1e-30).log().mean((1, 2)))
-            entropies.append(torch.special.entr(law).sum(-1))
-            accepted.append(torch.minimum(law, proposed).sum(-1))
-        chance, entropy_BN = torch.cat(accepted), torch.cat(entropies)
+            likelihood.append(
+                probs.gather(-1, part.unsqueeze(-1)).clamp(min=1e-30).log().mean((1, 2))
+            )
+            entropies.append(torch.special.entr(probs).sum(-1))
+            accepted.append(torch.minimum(probs, proposed).sum(-1))
+        chance = torch.cat(accepted)
+        entropy_BN = torch.cat(entropies)
         ahead = sum(chance.unfold(1, 4, 1).cumprod(-1).mean((0, 1)).tolist())
         shape = drawn.right.shape
         return cls(
@@ -398,17 +486,24 @@ class Signals:
 
 
 @torch.no_grad()
-def teacher_forced(model: Pictogram, texts: Sequence[str], token_BN: Tensor, scale: float) -> Tensor:
+def teacher_forced(
+    model: Pictogram, texts: Sequence[str], token_BN: Tensor, scale: float
+) -> Tensor:
     """The guided law at every position of given images, [B, N, V]."""
     words = torch.tensor([grammar.encode(text) for text in texts])
     text = model.gpt.forward_train(words, token_BN, causal).float()
-    null = model.gpt.forward_train(torch.zeros_like(words), token_BN, causal).float() if scale != 1 else text
+    null = (
+        model.gpt.forward_train(torch.zeros_like(words), token_BN, causal).float()
+        if scale != 1
+        else text
+    )
     return F.softmax(null + scale * (text - null), -1)
 
 
 def best_of(drawn: Drawn, signals: Signals) -> list[Gate]:
     """Gains of Best-of-N over plain, paired by prompt, and the oracle that no reward can beat."""
-    plain, images = table(drawn.rows, drawn.right), drawn.right.shape[1]
+    plain = table(drawn.rows, drawn.right)
+    images = drawn.right.shape[1]
     gates = []
     for n, least in ((4, 0.15), (8, 0.20)):
         if n > images:
@@ -420,7 +515,10 @@ def best_of(drawn: Drawn, signals: Signals) -> list[Gate]:
         ]
     oracle = macro_mean(table(drawn.rows, drawn.right.max(1, keepdims=True)))
     chosen = macro_mean(picked(drawn, signals.reward, images))
-    gates += [Gate(f"oracle of {images}", oracle), Gate(f"oracle above best of {images}", oracle - chosen, least=0)]
+    gates += [
+        Gate(f"oracle of {images}", oracle),
+        Gate(f"oracle above best of {images}", oracle - chosen, least=0),
+    ]
     gain, _, _ = paired_difference(picked(drawn, signals.likelihood, 4), plain)
     return [*gates, Gate("best of 4 by likelihood: gain", gain, least=-0.02)]
 
@@ -434,67 +532,103 @@ def picked(drawn: Drawn, signal_PI: np.ndarray, n: int) -> pd.DataFrame:
 
 
 def entropy_gates(drawn: Drawn, signals: Signals) -> list[Gate]:
-    sure, right = -signals.entropy.reshape(-1), drawn.right.reshape(-1)
+    sure = -signals.entropy.reshape(-1)
+    right = drawn.right.reshape(-1)
     prompts = np.repeat(np.arange(len(drawn.rows)), drawn.right.shape[1])
     within, _ = auc_within(sure, right, prompts.tolist())
     return [
         Gate("entropy AUC: pooled", auc(sure, right), least=0.68),
         Gate("entropy AUC: within prompts", within, least=0.55),
-        Gate("entropy AUC: 16 least certain tokens, pooled", auc(-signals.peak_entropy.reshape(-1), right)),
+        Gate(
+            "entropy AUC: 16 least certain tokens, pooled",
+            auc(-signals.peak_entropy.reshape(-1), right),
+        ),
     ]
 
 
 def half_image_gates(
     bench: Bench, drawn: Drawn, prompts: int, *, prefixes: int = 4, endings: int = 4
 ) -> Iterator[Gate]:
-    """How much of the success inside a prompt the first half of the tokens decides, and what choosing by it gains.
+    """How much of the success inside a prompt the first half of the tokens decides, and what
+    choosing by it gains.
 
-    Some samples of some prompts are cut at half and completed anew several times. The first gate is an intraclass
-    correlation: one-way analysis of variance, success by half image, pooled over prompts. The second chooses the half
-    in which the verifier sees the fewest faults, and then the most of what was asked for.
+    Some samples of some prompts are cut at half and completed anew several times. The first gate is
+    an intraclass correlation: one-way analysis of variance, success by half image, pooled over
+    prompts. The second chooses the half in which the verifier sees the fewest faults, and then the
+    most of what was asked for.
     """
-    every, half = len(drawn.rows) // prompts, bench.model.num_tokens // 2
+    every = len(drawn.rows) // prompts
+    half = bench.model.num_tokens // 2
     rows = drawn.rows[::every][:prompts]
     kept_PJ = drawn.tokens[::every][:prompts, :prefixes, :half]
     verifier = PictogramVerifier(bench.weights)
-    right, chosen = [], []
+    right = []
+    chosen = []
     for i, row in enumerate(rows):
         prefix = kept_PJ[i].repeat_interleave(endings, 0)
-        tokens = draw_tokens(bench.model.gpt, [row["prompt"]] * len(prefix), scale=SCALE, seed=i, prefix_BP=prefix)
+        tokens = draw_tokens(
+            bench.model.gpt, [row["prompt"]] * len(prefix), scale=SCALE, seed=i, prefix_BP=prefix
+        )
         pictures = bench.model.decode(tokens).numpy()
-        right.append(bench.correct([(row, picture) for picture in pictures]).reshape(prefixes, endings))
+        right.append(
+            bench.correct([(row, picture) for picture in pictures]).reshape(prefixes, endings)
+        )
         tops = [picture[: world.SIDE // 2] for picture in pictures[::endings]]
         chosen.append(int(np.argmax([promise(row, view) for view in verifier.views(tops)])))
     success_PJE = np.array(right, float)
     mean_PJ = success_PJE.mean(-1)
-    between = endings * np.square(mean_PJ - mean_PJ.mean(-1, keepdims=True)).sum() / (len(rows) * (prefixes - 1))
+    between = (
+        endings
+        * np.square(mean_PJ - mean_PJ.mean(-1, keepdims=True)).sum()
+        / (len(rows) * (prefixes - 1))
+    )
     within = np.square(success_PJE - mean_PJ[..., None]).sum() / (mean_PJ.size * (endings - 1))
     correlation = (between - within) / (between + (endings - 1) * within)
     picked_P = mean_PJ[np.arange(len(rows)), chosen]
     yield Gate("half image: intraclass correlation", correlation, least=0.3)
-    yield Gate("half image: picking 1 of 4 prefixes gains", float((picked_P - mean_PJ.mean(-1)).mean()), least=0.05)
+    yield Gate(
+        "half image: picking 1 of 4 prefixes gains",
+        float((picked_P - mean_PJ.mean(-1)).mean()),
+        least=0.05,
+    )
 
 
 def promise(spec: Spec, view: View) -> float:
-    """How well the top of a picture begins what is asked for: sure objects, each fault outweighing them all."""
+    """How well the top of a picture begins what is asked for: sure objects, each fault outweighing
+    them all.
+    """
     wanted = [name for name, _ in grammar.objects(spec)]
-    found = sum(min(wanted.count(name), [one.name for one in view.known].count(name)) for name in set(wanted))
+    found = sum(
+        min(wanted.count(name), [one.name for one in view.known].count(name))
+        for name in set(wanted)
+    )
     return found - (1 + len(wanted)) * sum(1 for _ in faults(spec, view))
 
 
 def lantern_gates(bench: Bench, size: dict[str, int]) -> Iterator[Gate]:
-    """What LANTERN's relaxed rule (10 neighbours, bound .2) gains over the exact one with the draft, and costs."""
+    """What LANTERN's relaxed rule (10 neighbours, bound .2) gains over the exact one with the
+    draft, and costs.
+    """
     lantern = {"_target_": "methods.lantern.Lantern", "k": 10, "delta": 0.2, "residual": "optimal"}
-    drawn, accepted = {}, {}
+    drawn = {}
+    accepted = {}
     for name, rule in (("exact", exact), ("lantern", instantiate(lantern))):
         drafter = DraftModel(model=lambda **_: bench.draft, guided=False)
-        method = instantiate({"_target_": "methods.speculative.Speculative"}, drafter=drafter, gamma=4, rule=rule)
+        method = instantiate(
+            {"_target_": "methods.speculative.Speculative"}, drafter=drafter, gamma=4, rule=rule
+        )
         drawn[name] = draw(bench, size["relaxed"], 2, SCALE, method)
         rounds = np.sum([note["accepted"] for note in drawn[name].notes], 0)
         accepted[name] = float(rounds @ np.arange(len(rounds)) / rounds.sum())
-    loss, _, high = paired_difference(*(table(drawn[name].rows, drawn[name].right) for name in ("exact", "lantern")))
+    loss, _, high = paired_difference(
+        *(table(drawn[name].rows, drawn[name].right) for name in ("exact", "lantern"))
+    )
     yield Gate("draft: accepted of 4, exact", accepted["exact"])
-    yield Gate("LANTERN: accepted above exact's, share", accepted["lantern"] / accepted["exact"] - 1, least=0.20)
+    yield Gate(
+        "LANTERN: accepted above exact's, share",
+        accepted["lantern"] / accepted["exact"] - 1,
+        least=0.20,
+    )
     yield Gate("LANTERN: loss of accuracy", loss, most=0.05)
     yield Gate("LANTERN: loss of accuracy, 95 % to", high)
 
@@ -502,8 +636,13 @@ def lantern_gates(bench: Bench, size: dict[str, int]) -> Iterator[Gate]:
 def file_gates(bench: Bench, size: dict[str, int]) -> list[Gate]:
     folder = files.folder(bench.weights)
     total = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    apart = files.sha256(folder / "judge.safetensors") != files.sha256(folder / "reward.safetensors")
-    return [Gate("weights, MB", total / 1e6, most=20), Gate("judge and reward differ", float(apart), least=1)]
+    apart = files.sha256(folder / "judge.safetensors") != files.sha256(
+        folder / "reward.safetensors"
+    )
+    return [
+        Gate("weights, MB", total / 1e6, most=20),
+        Gate("judge and reward differ", float(apart), least=1),
+    ]
 
 
 if __name__ == "__main__":

@@ -1,1 +1,3 @@
-"""Our methods' arithmetic against conformance files: inputs, and what the papers' equations make of them."""
+"""Our methods' arithmetic against conformance files: inputs, and what the papers' equations make of
+them.
+"""

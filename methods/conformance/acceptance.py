@@ -1,6 +1,8 @@
-"""Runs a conformance file for acceptance rules: laws, drafts and uniforms in; acceptances and residual laws out.
+"""Runs a conformance file for acceptance rules: laws, drafts and uniforms in; acceptances and
+residual laws out.
 
-The rules that are checked are the ones methods run with (`harness.exact`, `harness.verify`, `methods/lantern.py`).
+The rules that are checked are the ones methods run with (`harness.exact`, `harness.verify`,
+`methods/lantern.py`).
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ from harness import (
     Noise,
     UserError,
     exact,
-    leftover,
-    own,
+    residual_probs,
+    token_prob,
     verify,
     without_replacement,
 )
@@ -31,7 +33,9 @@ RESIDUAL_LANE = 2
 
 
 def conformance(path: Path | str) -> tuple[int, int, list[str]]:
-    """Passed, failed, a message per failed case. Raises UserError naming the line of a malformed case."""
+    """Passed, failed, a message per failed case. Raises UserError naming the line of a malformed
+    case.
+    """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -45,16 +49,20 @@ def conformance(path: Path | str) -> tuple[int, int, list[str]]:
             what = f"{type(error).__name__}: {error}"
             raise UserError(f"{path}, line {number}: not a conformance case ({what})") from None
         if differences:
-            failures.append(f"{case.get('id', f'line {number}')} ({case.get('name', '')}): {differences[0]}")
+            failures.append(
+                f"{case.get('id', f'line {number}')} ({case.get('name', '')}): {differences[0]}"
+            )
     return len(lines) - len(failures), len(failures), failures
 
 
 class _Given:
-    """Noise with given uniforms [T, siblings], which notes the law that is drawn from in each lane."""
+    """Noise with given uniforms [T, siblings], which notes the law that is drawn from in each
+    lane.
+    """
 
     def __init__(self, uniforms: list[list[float]]) -> None:
         self._uniforms = torch.tensor(uniforms)
-        self.laws: dict[int, Tensor] = {}
+        self.probs: dict[int, Tensor] = {}
 
     def uniform(self, _lane: int, count: int) -> Tensor:
         return self._uniforms[None, :, :count]
@@ -63,30 +71,34 @@ class _Given:
         return self
 
     def race(self, lane: int, weight_RTV: Tensor) -> Tensor:
-        self.laws[lane] = weight_RTV[0, 0] / weight_RTV[0, 0].sum()
+        self.probs[lane] = weight_RTV[0, 0] / weight_RTV[0, 0].sum()
         return weight_RTV.argmax(-1)
 
 
 def _exact_chain(given: Mapping[str, Any]) -> dict[str, Any]:
-    law, draft_law, token = torch.tensor(given["p"]), torch.tensor(given["q"]), torch.tensor(given["draft"])
+    probs = torch.tensor(given["p"])
+    draft_probs = torch.tensor(given["q"])
+    token = torch.tensor(given["draft"])
     noise = _Given([[chance] for chance in given["uniforms"]])
-    drafts = Drafts(token[None], draft_law[None], torch.tensor([len(token)]))
-    path, _ = exact(law[None], drafts, cast(Noise, noise))
+    drafts = Drafts(token[None], draft_probs[None], torch.tensor([len(token)]))
+    path, _ = exact(probs[None], drafts, cast(Noise, noise))
     accepted = int((path >= 0).sum())
     rejected = accepted < len(token)
     column = torch.arange(len(token))
-    ratio = law[column, token] / draft_law[column, token]
+    ratio = probs[column, token] / draft_probs[column, token]
     return {
         "accepted": accepted,
         "next_law_kind": "residual" if rejected else "bonus",
-        "next_law": noise.laws[RESIDUAL_LANE if rejected else 0].tolist(),
+        "next_law": noise.probs[RESIDUAL_LANE if rejected else 0].tolist(),
         "accept_probs": ratio.clamp(max=1).tolist(),
     }
 
 
 def _tree_sampled(given: Mapping[str, Any]) -> dict[str, Any]:
     token = torch.tensor(given["candidates"])
-    return _one_place(given, Draft(token, without_replacement(torch.tensor([given["q"]]), token[None])[0], ()))
+    return _one_place(
+        given, Draft(token, without_replacement(torch.tensor([given["q"]]), token[None])[0], ())
+    )
 
 
 def _tree_topk(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,27 +107,33 @@ def _tree_topk(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _one_place(given: Mapping[str, Any], draft: Draft) -> dict[str, Any]:
     """The walk over one place with some children, watched through what it asks of the rule."""
-    law, noise, count = torch.tensor(given["p"]), _Given([given["uniforms"]] * 2), len(draft)
+    probs = torch.tensor(given["p"])
+    noise = _Given([given["uniforms"]] * 2)
+    count = len(draft)
     reached: list[Tensor] = []
 
-    def credit(law_RV: Tensor, token_R: Tensor) -> Tensor:
-        reached.append(law_RV[0])
-        return own(law_RV, token_R)
+    def acceptance_prob(probs_RV: Tensor, token_R: Tensor) -> Tensor:
+        reached.append(probs_RV[0])
+        return token_prob(probs_RV, token_R)
 
-    siblings = Draft(draft.tokens, draft.law, (-1,) * count)
-    drafts = Drafts.stack([siblings], law.expand(1, 1 + count, -1))
-    path, _ = verify(law.expand(1, 1 + count, -1), drafts, cast(Noise, noise), credit, leftover)
+    siblings = Draft(draft.tokens, draft.probs, (-1,) * count)
+    drafts = Drafts.stack([siblings], probs.expand(1, 1 + count, -1))
+    path, _ = verify(
+        probs.expand(1, 1 + count, -1), drafts, cast(Noise, noise), acceptance_prob, residual_probs
+    )
     accepted = next((int(node) for node in path[0] if node >= 0), None)
     stages = []
-    for law_V, token, draft_law_V in zip(reached, draft.tokens, drafts.law_RGV[0], strict=True):
-        chance = float(draft_law_V[token])
-        stage = {"p": law_V.tolist(), "skipped": chance == 0}
-        stage["accept_prob"] = min(1.0, float(law_V[token]) / chance) if chance else 0.0
-        if draft.law is not None:
-            stage |= {"q": draft_law_V.tolist(), "q_stage": chance}
+    for probs_V, token, draft_probs_V in zip(
+        reached, draft.tokens, drafts.probs_RGV[0], strict=True
+    ):
+        chance = float(draft_probs_V[token])
+        stage = {"p": probs_V.tolist(), "skipped": chance == 0}
+        stage["accept_prob"] = min(1.0, float(probs_V[token]) / chance) if chance else 0.0
+        if draft.probs is not None:
+            stage |= {"q": draft_probs_V.tolist(), "q_stage": chance}
         stages.append(stage)
     rejected = any(not stage["skipped"] for stage in stages)
-    final = None if accepted is not None else noise.laws[RESIDUAL_LANE if rejected else 0].tolist()
+    final = None if accepted is not None else noise.probs[RESIDUAL_LANE if rejected else 0].tolist()
     return {
         "accepted": accepted,
         "stages": stages if accepted is None else stages[: accepted + 1],
@@ -124,17 +142,25 @@ def _one_place(given: Mapping[str, Any], draft: Draft) -> dict[str, Any]:
 
 
 def _lantern(given: Mapping[str, Any]) -> dict[str, Any]:
-    law, token = torch.tensor([given["p"]]), torch.tensor([given["candidate"]])
-    point = torch.nn.functional.one_hot(token, law.shape[1]).to(law.dtype)
-    draft_law = point if given["q"] is None else torch.tensor([given["q"]])
+    probs = torch.tensor([given["p"]])
+    token = torch.tensor([given["candidate"]])
+    point = torch.nn.functional.one_hot(token, probs.shape[1]).to(probs.dtype)
+    draft_probs = point if given["q"] is None else torch.tensor([given["q"]])
     rule = _rule(given, "optimal")
-    borrowed, credit = rule.borrow(law, token), rule.credit(law, token)
+    borrowed = rule.borrow(probs, token)
+    acceptance_prob = rule.acceptance_prob(probs, token)
     count = int(borrowed.count_R)
-    chance = float((credit / draft_law.gather(1, token[:, None])[0]).clamp(max=1))
-    kinds = ("code_dynamic", "aggregated", "optimal") if given["q"] is None else (*RESIDUALS.keys() - {"code_dynamic"},)
-    residuals = {kind: _rule(given, kind).residual(law, draft_law, token)[0] for kind in kinds}
+    chance = float((acceptance_prob / draft_probs.gather(1, token[:, None])[0]).clamp(max=1))
+    kinds = (
+        ("code_dynamic", "aggregated", "optimal")
+        if given["q"] is None
+        else (*RESIDUALS.keys() - {"code_dynamic"},)
+    )
+    residuals = {kind: _rule(given, kind).residual(probs, draft_probs, token)[0] for kind in kinds}
     if given["q"] is None:
-        residuals["code_lumina_dynamic"] = residuals["code_dynamic"]  # Lumina's dynamic tree does the same
+        residuals["code_lumina_dynamic"] = residuals[
+            "code_dynamic"
+        ]  # Lumina's dynamic tree does the same
     return {
         "bound": float(borrowed.bound_R),
         "c": borrowed.sum_Rk[0].tolist(),
@@ -142,15 +168,19 @@ def _lantern(given: Mapping[str, Any]) -> dict[str, Any]:
         "m_star_code": int(borrowed.prefix_R),
         "kept": [int(token), *borrowed.neighbour_Rk[0, :count].tolist()],
         "borrowed": float(borrowed.mass_R),
-        "p_relaxed": float(credit),
+        "p_relaxed": float(acceptance_prob),
         "accept_prob": chance,
-        "residual": {kind: (left / left.sum()).tolist() for kind, left in residuals.items()} if chance < 1 else None,
+        "residual": {kind: (left / left.sum()).tolist() for kind, left in residuals.items()}
+        if chance < 1
+        else None,
     }
 
 
 def _rule(given: Mapping[str, Any], residual: str) -> Lantern:
     rule = Lantern(given["k"], given["bound"].get("delta"), given["bound"].get("lambda"), residual)
-    table = torch.zeros((len(given["p"]), min(given["k"] + 1, len(given["neighbours"]))), dtype=torch.int64)
+    table = torch.zeros(
+        (len(given["p"]), min(given["k"] + 1, len(given["neighbours"]))), dtype=torch.int64
+    )
     table[given["candidate"]] = torch.tensor(given["neighbours"][: table.shape[1]])
     rule.table = table
     return rule
@@ -174,7 +204,9 @@ def _differences(got: Any, expected: Any, where: str = "") -> Iterator[str]:
         return
     if isinstance(expected, dict):
         for name, value in expected.items():
-            yield from _differences(None if got is None else got.get(name), value, f"{where}.{name}".strip("."))
+            yield from _differences(
+                None if got is None else got.get(name), value, f"{where}.{name}".strip(".")
+            )
     elif isinstance(expected, list):
         if got is None or len(got) != len(expected):
             yield f"{where}: expected {expected}, got {got}"

@@ -1,4 +1,5 @@
-"""Runs a conformance file for GridAR: logits, verifier replies or scores in; guidance, lineage, prompts, choice out.
+"""Runs a conformance file for GridAR: logits, verifier replies or scores in; guidance, lineage,
+prompts, choice out.
 
 The rules that are checked are the ones the method runs with (`methods/gridar.py`).
 """
@@ -21,7 +22,9 @@ STRIPS = {1: 4, 2: 2}
 
 
 def conformance(path: Path | str) -> tuple[int, int, list[str]]:
-    """Passed, failed, and one message per failed case. Raises UserError naming the line of a case that is malformed."""
+    """Passed, failed, and one message per failed case. Raises UserError naming the line of a case
+    that is malformed.
+    """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -36,26 +39,28 @@ def conformance(path: Path | str) -> tuple[int, int, list[str]]:
             what = f"{type(error).__name__}: {error}"
             raise UserError(f"{path}, line {number}: not a conformance case ({what})") from None
         if differences:
-            failures.append(f"{case.get('id', f'line {number}')} ({case.get('name', '')}): {differences[0]}")
+            failures.append(
+                f"{case.get('id', f'line {number}')} ({case.get('name', '')}): {differences[0]}"
+            )
     return len(lines) - len(failures), len(failures), failures
 
 
 def _two_way(given: Mapping[str, Any]) -> dict[str, Any]:
-    streams = _streams(given, "l_u", "l_o")
-    return {"logits": cfg(streams, _usual_scale(given)).flatten().tolist()}
+    branches = _branches(given, "l_u", "l_o")
+    return {"logits": cfg(branches, _usual_scale(given)).flatten().tolist()}
 
 
 def _three_way(given: Mapping[str, Any]) -> dict[str, Any]:
-    streams = _streams(given, "l_u", "l_o", "l_r")
-    null, text, rewritten = streams.unbind(1)
-    logits = three_way(streams, _usual_scale(given), given["w_r"])
+    branches = _branches(given, "l_u", "l_o", "l_r")
+    null, text, rewritten = branches.unbind(1)
+    logits = three_way(branches, _usual_scale(given), given["w_r"])
     return {
         "d_perp": orthogonal(rewritten - null, text - null).flatten().tolist(),
         "logits": logits.flatten().tolist(),
     }
 
 
-def _streams(given: Mapping[str, Any], *names: str) -> torch.Tensor:
+def _branches(given: Mapping[str, Any], *names: str) -> torch.Tensor:
     """[1, K, 1, V], in the precision that models compute in."""
     return torch.tensor([given[name] for name in names], dtype=torch.float32)[None, :, None]
 
@@ -66,14 +71,21 @@ def _usual_scale(given: Mapping[str, Any]) -> torch.Tensor:
 
 
 def _select(given: Mapping[str, Any]) -> dict[str, Any]:
-    strips, grouped = STRIPS[given["stage"]], given["grouped_by_4"]
+    strips = STRIPS[given["stage"]]
+    grouped = given["grouped_by_4"]
     try:
         GridAR(
-            given["N"], {"stage": {"share": 1 / strips, "strips": strips}}, _Silent(), _Silent(), grouped_by_4=grouped
+            given["N"],
+            {"stage": {"share": 1 / strips, "strips": strips}},
+            _Silent(),
+            _Silent(),
+            grouped_by_4=grouped,
         )
     except UserError:
         return {"error": True}
-    found = selection(given["replies"], strips, grouped_by_4=grouped, strict_parse=given["strict_parse"])
+    found = selection(
+        given["replies"], strips, grouped_by_4=grouped, strict_parse=given["strict_parse"]
+    )
     return {
         "flags": found.possible,
         "source": found.source,
@@ -125,7 +137,11 @@ def _differences(got: Mapping[str, Any], expected: Mapping[str, Any]) -> Iterato
             continue
         if name in ("logits", "d_perp"):
             pairs = list(zip(mine or [], wanted, strict=False))
-            far = [i for i, (a, b) in enumerate(pairs) if not abs(a - b) <= TOLERANCE * max(1.0, abs(b))]
+            far = [
+                i
+                for i, (a, b) in enumerate(pairs)
+                if not abs(a - b) <= TOLERANCE * max(1.0, abs(b))
+            ]
             if far or len(pairs) != len(wanted):
                 at = far[0] if far else len(pairs)
                 yield f"{name}[{at}]: expected {wanted[at]}, got {pairs[at][0] if far else 'nothing'}"

@@ -1,4 +1,5 @@
-"""Runs a ScalingAR conformance file: logits of every step in, signals, guidance, terminations and winner out.
+"""Runs a ScalingAR conformance file: logits of every step in, signals, guidance, terminations and
+winner out.
 
 The logits go through the probe, the group and the decisions that the method itself runs with.
 """
@@ -36,15 +37,27 @@ NOT_COMPARED = -2
 
 
 def conformance(path: Path | str) -> tuple[int, int, list[str]]:
-    """Passed, failed, and one message per failed case. Raises UserError naming the line of a case that is malformed."""
-    path, failures = Path(path), []
+    """Passed, failed, and one message per failed case. Raises UserError naming the line of a case
+    that is malformed.
+    """
+    path = Path(path)
+    failures = []
     cases = list(_cases(path))
     for number, case in cases:
         try:
             failures += [
-                f"{case['id']} ({case['name']}): {text}" for text in islice(_differences(case, path.parent), 1)
+                f"{case['id']} ({case['name']}): {text}"
+                for text in islice(_differences(case, path.parent), 1)
             ]
-        except (UserError, KeyError, ValueError, TypeError, IndexError, RuntimeError, OSError) as error:
+        except (
+            UserError,
+            KeyError,
+            ValueError,
+            TypeError,
+            IndexError,
+            RuntimeError,
+            OSError,
+        ) as error:
             raise UserError(f"{path}, line {number}: not a conformance case: {error!r}") from None
     return len(cases) - len(failures), len(failures), failures
 
@@ -84,16 +97,27 @@ def settings_of(options: Mapping[str, Any]) -> Settings:
             epsilon=o["eps"],
         ),
         TerminationSettings(o["p"], o["lambda_theta"], o["W0"], o["min_alive"]),
-        RecoverySettings(o["recovery_enabled"], o["recovery_mode"], o["rebound_ref"], o["delta_steps"], o["delta_rec"]),
+        RecoverySettings(
+            o["recovery_enabled"],
+            o["recovery_mode"],
+            o["rebound_ref"],
+            o["delta_steps"],
+            o["delta_rec"],
+        ),
         SchedulerSettings(o["scheduler_form"], o["alpha"], o["beta"], o["gamma"], o["W_var"]),
     )
 
 
 def _differences(case: Mapping[str, Any], folder: Path) -> Iterator[str]:
     with np.load(folder / case["inputs"]) as arrays:
-        inputs = {name.split(".", 1)[1]: arrays[name] for name in arrays.files if name.startswith(f"{case['id']}.")}
+        inputs = {
+            name.split(".", 1)[1]: arrays[name]
+            for name in arrays.files
+            if name.startswith(f"{case['id']}.")
+        }
     group, flag_TN = _replay(case, inputs["cond"], inputs["uncond"])
-    profile, expected = group.profile, case["expected"]
+    profile = group.profile
+    expected = case["expected"]
     tokens = np.isfinite(group.scale_TN).sum()
     yield from _unequal("terminated_at", group.terminated_at, expected["terminated_at"])
     yield from _unequal("winner", group.winner(), expected["winner"])
@@ -124,15 +148,25 @@ def _differences(case: Mapping[str, Any], folder: Path) -> Iterator[str]:
     yield from _far("flag_step", flag_TN, flags)
 
 
-def _replay(case: Mapping[str, Any], cond_TNV: np.ndarray, uncond_TNV: np.ndarray) -> tuple[Group, np.ndarray]:
+def _replay(
+    case: Mapping[str, Any], cond_TNV: np.ndarray, uncond_TNV: np.ndarray
+) -> tuple[Group, np.ndarray]:
     """The group after all steps, and the flags after each."""
     options = case["options"]
     group = Group(settings_of(options), case["N"], (case["h"], case["w"]), options["s_base"])
-    probe, flag_TN = PROBES[options["entropy_source"]], np.full(cond_TNV.shape[:2], np.nan)
+    probe = PROBES[options["entropy_source"]]
+    flag_TN = np.full(cond_TNV.shape[:2], np.nan)
     for t, (cond_NV, uncond_NV) in enumerate(zip(cond_TNV, uncond_TNV, strict=True)):
-        logits_RKTV = torch.from_numpy(np.stack((uncond_NV, cond_NV), 1)[group.live, :, None].astype(np.float32))
+        logits_RKTV = torch.from_numpy(
+            np.stack((uncond_NV, cond_NV), 1)[group.live, :, None].astype(np.float32)
+        )
         signals = probe(logits_RKTV, partial(logits_RKTV[:, 1].softmax, -1))
-        group.observe([dict(zip(signals, row, strict=True)) for row in torch.stack(list(signals.values()), 1).tolist()])
+        group.observe(
+            [
+                dict(zip(signals, row, strict=True))
+                for row in torch.stack(list(signals.values()), 1).tolist()
+            ]
+        )
         group.terminate()
         flag_TN[t] = group.termination.flag_N
     return group, flag_TN
@@ -147,5 +181,6 @@ def _far(what: str, got_TN: np.ndarray, expected_TN: np.ndarray) -> Iterator[str
     """The first number off by more than the tolerance; an expected NaN is not compared."""
     far_TN = ~(np.abs(got_TN - expected_TN) <= TOLERANCE * np.maximum(1, np.abs(expected_TN)))
     for step, candidate in np.argwhere(far_TN & ~np.isnan(expected_TN)):
-        expected, got = expected_TN[step, candidate], got_TN[step, candidate]
+        expected = expected_TN[step, candidate]
+        got = got_TN[step, candidate]
         yield f"{what}, step {step}, candidate {candidate}: expected {expected:.10g}, got {got:.10g}"

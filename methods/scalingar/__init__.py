@@ -23,19 +23,22 @@ __all__ = [
 
 
 class ScalingAR:
-    """N candidates side by side; the weak end early, the others are guided by their confidence (arXiv 2509.26376v3).
+    """N candidates side by side; the weak end early, the others are guided by their confidence
+    (arXiv 2509.26376v3).
 
-    Before every draw the confidence of each candidate is read off its two streams; it sets the guidance scale of that
-    same draw, and decides which candidates end after it. Delivered is the survivor with the highest confidence at the
-    last token; no reward and no partial image is looked at.
+    Before every draw the confidence of each candidate is read off its two branches; it sets the
+    guidance scale of that same draw, and decides which candidates end after it. Delivered is the
+    survivor with the highest confidence at the last token; no reward and no partial image is looked
+    at.
 
-    `entropy_source` names the distribution of entropy and margin: `cond`, the text stream's, or `guided_prev`, the law
-    under the previous step's scale (temperature, top-k and top-p included). Where the model's guidance ends early
-    (`sampling.interval`), the scheduler's effect ends with it. Raises UserError for options out of range.
+    `entropy_source` names the distribution of entropy and margin: `cond`, the text branch's, or
+    `guided_prev`, the law under the previous step's scale (temperature, top-k and top-p included).
+    Where the model's guidance ends early (`sampling.interval`), the scheduler's effect ends with
+    it. Raises UserError for options out of range.
     """
 
-    streams = 2
-    width = 1
+    branches = 2
+    tokens_per_step = 1
 
     def __init__(
         self,
@@ -52,7 +55,9 @@ class ScalingAR:
         if n < 1:
             raise UserError(f"method.n={n}: ScalingAR needs at least one candidate")
         if entropy_source not in PROBES:
-            raise UserError(f"method.entropy_source={entropy_source}: choose one of {', '.join(PROBES)}")
+            raise UserError(
+                f"method.entropy_source={entropy_source}: choose one of {', '.join(PROBES)}"
+            )
         self.rows = self.n = n
         self.probe = PROBES[entropy_source]
         self.settings = Settings(channel, policy, profile, termination, recovery, scheduler)

@@ -14,15 +14,20 @@ from methods.scalingar.settings import Settings
 class Group:
     """N candidates on a grid of T tokens, drawn in raster order under the guidance scale `base`.
 
-    Call `observe` before a step's draw and `terminate` after it. `scale_TN`, `variance_TN` and the profile's series are
-    [T, N], NaN where a candidate was not alive; `threshold_T` is NaN where nothing was decided.
+    Call `observe` before a step's draw and `terminate` after it. `scale_TN`, `variance_TN` and the
+    profile's series are [T, N], NaN where a candidate was not alive; `threshold_T` is NaN where
+    nothing was decided.
     """
 
     def __init__(self, settings: Settings, n: int, grid: tuple[int, int], base: float) -> None:
         steps = grid[0] * grid[1]
-        self._settings, self._base, self._t = settings, base, 0
+        self._settings = settings
+        self._base = base
+        self._t = 0
         self.profile = Profile(settings.profile, settings.channel, n, grid)
-        self.termination = Termination(settings.termination, settings.recovery, n, steps, settings.profile.epsilon)
+        self.termination = Termination(
+            settings.termination, settings.recovery, n, steps, settings.profile.epsilon
+        )
         self.live = np.arange(n)
         self.terminated_at: list[int | None] = [None] * n
         self.scale_TN, self.variance_TN = (np.full((steps, n), np.nan) for _ in range(2))
@@ -30,8 +35,12 @@ class Group:
         self.clamped = 0  # scales that the limits changed
 
     def observe(self, signals: Sequence[Mapping[str, float]]) -> list[float]:
-        """Take in the probe's signals, a row per live candidate; returns the guidance scales of this step."""
-        t, live, profile = self._t, self.live, self.profile
+        """Take in the probe's signals, a row per live candidate; returns the guidance scales of
+        this step.
+        """
+        t = self._t
+        live = self.live
+        profile = self.profile
         profile.update(t, live, signals)
         window = slice(max(0, t + 1 - self._settings.scheduler.variance_steps), t + 1)
         self.variance_TN[t, live] = profile.intrinsic[window, live].var(0)
@@ -41,17 +50,27 @@ class Group:
         return [float(scale) for scale in self.scale_TN[t, live]]
 
     def _guide(self, t: int) -> None:
-        live, profile = self.live, self.profile
-        drift_R = 1 - profile.influence[t, live] if self._settings.channel.cond else np.zeros(len(live))
+        live = self.live
+        profile = self.profile
+        drift_R = (
+            1 - profile.influence[t, live] if self._settings.channel.cond else np.zeros(len(live))
+        )
         scale_R, clamped_R = guidance(
-            self._settings.scheduler, self._base, drift_R, self.variance_TN[t, live], profile.rebound[t, live]
+            self._settings.scheduler,
+            self._base,
+            drift_R,
+            self.variance_TN[t, live],
+            profile.rebound[t, live],
         )
         self.scale_TN[t, live] = scale_R
         self.clamped += int(clamped_R.sum())
 
     def terminate(self) -> list[int]:
         """The candidates that end after this step's token, which counts as theirs."""
-        t, live, profile, stage = self._t, self.live, self.profile, self.termination
+        t = self._t
+        live = self.live
+        profile = self.profile
+        stage = self.termination
         self._t += 1
         if not self._settings.policy.termination or stage.rests(t, live):
             return []
@@ -65,5 +84,7 @@ class Group:
         return ended
 
     def winner(self) -> int:
-        """The survivor with the highest confidence at the last step; the lowest index among equals."""
+        """The survivor with the highest confidence at the last step; the lowest index among
+        equals.
+        """
         return int(self.live[self.profile.confidence[-1, self.live].argmax()])

@@ -1,7 +1,9 @@
-"""The confidence profile: from the model's own logits to one number per candidate and step (Sec. 4.1).
+"""The confidence profile: from the model's own logits to one number per candidate and step (Sec.
+4.1).
 
-R live candidates, N candidates, T steps (image tokens), B blocks of the grid, K streams, V vocabulary. Probes are
-batched on the device over all prompts; a `Profile` is host arithmetic about the few candidates of one prompt.
+R live candidates, N candidates, T steps (image tokens), B blocks of the grid, K branches, V
+vocabulary. Probes are batched on the device over all prompts; a `Profile` is host arithmetic about
+the few candidates of one prompt.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ from harness import confidence
 from methods.scalingar.settings import Channel, ProfileSettings
 
 NEUTRAL = 0.5
-"""Influence and stability where nothing can be told: no spread yet, or a signal that is not a number."""
+"""Influence and stability where nothing can be told: no spread yet, or a signal that is not a
+number.
+"""
 
 FLAT = 1e-6
 """Spread below which a pool of values cannot order a new one."""
@@ -24,14 +28,18 @@ FLAT = 1e-6
 Array = np.ndarray
 
 
-def conditional(logits_RKTV: Tensor, _law: Callable[[], Tensor]) -> dict[str, Tensor]:
-    """Entropy and margin of the text stream's distribution at temperature 1, and its divergence from the null one's."""
+def conditional(logits_RKTV: Tensor, _probs: Callable[[], Tensor]) -> dict[str, Tensor]:
+    """Entropy and margin of the text branch's distribution at temperature 1, and its divergence
+    from the null one's.
+    """
     return confidence(logits_RKTV)
 
 
-def guided(logits_RKTV: Tensor, law: Callable[[], Tensor]) -> dict[str, Tensor]:
-    """The same, with entropy and margin of the law under the previous step's guidance scale (`guided_prev`)."""
-    return confidence(logits_RKTV, law()[:, 0])
+def guided(logits_RKTV: Tensor, probs: Callable[[], Tensor]) -> dict[str, Tensor]:
+    """The same, with entropy and margin of the law under the previous step's guidance scale
+    (`guided_prev`).
+    """
+    return confidence(logits_RKTV, probs()[:, 0])
 
 
 PROBES = {"cond": conditional, "guided_prev": guided}
@@ -39,21 +47,34 @@ PROBES = {"cond": conditional, "guided_prev": guided}
 
 
 class Profile:
-    """Confidence of one prompt's N candidates. Every series is an array [T, N], NaN where a candidate was not alive.
+    """Confidence of one prompt's N candidates. Every series is an array [T, N], NaN where a
+    candidate was not alive.
 
-    `entropy` (normalised), `margin` and `kl` come from the probe; `token` and `stability` make up `intrinsic`, `kl`
-    becomes `influence`, both together are `confidence`; `rebound` says how far that is above its lowest value.
-    A signal that is not finite counts as neutral, adds to `unclear`, and marks its candidate in `unclear_N`.
+    `entropy` (normalised), `margin` and `kl` come from the probe; `token` and `stability` make up
+    `intrinsic`, `kl` becomes `influence`, both together are `confidence`; `rebound` says how far
+    that is above its lowest value. A signal that is not finite counts as neutral, adds to
+    `unclear`, and marks its candidate in `unclear_N`.
     """
 
-    def __init__(self, settings: ProfileSettings, channel: Channel, n: int, grid: tuple[int, int]) -> None:
-        self._settings, self._cond = settings, channel.cond
+    def __init__(
+        self, settings: ProfileSettings, channel: Channel, n: int, grid: tuple[int, int]
+    ) -> None:
+        self._settings = settings
+        self._cond = channel.cond
         both = channel.token and channel.block
-        self._weights = (settings.token_weight, settings.block_weight) if both else (channel.token, channel.block)
+        self._weights = (
+            (settings.token_weight, settings.block_weight)
+            if both
+            else (channel.token, channel.block)
+        )
         self._block_T = blocks(grid, settings.block_side)
-        self._worst_T = [_worst(settings.worst_share, begun) for begun in _running_count(self._block_T)]
+        self._worst_T = [
+            _worst(settings.worst_share, begun) for begun in _running_count(self._block_T)
+        ]
         steps = len(self._block_T)
-        self.entropy, self.margin, self.kl, self.token, self.trouble = np.full((5, steps, n), np.nan)
+        self.entropy, self.margin, self.kl, self.token, self.trouble = np.full(
+            (5, steps, n), np.nan
+        )
         self.stability, self.intrinsic, self.influence = np.full((3, steps, n), np.nan)
         self.confidence, self.rebound = np.full((2, steps, n), np.nan)
         self._sum_NB = np.zeros((n, self._block_T.max() + 1))
@@ -64,7 +85,11 @@ class Profile:
 
     def update(self, t: int, live: Array, signals: Sequence[Mapping[str, float]]) -> None:
         """Take in the probe's signals of step t, one row per live candidate."""
-        for name, series_TN in (("entropy", self.entropy), ("margin", self.margin), ("kl", self.kl)):
+        for name, series_TN in (
+            ("entropy", self.entropy),
+            ("margin", self.margin),
+            ("kl", self.kl),
+        ):
             values_R = np.array([row[name] for row in signals])
             series_TN[t, live] = np.where(np.isfinite(values_R), values_R, np.nan)
         self._update_token(t, live)
@@ -86,8 +111,11 @@ class Profile:
         self.token[t, live] = np.where(np.isnan(token_R), NEUTRAL, token_R)
 
     def _update_stability(self, t: int, live: Array) -> None:
-        """Worst-block stability (Eq. 6): mean entropy of the worst blocks begun, normalised within the group's pool."""
-        settings, block = self._settings, self._block_T[t]
+        """Worst-block stability (Eq. 6): mean entropy of the worst blocks begun, normalised within
+        the group's pool.
+        """
+        settings = self._settings
+        block = self._block_T[t]
         entropy_R = self.entropy[t, live]
         known_R = ~np.isnan(entropy_R)
         self._sum_NB[live, block] += np.where(known_R, entropy_R, 0.0)
@@ -98,7 +126,10 @@ class Profile:
         trouble_R = np.where(known_R & np.isfinite(trouble_R), trouble_R, np.nan)
         self.trouble[t, live] = trouble_R
         pool = self._pool(self.trouble, t, live)
-        low, high = (quantile(pool, share / 100) for share in (settings.low_percentile, settings.high_percentile))
+        low, high = (
+            quantile(pool, share / 100)
+            for share in (settings.low_percentile, settings.high_percentile)
+        )
         if len(pool) < 2 or high - low < FLAT:
             self.stability[t, live] = NEUTRAL
         else:
@@ -108,12 +139,17 @@ class Profile:
     def _update_intrinsic(self, t: int, live: Array) -> None:
         token, block = self._weights
         score_R = token * self.token[t, live] + block * self.stability[t, live]
-        self._intrinsic_N[live] = smooth(self._intrinsic_N[live], score_R, self._settings.intrinsic_smoothing)
+        self._intrinsic_N[live] = smooth(
+            self._intrinsic_N[live], score_R, self._settings.intrinsic_smoothing
+        )
         self.intrinsic[t, live] = self._intrinsic_N[live]
 
     def _update_influence(self, t: int, live: Array) -> None:
-        """Influence of the prompt (Eq. 7): the divergence's z-score within the group's pool, squashed to 0..1."""
-        pool, kl_R = self._pool(self.kl, t, live), self.kl[t, live]
+        """Influence of the prompt (Eq. 7): the divergence's z-score within the group's pool,
+        squashed to 0..1.
+        """
+        pool = self._pool(self.kl, t, live)
+        kl_R = self.kl[t, live]
         deviation = pool.std() if len(pool) > 1 else 0.0
         if deviation < FLAT or not self._cond:
             self.influence[t, live] = NEUTRAL
@@ -123,9 +159,13 @@ class Profile:
 
     def _update_confidence(self, t: int, live: Array) -> None:
         """Unified confidence and its rebound above the lowest so far (Eq. 8)."""
-        settings, confidence_R = self._settings, self.intrinsic[t, live]
+        settings = self._settings
+        confidence_R = self.intrinsic[t, live]
         if self._cond:
-            confidence_R = settings.intrinsic_weight * confidence_R + settings.cond_weight * self.influence[t, live]
+            confidence_R = (
+                settings.intrinsic_weight * confidence_R
+                + settings.cond_weight * self.influence[t, live]
+            )
         self._lowest_N[live] = np.fmin(self._lowest_N[live], confidence_R)
         self.confidence[t, live] = confidence_R
         self.rebound[t, live] = rebound(confidence_R, self._lowest_N[live], settings.epsilon)
@@ -137,7 +177,9 @@ class Profile:
 
 
 def blocks(grid: tuple[int, int], side: int) -> Array:
-    """Block number of every token in raster order; blocks at the right and lower edge may be smaller."""
+    """Block number of every token in raster order; blocks at the right and lower edge may be
+    smaller.
+    """
     row_T, column_T = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
     return row_T // side * math.ceil(grid[1] / side) + column_T // side
 
@@ -152,21 +194,28 @@ def _worst(share: float, begun: int) -> int:
 
 
 def whole(number: float) -> int:
-    """The smallest integer not below a product of decimal fractions, rounding errors forgiven: 0.1 * 70 is 7."""
+    """The smallest integer not below a product of decimal fractions, rounding errors forgiven: 0.1
+    * 70 is 7.
+    """
     return math.ceil(round(number, 9))
 
 
 def smooth(before: Array, new: Array, weight: float) -> Array:
-    """Exponential moving average with `weight` on the new value; starts at the first, keeps still where new is NaN."""
+    """Exponential moving average with `weight` on the new value; starts at the first, keeps still
+    where new is NaN.
+    """
     mixed = np.where(np.isnan(before), new, (1 - weight) * before + weight * new)
     return np.where(np.isnan(new), before, mixed)
 
 
 def quantile(values: Array, share: float) -> float:
-    """Linear between order statistics, and exactly one of them at a whole rank. NaN for no values."""
+    """Linear between order statistics, and exactly one of them at a whole rank. NaN for no
+    values.
+    """
     if not len(values):
         return math.nan
-    ordered, rank = np.sort(values), round(share * (len(values) - 1), 9)
+    ordered = np.sort(values)
+    rank = round(share * (len(values) - 1), 9)
     low = int(rank)
     if rank == low:
         return float(ordered[low])

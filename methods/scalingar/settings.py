@@ -1,7 +1,9 @@
-"""ScalingAR's hyper-parameters: by default the paper's one setting for all its models (arXiv 2509.26376v3, App. C.2).
+"""ScalingAR's hyper-parameters: by default the paper's one setting for all its models (arXiv
+2509.26376v3, App. C.2).
 
-The paper leaves some constants open: those marked "open" hold what this project decided. Windows count steps, that is
-image tokens of one candidate; gains and scales have no unit. The paper's symbols stand behind the names.
+The paper leaves some constants open: those marked "open" hold what this project decided. Windows
+count steps, that is image tokens of one candidate; gains and scales have no unit. The paper's
+symbols stand behind the names.
 """
 
 from __future__ import annotations
@@ -15,8 +17,9 @@ from harness import UserError
 class Channel:
     """What the confidence is made of; each switch is an ablation of Tab. 2.
 
-    Without `token` or `block` the other one has all the weight of the intrinsic score; without `cond` the intrinsic
-    score has all the weight of the confidence and the scheduler loses its drift term.
+    Without `token` or `block` the other one has all the weight of the intrinsic score; without
+    `cond` the intrinsic score has all the weight of the confidence and the scheduler loses its
+    drift term.
     """
 
     token: bool = True  # how decisive the next token's distribution is
@@ -24,7 +27,11 @@ class Channel:
     cond: bool = True  # how much the prompt moves the distribution
 
     def __post_init__(self) -> None:
-        _expect(self.token or self.block, "channel.token and channel.block are off", "leave one of them on")
+        _expect(
+            self.token or self.block,
+            "channel.token and channel.block are off",
+            "leave one of them on",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +65,11 @@ class ProfileSettings:
         for name in ("token_smoothing", "intrinsic_smoothing", "worst_share"):
             _expect_share("profile", name, getattr(self, name))
         for name in ("block_side", "rolling_steps"):
-            _expect(getattr(self, name) >= 1, f"profile.{name}={getattr(self, name)}", "must be at least 1")
+            _expect(
+                getattr(self, name) >= 1,
+                f"profile.{name}={getattr(self, name)}",
+                "must be at least 1",
+            )
         _expect(
             0 <= self.low_percentile < self.high_percentile <= 100,
             f"profile.low_percentile={self.low_percentile}, high_percentile={self.high_percentile}",
@@ -78,18 +89,21 @@ class TerminationSettings:
     def __post_init__(self) -> None:
         for name in ("quantile", "smoothing", "warmup_share"):
             _expect_share("termination", name, getattr(self, name))
-        _expect(self.min_alive >= 1, f"termination.min_alive={self.min_alive}", "must be at least 1")
+        _expect(
+            self.min_alive >= 1, f"termination.min_alive={self.min_alive}", "must be at least 1"
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class RecoverySettings:
-    """How a candidate below the threshold may save itself. The paper's text and its algorithm box disagree: `mode`.
+    """How a candidate below the threshold may save itself. The paper's text and its algorithm box
+    disagree: `mode`.
 
-    `alg1_immediate` ends it at once unless it has rebounded (Alg. 1, line 17). `window_any` opens a window and ends it
-    unless it rebounds somewhere inside (Sec. 4.2.1). `window_end` (open) judges at the window's end, when it must be
-    above the threshold and rebounded. A rebound is measured from the lowest confidence `since_flag` (open; in
-    `alg1_immediate` since the warm-up) or from the `running_min` of the whole image (Eq. 8).
-    Disabled, being below the threshold is the end.
+    `alg1_immediate` ends it at once unless it has rebounded (Alg. 1, line 17). `window_any` opens a
+    window and ends it unless it rebounds somewhere inside (Sec. 4.2.1). `window_end` (open) judges
+    at the window's end, when it must be above the threshold and rebounded. A rebound is measured
+    from the lowest confidence `since_flag` (open; in `alg1_immediate` since the warm-up) or from
+    the `running_min` of the whole image (Eq. 8). Disabled, being below the threshold is the end.
     """
 
     enabled: bool = True
@@ -101,12 +115,18 @@ class RecoverySettings:
     def __post_init__(self) -> None:
         _expect_one_of("recovery.mode", self.mode, ("window_end", "window_any", "alg1_immediate"))
         _expect_one_of("recovery.reference", self.reference, ("since_flag", "running_min"))
-        _expect(self.window_steps >= 0, f"recovery.window_steps={self.window_steps}", "must not be negative")
+        _expect(
+            self.window_steps >= 0,
+            f"recovery.window_steps={self.window_steps}",
+            "must not be negative",
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class SchedulerSettings:
-    """Constants of the guidance scheduler (Eq. 10): additive to the base scale, or relative to it (open)."""
+    """Constants of the guidance scheduler (Eq. 10): additive to the base scale, or relative to it
+    (open).
+    """
 
     form: str = "additive"
     drift: float = 0.3  # alpha, gain where the prompt loses influence
@@ -118,9 +138,21 @@ class SchedulerSettings:
 
     def __post_init__(self) -> None:
         _expect_one_of("scheduler.form", self.form, ("additive", "relative"))
-        _expect(self.variance_steps >= 1, f"scheduler.variance_steps={self.variance_steps}", "must be at least 1")
-        _expect(self.lowest_scale >= 0, f"scheduler.lowest_scale={self.lowest_scale}", "must not be negative")
-        _expect(self.highest_factor >= 1, f"scheduler.highest_factor={self.highest_factor}", "must be at least 1")
+        _expect(
+            self.variance_steps >= 1,
+            f"scheduler.variance_steps={self.variance_steps}",
+            "must be at least 1",
+        )
+        _expect(
+            self.lowest_scale >= 0,
+            f"scheduler.lowest_scale={self.lowest_scale}",
+            "must not be negative",
+        )
+        _expect(
+            self.highest_factor >= 1,
+            f"scheduler.highest_factor={self.highest_factor}",
+            "must be at least 1",
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,6 @@
-"""What the journal keeps of a group, and back: the decisions as plain values, the series as short text."""
+"""What the journal keeps of a group, and back: the decisions as plain values, the series as short
+text.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,11 @@ from methods.scalingar.group import Group
 
 
 def notes(group: Group) -> dict[str, Any]:
-    """Facts for the journal line. `terminated_at` is the last step of each candidate, None for survivors."""
-    profile, decided = group.profile, group.termination
+    """Facts for the journal line. `terminated_at` is the last step of each candidate, None for
+    survivors.
+    """
+    profile = group.profile
+    decided = group.termination
     series = {
         "confidence": profile.confidence,
         "intrinsic": profile.intrinsic,
@@ -30,14 +35,17 @@ def notes(group: Group) -> dict[str, Any]:
         "recovered": decided.recovered,
         "unclear": profile.unclear,
         "trace": {
-            name: pack_series(values_TN[_lived(group.terminated_at, values_TN)]) for name, values_TN in series.items()
+            name: pack_series(values_TN[_lived(group.terminated_at, values_TN)])
+            for name, values_TN in series.items()
         }
         | {"threshold": pack_series(group.threshold_T)},
     }
 
 
 def read_trace(notes: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The series of a record's notes: [T, N], NaN where a candidate was not alive; `threshold` is [T]."""
+    """The series of a record's notes: [T, N], NaN where a candidate was not alive; `threshold` is
+    [T].
+    """
     packed = dict(notes["trace"])
     trace = {"threshold": unpack_series(packed.pop("threshold"))}
     for name, text in packed.items():

@@ -1,8 +1,9 @@
 """The one prompt grammar of the embedded model: what it can be asked, and what such a text means.
 
-Captions for training, prompts for evaluation and the reward's reading of a prompt all come from the tables below, so a
-text the model was trained on is a text the reward understands: `parse(caption(spec, ...)) == spec`. Specs are rows of
-GenEval's metadata (`tag`, `include`, `exclude`), objects in the order of `include`. Nothing here needs torch.
+Captions for training, prompts for evaluation and the reward's reading of a prompt all come from the
+tables below, so a text the model was trained on is a text the reward understands:
+`parse(caption(spec, ...)) == spec`. Specs are rows of GenEval's metadata (`tag`, `include`,
+`exclude`), objects in the order of `include`. Nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ CLASS_SETS: dict[str, tuple[str, ...]] = {
 DEFAULT = "pictogram_80"
 """The set of classes, and of the weights trained on it, where none is named."""
 
-# Wordings. {x} and {y} are the objects in text order, {rel} a wording of the relation, {verb} a verb of VERBS.
+# Wordings. {x} and {y} are the objects in text order, {rel} a wording of the relation, {verb} a
+# verb of VERBS.
 RELATIONS = {
     "left of": ("left of", "to the left of", "on the left side of"),
     "right of": ("right of", "to the right of", "on the right side of"),
@@ -78,15 +80,25 @@ TAILS = (
 
 Style = Literal["geneval", "short", "long"]
 Layout = tuple[str, ...]
-"""A place (top, bottom, left, right) for each object in the order of `include`; empty when the text says nothing."""
+"""A place (top, bottom, left, right) for each object in the order of `include`; empty when the text
+says nothing.
+"""
 
 Clause = TypedDict(
-    "Clause", {"class": str, "count": int, "color": NotRequired[str], "position": NotRequired[list[str | int]]}
+    "Clause",
+    {
+        "class": str,
+        "count": int,
+        "color": NotRequired[str],
+        "position": NotRequired[list[str | int]],
+    },
 )
 
 
 class Spec(TypedDict):
-    """A GenEval row without its text: what a picture must (`include`) and must not (`exclude`) show."""
+    """A GenEval row without its text: what a picture must (`include`) and must not (`exclude`)
+    show.
+    """
 
     tag: str
     include: list[Clause]
@@ -99,11 +111,15 @@ class Row(Spec):
     prompt: str
 
 
-# --- specs -----------------------------------------------------------------------------------------------------------
+# --- specs ----------------------------------------------------------------------------------------
 
 
-def make_spec(names: Sequence[str], *, count: int = 1, colors: Sequence[str] = (), relation: str | None = None) -> Spec:
-    """The spec of a text that names `names` in this order; the first stands in `relation` to the second."""
+def make_spec(
+    names: Sequence[str], *, count: int = 1, colors: Sequence[str] = (), relation: str | None = None
+) -> Spec:
+    """The spec of a text that names `names` in this order; the first stands in `relation` to the
+    second.
+    """
     clauses = [Clause({"class": name, "count": count}) for name in names]
     for clause, color in zip(clauses, colors, strict=False):
         clause["color"] = color
@@ -127,7 +143,9 @@ def _tag(clauses: Sequence[Clause]) -> str:
     return "colors" if colored else "single_object"
 
 
-def sample_spec(tag: str, classes: Sequence[str], rng: random.Random, *, tinted: bool = False) -> Spec:
+def sample_spec(
+    tag: str, classes: Sequence[str], rng: random.Random, *, tinted: bool = False
+) -> Spec:
     """A random spec of a task; `tinted` gives colours to objects of the tasks that ask for none."""
     pair = tag in ("two_object", "position", "color_attr")
     names = rng.sample(classes, 2) if pair else [rng.choice(classes)]
@@ -139,10 +157,14 @@ def sample_spec(tag: str, classes: Sequence[str], rng: random.Random, *, tinted:
 
 def objects(spec: Spec) -> list[tuple[str, str | None]]:
     """Class and colour of every object a spec asks for, in the order of `include`."""
-    return [(clause["class"], clause.get("color")) for clause in spec["include"] for _ in range(clause["count"])]
+    return [
+        (clause["class"], clause.get("color"))
+        for clause in spec["include"]
+        for _ in range(clause["count"])
+    ]
 
 
-# --- from specs to texts ---------------------------------------------------------------------------------------------
+# --- from specs to texts --------------------------------------------------------------------------
 
 
 def article(word: str) -> str:
@@ -157,15 +179,21 @@ def plural(name: str) -> str:
 def noun_phrase(clause: Clause, adjective: str = "") -> str:
     color = clause.get("color", "")
     if clause["count"] > 1:
-        return " ".join(filter(None, (NUMBERS[clause["count"]], adjective, color, plural(clause["class"]))))
+        return " ".join(
+            filter(None, (NUMBERS[clause["count"]], adjective, color, plural(clause["class"])))
+        )
     rest = " ".join(filter(None, (adjective, color, clause["class"])))
     return f"{article(rest)} {rest}"
 
 
-def caption(spec: Spec, *, style: Style = "geneval", layout: Layout = (), rng: random.Random | None = None) -> str:
-    """A text for a spec. GenEval's templates are fixed; the other styles draw their wording from `rng`.
+def caption(
+    spec: Spec, *, style: Style = "geneval", layout: Layout = (), rng: random.Random | None = None
+) -> str:
+    """A text for a spec. GenEval's templates are fixed; the other styles draw their wording from
+    `rng`.
 
-    "short" and "long" imitate TIIF's two lengths; a layout clause is appended where one is given (not to "long").
+    "short" and "long" imitate TIIF's two lengths; a layout clause is appended where one is given
+    (not to "long").
     """
     if style == "geneval":
         return _geneval(spec) + layout_clause(spec, layout)
@@ -197,7 +225,9 @@ def _sentence(spec: Spec, rng: random.Random, *, adjectives: bool) -> str:
     clauses = _text_order(spec)
     if spec["tag"] in ("colors", "color_attr") and rng.random() < 0.3:
         return " and ".join(f"the {clause['class']} is {clause['color']}" for clause in clauses)
-    phrases = [noun_phrase(clause, rng.choice(ADJECTIVES) if adjectives else "") for clause in clauses]
+    phrases = [
+        noun_phrase(clause, rng.choice(ADJECTIVES) if adjectives else "") for clause in clauses
+    ]
     relation = clauses[0].get("position", [""])[0]
     kind = "placed" if relation else ("one", "two")[len(clauses) - 1]
     return rng.choice(SENTENCES[kind]).format(
@@ -230,7 +260,7 @@ def _colored(clause: Clause) -> str:
     return f"{clause['color']} {clause['class']}" if "color" in clause else clause["class"]
 
 
-# --- from texts to specs ---------------------------------------------------------------------------------------------
+# --- from texts to specs --------------------------------------------------------------------------
 
 
 def words(text: str) -> list[str]:
@@ -239,7 +269,9 @@ def words(text: str) -> list[str]:
 
 
 def parse(text: str) -> Spec | None:
-    """The spec a text of the grammar asks for (its layout clause left aside), or None for any other text."""
+    """The spec a text of the grammar asks for (its layout clause left aside), or None for any other
+    text.
+    """
     found = parse_layout(text)
     return found[0] if found else None
 
@@ -251,7 +283,9 @@ def parse_layout(text: str) -> tuple[Spec, Layout] | None:
     plain = re.sub(rf" , (?:{_any(TAILS)})$", "", plain)
     plain = re.sub(r"^in the scene , ", "", plain)
     body, _, clause = plain.partition(" , ")
-    body = re.sub(r"^(?:a photo of|there is|there are|the scene includes) ", "", body).removesuffix(" in the scene")
+    body = re.sub(r"^(?:a photo of|there is|there are|the scene includes) ", "", body).removesuffix(
+        " in the scene"
+    )
     spec = _parse_body(body)
     if spec is None:
         return None
@@ -282,8 +316,13 @@ def _parse_body(body: str) -> Spec | None:
 
 @cache
 def _patterns() -> tuple[re.Pattern[str], ...]:
-    adjective, color, name = _any(ADJECTIVES), _any(COLORS), _any(CLASSES)
-    one = {s: rf"an? (?:(?:{adjective}) )?(?:(?P<color_{s}>{color}) )?(?P<name_{s}>{name})" for s in "xy"}
+    adjective = _any(ADJECTIVES)
+    color = _any(COLORS)
+    name = _any(CLASSES)
+    one = {
+        s: rf"an? (?:(?:{adjective}) )?(?:(?P<color_{s}>{color}) )?(?P<name_{s}>{name})"
+        for s in "xy"
+    }
     said = {s: rf"the (?P<name_{s}>{name}) is (?P<color_{s}>{color})" for s in "xy"}
     many = (
         rf"(?P<number_x>two|three|four) (?:(?:{adjective}) )?(?:(?P<color_x>{color}) )?"
@@ -291,7 +330,14 @@ def _patterns() -> tuple[re.Pattern[str], ...]:
     )
     relation = _any([wording for said_so in RELATIONS.values() for wording in said_so])
     placed = rf"{one['x']} (?:(?:{_any(VERBS)}) )?(?P<rel>{relation}) {one['y']}"
-    sources = (one["x"], f"{one['x']} and {one['y']}", placed, many, said["x"], f"{said['x']} and {said['y']}")
+    sources = (
+        one["x"],
+        f"{one['x']} and {one['y']}",
+        placed,
+        many,
+        said["x"],
+        f"{said['x']} and {said['y']}",
+    )
     return tuple(re.compile(source) for source in sources)
 
 
@@ -304,7 +350,9 @@ def _layouts(spec: Spec) -> dict[str, Layout]:
 
 
 def layouts(spec: Spec) -> list[Layout]:
-    """Every layout a spec can be drawn in: objects split over top and bottom or over left and right."""
+    """Every layout a spec can be drawn in: objects split over top and bottom or over left and
+    right.
+    """
     n = len(objects(spec))
     if len(spec["include"]) == 2:
         pairs = [("top", "bottom"), ("bottom", "top"), ("left", "right"), ("right", "left")]
@@ -316,14 +364,26 @@ def layouts(spec: Spec) -> list[Layout]:
     return [(first,) * k + (second,) * m for first, second in axes for k, m in splits]
 
 
-# --- tokens ----------------------------------------------------------------------------------------------------------
+# --- tokens ---------------------------------------------------------------------------------------
 
 
 @cache
 def vocabulary() -> dict[str, int]:
-    """Every word the grammar can produce for all 80 classes, and the ids it has; <pad> is 0, <unk> is 1."""
+    """Every word the grammar can produce for all 80 classes, and the ids it has; <pad> is 0, <unk>
+    is 1.
+    """
     tables: list[Iterable[str]] = [
-        *(CLASSES, map(plural, CLASSES), COLORS, PLACES, NUMBERS.values(), VERBS, OPENERS, ADJECTIVES, TAILS),
+        *(
+            CLASSES,
+            map(plural, CLASSES),
+            COLORS,
+            PLACES,
+            NUMBERS.values(),
+            VERBS,
+            OPENERS,
+            ADJECTIVES,
+            TAILS,
+        ),
         *RELATIONS.values(),
         *([re.sub(r"\{\w+\}", "", text) for text in texts] for texts in SENTENCES.values()),
         ("a photo of", "an and is are", "all on the", ","),
@@ -333,16 +393,20 @@ def vocabulary() -> dict[str, int]:
 
 
 def encode(text: str | None) -> list[int]:
-    """Word ids, exactly `PROMPT_POSITIONS` of them: longer texts are cut, shorter ones padded; None is all <pad>."""
+    """Word ids, exactly `PROMPT_POSITIONS` of them: longer texts are cut, shorter ones padded; None
+    is all <pad>.
+    """
     ids = [vocabulary().get(word, 1) for word in words(text or "")][:PROMPT_POSITIONS]
     return ids + [0] * (PROMPT_POSITIONS - len(ids))
 
 
-# --- prompts ---------------------------------------------------------------------------------------------------------
+# --- prompts --------------------------------------------------------------------------------------
 
 
 def generate_prompts(classes: Sequence[str], total: int, seed: int) -> list[Row]:
-    """`total` different rows of GenEval's six templates, spread as evenly over the tasks as these can provide."""
+    """`total` different rows of GenEval's six templates, spread as evenly over the tasks as these
+    can provide.
+    """
     spaces = {task: _space(task, classes) for task in TASKS}
     capacity = {task: size for task, (size, _) in spaces.items()}
     if total > sum(capacity.values()):
@@ -362,7 +426,8 @@ def generate_prompts(classes: Sequence[str], total: int, seed: int) -> list[Row]
 
 def _space(task: str, classes: Sequence[str]) -> tuple[int, Callable[[int], Spec]]:
     """How many specs a task has and the spec of a number; millions are counted, none is listed."""
-    pairs, tints = len(classes) * (len(classes) - 1), len(COLORS) * (len(COLORS) - 1)
+    pairs = len(classes) * (len(classes) - 1)
+    tints = len(COLORS) * (len(COLORS) - 1)
     if task == "single_object":
         return len(classes), lambda i: make_spec([classes[i]])
     if task == "two_object":
@@ -375,7 +440,9 @@ def _space(task: str, classes: Sequence[str]) -> tuple[int, Callable[[int], Spec
     if task == "position":
         relations = tuple(RELATIONS)
         return 4 * pairs, lambda i: make_spec(_pair(classes, i // 4), relation=relations[i % 4])
-    return tints * pairs, lambda i: make_spec(_pair(classes, i // tints), colors=_pair(COLORS, i % tints))
+    return tints * pairs, lambda i: make_spec(
+        _pair(classes, i // tints), colors=_pair(COLORS, i % tints)
+    )
 
 
 def _pair(names: Sequence[str], i: int) -> tuple[str, str]:

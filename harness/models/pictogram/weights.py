@@ -1,7 +1,8 @@
 """Where the embedded model's weights lie, and how they are read and written.
 
-A set is a folder `weights/<set>/` with one half-precision safetensors file per part and a `card.json` that lists their
-sha256. A file's own configuration (dimensions, classes, recipe) is JSON in its safetensors metadata.
+A set is a folder `weights/<set>/` with one half-precision safetensors file per part and a
+`card.json` that lists their sha256. A file's own configuration (dimensions, classes, recipe) is
+JSON in its safetensors metadata.
 """
 
 from __future__ import annotations
@@ -35,14 +36,18 @@ def folder(weights: str) -> Path:
         return named
     if Path(weights).is_dir():
         return Path(weights)
-    known = sorted(path.name for path in FOLDER.iterdir() if path.is_dir()) if FOLDER.is_dir() else []
+    known = (
+        sorted(path.name for path in FOLDER.iterdir() if path.is_dir()) if FOLDER.is_dir() else []
+    )
     raise WeightsError(
         f"no weights {weights!r}: neither a folder nor one of the shipped sets {', '.join(known) or '(none)'}"
     )
 
 
 def read(weights: str, part: str) -> tuple[dict[str, Tensor], Config, str]:
-    """Tensors (float32), configuration and sha256 of one part; refuses a file that its card does not vouch for."""
+    """Tensors (float32), configuration and sha256 of one part; refuses a file that its card does
+    not vouch for.
+    """
     path = folder(weights) / f"{part}.safetensors"
     if not path.is_file():
         raise WeightsError(f"{path} is missing: export it with `python -m harness.training.export`")
@@ -62,7 +67,9 @@ def read(weights: str, part: str) -> tuple[dict[str, Tensor], Config, str]:
 
 def write(path: Path, module: nn.Module, config: Mapping[str, object]) -> None:
     """Write a module in half precision, atomically."""
-    state = {name: tensor.detach().half().contiguous() for name, tensor in module.state_dict().items()}
+    state = {
+        name: tensor.detach().half().contiguous() for name, tensor in module.state_dict().items()
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".tmp")
     save_file(state, draft, metadata={"config": json.dumps(config, sort_keys=True)})
@@ -70,7 +77,9 @@ def write(path: Path, module: nn.Module, config: Mapping[str, object]) -> None:
 
 
 def fill(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Load tensors into a module; a name or shape that does not fit is the user's mistake, said in one line."""
+    """Load tensors into a module; a name or shape that does not fit is the user's mistake, said in
+    one line.
+    """
     own = module.state_dict()
     for name in sorted(own.keys() | state.keys()):
         have = tuple(state[name].shape) if name in state else "nothing"

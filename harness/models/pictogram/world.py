@@ -1,7 +1,9 @@
-"""The pictogram world: scenes of recoloured sprites on flat backgrounds, each a pure function of its seed.
+"""The pictogram world: scenes of recoloured sprites on flat backgrounds, each a pure function of
+its seed.
 
-Objects lie on a 4-pixel lattice (one token of the tokenizer), never overlap, and obey the layout their caption states.
-Sizes are pixels; boxes are (x1, y1, x2, y2) with exclusive right and bottom edges. Only rendering sprites needs resvg.
+Objects lie on a 4-pixel lattice (one token of the tokenizer), never overlap, and obey the layout
+their caption states. Sizes are pixels; boxes are (x1, y1, x2, y2) with exclusive right and bottom
+edges. Only rendering sprites needs resvg.
 """
 
 from __future__ import annotations
@@ -59,7 +61,9 @@ class Placed:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One training example: a text, a picture that shows what it says, and what is in the picture."""
+    """One training example: a text, a picture that shows what it says, and what is in the
+    picture.
+    """
 
     text: str
     spec: Spec
@@ -68,15 +72,26 @@ class Sample:
 
 
 def sample(
-    rng: random.Random, classes: Sequence[str], *, tasks: Sequence[str], style: Style, layout_share: float
+    rng: random.Random,
+    classes: Sequence[str],
+    *,
+    tasks: Sequence[str],
+    style: Style,
+    layout_share: float,
 ) -> Sample:
-    """A random spec, a layout, the scene, and a caption that mentions the layout in `layout_share` of the cases."""
-    spec = sample_spec(rng.choice(tasks), classes, rng, tinted=style != "geneval" and rng.random() < 0.15)
+    """A random spec, a layout, the scene, and a caption that mentions the layout in `layout_share`
+    of the cases.
+    """
+    spec = sample_spec(
+        rng.choice(tasks), classes, rng, tinted=style != "geneval" and rng.random() < 0.15
+    )
     named = rng.random() < layout_share
     free = not named and len(objects(spec)) == 1
     layout: Layout = () if free else rng.choice(layouts(spec))
     pixels, placed = scene(spec, rng, layout)
-    return Sample(caption(spec, style=style, layout=layout if named else (), rng=rng), spec, pixels, placed)
+    return Sample(
+        caption(spec, style=style, layout=layout if named else (), rng=rng), spec, pixels, placed
+    )
 
 
 def scene(spec: Spec, rng: random.Random, layout: Layout = ()) -> tuple[Pixels, tuple[Placed, ...]]:
@@ -95,8 +110,12 @@ def scene(spec: Spec, rng: random.Random, layout: Layout = ()) -> tuple[Pixels, 
     return pixels, tuple(placed)
 
 
-def clutter(rng: random.Random, classes: Sequence[str], *, most: int = 5) -> tuple[Pixels, tuple[Placed, ...]]:
-    """A scene no spec asked for: up to `most` objects of any class, colour and size, off the lattice, apart."""
+def clutter(
+    rng: random.Random, classes: Sequence[str], *, most: int = 5
+) -> tuple[Pixels, tuple[Placed, ...]]:
+    """A scene no spec asked for: up to `most` objects of any class, colour and size, off the
+    lattice, apart.
+    """
     background = rng.randrange(len(BACKGROUNDS))
     pixels = np.empty((SIDE, SIDE, 3), np.uint8)
     pixels[:] = BACKGROUNDS[background]
@@ -104,10 +123,15 @@ def clutter(rng: random.Random, classes: Sequence[str], *, most: int = 5) -> tup
     placed = []
     for _ in range(rng.randint(0, most)):
         size = rng.choice((16, 16, 20, 20, 24, 28, 32))
-        x, y = rng.randint(0, SIDE - size), rng.randint(0, SIDE - size)
-        if any(abs(2 * (x - a) + size - s) < size + s and abs(2 * (y - b) + size - s) < size + s for a, b, s in taken):
+        x = rng.randint(0, SIDE - size)
+        y = rng.randint(0, SIDE - size)
+        if any(
+            abs(2 * (x - a) + size - s) < size + s and abs(2 * (y - b) + size - s) < size + s
+            for a, b, s in taken
+        ):
             continue
-        name, color = rng.choice(classes), rng.choice((None, rng.choice(COLORS)))
+        name = rng.choice(classes)
+        color = rng.choice((None, rng.choice(COLORS)))
         patch, (left, top, right, bottom) = patch_of(name, color, size, background)
         pixels[y : y + size, x : x + size] = patch
         taken.append((x, y, size))
@@ -115,7 +139,7 @@ def clutter(rng: random.Random, classes: Sequence[str], *, most: int = 5) -> tup
     return pixels, tuple(placed)
 
 
-# --- where things stand ----------------------------------------------------------------------------------------------
+# --- where things stand ---------------------------------------------------------------------------
 
 
 def _positions(spec: Spec, layout: Layout, rng: random.Random) -> list[tuple[int, int, int]]:
@@ -124,12 +148,21 @@ def _positions(spec: Spec, layout: Layout, rng: random.Random) -> list[tuple[int
         size = rng.choice((20, 24, 28, 32))
         return [(_lattice(rng, 0, SIDE - size), _lattice(rng, 0, SIDE - size), size)]
     vertical = layout[0] in ("top", "bottom")
-    spots = _pair(layout[0] in ("top", "left"), rng) if len(spec["include"]) == 2 else _split(layout, rng)
-    return [(across, along, size) if vertical else (along, across, size) for along, across, size in spots]
+    spots = (
+        _pair(layout[0] in ("top", "left"), rng)
+        if len(spec["include"]) == 2
+        else _split(layout, rng)
+    )
+    return [
+        (across, along, size) if vertical else (along, across, size)
+        for along, across, size in spots
+    ]
 
 
 def _pair(first_leads: bool, rng: random.Random) -> list[tuple[int, int, int]]:
-    """(along, across, size) of two objects, one after the other along an axis and nearly level across it."""
+    """(along, across, size) of two objects, one after the other along an axis and nearly level
+    across it.
+    """
     sizes = rng.choice(((20, 20), (24, 24), (24, 24), (20, 24), (24, 20), (20, 28), (28, 20)))
     near = _lattice(rng, 0, SIDE - sum(sizes))
     far = _lattice(rng, near + sizes[0], SIDE - sizes[1])
@@ -140,7 +173,9 @@ def _pair(first_leads: bool, rng: random.Random) -> list[tuple[int, int, int]]:
 
 
 def _split(layout: Layout, rng: random.Random) -> list[tuple[int, int, int]]:
-    """(along, across, size) of equal objects in the two halves of an axis, those of a half in one row."""
+    """(along, across, size) of equal objects in the two halves of an axis, those of a half in one
+    row.
+    """
     half = SIDE // 2
     most = max(layout.count(place) for place in set(layout))
     size = rng.choice({1: (20, 24), 2: (16, 20, 24), 3: (16,)}[most])
@@ -160,17 +195,26 @@ def _lattice(rng: random.Random, low: int, high: int) -> int:
     return LATTICE * rng.randint(low // LATTICE, high // LATTICE)
 
 
-# --- sprites ---------------------------------------------------------------------------------------------------------
+# --- sprites --------------------------------------------------------------------------------------
 
 
 @cache
-def patch_of(name: str, color: str | None, size: int, background: int) -> tuple[Pixels, tuple[int, int, int, int]]:
-    """A sprite composed over a flat background, [size, size, 3], and its tight box inside the patch."""
+def patch_of(
+    name: str, color: str | None, size: int, background: int
+) -> tuple[Pixels, tuple[int, int, int, int]]:
+    """A sprite composed over a flat background, [size, size, 3], and its tight box inside the
+    patch.
+    """
     rgba = sprite(name, color, size)
     alpha = rgba[..., 3:].astype(np.float32) / 255
     patch = rgba[..., :3] * alpha + np.asarray(BACKGROUNDS[background], np.float32) * (1 - alpha)
     ys, xs = np.nonzero(rgba[..., 3] > 127)
-    return np.rint(patch).astype(np.uint8), (int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1)
+    return np.rint(patch).astype(np.uint8), (
+        int(xs.min()),
+        int(ys.min()),
+        int(xs.max()) + 1,
+        int(ys.max()) + 1,
+    )
 
 
 @cache
@@ -182,7 +226,9 @@ def sprite(name: str, color: str | None, size: int) -> Pixels:
 
 @cache
 def _pins(name: str) -> tuple[float, float]:
-    """Median and largest luminance of a sprite, taken once at a fine size so that every size gets the same tint."""
+    """Median and largest luminance of a sprite, taken once at a fine size so that every size gets
+    the same tint.
+    """
     rgba = rasterise(name, 4 * SIDE)
     solid = (rgba[..., :3] @ LUMINANCE)[rgba[..., 3] > 127]
     return float(np.median(solid)), float(max(solid.max(), np.median(solid) + 1))
@@ -192,13 +238,16 @@ def _pins(name: str) -> tuple[float, float]:
 def rasterise(name: str, size: int) -> Pixels:
     import resvg_py
 
-    svg = (resources.files("harness.models.pictogram") / "sprites" / f"{name.replace(' ', '_')}.svg").read_text()
+    svg = (
+        resources.files("harness.models.pictogram") / "sprites" / f"{name.replace(' ', '_')}.svg"
+    ).read_text()
     png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size))
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGBA"))
 
 
 def tint(rgba: Pixels, color: str, median: float, top: float) -> Pixels:
-    """Map luminance onto a ramp dark - reference - light, the sprite's median luminance pinned to the reference.
+    """Map luminance onto a ramp dark - reference - light, the sprite's median luminance pinned to
+    the reference.
 
     (Pinning the extremes instead turns a red apple maroon.)
     """

@@ -1,10 +1,12 @@
-"""A Hydra sweeper for uneven sweeps, resumable and shared out: an explicit list of points, each a list of overrides.
+"""A Hydra sweeper for uneven sweeps, resumable and shared out: an explicit list of points, each a
+list of overrides.
 
-Hydra's own sweeper knows only full grids, and forgets. `hydra.sweeper.points` lists points; whatever sweeps on the
-command line is multiplied with them, and what is said there of one thing wins over the points. Points that a ledger
-knows as finished are left out, the others are shared out (`shards`) and handed to the launcher. Without points it
-sweeps as Hydra's basic sweeper does. It lives in this namespace folder because Hydra looks for plugins nowhere else
-(hydra-core, `core/plugins.py`).
+Hydra's own sweeper knows only full grids, and forgets. `hydra.sweeper.points` lists points;
+whatever sweeps on the command line is multiplied with them, and what is said there of one thing
+wins over the points. Points that a ledger knows as finished are left out, the others are shared out
+(`shards`) and handed to the launcher. Without points it sweeps as Hydra's basic sweeper does. It
+lives in this namespace folder because Hydra looks for plugins nowhere else (hydra-core,
+`core/plugins.py`).
 """
 
 from __future__ import annotations
@@ -27,8 +29,9 @@ Point = list[str]
 class PointSweeper(BasicSweeper):
     """Runs every point of `points`, in order, as one multirun.
 
-    `claims` names tables of harness/claimed.yaml that the sweep is to be compared with. `always` and `instead` make a
-    rehearsal of a sweep: overrides for all points, and what those that a point has are replaced with (null: dropped).
+    `claims` names tables of harness/claimed.yaml that the sweep is to be compared with. `always`
+    and `instead` make a rehearsal of a sweep: overrides for all points, and what those that a point
+    has are replaced with (null: dropped).
     """
 
     def __init__(
@@ -43,7 +46,9 @@ class PointSweeper(BasicSweeper):
     ) -> None:
         super().__init__(max_batch_size=max_batch_size, params=params)
         self.points = [list(point) for point in points] or [[]]
-        self.claims, self.always, self.instead = list(claims), list(always), dict(instead or {})
+        self.claims = list(claims)
+        self.always = list(always)
+        self.instead = dict(instead or {})
 
     def split_arguments(  # type: ignore[override]
         self, overrides: list[Override], max_batch_size: int | None
@@ -67,7 +72,9 @@ class PointSweeper(BasicSweeper):
         return [list(job) for job in dict.fromkeys(tuple(job) for job in jobs)]
 
     def _of_its_own(self, point: Point, said: set[str]) -> Point:
-        """A point's overrides that are not said otherwise, with what is to stand instead of them."""
+        """A point's overrides that are not said otherwise, with what is to stand instead of
+        them.
+        """
         own = []
         for override in point:
             key, _, value = override.partition("=")
@@ -83,7 +90,9 @@ class PointSweeper(BasicSweeper):
         if not isinstance(shards, int) or shards < 1:
             raise UserError(f"shards={shards}: give the number of shares of each run, 1 or more")
         if swept := [
-            one.key_or_group for one in overrides if one.key_or_group in OF_THE_COMMAND and one.is_sweep_override()
+            one.key_or_group
+            for one in overrides
+            if one.key_or_group in OF_THE_COMMAND and one.is_sweep_override()
         ]:
             raise UserError(f"{swept[0]} is of the whole sweep: give it one value")
         results = Path(self.config.results)

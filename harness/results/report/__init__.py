@@ -9,7 +9,8 @@
     thumbs/<hash>.png, .webp       small images by the hash of the original, which may be gone by now
     figures/*.pdf                  the same figures for a paper (harness/report/figures.py)
 
-Everything is a pure function of the journals and of the images that are still there; no image is needed.
+Everything is a pure function of the journals and of the images that are still there; no image is
+needed.
 """
 
 from __future__ import annotations
@@ -49,11 +50,14 @@ EXAMPLES = 6
 def write_report(results: Path, board: Board, *, figures: bool = True) -> Path:
     """Write results/report/ about a leaderboard; returns the page's path.
 
-    Without `figures`, which take seconds, there are none afterwards: older ones would show other numbers.
+    Without `figures`, which take seconds, there are none afterwards: older ones would show other
+    numbers.
     """
-    every, report = panels(board), results / "report"
+    every = panels(board)
+    report = results / "report"
     _write_page(report)
-    files, galleries = {f"{name}.js" for name in ("board", "claims", "figures", "gallery")}, []
+    files = {f"{name}.js" for name in ("board", "claims", "figures", "gallery")}
+    galleries = []
     there = {path.stem: path.name for path in (report / "thumbs").glob("*.*")}
     for panel in every:
         for one in panel.shown:
@@ -62,12 +66,22 @@ def write_report(results: Path, board: Board, *, figures: bool = True) -> Path:
         galleries.append(_gallery(panel, there))
     _write_data(report / "data/board.js", "boards", [_summary(panel, results) for panel in every])
     _write_data(report / "data/gallery.js", "galleries", galleries)
-    _write_data(report / "data/claims.js", "claims", [_claim(row) for row in beside(board).to_dict("records")])
+    _write_data(
+        report / "data/claims.js",
+        "claims",
+        [_claim(row) for row in beside(board).to_dict("records")],
+    )
     names = write_figures(every, report / "figures") if figures else []
     _write_data(report / "data/figures.js", "figures", names)
-    used = {name for gallery in galleries for run in gallery["runs"].values() for name in run["thumb"]}
+    used = {
+        name for gallery in galleries for run in gallery["runs"].values() for name in run["thumb"]
+    }
     kept = files | used | {f"{name}.pdf" for name in names}
-    for stale in (*report.glob("data/*.js"), *report.glob("thumbs/*.*"), *report.glob("figures/*.pdf")):
+    for stale in (
+        *report.glob("data/*.js"),
+        *report.glob("thumbs/*.*"),
+        *report.glob("figures/*.pdf"),
+    ):
         if stale.name not in kept:
             stale.unlink()
     return report / "index.html"
@@ -84,7 +98,7 @@ def _write_page(report: Path) -> None:
             shutil.copyfile(source, target)
 
 
-# --- images ----------------------------------------------------------------------------------------------------------
+# --- images ---------------------------------------------------------------------------------------
 
 
 def _write_thumbs(one: Shown, folder: Path, there: dict[str, str]) -> None:
@@ -92,19 +106,27 @@ def _write_thumbs(one: Shown, folder: Path, there: dict[str, str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for record in one.run.done.values():
         stem = _stem(record)
-        if stem not in there and (source := one.run.image(record)) and (name := _write_thumb(source, folder / stem)):
+        if (
+            stem not in there
+            and (source := one.run.image(record))
+            and (name := _write_thumb(source, folder / stem))
+        ):
             there[stem] = name
 
 
 def write_thumbnail(run: Run, key: tuple[str, int], folder: Path) -> str:
-    """Write a delivered image's thumbnail where reports look for it; returns its file's name, "" without the image."""
+    """Write a delivered image's thumbnail where reports look for it; returns its file's name, ""
+    without the image.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     source = run.image(run.done[key])
     return _write_thumb(source, folder / _stem(run.done[key])) if source else ""
 
 
 def _write_thumb(source: Path, target: Path) -> str:
-    """Copy a small image, shrink a large one; written so that a kill leaves no half file. "" for a damaged one."""
+    """Copy a small image, shrink a large one; written so that a kill leaves no half file. "" for a
+    damaged one.
+    """
     temporary = target.with_name(f".{target.name}")
     try:
         with Image.open(source, formats=FORMATS) as image:
@@ -136,20 +158,26 @@ def _size(one: Shown) -> list[int] | None:
     return None
 
 
-# --- data ------------------------------------------------------------------------------------------------------------
+# --- data -----------------------------------------------------------------------------------------
 
 
 def _gallery(panel: Panel, there: Mapping[str, str]) -> dict[str, Any]:
     """All images of a board, a column for each run and property; reasons by number, they repeat."""
-    keys, reasons = panel.keys(), {"": 0}
+    keys = panel.keys()
+    reasons = {"": 0}
 
     def column(one: Shown) -> dict[str, Any]:
         done = [one.run.done.get(key) for key in keys]
         scores = [one.run.scores.get(key) for key in keys]
         return {
-            "value": [None if r is None or s is None else s.value for r, s in zip(done, scores, strict=True)],
+            "value": [
+                None if r is None or s is None else s.value
+                for r, s in zip(done, scores, strict=True)
+            ],
             "thumb": ["" if r is None else there.get(_stem(r), "") for r in done],
-            "reason": [reasons.setdefault(collect.reason(one.run, key), len(reasons)) for key in keys],
+            "reason": [
+                reasons.setdefault(collect.reason(one.run, key), len(reasons)) for key in keys
+            ],
             "drawn": [int(r is not None) for r in done],
             "tokens": [r and r.usage.visual_tokens for r in done],
             "ms": [r and round(1000 * (r.usage.device_s + r.usage.judge_s), 1) for r in done],
@@ -168,7 +196,8 @@ def _gallery(panel: Panel, there: Mapping[str, str]) -> dict[str, Any]:
 
 def _write_details(panel: Panel, one: Shown, folder: Path) -> set[str]:
     """Boxes, costs and notes, a file for every PART prompts; returns the files' names."""
-    keys, step = panel.keys(), PART * panel.protocol.images_per_prompt
+    keys = panel.keys()
+    step = PART * panel.protocol.images_per_prompt
     names = set()
     for part, first in enumerate(range(0, len(keys), step)):
         name = f"{one.id}-{part}"
@@ -179,7 +208,8 @@ def _write_details(panel: Panel, one: Shown, folder: Path) -> set[str]:
 
 
 def _detail(one: Shown, key: tuple[str, int]) -> dict[str, Any]:
-    record, score = one.run.done.get(key), one.run.scores.get(key)
+    record = one.run.done.get(key)
+    score = one.run.scores.get(key)
     if record is None:
         return {}
     usage = record.usage
@@ -195,7 +225,13 @@ def _detail(one: Shown, key: tuple[str, int]) -> dict[str, Any]:
     }
     said = {k: v for k, v in score.detail.items() if k not in ("kept", "reasons")} if score else {}
     path = record.path if one.run.image(record) else ""
-    return {"boxes": collect.boxes(score), "said": said, "costs": costs, "notes": record.notes, "path": path}
+    return {
+        "boxes": collect.boxes(score),
+        "said": said,
+        "costs": costs,
+        "notes": record.notes,
+        "path": path,
+    }
 
 
 def _summary(panel: Panel, results: Path) -> dict[str, Any]:
@@ -208,10 +244,19 @@ def _summary(panel: Panel, results: Path) -> dict[str, Any]:
         "categories": list(dict.fromkeys(prompt.category for prompt in panel.prompts)),
         "baseline": panel.baseline,
         "runs": [_run(one, results) for one in panel.shown],
-        "fronts": {front: [_dot(dot) for dot in collect.dots(panel, front)] for front in collect.FRONTS},
-        "curves": [{"family": name, "dots": [_dot(dot) for dot in dots]} for name, dots in collect.curves(panel)],
-        "acceptance": [{"id": one.id, **found} for one in panel.shown if (found := collect.acceptance(one))],
-        "confidence": [_confidence(one, seen) for one in panel.shown if (seen := collect.confidence(one))],
+        "fronts": {
+            front: [_dot(dot) for dot in collect.dots(panel, front)] for front in collect.FRONTS
+        },
+        "curves": [
+            {"family": name, "dots": [_dot(dot) for dot in dots]}
+            for name, dots in collect.curves(panel)
+        ],
+        "acceptance": [
+            {"id": one.id, **found} for one in panel.shown if (found := collect.acceptance(one))
+        ],
+        "confidence": [
+            _confidence(one, seen) for one in panel.shown if (seen := collect.confidence(one))
+        ],
         "stages": [
             {"id": one.id, "stages": stops, "examples": _examples(one, panel.keys())}
             for one in panel.shown
@@ -224,8 +269,14 @@ def _run(one: Shown, results: Path) -> dict[str, Any]:
     row = pd.Series(dict(one.row))
     return {
         **{str(name): _plain(value) for name, value in one.row.items()},
-        **{name: getattr(one, name) for name in ("id", "label", "options", "family", "plain", "color", "symbol")},
-        **{f"{name}_resolved": not pd.isna(row[name]) and resolved(row, name) for name in ("vs_plain", "vs_bon")},
+        **{
+            name: getattr(one, name)
+            for name in ("id", "label", "options", "family", "plain", "color", "symbol")
+        },
+        **{
+            f"{name}_resolved": not pd.isna(row[name]) and resolved(row, name)
+            for name in ("vs_plain", "vs_bon")
+        },
         "folder": os.path.relpath(one.run.path, results),
         "seconds": _plain(one.seconds),
         "memory_gb": one.run.about.get("memory_gb"),
@@ -239,7 +290,9 @@ def _claim(row: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _dot(dot: collect.Dot) -> dict[str, Any]:
-    numbers = {name: _plain(getattr(dot, name)) for name in ("cost", "score", "low", "high", "efficient")}
+    numbers = {
+        name: _plain(getattr(dot, name)) for name in ("cost", "score", "low", "high", "efficient")
+    }
     return {"id": dot.one.id, "label": dot.one.label, **numbers}
 
 
@@ -253,7 +306,9 @@ def _confidence(one: Shown, found: collect.Confidence) -> dict[str, Any]:
 
 def _examples(one: Shown, keys: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
     entries = collect.replaced_entries(one, keys, EXAMPLES)
-    return [{"entry": entry, "stages": one.run.done[keys[entry]].notes["stages"]} for entry in entries]
+    return [
+        {"entry": entry, "stages": one.run.done[keys[entry]].notes["stages"]} for entry in entries
+    ]
 
 
 def _plain(value: Any) -> Any:
@@ -268,6 +323,10 @@ def _write_data(path: Path, name: str, value: Any) -> None:
 
 
 def _script(name: str, value: Any) -> bytes:
-    """`report.name = value;` as ASCII: a page opened from a disk can load scripts, and nothing else."""
-    text = json.dumps(value, separators=(",", ":"), sort_keys=True, allow_nan=False).replace("</", "<\\/")
+    """`report.name = value;` as ASCII: a page opened from a disk can load scripts, and nothing
+    else.
+    """
+    text = json.dumps(value, separators=(",", ":"), sort_keys=True, allow_nan=False).replace(
+        "</", "<\\/"
+    )
     return f"report.{name}={text};\n".encode("ascii")

@@ -1,7 +1,8 @@
-"""From the leaderboard to what the page and the figures show: plain values, a pure function of the journals.
+"""From the leaderboard to what the page and the figures show: plain values, a pure function of the
+journals.
 
-The runs that may be compared (one protocol) form a `Panel`. An image is an *entry*, numbered prompt * images + image;
-every run of a panel has the same entries in the same order.
+The runs that may be compared (one protocol) form a `Panel`. An image is an *entry*, numbered prompt
+* images + image; every run of a panel has the same entries in the same order.
 """
 
 from __future__ import annotations
@@ -75,18 +76,29 @@ class Panel:
         return next((one.plain for one in self.shown if one.plain), None)
 
     def keys(self) -> list[tuple[str, int]]:
-        return [(prompt.id, image) for prompt in self.prompts for image in range(self.protocol.images_per_prompt)]
+        return [
+            (prompt.id, image)
+            for prompt in self.prompts
+            for image in range(self.protocol.images_per_prompt)
+        ]
 
 
 def panels(board: Board) -> list[Panel]:
     """The panels of a leaderboard, in the order of their first rows."""
-    rows = {id(run): _row(row) for run, row in zip(board.runs, board.frame.to_dict("records"), strict=True)}
+    rows = {
+        id(run): _row(row)
+        for run, row in zip(board.runs, board.frame.to_dict("records"), strict=True)
+    }
     place = {id(run): i for i, run in enumerate(board.runs)}
     found = []
-    for protocol, members in groupby(sorted(board.runs, key=lambda run: run.protocol), key=lambda run: run.protocol):
+    for protocol, members in groupby(
+        sorted(board.runs, key=lambda run: run.protocol), key=lambda run: run.protocol
+    ):
         runs = list(members)
         shown = _dressed(runs, [rows[id(run)] for run in runs])
-        found.append((min(place[id(run)] for run in runs), Panel(protocol, sorted(shown, key=_best_first))))
+        found.append(
+            (min(place[id(run)] for run in runs), Panel(protocol, sorted(shown, key=_best_first)))
+        )
     return [panel for _, panel in sorted(found, key=lambda one: one[0])]
 
 
@@ -100,8 +112,11 @@ def _dressed(runs: Sequence[Run], rows: Sequence[Row]) -> list[Shown]:
     families: dict[str, list[str]] = {}
     shown = []
     for i, (run, row) in enumerate(zip(runs, rows, strict=True)):
-        method, plain = str(run.about["method"]), group.plain_of(i)
-        one = Shown(run, row, _options(run, runs), _family(run), None if plain is None else _id(runs[plain]))
+        method = str(run.about["method"])
+        plain = group.plain_of(i)
+        one = Shown(
+            run, row, _options(run, runs), _family(run), None if plain is None else _id(runs[plain])
+        )
         known = families.setdefault(method, [])
         known += [] if one.family in known else [one.family]
         color = 0 if method == "plain" else 1 + methods.index(method)
@@ -131,7 +146,11 @@ def _options(run: Run, among: Sequence[Run]) -> str:
 
 
 def _family(run: Run) -> str:
-    options = [option for option in str(run.about["params"]).split(", ") if not re.fullmatch(r"n=\d+|", option)]
+    options = [
+        option
+        for option in str(run.about["params"]).split(", ")
+        if not re.fullmatch(r"n=\d+|", option)
+    ]
     return ", ".join([_method(run), *options])
 
 
@@ -140,7 +159,7 @@ def _best_first(one: Shown) -> tuple[float, str, str]:
     return (math.inf if math.isnan(score) else -score), one.label, one.id
 
 
-# --- costs and curves ------------------------------------------------------------------------------------------------
+# --- costs and curves -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,11 +179,14 @@ FRONTS = {"tokens": "budget", "seconds": "budget_s"}
 
 
 def dots(panel: Panel, front: str) -> list[Dot]:
-    """Each run with its cost on a front, by rising cost; none where there is no plain run to measure by."""
+    """Each run with its cost on a front, by rising cost; none where there is no plain run to
+    measure by.
+    """
     found = []
     for one in panel.shown:
         score, low, high = (float(one.row[name]) for name in ("score", "ci_low", "ci_high"))
-        cost, efficient = float(one.row[FRONTS[front]]), one.row[f"front_{front}"] == "yes"
+        cost = float(one.row[FRONTS[front]])
+        efficient = one.row[f"front_{front}"] == "yes"
         found.append(Dot(one, cost, score, low, high, efficient))
     return sorted((dot for dot in found if dot.cost > 0), key=lambda dot: (dot.cost, -dot.score))
 
@@ -175,7 +197,9 @@ def curves(panel: Panel) -> list[tuple[str, list[Dot]]]:
     every = dots(panel, "tokens")
     for dot in every:
         if dot.cost > 1.01:
-            families.setdefault((dot.one.family, dot.one.plain, dot.one.run.concurrency), []).append(dot)
+            families.setdefault(
+                (dot.one.family, dot.one.plain, dot.one.run.concurrency), []
+            ).append(dot)
     plain = {dot.one.id: dot for dot in every}
     return [
         (family, [*([plain[start]] if start in plain else []), *some])
@@ -197,7 +221,8 @@ SPENT = {
 
 
 def spent(one: Shown) -> dict[str, float]:
-    """Mean seconds of an image by stage; with one image at a time also what the host needs besides, to the whole.
+    """Mean seconds of an image by stage; with one image at a time also what the host needs besides,
+    to the whole.
 
     Empty where the journal is older than stages are.
     """
@@ -209,28 +234,38 @@ def spent(one: Shown) -> dict[str, float]:
     return found
 
 
-# --- what methods noted ----------------------------------------------------------------------------------------------
+# --- what methods noted ---------------------------------------------------------------------------
 
 
 def noted(one: Shown, name: str) -> list[tuple[SampleRecord, Any]]:
     """Delivered records that carry a note, in the order of their keys."""
-    return [(record, record.notes[name]) for _, record in sorted(one.run.done.items()) if name in record.notes]
+    return [
+        (record, record.notes[name])
+        for _, record in sorted(one.run.done.items())
+        if name in record.notes
+    ]
 
 
 def acceptance(one: Shown) -> dict[str, list[int]]:
-    """Rounds by tokens accepted (`accepted`), and by tokens committed unseen (`skips`), over all images."""
+    """Rounds by tokens accepted (`accepted`), and by tokens committed unseen (`skips`), over all
+    images.
+    """
     found = {}
     for name in ("accepted", "skips"):
         histograms = [[int(count) for count in value] for _, value in noted(one, name)]
         if histograms and any(map(any, histograms)):
-            length = max(1 + max(i for i, count in enumerate(h) if count) for h in histograms if any(h))
+            length = max(
+                1 + max(i for i, count in enumerate(h) if count) for h in histograms if any(h)
+            )
             found[name] = [sum(h[i] for h in histograms if i < len(h)) for i in range(length)]
     return found
 
 
 @dataclass(frozen=True, slots=True)
 class Confidence:
-    """ScalingAR's own confidence over a run: maps [T] in raster order, and what happened at each step."""
+    """ScalingAR's own confidence over a run: maps [T] in raster order, and what happened at each
+    step.
+    """
 
     side: int  # tokens in a row of the image
     right_T: np.ndarray  # mean confidence of delivered candidates whose image was judged right
@@ -247,10 +282,14 @@ def confidence(one: Shown) -> Confidence | None:
     delivered: list[np.ndarray] = []
     right: list[np.ndarray] = []
     wrong: list[np.ndarray] = []
-    ended, thresholds, alive = [], [], []
+    ended = []
+    thresholds = []
+    alive = []
     for record, trace in noted(one, "trace"):
         last = record.notes["terminated_at"]
-        confidence_NT = _lives(unpack_series(trace["confidence"]), last, unpack_series(trace["threshold"]))
+        confidence_NT = _lives(
+            unpack_series(trace["confidence"]), last, unpack_series(trace["threshold"])
+        )
         delivered.append(confidence_NT[record.notes["chosen"]])
         score = one.run.scores.get(record.key)
         if score is not None and score.value is not None:
@@ -275,8 +314,12 @@ def confidence(one: Shown) -> Confidence | None:
     )
 
 
-def _lives(values: np.ndarray, terminated_at: Sequence[int | None], threshold_T: np.ndarray) -> np.ndarray:
-    """A noted series, kept for live candidates only, step by step -> [N, T] with NaN after a candidate's end."""
+def _lives(
+    values: np.ndarray, terminated_at: Sequence[int | None], threshold_T: np.ndarray
+) -> np.ndarray:
+    """A noted series, kept for live candidates only, step by step -> [N, T] with NaN after a
+    candidate's end.
+    """
     steps = len(threshold_T)
     last_N = np.array([steps - 1 if last is None else last for last in terminated_at])
     lived_TN = np.arange(steps)[:, None] <= last_N
@@ -296,14 +339,20 @@ def _mean(series: Sequence[np.ndarray], steps: int) -> np.ndarray:
 
 
 def stages(one: Shown) -> list[dict[str, Any]]:
-    """GridAR's stops over a run: how many candidates the verifier refused, were replaced, were given other words."""
+    """GridAR's stops over a run: how many candidates the verifier refused, were replaced, were
+    given other words.
+    """
     found: dict[str, dict[str, Any]] = {}
     for record, stops in noted(one, "stages"):
         prompt = one.run.prompts[record.prompt_id].text
         for stop in stops:
-            sums = found.setdefault(stop["stage"], {"stage": stop["stage"], "images": 0, "candidates": 0})
+            sums = found.setdefault(
+                stop["stage"], {"stage": stop["stage"], "images": 0, "candidates": 0}
+            )
             sums["images"] += 1
-            possible, source, texts = (stop.get(name) or [] for name in ("possible", "source", "texts"))
+            possible, source, texts = (
+                stop.get(name) or [] for name in ("possible", "source", "texts")
+            )
             sums["candidates"] += max(len(possible), len(texts))
             for name, count in (
                 ("impossible", possible.count(False)),
@@ -317,7 +366,9 @@ def stages(one: Shown) -> list[dict[str, Any]]:
 
 
 def replaced_entries(one: Shown, keys: Sequence[tuple[str, int]], most: int) -> list[int]:
-    """Entries in which GridAR replaced a candidate, the busiest first, as far as their pictures were noted."""
+    """Entries in which GridAR replaced a candidate, the busiest first, as far as their pictures
+    were noted.
+    """
     index = {key: i for i, key in enumerate(keys)}
     busy = []
     for record, stops in noted(one, "stages"):
@@ -327,18 +378,31 @@ def replaced_entries(one: Shown, keys: Sequence[tuple[str, int]], most: int) -> 
     return [entry for _, entry in sorted(busy)[:most]]
 
 
-# --- images ----------------------------------------------------------------------------------------------------------
+# --- images ---------------------------------------------------------------------------------------
 
 
 def reason(run: Run, key: tuple[str, int]) -> str:
-    """Why an image counts as it does, in a line: the judge's words, or what kept it from being judged."""
+    """Why an image counts as it does, in a line: the judge's words, or what kept it from being
+    judged.
+    """
     if key not in run.done:
         return "failed: the same command draws it again" if key in run.failed else "not drawn yet"
     score = run.scores.get(key)
     if score is None:
         return "not judged yet"
-    said = score.detail.get("reasons") or score.detail.get("unjudged") or score.detail.get("reason") or ""
-    return said if isinstance(said, str) else "; ".join(map(str, said)) if isinstance(said, Iterable) else str(said)
+    said = (
+        score.detail.get("reasons")
+        or score.detail.get("unjudged")
+        or score.detail.get("reason")
+        or ""
+    )
+    return (
+        said
+        if isinstance(said, str)
+        else "; ".join(map(str, said))
+        if isinstance(said, Iterable)
+        else str(said)
+    )
 
 
 def boxes(score: Score | None) -> list[list[Any]]:
@@ -347,7 +411,11 @@ def boxes(score: Score | None) -> list[list[Any]]:
     found: list[list[Any]] = []
     for name, some in kept.items() if isinstance(kept, Mapping) else ():
         for box in some if isinstance(some, Sequence) else ():
-            if isinstance(box, Sequence) and len(box) >= 4 and all(isinstance(v, int | float) for v in box[:4]):
+            if (
+                isinstance(box, Sequence)
+                and len(box) >= 4
+                and all(isinstance(v, int | float) for v in box[:4])
+            ):
                 confidence, color, *_ = (*box[4:6], None, None)
                 found.append([str(name), *box[:4], confidence, color or ""])
     return found

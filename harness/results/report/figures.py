@@ -1,4 +1,5 @@
-"""The page's figures as vector PDF, one column of a paper wide, in colours that colour-blind readers tell apart.
+"""The page's figures as vector PDF, one column of a paper wide, in colours that colour-blind
+readers tell apart.
 
 Equal journals give equal files: nothing of the clock or of the machine is written.
 """
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH, HEIGHT = 3.35, 2.3
+WIDTH = 3.35
+HEIGHT = 2.3
 """Inches: one column."""
 PALETTE = (
     *("#6f6b64", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#3a9bd9"),
@@ -66,21 +68,30 @@ UNDATED: dict[str, Any] = {"pdf": {"CreationDate": None, "Producer": None}, "svg
 
 
 def write_figures(
-    panels: Sequence[Panel], folder: Path, *, only: Collection[str] = (), kind: Literal["pdf", "svg"] = "pdf"
+    panels: Sequence[Panel],
+    folder: Path,
+    *,
+    only: Collection[str] = (),
+    kind: Literal["pdf", "svg"] = "pdf",
 ) -> list[str]:
-    """Write every figure that the panels have data for; returns their names, "<number of the panel>-<figure>".
+    """Write every figure that the panels have data for; returns their names, "<number of the
+    panel>-<figure>".
 
     `only` names some figures: "scaling", "pareto_tokens", ...
     """
     import matplotlib
     from matplotlib.figure import Figure
 
-    logging.getLogger("fontTools").setLevel(logging.WARNING)  # it lists each font table that it leaves out
+    logging.getLogger("fontTools").setLevel(
+        logging.WARNING
+    )  # it lists each font table that it leaves out
     folder.mkdir(parents=True, exist_ok=True)
     names = []
     with matplotlib.rc_context(STYLE):
         for i, panel in enumerate(panels):
-            for name, draw in ((name, draw) for name, draw in _figures(panel) if not only or name in only):
+            for name, draw in (
+                (name, draw) for name, draw in _figures(panel) if not only or name in only
+            ):
                 figure = Figure(figsize=(WIDTH, HEIGHT))
                 draw(figure)
                 figure.savefig(folder / f"{i}-{name}.{kind}", metadata=UNDATED[kind])
@@ -90,20 +101,33 @@ def write_figures(
 
 def _figures(panel: Panel) -> Iterator[tuple[str, Callable[[Figure], object]]]:
     """The figures of a panel, by the names that the page knows them by."""
-    tokens, seconds = dots(panel, "tokens"), dots(panel, "seconds")
+    tokens = dots(panel, "tokens")
+    seconds = dots(panel, "seconds")
     if len(tokens) > 1:
         yield "scaling", partial(_scaling, panel=panel)
-        yield "pareto_tokens", partial(_front, found=tokens, cost="visual tokens, relative to plain")
+        yield (
+            "pareto_tokens",
+            partial(_front, found=tokens, cost="visual tokens, relative to plain"),
+        )
     if len(seconds) > 1:
-        yield "pareto_seconds", partial(_front, found=seconds, cost="device and judge seconds, relative to plain")
+        yield (
+            "pareto_seconds",
+            partial(_front, found=seconds, cost="device and judge seconds, relative to plain"),
+        )
     if any(one.seconds > 0 for one in panel.shown):
         yield "bubbles", partial(_bubbles, panel=panel)
     if any(map(spent, panel.shown)):
         yield "spent", partial(_spent, panel=panel)
-    for name, title in (("accepted", "draft tokens accepted"), ("skips", "tokens committed unseen")):
+    for name, title in (
+        ("accepted", "draft tokens accepted"),
+        ("skips", "tokens committed unseen"),
+    ):
         found = [(one, counts[name]) for one in panel.shown if name in (counts := acceptance(one))]
         if found:
-            yield {"accepted": "acceptance"}.get(name, name), partial(_histogram, found=found, title=title)
+            yield (
+                {"accepted": "acceptance"}.get(name, name),
+                partial(_histogram, found=found, title=title),
+            )
     for one in panel.shown:
         if confidence(one) is not None:
             yield f"confidence-{one.id}", partial(_maps, one=one)
@@ -115,7 +139,9 @@ def _scaling(figure: Figure, panel: Panel) -> None:
     inside = set()
     for family, some in curves(panel):
         color, marker = _look(some[-1].one)
-        cost, score, low, high = np.array([(dot.cost, dot.score, dot.low, dot.high) for dot in some]).T
+        cost, score, low, high = np.array(
+            [(dot.cost, dot.score, dot.low, dot.high) for dot in some]
+        ).T
         axes.fill_between(cost, low, high, color=color, alpha=0.14, linewidth=0)
         axes.plot(cost, score, color=color, marker=marker, label=family)
         inside |= {dot.one.id for dot in some}
@@ -134,10 +160,22 @@ def _front(figure: Figure, found: Sequence[Dot], cost: str) -> None:
         _point(axes, dot, color=None if dot.efficient else GREY)
     middle = math.sqrt(found[0].cost * found[-1].cost)
     for dot, after in zip_longest(best, best[1:]):
-        left = dot.cost > middle and not (after and after.cost < 1.6 * dot.cost)  # a near neighbour needs that place
+        left = dot.cost > middle and not (
+            after and after.cost < 1.6 * dot.cost
+        )  # a near neighbour needs that place
         place: Any = {"xytext": (-4, 4) if left else (4, -9), "ha": "right" if left else "left"}
-        axes.annotate(dot.one.label, (dot.cost, dot.score), textcoords="offset points", fontsize=6.5, **place)
-    axes.step([d.cost for d in best], [d.score for d in best], where="post", color="#6f6b64", ls=":", lw=0.8, zorder=1)
+        axes.annotate(
+            dot.one.label, (dot.cost, dot.score), textcoords="offset points", fontsize=6.5, **place
+        )
+    axes.step(
+        [d.cost for d in best],
+        [d.score for d in best],
+        where="post",
+        color="#6f6b64",
+        ls=":",
+        lw=0.8,
+        zorder=1,
+    )
     _doubling(axes, [dot.cost for dot in found])
     axes.set(xlabel=cost, ylabel="score")
 
@@ -150,9 +188,20 @@ def _bubbles(figure: Figure, panel: Panel) -> None:
         if one.seconds > 0:
             size = 20 + 200 * gb / most if most else 30
             color, _ = _look(one)
-            axes.scatter(one.seconds, one.row["score"], s=size, color=color, alpha=0.65, lw=0.8, label=one.label)
+            axes.scatter(
+                one.seconds,
+                one.row["score"],
+                s=size,
+                color=color,
+                alpha=0.65,
+                lw=0.8,
+                label=one.label,
+            )
     axes.set_xscale("log")
-    axes.set(xlabel="device and judge seconds an image" + ("; area: memory" if most else ""), ylabel="score")
+    axes.set(
+        xlabel="device and judge seconds an image" + ("; area: memory" if most else ""),
+        ylabel="score",
+    )
     _plain_ticks(axes, [one.seconds for one in panel.shown if one.seconds > 0])
     _legend(figure, size=20)
 
@@ -161,11 +210,20 @@ def _spent(figure: Figure, panel: Panel) -> None:
     axes = figure.subplots()
     shown = [(one, found) for one in panel.shown[::-1] if (found := spent(one))]
     stages = [stage for stage in shown[0][1] if any(found.get(stage) for _, found in shown)]
-    stages += ["host"] if any("host" in found for _, found in shown) and "host" not in stages else []
+    stages += (
+        ["host"] if any("host" in found for _, found in shown) and "host" not in stages else []
+    )
     before = np.zeros(len(shown))
     for stage, color in zip(stages, PALETTE[1:], strict=False):
         seconds = np.array([found.get(stage, 0.0) for _, found in shown])
-        axes.barh([one.label for one, _ in shown], seconds, left=before, height=0.7, color=color, label=stage)
+        axes.barh(
+            [one.label for one, _ in shown],
+            seconds,
+            left=before,
+            height=0.7,
+            color=color,
+            label=stage,
+        )
         before += seconds
     axes.set(xlabel="seconds an image")
     axes.grid(visible=False, axis="y")
@@ -180,7 +238,13 @@ def _histogram(figure: Figure, found: Sequence[tuple[Shown, list[int]]], title: 
         total = sum(counts)
         mean = sum(j * count for j, count in enumerate(counts)) / total
         at = np.arange(len(counts)) + (i - (len(found) - 1) / 2) * width
-        axes.bar(at, np.array(counts) / total, 0.9 * width, color=_look(one)[0], label=f"{one.label} ({mean:.2f})")
+        axes.bar(
+            at,
+            np.array(counts) / total,
+            0.9 * width,
+            color=_look(one)[0],
+            label=f"{one.label} ({mean:.2f})",
+        )
     axes.set_xticks(range(max(len(counts) for _, counts in found)))
     axes.set(xlabel=f"{title} in a round", ylabel="share of rounds")
     _legend(figure)
@@ -189,7 +253,11 @@ def _histogram(figure: Figure, found: Sequence[tuple[Shown, list[int]]], title: 
 def _maps(figure: Figure, one: Shown) -> None:
     found = confidence(one)
     assert found is not None
-    every = {"right images": found.right_T, "wrong images": found.wrong_T, "ended early": found.ended_T}
+    every = {
+        "right images": found.right_T,
+        "wrong images": found.wrong_T,
+        "ended early": found.ended_T,
+    }
     maps = {name: values_T for name, values_T in every.items() if not np.isnan(values_T).all()}
     figure.set_size_inches(WIDTH, WIDTH / 3 + 0.25)
     values = np.concatenate(list(maps.values()))
@@ -208,7 +276,9 @@ def _timeline(figure: Figure, one: Shown) -> None:
     color, _ = _look(one)
     axes = figure.subplots()
     alive = axes.twinx()
-    alive.fill_between(range(len(found.alive_T)), found.alive_T, step="post", color=color, alpha=0.16, linewidth=0)
+    alive.fill_between(
+        range(len(found.alive_T)), found.alive_T, step="post", color=color, alpha=0.16, linewidth=0
+    )
     alive.set(ylabel="candidates alive", ylim=(0, 1.02 * found.alive_T.max()))
     alive.grid(visible=False)
     alive.spines["right"].set_visible(True)
@@ -221,7 +291,7 @@ def _timeline(figure: Figure, one: Shown) -> None:
     _legend(figure)
 
 
-# --- parts of figures ------------------------------------------------------------------------------------------------
+# --- parts of figures -----------------------------------------------------------------------------
 
 
 def _look(one: Shown) -> tuple[str, str]:
@@ -232,14 +302,22 @@ def _point(axes: Axes, dot: Dot, color: str | None = None, label: str | None = N
     own, marker = _look(dot.one)
     error = None if math.isnan(dot.low) else [[dot.score - dot.low], [dot.high - dot.score]]
     axes.errorbar(
-        dot.cost, dot.score, yerr=error, color=color or own, marker=marker, ls="", elinewidth=0.7, label=label
+        dot.cost,
+        dot.score,
+        yerr=error,
+        color=color or own,
+        marker=marker,
+        ls="",
+        elinewidth=0.7,
+        label=label,
     )
 
 
 def _doubling(axes: Axes, costs: Sequence[float]) -> None:
     """A log2 axis with a tick at each power of two."""
     axes.set_xscale("log", base=2)
-    low, high = math.floor(math.log2(min(costs)) + 0.01), math.ceil(math.log2(max(costs)) - 0.01)
+    low = math.floor(math.log2(min(costs)) + 0.01)
+    high = math.ceil(math.log2(max(costs)) - 0.01)
     ticks = [2.0**power for power in range(low, high + 1)]
     axes.set_xticks(ticks, [f"{tick:g}" if tick >= 1 else f"1/{1 / tick:g}" for tick in ticks])
     axes.minorticks_off()
@@ -247,9 +325,15 @@ def _doubling(axes: Axes, costs: Sequence[float]) -> None:
 
 def _plain_ticks(axes: Axes, values: Sequence[float]) -> None:
     """Ticks at 1, 2 and 5 times powers of ten on a log axis."""
-    low, high = min(values) / 1.4, max(values) * 1.4
+    low = min(values) / 1.4
+    high = max(values) * 1.4
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks = [tick for power in powers for digit in (1, 2, 5) if low <= (tick := digit * 10.0**power) <= high]
+    ticks = [
+        tick
+        for power in powers
+        for digit in (1, 2, 5)
+        if low <= (tick := digit * 10.0**power) <= high
+    ]
     axes.set_xlim(low, high)
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
@@ -261,7 +345,12 @@ def _legend(figure: Figure, size: float | None = None) -> None:
     columns = 2 if max(map(len, labels), default=0) <= LETTERS else 1
     figure.set_size_inches(WIDTH, HEIGHT + 0.13 * math.ceil(len(labels) / columns))
     legend = figure.legend(
-        handles, labels, loc="outside lower center", ncols=columns, columnspacing=1, handletextpad=0.4
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=columns,
+        columnspacing=1,
+        handletextpad=0.4,
     )
     for handle in legend.legend_handles if size else ():
         handle.set_sizes([size])  # type: ignore[union-attr]

@@ -1,9 +1,11 @@
-"""What a score is worth: means, intervals, paired comparisons, curves and plans, with the prompt as the unit.
+"""What a score is worth: means, intervals, paired comparisons, curves and plans, with the prompt as
+the unit.
 
-A score table is a DataFrame with one row per planned image and the columns `category`, `prompt_id` and `value` in
-[0, 1] (0 for an image that is missing), and optionally `image`, `weight` and `cluster`. A prompt's images are not
-independent, so they are averaged first and prompts (or clusters of them) are resampled, inside their category.
-Everything is a pure function of its arguments, the bootstrap's seed included.
+A score table is a DataFrame with one row per planned image and the columns `category`, `prompt_id`
+and `value` in [0, 1] (0 for an image that is missing), and optionally `image`, `weight` and
+`cluster`. A prompt's images are not independent, so they are averaged first and prompts (or
+clusters of them) are resampled, inside their category. Everything is a pure function of its
+arguments, the bootstrap's seed included.
 """
 
 from harness.results.stats.comparison import (

@@ -1,8 +1,9 @@
 """The prompts that runs share, as the bootstrap resamples them.
 
-Legend of suffixes: P prompts, G clusters, C categories, K aggregates, R runs (or other quantities), D draws.
-A prompt's images are one observation, their mean; the prompts of a cluster are resampled together, inside the stratum
-of the clusters that touch the same categories. Everything is a pure function of its arguments, seeds included.
+Legend of suffixes: P prompts, G clusters, C categories, K aggregates, R runs (or other quantities),
+D draws. A prompt's images are one observation, their mean; the prompts of a cluster are resampled
+together, inside the stratum of the clusters that touch the same categories. Everything is a pure
+function of its arguments, seeds included.
 """
 
 from __future__ import annotations
@@ -22,19 +23,25 @@ BLOCK = 2_000
 class Design:
     """Categories, weights and clusters of prompts, in the order of their (category, id).
 
-    `prompts` is a DataFrame with `category` and `prompt_id`, and optionally `weight` (1 where absent) and `cluster`
-    (the prompt's own where absent or empty); equal rows are one prompt.
+    `prompts` is a DataFrame with `category` and `prompt_id`, and optionally `weight` (1 where
+    absent) and `cluster` (the prompt's own where absent or empty); equal rows are one prompt.
     """
 
     def __init__(self, prompts: pd.DataFrame) -> None:
-        once = prompts.drop_duplicates(["category", "prompt_id"]).sort_values(["category", "prompt_id"])
+        once = prompts.drop_duplicates(["category", "prompt_id"]).sort_values(
+            ["category", "prompt_id"]
+        )
         self.index = pd.MultiIndex.from_frame(once[["category", "prompt_id"]].astype(str))
-        names, self._category_P = np.unique(once["category"].astype(str).to_numpy(object), return_inverse=True)
+        names, self._category_P = np.unique(
+            once["category"].astype(str).to_numpy(object), return_inverse=True
+        )
         self.categories = [str(name) for name in names]
         self._weight_P = once.get("weight", pd.Series(1.0, once.index)).to_numpy(float)
         own = once["category"].astype(str) + "\n" + once["prompt_id"].astype(str)
         cluster = once.get("cluster", pd.Series("", once.index)).fillna("").astype(str)
-        clusters, self._cluster_P = np.unique(cluster.where(cluster != "", own).to_numpy(object), return_inverse=True)
+        clusters, self._cluster_P = np.unique(
+            cluster.where(cluster != "", own).to_numpy(object), return_inverse=True
+        )
         self.clusters = len(clusters)
         self._weight_GC = self._by_cluster(np.ones((1, len(once))))[:, :, 0]
         patterns, member_G = np.unique(self._weight_GC > 0, axis=0, return_inverse=True)
@@ -42,7 +49,9 @@ class Design:
 
     @property
     def uncertain(self) -> bool:
-        """Whether every stratum has two clusters at least: the error of a lone one cannot be known from itself."""
+        """Whether every stratum has two clusters at least: the error of a lone one cannot be known
+        from itself.
+        """
         return min(map(len, self._strata)) > 1
 
     @property
@@ -56,7 +65,9 @@ class Design:
 
     def matrix(self, aggregates: Mapping[str, Mapping[str, float]]) -> np.ndarray:
         """Aggregates as weights [K, C] of category means."""
-        return np.array([[parts.get(name, 0.0) for name in self.categories] for parts in aggregates.values()])
+        return np.array(
+            [[parts.get(name, 0.0) for name in self.categories] for parts in aggregates.values()]
+        )
 
     def uniform(self) -> np.ndarray:
         """Weights [C] of the unweighted mean over categories."""
@@ -71,28 +82,40 @@ class Design:
         return (self._by_cluster(value_RP).sum(axis=0) / self._weight_GC.sum(axis=0)[:, None]).T
 
     def bootstrap(self, value_RP: np.ndarray, *, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
-        """Category means [D, R, C] of resampled clusters; every row sees the same resamples, so differences are paired.
+        """Category means [D, R, C] of resampled clusters; every row sees the same resamples, so
+        differences are paired.
 
-        Of n clusters in a stratum n - 1 are drawn with replacement, which makes the variance of a mean unbiased
-        (Rao and Wu, JASA 1988).
+        Of n clusters in a stratum n - 1 are drawn with replacement, which makes the variance of a
+        mean unbiased (Rao and Wu, JASA 1988).
         """
-        rows, width = len(value_RP), len(self.categories)
-        sum_GCR, rng = self._by_cluster(value_RP), np.random.default_rng(seed)
-        stacked_GX = np.concatenate([sum_GCR, self._weight_GC[:, :, None]], axis=2).reshape(self.clusters, -1)
+        rows = len(value_RP)
+        width = len(self.categories)
+        sum_GCR = self._by_cluster(value_RP)
+        rng = np.random.default_rng(seed)
+        stacked_GX = np.concatenate([sum_GCR, self._weight_GC[:, :, None]], axis=2).reshape(
+            self.clusters, -1
+        )
         total_DX = np.zeros((draws, width * (rows + 1)))
         for members in self._strata:
             size = len(members)
             columns = np.repeat(self._weight_GC[members].any(axis=0), rows + 1)
             for first in range(0, draws, BLOCK):
                 block = min(BLOCK, draws - first)
-                drawn = rng.integers(0, size, (block, max(1, size - 1))) + size * np.arange(block)[:, None]
+                drawn = (
+                    rng.integers(0, size, (block, max(1, size - 1)))
+                    + size * np.arange(block)[:, None]
+                )
                 count_DG = np.bincount(drawn.ravel(), minlength=block * size).reshape(block, size)
-                total_DX[first : first + block, columns] += count_DG @ stacked_GX[np.ix_(members, columns)]
+                total_DX[first : first + block, columns] += (
+                    count_DG @ stacked_GX[np.ix_(members, columns)]
+                )
         total_DCR = total_DX.reshape(draws, width, rows + 1)
         return (total_DCR[:, :, :rows] / total_DCR[:, :, rows:]).transpose(0, 2, 1)
 
     def shares(self, value_P: np.ndarray, weight_C: np.ndarray) -> np.ndarray:
-        """What each cluster contributes [G] to the combination `weight_C` of category means; they add up to it."""
+        """What each cluster contributes [G] to the combination `weight_C` of category means; they
+        add up to it.
+        """
         return (self._by_cluster(value_P[None])[:, :, 0] / self._weight_GC.sum(axis=0)) @ weight_C
 
     def _by_cluster(self, value_RP: np.ndarray) -> np.ndarray:
@@ -108,7 +131,9 @@ def prompt_means(table: pd.DataFrame) -> pd.Series:
     Raises ValueError for a value that is missing.
     """
     if table["value"].isna().any():
-        raise ValueError(f"{int(table['value'].isna().sum())} values are missing; a missing image counts as 0")
+        raise ValueError(
+            f"{int(table['value'].isna().sum())} values are missing; a missing image counts as 0"
+        )
     return table.groupby(["category", "prompt_id"], sort=True)["value"].mean()
 
 
@@ -129,12 +154,19 @@ def macro_mean(table: pd.DataFrame) -> float:
     return float(np.mean(list(category_means(table).values())))
 
 
-def interval(table: pd.DataFrame, *, draws: int = DRAWS, level: float = LEVEL, seed: int = 0) -> tuple[float, float]:
-    """Bootstrap interval of the macro mean; (nan, nan) where a category's error cannot be known: a single prompt."""
-    design, value_P = Design(table), _values(table)
+def interval(
+    table: pd.DataFrame, *, draws: int = DRAWS, level: float = LEVEL, seed: int = 0
+) -> tuple[float, float]:
+    """Bootstrap interval of the macro mean; (nan, nan) where a category's error cannot be known: a
+    single prompt.
+    """
+    design = Design(table)
+    value_P = _values(table)
     if not design.uncertain:
         return math.nan, math.nan
-    return percentiles(design.bootstrap(value_P[None], draws=draws, seed=seed)[:, 0] @ design.uniform(), level)
+    return percentiles(
+        design.bootstrap(value_P[None], draws=draws, seed=seed)[:, 0] @ design.uniform(), level
+    )
 
 
 def paired_difference(
@@ -142,13 +174,21 @@ def paired_difference(
 ) -> tuple[float, float, float]:
     """Macro mean of `a` minus that of `b`, and its bootstrap interval, paired by prompt.
 
-    Both tables must cover the same prompts in the same categories; their numbers of images may differ.
+    Both tables must cover the same prompts in the same categories; their numbers of images may
+    differ.
     """
-    means_a, means_b = prompt_means(a), prompt_means(b)
+    means_a = prompt_means(a)
+    means_b = prompt_means(b)
     if not means_a.index.equals(means_b.index):
         alone = len(means_a.index.symmetric_difference(means_b.index))
-        raise ValueError(f"{alone} prompts are in one of the two tables only; compare runs of the same prompts")
-    table = a.assign(value=[means_a[key] - means_b[key] for key in zip(a["category"], a["prompt_id"], strict=True)])
+        raise ValueError(
+            f"{alone} prompts are in one of the two tables only; compare runs of the same prompts"
+        )
+    table = a.assign(
+        value=[
+            means_a[key] - means_b[key] for key in zip(a["category"], a["prompt_id"], strict=True)
+        ]
+    )
     return (macro_mean(table), *interval(table, draws=draws, level=level, seed=seed))
 
 

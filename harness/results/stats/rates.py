@@ -1,4 +1,6 @@
-"""Rates and rankings: Wilson intervals, areas under ROC curves, what the best of K images would have scored."""
+"""Rates and rankings: Wilson intervals, areas under ROC curves, what the best of K images would
+have scored.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,14 @@ def wilson(k: float, n: float, level: float = LEVEL) -> tuple[float, float]:
     return 0.0 if k == 0 else centre - half, 1.0 if k == n else centre + half
 
 
-def clustered_wilson(rate: float, error: float, clusters: int, level: float = LEVEL) -> tuple[float, float]:
-    """Wilson interval of a rate whose images are not independent, from its standard error over clusters.
+def clustered_wilson(
+    rate: float, error: float, clusters: int, level: float = LEVEL
+) -> tuple[float, float]:
+    """Wilson interval of a rate whose images are not independent, from its standard error over
+    clusters.
 
-    It is that of as many independent images as would have the same error (Korn and Graubard 1998); where the error is
-    0, as in 0 of 80, the clusters count.
+    It is that of as many independent images as would have the same error (Korn and Graubard 1998);
+    where the error is 0, as in 0 of 80, the clusters count.
     """
     if not clusters or math.isnan(error):
         return math.nan, math.nan
@@ -35,24 +40,32 @@ def clustered_wilson(rate: float, error: float, clusters: int, level: float = LE
 
 
 def oracle(values: Sequence[float] | np.ndarray, best_of: int) -> float:
-    """Expected best of `best_of` of these images of a prompt; for right and wrong ones 1 - C(N-c,K) / C(N,K).
+    """Expected best of `best_of` of these images of a prompt; for right and wrong ones 1 - C(N-c,K)
+    / C(N,K).
 
     nan where there are fewer images than that.
     """
-    ordered, count = np.sort(np.asarray(values, float)), len(values)
+    ordered = np.sort(np.asarray(values, float))
+    count = len(values)
     if best_of < 1 or count < best_of:
         return math.nan
-    chosen = [math.comb(smaller, best_of - 1) for smaller in range(count)]  # sets whose best is the one above `smaller`
+    chosen = [
+        math.comb(smaller, best_of - 1) for smaller in range(count)
+    ]  # sets whose best is the one above `smaller`
     return float(np.dot(ordered, chosen) / math.comb(count, best_of))
 
 
 def selection_efficiency(selected: float, single: float, best: float) -> float:
-    """Share of what choosing could gain that was gained: 0 as good as any image, 1 always the best; nan if nothing."""
+    """Share of what choosing could gain that was gained: 0 as good as any image, 1 always the best;
+    nan if nothing.
+    """
     return (selected - single) / (best - single) if best - single > 1e-9 else math.nan
 
 
 def auc(signal: Sequence[float] | np.ndarray, success: Sequence[bool] | np.ndarray) -> float:
-    """Chance that a success has the higher signal than a failure, ties counting half; nan if either is absent."""
+    """Chance that a success has the higher signal than a failure, ties counting half; nan if either
+    is absent.
+    """
     from scipy.stats import rankdata  # a second of import that a run does not need
 
     won = np.asarray(success, bool)
@@ -64,10 +77,19 @@ def auc(signal: Sequence[float] | np.ndarray, success: Sequence[bool] | np.ndarr
 
 
 def auc_within(
-    signal: Sequence[float] | np.ndarray, success: Sequence[bool] | np.ndarray, groups: Sequence[Hashable]
+    signal: Sequence[float] | np.ndarray,
+    success: Sequence[bool] | np.ndarray,
+    groups: Sequence[Hashable],
 ) -> tuple[float, int]:
-    """Mean of the AUCs inside the groups (prompts) that have successes and failures, and how many those are."""
-    table = pd.DataFrame({"signal": np.asarray(signal), "success": np.asarray(success, bool), "group": list(groups)})
-    each = [auc(group["signal"].to_numpy(), group["success"].to_numpy()) for _, group in table.groupby("group")]
+    """Mean of the AUCs inside the groups (prompts) that have successes and failures, and how many
+    those are.
+    """
+    table = pd.DataFrame(
+        {"signal": np.asarray(signal), "success": np.asarray(success, bool), "group": list(groups)}
+    )
+    each = [
+        auc(group["signal"].to_numpy(), group["success"].to_numpy())
+        for _, group in table.groupby("group")
+    ]
     mixed = [value for value in each if not math.isnan(value)]
     return (float(np.mean(mixed)) if mixed else math.nan), len(mixed)

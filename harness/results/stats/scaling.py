@@ -1,7 +1,9 @@
-"""Quality against budget: what a method reaches at a budget, what it needs, and how much lies under its curve.
+"""Quality against budget: what a method reaches at a budget, what it needs, and how much lies under
+its curve.
 
-A curve is a list of budgets (in plain images, 1 = plain sampling, increasing) and a quality for each; between them it
-is straight on log2 of the budget, beyond its ends it is not known (nan). Qualities may be arrays [points, D] of draws.
+A curve is a list of budgets (in plain images, 1 = plain sampling, increasing) and a quality for
+each; between them it is straight on log2 of the budget, beyond its ends it is not known (nan).
+Qualities may be arrays [points, D] of draws.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ def budget_for(budgets: Sequence[float], quality: Sequence[float], wanted: float
 
 
 def area_under(budgets: Sequence[float], quality: np.ndarray) -> np.ndarray:
-    """Mean height of the curve over log2 of the budget (its area divided by its width); nan for a single point."""
+    """Mean height of the curve over log2 of the budget (its area divided by its width); nan for a
+    single point.
+    """
     quality = np.asarray(quality, float)
     x = np.log2(np.asarray(budgets, float))
     if len(x) < 2 or x[-1] == x[0]:
@@ -51,14 +55,22 @@ def area_under(budgets: Sequence[float], quality: np.ndarray) -> np.ndarray:
     return np.asarray(np.trapezoid(quality, x, axis=0) / (x[-1] - x[0]))
 
 
-def hypervolume(budgets: Sequence[float], quality: Sequence[float], plain: float, most: float = MOST) -> float:
-    """Area that the points dominate, up to the reference point of plain's quality at `most` plain images.
+def hypervolume(
+    budgets: Sequence[float], quality: Sequence[float], plain: float, most: float = MOST
+) -> float:
+    """Area that the points dominate, up to the reference point of plain's quality at `most` plain
+    images.
 
     Unit: quality times doublings of the budget.
     """
-    points = sorted((math.log2(most / b), q - plain) for b, q in zip(budgets, quality, strict=True) if b < most)
-    area, reached = 0.0, 0.0
-    for cheapness, gain in reversed(points):  # the cheapest first: a dearer one adds only what it gains
+    points = sorted(
+        (math.log2(most / b), q - plain) for b, q in zip(budgets, quality, strict=True) if b < most
+    )
+    area = 0.0
+    reached = 0.0
+    for cheapness, gain in reversed(
+        points
+    ):  # the cheapest first: a dearer one adds only what it gains
         area += cheapness * max(0.0, gain - reached)
         reached = max(reached, gain)
     return area
