@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from harness import kernels
-from harness.engine import acceptance as hooks
+from harness.engine import probes
 from harness.engine.acceptance import Drafts, exact
 from harness.engine.guidance import Sampling, cfg, unguided, warp
 from harness.kernels.flash import attend
@@ -189,7 +189,7 @@ def drawn(vocab: int, count: int, branches: int, device: torch.device) -> tuple[
 
 
 def check_draws(size: Size, device: torch.device) -> None:
-    """Token for token what `hooks.cfg`, `warp` and `exact` draw, with the same
+    """Token for token what `probes.cfg`, `warp` and `exact` draw, with the same
     log-probabilities.
     """
     for vocab, top_k, count in size.vocab:
@@ -253,14 +253,14 @@ def check_signals(size: Size, device: torch.device) -> None:
             (branches[:, 1], branches[:, 1]),
         ):
             told = signals(null_NV, text_NV)
-            expected = hooks._confidence(null_NV, text_NV)
+            expected = probes._confidence(null_NV, text_NV)
             assert torch.equal(told.known, expected[3])
             assert (told.known == vocab - 2).all()
             assert ((told.entropy - expected[0]) / told.known.log()).abs().max() < 1e-12
             assert (told.margin - expected[1]).abs().max() < 1e-12
             assert (told.kl - expected[2]).abs().max() < 1e-10
         assert (told.kl == 0).all()
-        named = hooks.confidence(branches.unsqueeze(2))
+        named = probes.confidence(branches.unsqueeze(2))
         assert torch.equal(named["kl"], signals(branches[:, 0], branches[:, 1]).kl), (
             "the hook takes the kernel"
         )
