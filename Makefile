@@ -5,7 +5,7 @@ ARGS ?= experiment=demo
 .venv/.ok: pyproject.toml constraints.txt
 	@test -x $(V)/python || $(PY) -m venv .venv
 	$(V)/python -m pip install -q uv
-	$(V)/uv pip install -q --python $(V)/python -c constraints.txt -e ".[test]"
+	$(V)/uv pip install -q --python $(V)/python -c constraints.txt -e ".[all,test]"
 	@touch $@
 
 .PHONY: demo test check
