@@ -83,20 +83,22 @@ class _GroupTensors:
     def read(self, steps: int, live: int) -> list[tuple[list[int], list[float]]]:
         """Copy tokens and log-probabilities of each live row to the host."""
         token_CR = self.token_CR[:steps, :live].double()
-        both = torch.stack((token_CR, self.log_prob_CR[:steps, :live]))
-        tokens, log_probs = both.transpose(1, 2).tolist()
-        return [
-            ([int(token) for token in row_tokens], row_log_probs)
-            for row_tokens, row_log_probs in zip(tokens, log_probs, strict=True)
-        ]
+        log_prob_CR = self.log_prob_CR[:steps, :live]
+        both_2RC = torch.stack((token_CR, log_prob_CR)).transpose(1, 2)
+        tokens, log_probs = both_2RC.tolist()
+        drawn = []
+        for row in range(live):
+            whole = [int(token) for token in tokens[row]]
+            drawn.append((whole, log_probs[row]))
+        return drawn
 
 
 class Burst:
     """Decode steps over static tensors, for rows that draw token after token.
 
     `forward(stored_BW, start_B)` returns the logits [B, W, V] of the tokens fed at those cache
-    positions; `end` is the position that means no row. `kinds` are the guide, the number of branches
-    and the most canvases of each group.
+    positions; `end` is the position that means no row. `kinds` are the guide, the number of
+    branches and the most canvases of each group.
     """
 
     def __init__(
@@ -135,7 +137,7 @@ class Burst:
         self.load(nowhere_BW, torch.zeros_like(self._start_B), None)
 
     def step(self) -> None:
-        """Feed the last tokens, draw the next ones, and store them where the next step reads them."""
+        """Feed the last tokens, draw the next ones, and store them for the next step."""
         # 1. One forward over the last token of each row.
         logits_BV = self._forward(self._stored_BW, self._start_B)[:, 0]
         # 2. One draw for each group.
@@ -161,7 +163,7 @@ class Burst:
     def read(
         self, steps: int, groups: Sequence[BurstGroup]
     ) -> list[list[tuple[list[int], list[float]]]]:
-        """Copy what was drawn to the host: tokens and log-probabilities of each canvas, by group."""
+        """Copy tokens and log-probabilities of each canvas to the host, by group."""
         return [
             tensors.read(steps, len(group.slots))
             for tensors, group in zip(self._groups, groups, strict=True)
@@ -227,8 +229,8 @@ class BurstDecode:
     ) -> tuple[Hashable, Burst]:
         """Return the static tensors for bursts of a shape, and their name.
 
-        Where graphs are used, groups are padded to the most canvases that fit, so that there are few
-        graphs, and each is captured once.
+        Where graphs are used, groups are padded to the most canvases that fit, so that there are
+        few graphs, and each is captured once.
         """
         graphs = self._forward.graphs
         is_captured = graphs.state == "on"

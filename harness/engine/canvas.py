@@ -5,8 +5,8 @@ The state of a branch is two numbers, *committed tokens* and *cached positions*:
     [ context: `start` positions ][ image tokens 0 .. n-1 ]
      ------- `cached` ------------------>|<-- pending -->|<- draft ->    fed in one forward
 
-Prefill, decoding, verification of a draft, skipping, rewinding and re-prompting are the same forward
-over pending positions; they differ in how many there are.
+Prefill, decoding, verification of a draft, skipping, rewinding and re-prompting are the same
+forward over pending positions; they differ in how many there are.
 """
 
 from __future__ import annotations

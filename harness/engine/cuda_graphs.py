@@ -29,8 +29,8 @@ class Replay(Protocol):
 class Graphs:
     """Captured work by name.
 
-    `state` is "on", or "off" with the reason: there is no CUDA device, or a capture failed. While it
-    is off, all work is called.
+    `state` is "on", or "off" with the reason: there is no CUDA device, or a capture failed. While
+    it is off, all work is called.
     """
 
     def __init__(self, device: torch.device) -> None:

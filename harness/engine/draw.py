@@ -2,9 +2,9 @@
 
     logits of the branches -> guide -> temperature, top-k, top-p -> probs -> rule -> tokens
 
-`TokenDraw.draw` is the general path. Rows without a draft under the `exact` rule take a shorter one,
-`draw_one`, which a kernel serves where the device has one; `bursts` uses the same function. Each
-step of either path copies to the host once.
+`TokenDraw.draw` is the general path. Rows without a draft under the `exact` rule take a shorter
+one, `draw_one`, which a kernel serves where the device has one; `bursts` uses the same function.
+Each step of either path copies to the host once.
 
 Shapes: S slots, R canvases, K branches of a canvas, T = 1 + draft length, G draft tokens,
 V vocabulary, X numbers that describe one verified row, Q branches of some canvases.
@@ -116,8 +116,8 @@ class GroupLogits:
 class Verified:
     """What a rule decided for R canvases: accepted draft tokens, and what is committed.
 
-    Of `token_RT` and `log_prob_RT` the first `accepted + 1` columns of each row count. `signals` are
-    what the rule measured, [R] each.
+    Of `token_RT` and `log_prob_RT` the first `accepted + 1` columns of each row count. `signals`
+    are what the rule measured, [R] each.
     """
 
     accepted_R: Tensor
@@ -225,7 +225,8 @@ class TokenDraw:
                 # 1. Apply the rule, on the device.
                 probs_RTV = group.make_probs()
                 some = [rows[i] for i in group.places]
-                verified = self._apply(rule, some, [drafts[i] for i in group.places], probs_RTV)
+                their_drafts = [drafts[i] for i in group.places]
+                verified = self._apply(rule, some, their_drafts, probs_RTV)
                 tables.append(verified.pack())
                 # 2. Keep what drafters ask for.
                 for r, i in enumerate(group.places):
@@ -284,7 +285,7 @@ class TokenDraw:
         token_RT: Tensor,
         place_RT: Tensor,
     ) -> None:
-        """Store the new tokens; of a tree also the accepted path's keys and values, as a chain has them."""
+        """Store the new tokens, and the keys and values of a tree's path, as a chain has them."""
         layout = []
         for r, canvas in enumerate(rows):
             layout += [(r, branch.slot, branch.start) for branch in canvas.branches]
@@ -317,12 +318,13 @@ class TokenDraw:
         """Measure signals at the frontiers; draw nothing."""
         signals: list[dict[str, float]] = [{} for _ in rows]
         with self._clock.measure(ledgers_of(rows), "decode"):
-            frontier_R1 = torch.zeros((len(rows), 1), dtype=torch.int64, device=self._slots.device)
-            for group in self.logits_by_group(rows, frontier_R1):
-                named = probe(group.logits_RKTV, group.make_probs)
-                table = torch.stack([value_R.double() for value_R in named.values()], 1).tolist()
+            depth_RT = self._depths([None] * len(rows), width=1)
+            for group in self.logits_by_group(rows, depth_RT):
+                measured = probe(group.logits_RKTV, group.make_probs)
+                columns = [value_R.double() for value_R in measured.values()]
+                table = torch.stack(columns, 1).tolist()
                 for place, values in zip(group.places, table, strict=True):
-                    signals[place] = dict(zip(named, values, strict=True))
+                    signals[place] = dict(zip(measured, values, strict=True))
         return signals
 
     def target_probs(
@@ -358,9 +360,11 @@ class TokenDraw:
 
     def noise(self, rows: Sequence[Canvas], width: int) -> Noise:
         """Return the noise of the next `width` places of each row."""
-        column_T = torch.arange(width, device=self._slots.device)
-        place_R1 = self._slots.index([canvas.length for canvas in rows]).unsqueeze(1)
-        return Noise(self._slots.key_S2[self._slots.first_slots(rows)], place_R1 + column_T)
+        table = self._slots
+        key_R2 = table.key_S2[table.first_slots(rows)]
+        length_R = table.index([canvas.length for canvas in rows])
+        column_T = torch.arange(width, device=table.device)
+        return Noise(key_R2, length_R.unsqueeze(1) + column_T)
 
     # ------------------------------------------------------------------ logits and guides
 
@@ -373,8 +377,8 @@ class TokenDraw:
     ) -> Iterator[GroupLogits]:
         """Yield the logits of the rows, one guide after another.
 
-        `depth_RT` says how far behind the frontier each of the T columns is. The logits are those at
-        the frontiers unless others are given; `sampling` replaces the sampler's own.
+        `depth_RT` says how far behind the frontier each of the T columns is. The logits are those
+        at the frontiers unless others are given; `sampling` replaces the sampler's own.
         """
         sampling = sampling or self._sampling
         if logits_STV is None:

@@ -1,9 +1,10 @@
-"""One forward of constant shape: prefixes, prefill, decode, CUDA graphs, and the ledger of positions.
+"""One forward of constant shape: prefixes, prefill, decode, and the ledger of positions.
 
 A decode forward always has the shape [S, W], a prefill forward [B, C], however many branches are
 alive; positions that pad it are written to scratch and never read. The tokens of a job therefore do
 not depend on what else is in the batch. A *compact* forward feeds the first B slots only and takes
-one of a few shapes [B, W] by the number of live branches: faster, but results depend on that number.
+one of a few shapes [B, W] by the number of live branches: faster, but results depend on that
+number.
 
 Shapes: S slots, B of them in a forward, W positions per branch, T = 1 + draft length, V vocabulary,
 D model width, X = 1 + 3 W columns of a packed batch.
@@ -11,6 +12,7 @@ D model width, X = 1 + 3 W columns of a packed batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -79,8 +81,8 @@ class DecodeBatch(Generic[Table]):
 class Forward:
     """The forwards of one sampler: they bring the logits that a draw needs to the frontier.
 
-    `frontier_SWV` of the slot table holds, for each slot, the logits behind its last committed token
-    and behind each of its draft tokens.
+    `frontier_SWV` of the slot table holds, for each slot, the logits behind its last committed
+    token and behind each of its draft tokens.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class Forward:
         self._prefill_shape = prefill
         self._is_compact = compact
         self._end = slots.cache.length  # the scratch position
+        self._device = slots.device
         self._staging = Staging(slots.device)
         self._prefix_of = _cached_prefixes(model, 4 * slots.count)
         self.graphs = Graphs(slots.device)
@@ -122,10 +125,11 @@ class Forward:
         lengths: list[int] = []
         for canvas, draft in zip(rows, drafts, strict=True):
             length = 0 if draft is None else len(draft)
-            if not canvas.is_ready(length):
-                waiting.append(canvas)
-                their_drafts.append(draft)
-                lengths.append(length)
+            if canvas.is_ready(length):
+                continue
+            waiting.append(canvas)
+            their_drafts.append(draft)
+            lengths.append(length)
         if not waiting:
             return
         trees = build_forest(their_drafts, max(lengths))
@@ -207,37 +211,49 @@ class Forward:
             todo += [(canvas, branch) for canvas, branch in batch if canvas.pending(branch) > 1]
 
     def _charge_prefill_passes(self, todo: Sequence[tuple[Canvas, Branch]]) -> None:
-        """Charge each job as if its longest branch were prefilled alone, however they are batched."""
+        """Charge each job the passes that its longest branch would need alone."""
         _, chunk = self._prefill_shape
-        chunks: dict[int, tuple[Usage, int]] = {}
+        ledgers: dict[int, Usage] = {}
+        passes: dict[int, int] = {}
         for canvas, branch in todo:
-            own = -(-(canvas.pending(branch) - 1) // chunk)
-            _, most = chunks.get(id(canvas.ledger), (canvas.ledger, 0))
-            chunks[id(canvas.ledger)] = (canvas.ledger, max(most, own))
-        for ledger, most in chunks.values():
-            ledger.target_passes += most
+            job = id(canvas.ledger)
+            needed = math.ceil((canvas.pending(branch) - 1) / chunk)
+            ledgers[job] = canvas.ledger
+            passes[job] = max(passes.get(job, 0), needed)
+        for job, ledger in ledgers.items():
+            ledger.target_passes += passes[job]
 
     def _prefill_chunk(self, batch: Sequence[tuple[Canvas, Branch]]) -> None:
         """Feed the next positions of some branches in one forward [B, C]."""
+        table = self.slots
         batch_size, chunk = self._prefill_shape
-        counts = [min(chunk, canvas.pending(branch) - 1) for canvas, branch in batch]
-        padding = [0] * (batch_size - len(batch))
-        slots = [branch.slot for _, branch in batch] + [self.slots.scratch for _ in padding]
-        starts = [branch.start for _, branch in batch] + padding
-        begins = [branch.cached for _, branch in batch] + padding
-        pos_BC = self.slots.index(self._positions(begins, counts + padding, chunk))
-        slot_B = self.slots.index(slots)
-        with self._clock.measure([canvas.ledger for canvas, _ in batch], "prefill"):
-            attend = self.slots.cache.attend_some(slot_B, pos_BC)
-            self._feed(slot_B, self.slots.index(starts), pos_BC, pos_BC, attend)
-        for (canvas, branch), count in zip(batch, counts, strict=True):
-            canvas.charge_fed(branch, count)
+        # 1. Lay the branches out; rows behind them are padding in the scratch slot.
+        slots = [table.scratch] * batch_size
+        starts = [0] * batch_size
+        begins = [0] * batch_size
+        counts = [0] * batch_size
+        for row, (canvas, branch) in enumerate(batch):
+            slots[row] = branch.slot
+            starts[row] = branch.start
+            begins[row] = branch.cached
+            counts[row] = min(chunk, canvas.pending(branch) - 1)
+        slot_B = table.index(slots)
+        start_B = table.index(starts)
+        pos_BC = table.index(self._positions(begins, counts, chunk))
+        # 2. Feed them.
+        ledgers = [canvas.ledger for canvas, _ in batch]
+        with self._clock.measure(ledgers, "prefill"):
+            attend = table.cache.attend_some(slot_B, pos_BC)
+            self._feed(slot_B, start_B, pos_BC, pos_BC, attend)
+        # 3. Count what is cached now.
+        for row, (canvas, branch) in enumerate(batch):
+            canvas.charge_fed(branch, counts[row])
 
     # ------------------------------------------------------------------ decoding
 
     def _decode(self, rows: Sequence[Canvas], lengths: Sequence[int], trees: Forest | None) -> None:
         """Feed all pending positions and drafts of the rows in one forward [B, W]."""
-        # 1. Count what each branch is fed, and choose the shape; a compact forward moves slots here.
+        # 1. Count what each branch is fed, and choose the shape, which may move slots.
         fed: list[tuple[Canvas, Branch, int, int]] = []
         for canvas, draft_length in zip(rows, lengths, strict=True):
             for branch in canvas.branches:
@@ -246,19 +262,27 @@ class Forward:
 
         # 2. Lay the branches out as one row a slot. After a look nothing is pending: the logits at
         #    the frontier are there, and only those behind draft tokens are fresh.
-        layout = [
-            (branch.slot, branch.start, branch.cached, count, draft_length, canvas.logits_depth)
-            for canvas, branch, count, draft_length in fed
-        ]
+        layout = []
+        for canvas, branch, count, draft_length in fed:
+            layout.append(
+                (
+                    branch.slot,
+                    branch.start,
+                    branch.cached,
+                    count,
+                    draft_length,
+                    canvas.logits_depth,
+                )
+            )
         slot_n, start_n, cached_n, count_n, draft_n, depth_n = np.array(layout, dtype=np.int64).T
         batch = DecodeBatch.idle(live_rows, columns, self._end)
-        column_W = np.arange(columns)
-        is_fed_nW = column_W < count_n[:, None]
-        is_fresh_nW = (column_W > depth_n[:, None]) & (column_W <= draft_n[:, None])
-        first_answer_n = count_n - draft_n - 1
         batch.start_B[slot_n] = start_n
-        batch.stored_BW[slot_n] = np.where(is_fed_nW, cached_n[:, None] + column_W, self._end)
-        batch.answer_BW[slot_n] = np.where(is_fresh_nW, first_answer_n[:, None] + column_W, 0)
+        batch.stored_BW[slot_n] = self._positions(cached_n, count_n, columns)
+        column_W = np.arange(columns)
+        is_behind_nW = column_W > depth_n[:, None]
+        is_fresh_nW = is_behind_nW & (column_W <= draft_n[:, None])
+        frontier_n1 = (count_n - draft_n - 1)[:, None]
+        batch.answer_BW[slot_n] = np.where(is_fresh_nW, frontier_n1 + column_W, 0)
         batch.is_fresh_BW[slot_n] = is_fresh_nW
 
         # 3. Run it; the nodes of trees are stored one behind the other, wherever they belong.
@@ -293,7 +317,7 @@ class Forward:
             if mask is None and self.graphs.state == "on":
                 self._replay((len(batch.table_BX), batch.columns), table_BX)
             else:
-                device_batch = DecodeBatch(table_BX.to(self.slots.device))
+                device_batch = DecodeBatch(table_BX.to(self._device))
                 self._compute_frontier(device_batch, pos_BW, mask)
         self.charge_steps(rows, 1)
 
@@ -342,7 +366,7 @@ class Forward:
     def _feed(
         self, slot_B: Tensor, start_B: Tensor, pos_BW: Tensor, stored_BW: Tensor, attend: Attend
     ) -> Tensor:
-        """Compute hidden states [B, W, D] of positions `pos_BW`, which are stored at `stored_BW`."""
+        """Compute hidden states [B, W, D] of positions `pos_BW`, stored at `stored_BW`."""
         x_BWD = self.slots.embed(slot_B, start_B, pos_BW, stored_BW)
         hidden_BWD = self._model.forward(x_BWD, pos_BW, start_B, attend)
         if self.slots.hidden_SLD is not None:
@@ -366,12 +390,18 @@ class Forward:
         self.decode_steps += count
         self.active_branch_steps += count * sum(len(canvas.branches) for canvas in rows)
 
-    def _positions(self, begin: Sequence[int], count: Sequence[int], columns: int) -> np.ndarray:
+    def _positions(
+        self,
+        begin: Sequence[int] | np.ndarray,
+        count: Sequence[int] | np.ndarray,
+        columns: int,
+    ) -> np.ndarray:
         """Return `count` positions from `begin` on, [B, columns]; scratch behind them."""
-        column_W = np.arange(columns)
         begin_B1 = np.asarray(begin)[:, None]
         count_B1 = np.asarray(count)[:, None]
-        return np.where(column_W < count_B1, begin_B1 + column_W, self._end)
+        column_W = np.arange(columns)
+        is_fed_BW = column_W < count_B1
+        return np.where(is_fed_BW, begin_B1 + column_W, self._end)
 
     def _place_nodes(
         self, rows: Sequence[Canvas], trees: Forest, stored_BW: Tensor
@@ -382,19 +412,21 @@ class Forward:
         it is deep.
         """
         # 1. Where the tree of each row begins in the cache, and which tree it is.
+        table = self.slots
         base_B = np.full(len(stored_BW), self._end + 1)
         tree_B = np.zeros(len(stored_BW), dtype=np.int64)
         for r, canvas in enumerate(rows):
             for branch in canvas.branches:
                 base_B[branch.slot] = branch.start + canvas.length
                 tree_B[branch.slot] = r
-        base_B1 = self.slots.index(base_B).unsqueeze(1)
-        tree_B1 = self.slots.index(tree_B).unsqueeze(1)
-        depth_RT = self.slots.index(trees.depth_RT)
-        sees_RTG = torch.from_numpy(trees.sees_RTG).to(self.slots.device)
+        base_B1 = table.index(base_B).unsqueeze(1)
+        tree_B1 = table.index(tree_B).unsqueeze(1)
+        depth_RT = table.index(trees.depth_RT)
+        sees_RTG = torch.from_numpy(trees.sees_RTG).to(self._device)
 
         # 2. Which node a column is; 0 is the root, which stands for all that is no node.
-        node_BW = (stored_BW - base_B1 + 1).clamp(0, depth_RT.shape[1] - 1)
+        last_node = depth_RT.shape[1] - 1
+        node_BW = (stored_BW - base_B1 + 1).clamp(0, last_node)
         is_node_BW = (node_BW > 0) & (stored_BW < self._end)
 
         # 3. A node's position follows from its depth.

@@ -102,9 +102,10 @@ class OutOfOrderDraw:
         places: Sequence[Sequence[int]],
         stand_ins: Sequence[Sequence[int]],
     ) -> None:
-        """Feed all uncached tokens and the stand-ins; bring the logits of `places` to the frontier."""
-        live_rows, columns = self._forward.choose_shape(self._tokens_per_step)
+        """Feed all uncached tokens and stand-ins, and bring the logits of `places` to hand."""
+        most = self._tokens_per_step
         end = self._slots.cache.length
+        live_rows, columns = self._forward.choose_shape(most)
         batch = DecodeBatch.idle(live_rows, columns, end)
         is_gap_BL = np.zeros((live_rows, end + 1), dtype=bool)
         for canvas, wanted, extra in zip(rows, places, stand_ins, strict=True):
@@ -112,35 +113,42 @@ class OutOfOrderDraw:
             is_missing_N[[*range(canvas.length), *canvas.out_of_order]] = False
             for branch in canvas.branches:
                 # 1. Which places are fed: all that is committed and not cached, and stand-ins.
-                known = [*range(branch.cached - branch.start, canvas.length), *canvas.out_of_order]
-                fed = sorted({*known, *extra} - branch.cached_behind_gap)
-                if len(fed) > self._tokens_per_step:
-                    raise ValueError(
-                        f"{len(fed)} positions wait to be fed: at most {self._tokens_per_step} fit"
-                    )
+                in_order = range(branch.cached - branch.start, canvas.length)
+                committed = {*in_order, *canvas.out_of_order, *extra}
+                fed = sorted(committed - branch.cached_behind_gap)
+                if len(fed) > most:
+                    raise ValueError(f"{len(fed)} positions wait to be fed: at most {most} fit")
                 # 2. The branch's row of the batch; a wanted place is answered by the one before it.
                 row = branch.slot
-                batch.start_B[row] = branch.start
-                batch.stored_BW[row, : len(fed)] = branch.start + np.asarray(fed)
-                batch.answer_BW[row, : len(wanted)] = [fed.index(place - 1) for place in wanted]
+                start = branch.start
+                answers = [fed.index(place - 1) for place in wanted]
+                batch.start_B[row] = start
+                batch.stored_BW[row, : len(fed)] = start + np.asarray(fed)
+                batch.answer_BW[row, : len(wanted)] = answers
                 batch.is_fresh_BW[row, : len(wanted)] = 1
-                is_gap_BL[row, branch.start : branch.start + self._num_tokens] = is_missing_N
+                is_gap_BL[row, start : start + self._num_tokens] = is_missing_N
                 # 3. Charge it, and count what is cached now; stand-ins are not.
-                canvas.ledger.text_positions += sum(place < 0 for place in fed)
-                canvas.ledger.target_positions += sum(place >= 0 for place in fed)
-                branch.mark_cached([place for place in fed if place >= 0 and place not in extra])
+                in_text = sum(place < 0 for place in fed)
+                canvas.ledger.text_positions += in_text
+                canvas.ledger.target_positions += len(fed) - in_text
+                in_image = fed[in_text:]
+                branch.mark_cached([place for place in in_image if place not in extra])
         mask = GapMask(torch.from_numpy(is_gap_BL).to(self._slots.device))
         self._forward.run(rows, batch, mask=mask)
         for canvas in rows:
-            canvas.logits_depth = self._tokens_per_step - 1
+            canvas.logits_depth = most - 1
 
     def _draw_places(self, rows: Sequence[Canvas], places: Sequence[Sequence[int]]) -> None:
         """Draw a token for each place from the logits at the frontier, and commit them."""
         # 1. Pad the places of each row to the most that a row has.
+        table = self._slots
         width = max(len(at) for at in places)
-        padded = [[*at, *[at[0]] * (width - len(at))] for at in places]
-        place_RT = self._slots.index(padded)
-        length_R1 = self._slots.index([canvas.length for canvas in rows]).unsqueeze(1)
+        padded: list[list[int]] = []
+        for at in places:
+            padding = [at[0]] * (width - len(at))
+            padded.append([*at, *padding])
+        place_RT = table.index(padded)
+        length_R1 = table.index([canvas.length for canvas in rows]).unsqueeze(1)
 
         # 2. Draw, one guide after another, and copy to the host once.
         order: list[int] = []
@@ -149,17 +157,20 @@ class OutOfOrderDraw:
             for group in self._draw.logits_by_group(rows, place_RT - length_R1):
                 probs_RTV = group.make_probs()
                 some = [rows[i] for i in group.places]
-                key_R2 = self._slots.key_S2[self._slots.first_slots(some)]
-                noise = Noise(key_R2, place_RT[self._slots.index(group.places)])
+                key_R2 = table.key_S2[table.first_slots(some)]
+                noise = Noise(key_R2, place_RT[table.index(group.places)])
                 token_RT = noise.race(DRAW, probs_RTV)
                 prob_RT = probs_RTV.gather(-1, token_RT.unsqueeze(-1)).squeeze(-1)
-                tables.append(torch.cat((token_RT.double(), prob_RT.double().log()), 1))
+                log_prob_RT = prob_RT.double().log()
+                tables.append(torch.cat((token_RT.double(), log_prob_RT), 1))
                 order.extend(group.places)
-            table = torch.cat(tables).tolist()
+            drawn = torch.cat(tables).tolist()
 
         # 3. Commit.
-        for i, values in zip(order, table, strict=True):
-            self._commit(rows[i], places[i], values[:width], values[width:])
+        for i, values in zip(order, drawn, strict=True):
+            tokens = values[:width]
+            log_probs = values[width:]
+            self._commit(rows[i], places[i], tokens, log_probs)
 
     def _commit(
         self,

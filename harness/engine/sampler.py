@@ -1,8 +1,8 @@
 """The shared batched sampler: opens and closes canvases, and puts them through forwards and draws.
 
 Reading order: `canvas` (state of one image), `slots` (device tables), `forward` (pending positions
-to logits), `draw` (logits to tokens); this file is the facade over them. `bursts`, `cuda_graphs` and
-`out_of_order` are appendices. No method logic and no policy is here.
+to logits), `draw` (logits to tokens); this file is the facade over them. `bursts`, `cuda_graphs`
+and `out_of_order` are appendices. No method logic and no policy is here.
 
 Four paths draw a token:
 
@@ -50,8 +50,8 @@ class Sampler:
     forward: 1, or 1 + draft length. `tree_capacity` positions behind the image are for the nodes of
     draft trees. `prefill` is the constant [rows, positions] shape of prefill forwards,
     `render_batch` that of the image decoder. `compact` skips idle slots: faster, but results depend
-    on how many branches are alive. With `hidden` the sampler keeps the hidden state of each position
-    that it feeds, for drafters that continue them (`hidden_states`).
+    on how many branches are alive. With `hidden` the sampler keeps the hidden state of each
+    position that it feeds, for drafters that continue them (`hidden_states`).
 
     Raises UserError for sizes that cannot be.
     """
@@ -146,7 +146,7 @@ class Sampler:
         return self._forward.active_branch_steps
 
     def working(self, rows: Sequence[Canvas], stage: Stage) -> AbstractContextManager[None]:
-        """Charge the device time of what is done inside to a stage, shared evenly among the rows."""
+        """Charge the device time of the work inside to a stage, shared evenly among the rows."""
         return self._clock.measure(ledgers_of(rows), stage)
 
     def settle(self, usage: Usage | None = None) -> None:
@@ -253,8 +253,8 @@ class Sampler:
         """Bring the logits at each frontier, and behind each draft token, to hand.
 
         Branches with more pending positions than fit are prefilled first. Raises ValueError for a
-        finished canvas, and for a draft of more than `tokens_per_step` - 1 tokens or reaching beyond
-        the last token but one.
+        finished canvas, and for a draft of more than `tokens_per_step` - 1 tokens or reaching
+        beyond the last token but one.
         """
         self._forward.bring_logits(rows, drafts)
 
@@ -301,8 +301,8 @@ class Sampler:
     ) -> list[Picture]:
         """Begin to decode images of canvases, partial ones included; later work goes on meanwhile.
 
-        An unchanged canvas is decoded once. `pads` are tokens to show behind each row's own; what is
-        still missing then looks as the model shows it.
+        An unchanged canvas is decoded once. `pads` are tokens to show behind each row's own; what
+        is still missing then looks as the model shows it.
         """
         for canvas in rows:
             canvas.expect_open()

@@ -153,7 +153,7 @@ class SlotTable:
         return self.index(canvas.slots)
 
     def first_slots(self, rows: Sequence[Canvas]) -> Tensor:
-        """Return the slot of each canvas's first branch, int64 [R]: its tokens and key are there."""
+        """Return the slot of each canvas's first branch, int64 [R]; it holds tokens and key."""
         return self.index([canvas.branches[0].slot for canvas in rows])
 
     def set_key(self, canvas: Canvas, key: int) -> None:
@@ -198,8 +198,8 @@ class SlotTable:
     ) -> Tensor:
         """Embed what enters the model at some positions of branches, [B, W, D].
 
-        Positions below `start_B` are context, all others image tokens. `stored_BW` says where in the
-        slot the tokens are stored, if that is another place than their position.
+        Positions below `start_B` are context, all others image tokens. `stored_BW` says where in
+        the slot the tokens are stored, if that is another place than their position.
         """
         if stored_BW is None:
             stored_BW = pos_BW
