@@ -236,7 +236,7 @@ def test_a_fork_shares_the_past_and_takes_over_the_prompt(sampler: Sampler) -> N
     advance(sampler, source, 6)
     sampler.fork(source, over=copy)
     advance(sampler, copy)
-    continued = opened(sampler, copy._key)
+    continued = opened(sampler, copy.key)
     sampler.commit(continued, source.tokens[:6])
     assert advance(sampler, continued) == copy.tokens
     assert advance(sampler, source) != copy.tokens
