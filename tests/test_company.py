@@ -40,7 +40,7 @@ class Wanderer:
         s.commit(c, [1, 2])
         await s.run([a, c], until=9)
         s.truncate(a, 5)
-        s.condition(c, (None, prompt + " again"), c._guide)
+        s.condition(c, (None, prompt + " again"), c.guide)
         scores = await s.ask(PixelSum(), prompt, await s.render([a, c]))
         await s.run([a, c])
         s.note(scores=scores)

@@ -132,7 +132,7 @@ class Followed:
                 for i, canvas in enumerate(self.rows):
                     before = canvas.length
                     self.sampler.commit(canvas, [1, 2])
-                    start = self.sampler.spans(canvas)[1][1]
+                    start = self.sampler.branch_spans(canvas)[1][1]
                     if i == 0:
                         self.stale = {
                             start + before - 1 + k: start + before - 3 + k for k in range(2)
@@ -168,10 +168,10 @@ def test_features_and_pairs_equal_recomputed_ones(skip: bool) -> None:
     run = Followed(BUSHY, coupled, skip)
     engine: Any = run.drafter._engine
     assert run.rows[0].length >= 6
-    for k, (slot, _, cached) in enumerate(run.sampler.spans(run.rows[0])):
+    for k, (slot, _, cached) in enumerate(run.sampler.branch_spans(run.rows[0])):
         x, feature, start = run.teacher(k)
         assert cached == len(x) - 1
-        kept = run.sampler.features(torch.tensor([slot]), torch.arange(cached)[None])[0]
+        kept = run.sampler.hidden_states(torch.tensor([slot]), torch.arange(cached)[None])[0]
         torch.testing.assert_close(kept, feature[:cached])
         used = feature[:cached].clone()
         for pair, source in run.stale.items():

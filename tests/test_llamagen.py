@@ -156,11 +156,11 @@ def test_a_prompt_takes_two_positions_of_the_cache() -> None:
     sampler = Sampler(model, Sampling(scale=2.0), slots=2)
     canvas = sampler.open(*sampler.contexts(TEXT), key=1, usage=Usage())
     sampler.forward([canvas], [None])
-    assert sampler._cache.keys.shape[3] == 2 + model.num_tokens + 1
-    assert [branch.cached for branch in canvas._branches] == [2, 2]
+    assert sampler.table.cache.keys.shape[3] == 2 + model.num_tokens + 1
+    assert [branch.cached for branch in canvas.branches] == [2, 2]
     words = len(clean(TEXT).split()) + 1
-    assert canvas._usage.text_positions == 2 * words
-    assert canvas._usage.target_passes == 2  # the prompt's, then the first token's
+    assert canvas.ledger.text_positions == 2 * words
+    assert canvas.ledger.target_passes == 2  # the prompt's, then the first token's
 
 
 def test_the_interval_guides_the_first_tokens_only() -> None:
@@ -236,7 +236,7 @@ def test_a_fork_shares_the_past_and_takes_over_the_prompt(sampler: Sampler) -> N
     advance(sampler, source, 6)
     sampler.fork(source, over=copy)
     advance(sampler, copy)
-    continued = opened(sampler, copy._key)
+    continued = opened(sampler, copy.key)
     sampler.commit(continued, source.tokens[:6])
     assert advance(sampler, continued) == copy.tokens
     assert advance(sampler, source) != copy.tokens
@@ -250,9 +250,9 @@ def test_a_cache_built_in_pieces_equals_a_fresh_one(sampler: Sampler) -> None:
     sampler.commit(fresh, canvas.tokens)
     for each in (canvas, fresh):
         sampler.forward([each], [None])
-    cache = sampler._cache
+    cache = sampler.table.cache
     assert cache.bias_SL is not None
-    for mine, theirs in zip(canvas._branches, fresh._branches, strict=True):
+    for mine, theirs in zip(canvas.branches, fresh.branches, strict=True):
         assert mine.cached == theirs.cached
         for stored in (cache.keys, cache.values):
             torch.testing.assert_close(
@@ -654,7 +654,13 @@ def test_a_sampler_takes_what_was_predicted() -> None:
     need = needed(model, **SHAPE)
     made = Sampler(model, Sampling(scale=2.0), slots=40)
     held = sum(
-        t.nbytes for t in (made._cache.keys, made._cache.values, made._context_SPD, made._token_SN)
+        t.nbytes
+        for t in (
+            made.table.cache.keys,
+            made.table.cache.values,
+            made.table.context_SPD,
+            made.table.token_SN,
+        )
     )
     assert 0.8 * held < 40 * need.slot < 1.6 * held  # what a draw needs for a moment is not held
     assert needed(ToyModel(), **SHAPE).decoder == 0  # type: ignore[arg-type]

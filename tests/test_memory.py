@@ -20,6 +20,7 @@ from toy import TEXTS, ToyModel, jobs
 from harness.drafters.jacobi import Jacobi
 from harness.engine.acceptance import Draft
 from harness.engine.canvas import Canvas
+from harness.engine.forward import Forward
 from harness.engine.guidance import Sampling
 from harness.engine.memory import Need, needed
 from harness.engine.method_spec import MethodSpec
@@ -128,12 +129,12 @@ class Scarce:
         self.failures = 0
 
     def __call__(self, plain: Callable[..., None]) -> Callable[..., None]:
-        def advance(sampler: Sampler, rows: list[Canvas], count: int) -> None:
+        def advance(forward: Forward, rows: list[Canvas], count: int) -> None:
             self.left -= 1
-            if self.left < 0 and sampler.slots > self.most:
+            if self.left < 0 and forward.slots.count > self.most:
                 self.failures += 1
                 raise self.error
-            plain(sampler, rows, count)
+            plain(forward, rows, count)
 
         return advance
 
@@ -153,7 +154,7 @@ def test_where_memory_runs_out_the_run_goes_on_with_fewer_slots(
     cut.mkdir()
     assert harness(whole, *asked)[0] == 0
     scarce = Scarce(error, most=6, after=2)
-    monkeypatch.setattr(Sampler, "_passed", scarce(Sampler._passed))
+    monkeypatch.setattr(Forward, "charge_steps", scarce(Forward.charge_steps))
     code, said = harness(cut, *asked)
     assert code == 0, said
     assert scarce.failures == 2  # 24 slots, then 12; 6 are enough
@@ -166,7 +167,8 @@ def test_where_memory_runs_out_the_run_goes_on_with_fewer_slots(
 def test_where_one_job_is_too_much_the_run_stops(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Sampler, "_passed", Scarce(MemoryError(), most=0, after=0)(Sampler._passed))
+    scarce = Scarce(MemoryError(), most=0, after=0)
+    monkeypatch.setattr(Forward, "charge_steps", scarce(Forward.charge_steps))
     code, said = harness(
         tmp_path, *TOY, "method=plain", "benchmark.prompts=24", "results=r", "stages=[generate]"
     )

@@ -12,8 +12,8 @@ from toy import DEVICES, TEXTS, PixelSum, ToyModel, draw, jobs
 
 from harness.engine import rendering
 from harness.engine.canvas import Canvas
+from harness.engine.forward import Forward
 from harness.engine.rendering import Picture, Renderer
-from harness.engine.sampler import Sampler
 from harness.engine.session import Method, Session
 from harness.records import Usage
 from methods.best_of_n import BestOfN
@@ -92,13 +92,13 @@ def test_slots_go_to_others_while_the_last_image_is_decoded(
     slowly(monkeypatch, polls=10_000)
     seen: list[str] = []
     image = Picture.image
-    passed = Sampler._passed
+    charge_steps = Forward.charge_steps
 
-    def counting(sampler: Sampler, rows: Sequence[Canvas], count: int) -> None:
+    def counting(forward: Forward, rows: Sequence[Canvas], count: int) -> None:
         seen.extend(["forward"] * count)
-        passed(sampler, rows, count)
+        charge_steps(forward, rows, count)
 
-    monkeypatch.setattr(Sampler, "_passed", counting)
+    monkeypatch.setattr(Forward, "charge_steps", counting)
     monkeypatch.setattr(Picture, "image", lambda self: (seen.append("image"), image(self))[1])
     draw(Plain(), jobs(TEXTS[:3]), slots=2, concurrency=3)
     first = seen.index("image")

@@ -40,8 +40,8 @@ def test_truncate_and_replay_gives_the_same_tokens(sampler: Sampler, length: int
     sampler.truncate(canvas, length)
     assert canvas.tokens == drawn[:length]
     assert advance(sampler, canvas) == drawn
-    assert canvas._usage.sampled == 16 + 16 - length
-    assert canvas._usage.discarded == 16 - length
+    assert canvas.ledger.sampled == 16 + 16 - length
+    assert canvas.ledger.discarded == 16 - length
 
 
 @pytest.mark.parametrize("length", [0, 5, 11])
@@ -61,12 +61,12 @@ def test_condition_to_another_text_and_back_gives_the_same_tokens(
 def test_condition_keeps_the_cache_of_unchanged_streams(sampler: Sampler) -> None:
     canvas = opened(sampler)
     advance(sampler, canvas, 8)
-    before = canvas._usage.text_positions
+    before = canvas.ledger.text_positions
     sampler.condition(
         canvas, [Context(None, TEXT), Context(TEXT, TEXT), Context("one", "one")], three
     )
     advance(sampler, canvas, 9)
-    assert canvas._usage.text_positions - before == len(sampler.model.context("one", "one"))
+    assert canvas.ledger.text_positions - before == len(sampler.model.context("one", "one"))
 
 
 def three(logits_RKTV: torch.Tensor, scale_R: torch.Tensor) -> torch.Tensor:
@@ -80,7 +80,7 @@ def test_a_fork_shares_the_past_and_goes_its_own_way(sampler: Sampler) -> None:
     advance(sampler, copy, 3)
     sampler.fork(source, over=copy)
     assert copy.tokens == source.tokens
-    assert copy._usage.discarded == 3
+    assert copy.ledger.discarded == 3
     alone = Sampler(ToyModel(), Sampling(scale=2.0), slots=8, tokens_per_step=3, prefill=(2, 4))
     assert advance(sampler, source) == advance(alone, opened(alone, 1))
     assert advance(sampler, copy) != source.tokens
@@ -96,8 +96,8 @@ def test_committed_tokens_are_seen_by_the_next_draw(sampler: Sampler) -> None:
     advance(sampler, canvas, 9)
     sampler.commit(canvas, drawn[9:10])
     assert advance(sampler, canvas) == drawn
-    assert canvas._usage.skipped == 3
-    assert canvas._usage.sampled == 13
+    assert canvas.ledger.skipped == 3
+    assert canvas.ledger.sampled == 13
     assert math.isnan(canvas.log_probs[4])
     assert not math.isnan(canvas.log_probs[6])
 
@@ -109,9 +109,9 @@ def test_a_cache_built_in_pieces_equals_a_fresh_one(sampler: Sampler) -> None:
     sampler.commit(fresh, canvas.tokens)
     for each in (canvas, fresh):
         sampler.forward([each], [None])
-    for mine, theirs in zip(canvas._branches, fresh._branches, strict=True):
+    for mine, theirs in zip(canvas.branches, fresh.branches, strict=True):
         assert mine.cached == theirs.cached
-        keys = sampler._cache.keys[:, :, :, : mine.cached]
+        keys = sampler.table.cache.keys[:, :, :, : mine.cached]
         torch.testing.assert_close(keys[:, mine.slot], keys[:, theirs.slot])
 
 

@@ -248,7 +248,7 @@ def test_forks_truncations_and_new_texts_keep_the_tokens_of_plain(device: str) -
         seen += [advance(sampler, each, 9, drafter) for each in (copy, source)]
         sampler.truncate(source, 7)
         assert sampler.verdict(source) is None
-        sampler.condition(copy, sampler.contexts("one")[0], copy._guide)
+        sampler.condition(copy, sampler.contexts("one")[0], copy.guide)
         assert sampler.verdict(copy) is None
         sampler.commit(source, [3, 4])
         return seen + [advance(sampler, each, 16, drafter) for each in (copy, source)]

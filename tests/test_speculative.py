@@ -223,7 +223,7 @@ def test_a_re_prompted_canvas_is_drafted_with_its_new_text() -> None:
             while not canvas.done:
                 if canvas.length == 0 or canvas.length >= 8:
                     s.condition(
-                        canvas, (None, prompt if canvas.length == 0 else "one"), canvas._guide
+                        canvas, (None, prompt if canvas.length == 0 else "one"), canvas.guide
                     )
                 await s.step(
                     [canvas], await s.draft(self.drafter, [canvas], self.gamma), rule=self.rule

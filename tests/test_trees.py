@@ -192,7 +192,7 @@ def test_the_accepted_paths_cache_is_that_of_a_fresh_prefill(scale: float) -> No
     while model.num_tokens - canvas.length > 5:
         fresh = torch.randint(model.vocab, (11,), generator=generator)
         sampler.forward([canvas], [None])
-        (probs_V,) = sampler.probs([canvas], [None])[:, 0]
+        (probs_V,) = sampler.target_probs([canvas], [None])[:, 0]
         fresh[[0, 1, 2]] = probs_V.topk(3).indices[[2, 0, 1]]  # the likeliest is not the first node
         drafts = [Draft(fresh, None, shape), None]
         sampler.forward([canvas, other], drafts)
@@ -200,7 +200,7 @@ def test_the_accepted_paths_cache_is_that_of_a_fresh_prefill(scale: float) -> No
         accepted = sampler.draw([canvas, other], drafts, generous)
         depths.append(accepted[0])
         moved += accepted[0] > 0 and canvas.tokens[before] != int(fresh[0])
-        for branch in canvas._branches:
+        for branch in canvas.branches:
             tokens = torch.tensor(canvas.tokens)
             x = torch.cat(
                 (
@@ -213,11 +213,11 @@ def test_the_accepted_paths_cache_is_that_of_a_fresh_prefill(scale: float) -> No
             assert branch.cached == branch.start + canvas.length - 1
             for layer, (k, v) in enumerate(seen.layers):
                 torch.testing.assert_close(
-                    sampler._cache.keys[layer, branch.slot, :, : branch.cached],
+                    sampler.table.cache.keys[layer, branch.slot, :, : branch.cached],
                     k[:, : branch.cached],
                 )
                 torch.testing.assert_close(
-                    sampler._cache.values[layer, branch.slot, :, : branch.cached],
+                    sampler.table.cache.values[layer, branch.slot, :, : branch.cached],
                     v[:, : branch.cached],
                 )
     assert max(depths) >= 2

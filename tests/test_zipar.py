@@ -160,12 +160,12 @@ def test_gaps_are_filled_or_thrown_away_before_anything_else() -> None:
     sampler.draw_at([canvas], [[0]])
     sampler.draw_at([canvas], [[1, 4]])
     assert canvas.length == 2
-    assert canvas._usage.sampled == 3
+    assert canvas.ledger.sampled == 3
     for misuse in (
         lambda: sampler.forward([canvas], [None]),
         lambda: sampler.commit(canvas, [3]),
         lambda: sampler.fork(canvas, over=other),
-        lambda: sampler.condition(canvas, sampler.contexts("one")[0], canvas._guide),
+        lambda: sampler.condition(canvas, sampler.contexts("one")[0], canvas.guide),
     ):
         with pytest.raises(ValueError, match="drawn out of order"):
             misuse()
@@ -175,7 +175,7 @@ def test_gaps_are_filled_or_thrown_away_before_anything_else() -> None:
     with pytest.raises(ValueError, match="positions wait to be fed: at most 4 fit"):
         sampler.draw_at([canvas], [[2, 7, 9, 11]])
     sampler.truncate(canvas, 2)
-    assert canvas._usage.discarded == 1
+    assert canvas.ledger.discarded == 1
     while not canvas.done:
         sampler.forward([canvas], [None])
         sampler.draw([canvas], [None], exact)
@@ -187,7 +187,7 @@ def test_gaps_are_filled_or_thrown_away_before_anything_else() -> None:
     sampler.draw_at([other], [[0]])
     sampler.draw_at([other], [[1, 4]])
     sampler.close(other)
-    assert other._usage.discarded == 3
+    assert other.ledger.discarded == 3
 
 
 def test_values_out_of_range_are_refused() -> None:

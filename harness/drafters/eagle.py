@@ -206,7 +206,8 @@ class Eagle:
             self._engine = _Engine(sampler, cast(Layer, self._layer), n)
         left = [sampler.model.num_tokens - canvas.length - 1 for canvas in rows]
         seen = [
-            min(cached - start for _, start, cached in sampler.spans(canvas)) for canvas in rows
+            min(cached - start for _, start, cached in sampler.branch_spans(canvas))
+            for canvas in rows
         ]
         at = [i for i, most in enumerate(left) if most > 0 and rows[i].length > 0 and seen[i] >= 0]
         drafts: list[Draft | None] = [None] * len(rows)
@@ -304,7 +305,7 @@ class _Engine:
                 del self._trails[number]
         todo = []  # slot, context length, cached positions, pairs made, pairs wanted
         for canvas in rows:
-            spans = self.sampler.spans(canvas)
+            spans = self.sampler.branch_spans(canvas)
             trail = self._trails.setdefault(
                 id(canvas), _Trail(canvas, canvas.version, [0] * len(spans))
             )
@@ -318,7 +319,7 @@ class _Engine:
                 made = min(
                     trail.pairs[k], wanted - 1
                 )  # the last is made again where nothing is new, for its guess
-                canvas._usage.drafted_positions += wanted - made
+                self.sampler.charge_drafted(canvas, wanted - made)
                 todo.append((slot, start, cached, made, wanted))
                 trail.pairs[k] = wanted
         batch_size, chunk = self.sampler.prefill
@@ -373,9 +374,9 @@ class _Engine:
             late_BW >= start_B.unsqueeze(1), late_BW, cached_B.unsqueeze(1) - 1
         )  # those m before
         source_BW = torch.where(pair_BW < cached_B.unsqueeze(1), pair_BW, late_BW)
-        feature_BWD = self.sampler.features(slot_B, torch.where(live_BW, source_BW, 0))
+        feature_BWD = self.sampler.hidden_states(slot_B, torch.where(live_BW, source_BW, 0))
         pos_BW = torch.where(live_BW, pair_BW + 1, 0)
-        x_BWD = self.sampler.entering(slot_B, start_B, pos_BW)
+        x_BWD = self.sampler.embed_positions(slot_B, start_B, pos_BW)
         if self.layer.tokens is not None:
             token_BW = self.sampler.tokens_at(slot_B, start_B, pos_BW)
             x_BWD = self.layer.tokens(torch.where(pos_BW < start_B.unsqueeze(1), 0, token_BW))
@@ -398,7 +399,7 @@ class _Engine:
         spans = [
             (a, slot, start)
             for a, canvas in enumerate(rows)
-            for slot, start, _ in self.sampler.spans(canvas)
+            for slot, start, _ in self.sampler.branch_spans(canvas)
         ]
         row_Q, slot_Q, start_Q = self._tensor(spans).unbind(1)
         length_Q = self._tensor([canvas.length for canvas in rows])[row_Q]
@@ -439,7 +440,7 @@ class _Engine:
         guess_SWD = self.layer(x_SWD, feature_SWD, rotary_SW2, attend)
         self._guess_SPD[slot_Q[:, None], place_F + 1] = guess_SWD[slot_Q, :count]
         for canvas in rows:
-            canvas._usage.drafted_positions += count * len(self.sampler.spans(canvas))
+            self.sampler.charge_drafted(canvas, count * len(self.sampler.branch_spans(canvas)))
         return model.head(guess_SWD)[:, :count]
 
     def _tensor(self, values: Sequence[object]) -> Tensor:

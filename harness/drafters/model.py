@@ -74,7 +74,7 @@ class DraftModel:
         """
         shadows = self._follow(sampler, rows, n)
         assert self._draft is not None
-        before = [replace(shadow._usage) for shadow in shadows]
+        before = [replace(shadow.ledger) for shadow in shadows]
         left = [sampler.model.num_tokens - canvas.length - 1 for canvas in rows]
         if isinstance(n, int):
             drafts = self._chains(shadows, n, left, sibling)
@@ -82,10 +82,10 @@ class DraftModel:
             drafts = self._trees(shadows, n, left, sibling)
         self._draft.settle()
         for canvas, shadow, old in zip(rows, shadows, before, strict=True):
-            positions = shadow._usage.target_positions + shadow._usage.text_positions
-            canvas._usage.drafted_positions += positions - old.target_positions - old.text_positions
-            canvas._usage.device_s += shadow._usage.device_s - old.device_s
-            canvas._usage.draft_s += shadow._usage.device_s - old.device_s
+            positions = shadow.ledger.target_positions + shadow.ledger.text_positions
+            canvas.ledger.drafted_positions += positions - old.target_positions - old.text_positions
+            canvas.ledger.device_s += shadow.ledger.device_s - old.device_s
+            canvas.ledger.draft_s += shadow.ledger.device_s - old.device_s
         return drafts
 
     def _chains(
@@ -129,11 +129,11 @@ class DraftModel:
             some = [rows[i] for i in active]
             trees = [fed[i] for i in active]
             draft.forward(some, trees)
-            return draft.probs(some, trees, sampling)[:, -token_AF.shape[1] :]
+            return draft.target_probs(some, trees, sampling)[:, -token_AF.shape[1] :]
 
         nothing = [None] * len(rows)
         draft.forward(rows, nothing)
-        probs_RV = draft.probs(rows, nothing, sampling)[:, 0]
+        probs_RV = draft.target_probs(rows, nothing, sampling)[:, 0]
         tree_capacity = [left[i] for i in at]
         grown = tree.grow(
             probs_RV, feed, draft.noise(rows, tree.depth), tree_capacity, greedy, sibling
@@ -180,7 +180,7 @@ class DraftModel:
         if text.text != text.like:
             contexts[-1] = text
         if id(canvas) not in self._shadows:
-            self._shadows[id(canvas)] = canvas, draft.open(contexts, guide, canvas._key, Usage())
+            self._shadows[id(canvas)] = canvas, draft.open(contexts, guide, canvas.key, Usage())
         _, shadow = self._shadows[id(canvas)]
         if list(shadow.contexts) != contexts:
             draft.condition(shadow, contexts, guide)

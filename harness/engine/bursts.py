@@ -1,55 +1,62 @@
-"""What the device does by itself: work that is captured once and replayed, and bursts of rounds
-without the host.
+"""Multi-step decoding without the host: tokens are drawn one after another, and read at the end.
 
-A round of rows that only draw token after token needs nothing that the host knows: its inputs are
-the round's before. `Burst` keeps them in static tensors, so that many rounds follow one another and
-the host reads all their tokens at once. On CUDA one round is captured as a graph and replayed;
-elsewhere the same function is called.
+A decode step of rows that only draw token after token needs nothing that the host knows: its inputs
+are the outputs of the step before. `Burst` keeps them in static tensors, so that many steps follow
+one another and the host reads all their tokens at once. On CUDA one step is captured as a graph and
+replayed; elsewhere the same function is called.
 
-Shapes: B rows of a forward, W positions, R canvases, K branches of a canvas, Q branches of some
-canvases, C rounds of a burst, V vocabulary.
+Shapes: B rows of a forward, W positions, S slots, N image tokens, R canvases, K branches of a
+canvas, C steps of a burst, V vocabulary.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from harness.engine.draw import draw_one
+from harness.engine.canvas import Branch, Canvas
+from harness.engine.draw import GuideGroup, draw_one, group_by_guide
+from harness.engine.forward import DecodeBatch, Forward
 from harness.engine.guidance import Guide, Sampling
-
-log = logging.getLogger("harness")
-
+from harness.engine.meter import Clock
+from harness.engine.slots import SlotTable
 
 BURST = 64
-"""Rounds of a burst at most: what an interruption on a GPU waits for."""
-
-
-# ------------------------------------------------------------------ bursts
+"""Most steps of a burst: what an interruption on a GPU waits for."""
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
-    """Canvases of a burst that share a guide and a number of branches: their slots, scales, and
-    lengths so far.
-    """
+class BurstGroup:
+    """Canvases of a burst that share a guide: their slots, guidance scales and lengths so far."""
 
     guide: Guide
     slots: Sequence[Sequence[int]]
     scales: Sequence[float]
-    places: Sequence[int]
+    lengths: Sequence[int]
+
+    @classmethod
+    def of(cls, group: GuideGroup, rows: Sequence[Canvas]) -> BurstGroup:
+        """Describe some of the rows of a burst."""
+        some = [rows[i] for i in group.places]
+        return cls(
+            group.guide,
+            [canvas.slots for canvas in some],
+            [canvas.scale for canvas in some],
+            [canvas.length for canvas in some],
+        )
 
 
-class _Drawing:
-    """Static tensors of a group: where its logits are, and where its tokens go. Rows behind the
-    live ones pad it.
+class _GroupTensors:
+    """Static tensors of one group: where its logits are, and where its tokens go.
+
+    Rows behind the live ones are padding: they draw from slot 0 and write to scratch.
     """
 
-    def __init__(self, rows: int, branches: int, device: torch.device) -> None:
+    def __init__(self, guide: Guide, rows: int, branches: int, device: torch.device) -> None:
+        self.guide = guide
         self.from_RK = torch.zeros((rows, branches), dtype=torch.int64, device=device)
         self.to_RK = torch.zeros_like(self.from_RK)
         self.place_R = torch.zeros(rows, dtype=torch.int64, device=device)
@@ -58,29 +65,40 @@ class _Drawing:
         self.log_prob_CR = torch.zeros((BURST, rows), dtype=torch.float64, device=device)
 
     def clear(self, scratch: int) -> None:
+        """Make all rows padding."""
         self.from_RK.zero_()
         self.to_RK.fill_(scratch)
         self.place_R.zero_()
 
-    def load(self, group: Group) -> None:
+    def load(self, group: BurstGroup) -> None:
+        """Make the first rows those of a group."""
         live = len(group.slots)
-        slot_RK = torch.tensor(group.slots)
-        self.from_RK[:live], self.to_RK[:live] = (
-            slot_RK.to(self.from_RK.device),
-            slot_RK.to(self.to_RK.device),
-        )
-        self.place_R[:live] = torch.tensor(group.places, device=self.place_R.device)
-        self.scale_R[:live] = torch.tensor(
-            group.scales, dtype=torch.float64, device=self.scale_R.device
-        )
+        device = self.from_RK.device
+        slot_RK = torch.tensor(group.slots).to(device)
+        self.from_RK[:live] = slot_RK
+        self.to_RK[:live] = slot_RK
+        self.place_R[:live] = torch.tensor(group.lengths, device=device)
+        self.scale_R[:live] = torch.tensor(group.scales, dtype=torch.float64, device=device)
+
+    def read(self, steps: int, live: int) -> list[tuple[list[int], list[float]]]:
+        """Copy tokens and log-probabilities of each live row to the host."""
+        token_CR = self.token_CR[:steps, :live].double()
+        log_prob_CR = self.log_prob_CR[:steps, :live]
+        both_2RC = torch.stack((token_CR, log_prob_CR)).transpose(1, 2)
+        tokens, log_probs = both_2RC.tolist()
+        drawn = []
+        for row in range(live):
+            whole = [int(token) for token in tokens[row]]
+            drawn.append((whole, log_probs[row]))
+        return drawn
 
 
 class Burst:
-    """Rounds of rows that draw token after token, [B, W] each, over static tensors.
+    """Decode steps over static tensors, for rows that draw token after token.
 
-    `forward(at_BW, start_B)` gives the logits [B, W, V] of the tokens fed at cache positions `at`;
-    `end` is the position that means no row. Every group has room for as many canvases as `rows`
-    says.
+    `forward(stored_BW, start_B)` returns the logits [B, W, V] of the tokens fed at those cache
+    positions; `end` is the position that means no row. `kinds` are the guide, the number of
+    branches and the most canvases of each group.
     """
 
     def __init__(
@@ -88,73 +106,150 @@ class Burst:
         forward: Callable[[Tensor, Tensor], Tensor],
         sampling: Sampling,
         shape: tuple[int, int],
-        groups: Sequence[tuple[Guide, int, int]],
-        *,
-        token_SN: Tensor,
-        key_S2: Tensor,
-        end: int,
+        kinds: Sequence[tuple[Guide, int, int]],
+        slots: SlotTable,
     ) -> None:
-        device = token_SN.device
+        device = slots.device
         self._forward = forward
         self._sampling = sampling
-        self._end = end
-        self._token_SN = token_SN
-        self._key_S2 = key_S2
-        self.at_BW = torch.full(shape, end, dtype=torch.int64, device=device)
-        self.start_B = torch.zeros(shape[0], dtype=torch.int64, device=device)
-        self._count_1 = torch.zeros(1, dtype=torch.int64, device=device)
-        self._guides = [guide for guide, _, _ in groups]
-        self._drawings = [_Drawing(rows, branches, device) for _, branches, rows in groups]
+        self._slots = slots
+        self._end = slots.cache.length
+        self._stored_BW = torch.full(shape, self._end, dtype=torch.int64, device=device)
+        self._start_B = torch.zeros(shape[0], dtype=torch.int64, device=device)
+        self._step_1 = torch.zeros(1, dtype=torch.int64, device=device)  # steps done
+        self._groups = [
+            _GroupTensors(guide, rows, branches, device) for guide, branches, rows in kinds
+        ]
 
-    def load(self, at_BW: Tensor, start_B: Tensor, groups: Sequence[Group] | None) -> None:
-        """Say which rows are live, and where they are."""
-        self.at_BW.copy_(at_BW)
-        self.start_B.copy_(start_B)
-        self._count_1.zero_()
-        for i, drawing in enumerate(self._drawings):
-            drawing.clear(len(self._token_SN) - 1)
+    def load(self, stored_BW: Tensor, start_B: Tensor, groups: Sequence[BurstGroup] | None) -> None:
+        """Set which rows are live, and where they are; None stands for no row."""
+        self._stored_BW.copy_(stored_BW)
+        self._start_B.copy_(start_B)
+        self._step_1.zero_()
+        for i, tensors in enumerate(self._groups):
+            tensors.clear(self._slots.scratch)
             if groups is not None:
-                drawing.load(groups[i])
+                tensors.load(groups[i])
 
-    def idle(self) -> None:
-        """No row is live."""
-        self.load(torch.full_like(self.at_BW, self._end), torch.zeros_like(self.start_B), None)
+    def clear(self) -> None:
+        """Set that no row is live."""
+        nowhere_BW = torch.full_like(self._stored_BW, self._end)
+        self.load(nowhere_BW, torch.zeros_like(self._start_B), None)
 
-    def round(self) -> None:
-        """Feed the last tokens, draw the next ones, put them where the next round finds them."""
-        logits_BV = self._forward(self.at_BW, self.start_B)[:, 0]
-        for guide, drawing in zip(self._guides, self._drawings, strict=True):
-            key_R2 = self._key_S2[drawing.to_RK[:, 0]]
+    def step(self) -> None:
+        """Feed the last tokens, draw the next ones, and store them for the next step."""
+        # 1. One forward over the last token of each row.
+        logits_BV = self._forward(self._stored_BW, self._start_B)[:, 0]
+        # 2. One draw for each group.
+        for group in self._groups:
             token_R, log_prob_R = draw_one(
-                guide,
+                group.guide,
                 self._sampling,
                 logits_BV,
-                drawing.from_RK,
-                drawing.scale_R,
-                key_R2,
-                drawing.place_R,
+                group.from_RK,
+                group.scale_R,
+                self._slots.key_S2[group.to_RK[:, 0]],
+                group.place_R,
             )
-            self._token_SN[drawing.to_RK, drawing.place_R.unsqueeze(1)] = token_R.unsqueeze(1)
-            drawing.token_CR.index_copy_(0, self._count_1, token_R.unsqueeze(0))
-            drawing.log_prob_CR.index_copy_(0, self._count_1, log_prob_R.unsqueeze(0))
-            drawing.place_R += 1
-        self.at_BW[:, 0] += self.at_BW[:, 0] < self._end
-        self._count_1 += 1
+            # 3. Store the tokens in their slots, and keep them for the host.
+            self._slots.token_SN[group.to_RK, group.place_R.unsqueeze(1)] = token_R.unsqueeze(1)
+            group.token_CR.index_copy_(0, self._step_1, token_R.unsqueeze(0))
+            group.log_prob_CR.index_copy_(0, self._step_1, log_prob_R.unsqueeze(0))
+            group.place_R += 1
+        # 4. Move each live row one position on.
+        self._stored_BW[:, 0] += self._stored_BW[:, 0] < self._end
+        self._step_1 += 1
 
     def read(
-        self, rounds: int, groups: Sequence[Group]
+        self, steps: int, groups: Sequence[BurstGroup]
     ) -> list[list[tuple[list[int], list[float]]]]:
-        """Tokens and log-probabilities of every canvas, by group: the burst's one copy to the
-        host.
+        """Copy tokens and log-probabilities of each canvas to the host, by group."""
+        return [
+            tensors.read(steps, len(group.slots))
+            for tensors, group in zip(self._groups, groups, strict=True)
+        ]
+
+
+class BurstDecode:
+    """Runs bursts over the slots of a sampler."""
+
+    def __init__(
+        self, sampling: Sampling, slots: SlotTable, forward: Forward, clock: Clock
+    ) -> None:
+        self._sampling = sampling
+        self._slots = slots
+        self._forward = forward
+        self._clock = clock
+        self._captured: dict[Hashable, Burst] = {}
+
+    def run(self, rows: Sequence[Canvas], most: int) -> int:
+        """Draw up to `most` tokens of each row; return how many.
+
+        Tokens, log-probabilities and ledger are those of as many single steps. It is 0 if a row
+        has something else to feed first, and no more than the shortest rest of an image.
         """
-        drawn = []
-        for drawing, group in zip(self._drawings, groups, strict=True):
-            live = len(group.slots)
-            both = torch.stack(
-                (drawing.token_CR[:rounds, :live].double(), drawing.log_prob_CR[:rounds, :live])
-            )
-            tokens, log_probs = both.transpose(1, 2).tolist()
-            drawn.append(
-                [([int(t) for t in row], p) for row, p in zip(tokens, log_probs, strict=True)]
-            )
-        return drawn
+        # 1. Find out how many steps there can be.
+        if not rows or not all(canvas.is_steady() for canvas in rows):
+            return 0
+        steps = min(most, BURST, *(canvas.left for canvas in rows))
+        if steps < 1:
+            return 0
+
+        # 2. Lay the rows out.
+        live_rows, columns = self._forward.choose_shape(1)
+        batch = DecodeBatch.idle(live_rows, columns, self._slots.cache.length)
+        branches: list[tuple[Canvas, Branch]] = []
+        for canvas in rows:
+            for branch in canvas.branches:
+                batch.stored_BW[branch.slot, 0] = branch.cached
+                batch.start_B[branch.slot] = branch.start
+                branches.append((canvas, branch))
+        guides = group_by_guide(rows)
+        groups = [BurstGroup.of(guide, rows) for guide in guides]
+
+        # 3. Take all steps, then read what they drew.
+        with self._clock.measure([canvas.ledger for canvas, _ in branches], "decode"):
+            name, burst = self._burst_for((live_rows, columns), groups)
+            burst.load(torch.from_numpy(batch.stored_BW), torch.from_numpy(batch.start_B), groups)
+            for _ in range(steps):
+                self._forward.graphs.run(name, burst.step)
+            drawn = burst.read(steps, groups)
+
+        # 4. Charge and commit.
+        for canvas, branch in branches:
+            canvas.charge_fed(branch, steps)
+        self._forward.charge_steps(rows, steps)
+        for guide, drawn_by_row in zip(guides, drawn, strict=True):
+            for i, (tokens, log_probs) in zip(guide.places, drawn_by_row, strict=True):
+                rows[i].append_drawn(tokens, log_probs)
+        return steps
+
+    def _burst_for(
+        self, shape: tuple[int, int], groups: Sequence[BurstGroup]
+    ) -> tuple[Hashable, Burst]:
+        """Return the static tensors for bursts of a shape, and their name.
+
+        Where graphs are used, groups are padded to the most canvases that fit, so that there are
+        few graphs, and each is captured once.
+        """
+        graphs = self._forward.graphs
+        is_captured = graphs.state == "on"
+        kinds = tuple((group.guide, len(group.slots[0])) for group in groups)
+        name = (shape, kinds)
+        if is_captured and name in self._captured:
+            return name, self._captured[name]
+        sizes = []
+        for group in groups:
+            fit = shape[0] // len(group.slots[0])
+            sizes.append(fit if is_captured else len(group.slots))
+        burst = Burst(
+            self._forward.logits_of,
+            self._sampling,
+            shape,
+            [(guide, count, size) for (guide, count), size in zip(kinds, sizes, strict=True)],
+            self._slots,
+        )
+        if is_captured:
+            graphs.prepare(name, burst.step, burst.clear)
+            self._captured[name] = burst
+        return name, burst

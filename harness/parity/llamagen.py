@@ -288,7 +288,7 @@ class _Check:
         canvases = self._open(sampler)
         tap = _Tap()
         for canvas in canvases:
-            canvas._guide = tap.guide
+            canvas.guide = tap.guide
         drafts = [Draft(token_N[:-1]) for token_N in self.teacher_BN]
         sampler.forward(canvases, drafts)
         sampler.draw(canvases, drafts, exact)
