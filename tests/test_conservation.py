@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import get_args
 
 import pytest
-from test_company import Wanderer
+from test_batch_invariance import Wanderer
 from toy import TEXTS, PixelSum, ToyModel, draw, jobs
 
 from harness.engine import meter

@@ -15,7 +15,7 @@ import llamagen_reference as reference
 import pytest
 import torch
 from runs import harness
-from test_company import Wanderer, costs
+from test_batch_invariance import Wanderer, costs
 from test_gridar import Mock, gridar
 from torch import Tensor
 from toy import DEVICES, TEXTS, PixelSum, ToyModel, draw, jobs
