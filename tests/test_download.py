@@ -10,7 +10,7 @@ from threading import Thread
 
 import pytest
 
-from harness.download import cached, fetch, file_sha256
+from harness.download import cached_path, fetch, file_sha256
 from harness.records import UserError
 
 CONTENT = b"a file\n" * 1000
@@ -48,7 +48,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def test_a_file_is_fetched_once(server: str) -> None:
     path = fetch(f"{server}/good", SHA, "some/file.txt")
-    assert path == fetch(f"{server}/good", SHA, "some/file.txt") == cached("some/file.txt")
+    assert path == fetch(f"{server}/good", SHA, "some/file.txt") == cached_path("some/file.txt")
     assert path.read_bytes() == CONTENT
     assert file_sha256(path) == SHA
     assert Server.asked == ["/good"]
@@ -75,7 +75,7 @@ def test_what_is_not_the_file_is_not_kept(
         fetch(f"{server}{where}", sha256, "file")
     assert problem in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert list(cached("file").parent.iterdir()) == []
+    assert list(cached_path("file").parent.iterdir()) == []
 
 
 def test_a_changed_file_of_the_cache_is_refused(server: str) -> None:
@@ -90,7 +90,7 @@ def test_without_a_network_the_remedy_is_said(server: str) -> None:
     with pytest.raises(UserError) as caught:
         fetch(f"{nobody}/good", SHA, "file", otherwise="set benchmark.metadata=PATH")
     assert str(caught.value).endswith(
-        f"copy it to {cached('file')} from where there is a network, or set benchmark.metadata=PATH"
+        f"copy it to {cached_path('file')} from where there is a network, or set benchmark.metadata=PATH"
     )
     with pytest.raises(UserError, match="only http and https"):
         fetch("file:///etc/hostname", SHA, "file")

@@ -361,7 +361,7 @@ def _named(settings: Any) -> Any:
 def _row(prompt: Prompt) -> list[Any]:
     """What of a prompt names a result; weight and cluster only where they are set."""
     row = [prompt.id, prompt.text, prompt.category, dict(prompt.spec)]
-    return [*row, prompt.standing] if prompt.standing else row
+    return [*row, prompt.extra_fields] if prompt.extra_fields else row
 
 
 def _aggregates(benchmark: Any, categories: Sequence[str]) -> dict[str, dict[str, float]]:
