@@ -36,8 +36,7 @@ class Prompt:
     weight: float = 1.0
     """Weight of each of its images inside the category, e.g. its number of questions."""
     cluster: str = ""
-    """Prompts of one cluster depend on each other and are resampled together; "" is a cluster of
-    its own."""
+    """Prompts of one cluster are resampled together, as they depend on each other; "" is none."""
 
     def __post_init__(self) -> None:
         if not self.category.isprintable():

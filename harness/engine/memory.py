@@ -215,9 +215,9 @@ def short_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def cap_memory() -> Iterator[None]:
-    """Let allocations fail, inside, that go beyond the main memory that is left.
+    """Let allocations inside fail if they exceed the main memory that is left.
 
-    Without a cap they succeed, and the system ends the process when it uses what it was given.
+    Without a cap they succeed, and the system kills the process once it uses what it was given.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     used = _read_size("/proc/self/status", "VmData:")

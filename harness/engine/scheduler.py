@@ -124,7 +124,7 @@ class _FinalRender(RenderRequest):
 
 
 async def _draw_image(method: Method, session: Session, state: JobState) -> tuple[Canvas, Image]:
-    """Run a method for its prompt, check what it returns, and decode it."""
+    """Run a method for its prompt, check what it returns, and render it."""
     canvas = await method.generate(state.job.prompt.text, session)
     state.expect_open(canvas)
     if not canvas.done:
@@ -152,7 +152,9 @@ class _Run:
     jobs_to_start: deque[Job]
     deliver: Callable[[Delivery], None]
     flights: list[_Flight] = field(default_factory=list)
-    pictures: dict[RenderRequest, list[Picture]] = field(default_factory=dict)  # being decoded
+    pictures: dict[RenderRequest, list[Picture]] = field(
+        default_factory=dict
+    )  # of requests that are being rendered
 
     def has_jobs(self) -> bool:
         """True until every job has been delivered."""
@@ -171,11 +173,11 @@ class _Run:
         self._start_jobs()
 
         # 2. Answer what needs no forward: images, judges, drafters.
-        decoding_began = self._answer_without_forward()
+        renders_began = self._answer_without_forward()
 
-        # 3. If nobody draws, wait for an image, unless decoding has just freed slots for new jobs.
+        # 3. If nobody draws, wait for an image, unless renders just freed slots for new jobs.
         if all(isinstance(flight.request, RenderRequest) for flight in self.flights):
-            if self.flights and not decoding_began:
+            if self.flights and not renders_began:
                 self._wait_for_first_images()
             return
 
@@ -280,27 +282,27 @@ class _Run:
             self._resume(flight, answers[flight.request])
 
     def _answer_without_forward(self) -> bool:
-        """Answer judges and drafts, and images as far as they are decoded, until none is left.
+        """Answer judges and drafts, and finished images, until no job waits for such.
 
-        Returns whether decoding has begun of any image.
+        Returns whether any image has begun to be rendered.
         """
-        decoding_began = False
+        renders_began = False
         while True:
-            decoding_began |= self._begin_decoding()
-            decoded = self._take_decoded_images()
+            renders_began |= self._begin_renders()
+            finished = self._take_finished_images()
             asked = any(
                 isinstance(flight.request, AskRequest | ProposeRequest) for flight in self.flights
             )
-            if not decoded and not asked:
-                return decoding_began
-            self._resume_all(decoded)
+            if not finished and not asked:
+                return renders_began
+            self._resume_all(finished)
             self._answer_asks()
             self._answer_proposals()
 
     # -------------------------------------------------------------- images
 
-    def _begin_decoding(self) -> bool:
-        """Begin to decode the images of new requests. Returns whether there were any.
+    def _begin_renders(self) -> bool:
+        """Begin to render the images of new requests. Returns whether there were any.
 
         Jobs that only wait for the image to deliver give up all their slots here.
         """
@@ -322,8 +324,8 @@ class _Run:
         self.sampler.release(canvas)
         self._close_canvases(state)
 
-    def _take_decoded_images(self) -> dict[Request[Any], object]:
-        """Return the images of every request all of whose images are decoded, once."""
+    def _take_finished_images(self) -> dict[Request[Any], object]:
+        """Return, once, the images of every request whose images are all finished."""
         images: dict[Request[Any], object] = {}
         for request, pictures in list(self.pictures.items()):
             if all(picture.ready for picture in pictures):
@@ -332,7 +334,7 @@ class _Run:
         return images
 
     def _wait_for_first_images(self) -> None:
-        """Wait until the images of the first job are decoded; the next round answers it."""
+        """Wait until the images of the first job are finished; the next round answers it."""
         first = self._requests(RenderRequest)[0]
         for picture in self.pictures[first]:
             picture.image()
@@ -414,7 +416,7 @@ class _Run:
         """If every job only draws, draw as many tokens as fit before one of them is done.
 
         Returns the number of decode steps; 0 if a single step must be made instead. Jobs whose
-        final image is being decoded need none.
+        final image is being rendered need none.
         """
         runs = self._requests(RunRequest)
         drawing = len(self.flights) - len(self._requests(_FinalRender))

@@ -83,11 +83,11 @@ class Decoding(Protocol):
 
 
 class Drafter(Protocol):
-    """Propose tokens that the target model then verifies.
+    """A source of drafts: tokens that the target model then verifies.
 
     Optional members: `trees = True` says that it drafts trees, too. `hidden = True` asks for a
-    sampler that keeps the target's hidden states (`Sampler.features`). `expect_target(model:
-    ImageModel)` raises UserError for a model that it cannot draft for.
+    sampler that keeps the hidden state of every position. `expect_target(model: ImageModel)` raises
+    UserError for a model that it cannot draft for.
     """
 
     def propose(
@@ -103,7 +103,7 @@ class Drafter(Protocol):
 
 
 class Judge(Protocol):
-    """Answer about images. `id` names weights or revision, and the wording of the question.
+    """A judge of images, or a reward. `id` names weights or revision, and the question's wording.
 
     The texts and images of many jobs come at once; an answer must not depend on the others.
     """
@@ -133,8 +133,9 @@ class TokenCountingJudge(Judge, Protocol):
 class Session:
     """What a method may do for one prompt. The scheduler makes one for each job.
 
-    Calls that are not awaited happen at once; awaited ones wait for the scheduler's next round.
-    Given a canvas that is closed or belongs to another job, all raise ValueError.
+    Calls that are not awaited take effect at once; awaited ones are answered by the scheduler,
+    together with those of other jobs. All of them raise ValueError for a canvas that is closed or
+    belongs to another job.
     """
 
     _sampler: Sampler
