@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from harness.engine.session import Judge as Judge
     from harness.engine.session import Method as Method
     from harness.engine.session import Session as Session
+    from harness.engine.session import TokenCountingJudge as TokenCountingJudge
     from harness.judges.verifier import Verifier as Verifier
     from harness.kernels.noise import Noise as Noise
     from harness.models import ImageModel as ImageModel
@@ -46,27 +47,32 @@ if TYPE_CHECKING:
     from harness.runs.trace_codec import unpack_series as unpack_series
 
 _HOME = {
-    "harness.engine.canvas": ("Canvas",),
     "harness.download": ("cache_folder",),
     "harness.engine.acceptance": (
-        "Draft", "Drafts", "Rule", "coupled", "exact", "residual_probs", "tested_against", "token_prob", "verify", "verify_chain",
+        "Draft", "Drafts", "Rule", "coupled", "exact", "residual_probs", "tested_against",
+        "token_prob", "verify", "verify_chain",
     ),
+    "harness.engine.canvas": ("Canvas",),
+    "harness.engine.draft_trees": ("Tree", "paths", "without_replacement"),
     "harness.engine.guidance": ("Guide", "cfg", "unguided"),
     "harness.engine.probes": ("Probe", "confidence", "entropy"),
-    "harness.judges.verifier": ("Verifier",),
-    "harness.models": ("ImageModel",),
-    "harness.kernels.noise": ("Noise",),
-    "harness.runs.trace_codec": ("pack_picture", "pack_series", "unpack_series"),
-    "harness.records": ("UserError",),
     "harness.engine.rendering": ("Image",),
-    "harness.engine.session": ("Decoding", "Drafter", "Judge", "Method", "Session"),
-    "harness.engine.draft_trees": ("Tree", "paths", "without_replacement"),
+    "harness.engine.session": (
+        "Decoding", "Drafter", "Judge", "Method", "Session", "TokenCountingJudge",
+    ),
+    "harness.judges.verifier": ("Verifier",),
+    "harness.kernels.noise": ("Noise",),
+    "harness.models": ("ImageModel",),
+    "harness.records": ("UserError",),
+    "harness.runs.trace_codec": ("pack_picture", "pack_series", "unpack_series"),
 }  # fmt: skip
+"""The public names by the module that defines them."""
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 __all__ = sorted(_MODULE)
 
 
 def __getattr__(name: str) -> Any:
+    """Import a public name when it is used for the first time."""
     if name not in _MODULE:
         raise AttributeError(f"module 'harness' has no attribute {name!r}")
     return getattr(import_module(_MODULE[name]), name)

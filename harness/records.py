@@ -1,7 +1,7 @@
-"""The values every part of the harness speaks of: prompts, jobs, what an image cost, what was
-recorded and scored.
+"""The values that all parts of the harness exchange: prompts, jobs, costs, records and scores.
 
-Numbers that leave the process carry their unit in the name; positions and passes are counts.
+Numbers that leave the process carry their unit in the name (`_s` seconds, `_gb` 10^9 bytes);
+positions, passes and the like are counts.
 """
 
 from __future__ import annotations
@@ -33,71 +33,100 @@ class Prompt:
     text: str
     category: str
     spec: Mapping[str, Any] = field(default_factory=dict)
-    weight: float = 1.0  # of each of its images inside the category, e.g. its number of questions
-    cluster: str = ""  # prompts that share one stand or fall together and are resampled together; "" = it is alone
+    weight: float = 1.0
+    """Weight of each of its images inside the category, e.g. its number of questions."""
+    cluster: str = ""
+    """Prompts of one cluster are resampled together, as they depend on each other; "" is none."""
 
     def __post_init__(self) -> None:
         if not self.category.isprintable():
             raise UserError(
-                f"prompt {self.id!r}: category {self.category!r} has characters that cannot be printed"
+                f"prompt {self.id!r}: category {self.category!r} has characters "
+                "that cannot be printed"
             )
         if not 0 < self.weight < math.inf:
             raise UserError(f"prompt {self.id}: weight {self.weight} is not a positive number")
 
     @property
-    def standing(self) -> dict[str, Any]:
-        """`weight` and `cluster` where they differ from the usual: what journals and fingerprints
-        add for them.
+    def extra_fields(self) -> dict[str, Any]:
+        """`weight` and `cluster`, each only if it is not the default.
+
+        Job lists and fingerprints include them; with defaults left out, prompts without either
+        read as they always did.
         """
-        return {
-            **({} if self.weight == 1 else {"weight": self.weight}),
-            **({"cluster": self.cluster} if self.cluster else {}),
-        }
+        extra: dict[str, Any] = {}
+        if self.weight != 1:
+            extra["weight"] = self.weight
+        if self.cluster:
+            extra["cluster"] = self.cluster
+        return extra
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Unit of work, of seeding and of resume: one delivered image."""
+    """One image to deliver: the unit of work, of seeding and of resume."""
 
     prompt: Prompt
     image: int
 
     @property
     def key(self) -> tuple[str, int]:
+        """What identifies the image in a run."""
         return self.prompt.id, self.image
 
 
 @dataclass(slots=True)
 class Usage:
-    """What one delivered image cost, terminated candidates included. Written by the sampler and the
-    scheduler only.
+    """What one delivered image cost, with all candidates that were discarded for it.
+
+    Counts are the same in every run of the job; the fields in `TIMES` are not. Written by the
+    sampler, the scheduler and the writer of records only.
     """
 
-    sampled: int = 0  # image tokens committed through the target's law
-    skipped: int = 0  # image tokens committed without the target having seen them
-    discarded: int = 0  # committed tokens later thrown away by truncate, fork-over or close
-    target_passes: int = 0  # sequential target forwards the job took part in (its depth)
-    target_positions: int = (
-        0  # image positions computed by the target, all branches: drafts, re-prefill, guidance
-    )
-    text_positions: int = (
-        0  # prompt positions computed by the target, all branches, as if no branch shared another's
-    )
-    drafted_positions: int = 0  # positions computed by a drafter
-    renders: int = 0  # VQ decodes, partial ones included
-    judge_calls: int = 0  # images put to a judge
-    judge_tokens: int = 0  # tokens read and written by language-model judges
-    device_s: float = 0.0  # its share of device seconds; shares add up to the total over all jobs
-    text_s: float = 0.0  # of these: prompts into embeddings
-    prefill_s: float = 0.0  # prompts, and tokens that were not drawn one by one, into the cache
-    decode_s: float = 0.0  # decoding forwards, laws and draws
-    draft_s: float = 0.0  # drafters
-    render_s: float = 0.0  # VQ decodes
-    judge_s: float = 0.0  # seconds inside judges
-    save_s: float = 0.0  # seconds until the image was safely on disk
-    wall_s: float = (
-        0.0  # admission until the image was safely on disk; meaningful at concurrency 1 only
-    )
+    sampled: int = 0
+    """Image tokens that the target drew, or accepted from a draft."""
+    skipped: int = 0
+    """Image tokens committed without the target having seen them."""
+    discarded: int = 0
+    """Of these two, tokens thrown away later: by truncate, close, or a fork over their canvas."""
+    target_passes: int = 0
+    """Forwards of the target that the job took part in, one after the other."""
+    target_positions: int = 0
+    """Image positions computed by the target in all branches: guidance, drafts, prefilled again."""
+    text_positions: int = 0
+    """Prompt positions computed by the target in all branches, as if no branch shared a prompt."""
+    drafted_positions: int = 0
+    """Positions computed by a drafter."""
+    renders: int = 0
+    """Images decoded from tokens, partial ones included."""
+    judge_calls: int = 0
+    """Images put to a judge."""
+    judge_tokens: int = 0
+    """Tokens read and written by judges that are language models."""
+    device_s: float = 0.0
+    """Device seconds: the job's share of each batch, so that all jobs' shares add up to the total.
+
+    They are the sum of the following five.
+    """
+    text_s: float = 0.0
+    """Device seconds of turning prompts into embeddings."""
+    prefill_s: float = 0.0
+    """Device seconds of caching prompts, and image tokens that were not drawn one by one."""
+    decode_s: float = 0.0
+    """Device seconds of decode steps: forwards, distributions, probes and draws."""
+    draft_s: float = 0.0
+    """Device seconds of drafters."""
+    render_s: float = 0.0
+    """Device seconds of decoding images from tokens."""
+    judge_s: float = 0.0
+    """Host seconds inside judges, shared evenly among the images of a call."""
+    save_s: float = 0.0
+    """Host seconds of saving the image, until it was safely on disk."""
+    wall_s: float = 0.0
+    """Host seconds from admission until the image was safely on disk.
+
+    They are a latency only if images are drawn one at a time (concurrency 1).
+    """
 
     @property
     def visual_tokens(self) -> int:
@@ -106,17 +135,14 @@ class Usage:
 
 
 Stage = Literal["text", "prefill", "decode", "draft", "render"]
-"""What the device is at work on; its share is `<stage>_s` of `Usage`, and they add up to
-`device_s`.
-"""
+"""What the device works on. The fields `<stage>_s` of `Usage` add up to its `device_s`."""
 STAGES = ("text_s", "prefill_s", "decode_s", "draft_s", "render_s", "judge_s", "save_s")
-"""The fields of `Usage` that say where an image's time went. What `wall_s` has besides is the
-host's own.
+"""The fields of `Usage` that divide an image's time: device stages, judges, saving.
+
+What `wall_s` has besides them is the host's own time.
 """
 TIMES = ("device_s", *STAGES, "wall_s")
-"""The fields of `Usage` that differ between two runs of the same job; every other field is
-deterministic.
-"""
+"""All fields of `Usage` in seconds. They differ between two runs of a job; no other field does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,28 +158,31 @@ class SampleRecord:
     image_sha: str = ""
     path: str = ""  # relative to the run folder
     error: str = ""
-    notes: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # what the method said with `Session.note`
+    notes: Mapping[str, Any] = field(default_factory=dict)  # from `Session.note`
     stamp: Mapping[str, str] = field(default_factory=dict)  # commit, device, versions
 
     @property
     def key(self) -> tuple[str, int]:
+        """The key of the `Job`."""
         return self.prompt_id, self.image
 
     def to_json(self) -> str:
+        """Write the record as a journal line."""
         return dump(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, line: str) -> Self:
+        """Read a journal line."""
         row = json.loads(line)
-        return cls(**{**row, "usage": Usage(**row["usage"])})
+        usage = Usage(**row["usage"])
+        return cls(**{**row, "usage": usage})
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One line of a run's scores. `value` is in [0, 1]; None means the judge could not tell:
-    counted, and wrong.
+    """One line of a run's scores.
+
+    `value` is in [0, 1]; None means that the judge could not tell: counted, and wrong.
     """
 
     prompt_id: str
@@ -164,64 +193,67 @@ class Score:
 
     @property
     def key(self) -> tuple[str, int, str]:
+        """What identifies the score in a run."""
         return self.prompt_id, self.image, self.judge
 
     def to_json(self) -> str:
+        """Write the score as a line of JSON."""
         return dump(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, line: str) -> Self:
+        """Read a line of JSON."""
         return cls(**json.loads(line))
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """One line of a run's timings: what a process that drew some of its images took for them all.
+    """One line of a run's timings: what one process took for all the images that it drew.
 
-    The host's clock, until the images were saved; scoring in between is apart. A process that is
-    killed leaves none.
+    Seconds are the host's, until the images were saved. Scoring in between is not in them. A
+    process that is killed leaves no line.
     """
 
     images: int  # delivered
     seconds: float
     scoring_s: float  # not in `seconds`
     slots: int
-    rounds: int  # decoding forwards
-    fed: int  # branches that they fed: fed / (rounds * slots) is the slot utilisation
+    rounds: int  # decode steps
+    fed: int  # active branch steps: fed / (rounds * slots) is the slot utilisation
     warm_up: int = 0  # images drawn before, and not counted
-    warm: bool = False  # whether they settled
-    first_s: float | None = None  # the first of them: compiling and capturing are in it
-    joules: float | None = None  # of the whole GPU, warm-up and scoring apart
+    warm: bool = False  # whether their times settled
+    first_s: float | None = None  # of the first of them: includes compiling and capturing
+    joules: float | None = None  # of the whole GPU, without warm-up and scoring
     peak_memory_gb: float | None = None
     machine: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
+        """Write the timing as a line of JSON."""
         return dump(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, line: str) -> Self:
+        """Read a line of JSON."""
         return cls(**json.loads(line))
 
 
 def dump(value: Any) -> str:
-    """Canonical JSON: sorted keys, no blanks, no NaN; equal values give equal text."""
+    """Write canonical JSON: sorted keys, no blanks, no NaN; equal values give equal text."""
     return json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )
 
 
 def digest(data: bytes, length: int = 64) -> str:
-    """First `length` hexadecimal digits of the sha256 of `data`."""
+    """Return the first `length` hexadecimal digits of the sha256 of `data`."""
     return hashlib.sha256(data).hexdigest()[:length]
 
 
 def one_line(error: BaseException | str) -> str:
-    """A message without its line breaks, as a terminal may show it."""
+    """Return a message without its line breaks, as a terminal may show it."""
     return printable(" ".join(str(error).split()))
 
 
 def printable(text: str) -> str:
-    """Text whose control characters are spelled out: what comes from files and servers must not
-    steer a terminal.
-    """
+    """Spell control characters out: text from files and servers must not steer a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,5 +1,6 @@
-"""One thread: two that spin on shared cores are slower, and reductions keep their order. And a
-server to ask.
+"""For all tests: one thread, and a chat server to ask.
+
+Two threads that spin on shared cores are slower than one, and reductions of one keep their order.
 """
 
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """A chat server, and an environment without another one."""
+    """A chat server, and an environment that names no other one."""
     for name in ("VLM_BASE_URL", "VLM_MODEL", "VLM_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("no_proxy", "127.0.0.1")

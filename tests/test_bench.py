@@ -14,7 +14,7 @@ from test_janus import tiny
 from harness.bench.reference import LibraryJanus
 from harness.bench.roof import Bar, Reading, all_hold, is_h100, seconds_allowed, streamed_bytes
 from harness.bench.timing import Times, interleave
-from harness.engine.memory import capped
+from harness.engine.memory import cap_memory
 from harness.models.checkpoint import device_named
 from harness.models.janus import JanusNet
 from harness.models.janus_checkpoint import SIZES as JANUS
@@ -183,7 +183,7 @@ def test_a_gpu_without_kernels_is_refused_or_passed_over(monkeypatch: pytest.Mon
 
 
 def test_memory_that_is_not_there_is_refused_before_it_is_used() -> None:
-    with capped(), pytest.raises(RuntimeError, match="can't allocate memory"):
+    with cap_memory(), pytest.raises(RuntimeError, match="can't allocate memory"):
         torch.empty(2**44, dtype=torch.uint8)
     torch.empty(2**20, dtype=torch.uint8)
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_company import Wanderer, costs
+from test_batch_invariance import Wanderer, costs
 from torch import Tensor
 from toy import TEXTS, PixelSum, ToyModel, draw, jobs
 

@@ -1,4 +1,4 @@
-"""Downloads: pinned by hash, whole or not there, and a way out where there is no network."""
+"""Downloads are pinned by hash, and whole or absent; without a network there is a way out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from threading import Thread
 
 import pytest
 
-from harness.download import cached, fetch, file_sha256
+from harness.download import cached_path, fetch, file_sha256
 from harness.records import UserError
 
 CONTENT = b"a file\n" * 1000
@@ -18,6 +18,8 @@ SHA = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Server(BaseHTTPRequestHandler):
+    """Serves the file, a part of it, or nothing, and keeps the paths that it was asked for."""
+
     asked: list[str]
 
     def do_GET(self) -> None:
@@ -28,7 +30,7 @@ class Server(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Length", str(len(CONTENT)))
         self.end_headers()
-        self.wfile.write(CONTENT[: 100 if self.path == "/torn" else None])
+        self.wfile.write(CONTENT[:100] if self.path == "/torn" else CONTENT)
 
     def log_message(self, *_: object) -> None:
         pass
@@ -48,7 +50,8 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def test_a_file_is_fetched_once(server: str) -> None:
     path = fetch(f"{server}/good", SHA, "some/file.txt")
-    assert path == fetch(f"{server}/good", SHA, "some/file.txt") == cached("some/file.txt")
+    again = fetch(f"{server}/good", SHA, "some/file.txt")
+    assert path == again == cached_path("some/file.txt")
     assert path.read_bytes() == CONTENT
     assert file_sha256(path) == SHA
     assert Server.asked == ["/good"]
@@ -75,7 +78,7 @@ def test_what_is_not_the_file_is_not_kept(
         fetch(f"{server}{where}", sha256, "file")
     assert problem in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert list(cached("file").parent.iterdir()) == []
+    assert list(cached_path("file").parent.iterdir()) == []
 
 
 def test_a_changed_file_of_the_cache_is_refused(server: str) -> None:
@@ -85,12 +88,14 @@ def test_a_changed_file_of_the_cache_is_refused(server: str) -> None:
         fetch(f"{server}/good", SHA, "file")
 
 
-def test_without_a_network_the_remedy_is_said(server: str) -> None:
+def test_without_a_network_the_message_has_the_remedy(server: str) -> None:
     nobody = server.rsplit(":", 1)[0] + ":9"
     with pytest.raises(UserError) as caught:
         fetch(f"{nobody}/good", SHA, "file", otherwise="set benchmark.metadata=PATH")
-    assert str(caught.value).endswith(
-        f"copy it to {cached('file')} from where there is a network, or set benchmark.metadata=PATH"
+    remedy = (
+        f"copy it to {cached_path('file')} from where there is a network, "
+        "or set benchmark.metadata=PATH"
     )
+    assert str(caught.value).endswith(remedy)
     with pytest.raises(UserError, match="only http and https"):
         fetch("file:///etc/hostname", SHA, "file")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_company import costs
+from test_batch_invariance import costs
 from toy import DEVICES, TEXTS, PixelSum, ToyModel, draw, jobs
 
 from harness.check import main as check

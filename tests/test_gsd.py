@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_company import costs
+from test_batch_invariance import costs
 from test_exactness import Joint
 from test_sjd import TOKENS, decoded, fits
 from toy import TEXTS, draw, jobs

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_company import costs
+from test_batch_invariance import costs
 from test_speculative import drafter
 from toy import TEXTS, ToyModel, draw, jobs
 

@@ -15,7 +15,7 @@ import llamagen_reference as reference
 import pytest
 import torch
 from runs import harness
-from test_company import Wanderer, costs
+from test_batch_invariance import Wanderer, costs
 from test_gridar import Mock, gridar
 from torch import Tensor
 from toy import DEVICES, TEXTS, PixelSum, ToyModel, draw, jobs
@@ -24,7 +24,7 @@ from harness.drafters.model import DraftModel
 from harness.engine.acceptance import exact
 from harness.engine.canvas import Canvas, Context
 from harness.engine.guidance import Sampling, cfg
-from harness.engine.memory import GB, choose_slots, needed
+from harness.engine.memory import GB, choose_slots, estimate_need
 from harness.engine.sampler import Sampler
 from harness.engine.session import Method
 from harness.models.captions import T5, WordFeatures, clean
@@ -626,9 +626,9 @@ SHAPE: dict[str, Any] = {"tokens_per_step": 1, "prefill": (2, 32), "render_batch
 def test_slots_follow_from_a_budget(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "harness")
     model: Any = tiny()
-    need = needed(model, **SHAPE)
-    assert need.slot > model.cache(9).slot_bytes
-    budget = need.of(50) / GB
+    need = estimate_need(model, **SHAPE)
+    assert need.per_slot > model.cache(9).slot_bytes
+    budget = need.total(50) / GB
 
     def slots(
         asked: int | None, one_job: int = 6, most: int = 600, memory_gb: float | None = budget
@@ -651,7 +651,7 @@ def test_slots_follow_from_a_budget(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_a_sampler_takes_what_was_predicted() -> None:
     model: Any = tiny(size={**SIZE, "layers": 8})
-    need = needed(model, **SHAPE)
+    need = estimate_need(model, **SHAPE)
     made = Sampler(model, Sampling(scale=2.0), slots=40)
     held = sum(
         t.nbytes
@@ -662,8 +662,9 @@ def test_a_sampler_takes_what_was_predicted() -> None:
             made.table.token_SN,
         )
     )
-    assert 0.8 * held < 40 * need.slot < 1.6 * held  # what a draw needs for a moment is not held
-    assert needed(ToyModel(), **SHAPE).decoder == 0  # type: ignore[arg-type]
+    # what a draw needs for a moment is not held
+    assert 0.8 * held < 40 * need.per_slot < 1.6 * held
+    assert estimate_need(ToyModel(), **SHAPE).decoder == 0  # type: ignore[arg-type]
     parts = (model.gpt, model.vq)
     held = sum(tensor.nbytes for part in parts for tensor in part.parameters())
     held += sum(

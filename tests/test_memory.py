@@ -1,6 +1,4 @@
-"""What a sampler is said to need bounds what it takes, whatever a method drafts; and what happens
-where it runs out.
-"""
+"""A sampler takes no more memory than is predicted, and a run goes on where memory runs out."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ from harness.engine.acceptance import Draft
 from harness.engine.canvas import Canvas
 from harness.engine.forward import Forward
 from harness.engine.guidance import Sampling
-from harness.engine.memory import Need, needed
+from harness.engine.memory import estimate_need
 from harness.engine.method_spec import MethodSpec
 from harness.engine.sampler import Sampler
 from harness.engine.scheduler import Delivery, Scheduler
@@ -34,14 +32,17 @@ from methods.sjd import SJD
 
 VOCAB = 1024
 
+# ------------------------------------------------------------------ the prediction
+
 
 class Peak(TorchDispatchMode):
     """The most bytes that tensors made inside have held at once."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.bytes = self._now = 0
-        self._holders: dict[int, int] = {}
+        self.bytes = 0
+        self._now = 0
+        self._holders: dict[int, int] = {}  # tensors of each storage
         self._known: set[int] = set()
 
     def __torch_dispatch__(
@@ -51,18 +52,16 @@ class Peak(TorchDispatchMode):
         args: Any = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        before = {
-            tensor.untyped_storage().data_ptr()
-            for tensor in tree_leaves(args)
-            if isinstance(tensor, Tensor)
-        }
+        before = {tensor.untyped_storage().data_ptr() for tensor in _tensors(args)}
         out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor) and id(tensor) not in self._known:
-                storage = tensor.untyped_storage()
-                if storage.data_ptr() in before and storage.data_ptr() not in self._holders:
-                    continue  # a view of what was there before
-                self._hold(tensor, storage.data_ptr(), storage.nbytes())
+        for tensor in _tensors(out):
+            if id(tensor) in self._known:
+                continue
+            storage = tensor.untyped_storage()
+            where = storage.data_ptr()
+            if where in before and where not in self._holders:
+                continue  # a view of what was there before
+            self._hold(tensor, where, storage.nbytes())
         return out
 
     def _hold(self, tensor: Tensor, where: int, size: int) -> None:
@@ -81,24 +80,24 @@ class Peak(TorchDispatchMode):
             self._now -= size
 
 
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
 class Bushy:
-    """Drafts trees of its own making: 6 nodes with laws, of which few are accepted."""
+    """Drafts trees of its own making: 6 nodes with distributions, of which few are accepted."""
 
     rows = 1
     branches = 2
-    width = 7
+    tokens_per_step = 7
     tree_capacity = 6
 
     async def generate(self, prompt: str, s: Session) -> Canvas:
         (canvas,) = s.open()
         probs_GV = torch.full((6, VOCAB), 1 / VOCAB)
+        tree = Draft(torch.arange(6), probs_GV, (-1, -1, 0, 0, 1, 2))
         while not canvas.done:
-            draft = (
-                Draft(torch.arange(6), probs_GV, (-1, -1, 0, 0, 1, 2))
-                if canvas.length < 10
-                else None
-            )
-            await s.step([canvas], [draft])
+            await s.step([canvas], [tree if canvas.length < 10 else None])
         return canvas
 
 
@@ -107,16 +106,25 @@ class Bushy:
     "method", [Plain(), BestOfN(2), SJD(Jacobi("random", "maximal"), 6), Bushy()]
 )
 def test_the_need_bounds_the_peak(method: Method, scale: float) -> None:
+    """Whatever a method drafts; and it is no more than ten times too much."""
     model = ToyModel(vocab=VOCAB, dtype=torch.float32)
     slots = 8
-    shape = {"prefill": (3, 4), "render_batch": 2, **MethodSpec.of(method).sampler_sizes()}
-    need: Need = needed(model, **shape)
+    shape: dict[str, Any] = {
+        "prefill": (3, 4),
+        "render_batch": 2,
+        **MethodSpec.of(method).sampler_sizes(),
+    }
+    need = estimate_need(model, **shape)
+    done: list[Delivery] = []
     with Peak() as peak:
         sampler = Sampler(model, Sampling(scale=scale, top_k=0), slots=slots, **shape)
-        done: list[Delivery] = []
         Scheduler(method, sampler, seed=0).run(jobs(TEXTS[:4]), done.append)
     assert not any(delivery.error for delivery in done)
-    assert 0.1 * (need.of(slots) - need.weights) < peak.bytes < need.of(slots) - need.weights
+    predicted = need.total(slots) - need.weights
+    assert 0.1 * predicted < peak.bytes < predicted
+
+
+# ------------------------------------------------------------------ memory that runs out
 
 
 class Scarce:
@@ -139,6 +147,7 @@ class Scarce:
         return advance
 
 
+GENERATE = (*TOY, "method=plain", "benchmark.prompts=24", "results=r", "stages=[generate]")
 ERRORS = [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")]
 
 
@@ -147,21 +156,20 @@ def test_where_memory_runs_out_the_run_goes_on_with_fewer_slots(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same images, the finished ones among them not drawn again, and the records say so."""
-    asked = (*TOY, "method=plain", "benchmark.prompts=24", "results=r", "stages=[generate]")
     whole = tmp_path / "whole"
     cut = tmp_path / "cut"
     whole.mkdir()
     cut.mkdir()
-    assert harness(whole, *asked)[0] == 0
+    assert harness(whole, *GENERATE)[0] == 0
+
     scarce = Scarce(error, most=6, after=2)
     monkeypatch.setattr(Forward, "charge_steps", scarce(Forward.charge_steps))
-    code, said = harness(cut, *asked)
-    assert code == 0, said
+    code, output = harness(cut, *GENERATE)
+    assert code == 0, output
     assert scarce.failures == 2  # 24 slots, then 12; 6 are enough
-    assert "memory ran out with sampler.slots=24" in said
-    assert drawn(cut) == drawn(whole)
-    stamps = [record.stamp.get("slots") for record in records(cut)]
-    assert stamps[-1] == "6, as memory ran out with 12"
+    assert "memory ran out with sampler.slots=24" in output
+    assert hashes(cut) == hashes(whole)
+    assert records(cut)[-1].stamp.get("slots") == "6, as memory ran out with 12"
 
 
 def test_where_one_job_is_too_much_the_run_stops(
@@ -169,12 +177,10 @@ def test_where_one_job_is_too_much_the_run_stops(
 ) -> None:
     scarce = Scarce(MemoryError(), most=0, after=0)
     monkeypatch.setattr(Forward, "charge_steps", scarce(Forward.charge_steps))
-    code, said = harness(
-        tmp_path, *TOY, "method=plain", "benchmark.prompts=24", "results=r", "stages=[generate]"
-    )
+    code, output = harness(tmp_path, *GENERATE)
     assert code != 0
-    assert "memory" in said
-    assert "Traceback" not in said
+    assert "memory" in output
+    assert "Traceback" not in output
 
 
 def records(cwd: Path) -> list[SampleRecord]:
@@ -182,7 +188,9 @@ def records(cwd: Path) -> list[SampleRecord]:
     return [SampleRecord.from_json(line) for line in journal.read_text().splitlines()]
 
 
-def drawn(cwd: Path) -> dict[tuple[str, int], tuple[str, str]]:
+def hashes(cwd: Path) -> dict[tuple[str, int], tuple[str, str]]:
+    """The hashes of every image's tokens and pixels; asserts that none was drawn twice."""
     found = records(cwd)
-    assert len({(r.prompt_id, r.image) for r in found}) == len(found)
-    return {(r.prompt_id, r.image): (r.tokens_sha, r.image_sha) for r in found}
+    of_image = {record.key: (record.tokens_sha, record.image_sha) for record in found}
+    assert len(of_image) == len(found)
+    return of_image

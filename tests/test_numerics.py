@@ -12,7 +12,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 from runs import TOY, harness
-from test_company import Wanderer, costs
+from test_batch_invariance import Wanderer, costs
 from test_eagle import eagle
 from test_speculative import drafter
 from torch import Tensor

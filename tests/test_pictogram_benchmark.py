@@ -16,7 +16,7 @@ from PIL import Image
 
 from benchmarks.geneval.prompts import TASKS
 from benchmarks.pictogram import BATCH, Pictogram
-from harness.download import cached
+from harness.download import cached_path
 from harness.records import Prompt, Score, UserError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "geneval"
@@ -124,8 +124,8 @@ def test_official_prompts_of_unknown_classes_are_left_out_and_said(
 )
 def test_the_official_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    cached("geneval").mkdir(parents=True)
-    shutil.copy(SHARED / "evaluation_metadata.jsonl", cached("geneval"))
+    cached_path("geneval").mkdir(parents=True)
+    shutil.copy(SHARED / "evaluation_metadata.jsonl", cached_path("geneval"))
     benchmark = Pictogram(FakeDetector(), metadata="official")
     assert ids(benchmark) == ids(
         Pictogram(FakeDetector(), metadata=str(SHARED / "evaluation_metadata.jsonl"))

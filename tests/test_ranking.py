@@ -321,7 +321,7 @@ def test_aggregates_weights_and_clusters_come_from_the_journals(tmp_path: Path) 
 
 def test_weights_and_clusters_go_through_jobs(tmp_path: Path) -> None:
     prompts = [Prompt("a/0", "x", "a"), Prompt("a/1", "y", "a", weight=2.5, cluster="scene")]
-    assert [p.standing for p in prompts] == [
+    assert [p.extra_fields for p in prompts] == [
         {},
         {"weight": 2.5, "cluster": "scene"},
     ]  # fingerprints of others stay

@@ -10,22 +10,25 @@ import pytest
 import torch
 from toy import DEVICES, TEXTS, PixelSum, ToyModel, draw, jobs
 
-from harness.engine import rendering
 from harness.engine.canvas import Canvas
 from harness.engine.forward import Forward
-from harness.engine.rendering import Picture, Renderer
+from harness.engine.meter import Clock
+from harness.engine.rendering import Image, Picture, Renderer, images_at_once
 from harness.engine.session import Method, Session
 from harness.records import Usage
 from methods.best_of_n import BestOfN
 from methods.plain import Plain
 
+# ------------------------------------------------------------------ a device that is slow
 
-class Slow:
-    """The event of a picture on a device that is behind: it is there after some asking, or when it
-    is waited for.
+
+class SlowEvent:
+    """The event of a picture on a slow device: it happens after `polls` queries, or if waited for.
+
+    `waits` counts, over all events, how often somebody waited for one that had not happened.
     """
 
-    waited = 0
+    waits = 0
 
     def __init__(self, polls: int) -> None:
         self._polls = polls
@@ -35,12 +38,28 @@ class Slow:
         return self._polls < 0
 
     def synchronize(self) -> None:
-        Slow.waited += self._polls >= 0
+        SlowEvent.waits += self._polls >= 0
         self._polls = -1
 
 
+def slow_down(monkeypatch: pytest.MonkeyPatch, polls: int) -> None:
+    """As on a GPU: a picture is not there yet when its decoding has begun."""
+    decode = Renderer.decode
+
+    def decode_slowly(self: Renderer, tokens: Any) -> list[Picture]:
+        event: Any
+        slow = []
+        for picture in decode(self, tokens):
+            event = SlowEvent(polls)
+            slow.append(Picture(picture.pixels_HW3, event))
+        return slow
+
+    monkeypatch.setattr(SlowEvent, "waits", 0)
+    monkeypatch.setattr(Renderer, "decode", decode_slowly)
+
+
 class Looker:
-    """Looks at its half-drawn image, then draws on."""
+    """Renders its half-drawn image, then draws on."""
 
     rows = 1
     branches = 2
@@ -56,17 +75,6 @@ class Looker:
         return canvas
 
 
-def slowly(monkeypatch: pytest.MonkeyPatch, polls: int) -> None:
-    """As on a GPU: a picture is not there when it was begun."""
-    decode = Renderer.decode
-
-    def late(self: Renderer, tokens: Any) -> list[Picture]:
-        return [Picture(picture._pixels_HW3, Slow(polls)) for picture in decode(self, tokens)]  # type: ignore[arg-type]
-
-    Slow.waited = 0
-    monkeypatch.setattr(rendering.Renderer, "decode", late)
-
-
 @pytest.mark.parametrize("polls", [0, 3, 1000])
 @pytest.mark.parametrize("method", [Plain(), BestOfN(2, PixelSum()), Looker()])
 def test_images_do_not_depend_on_when_they_are_there(
@@ -74,9 +82,9 @@ def test_images_do_not_depend_on_when_they_are_there(
 ) -> None:
     some = jobs(TEXTS, images=2)
     at_once = draw(method, some, slots=8)
-    slowly(monkeypatch, polls)
+    slow_down(monkeypatch, polls)
     later = draw(method, some, slots=8)
-    assert Slow.waited > 0 or polls < 1000
+    assert SlowEvent.waits > 0 or polls < 1000
     for key, delivery in at_once.items():
         assert not later[key].error
         assert later[key].tokens == delivery.tokens
@@ -89,24 +97,31 @@ def test_slots_go_to_others_while_the_last_image_is_decoded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With slots for one image at a time, the next is drawn before the first is waited for."""
-    slowly(monkeypatch, polls=10_000)
+    slow_down(monkeypatch, polls=10_000)
     seen: list[str] = []
-    image = Picture.image
+    plain_image = Picture.image
     charge_steps = Forward.charge_steps
 
-    def counting(forward: Forward, rows: Sequence[Canvas], count: int) -> None:
+    def image_and_log(picture: Picture) -> Image:
+        seen.append("image")
+        return plain_image(picture)
+
+    def charge_and_log(forward: Forward, rows: Sequence[Canvas], count: int) -> None:
         seen.extend(["forward"] * count)
         charge_steps(forward, rows, count)
 
-    monkeypatch.setattr(Forward, "charge_steps", counting)
-    monkeypatch.setattr(Picture, "image", lambda self: (seen.append("image"), image(self))[1])
+    monkeypatch.setattr(Forward, "charge_steps", charge_and_log)
+    monkeypatch.setattr(Picture, "image", image_and_log)
     draw(Plain(), jobs(TEXTS[:3]), slots=2, concurrency=3)
     first = seen.index("image")
     assert seen[:first].count("forward") == 3 * ToyModel().num_tokens
 
 
+# ------------------------------------------------------------------ the renderer
+
+
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_picture_does_not_depend_on_its_company(device: str) -> None:
+def test_a_picture_does_not_depend_on_its_batch(device: str) -> None:
     model: Any = ToyModel(device=device)
     renderer = Renderer(model, 4)
     renderer.chunk = 4  # on a CPU, too
@@ -124,8 +139,9 @@ def test_images_are_decoded_one_by_one_on_a_cpu(device: str, chunk: int) -> None
     class Model:
         pass
 
-    Model.device = torch.device(device)  # type: ignore[attr-defined]
-    assert rendering.images_at_once(Model(), 16) == chunk  # type: ignore[arg-type]
+    model: Any = Model()
+    model.device = torch.device(device)
+    assert images_at_once(model, 16) == chunk
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here to decode beside")
@@ -135,29 +151,46 @@ def test_decoding_happens_on_a_stream_of_its_own() -> None:
     with renderer.beside():
         assert torch.cuda.current_stream() != torch.cuda.default_stream()
         (picture,) = renderer.decode([[1, 2]])
-    assert picture._pixels_HW3.is_pinned()
-    assert np.array_equal(picture.image(), model.decode(_padded(model, [1, 2]))[0].cpu().numpy())
+    assert picture.pixels_HW3.is_pinned()
+    missing = [-1] * (model.num_tokens - 2)
+    token_1N = torch.tensor([[1, 2, *missing]], device=model.device)
+    assert np.array_equal(picture.image(), model.decode(token_1N)[0].cpu().numpy())
 
 
-def _padded(model: Any, tokens: list[int]) -> torch.Tensor:
-    return torch.tensor([[*tokens, *[-1] * (model.num_tokens - len(tokens))]], device=model.device)
+# ------------------------------------------------------------------ the clock
 
 
-def test_device_seconds_of_one_job_are_settled_alone() -> None:
-    from harness.engine.meter import Clock
+class TimedEvent:
+    """A CUDA event; any two of them are two seconds apart."""
 
-    class Event:
-        def synchronize(self) -> None: ...
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
 
-        def elapsed_time(self, _other: Event) -> float:
-            return 2000.0
+    def record(self) -> None: ...
 
+    def synchronize(self) -> None: ...
+
+    def elapsed_time(self, _other: TimedEvent) -> float:
+        return 2000.0
+
+
+def test_device_seconds_of_one_job_are_settled_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "Event", TimedEvent)
     clock = Clock(torch.device("cuda"))
     mine = Usage()
     other = Usage()
-    event: Any = Event()
-    clock._open = [(event, event, [mine, other], "render"), (event, event, [other], "decode")]
+    with clock.measure([mine, other], "render"):
+        pass
+    with clock.measure([other], "decode"):
+        pass
+    assert (mine.device_s, other.device_s) == (0.0, 0.0)  # nothing waits for the device
+
     clock.settle(mine)
-    assert (mine.device_s, mine.render_s, other.device_s, len(clock._open)) == (1.0, 1.0, 1.0, 1)
+    assert (mine.device_s, mine.render_s) == (1.0, 1.0)
+    assert (other.device_s, other.render_s, other.decode_s) == (1.0, 1.0, 0.0)
+
     clock.settle(None)
-    assert (other.device_s, other.decode_s, clock._open) == (3.0, 2.0, [])
+    assert (other.device_s, other.render_s, other.decode_s) == (3.0, 1.0, 2.0)
+
+    clock.settle(None)  # all is charged once
+    assert (mine.device_s, other.device_s) == (1.0, 3.0)

@@ -15,18 +15,26 @@ from harness.engine.sampler import Sampler
 from harness.records import Usage
 
 TEXT = "two dogs left of a car"
+NULL_AND_TEXT = [Context(None, TEXT), Context(TEXT, TEXT)]
 
 
 @pytest.fixture
 def sampler() -> Sampler:
+    return toy_sampler()
+
+
+def toy_sampler() -> Sampler:
     return Sampler(ToyModel(), Sampling(scale=2.0), slots=8, tokens_per_step=3, prefill=(2, 4))
 
 
-def opened(sampler: Sampler, key: int = 5) -> Canvas:
-    return sampler.open(*sampler.contexts(TEXT), key=key, usage=Usage())
+def opened(sampler: Sampler, key: int = 5, usage: Usage | None = None) -> Canvas:
+    """A fresh canvas, with a ledger that the test reads if it likes."""
+    ledger = Usage() if usage is None else usage
+    return sampler.open(*sampler.contexts(TEXT), key=key, usage=ledger)
 
 
 def advance(sampler: Sampler, canvas: Canvas, until: int = 16) -> tuple[int, ...]:
+    """Draw token after token; all tokens."""
     while canvas.length < until:
         sampler.forward([canvas], [None])
         sampler.draw([canvas], [None], exact)
@@ -35,13 +43,14 @@ def advance(sampler: Sampler, canvas: Canvas, until: int = 16) -> tuple[int, ...
 
 @pytest.mark.parametrize("length", [0, 1, 7, 15, 16])
 def test_truncate_and_replay_gives_the_same_tokens(sampler: Sampler, length: int) -> None:
-    canvas = opened(sampler)
+    usage = Usage()
+    canvas = opened(sampler, usage=usage)
     drawn = advance(sampler, canvas)
     sampler.truncate(canvas, length)
     assert canvas.tokens == drawn[:length]
     assert advance(sampler, canvas) == drawn
-    assert canvas.ledger.sampled == 16 + 16 - length
-    assert canvas.ledger.discarded == 16 - length
+    assert usage.sampled == 16 + 16 - length
+    assert usage.discarded == 16 - length
 
 
 @pytest.mark.parametrize("length", [0, 5, 11])
@@ -51,37 +60,37 @@ def test_condition_to_another_text_and_back_gives_the_same_tokens(
     drawn = advance(sampler, opened(sampler))
     canvas = opened(sampler)
     advance(sampler, canvas, length)
-    texts = [Context(None, TEXT), Context("one", "one")]
-    sampler.condition(canvas, texts, cfg)
+    sampler.condition(canvas, [Context(None, TEXT), Context("one", "one")], cfg)
     sampler.forward([canvas], [None])
-    sampler.condition(canvas, [Context(None, TEXT), Context(TEXT, TEXT)], cfg)
+    sampler.condition(canvas, NULL_AND_TEXT, cfg)
     assert advance(sampler, canvas) == drawn
 
 
-def test_condition_keeps_the_cache_of_unchanged_streams(sampler: Sampler) -> None:
-    canvas = opened(sampler)
+def test_condition_keeps_the_cache_of_unchanged_branches(sampler: Sampler) -> None:
+    usage = Usage()
+    canvas = opened(sampler, usage=usage)
     advance(sampler, canvas, 8)
-    before = canvas.ledger.text_positions
-    sampler.condition(
-        canvas, [Context(None, TEXT), Context(TEXT, TEXT), Context("one", "one")], three
-    )
+    before = usage.text_positions
+    sampler.condition(canvas, [*NULL_AND_TEXT, Context("one", "one")], mean_of_three)
     advance(sampler, canvas, 9)
-    assert canvas.ledger.text_positions - before == len(sampler.model.context("one", "one"))
+    assert usage.text_positions - before == len(sampler.model.context("one", "one"))
 
 
-def three(logits_RKTV: torch.Tensor, scale_R: torch.Tensor) -> torch.Tensor:
+def mean_of_three(logits_RKTV: torch.Tensor, scale_R: torch.Tensor) -> torch.Tensor:
     return logits_RKTV.mean(1)
 
 
-def test_a_fork_shares_the_past_and_goes_its_own_way(sampler: Sampler) -> None:
+def test_a_fork_has_the_same_tokens_and_goes_its_own_way(sampler: Sampler) -> None:
+    usage = Usage()
     source = opened(sampler, 1)
-    copy = opened(sampler, 2)
+    copy = opened(sampler, 2, usage)
     advance(sampler, source, 6)
     advance(sampler, copy, 3)
     sampler.fork(source, over=copy)
     assert copy.tokens == source.tokens
-    assert copy.ledger.discarded == 3
-    alone = Sampler(ToyModel(), Sampling(scale=2.0), slots=8, tokens_per_step=3, prefill=(2, 4))
+    assert usage.discarded == 3
+
+    alone = toy_sampler()
     assert advance(sampler, source) == advance(alone, opened(alone, 1))
     assert advance(sampler, copy) != source.tokens
     assert copy.tokens[:6] == source.tokens[:6]
@@ -90,14 +99,15 @@ def test_a_fork_shares_the_past_and_goes_its_own_way(sampler: Sampler) -> None:
 def test_committed_tokens_are_seen_by_the_next_draw(sampler: Sampler) -> None:
     """Committing what plain would have drawn, unverified, leaves the rest as plain draws it."""
     drawn = advance(sampler, opened(sampler))
-    canvas = opened(sampler)
+    usage = Usage()
+    canvas = opened(sampler, usage=usage)
     advance(sampler, canvas, 4)
     sampler.commit(canvas, drawn[4:6])
     advance(sampler, canvas, 9)
     sampler.commit(canvas, drawn[9:10])
     assert advance(sampler, canvas) == drawn
-    assert canvas.ledger.skipped == 3
-    assert canvas.ledger.sampled == 13
+    assert usage.skipped == 3
+    assert usage.sampled == 13
     assert math.isnan(canvas.log_probs[4])
     assert not math.isnan(canvas.log_probs[6])
 

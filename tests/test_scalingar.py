@@ -449,8 +449,8 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Canvas]]:
     plain_open = Session.open
 
     def open_and_keep(session: Session, n: int = 1) -> list[Canvas]:
-        canvases[session._job.prompt.id] = plain_open(session, n)
-        return canvases[session._job.prompt.id]
+        canvases[session._state.job.prompt.id] = plain_open(session, n)
+        return canvases[session._state.job.prompt.id]
 
     monkeypatch.setattr(Session, "open", open_and_keep)
     return canvases

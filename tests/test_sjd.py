@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_company import costs
+from test_batch_invariance import costs
 from test_exactness import Joint, generous, joint_probs, p_value
 from torch import Tensor
 from toy import DEVICES, TEXTS, PixelSum, ToyModel, draw, jobs

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_company import costs
+from test_batch_invariance import costs
 from test_exactness import joint_probs, p_value
 from toy import TEXTS, PixelSum, ToyModel, draw, jobs
 

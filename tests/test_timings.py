@@ -135,9 +135,9 @@ def test_what_is_done_apart_does_not_count(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(meter.time, "perf_counter", lambda: next(clock))
     monkeypatch.setattr(meter, "joules", lambda _: next(energy))
     measured.start()
-    with measured.apart():
+    with measured.pause():
         pass
-    assert (measured.seconds, measured.apart_s, measured.joules) == (17.0, 3.0, 130.0)
+    assert (measured.seconds, measured.paused_s, measured.joules) == (17.0, 3.0, 130.0)
 
 
 def test_the_peak_of_memory_begins_anew() -> None:

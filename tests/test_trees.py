@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from test_company import costs
+from test_batch_invariance import costs
 from test_exactness import Joint, joint_probs, noise, p_value
 from test_lantern import own_cache as own_cache
 from test_speculative import drafter

@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 from scipy.stats import chisquare
-from test_company import costs
+from test_batch_invariance import costs
 from test_lantern import own_cache as own_cache
 from test_speculative import drafter
 from toy import TEXTS, ToyModel, draw, jobs
@@ -15,7 +15,7 @@ from toy import TEXTS, ToyModel, draw, jobs
 from harness.engine.acceptance import Draft, coupled, exact
 from harness.engine.guidance import Sampling
 from harness.engine.sampler import Sampler
-from harness.records import Usage, UserError
+from harness.records import UserError
 from methods.lantern import Lantern
 from methods.plain import Plain
 from methods.speculative import Speculative
@@ -126,11 +126,13 @@ def test_the_likeliest_path_and_the_random_one() -> None:
 
 def first_choice(image: int) -> int:
     """Which of three paths the method's own random branch picks first for an image."""
+    from harness.engine.job_state import JobState
     from harness.engine.session import Session
 
     sampler = Sampler(ToyModel(), Sampling(), slots=2)
     (job,) = jobs(TEXTS[:1], images=image + 1)[-1:]
-    return int(Session(sampler, job, 0, 2, 2, Usage()).rng("vvs").integers(3))
+    state = JobState(job, seed=0, branches=2, reserved_slots=2)
+    return int(Session(sampler, state).rng("vvs").integers(3))
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,10 @@ DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
 
 class ToyModel:
-    """2 layers, float64, random weights; prompts are words hashed into 8 embeddings, so lengths
-    differ.
+    """Two layers of random weights in float64.
+
+    A prompt's words are hashed into 8 embeddings, so that prompts differ in length. An image shows
+    its tokens as levels of grey: from the pixels one can tell the tokens.
     """
 
     name = "toy"
@@ -57,7 +59,8 @@ class ToyModel:
         self.output = nn.Linear(32, vocab, bias=False)
         for module in (self.trunk, self.tokens, self.words, self.output):
             for parameter in module.parameters():
-                parameter.data = torch.randn(parameter.shape, generator=generator).to(dtype) * 0.3
+                values = torch.randn(parameter.shape, generator=generator)
+                parameter.data = values.to(dtype) * 0.3
             module.to(self.device)
         self.codebook = self.tokens.weight.detach()
         self.forwards = 0
@@ -67,10 +70,9 @@ class ToyModel:
         return self.grid[0] * self.grid[1]
 
     def context(self, text: str | None, like: str) -> Tensor:
-        words = ["<start>", *like.split()][: self.max_context]
+        shown = like if text is None else text
+        words = ["<start>", *shown.split()][: self.max_context]
         ids = [0 if text is None else 1 + derive(word) % 7 for word in words]
-        if text is not None and text != like:
-            ids = [1 + derive(word) % 7 for word in ["<start>", *text.split()][: self.max_context]]
         return self.words(torch.tensor(ids, device=self.device)).detach()
 
     def embed(self, token_BW: Tensor, index_BW: Tensor) -> Tensor:
@@ -88,13 +90,8 @@ class ToyModel:
         return self.output(hidden)
 
     def cache(self, slots: int, tree_capacity: int = 0) -> KVCache:
-        return KVCache(
-            self.trunk.spec,
-            slots,
-            self.max_context + self.num_tokens + tree_capacity,
-            self.dtype,
-            self.device,
-        )
+        length = self.max_context + self.num_tokens + tree_capacity
+        return KVCache(self.trunk.spec, slots, length, self.dtype, self.device)
 
     def decode(self, token_BN: Tensor) -> Tensor:
         pixels = (token_BN + 1).clamp(0, 255).to(torch.uint8).unflatten(1, self.grid)
@@ -102,11 +99,13 @@ class ToyModel:
 
 
 def jobs(texts: Iterable[str], images: int = 1) -> list[Job]:
+    """Jobs for so many images of each text; the i-th prompt is `toy/<i>`."""
     prompts = [Prompt(f"toy/{i:05d}", text, "any") for i, text in enumerate(texts)]
     return [Job(prompt, image) for prompt in prompts for image in range(images)]
 
 
 TEXTS = ["a cat", "two dogs left of a car", "a red bird", "one", "a b c d e f g h", "three cups"]
+"""Prompts of different lengths."""
 
 
 def draw(
@@ -121,22 +120,23 @@ def draw(
     concurrency: int | None = None,
 ) -> dict[tuple[str, int], Delivery]:
     """All deliveries of a run, by job; asserts that every slot is free afterwards."""
+    sizes = MethodSpec.of(method).sampler_sizes()
+    if tokens_per_step:
+        sizes["tokens_per_step"] = tokens_per_step
     sampler = Sampler(
         model or ToyModel(),
         sampling or Sampling(scale=2.0),
         slots=slots,
-        tokens_per_step=tokens_per_step or method.tokens_per_step,
-        **{
-            name: value
-            for name, value in MethodSpec.of(method).sampler_sizes().items()
-            if name != "tokens_per_step"
-        },
         prefill=(3, 4),
+        **sizes,
     )
+    scheduler = Scheduler(method, sampler, seed=seed, concurrency=concurrency)
     done: dict[tuple[str, int], Delivery] = {}
-    Scheduler(method, sampler, seed=seed, concurrency=concurrency).run(
-        some, lambda d: done.update({d.job.key: d})
-    )
+
+    def keep(delivery: Delivery) -> None:
+        done[delivery.job.key] = delivery
+
+    scheduler.run(some, keep)
     assert sampler.free == slots
     return done
 
@@ -151,8 +151,9 @@ class PixelSum:
 
 
 class ToyBenchmark:
-    """Prompts of two categories; an image is right when it is bright. `pause` makes scoring slow,
-    in seconds.
+    """Prompts of two categories; an image is right when it is bright.
+
+    `pause` makes scoring slow: seconds for each image.
     """
 
     name = "toy"
@@ -162,11 +163,11 @@ class ToyBenchmark:
         self.images = images
         self.pause = pause
         self.judge = PixelSum()
-        texts = [f"{text} {number}" for number in range(4) for text in TEXTS][:prompts]
-        self._prompts = [
-            Prompt(f"toy/{i:05d}", text, ("even", "odd")[i % 2], {"answer": i})
-            for i, text in enumerate(texts)
-        ]
+        texts = [f"{text} {number}" for number in range(4) for text in TEXTS]
+        self._prompts = []
+        for i, text in enumerate(texts[:prompts]):
+            category = ("even", "odd")[i % 2]
+            self._prompts.append(Prompt(f"toy/{i:05d}", text, category, {"answer": i}))
 
     def prompts(self) -> list[Prompt]:
         return self._prompts
@@ -178,10 +179,10 @@ class ToyBenchmark:
                 bright = float(np.asarray(picture).mean())
             yield Score(
                 prompt.id,
-                int(path.stem),
-                self.judge.id,
-                float(bright > 16.5),
-                {"bright": round(bright, 3)},
+                image=int(path.stem),
+                judge=self.judge.id,
+                value=float(bright > 16.5),
+                detail={"bright": round(bright, 3)},
             )
 
     def summary(self, table: pd.DataFrame) -> dict[str, float]:
@@ -189,9 +190,7 @@ class ToyBenchmark:
 
 
 class Faulty:
-    """Plain sampling that fails on every second prompt until the file `mended` exists in the
-    working directory.
-    """
+    """Plain sampling that fails on every second prompt until the working folder has `mended`."""
 
     rows = 1
     branches = 2

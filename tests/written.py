@@ -79,7 +79,7 @@ def write_run(
             "category": prompt.category,
             "images": images,
         }
-        jobs.append(json.dumps({**row, **prompt.standing}, ensure_ascii=False))
+        jobs.append(json.dumps({**row, **prompt.extra_fields}, ensure_ascii=False))
         for image, value in enumerate(values[prompt.id]):
             record = SampleRecord(
                 prompt.id, image, prompt.category, "done", cost, notes=notes or {}, stamp=stamp

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.cli import enable_plugins, remedy, say
-from harness.engine.memory import capped, short_of_memory
+from harness.engine.memory import cap_memory, short_of_memory
 from harness.models.checkpoint import device_named
 from harness.records import UserError, one_line
 
@@ -58,7 +58,7 @@ _held: list[bool] = []
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
 def _app(config: DictConfig) -> None:
     on_cpu = device_named(str(config.device)).type == "cpu"
-    with capped() if on_cpu else nullcontext():
+    with cap_memory() if on_cpu else nullcontext():
         held = hydra.utils.get_method(config.bench)(config)
     if held:
         _held.append(True)

@@ -27,7 +27,7 @@ from harness.bench.roof import Bar, all_hold
 from harness.bench.sampler import TEXTS, expect_names, expect_plan, random_model
 from harness.bench.timing import CLOCKS, Times, interleave
 from harness.engine.guidance import Sampling
-from harness.engine.memory import expect_room, needed
+from harness.engine.memory import estimate_need, expect_memory
 from harness.engine.method_spec import MethodSpec
 from harness.engine.sampler import Sampler
 from harness.engine.scheduler import Delivery, Scheduler
@@ -217,7 +217,7 @@ class Work:
         slots = self.shape["slots"]
         rest = {name: value for name, value in self.shape.items() if name != "slots"}
         rest |= {"prefill": (min(16, slots), 32), "render_batch": min(16, self.images)}
-        expect_room(needed(self.model, **rest), self.model.device, slots)
+        expect_memory(estimate_need(self.model, **rest), self.model.device, slots)
         self.sampler = Sampler(self.model, self.sampling, slots=slots, **rest)
         self._scheduler = Scheduler(self.method, self.sampler, seed=0, concurrency=concurrency)
 

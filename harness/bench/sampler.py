@@ -33,7 +33,7 @@ from harness.bench.roof import (
 from harness.bench.timing import Times, interleave
 from harness.engine.canvas import Canvas
 from harness.engine.guidance import Sampling
-from harness.engine.memory import expect_room, needed
+from harness.engine.memory import estimate_need, expect_memory
 from harness.engine.probes import Probe
 from harness.engine.sampler import Sampler
 from harness.engine.scheduler import Delivery, Scheduler
@@ -167,7 +167,7 @@ class Drawing:
         slots = method.branches * len(texts)
         self.model = model
         shape: dict[str, Any] = {"prefill": (min(16, slots), 32), "render_batch": 1}
-        expect_room(needed(model, tokens_per_step=1, **shape), model.device, slots)
+        expect_memory(estimate_need(model, tokens_per_step=1, **shape), model.device, slots)
         undecoded = copy.copy(model)
         undecoded.decode = lambda token_BN: torch.zeros((len(token_BN), 1, 1, 3), dtype=torch.uint8)
         self._method = method

@@ -1,1 +1,1 @@
-"""The shared batched sampler: canvases, slots, forwards, draws, sessions and the scheduler."""
+"""The shared batched engine: canvases, forwards, draws, sessions and the scheduler."""

@@ -1,8 +1,8 @@
-"""How many branches fit into the memory there is, with the arithmetic in words.
+"""How many slots fit into the memory there is, with the arithmetic in words.
 
-A slot costs its keys and values over the full length, its context, and the laws of one draw;
-besides slots there are the weights, the scratch slot, what a prefill gathers, and the image
-decoder's maps for one batch of images.
+A slot costs its keys and values over the full length, its context, and the distributions of one
+draw. Besides slots there are the weights, the scratch slot, what a prefill gathers, and the feature
+maps of the image decoder for one batch of images. All sizes are in bytes; a GB is 10^9 of them.
 """
 
 from __future__ import annotations
@@ -24,47 +24,59 @@ from harness.records import UserError
 
 log = logging.getLogger("harness")
 
-MOST = 256
-"""Slots that are taken at most where nobody says how many."""
+MAX_DEFAULT_SLOTS = 256
+"""Slots that are taken at most where the user gives no number."""
 LOGIT_BYTES = 96
-"""Working memory per logit of a draw: float32 laws, and noise, which is hashed and raced in 64
-bits.
-"""
+"""Working memory per logit of a draw: float32 probabilities, and noise in 64-bit words."""
+PREFILL_COPIES = 16
+"""Working memory of a prefill, in multiples of its hidden states."""
 GB = 1e9
+
+LESS_MEMORY = (
+    "set sampler.memory_gb, fewer sampler.slots, a smaller sampler.render_batch, "
+    "or fewer candidates"
+)
+"""The remedy where memory ran out."""
+
+
+# ------------------------------------------------------------------ what a sampler needs
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
-    """Bytes that a sampler needs: for each slot, and besides."""
+class MemoryNeed:
+    """Bytes that a sampler needs: for each slot, and whatever the number of slots."""
 
-    slot: int
+    per_slot: int
     weights: int
     decoder: int
-    besides: int  # scratch slot and prefill
+    prefill: int  # and the scratch slot
 
     @property
     def fixed(self) -> int:
-        return self.weights + self.decoder + self.besides
+        """Bytes that do not depend on the number of slots."""
+        return self.weights + self.decoder + self.prefill
 
-    def of(self, slots: int) -> int:
-        return self.fixed + slots * self.slot
+    def total(self, slots: int) -> int:
+        """Compute the bytes of a sampler with so many slots."""
+        return self.fixed + slots * self.per_slot
 
-    def fitting(self, budget: float) -> int:
-        """How many slots fit into so many bytes."""
-        return max(0, int(budget - self.fixed) // self.slot)
+    def slots_within(self, budget: float) -> int:
+        """Compute how many slots fit into so many bytes."""
+        return max(0, int(budget - self.fixed) // self.per_slot)
 
-    def sum(self, slots: int) -> str:
-        """The arithmetic, as "64 slots x 0.191 GB + image decoder 8.6 GB + ... = 22.7 GB"."""
-        parts = (
-            ("weights", self.weights),
-            ("image decoder", self.decoder),
-            ("prefill", self.besides),
-        )
-        others = "".join(f" + {name} {size / GB:.3g} GB" for name, size in parts if size)
-        return f"{slots} slots x {self.slot / GB:.3g} GB{others} = {self.of(slots) / GB:.3g} GB"
+    def describe(self, slots: int) -> str:
+        """Write the arithmetic: "64 slots x 0.191 GB + image decoder 8.6 GB + ... = 22.7 GB"."""
+        fixed_parts = {
+            "weights": self.weights,
+            "image decoder": self.decoder,
+            "prefill": self.prefill,
+        }
+        terms = [f"{slots} slots x {self.per_slot / GB:.3g} GB"]
+        terms += [f"{name} {size / GB:.3g} GB" for name, size in fixed_parts.items() if size]
+        return f"{' + '.join(terms)} = {self.total(slots) / GB:.3g} GB"
 
 
-def needed(
+def estimate_need(
     model: ImageModel,
     *,
     tokens_per_step: int,
@@ -72,29 +84,51 @@ def needed(
     render_batch: int,
     tree_capacity: int = 0,
     hidden: bool = False,
-) -> Need:
-    """What a sampler of that shape over `model` takes, without its slots being there."""
+) -> MemoryNeed:
+    """Estimate what a sampler of that shape over `model` needs, without making it.
+
+    The arguments are those of `Sampler`.
+    """
+    # 1. One slot: keys and values, context, tokens, hidden states, and the logits of a draw.
     cache = model.cache(1, tree_capacity)
-    modules = [part for part in vars(model).values() if isinstance(part, nn.Module)]
-    stored = [
-        t.untyped_storage() for module in modules for t in (*module.parameters(), *module.buffers())
-    ]
-    weights = {storage.data_ptr(): storage.nbytes() for storage in stored}
-    context = model.max_context * model.dim * cache.keys.element_size() + 8 * model.num_tokens
-    states = cache.length * model.dim * cache.keys.element_size() if hidden else 0
+    number_bytes = cache.keys.element_size()
+    token_bytes = 8 * model.num_tokens
+    context = model.max_context * model.dim * number_bytes + token_bytes
+    states = cache.length * model.dim * number_bytes if hidden else 0
+    draw = LOGIT_BYTES * tokens_per_step * model.vocab
+
+    # 2. One prefill: the keys and values of one layer, gathered, and hidden states.
     rows, columns = prefill
     gathered = rows * cache.slot_bytes // len(cache.keys)
-    between = rows * columns * model.dim * cache.keys.element_size() * 16
-    return Need(
-        slot=cache.slot_bytes + context + states + LOGIT_BYTES * tokens_per_step * model.vocab,
-        weights=sum(weights.values()),
-        decoder=images_at_once(model, render_batch) * int(getattr(model, "render_bytes", 0)),
-        besides=cache.slot_bytes + context + gathered + between,
+    activations = rows * columns * model.dim * number_bytes * PREFILL_COPIES
+
+    # 3. One batch of the image decoder.
+    image_bytes = int(getattr(model, "render_bytes", 0))
+
+    return MemoryNeed(
+        per_slot=cache.slot_bytes + context + states + draw,
+        weights=_weight_bytes(model),
+        decoder=images_at_once(model, render_batch) * image_bytes,
+        prefill=cache.slot_bytes + context + gathered + activations,
     )
 
 
+def _weight_bytes(model: ImageModel) -> int:
+    """Sum up a model's parameters and buffers, storage that they share counted once."""
+    modules = [part for part in vars(model).values() if isinstance(part, nn.Module)]
+    size_of_storage: dict[int, int] = {}
+    for module in modules:
+        for tensor in (*module.parameters(), *module.buffers()):
+            storage = tensor.untyped_storage()
+            size_of_storage[storage.data_ptr()] = storage.nbytes()
+    return sum(size_of_storage.values())
+
+
+# ------------------------------------------------------------------ slots of a run
+
+
 def choose_slots(
-    need: Need,
+    need: MemoryNeed,
     device: torch.device,
     *,
     asked: int | None,
@@ -102,38 +136,35 @@ def choose_slots(
     most: int,
     memory_gb: float | None,
 ) -> int:
-    """The number of slots of a run: what is asked for, or fewer where memory is short; without a
-    wish, what fits.
+    """Choose the number of slots of a run: the number asked for, or fewer if memory is short.
 
-    The memory is `memory_gb`, weights included, or nine tenths of what the device has free. On the
-    CPU a number that is asked for is taken at its word unless `memory_gb` is set. A number that
-    memory decides is a power of two times what one job needs, so that it stays the same when a
-    little more or less is free. Raises UserError when not even one job fits.
+    `asked` is the user's number, `one_job` what one job reserves, `most` what all jobs together
+    can use; without a number, as many are taken as fit. The memory is `memory_gb`, weights
+    included, or nine tenths of what a GPU has free (of main memory, half). On a CPU a number that
+    is asked for is taken at its word unless `memory_gb` is set. A number that memory decides is a
+    power of two times `one_job`, so that it stays the same when a little more or less is free.
+    Raises UserError when not even one job fits.
     """
     if asked is not None and memory_gb is None and device.type == "cpu":
         return asked
+
+    # 1. How much memory there is, and whether one job fits.
     if memory_gb is None:
-        budget = _free(device) + need.weights
+        budget = _free_bytes(device) + need.weights
         source = "free on the device, the weights' included"
     else:
         budget = memory_gb * GB
         source = "in sampler.memory_gb"
-    fitting = need.fitting(budget)
-    least = one_job if asked is None else min(asked, one_job)
-    if fitting < least:
-        raise UserError(
-            f"too little memory for one image at a time: {need.sum(least)}, of {budget / GB:.3g} GB {source}, where "
-            f"{fitting} slots fit: set sampler.memory_gb={need.of(least) / GB * 1.01:.3g} or more, a smaller "
-            "sampler.render_batch, or fewer candidates"
-        )
-    slots = min(most, MOST) if asked is None else asked
+    _expect_one_job(need, one_job if asked is None else min(asked, one_job), budget, source)
+
+    # 2. The number that is wanted, or the largest stable one that fits.
+    fitting = need.slots_within(budget)
+    slots = min(most, MAX_DEFAULT_SLOTS) if asked is None else asked
     if slots > fitting:
-        slots = one_job
-        while 2 * slots <= fitting:
-            slots *= 2
+        slots = _doubled_within(one_job, fitting)
     log.info(
         "memory: %s, of %.3g GB %s (sampler.slots=%d keeps it so)",
-        need.sum(slots),
+        need.describe(slots),
         budget / GB,
         source,
         slots,
@@ -141,67 +172,90 @@ def choose_slots(
     return slots
 
 
-def expect_room(need: Need, device: torch.device, slots: int) -> None:
-    """Raise UserError, with the arithmetic, for so many slots that the device has no memory for
-    them.
-    """
-    budget = _free(device) + need.weights
-    if need.of(slots) > budget:
-        fitting = need.fitting(budget)
+def _expect_one_job(need: MemoryNeed, slots: int, budget: float, source: str) -> None:
+    """Raise UserError, with the arithmetic and a sufficient budget, if a job's slots do not fit."""
+    fitting = need.slots_within(budget)
+    if fitting < slots:
         raise UserError(
-            f"too little memory: {need.sum(slots)}, of {budget / GB:.3g} GB free on the device, the weights' included, "
-            f"where {fitting} slots fit: ask for fewer images at a time, or a smaller model"
+            f"too little memory for one image at a time: {need.describe(slots)}, "
+            f"of {budget / GB:.3g} GB {source}, where {fitting} slots fit: "
+            f"set sampler.memory_gb={need.total(slots) / GB * 1.01:.3g} or more, a smaller "
+            "sampler.render_batch, or fewer candidates"
         )
 
 
-LESS_MEMORY = "set sampler.memory_gb, fewer sampler.slots, a smaller sampler.render_batch, or fewer candidates"
+def _doubled_within(start: int, limit: int) -> int:
+    """Double a number as often as the limit allows."""
+    while 2 * start <= limit:
+        start *= 2
+    return start
+
+
+def expect_memory(need: MemoryNeed, device: torch.device, slots: int) -> None:
+    """Raise UserError, with the arithmetic, if the device has no memory for so many slots."""
+    budget = _free_bytes(device) + need.weights
+    if need.total(slots) > budget:
+        raise UserError(
+            f"too little memory: {need.describe(slots)}, of {budget / GB:.3g} GB free on the "
+            f"device, the weights' included, where {need.slots_within(budget)} slots fit: "
+            "ask for fewer images at a time, or a smaller model"
+        )
+
+
+# ------------------------------------------------------------------ memory that runs out
 
 
 def short_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on a GPU or in main memory."""
-    words = ("out of memory", "not enough memory", "can't allocate memory")
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
-    )
+    """True if an error says that an allocation failed, on a GPU or in main memory."""
+    if isinstance(error, MemoryError):
+        return True
+    phrases = ("out of memory", "not enough memory", "can't allocate memory")
+    return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in phrases)
 
 
 @contextmanager
-def capped() -> Iterator[None]:
-    """Inside, an allocation beyond the main memory that is left fails, where it would end the
-    process later on.
+def cap_memory() -> Iterator[None]:
+    """Let allocations inside fail if they exceed the main memory that is left.
+
+    Without a cap they succeed, and the system kills the process once it uses what it was given.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    own = _status("/proc/self/status", "VmData:")
-    if own is not None and soft == resource.RLIM_INFINITY:
-        resource.setrlimit(resource.RLIMIT_DATA, (own + _available(), hard))
+    used = _read_size("/proc/self/status", "VmData:")
+    if used is not None and soft == resource.RLIM_INFINITY:
+        resource.setrlimit(resource.RLIMIT_DATA, (used + _available_bytes(), hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
-def _available() -> int:
-    """Bytes of main memory that processes can still get."""
-    return _status("/proc/meminfo", "MemAvailable:") or os.sysconf("SC_AVPHYS_PAGES") * os.sysconf(
-        "SC_PAGE_SIZE"
-    )
+# ------------------------------------------------------------------ memory of the machine
 
 
-def _status(path: str, name: str) -> int | None:
-    """Bytes that the system says of something; None where it does not."""
+def _free_bytes(device: torch.device) -> float:
+    """Compute what may still be used: 0.9 of a GPU's free memory, 0.5 of available main memory."""
+    if device.type != "cuda":
+        return 0.5 * _available_bytes()
+    free, _ = torch.cuda.mem_get_info(device)
+    kept_for_reuse = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return 0.9 * (free + kept_for_reuse)
+
+
+def _available_bytes() -> int:
+    """Read the bytes of main memory that processes can still get."""
+    available = _read_size("/proc/meminfo", "MemAvailable:")
+    if available:
+        return available
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _read_size(path: str, name: str) -> int | None:
+    """Read a line such as "VmData:  123 kB" of a system file, in bytes; None if it is not there."""
     try:
         lines = Path(path).read_text().splitlines()
     except OSError:
         return None
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(name)), None)
-
-
-def _free(device: torch.device) -> float:
-    """Bytes that may still be used: nine tenths of a GPU's free memory, half of the main memory
-    that is available.
-    """
-    if device.type != "cuda":
-        return 0.5 * _available()
-    free, _ = torch.cuda.mem_get_info(device)
-    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return 0.9 * (free + kept)
+    for line in lines:
+        if line.startswith(name):
+            return 1024 * int(line.split()[1])
+    return None

@@ -1,5 +1,4 @@
-"""The machine that numbers belong to, and what work on it takes: seconds, joules, peak memory, and
-when it is warm.
+"""Measure work on the machine that numbers belong to: seconds, joules, peak memory, warm-up.
 
 What a GPU's driver does not tell (no NVML, no permission) is left out.
 """
@@ -10,6 +9,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,121 +19,72 @@ import torch
 from harness.records import Stage, Usage
 
 STABLE = 0.02
-"""Three consecutive times, or medians, that agree within this share end a warm-up."""
+"""A warm-up ends when three consecutive medians agree within this share."""
 GROUP = 3
-"""Images of a median."""
+"""Images of one median."""
+
+
+# ------------------------------------------------------------------ warm-up
 
 
 def settled(seen: Sequence[float]) -> bool:
-    """Whether the last three agree within STABLE of their median."""
+    """True if the last three values agree within STABLE of their median."""
     last = np.array(seen[-3:])
-    return len(last) == 3 and float(np.ptp(last)) <= STABLE * float(np.median(last))
+    if len(last) < 3:
+        return False
+    return float(np.ptp(last)) <= STABLE * float(np.median(last))
 
 
 def warm_up(draw: Callable[[int], object], most: int) -> tuple[list[float], bool]:
-    """Draw images until three consecutive medians of GROUP agree, at most `most`: their seconds,
-    and whether they do.
+    """Draw images until three consecutive medians of GROUP agree, or `most` are drawn.
 
-    The first has compiling and capturing in it.
+    `draw(i)` draws the i-th. Returns the seconds of each image, and whether the medians agree. The
+    first image includes compiling and capturing.
     """
     seconds: list[float] = []
     while len(seconds) < most:
         began = time.perf_counter()
         draw(len(seconds))
         seconds.append(time.perf_counter() - began)
-        whole = len(seconds) // GROUP * GROUP
-        if whole == len(seconds) and settled(
-            np.median(np.reshape(seconds, (-1, GROUP)), axis=1).tolist()
-        ):
+
+        group_is_complete = len(seconds) % GROUP == 0
+        if group_is_complete and settled(_medians(seconds)):
             return seconds, True
     return seconds, False
 
 
+def _medians(seconds: Sequence[float]) -> list[float]:
+    """Return the medians of consecutive groups of GROUP."""
+    return np.median(np.reshape(seconds, (-1, GROUP)), axis=1).tolist()
+
+
+# ------------------------------------------------------------------ the machine
+
+
 def describe(device: torch.device) -> dict[str, str]:
-    """What a device is called; of a GPU also its driver, its clocks (cores and memory) and its
-    power cap.
-    """
+    """Name a device; of a GPU also its driver, its highest clocks and its power cap."""
     if device.type != "cuda":
         threads = torch.get_num_threads()
         return {"device": f"{_processor()}, {threads} thread{'s' * (threads > 1)}"}
-    told = {"device": torch.cuda.get_device_properties(device).name}
+
+    facts = {"device": torch.cuda.get_device_properties(device).name}
     nvml, handle = _nvml(device)
-    if nvml is not None:
-        with suppress(nvml.NVMLError):
-            told["driver"] = str(nvml.nvmlSystemGetDriverVersion())
-        with suppress(nvml.NVMLError):
-            clocks = [
-                nvml.nvmlDeviceGetMaxClockInfo(handle, kind)
-                for kind in (nvml.NVML_CLOCK_SM, nvml.NVML_CLOCK_MEM)
-            ]
-            told["clocks"] = f"at most {clocks[0]} and {clocks[1]} MHz"
-        with suppress(nvml.NVMLError):
-            told["power_cap"] = f"{nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000:.0f} W"
-    return told
-
-
-class Meter:
-    """Seconds by the host's clock, joules and peak memory since its start; without what is done
-    `apart`.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self.start()
-
-    def start(self) -> None:
-        """Forget everything before."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-            torch.cuda.reset_peak_memory_stats(self._device)
-        else:
-            with suppress(OSError):
-                Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-        self._began = time.perf_counter()
-        self._joules = joules(self._device)
-        self.apart_s = 0.0
-        self._apart_joules = 0.0
-
-    @contextmanager
-    def apart(self) -> Iterator[None]:
-        """What is done inside belongs to something else; how long it takes is kept in `apart_s`."""
-        began = time.perf_counter()
-        before = joules(self._device)
-        try:
-            yield
-        finally:
-            self.apart_s += time.perf_counter() - began
-            self._apart_joules += (joules(self._device) or 0.0) - (before or 0.0)
-
-    @property
-    def seconds(self) -> float:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return time.perf_counter() - self._began - self.apart_s
-
-    @property
-    def joules(self) -> float | None:
-        """Of the whole GPU; None where it does not tell."""
-        now = joules(self._device)
-        return (
-            None if now is None or self._joules is None else now - self._joules - self._apart_joules
-        )
-
-    @property
-    def peak_memory_gb(self) -> float | None:
-        """Of this process: on a GPU its tensors, otherwise all that it has in memory."""
-        if self._device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self._device) / 1e9
-        with suppress(OSError, StopIteration):
-            lines = Path("/proc/self/status").read_text().splitlines()
-            return next(
-                1024 * int(line.split()[1]) / 1e9 for line in lines if line.startswith("VmHWM:")
-            )
-        return None
+    if nvml is None:
+        return facts
+    with suppress(nvml.NVMLError):
+        facts["driver"] = str(nvml.nvmlSystemGetDriverVersion())
+    with suppress(nvml.NVMLError):
+        cores_mhz = nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM)
+        memory_mhz = nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_MEM)
+        facts["clocks"] = f"at most {cores_mhz} and {memory_mhz} MHz"
+    with suppress(nvml.NVMLError):
+        milliwatts = nvml.nvmlDeviceGetEnforcedPowerLimit(handle)
+        facts["power_cap"] = f"{milliwatts / 1000:.0f} W"
+    return facts
 
 
 def joules(device: torch.device) -> float | None:
-    """Energy that a GPU has used since its driver was loaded; None where it does not tell."""
+    """Read the joules that a GPU has used since its driver was loaded; None if it does not tell."""
     nvml, handle = _nvml(device)
     if nvml is None:
         return None
@@ -144,13 +95,13 @@ def joules(device: torch.device) -> float | None:
 
 
 def _nvml(device: torch.device) -> tuple[Any, Any]:
-    """The driver's library and a GPU's handle in it; (None, None) without them."""
+    """Return the driver's library and a GPU's handle in it; (None, None) without them."""
     if device.type != "cuda":
         return None, None
     import pynvml
 
     try:
-        pynvml.nvmlInit()  # counted by the library: again is cheap
+        pynvml.nvmlInit()  # it counts its users: calling it again is cheap
         identity = torch.cuda.get_device_properties(device).uuid
         return pynvml, pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{identity}")
     except pynvml.NVMLError:
@@ -158,16 +109,103 @@ def _nvml(device: torch.device) -> tuple[Any, Any]:
 
 
 def _processor() -> str:
-    with suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(
-            line.partition(":")[2].strip() for line in lines if line.startswith("model name")
-        )
+    """Name the processor."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
 
 
+# ------------------------------------------------------------------ work as a whole
+
+
+class Meter:
+    """Measures seconds by the host's clock, joules and peak memory since its start.
+
+    Work done inside `pause` is left out of seconds and joules.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.start()
+
+    def start(self) -> None:
+        """Forget everything measured before."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+            torch.cuda.reset_peak_memory_stats(self._device)
+        else:
+            with suppress(OSError):
+                Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+        self._began = time.perf_counter()
+        self._joules = joules(self._device)
+        self.paused_s = 0.0
+        self._paused_joules = 0.0
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leave out what is done inside; `paused_s` adds up how long that takes."""
+        began = time.perf_counter()
+        before = joules(self._device)
+        try:
+            yield
+        finally:
+            self.paused_s += time.perf_counter() - began
+            self._paused_joules += (joules(self._device) or 0.0) - (before or 0.0)
+
+    @property
+    def seconds(self) -> float:
+        """Host seconds, until the device has done its work."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter() - self._began - self.paused_s
+
+    @property
+    def joules(self) -> float | None:
+        """Joules of the whole GPU; None if it does not tell."""
+        now = joules(self._device)
+        if now is None or self._joules is None:
+            return None
+        return now - self._joules - self._paused_joules
+
+    @property
+    def peak_memory_gb(self) -> float | None:
+        """Peak of this process: on a GPU its tensors, otherwise all that it has in memory."""
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device) / 1e9
+        with suppress(OSError):
+            for line in Path("/proc/self/status").read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    return 1024 * int(line.split()[1]) / 1e9
+        return None
+
+
+# ------------------------------------------------------------------ shares of jobs
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """Work that is enqueued on the device, and perhaps not done yet."""
+
+    before: torch.cuda.Event
+    after: torch.cuda.Event
+    shares: list[Usage]
+    stage: Stage
+
+    def concerns(self, usage: Usage | None) -> bool:
+        """True if a job has a share in it; None is any job."""
+        return usage is None or any(share is usage for share in self.shares)
+
+    def charge(self) -> None:
+        """Wait for the work to be done, and charge it."""
+        self.after.synchronize()
+        seconds = self.before.elapsed_time(self.after) / 1000.0
+        _charge_seconds(seconds, self.shares, self.stage)
+
+
 class Clock:
-    """Device seconds by stage, shared evenly among the rows of each measured piece of work.
+    """Measures device seconds by stage, shared evenly among the rows of each piece of work.
 
     On CUDA it records events and reads them in `settle`, so that measuring never waits for the
     device.
@@ -175,33 +213,37 @@ class Clock:
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
-        self._open: list[tuple[torch.cuda.Event, torch.cuda.Event, list[Usage], Stage]] = []
+        self._unsettled: list[_Measured] = []
 
     @contextmanager
     def measure(self, shares: list[Usage], stage: Stage) -> Iterator[None]:
+        """Charge what is done inside to `shares`: one ledger for each row of the batch."""
         if self._cuda:
-            before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            before = torch.cuda.Event(enable_timing=True)
+            after = torch.cuda.Event(enable_timing=True)
             before.record()
             yield
             after.record()
-            self._open.append((before, after, shares, stage))
+            self._unsettled.append(_Measured(before, after, shares, stage))
         else:
             began = time.perf_counter()
             yield
-            _share(time.perf_counter() - began, shares, stage)
+            _charge_seconds(time.perf_counter() - began, shares, stage)
 
     def settle(self, usage: Usage | None) -> None:
-        still_open = []
-        for before, after, shares, stage in self._open:
-            if usage is None or any(share is usage for share in shares):
-                after.synchronize()
-                _share(before.elapsed_time(after) / 1000.0, shares, stage)
+        """Charge all work in which a job has a share (None: all work), once it is done."""
+        unsettled = []
+        for work in self._unsettled:
+            if work.concerns(usage):
+                work.charge()
             else:
-                still_open.append((before, after, shares, stage))
-        self._open = still_open
+                unsettled.append(work)
+        self._unsettled = unsettled
 
 
-def _share(seconds: float, shares: list[Usage], stage: Stage) -> None:
+def _charge_seconds(seconds: float, shares: list[Usage], stage: Stage) -> None:
+    """Add equal shares of device seconds to each ledger, in total and in its stage."""
+    field = f"{stage}_s"
     for usage in shares:
         usage.device_s += seconds / len(shares)
-        setattr(usage, f"{stage}_s", getattr(usage, f"{stage}_s") + seconds / len(shares))
+        setattr(usage, field, getattr(usage, field) + seconds / len(shares))

@@ -1,7 +1,12 @@
-"""What a method declares about itself: read and checked once, when a run or a scheduler is built."""
+"""What a method declares about itself: read and checked once, before anything is computed.
+
+`Method` in session.py says what the members mean. Here they are read from an object that somebody
+wrote, and each mistake is answered with the member's name and the remedy.
+"""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,45 +15,64 @@ from harness.engine.guidance import Sampling
 from harness.models import ImageModel
 from harness.records import UserError
 
-REQUIRED = {
-    "rows": "the canvases that it keeps open at once",
-    "branches": "the branches of a canvas, 2 under guidance",
-    "tokens_per_step": "the tokens that a branch is fed in one decode step: 1, or 1 + draft length",
-}
-"""Members that every method declares, and what each one counts."""
 
-EARLIER_NAMES = {"branches": "streams", "tokens_per_step": "width", "tree_capacity": "room"}
-"""Members that had another name before; a method that still declares that one is read alike."""
+@dataclass(frozen=True, slots=True)
+class _Count:
+    """A whole number that a method declares."""
+
+    name: str
+    meaning: str  # what a method without it is told to declare
+    minimum: int = 1
+    default: int | None = None  # None: every method declares it
+    earlier_name: str | None = None  # read alike where the name itself is not declared
+
+
+_ROWS = _Count("rows", "the canvases that it opens for one prompt")
+_BRANCHES = _Count("branches", "the branches of a canvas, 2 under guidance", earlier_name="streams")
+_TOKENS_PER_STEP = _Count(
+    "tokens_per_step",
+    "the tokens that a branch is fed in one decode step: 1, or 1 + draft length",
+    earlier_name="width",
+)
+_TREE_CAPACITY = _Count(
+    "tree_capacity",
+    "the nodes of its largest draft tree",
+    minimum=0,
+    default=0,
+    earlier_name="room",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class MethodSpec:
-    """The declarations of one method.
+    """The declarations of one method, checked.
 
     `parts` are the objects that the method is made of (judges, drafters, rules, ...) by the names
     of its attributes. The parts of its decoding are listed as "decoding.name".
     """
 
-    rows: int
-    branches: int
-    tokens_per_step: int
-    tree_capacity: int
+    rows: int  # canvases that one job opens
+    branches: int  # of one canvas
+    tokens_per_step: int  # of one branch
+    tree_capacity: int  # nodes of a draft tree
     needs_guidance: bool
-    needs_hidden: bool
+    needs_hidden: bool  # a drafter continues the target's hidden states
     parts: tuple[tuple[str, object], ...]
     expect_grid: Callable[[tuple[int, int]], None] | None
 
     @classmethod
     def of(cls, method: object) -> MethodSpec:
         """Read a method's declarations. Raises UserError that names a missing or impossible one."""
-        name = type(method).__name__
         if not callable(getattr(method, "generate", None)):
-            raise UserError(f"method {name} has no `async def generate(self, prompt, s)`: write it")
-        counts = {member: _count(method, member) for member in REQUIRED}
-        parts = tuple(_parts(method))
+            raise UserError(
+                f"method {_name(method)} has no `async def generate(self, prompt, s)`: write it"
+            )
+        parts = tuple(_list_parts(method))
         return cls(
-            **counts,
-            tree_capacity=int(_declared(method, "tree_capacity") or 0),
+            rows=_read_count(method, _ROWS),
+            branches=_read_count(method, _BRANCHES),
+            tokens_per_step=_read_count(method, _TOKENS_PER_STEP),
+            tree_capacity=_read_count(method, _TREE_CAPACITY),
             needs_guidance=bool(getattr(method, "needs_guidance", False)),
             needs_hidden=any(getattr(part, "hidden", False) for _, part in parts),
             parts=parts,
@@ -61,13 +85,16 @@ class MethodSpec:
         return self.rows * self.branches
 
     @property
-    def part_ids(self) -> dict[str, str]:
-        """The `id` of each part that has one: what a method's answers come from."""
-        ids = ((name, getattr(part, "id", None)) for name, part in self.parts)
-        return {name: found for name, found in ids if found is not None}
+    def part_ids(self) -> dict[str, object]:
+        """The `id` of each part that has one: what the method's answers come from."""
+        ids = {name: getattr(part, "id", None) for name, part in self.parts}
+        return {name: part_id for name, part_id in ids.items() if part_id is not None}
 
     def sampler_sizes(self) -> dict[str, Any]:
-        """Arguments that a sampler must be made with for this method, besides slots."""
+        """List the arguments, besides slots, that a sampler for this method is made with.
+
+        What is not needed is left out, since the sizes are part of a run's fingerprint.
+        """
         sizes: dict[str, Any] = {"tokens_per_step": self.tokens_per_step}
         if self.tree_capacity:
             sizes["tree_capacity"] = self.tree_capacity
@@ -87,24 +114,11 @@ class MethodSpec:
     ) -> None:
         """Raise UserError, with the remedy, if the method cannot run on such a model and sampler.
 
-        Parts that depend on the model (drafters, neighbour tables) check it in `expect_target`.
+        `slots` and what follows are the sampler's. Parts that depend on the model (drafters,
+        neighbour tables) check it in their `expect_target`.
         """
-        if self.slots > slots:
-            raise UserError(
-                f"sampler.slots={slots} is too few: the method needs {self.slots} "
-                f"({self.rows} canvases x {self.branches} branches); "
-                f"set sampler.slots={4 * self.slots}"
-            )
-        if self.tokens_per_step > tokens_per_step:
-            raise UserError(
-                f"sampler.tokens_per_step={tokens_per_step} is too small: "
-                f"the method needs {self.tokens_per_step}"
-            )
-        if self.tree_capacity > tree_capacity:
-            raise UserError(
-                f"sampler.tree_capacity={tree_capacity} is too small: "
-                f"the method's draft trees need {self.tree_capacity}"
-            )
+        self._expect_slots(slots)
+        self._expect_sizes(tokens_per_step, tree_capacity)
         if self.needs_hidden and not hidden:
             raise UserError(
                 "sampler.hidden=false: the method's drafter continues hidden states, set it to true"
@@ -121,29 +135,78 @@ class MethodSpec:
         if self.expect_grid is not None:
             self.expect_grid(model.grid)
 
+    def _expect_slots(self, slots: int) -> None:
+        if self.slots > slots:
+            raise UserError(
+                f"sampler.slots={slots} is too few: the method needs {self.slots} "
+                f"({self.rows} canvases x {self.branches} branches); "
+                f"set sampler.slots={4 * self.slots}"
+            )
 
-def _declared(method: object, member: str) -> Any:
-    """A member of a method, also under its earlier name; None if it declares neither."""
-    value = getattr(method, member, None)
-    if value is None and member in EARLIER_NAMES:
-        value = getattr(method, EARLIER_NAMES[member], None)
-    return value
+    def _expect_sizes(self, tokens_per_step: int, tree_capacity: int) -> None:
+        if self.tokens_per_step > tokens_per_step:
+            raise UserError(
+                f"sampler.tokens_per_step={tokens_per_step} is too small: "
+                f"the method needs {self.tokens_per_step}"
+            )
+        if self.tree_capacity > tree_capacity:
+            raise UserError(
+                f"sampler.tree_capacity={tree_capacity} is too small: "
+                f"the method's draft trees need {self.tree_capacity}"
+            )
 
 
-def _count(method: object, member: str) -> int:
-    """A required member: a whole number of at least 1."""
-    name = type(method).__name__
-    value = _declared(method, member)
+def _name(method: object) -> str:
+    return type(method).__name__
+
+
+def _read_count(method: object, count: _Count) -> int:
+    """Read a number that a method declares, also under its earlier name."""
+    declared_as = count.name
+    value = getattr(method, count.name, None)
+    if value is None and count.earlier_name is not None:
+        declared_as = count.earlier_name
+        value = getattr(method, count.earlier_name, None)
+
+    if value is None and count.default is not None:
+        return count.default
     if value is None:
-        raise UserError(f"method {name} does not declare `{member}`: set it to {REQUIRED[member]}")
-    if not isinstance(value, int) or value < 1:
-        raise UserError(f"method {name} declares {member}={value!r}: give a whole number from 1 up")
-    return value
+        raise UserError(
+            f"method {_name(method)} does not declare `{count.name}`: set it to {count.meaning}"
+        )
+    number = _whole_number(value)
+    if number is None or number < count.minimum:
+        raise UserError(
+            f"method {_name(method)} declares {declared_as}={value!r}: "
+            f"give a whole number from {count.minimum} up"
+        )
+    return number
 
 
-def _parts(owner: object, prefix: str = "") -> Iterator[tuple[str, object]]:
+def _whole_number(value: object) -> int | None:
+    """Return the integer that a value is (numpy's count, too); None for all else, and booleans."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def _list_parts(owner: object, prefix: str = "") -> Iterator[tuple[str, object]]:
     """Name the attributes of a method, and those of its decoding."""
-    for name, part in vars(owner).items():
+    for name, part in _attributes(owner).items():
         yield prefix + name, part
         if hasattr(part, "finish"):
-            yield from _parts(part, f"{prefix}{name}.")
+            yield from _list_parts(part, f"{prefix}{name}.")
+
+
+def _attributes(owner: object) -> dict[str, object]:
+    """List an object's own attributes, whether it has a `__dict__`, `__slots__` or both."""
+    found = dict(getattr(owner, "__dict__", {}))
+    for kind in type(owner).__mro__:
+        slots = kind.__dict__.get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if hasattr(owner, name) and not name.startswith("__"):
+                found[name] = getattr(owner, name)
+    return found

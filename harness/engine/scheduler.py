@@ -1,37 +1,40 @@
-"""Runs many methods' coroutines at once and carries out what they wait for as batches.
+"""Run the coroutines of many jobs at once, and carry out what they wait for as batches.
 
-A round: admit jobs whose slots fit, answer everything that unblocks rows without a forward
-(renders, judges, drafts), then one forward for all that look or draw, then the looks, then the
-draws. Methods with `run` sleep until their image is done; whoever waits for a picture sleeps while
-the others go on.
+A job reserves slots and runs its method's coroutine until that awaits a request of its session; it
+then sleeps until the answer is there. One round (`_Run.play_round`) starts jobs whose slots are
+free, answers what needs no forward (images, judges, drafts), and gives one forward to all that look
+or draw. Jobs that only draw sleep until their tokens are there, and bursts of many decode steps
+serve them; a job that waits for an image sleeps while the others go on.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from harness.engine.acceptance import exact
+from harness.engine.acceptance import Draft, Rule, exact
 from harness.engine.canvas import Canvas
+from harness.engine.job_state import JobState
 from harness.engine.memory import short_of_memory
 from harness.engine.method_spec import MethodSpec
 from harness.engine.rendering import Image, Picture
 from harness.engine.sampler import Sampler
 from harness.engine.session import (
-    Ask,
-    DrawAt,
-    Look,
+    AskRequest,
+    DrawAtRequest,
+    LookRequest,
     Method,
-    Op,
-    Propose,
-    Render,
-    Run,
+    ProposeRequest,
+    RenderRequest,
+    Request,
+    RunRequest,
     Session,
-    Step,
+    StepRequest,
+    TokenCountingJudge,
 )
 from harness.records import JSON, Job, Usage, UserError
 
@@ -48,31 +51,10 @@ class Delivery:
     error: str = ""
 
 
-@dataclass(eq=False, slots=True)
-class _Live:
-    """A job in flight: its coroutine and what it waits for."""
-
-    session: Session
-    coroutine: Coroutine[Op, Any, tuple[Canvas, Image]]
-    began: float
-    waits: Op | None = None
-    pictures: list[Picture] | None = None  # what a Render waits for, once it was begun
-
-
-@dataclass(eq=False, slots=True)
-class _Last(Render):
-    """The image to deliver: its canvas is not needed any more, so its slots go to others while it
-    is decoded.
-    """
-
-
-_Kind = TypeVar("_Kind", bound=Op)
-
-
 class Scheduler:
     """Draws the images of many jobs with one method over one sampler.
 
-    Each job reserves `rows * branches` slots at admission; closing canvases only shrinks the
+    Each job reserves `rows * branches` slots when it starts; closing canvases only shrinks the
     reservation, so jobs cannot deadlock. `concurrency` bounds the jobs in flight (1 for latency).
     Raises UserError when the method does not fit the sampler.
     """
@@ -80,295 +62,469 @@ class Scheduler:
     def __init__(
         self, method: Method, sampler: Sampler, *, seed: int, concurrency: int | None = None
     ) -> None:
-        shape = {
-            "slots": sampler.slots,
-            "tokens_per_step": sampler.tokens_per_step,
-            "tree_capacity": sampler.tree_capacity,
-        }
         self._spec = MethodSpec.of(method)
-        self._spec.expect_fit(sampler.model, sampler.sampling, **shape, hidden=sampler.hidden)
+        self._spec.expect_fit(
+            sampler.model,
+            sampler.sampling,
+            slots=sampler.slots,
+            tokens_per_step=sampler.tokens_per_step,
+            tree_capacity=sampler.tree_capacity,
+            hidden=sampler.hidden,
+        )
         self._method = method
         self._sampler = sampler
         self._seed = seed
         self._concurrency = concurrency or sampler.slots
-        self._live: list[_Live] = []
 
     @property
     def sampler(self) -> Sampler:
+        """The sampler that all jobs share."""
         return self._sampler
 
     def run(self, jobs: Iterable[Job], deliver: Callable[[Delivery], None]) -> None:
-        """Carry out all jobs; `deliver` gets each one as it ends. What `deliver` raises ends the
-        run.
+        """Carry out all jobs; `deliver` gets each one as it ends.
+
+        An error of `deliver`, a UserError and a lack of memory end the run: they are raised, and
+        jobs in flight are dropped.
         """
-        queue = deque(jobs)
+        run = _Run(
+            method=self._method,
+            spec=self._spec,
+            sampler=self._sampler,
+            seed=self._seed,
+            concurrency=self._concurrency,
+            jobs_to_start=deque(jobs),
+            deliver=deliver,
+        )
         try:
-            while queue or self._live:
-                self._admit(queue, deliver)
-                self._round(deliver)
+            while run.has_jobs():
+                run.play_round()
         finally:
-            for live in self._live:
-                live.coroutine.close()
-                self._free(live.session)
-            self._live.clear()
+            run.drop_flights()
 
-    # ------------------------------------------------------------------ jobs
 
-    def _admit(self, queue: deque[Job], deliver: Callable[[Delivery], None]) -> None:
-        need = self._spec.slots
-        while queue and len(self._live) < self._concurrency:
-            if self._sampler.slots - sum(live.session._limit for live in self._live) < need:
+# ------------------------------------------------------------------ one job
+
+
+@dataclass(eq=False, slots=True)
+class _Flight:
+    """One job in flight: its state, its coroutine, and the request that the coroutine awaits."""
+
+    state: JobState
+    coroutine: Coroutine[Request[Any], Any, tuple[Canvas, Image]]
+    started_s: float  # on the host's clock
+    request: Request[Any] = field(init=False)  # there once the coroutine runs
+
+
+@dataclass(eq=False, slots=True)
+class _FinalRender(RenderRequest):
+    """The image to deliver. Its job needs no slots any more: others use them meanwhile."""
+
+    state: JobState
+
+
+async def _draw_image(method: Method, session: Session, state: JobState) -> tuple[Canvas, Image]:
+    """Run a method for its prompt, check what it returns, and render it."""
+    canvas = await method.generate(state.job.prompt.text, session)
+    state.expect_open(canvas)
+    if not canvas.done:
+        raise ValueError(
+            f"the method returned a canvas with {canvas.length} of {session.num_tokens} tokens"
+        )
+    (image,) = await _FinalRender([canvas], [()], state)
+    return canvas, image
+
+
+# ------------------------------------------------------------------ one run
+
+_Kind = TypeVar("_Kind", bound=Request[Any])
+
+
+@dataclass(eq=False, slots=True)
+class _Run:
+    """One call of `Scheduler.run`: jobs to start, jobs in flight, and who gets the results."""
+
+    method: Method
+    spec: MethodSpec
+    sampler: Sampler
+    seed: int
+    concurrency: int
+    jobs_to_start: deque[Job]
+    deliver: Callable[[Delivery], None]
+    flights: list[_Flight] = field(default_factory=list)
+    pictures: dict[RenderRequest, list[Picture]] = field(
+        default_factory=dict
+    )  # of requests that are being rendered
+
+    def has_jobs(self) -> bool:
+        """True until every job has been delivered."""
+        return bool(self.jobs_to_start or self.flights)
+
+    def drop_flights(self) -> None:
+        """End the jobs in flight without delivering them; all their slots are free again."""
+        for flight in self.flights:
+            flight.coroutine.close()
+            self._close_canvases(flight.state)
+        self.flights.clear()
+
+    def play_round(self) -> None:
+        """Start jobs, answer what needs no forward, then advance all others by one forward."""
+        # 1. Start jobs as far as slots are free.
+        self._start_jobs()
+
+        # 2. Answer what needs no forward: images, judges, drafters.
+        renders_began = self._answer_without_forward()
+
+        # 3. If nobody draws, wait for an image, unless renders just freed slots for new jobs.
+        if all(isinstance(flight.request, RenderRequest) for flight in self.flights):
+            if self.flights and not renders_began:
+                self._wait_for_first_images()
+            return
+
+        # 4. If all only draw, the device draws many tokens without the host.
+        if self._draw_burst():
+            self._resume_finished_runs()
+            return
+
+        # 5. Otherwise one forward computes the logits of all that look, run or step.
+        looks = self._requests(LookRequest)
+        runs = self._requests(RunRequest)
+        self._compute_logits(looks, runs, self._requests(StepRequest))
+
+        # 6. Answer looks, so that the steps that follow them draw in this round, too.
+        self._answer_looks(looks)
+
+        # 7. Draw for all whose logits are there, and at the places that methods chose.
+        self._draw_tokens(runs)
+        self._draw_at_places()
+        self._resume_finished_runs()
+
+    # -------------------------------------------------------------- jobs
+
+    def _start_jobs(self) -> None:
+        """Start jobs in their order while slots and `concurrency` allow for it."""
+        while self.jobs_to_start and len(self.flights) < self.concurrency:
+            reserved = sum(flight.state.reserved_slots for flight in self.flights)
+            if self.sampler.slots - reserved < self.spec.slots:
                 return
-            session = Session(self._sampler, queue.popleft(), self._seed, need, self._spec.branches)
-            live = _Live(session, self._draw(session), time.perf_counter())
-            self._live.append(live)
-            self._resume(live, None, deliver)
+            self._start_job(self.jobs_to_start.popleft())
 
-    async def _draw(self, session: Session) -> tuple[Canvas, Image]:
-        canvas = await self._method.generate(session._job.prompt.text, session)
-        session._own(canvas)
-        if not canvas.done:
-            raise ValueError(
-                f"the method returned a canvas with {canvas.length} of {session.num_tokens} tokens"
-            )
-        (image,) = await _Last([canvas], [()])
-        return canvas, image
+    def _start_job(self, job: Job) -> None:
+        """Reserve a job's slots and run its coroutine up to the first request."""
+        state = JobState(
+            job=job,
+            seed=self.seed,
+            branches=self.spec.branches,
+            reserved_slots=self.spec.slots,
+        )
+        coroutine = _draw_image(self.method, Session(self.sampler, state), state)
+        flight = _Flight(state, coroutine, started_s=time.perf_counter())
+        self.flights.append(flight)
+        self._resume(flight, None)
 
-    def _resume(self, live: _Live, answer: object, deliver: Callable[[Delivery], None]) -> None:
-        """Send an answer (or throw an exception) into a coroutine and note what it waits for
-        next.
+    def _resume(self, flight: _Flight, answer: object) -> None:
+        """Send an answer (or throw an exception) into a coroutine, up to its next request.
+
+        A job that ends or fails here is delivered. A UserError and a lack of memory concern the
+        whole run and are raised.
         """
         try:
             if isinstance(answer, Exception):
-                live.waits = live.coroutine.throw(answer)
+                request = flight.coroutine.throw(answer)
             else:
-                live.waits = live.coroutine.send(answer)
-            if not isinstance(live.waits, Op):
+                request = flight.coroutine.send(answer)
+            if not isinstance(request, Request):
                 raise TypeError(
-                    f"the method awaited {live.waits!r}; only a session's requests can be awaited"
+                    f"the method awaited {request!r}; only a session's requests can be awaited"
                 )
+            flight.request = request
         except StopIteration as stop:
-            self._finish(live, deliver, *stop.value)
+            canvas, image = stop.value
+            self._end_flight(flight, tokens=canvas.tokens, image=image)
         except UserError:
             raise
         except Exception as error:
             if short_of_memory(error):
-                raise  # the run's trouble, not the job's
-            self._finish(live, deliver, error=f"{type(error).__name__}: {error}")
+                raise
+            self._end_flight(flight, error=f"{type(error).__name__}: {error}")
 
-    def _finish(
+    def _end_flight(
         self,
-        live: _Live,
-        deliver: Callable[[Delivery], None],
-        canvas: Canvas | None = None,
+        flight: _Flight,
+        *,
+        tokens: tuple[int, ...] = (),
         image: Image | None = None,
         error: str = "",
     ) -> None:
-        self._live.remove(live)
-        session = live.session
-        self._free(session)
-        self._sampler.settle(session._usage)
-        session._usage.wall_s = time.perf_counter() - live.began
-        tokens = canvas.tokens if canvas is not None else ()
-        deliver(Delivery(session._job, session._usage, session._notes, tokens, image, error))
+        """Free what a job holds, complete its ledger and deliver it."""
+        self.flights.remove(flight)
+        state = flight.state
+        self._close_canvases(state)
+        self.sampler.settle(state.usage)
+        state.usage.wall_s = time.perf_counter() - flight.started_s
+        self.deliver(Delivery(state.job, state.usage, state.notes, tokens, image, error))
 
-    def _free(self, session: Session) -> None:
-        for canvas in session._canvases:
-            self._sampler.close(canvas)
-        session._canvases.clear()
+    def _close_canvases(self, state: JobState) -> None:
+        """Give all slots of a job back; what its canvases had drawn counts as discarded."""
+        for canvas in state.give_up_slots():
+            self.sampler.close(canvas)
 
-    # ------------------------------------------------------------------ rounds
+    # -------------------------------------------------------------- requests
 
-    def _waiting(self, kind: type[_Kind]) -> list[tuple[_Live, _Kind]]:
-        return [(live, live.waits) for live in self._live if isinstance(live.waits, kind)]
+    def _requests(self, kind: type[_Kind]) -> list[_Kind]:
+        """List the requests of one kind that jobs wait for, in the order of the jobs."""
+        return [flight.request for flight in self.flights if isinstance(flight.request, kind)]
 
-    def _round(self, deliver: Callable[[Delivery], None]) -> None:
-        began = self._unblock(deliver)
-        if not all(isinstance(live.waits, Render) for live in self._live):
-            self._advance(deliver)
-        elif (
-            self._live and not began
-        ):  # nothing to do but wait; what was just begun may have made room for other jobs
-            for picture in self._live[0].pictures or ():
-                picture.image()
+    def _resume_all(self, answers: Mapping[Request[Any], object]) -> None:
+        """Go on with all jobs whose requests are answered, in the order of the jobs."""
+        answered = [flight for flight in self.flights if flight.request in answers]
+        for flight in answered:
+            self._resume(flight, answers[flight.request])
 
-    def _unblock(self, deliver: Callable[[Delivery], None]) -> bool:
-        """Answer what needs no forward, images as far as they are there. Returns whether images
-        were begun.
+    def _answer_without_forward(self) -> bool:
+        """Answer judges and drafts, and finished images, until no job waits for such.
+
+        Returns whether any image has begun to be rendered.
         """
-        began = False
+        renders_began = False
         while True:
-            began |= self._begin_renders()
-            shown = [
-                live
-                for live in self._live
-                if live.pictures is not None and all(p.ready for p in live.pictures)
-            ]
-            if not shown and not any(isinstance(live.waits, Ask | Propose) for live in self._live):
-                return began
-            for live in shown:
-                pictures = live.pictures or []
-                live.pictures = None
-                self._resume(live, [picture.image() for picture in pictures], deliver)
-            self._answer(self._waiting(Ask), self._asks, deliver)
-            self._answer(self._waiting(Propose), self._proposals, deliver)
+            renders_began |= self._begin_renders()
+            finished = self._take_finished_images()
+            asked = any(
+                isinstance(flight.request, AskRequest | ProposeRequest) for flight in self.flights
+            )
+            if not finished and not asked:
+                return renders_began
+            self._resume_all(finished)
+            self._answer_asks()
+            self._answer_proposals()
+
+    # -------------------------------------------------------------- images
 
     def _begin_renders(self) -> bool:
-        """Begin the images that are waited for and not begun; canvases that only their image is
-        wanted of end here.
+        """Begin to render the images of new requests. Returns whether there were any.
+
+        Jobs that only wait for the image to deliver give up all their slots here.
         """
-        fresh = [(live, op) for live, op in self._waiting(Render) if live.pictures is None]
-        pads = [pad for _, op in fresh for pad in op.pads]
-        pictures = iter(
-            self._sampler.begin_render([canvas for _, op in fresh for canvas in op.rows], pads)
-        )
-        for live, op in fresh:
-            live.pictures = [next(pictures) for _ in op.rows]
-            if isinstance(op, _Last):
-                live.session._canvases.remove(op.rows[0])
-                self._sampler.release(op.rows[0])
-                self._free(live.session)
-                live.session._limit = 0
-        return bool(fresh)
+        waiting = self._requests(RenderRequest)
+        fresh = [request for request in waiting if request not in self.pictures]
+        if not fresh:
+            return False
+        pads = [pad for request in fresh for pad in request.pads]
+        pictures = iter(self.sampler.begin_render(_all_rows(fresh), pads))
+        for request in fresh:
+            self.pictures[request] = list(islice(pictures, len(request.rows)))
+            if isinstance(request, _FinalRender):
+                self._release_final_canvas(request.state, request.rows[0])
+        return True
 
-    def _answer(
-        self,
-        waiting: list[tuple[_Live, _Kind]],
-        carry_out: Callable[[list[_Kind]], list[object]],
-        deliver: Callable[[Delivery], None],
-    ) -> None:
-        for (live, _), answer in zip(waiting, carry_out([op for _, op in waiting]), strict=True):
-            self._resume(live, answer, deliver)
+    def _release_final_canvas(self, state: JobState, canvas: Canvas) -> None:
+        """Give all slots of a job back; its final canvas does not count as discarded."""
+        state.give_up_canvas(canvas)
+        self.sampler.release(canvas)
+        self._close_canvases(state)
 
-    def _proposals(self, ops: list[Propose]) -> list[object]:
-        answers: dict[Op, object] = {}
-        for group in _groups(ops, lambda op: (id(op.drafter), op.n, op.sibling)):
-            rows = [canvas for op in group for canvas in op.rows]
-            drafts = iter(
-                group[0].drafter.propose(self._sampler, rows, group[0].n, group[0].sibling)
-            )
-            answers |= {op: [next(drafts) for _ in op.rows] for op in group}
-        return [answers[op] for op in ops]
+    def _take_finished_images(self) -> dict[Request[Any], object]:
+        """Return, once, the images of every request whose images are all finished."""
+        images: dict[Request[Any], object] = {}
+        for request, pictures in list(self.pictures.items()):
+            if all(picture.ready for picture in pictures):
+                images[request] = [picture.image() for picture in pictures]
+                del self.pictures[request]
+        return images
 
-    def _asks(self, ops: list[Ask]) -> list[object]:
-        answers: dict[Op, object] = {}
-        for group in _groups(ops, lambda op: id(op.judge)):
+    def _wait_for_first_images(self) -> None:
+        """Wait until the images of the first job are finished; the next round answers it."""
+        first = self._requests(RenderRequest)[0]
+        for picture in self.pictures[first]:
+            picture.image()
+
+    # -------------------------------------------------------------- drafters and judges
+
+    def _answer_proposals(self) -> None:
+        """Let each drafter propose drafts for the rows of all jobs at once."""
+        answers: dict[Request[Any], object] = {}
+        waiting = self._requests(ProposeRequest)
+        for group in _group_by(waiting, lambda one: (id(one.drafter), one.n, one.sibling)):
+            first = group[0]
+            rows = _all_rows(group)
+            drafts = first.drafter.propose(self.sampler, rows, first.n, first.sibling)
+            if len(drafts) != len(rows):
+                name = type(first.drafter).__name__
+                raise ValueError(f"drafter {name} gave {len(drafts)} drafts for {len(rows)} rows")
+            answers |= _split(drafts, group)
+        self._resume_all(answers)
+
+    def _answer_asks(self) -> None:
+        """Put the questions of all jobs to their judges.
+
+        If a judge raises, it is asked again job by job: one bad question must not fail the others.
+        """
+        answers: dict[Request[Any], object] = {}
+        for group in _group_by(self._requests(AskRequest), lambda one: id(one.judge)):
             try:
                 answers |= self._ask(group)
-            except Exception:  # one bad question must not fail the others: ask them one by one
-                for op in group:
-                    try:
-                        answers |= self._ask([op])
-                    except Exception as error:
-                        answers[op] = error
-        return [answers[op] for op in ops]
+            except Exception:
+                answers |= self._ask_one_by_one(group)
+        self._resume_all(answers)
 
-    def _ask(self, group: list[Ask]) -> dict[Op, object]:
-        texts = [op.text for op in group for _ in op.images]
-        began = time.perf_counter()
-        replies = list(group[0].judge(texts, [image for op in group for image in op.images]))
+    def _ask_one_by_one(self, group: Sequence[AskRequest]) -> dict[Request[Any], object]:
+        """Ask a judge job by job: the answers, or the exception, of each request."""
+        answers: dict[Request[Any], object] = {}
+        for request in group:
+            try:
+                answers |= self._ask([request])
+            except Exception as error:
+                answers[request] = error
+        return answers
+
+    def _ask(self, group: Sequence[AskRequest]) -> dict[Request[Any], object]:
+        """Ask a judge all questions at once, and charge every job with its share.
+
+        Raises what the judge raises, and ValueError for a wrong number of answers.
+        """
+        judge = group[0].judge
+        texts: list[str] = []
+        images: list[Image] = []
+        for request in group:
+            texts += [request.text] * len(request.images)
+            images += request.images
+
+        # 1. Ask.
+        started_s = time.perf_counter()
+        replies = list(judge(texts, images))
         if len(replies) != len(texts):
             raise ValueError(
-                f"judge {group[0].judge.id} gave {len(replies)} answers to {len(texts)} questions"
+                f"judge {judge.id} gave {len(replies)} answers to {len(texts)} questions"
             )
-        each_s = (time.perf_counter() - began) / max(1, len(texts))
-        owner = {live.waits: live.session for live in self._live}
+        seconds_each = (time.perf_counter() - started_s) / max(1, len(texts))
+
+        # 2. Share out answers and costs.
+        states = {flight.request: flight.state for flight in self.flights}
+        tokens = iter(judge.tokens if isinstance(judge, TokenCountingJudge) else ())
         reply = iter(replies)
-        tokens = iter(getattr(group[0].judge, "tokens", ()))
-        for op in group:
-            owner[op]._usage.judge_calls += len(op.images)
-            owner[op]._usage.judge_s += each_s * len(op.images)
-            owner[op]._usage.judge_tokens += sum(islice(tokens, len(op.images)))
-        return {op: [next(reply) for _ in op.images] for op in group}
+        answers: dict[Request[Any], object] = {}
+        for request in group:
+            count = len(request.images)
+            answers[request] = list(islice(reply, count))
+            states[request].charge_judge(count, seconds_each * count, sum(islice(tokens, count)))
+        return answers
 
-    def _advance(self, deliver: Callable[[Delivery], None]) -> None:
-        """One forward for all rows that wait for one; then looks, then draws. Or a burst, while all
-        only draw.
+    # -------------------------------------------------------------- forwards and draws
+
+    def _draw_burst(self) -> int:
+        """If every job only draws, draw as many tokens as fit before one of them is done.
+
+        Returns the number of decode steps; 0 if a single step must be made instead. Jobs whose
+        final image is being rendered need none.
         """
-        if self._burst():
-            self._resume_runs(deliver)
-            return
-        looks = self._waiting(Look)
-        draws = [op for _, op in self._waiting(Step)]
-        runs = [op for _, op in self._waiting(Run)]
-        rows = [canvas for _, op in looks for canvas in op.rows]
-        rows += [canvas for run in runs for canvas in _unfinished(run)]
-        drafts = [None] * len(rows) + [draft for op in draws for draft in op.drafts]
-        self._sampler.forward(rows + [canvas for op in draws for canvas in op.rows], drafts)
-
-        for probe in {id(op.probe): op.probe for _, op in looks}.values():
-            group = [(live, op) for live, op in looks if op.probe is probe]
-            signals = iter(
-                self._sampler.probe([canvas for _, op in group for canvas in op.rows], probe)
-            )
-            for live, op in group:
-                self._resume(live, [next(signals) for _ in op.rows], deliver)
-
-        self._draw_tokens(runs, deliver)
-        self._draw_at(deliver)
-        self._resume_runs(deliver)
-
-    def _burst(self) -> int:
-        """While every job only draws: as many rounds as it takes until one is done with that; how
-        many there were.
-
-        A job whose last image is being decoded waits for none of them.
-        """
-        runs = [op for _, op in self._waiting(Run)]
-        busy = len(self._live) - len(self._waiting(_Last))
-        if not runs or len(runs) < busy or not all(map(_unfinished, runs)):
+        runs = self._requests(RunRequest)
+        drawing = len(self.flights) - len(self._requests(_FinalRender))
+        if not runs or len(runs) < drawing:
             return 0
-        left = {canvas: run.until - canvas.length for run in runs for canvas in _unfinished(run)}
-        return self._sampler.burst(list(left), min(left.values()))
+        missing: dict[Canvas, int] = {}
+        for run in runs:
+            unfinished = run.unfinished_rows()
+            if not unfinished:
+                return 0
+            for canvas in unfinished:
+                missing[canvas] = run.until - canvas.length
+        return self.sampler.burst(list(missing), min(missing.values()))
 
-    def _resume_runs(self, deliver: Callable[[Delivery], None]) -> None:
-        for live, run in self._waiting(Run):
-            if not _unfinished(run):
-                self._resume(live, None, deliver)
+    def _compute_logits(
+        self,
+        looks: Sequence[LookRequest],
+        runs: Sequence[RunRequest],
+        steps: Sequence[StepRequest],
+    ) -> None:
+        """Compute the logits that all rows wait for, in one forward."""
+        undrafted = _all_rows(looks) + _unfinished_rows(runs)
+        drafts: list[Draft | None] = [None] * len(undrafted)
+        drafts += _all_drafts(steps)
+        self.sampler.forward(undrafted + _all_rows(steps), drafts)
 
-    def _draw_at(self, deliver: Callable[[Delivery], None]) -> None:
-        """One forward for all that draw at places of their own choice."""
-        waiting = self._waiting(DrawAt)
-        if waiting:
-            rows = [canvas for _, op in waiting for canvas in op.rows]
-            self._sampler.draw_at(rows, [at for _, op in waiting for at in op.places])
-        for live, _ in waiting:
-            self._resume(live, None, deliver)
+    def _answer_looks(self, looks: Sequence[LookRequest]) -> None:
+        """Read the signals of each probe for the rows of all jobs that look."""
+        for group in _group_by(looks, lambda one: id(one.probe)):
+            signals = self.sampler.probe(_all_rows(group), group[0].probe)
+            self._resume_all(_split(signals, group))
 
-    def _draw_tokens(self, runs: list[Run], deliver: Callable[[Delivery], None]) -> None:
-        """Draw for all whose logits are at hand: those just fed, and steps that follow a look of
-        this round.
+    def _draw_tokens(self, runs: Sequence[RunRequest]) -> None:
+        """Draw for the rows of `runs`, and for all steps whose logits are there.
+
+        These are the steps of this round's forward, and those that follow a look of this round.
         """
-        steps = [
-            (live, op)
-            for live, op in self._waiting(Step)
-            if all(
-                self._sampler.ready(canvas, draft)
-                for canvas, draft in zip(op.rows, op.drafts, strict=True)
-            )
-        ]
-        plain = [canvas for run in runs for canvas in _unfinished(run)]
-        by_rule = {id(op.rule): op.rule for _, op in steps}
-        if plain:
-            by_rule[id(exact)] = exact
-        answers: list[tuple[_Live, list[int]]] = []
-        for rule in by_rule.values():
-            group = [(live, op) for live, op in steps if op.rule is rule]
-            rows = [canvas for _, op in group for canvas in op.rows]
-            drafts = [draft for _, op in group for draft in op.drafts]
-            extra = plain if rule is exact else []
-            accepted = iter(self._sampler.draw(rows + extra, drafts + [None] * len(extra), rule))
-            answers += [(live, [next(accepted) for _ in op.rows]) for live, op in group]
-        for live, counts in answers:
-            self._resume(live, counts, deliver)
+        # 1. Collect rows by the rule that draws them; rows of runs join the exact ones.
+        steps = [step for step in self._requests(StepRequest) if self._has_logits(step)]
+        plain_rows = _unfinished_rows(runs)
+        rules: dict[int, Rule] = {id(step.rule): step.rule for step in steps}
+        if plain_rows:
+            rules[id(exact)] = exact
+
+        # 2. Draw rule by rule.
+        answers: dict[Request[Any], object] = {}
+        for rule in rules.values():
+            group = [step for step in steps if step.rule is rule]
+            rows = _all_rows(group)
+            drafts = _all_drafts(group)
+            if rule is exact:
+                rows += plain_rows
+                drafts += [None] * len(plain_rows)
+            answers |= _split(self.sampler.draw(rows, drafts, rule), group)
+
+        # 3. Only then go on with the methods, which may change their canvases.
+        self._resume_all(answers)
+
+    def _has_logits(self, step: StepRequest) -> bool:
+        """True if the logits of every row, and behind its draft tokens, are there."""
+        pairs = zip(step.rows, step.drafts, strict=True)
+        return all(self.sampler.ready(canvas, draft) for canvas, draft in pairs)
+
+    def _draw_at_places(self) -> None:
+        """Draw, in one forward, for all jobs that draw at places of their choice."""
+        waiting = self._requests(DrawAtRequest)
+        if not waiting:
+            return
+        places = [places_of_row for request in waiting for places_of_row in request.places]
+        self.sampler.draw_at(_all_rows(waiting), places)
+        self._resume_all(dict.fromkeys(waiting))
+
+    def _resume_finished_runs(self) -> None:
+        """Go on with the jobs all of whose rows have the tokens that they ran for."""
+        finished = [run for run in self._requests(RunRequest) if not run.unfinished_rows()]
+        self._resume_all(dict.fromkeys(finished))
 
 
-def _unfinished(run: Run) -> list[Canvas]:
-    return [canvas for canvas in run.rows if canvas.length < run.until]
+# ------------------------------------------------------------------ batches
 
 
-def _groups(ops: list[Any], key: Callable[[Any], object]) -> list[list[Any]]:
-    groups: dict[object, list[Any]] = {}
-    for op in ops:
-        groups.setdefault(key(op), []).append(op)
-    return list(groups.values())
+class _HasRows(Protocol):
+    """A request about some canvases."""
+
+    rows: list[Canvas]
+
+
+def _all_rows(requests: Iterable[_HasRows]) -> list[Canvas]:
+    return [canvas for request in requests for canvas in request.rows]
+
+
+def _all_drafts(steps: Iterable[StepRequest]) -> list[Draft | None]:
+    return [draft for step in steps for draft in step.drafts]
+
+
+def _unfinished_rows(runs: Iterable[RunRequest]) -> list[Canvas]:
+    return [canvas for run in runs for canvas in run.unfinished_rows()]
+
+
+def _split(results: Iterable[object], group: Iterable[_HasRows]) -> dict[Any, object]:
+    """Cut the results of a batch into those of each request; what is left is other rows'."""
+    result = iter(results)
+    return {request: list(islice(result, len(request.rows))) for request in group}
+
+
+def _group_by(requests: Iterable[_Kind], key: Callable[[_Kind], object]) -> Iterable[list[_Kind]]:
+    """Group the requests that one call can carry out, in the order of their first ones."""
+    groups: dict[object, list[_Kind]] = {}
+    for request in requests:
+        groups.setdefault(key(request), []).append(request)
+    return groups.values()

@@ -1,15 +1,17 @@
-"""The only object a method holds: everything it can do for its one prompt, and nothing more.
+"""The whole interface of a method: what it declares, what it is made of, and what it may do.
 
-A session has no access to model, ledger, clock, batch, the answer key or other jobs. Its awaitable
-calls are requests (`Op`); the scheduler carries out the requests of hundreds of sessions as one
-batch.
+`Method` is what a test-time method looks like. It may be made of judges, drafters and another
+method's decoding (`Judge`, `Drafter`, `Decoding`). The only object it is given is a `Session`: all
+that it can do for its one prompt, and nothing more. A session gives no access to model, ledger,
+clock, batch, the answer key or other jobs. Its awaitable calls are requests (at the end of this
+file); the scheduler carries out the requests of hundreds of sessions as one batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from torch import Tensor
@@ -18,137 +20,126 @@ from harness.engine.acceptance import Draft, Rule, exact
 from harness.engine.canvas import Canvas, Context
 from harness.engine.draft_trees import Tree
 from harness.engine.guidance import Guide
+from harness.engine.job_state import JobState
 from harness.engine.probes import Probe
 from harness.engine.rendering import Image
 from harness.engine.sampler import Sampler
-from harness.kernels.noise import derive
-from harness.records import JSON, Job, Usage
+from harness.records import JSON
+
+# ------------------------------------------------------------------ methods and their parts
 
 
-class Judge(Protocol):
-    """Answers about images. `id` names weights or revision and prompt; answers are None where it
-    cannot tell.
+class Method(Protocol):
+    """One test-time method: a class with some declarations and a coroutine about one prompt.
 
-    A reward's answers are scores, larger is better; only images of the same text are compared.
-    Called with the texts and images of many jobs at once; an answer must not depend on the others.
-    A language model also keeps `tokens`: how many it read and wrote for each question of its last
-    call.
+        class BestOfTwo:
+            rows = 2
+            branches = 2
+            tokens_per_step = 1
+
+            async def generate(self, prompt: str, s: Session) -> Canvas:
+                first, second = s.open(2)
+                await s.run([first, second])
+                better = math.fsum(first.log_probs) >= math.fsum(second.log_probs)
+                return first if better else second
+
+    One object serves all prompts of a run, many of them at once: what belongs to one prompt lives
+    in local variables of `generate`. It awaits calls of its session only, and returns one of its
+    canvases, finished. What it raises fails this image alone; a UserError ends the run.
+
+    Judges, drafters, rules and a decoding are attributes of the object. The `id` of each becomes
+    part of the run's fingerprint; one that depends on the model checks it in
+    `expect_target(model: ImageModel)`, which raises UserError before anything is computed.
+
+    Optional members: `tree_capacity`, the nodes of the largest draft tree (default 0: drafts are
+    chains). `needs_guidance = True` refuses a run without guidance. `expect_grid(grid)` raises
+    UserError for (rows, columns) of tokens on which the method cannot draw.
     """
 
-    id: str
+    rows: int
+    """Canvases that `generate` opens for one prompt; closing one does not allow another."""
+    branches: int
+    """Branches of one canvas at most: 2 under guidance (null prompt and prompt)."""
+    tokens_per_step: int
+    """Tokens of one branch in one forward at most: 1, or 1 + the tokens of the longest draft."""
 
-    def __call__(self, texts: Sequence[str], images: Sequence[Image]) -> Sequence[Any]: ...
+    async def generate(self, prompt: str, s: Session) -> Canvas:
+        """Draw one image for `prompt` and return its canvas, finished."""
+        ...
+
+
+class Decoding(Protocol):
+    """A way to finish canvases other than `Session.run`, for methods that hold several of them.
+
+    Such a method keeps it as an attribute and declares at least the decoding's `tokens_per_step`
+    and `tree_capacity` as its own. They count what a method's do; `tree_capacity` is optional.
+    """
+
+    tokens_per_step: int
+
+    async def finish(self, rows: Sequence[Canvas], s: Session) -> None:
+        """Draw every row to its end."""
+        ...
 
 
 class Drafter(Protocol):
-    """Proposes tokens for many canvases at once; each `sibling` is another proposal from the same
-    place.
+    """A source of drafts: tokens that the target model then verifies.
 
-    `n` is the length of a chain, or the shape of a tree; a drafter that grows trees says so by
-    `trees = True`.
+    Optional members: `trees = True` says that it drafts trees, too. `hidden = True` asks for a
+    sampler that keeps the hidden state of every position. `expect_target(model: ImageModel)` raises
+    UserError for a model that it cannot draft for.
     """
 
     def propose(
         self, sampler: Sampler, rows: Sequence[Canvas], n: int | Tree, sibling: int = 0
-    ) -> Sequence[Draft | None]: ...
+    ) -> Sequence[Draft | None]:
+        """Propose one draft for each row, which come from many jobs; None where none fits.
+
+        `n` is the length of a chain, or the shape of a tree. Drafts are cut at the end of the
+        image, so that one more token fits. Each `sibling` (0, 1, ...) is an independent proposal
+        from the same place. A row's draft must not depend on the other rows.
+        """
+        ...
 
 
-class Decoding(Protocol):
-    """How a method that holds several canvases lets them be finished, other than by
-    `Session.run`.
+class Judge(Protocol):
+    """A judge of images, or a reward. `id` names weights or revision, and the question's wording.
+
+    The texts and images of many jobs come at once; an answer must not depend on the others.
     """
 
-    tokens_per_step: int  # like a method's; with draft trees also `tree_capacity`
+    id: str
 
-    async def finish(self, rows: Sequence[Canvas], s: Session) -> None: ...
+    def __call__(self, texts: Sequence[str], images: Sequence[Image]) -> Sequence[Any]:
+        """Answer once for each pair of text and image; None where the judge cannot tell.
 
-
-class Method(Protocol):
-    """One test-time method. `generate` is about one prompt and returns the canvas it likes best,
-    finished.
-
-    A method that makes no sense without guidance also declares `needs_guidance = True`; one that
-    cannot draw on every grid has `expect_grid(grid)`, which raises UserError before anything is
-    computed.
-    """
-
-    rows: int  # canvases alive at once, at most
-    branches: int  # branches per canvas, at most (2 under guidance)
-    tokens_per_step: (
-        int  # positions per branch and forward (1; speculative methods 1 + draft length)
-    )
-    # tree_capacity: int, where drafts are trees: positions behind the image for their nodes
-
-    async def generate(self, prompt: str, s: Session) -> Canvas: ...
+        A reward's answers are scores, larger is better; only images of one text are compared.
+        """
+        ...
 
 
-@dataclass(eq=False, slots=True)
-class Op:
-    """A request that a coroutine waits on; the scheduler sends the answer."""
+@runtime_checkable
+class TokenCountingJudge(Judge, Protocol):
+    """A judge that is a language model, and counts what it reads and writes."""
 
-    def __await__(self) -> Generator[Op, Any, Any]:
-        return (yield self)
-
-
-@dataclass(eq=False, slots=True)
-class Run(Op):
-    rows: list[Canvas]
-    until: int
+    tokens: Sequence[int]
+    """Tokens read and written for each question of the last call."""
 
 
-@dataclass(eq=False, slots=True)
-class Look(Op):
-    rows: list[Canvas]
-    probe: Probe
-
-
-@dataclass(eq=False, slots=True)
-class Step(Op):
-    rows: list[Canvas]
-    drafts: list[Draft | None]
-    rule: Rule
-
-
-@dataclass(eq=False, slots=True)
-class DrawAt(Op):
-    rows: list[Canvas]
-    places: list[list[int]]
-
-
-@dataclass(eq=False, slots=True)
-class Propose(Op):
-    rows: list[Canvas]
-    drafter: Drafter
-    n: int | Tree
-    sibling: int
-
-
-@dataclass(eq=False, slots=True)
-class Render(Op):
-    rows: list[Canvas]
-    pads: list[tuple[int, ...]]
-
-
-@dataclass(eq=False, slots=True)
-class Ask(Op):
-    judge: Judge
-    text: str
-    images: list[Image]
+# ------------------------------------------------------------------ the session
 
 
 @dataclass(eq=False, slots=True)
 class Session:
-    """What a method may do. Created by the scheduler, one per job."""
+    """What a method may do for one prompt. The scheduler makes one for each job.
+
+    Calls that are not awaited take effect at once; awaited ones are answered by the scheduler,
+    together with those of other jobs. All of them raise ValueError for a canvas that is closed or
+    belongs to another job.
+    """
 
     _sampler: Sampler
-    _job: Job
-    _seed: int
-    _limit: int  # slots the job may hold; shrinks when a canvas is closed
-    _branches: int  # branches reserved per canvas
-    _usage: Usage = field(default_factory=Usage)
-    _canvases: list[Canvas] = field(default_factory=list)
-    _opened: int = 0
-    _notes: dict[str, JSON] = field(default_factory=dict)
+    _state: JobState
 
     @property
     def num_tokens(self) -> int:
@@ -166,84 +157,84 @@ class Session:
         return self._sampler.model.codebook
 
     def rng(self, purpose: str) -> np.random.Generator:
-        """Host randomness of this job, the same in every run; one branch per purpose."""
-        return np.random.default_rng(
-            derive(self._seed, self._job.prompt.id, self._job.image, "rng", purpose)
-        )
+        """Make a generator of random numbers for the host: the same numbers in every run.
 
-    # ------------------------------------------------------------------ immediate
+        They depend on seed, prompt, image and `purpose` alone.
+        """
+        return np.random.default_rng(self._state.derive_key("rng", purpose))
+
+    # -------------------------------------------------------------- immediate
 
     def open(self, n: int = 1) -> list[Canvas]:
-        """`n` fresh canvases for the job's prompt. Candidate i has the same noise in every
-        method.
-        """
-        contexts, guide = self._sampler.contexts(self._job.prompt.text)
-        return [self._open_one(contexts, guide) for _ in range(n)]
+        """Open `n` fresh canvases for the prompt. Candidate i has the same noise in every method.
 
-    def _open_one(self, contexts: list[Context], guide: Guide) -> Canvas:
-        if (len(self._canvases) + 1) * self._branches > self._limit:
-            raise RuntimeError(
-                f"the method opened more canvases than its `rows` declares ({self._limit // self._branches} left to it)"
-            )
-        key = derive(self._seed, self._job.prompt.id, self._job.image, self._opened)
-        canvas = self._sampler.open(contexts, guide, key, self._usage)
-        self._opened += 1
-        self._canvases.append(canvas)
+        Raises RuntimeError for more canvases than the method's `rows`.
+        """
+        contexts, guide = self._sampler.contexts(self._state.job.prompt.text)
+        return [self._open_canvas(contexts, guide) for _ in range(n)]
+
+    def _open_canvas(self, contexts: list[Context], guide: Guide) -> Canvas:
+        self._state.expect_free_slots()
+        key = self._state.derive_key(self._state.opened)
+        canvas = self._sampler.open(contexts, guide, key, self._state.usage)
+        self._state.add_canvas(canvas)
         return canvas
 
     def close(self, canvas: Canvas) -> None:
-        """Throw a canvas away; its slots go to other prompts at once, for good."""
-        self._own(canvas)
-        self._canvases.remove(canvas)
-        self._limit -= self._branches
+        """Throw a canvas away. Its slots go to other prompts at once, for good."""
+        self._state.expect_open(canvas)
+        self._state.give_up_canvas(canvas)
         self._sampler.close(canvas)
 
     def fork(self, src: Canvas, over: Canvas) -> None:
-        """`over` becomes a copy of `src` and goes on with noise of its own."""
-        self._own(src, over)
+        """Turn `over` into a copy of `src` that goes on with noise of its own."""
+        self._state.expect_open(src, over)
         self._sampler.fork(src, over)
 
     def condition(self, canvas: Canvas, texts: Sequence[str | None], guide: Guide) -> None:
-        """Condition the branches on `texts` (None = the null prompt) from here on."""
-        self._own(canvas)
-        if len(texts) > self._branches:
+        """Condition the branches on `texts` (None = the null prompt) from here on.
+
+        `guide` makes one prediction of their logits. Raises RuntimeError for more texts than the
+        method's `branches`.
+        """
+        self._state.expect_open(canvas)
+        branches = self._state.branches
+        if len(texts) > branches:
             raise RuntimeError(
-                f"{len(texts)} branches asked for: the method's `branches` declares {self._branches}"
+                f"{len(texts)} branches asked for: the method's `branches` declares {branches}"
             )
-        like = self._job.prompt.text
-        self._sampler.condition(
-            canvas, [Context(text, like if text is None else text) for text in texts], guide
-        )
+        prompt = self._state.job.prompt.text
+        contexts = [Context(text, prompt if text is None else text) for text in texts]
+        self._sampler.condition(canvas, contexts, guide)
 
     def truncate(self, canvas: Canvas, length: int) -> None:
-        """Keep the first `length` tokens."""
-        self._own(canvas)
+        """Keep the first `length` tokens. Drawing on gives the same tokens again."""
+        self._state.expect_open(canvas)
         self._sampler.truncate(canvas, length)
 
     def commit(self, canvas: Canvas, tokens: Sequence[int]) -> None:
-        """Append tokens without asking the target."""
-        self._own(canvas)
+        """Append tokens that the target model has not verified."""
+        self._state.expect_open(canvas)
         self._sampler.commit(canvas, tokens)
 
     def note(self, **facts: JSON) -> None:
-        """Facts for the journal line of this image; a later note of the same name replaces the
-        earlier.
-        """
-        self._notes.update(facts)
+        """Record facts in the journal line of this image; a later one replaces its namesake."""
+        self._state.notes.update(facts)
 
-    # ------------------------------------------------------------------ awaitable
+    # -------------------------------------------------------------- awaitable
 
     async def run(self, rows: Sequence[Canvas], until: int | None = None) -> None:
         """Draw tokens until every row has `until` of them (default: all)."""
-        self._own(*rows)
-        await Run(list(rows), self.num_tokens if until is None else until)
+        self._state.expect_open(*rows)
+        await RunRequest(list(rows), self.num_tokens if until is None else until)
 
     async def look(self, rows: Sequence[Canvas], probe: Probe) -> list[dict[str, float]]:
-        """Signals of the next token's law, before it is drawn; the following `step` needs no
-        forward.
+        """Read signals of each row's next-token distribution before the token is drawn.
+
+        The `step` that follows needs no forward.
         """
-        self._own(*rows)
-        return await Look(list(rows), probe)
+        self._state.expect_open(*rows)
+        return await LookRequest(list(rows), probe)
 
     async def step(
         self,
@@ -251,50 +242,125 @@ class Session:
         drafts: Sequence[Draft | None] | None = None,
         rule: Rule = exact,
     ) -> list[int]:
-        """Verify drafts by `rule` and draw one more token each; returns how many draft tokens were
-        accepted.
+        """Verify each row's draft by `rule` and draw one more token.
+
+        Returns how many draft tokens of each row were accepted.
         """
-        self._own(*rows)
-        return await Step(
-            list(rows), list(drafts) if drafts is not None else [None] * len(rows), rule
-        )
+        self._state.expect_open(*rows)
+        if drafts is None:
+            drafts = [None] * len(rows)
+        return await StepRequest(list(rows), list(drafts), rule)
 
     async def draw_at(self, rows: Sequence[Canvas], places: Sequence[Sequence[int]]) -> None:
-        """Draw the tokens of chosen places of every row in one forward, from the tokens that are
-        there before them.
+        """Draw the tokens at chosen places of every row in one forward.
 
-        A row's `tokens` end before its first gap; until its gaps are filled, nothing else can be
-        done with it but truncating it.
+        Each is drawn from the tokens that exist before it in the raster. A row's `tokens` end
+        before its first gap; until its gaps are filled, it can only be drawn at places, or
+        truncated.
         """
-        self._own(*rows)
-        await DrawAt(list(rows), [list(at) for at in places])
+        self._state.expect_open(*rows)
+        await DrawAtRequest(list(rows), [list(places_of_row) for places_of_row in places])
 
     async def draft(
         self, drafter: Drafter, rows: Sequence[Canvas], n: int | Tree, sibling: int = 0
     ) -> list[Draft | None]:
-        """A chain of up to `n` tokens, or a tree, a row, cut so that one more token fits; None
-        where none fits.
+        """Let a drafter propose a chain of up to `n` tokens, or a tree, for each row.
 
-        Siblings 0, 1, ... are independent proposals from the same place.
+        Drafts are cut so that one more token fits; None where none fits. Siblings 0, 1, ... are
+        independent proposals from the same place.
         """
-        self._own(*rows)
-        return await Propose(list(rows), drafter, n, sibling)
+        self._state.expect_open(*rows)
+        return await ProposeRequest(list(rows), drafter, n, sibling)
 
     async def render(
         self, rows: Sequence[Canvas], pads: Sequence[Sequence[int]] | None = None
     ) -> list[Image]:
-        """Images of canvases, partial ones included; `pads` are tokens to show behind each row's
-        own, this once.
+        """Decode the images of canvases, partial ones included.
+
+        `pads` are tokens to show behind each row's, in this image only.
         """
-        self._own(*rows)
-        return await Render(
-            list(rows), [tuple(pad) for pad in pads] if pads is not None else [()] * len(rows)
-        )
+        self._state.expect_open(*rows)
+        if pads is None:
+            pads = [()] * len(rows)
+        return await RenderRequest(list(rows), [tuple(pad) for pad in pads])
 
     async def ask(self, judge: Judge, text: str, images: Sequence[Image]) -> list[Any]:
-        """One answer per image."""
-        return await Ask(judge, text, list(images))
+        """Ask a judge about each image; returns one answer per image."""
+        return await AskRequest(judge, text, list(images))
 
-    def _own(self, *canvases: Canvas) -> None:
-        if any(canvas not in self._canvases for canvas in canvases):
-            raise ValueError("the canvas is closed or belongs to another job")
+
+# ------------------------------------------------------------------ requests, for the scheduler
+
+_Answer = TypeVar("_Answer")
+
+
+@dataclass(eq=False, slots=True)
+class Request(Generic[_Answer]):
+    """What a coroutine awaits; the scheduler sends the answer into the coroutine."""
+
+    def __await__(self) -> Generator[Request[_Answer], _Answer, _Answer]:
+        return (yield self)
+
+
+@dataclass(eq=False, slots=True)
+class RunRequest(Request[None]):
+    """Draw every row until it has `until` tokens."""
+
+    rows: list[Canvas]
+    until: int
+
+    def unfinished_rows(self) -> list[Canvas]:
+        """Return the rows that still lack tokens."""
+        return [canvas for canvas in self.rows if canvas.length < self.until]
+
+
+@dataclass(eq=False, slots=True)
+class LookRequest(Request[list[dict[str, float]]]):
+    """Read the signals of a probe at the next place of every row."""
+
+    rows: list[Canvas]
+    probe: Probe
+
+
+@dataclass(eq=False, slots=True)
+class StepRequest(Request[list[int]]):
+    """Verify a draft (or none) of every row and draw one more token."""
+
+    rows: list[Canvas]
+    drafts: list[Draft | None]
+    rule: Rule
+
+
+@dataclass(eq=False, slots=True)
+class DrawAtRequest(Request[None]):
+    """Draw the tokens at chosen places of every row."""
+
+    rows: list[Canvas]
+    places: list[list[int]]
+
+
+@dataclass(eq=False, slots=True)
+class ProposeRequest(Request[list[Draft | None]]):
+    """Let a drafter propose a draft for every row."""
+
+    rows: list[Canvas]
+    drafter: Drafter
+    n: int | Tree
+    sibling: int
+
+
+@dataclass(eq=False, slots=True)
+class RenderRequest(Request[list[Image]]):
+    """Decode every row's image, with some tokens behind its tokens."""
+
+    rows: list[Canvas]
+    pads: list[tuple[int, ...]]
+
+
+@dataclass(eq=False, slots=True)
+class AskRequest(Request[list[Any]]):
+    """Put images of one text to a judge."""
+
+    judge: Judge
+    text: str
+    images: list[Image]

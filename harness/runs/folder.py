@@ -183,7 +183,7 @@ class RunFolder:
                     "text": p.text,
                     "category": p.category,
                     "images": images[p.id],
-                    **p.standing,
+                    **p.extra_fields,
                 }
             )
             for p in prompts.values()

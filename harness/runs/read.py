@@ -118,7 +118,9 @@ class Run:
     @cached_property
     def protocol(self) -> Protocol:
         about = self.about
-        asked = [[p.id, p.text, p.category, p.standing] for _, p in sorted(self.prompts.items())]
+        asked = [
+            [p.id, p.text, p.category, p.extra_fields] for _, p in sorted(self.prompts.items())
+        ]
         return Protocol(
             benchmark=str(about["benchmark"]),
             version=str(about.get("version") or ""),

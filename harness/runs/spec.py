@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from harness.engine.cuda_graphs import Graphs
 from harness.engine.guidance import Sampling
-from harness.engine.memory import GB, choose_slots, needed, short_of_memory
+from harness.engine.memory import GB, choose_slots, estimate_need, short_of_memory
 from harness.engine.meter import Meter, describe, warm_up
 from harness.engine.method_spec import MethodSpec
 from harness.engine.sampler import Sampler
@@ -105,7 +105,7 @@ class Point:
             shape["slots"] = one_job * shape["concurrency"]
         shape |= self._shapes(shape.pop("compact", False), shape["concurrency"])
         shape["slots"] = choose_slots(
-            needed(
+            estimate_need(
                 self.model,
                 prefill=tuple(shape["prefill"]),
                 render_batch=shape["render_batch"],
@@ -138,13 +138,13 @@ class Point:
 
     def _memory_gb(self) -> float:
         """What the target and the slots of one image need; judges and drafters apart."""
-        need = needed(
+        need = estimate_need(
             self.model,
             tokens_per_step=self.method_spec.tokens_per_step,
             prefill=tuple(self.sampler["prefill"]),
             render_batch=1,
         )
-        return round(need.of(self.method_spec.slots) / GB, 6)
+        return round(need.total(self.method_spec.slots) / GB, 6)
 
     def _fingerprint(self, model: dict[str, Any]) -> str:
         return fingerprint(
@@ -211,7 +211,7 @@ class Point:
         return Timing(
             images=delivered,
             seconds=meter.seconds,
-            scoring_s=meter.apart_s,
+            scoring_s=meter.paused_s,
             slots=slots,
             rounds=rounds,
             fed=fed,
@@ -361,7 +361,7 @@ def _named(settings: Any) -> Any:
 def _row(prompt: Prompt) -> list[Any]:
     """What of a prompt names a result; weight and cluster only where they are set."""
     row = [prompt.id, prompt.text, prompt.category, dict(prompt.spec)]
-    return [*row, prompt.standing] if prompt.standing else row
+    return [*row, prompt.extra_fields] if prompt.extra_fields else row
 
 
 def _aggregates(benchmark: Any, categories: Sequence[str]) -> dict[str, dict[str, float]]:

@@ -196,7 +196,7 @@ def _generate(
             elif scoring:
                 fresh.append(job)
                 if len(fresh) >= CHUNK:
-                    with meter.apart():
+                    with meter.pause():
                         progress.scores(_score(point, folder, fresh))
                         fresh.clear()
                         track()
