@@ -65,6 +65,7 @@ class Server:
                 self._at_once -= 1
 
     def close(self) -> None:
+        """Stop listening."""
         self._http.shutdown()
         self._http.server_close()
 

@@ -20,7 +20,7 @@ of a tree (the root, then the nodes), V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -159,7 +159,7 @@ class Eagle:
 
     @property
     def id(self) -> str:
-        """The name of the weights, for records."""
+        """Name the weights, for records."""
         return f"eagle-{self._load_weights().id}"
 
     def expect_target(self, target: ImageModel) -> None:
@@ -238,7 +238,9 @@ def target_spec(model: ImageModel) -> TrunkSpec:
 
     Raises UserError for a model whose features cannot be followed.
     """
-    trunk = getattr(model, "trunk", None) or getattr(getattr(model, "gpt", None), "trunk", None)
+    trunk = getattr(model, "trunk", None)
+    if trunk is None:
+        trunk = getattr(getattr(model, "gpt", None), "trunk", None)
     spec: TrunkSpec | None = getattr(trunk, "spec", None)
     if spec is None or not hasattr(model, "rotary"):
         raise UserError(
@@ -312,7 +314,13 @@ class _BranchPairs:
 
     @property
     def missing(self) -> int:
+        """Count the pairs that are to be made."""
         return self.wanted - self.made
+
+    @property
+    def lag(self) -> int:
+        """Count the positions with a pair that the target has not computed."""
+        return max(0, self.wanted - self.cached)
 
 
 class EagleEngine:
@@ -442,8 +450,7 @@ class EagleEngine:
         counts = [branch.missing for branch in by_slot]
         guess_SWD = self._feed_pairs(by_slot, counts, self.width, all_slots=True)
 
-        slot_Q = self._tensor([branch.slot for branch in branches])
-        last_Q = self._tensor([branch.missing - 1 for branch in branches])
+        slot_Q, last_Q = self._columns((branch.slot, branch.missing - 1) for branch in branches)
         self.guess_SPD[slot_Q, 0] = guess_SWD[slot_Q, last_Q]
 
     def _feed_pairs(
@@ -453,19 +460,19 @@ class EagleEngine:
 
         `all_slots` states that the branches are those of slots 0, 1, ..., S - 1.
         """
-        slot_B = self._tensor([branch.slot for branch in branches])
-        start_B = self._tensor([branch.start for branch in branches])
-        made_B1 = self._tensor([branch.made for branch in branches]).unsqueeze(1)
-        count_B1 = self._tensor(counts).unsqueeze(1)
-
         # 1. Which pair each column makes; columns past a branch's count are padding.
+        slot_B, start_B, made_B, count_B = self._columns(
+            (branch.slot, branch.start, branch.made, count)
+            for branch, count in zip(branches, counts, strict=True)
+        )
         column_W = torch.arange(width, device=slot_B.device)
-        pair_BW = made_B1 + column_W
-        live_BW = column_W < count_B1
+        pair_BW = made_B.unsqueeze(1) + column_W
+        live_BW = column_W < count_B.unsqueeze(1)
 
         # 2. Each pair joins a feature with what enters the target one position later.
         source_BW = self._choose_features(branches, pair_BW)
-        feature_BWD = self.sampler.features(slot_B, torch.where(live_BW, source_BW, 0))
+        source_BW = torch.where(live_BW, source_BW, 0)
+        feature_BWD = self.sampler.features(slot_B, source_BW)
         pos_BW = torch.where(live_BW, pair_BW + 1, 0)
         x_BWD = self._embed_pairs(slot_B, start_B, pos_BW)
 
@@ -485,13 +492,14 @@ class EagleEngine:
         committed positions not computed yet, it is the one m before; or the last computed position
         where that would lie in the context.
         """
-        start_B1 = self._tensor([branch.start for branch in branches]).unsqueeze(1)
-        cached_B1 = self._tensor([branch.cached for branch in branches]).unsqueeze(1)
-        wanted_B1 = self._tensor([branch.wanted for branch in branches]).unsqueeze(1)
-
-        uncomputed_B1 = (wanted_B1 - cached_B1).clamp(min=0)
-        borrowed_BW = pair_BW - uncomputed_B1
-        borrowed_BW = torch.where(borrowed_BW >= start_B1, borrowed_BW, cached_B1 - 1)
+        start_B, cached_B, lag_B = self._columns(
+            (branch.start, branch.cached, branch.lag) for branch in branches
+        )
+        start_B1 = start_B.unsqueeze(1)
+        cached_B1 = cached_B.unsqueeze(1)
+        earlier_BW = pair_BW - lag_B.unsqueeze(1)
+        in_image_BW = earlier_BW >= start_B1
+        borrowed_BW = torch.where(in_image_BW, earlier_BW, cached_B1 - 1)
         return torch.where(pair_BW < cached_B1, pair_BW, borrowed_BW)
 
     def _embed_pairs(self, slot_B: Tensor, start_B: Tensor, pos_BW: Tensor) -> Tensor:
@@ -521,23 +529,31 @@ class EagleEngine:
         place_QF = 1 + parent_AF.to(device)[row_Q]
         node_F = torch.arange(fed, fed + count, device=device)
 
-        # 2. Constant-shape inputs: idle slots and columns past `count` are padding.
-        at_SW = self._fill_slot_columns(slot_Q, root_Q[:, None] + node_F, self.cache.length)
-        pos_Q1 = (root_Q + depth).unsqueeze(1)
-        pos_SW = self._fill_slot_columns(slot_Q, pos_Q1.expand(-1, self.width))
-        token_SW = self._fill_slot_columns(slot_Q, token_AF.to(device)[row_Q])
-        feature_SWD = self._fill_slot_columns(slot_Q, self.guess_SPD[slot_Q[:, None], place_QF])
+        # 2. Inputs of the branches: a node joins its token with the guess made at its parent.
+        slot_Q1 = slot_Q.unsqueeze(1)
+        root_Q1 = root_Q.unsqueeze(1)
+        at_QF = root_Q1 + node_F
+        pos_QW = (root_Q1 + depth).expand(-1, self.width)
+        token_QF = token_AF.to(device)[row_Q]
+        feature_QFD = self.guess_SPD[slot_Q1, place_QF]
+
+        # 3. Inputs of constant shape: idle slots and columns past `count` are padding.
+        at_SW = self._fill_slot_columns(slot_Q, at_QF, self.cache.length)
+        pos_SW = self._fill_slot_columns(slot_Q, pos_QW)
+        token_SW = self._fill_slot_columns(slot_Q, token_QF)
+        feature_SWD = self._fill_slot_columns(slot_Q, feature_QFD)
         start_S = self._fill_slot_values(slot_Q, start_Q, 0)
         mask = self._mask_nodes(slot_Q, root_Q, place_QF, node_F)
 
-        # 3. One forward of the layer.
-        x_SWD = self._embed_nodes(token_SW, pos_SW - start_S.unsqueeze(1))
+        # 4. One forward of the layer.
+        index_SW = pos_SW - start_S.unsqueeze(1)
+        x_SWD = self._embed_nodes(token_SW, index_SW)
         rotary_SW2 = model.rotary(pos_SW, start_S)  # type: ignore[attr-defined]
         attend = self.cache.attend_all(at_SW, mask)
         guess_SWD = self.layer(x_SWD, feature_SWD, rotary_SW2, attend)
 
-        # 4. Keep the guesses for the nodes' children, and charge the work.
-        self.guess_SPD[slot_Q[:, None], 1 + node_F] = guess_SWD[slot_Q, :count]
+        # 5. Keep the guesses for the nodes' children, and charge the work.
+        self.guess_SPD[slot_Q1, 1 + node_F] = guess_SWD[slot_Q, :count]
         for canvas in rows:
             branches = len(self.sampler.spans(canvas))
             self.sampler.charge_drafted(canvas, count * branches)
@@ -549,17 +565,18 @@ class EagleEngine:
         for row, canvas in enumerate(rows):
             for slot, start, _ in self.sampler.spans(canvas):
                 table.append((row, slot, start, start + canvas.length - 1))
-        row_Q, slot_Q, start_Q, root_Q = self._tensor(table).unbind(1)
+        row_Q, slot_Q, start_Q, root_Q = self._columns(table)
         return row_Q, slot_Q, start_Q, root_Q
 
     def _mask_nodes(
         self, slot_Q: Tensor, root_Q: Tensor, place_QF: Tensor, node_F: Tensor
     ) -> TreeMask:
         """Let new nodes see what their parents' places see, and themselves; remember it."""
-        sees_QFG = self._sees_SPG[slot_Q[:, None], place_QF]
+        slot_Q1 = slot_Q.unsqueeze(1)
+        sees_QFG = self._sees_SPG[slot_Q1, place_QF]
         column_F = torch.arange(len(node_F), device=node_F.device)
         sees_QFG[:, column_F, node_F] = True
-        self._sees_SPG[slot_Q[:, None], 1 + node_F] = sees_QFG
+        self._sees_SPG[slot_Q1, 1 + node_F] = sees_QFG
 
         # A slot without a tree has its base behind the cache.
         base_S = self._fill_slot_values(slot_Q, root_Q, self.cache.length + 1)
@@ -581,10 +598,14 @@ class EagleEngine:
 
     def _fill_slot_values(self, slot_Q: Tensor, value_Q: Tensor, padding: int) -> Tensor:
         """Put one value of each branch into its slot, [S]."""
-        return value_Q.new_full((self.sampler.slots,), padding).index_copy(0, slot_Q, value_Q)
+        padding_S = value_Q.new_full((self.sampler.slots,), padding)
+        return padding_S.index_copy(0, slot_Q, value_Q)
 
-    def _tensor(self, values: Sequence[object]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=self.cache.keys.device)
+    def _columns(self, rows: Iterable[tuple[int, ...]]) -> tuple[Tensor, ...]:
+        """Put a table of integers on the device; return its columns."""
+        columns = list(zip(*rows, strict=True))
+        device = self.cache.keys.device
+        return torch.tensor(columns, dtype=torch.int64, device=device).unbind()
 
 
 class _TreeFeeder:

@@ -112,10 +112,11 @@ class Jacobi:
         fresh = noise.salted(noise.position_RT[:, 0])
         columns, vocab = window.probs_RGV.shape[1:]
         column_G = torch.arange(columns, device=window.verified_R.device)
-        new_RG = column_G >= window.verified_R[:, None]
+        new_RG = column_G >= window.verified_R.unsqueeze(1)
+        new_RG1 = new_RG.unsqueeze(-1)
         probs_RGV = window.probs_RGV
         if self.init == "uniform":
-            probs_RGV = torch.where(new_RG.unsqueeze(-1), 1 / vocab, probs_RGV)
+            probs_RGV = torch.where(new_RG1, 1 / vocab, probs_RGV)
 
         # 2. Draw tokens from the distributions.
         if self.coupling == "none" or sibling:
@@ -131,7 +132,7 @@ class Jacobi:
         made_up_RG = self._make_up_tokens(window, token_RG, fresh, grid_width, sibling)
         token_RG = torch.where(new_RG, made_up_RG, token_RG)
         certain_RGV = F.one_hot(token_RG, vocab).to(probs_RGV.dtype)
-        return token_RG, torch.where(new_RG.unsqueeze(-1), certain_RGV, probs_RGV)
+        return token_RG, torch.where(new_RG1, certain_RGV, probs_RGV)
 
     def _make_up_tokens(
         self, window: JacobiWindow, token_RG: Tensor, fresh: Noise, grid_width: int, sibling: int
@@ -142,7 +143,9 @@ class Jacobi:
         random token that belongs to the anchor.
         """
         place_RG = fresh.position_RT
-        last_R1 = (place_RG[:, 0] + window.verified_R - 1).unsqueeze(1)  # last place with a token
+        first_R = place_RG[:, 0]
+        last_R = first_R + window.verified_R - 1  # the last place with a token
+        last_R1 = last_R.unsqueeze(1)
 
         # 1. Choose the anchors.
         if self.init == "random":
@@ -161,8 +164,10 @@ class Jacobi:
             known_RN = known_RN.scatter(1, last_R1.clamp(min=0), likeliest_R1)
 
         # 3. Copy, or draw at random.
-        chance_RG = Noise(fresh.key_R2, anchor_RG).uniform(DRAFT + sibling, 1)[..., 0]
-        random_RG = (chance_RG * window.probs_RGV.shape[-1]).long()
+        vocab = window.probs_RGV.shape[-1]
+        anchor_noise = Noise(fresh.key_R2, anchor_RG)
+        chance_RG = anchor_noise.uniform(DRAFT + sibling, 1)[..., 0]
+        random_RG = (chance_RG * vocab).long()
         copied_RG = known_RN.gather(1, anchor_RG.clamp(max=end))
         return torch.where(anchor_RG <= last_R1, copied_RG, random_RG)
 
@@ -198,7 +203,8 @@ def _anchor_above(place_RG: Tensor, last_R1: Tensor, grid_width: int) -> Tensor:
 
 
 def _chain_length(sampler: Sampler, canvas: Canvas, n: int) -> int:
-    return max(0, min(n, sampler.model.num_tokens - canvas.length - 1))
+    left = sampler.model.num_tokens - canvas.length - 1
+    return max(0, min(n, left))
 
 
 def _collect_window(sampler: Sampler, rows: Sequence[Canvas], columns: int) -> JacobiWindow:
@@ -214,8 +220,9 @@ def _collect_window(sampler: Sampler, rows: Sequence[Canvas], columns: int) -> J
     probs_RGV = torch.zeros(shape, dtype=dtype, device=device)
     old_probs_RGV = torch.zeros_like(probs_RGV)
     old_RG = torch.zeros_like(probs_RGV[..., 0], dtype=torch.int64)
-    last_place_R1 = sampler.noise(rows, 1).position_RT.sub(1).clamp(min=0)
-    likeliest_R = image_RN.gather(1, last_place_R1)[:, 0]
+    next_R1 = sampler.noise(rows, 1).position_RT
+    last_R1 = (next_R1 - 1).clamp(min=0)
+    likeliest_R = image_RN.gather(1, last_R1)[:, 0]
     verified = [0] * len(rows)
 
     # 2. Copy what each verdict has behind the last committed token.

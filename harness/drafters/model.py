@@ -55,7 +55,7 @@ class DraftModel:
 
     @property
     def id(self) -> str:
-        """The name of the weights, for records."""
+        """Name the weights, for records."""
         model = self._model or self._make_model()
         return f"{model.name}-{model.revision}"
 

@@ -54,7 +54,7 @@ class LocalVLM:
 
     @property
     def network(self) -> Any:
-        """The model's weights, loaded once for all chats of the same model."""
+        """Return the model's weights, loaded once for all chats of the same model."""
         return _load_network(*self._weights)
 
     def ready(self) -> None:

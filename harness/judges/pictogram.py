@@ -30,7 +30,7 @@ class PictogramDetector:
 
     @property
     def classes(self) -> Sequence[str]:
-        """The names of all classes that can be found."""
+        """List the names of all classes that can be found."""
         return self._detector.classes
 
     def detect(self, images: Sequence[np.ndarray]) -> list[list[Detection]]:

@@ -66,7 +66,7 @@ class Patch:
 
     @property
     def known(self) -> Detection | None:
-        """The finished object that this is; None if that is not sure."""
+        """Return the finished object that this is; None if that is not sure."""
         if self.cut or self.best is None or self.best.score < SURE_SCORE:
             return None
         return self.best
@@ -81,13 +81,13 @@ class View:
 
     @property
     def known(self) -> list[Detection]:
-        """The finished objects that are recognised."""
+        """List the finished objects that are recognised."""
         found = (patch.known for patch in self.patches)
         return [detection for detection in found if detection is not None]
 
     @property
     def cut(self) -> list[Patch]:
-        """The objects that are cut off at the last visible row."""
+        """List the objects that are cut off at the last visible row."""
         return [patch for patch in self.patches if patch.cut]
 
 
@@ -136,7 +136,8 @@ class _Selector:
         replies = []
         for i, text in enumerate(texts):
             first = i * self._strips
-            replies.append(self._reply(text, views[first : first + self._strips]))
+            stack = views[first : first + self._strips]
+            replies.append(self._reply(text, stack))
         return replies
 
     def _reply(self, text: str, views: Sequence[View]) -> str | None:
@@ -161,11 +162,17 @@ class _Rewriter:
 
     def __call__(self, texts: Sequence[str], images: Sequence[Pixels]) -> list[str | None]:
         tops = [_mend_lines(_cut_visible(image)) for image in images]
-        views = [View(0, ())] * len(tops)  # of pictures that are all black
-        begun = [i for i, top in enumerate(tops) if len(top)]
-        for i, view in zip(begun, self._verifier.read_views([tops[i] for i in begun]), strict=True):
-            views[i] = view
+        views = self._read_views(tops)
         return [self._reply(text, view) for text, view in zip(texts, views, strict=True)]
+
+    def _read_views(self, tops: Sequence[Pixels]) -> list[View]:
+        """Describe tops; one without rows shows nothing."""
+        views = [View(0, ())] * len(tops)
+        begun = [i for i, top in enumerate(tops) if len(top)]
+        found = self._verifier.read_views([tops[i] for i in begun])
+        for i, view in zip(begun, found, strict=True):
+            views[i] = view
+        return views
 
     def _reply(self, text: str, view: View) -> str | None:
         parsed = parse_layout(text)
@@ -183,7 +190,8 @@ class _Rewriter:
 def _cut_visible(image: Pixels) -> Pixels:
     """Return the rows above the black part of a picture."""
     lit = np.flatnonzero(image.any((1, 2)))
-    return image[: lit[-1] + 1] if len(lit) else image[:0]
+    rows = lit[-1] + 1 if len(lit) else 0
+    return image[:rows]
 
 
 def _mend_lines(top: Pixels) -> Pixels:
@@ -228,23 +236,30 @@ def _find_patches(
         area = int(mask.sum())
         if area < DIRT_PIXELS:
             continue
-
-        # 3. A detection belongs to the patch that it overlaps by more than half.
         box = (float(columns.start), float(rows.start), float(columns.stop), float(rows.stop))
-        overlapping = [one for one in detections if _overlap_boxes(one.box, box) > 0.5]
+        reaches_end = bool(mask[visible - 1].any())
+        shares = color_shares(lab, box, background)
         yield Patch(
             box,
             area,
-            cut=bool(mask[visible - 1].any()) and visible < SIDE,
-            shares=tuple(map(float, color_shares(lab, box, background))),
-            best=max(overlapping, key=lambda one: one.score, default=None),
+            cut=reaches_end and visible < SIDE,
+            shares=tuple(float(share) for share in shares),
+            best=_choose_detection(detections, box),
         )
+
+
+def _choose_detection(detections: Sequence[Detection], box: Box) -> Detection | None:
+    """Choose the best detection of those that overlap a box by more than half."""
+    overlapping = [one for one in detections if _overlap_boxes(one.box, box) > 0.5]
+    return max(overlapping, key=lambda one: one.score, default=None)
 
 
 def _overlap_boxes(one: Box, other: Box) -> float:
     """Return the area that two boxes share, over that of the smaller one."""
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
+    left, top, right, bottom = one
+    other_left, other_top, other_right, other_bottom = other
+    width = min(right, other_right) - max(left, other_left)
+    height = min(bottom, other_bottom) - max(top, other_top)
     smaller = min(_measure_area(one), _measure_area(other))
     return max(0.0, width) * max(0.0, height) / max(1.0, smaller)
 
@@ -281,10 +296,16 @@ def _find_strangers(spec: Spec, view: View) -> Iterator[str]:
 
 def _find_wrong_colors(spec: Spec, view: View) -> Iterator[str]:
     """Objects of a wrong colour; cut-off ones may be any of those asked for."""
-    colors = {clause["class"]: clause["color"] for clause in spec["include"] if "color" in clause}
+    colors: dict[str, str] = {}
+    for clause in spec["include"]:
+        if "color" in clause:
+            colors[clause["class"]] = clause["color"]
     for one in view.known:
         color = colors.get(one.name)
-        if color is not None and one.color_shares[COLORS.index(color)] < WRONG_COLOR_SHARE:
+        if color is None:
+            continue
+        share = one.color_shares[COLORS.index(color)]
+        if share < WRONG_COLOR_SHARE:
             yield f"a {one.color} {one.name}"
 
     if not colors:
@@ -345,10 +366,15 @@ def _find_blocked_above(lower: str, seen: dict[str, Detection], view: View) -> I
 
 def _find_blocked_beside(left: str, right: str, seen: dict[str, Detection]) -> Iterator[str]:
     """No place for one of two objects beside the other."""
-    if left in seen and seen[left].box[0] > SIDE - 2 * SMALLEST_SIDE:
-        yield f"no room on the right of the {left}"
-    if right in seen and seen[right].box[2] < 2 * SMALLEST_SIDE:
-        yield f"no room on the left of the {right}"
+    needed = 2 * SMALLEST_SIDE
+    if left in seen:
+        left_edge, _, _, _ = seen[left].box
+        if left_edge > SIDE - needed:
+            yield f"no room on the right of the {left}"
+    if right in seen:
+        _, _, right_edge, _ = seen[right].box
+        if right_edge < needed:
+            yield f"no room on the left of the {right}"
 
 
 def _find_crowding(spec: Spec, view: View) -> Iterator[str]:
@@ -435,10 +461,12 @@ def _place_alone(patch: Patch, view: View) -> Layout:
 
 def _compare_places(first: Patch, other: Patch) -> Layout:
     """Return the places of two patches, along the axis on which they are further apart."""
-    across = (first.box[0] + first.box[2] - other.box[0] - other.box[2]) / 2
-    along = (first.box[1] + first.box[3] - other.box[1] - other.box[3]) / 2
+    left, top, right, bottom = first.box
+    other_left, other_top, other_right, other_bottom = other.box
+    across = (left + right - other_left - other_right) / 2
+    along = (top + bottom - other_top - other_bottom) / 2
     if other.cut:
-        along = min(along, first.box[1] - other.box[1])  # its middle will lie lower
+        along = min(along, top - other_top)  # the other's middle will lie lower
     if abs(across) > abs(along):
         return ("left", "right") if across < 0 else ("right", "left")
     return ("top", "bottom") if along < 0 else ("bottom", "top")

@@ -22,7 +22,7 @@ class Verifier(Protocol):
 
     @property
     def rewrite(self) -> Judge:
-        """The judge that rewrites a prompt so that it describes what is drawn already.
+        """Return the judge that rewrites a prompt so that it describes what is drawn already.
 
         A picture is one candidate, black where nothing is drawn yet.
         """
