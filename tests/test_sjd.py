@@ -13,7 +13,7 @@ from test_exactness import Joint, generous, joint_probs, p_value
 from torch import Tensor
 from toy import DEVICES, TEXTS, PixelSum, ToyModel, draw, jobs
 
-from harness.drafters.jacobi import COUPLINGS, INITS, Jacobi, Past, keep_or_redraw
+from harness.drafters.jacobi import COUPLINGS, INITS, Jacobi, JacobiWindow, keep_or_redraw
 from harness.engine.acceptance import Drafts, Rule, coupled, exact
 from harness.engine.canvas import Canvas
 from harness.engine.guidance import Sampling
@@ -55,11 +55,11 @@ def decoded(drafter: Jacobi, rule: Rule, target: Joint, window: int = TOKENS) ->
         count = left_R[row].clamp(max=room)
         probs = torch.where((torch.arange(room) < count[:, None]).unsqueeze(-1), probs, 0)
         if room:
-            past = Past(
+            past = JacobiWindow(
                 probs, count, old_RN[row, here], old_probs_RNV[row, here], token, likeliest_R[row]
             )
             token[:, here], probs = drafter.fill(
-                past, Noise(noise.key_R2, noise.position_RT[:, :-1]), wide=2
+                past, Noise(noise.key_R2, noise.position_RT[:, :-1]), grid_width=2
             )
         probs_RTV = torch.stack([target.after(t, token) for t in range(place, place + room + 1)], 1)
         drafts = Drafts(token[:, here].clone(), probs, torch.full((len(row),), room))
@@ -112,8 +112,10 @@ class OldLaw(Jacobi):
     came from.
     """
 
-    def fill(self, past: Past, noise: Noise, wide: int, sibling: int = 0) -> tuple[Tensor, Tensor]:
-        token_RG, probs_RGV = super().fill(past, noise, wide, sibling)
+    def fill(
+        self, past: JacobiWindow, noise: Noise, grid_width: int, sibling: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        token_RG, probs_RGV = super().fill(past, noise, grid_width, sibling)
         kept_RG = (token_RG == past.old_RG) & (past.old_probs_RGV.amax(-1) > 0)
         return token_RG, torch.where(kept_RG.unsqueeze(-1), past.old_probs_RGV, probs_RGV)
 
@@ -121,8 +123,10 @@ class OldLaw(Jacobi):
 class OldNoise(Jacobi):
     """Keeps a token by the very chance that will accept it later."""
 
-    def fill(self, past: Past, noise: Noise, wide: int, sibling: int = 0) -> tuple[Tensor, Tensor]:
-        token_RG, probs_RGV = super().fill(past, noise, wide, sibling)
+    def fill(
+        self, past: JacobiWindow, noise: Noise, grid_width: int, sibling: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        token_RG, probs_RGV = super().fill(past, noise, grid_width, sibling)
         kept_RG = keep_or_redraw(past.old_RG, past.old_probs_RGV, past.probs_RGV, noise)
         return torch.where(past.old_probs_RGV.amax(-1) > 0, kept_RG, token_RG), probs_RGV
 
@@ -130,8 +134,10 @@ class OldNoise(Jacobi):
 class OldDrafts(Jacobi):
     """Proposes its old tokens again, as if they had been drawn from the new laws."""
 
-    def fill(self, past: Past, noise: Noise, wide: int, sibling: int = 0) -> tuple[Tensor, Tensor]:
-        token_RG, probs_RGV = super().fill(past, noise, wide, sibling)
+    def fill(
+        self, past: JacobiWindow, noise: Noise, grid_width: int, sibling: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        token_RG, probs_RGV = super().fill(past, noise, grid_width, sibling)
         return torch.where(past.old_probs_RGV.amax(-1) > 0, past.old_RG, token_RG), probs_RGV
 
 
@@ -162,7 +168,7 @@ def test_drafts_follow_their_recorded_law_whatever_the_coupling() -> None:
     key_R2 = torch.randint(0, 2**32, (DRAWS, 2), generator=torch.Generator().manual_seed(6))
     noise = Noise(key_R2, torch.full((DRAWS, 1), 3))
     old_RG = noise.race(9, old.expand(DRAWS, 1, -1))
-    past = Past(
+    past = JacobiWindow(
         new.expand(DRAWS, 1, -1),
         torch.ones(DRAWS).long(),
         old_RG,
@@ -172,7 +178,7 @@ def test_drafts_follow_their_recorded_law_whatever_the_coupling() -> None:
     )
     kept = {}
     for coupling in COUPLINGS:
-        token_RG, probs_RGV = Jacobi("random", coupling).fill(past, noise, wide=2)
+        token_RG, probs_RGV = Jacobi("random", coupling).fill(past, noise, grid_width=2)
         assert p_value(token_RG[:, 0], new) > 1e-3
         assert torch.equal(probs_RGV, past.probs_RGV)
         kept[coupling] = (token_RG == old_RG).double().mean().item()
@@ -309,12 +315,12 @@ def test_laws_that_do_not_change_are_accepted() -> None:
 def test_what_is_made_up_is_what_the_option_says() -> None:
     """A grid four wide, five tokens committed, the next two with laws that leave no choice."""
     probs = torch.eye(9).double()[[7, 8]]
-    past = Past(
+    past = JacobiWindow(
         probs_RGV=torch.cat((probs, torch.zeros(7, 9).double()))[None],
-        left_R=torch.tensor([2]),
+        verified_R=torch.tensor([2]),
         old_RG=torch.zeros((1, 9), dtype=torch.int64),
         old_probs_RGV=torch.zeros((1, 9, 9)).double(),
-        known_RN=torch.tensor([[1, 2, 3, 4, 5] + [0] * 11]),
+        image_RN=torch.tensor([[1, 2, 3, 4, 5] + [0] * 11]),
         likeliest_R=torch.tensor([6]),
     )
     noise = Noise(torch.tensor([[3, 4]]), torch.arange(5, 14)[None])
@@ -334,7 +340,7 @@ def test_what_is_made_up_is_what_the_option_says() -> None:
     assert vertical == [7, 8, 4, 5, 7, 8, 4, 5, 7]
     assert sample[2] == 6
     assert sample[3:] == horizon[3:]
-    first = replace(past, left_R=torch.tensor([0]), probs_RGV=torch.zeros((1, 9, 9)).double())
+    first = replace(past, verified_R=torch.tensor([0]), probs_RGV=torch.zeros((1, 9, 9)).double())
     begun = (
         Jacobi("repeat_vertical")
         .fill(first, Noise(noise.key_R2, torch.arange(9)[None]), 4)[0][0]

@@ -1,1 +1,1 @@
-"""Drafters: what proposes tokens that the target then verifies."""
+"""Drafters: they propose tokens, which the target model then verifies."""

@@ -1,24 +1,27 @@
-"""EAGLE: a drafter that continues the target's own features by one decoder layer (arXiv 2401.15077,
-2406.16858).
+"""EAGLE: a drafter that continues the target's own features with one decoder layer.
 
-A feature is the target's hidden state after its final norm, what its head reads. Pair j of a branch
-is the embedding that enters the target at position j + 1 and the feature of position j; from it the
-layer guesses the feature of position j + 1, and the target's head makes a law of the guess. A pair
-has the rotary phase of position j + 1 and lies in the drafter's cache at j; the nodes of a tree lie
-behind the pairs of what is committed, and a node's feature is the guess at its parent.
+Papers: EAGLE (arXiv 2401.15077) and EAGLE-2 (arXiv 2406.16858).
 
-Where tokens were committed that the target has not seen (VVS), their features are those of as many
-positions before (HyattDD/VVS, policy `reuse_prev`), and the pairs made of them stay.
+A *feature* is the target's hidden state after its final norm: the input of the target's head.
+Pair j of a branch joins the embedding that enters the target at position j + 1 with the feature of
+position j. From a pair the layer guesses the feature of position j + 1, and the target's head turns
+the guess into a distribution over tokens. A pair has the rotary phase of position j + 1 and lies in
+the drafter's cache at j. The nodes of a draft tree lie in that cache after the pairs of the
+committed tokens; the feature in the pair of a node is the guess made at its parent.
 
-Shapes: B rows, W columns, D width of the target, R canvases, A of them, Q branches of theirs, S
-slots, F nodes fed at once, G nodes, V codes.
+Tokens may be committed that the target has not seen (VVS skips verification). Until the target has
+computed m such positions, they borrow the features of the m positions before them (HyattDD/VVS,
+policy `reuse_prev`), and the pairs made of borrowed features stay in the cache.
+
+Shapes: B rows of a forward, W columns, D model width, R canvases, A canvases whose trees still
+grow, Q branches of those, S slots, F nodes fed at once, G all nodes that are fed, P = 1 + G places
+of a tree (the root, then the nodes), V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +31,7 @@ from harness.engine.canvas import Canvas
 from harness.engine.draft_trees import Grown, Static, Tree
 from harness.engine.sampler import Sampler
 from harness.models import ImageModel
-from harness.models import checkpoint as files
+from harness.models import checkpoint as checkpoint_files
 from harness.models.kv_cache import KVCache, TreeMask
 from harness.models.pictogram import weights as embedded_files
 from harness.models.pictogram.grammar import DEFAULT
@@ -37,11 +40,11 @@ from harness.records import UserError
 
 
 class Layer(nn.Module):
-    """Pairs to guessed features: a projection, then attention without a norm before it, then a
-    gated feed-forward.
+    """The layer that turns pairs into guessed features.
 
-    With `codes` it brings a token embedding of its own, which then enters it instead of the
-    target's (and token 0 for every prompt position), as in the published LlamaGen drafters.
+    It is a projection, attention without a norm before it, and a gated feed-forward. With `codes`
+    it has a token embedding of its own, which replaces the target's (prompt positions then enter as
+    token 0), as in the published LlamaGen drafters.
     """
 
     def __init__(self, spec: TrunkSpec, codes: int = 0) -> None:
@@ -61,201 +64,281 @@ class Layer(nn.Module):
         return u_BWD + self.feed_forward(self.ffn_norm(u_BWD))
 
 
+# ------------------------------------------------------------------ where weights come from
+
+
 @dataclass(frozen=True, slots=True)
-class Trained:
-    """A layer's weights, where they came from, and the target they were trained for ("" where
-    nobody says).
-    """
+class LayerWeights:
+    """Weights of a layer, and what is known about them."""
 
     state: Mapping[str, Tensor]
-    source: str
+    source: str  # file or set, for error messages
     id: str
-    target: str = ""
+    target: str = ""  # revision of the target that they were trained for; "" if unknown
 
 
-def embedded(weights: str = DEFAULT) -> Trained:
-    """The layer that is shipped with a set of the embedded model's weights."""
+def embedded(weights: str = DEFAULT) -> LayerWeights:
+    """Read the layer that is shipped with a set of the embedded model's weights."""
     state, config, sha = embedded_files.read(weights, "eagle")
-    return Trained(state, f"{weights} (eagle)", sha[:12], str(config["target"]))
+    return LayerWeights(state, f"{weights} (eagle)", sha[:12], str(config["target"]))
 
 
 def published(
     checkpoint: str | None = None, hub: str | None = None, revision: str | None = None
-) -> Trained:
-    """A checkpoint of `harness.training.train_eagle`, or one in the layout of the published
-    drafters (EAGLE, LANTERN).
+) -> LayerWeights:
+    """Read a layer from a checkpoint on disk or on the hub.
 
-    Raises UserError for a file that is neither.
+    It is one of `harness.training.train_eagle`, or has the layout of the published drafters (EAGLE,
+    LANTERN). Raises UserError for a file that is neither.
     """
-    found = files.locate(hub, revision, ["*"], checkpoint)
-    if found.suffix == ".pt":
-        content = files.unpickle(found)
+    path = checkpoint_files.locate(hub, revision, ["*"], checkpoint)
+    found_revision = checkpoint_files.revision_of(path)
+
+    if path.suffix == ".pt":
+        content = checkpoint_files.unpickle(path)
         if "average" in content and "target" in content:
-            return Trained(
-                content["average"], str(found), files.revision_of(found), str(content["target"])
-            )
-    state = files.read_weights(found)
+            target = str(content["target"])
+            return LayerWeights(content["average"], str(path), found_revision, target)
+
+    state = checkpoint_files.read_weights(path)
     try:
-        return Trained(_renamed(state), str(found), files.revision_of(found))
+        renamed = _rename_published(state)
     except KeyError as error:
-        raise UserError(f"{found} lacks {error}: it is no EAGLE drafter's checkpoint") from None
+        raise UserError(f"{path} lacks {error}: it is no EAGLE drafter's checkpoint") from None
+    return LayerWeights(renamed, str(path), found_revision)
 
 
-def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The published names as ours: queries, keys and values are one matrix, the feed-forward's are
-    w1, w3, w2.
+def _rename_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Translate the published tensor names into those of `Layer`.
+
+    Queries, keys and values become one matrix. Raises KeyError naming a tensor that is missing.
     """
-    named = {
-        name.removeprefix("model.").replace("layers.0.", ""): tensor
-        for name, tensor in state.items()
-    }
+    theirs: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        theirs[name.removeprefix("model.").replace("layers.0.", "")] = tensor
+
+    projection = theirs["fc.weight"]
+    no_bias = torch.zeros(len(projection))
     ours = {
-        "fc.weight": named["fc.weight"],
-        "fc.bias": named.get("fc.bias", torch.zeros(len(named["fc.weight"]))),
+        "fc.weight": projection,
+        "fc.bias": theirs.get("fc.bias", no_bias),
         "attention.wqkv.weight": torch.cat(
-            [named[f"self_attn.{part}_proj.weight"] for part in "qkv"]
+            [theirs[f"self_attn.{part}_proj.weight"] for part in "qkv"]
         ),
-        "attention.wo.weight": named["self_attn.o_proj.weight"],
-        "ffn_norm.weight": named["post_attention_layernorm.weight"],
-        "feed_forward.w1.weight": named["mlp.gate_proj.weight"],
-        "feed_forward.w3.weight": named["mlp.up_proj.weight"],
-        "feed_forward.w2.weight": named["mlp.down_proj.weight"],
+        "attention.wo.weight": theirs["self_attn.o_proj.weight"],
+        "ffn_norm.weight": theirs["post_attention_layernorm.weight"],
+        "feed_forward.w1.weight": theirs["mlp.gate_proj.weight"],
+        "feed_forward.w3.weight": theirs["mlp.up_proj.weight"],
+        "feed_forward.w2.weight": theirs["mlp.down_proj.weight"],
     }
-    return ours | (
-        {"tokens.weight": named["embed_tokens.weight"]} if "embed_tokens.weight" in named else {}
-    )
+    if "embed_tokens.weight" in theirs:
+        ours["tokens.weight"] = theirs["embed_tokens.weight"]
+    return ours
 
 
-@dataclass(slots=True)
-class _Trail:
-    """How far the drafter has followed a canvas."""
-
-    canvas: Canvas
-    version: int
-    pairs: list[int] = field(default_factory=list)  # made and cached, by branch
-    slots: list[int] = field(default_factory=list)  # of its branches
+# ------------------------------------------------------------------ the drafter
 
 
 class Eagle:
-    """Drafts chains and trees from the target's features; every branch of a canvas is followed with
-    its own.
+    """Draft chains and trees from the target's features; each branch of a canvas has its own pairs.
 
-    `trained` finds the layer's weights. What it computes is booked as `drafted_positions` of the
-    canvas's job. There is no draft before the first token. At temperature 0 drafts are the
-    likeliest tokens, ranked at temperature 1. Raises UserError for a target that the layer does not
-    fit.
+    `trained` reads the weights of the layer. Every position that the layer computes is charged to
+    the canvas's job as `drafted_positions`. A canvas without tokens gets no draft. At temperature 0
+    drafts are the likeliest tokens, ranked at temperature 1. `expect_target` raises UserError for a
+    target that the layer does not fit.
     """
 
-    trees = True
-    hidden = True
+    trees = True  # `propose` also takes the shape of a tree
+    hidden = True  # the sampler must keep hidden states
 
-    def __init__(self, trained: Callable[[], Trained]) -> None:
-        self._find = trained
-        self._engine: _Engine | None = None
+    def __init__(self, trained: Callable[[], LayerWeights]) -> None:
+        self.engine: EagleEngine | None = None  # of the sampler that was last drafted for
+        self._read_weights = trained
+        self._weights: LayerWeights | None = None
         self._layer: Layer | None = None
-        self._trained: Trained | None = None
 
     @property
     def id(self) -> str:
-        """Names the weights."""
-        return f"eagle-{self._weights().id}"
-
-    def _weights(self) -> Trained:
-        if self._trained is None:
-            self._trained = self._find()
-        return self._trained
+        """Name the weights, for records."""
+        return f"eagle-{self._load_weights().id}"
 
     def expect_target(self, target: ImageModel) -> None:
-        """Load the layer for a target. Raises UserError where it was made for another."""
-        trained = self._weights()
+        """Load the layer for a target. Raises UserError if it was made for another one."""
+        weights = self._load_weights()
         spec = target_spec(target)
-        if trained.target and trained.target != target.revision:
+        if weights.target and weights.target != target.revision:
             raise UserError(
-                f"drafter {self.id} was trained for weights {trained.target}, the model's are {target.revision}: "
+                f"drafter {self.id} was trained for weights {weights.target}, "
+                f"the model's are {target.revision}: "
                 "train it again with `python -m harness.training.train_eagle`"
             )
-        codes = trained.state.get("tokens.weight")
+
+        codes = weights.state.get("tokens.weight")
         if codes is not None and len(codes) != target.vocab:
             raise UserError(
-                f"drafter {self.id} is for {len(codes)} codes, the model has {target.vocab}: choose its drafter"
+                f"drafter {self.id} is for {len(codes)} codes, "
+                f"the model has {target.vocab}: choose its drafter"
             )
+
         layer = Layer(spec, 0 if codes is None else target.vocab)
-        own = layer.state_dict()
-        for name in sorted(own.keys() | trained.state.keys()):
-            have = tuple(trained.state[name].shape) if name in trained.state else "nothing"
-            want = tuple(own[name].shape) if name in own else "nothing"
-            if have != want:
-                raise UserError(
-                    f"{trained.source}: tensor {name} is {have}, {target.name} needs {want}: it is another model's"
-                )
-        layer.load_state_dict(dict(trained.state))
+        _expect_shapes(weights, layer.state_dict(), target.name)
+        layer.load_state_dict(dict(weights.state))
         self._layer = layer.eval().requires_grad_(False).to(target.device, target.dtype)
         self._layer.feed_forward.fuse()
 
     def propose(
         self, sampler: Sampler, rows: Sequence[Canvas], n: int | Tree, sibling: int = 0
     ) -> list[Draft | None]:
-        """Chains of up to `n` tokens, or trees, cut at the image's end so that one more token fits;
-        None if none does.
+        """Draft a chain of up to `n` tokens, or a tree of shape `n`, for every row.
 
-        Siblings draw in lanes of their own.
+        A draft ends early enough that one more token fits into the image; None if no draft fits.
+        Each `sibling` draws with noise of its own.
         """
+        # 1. Prepare the layer for this sampler and this shape of draft.
+        engine = self._prepare_engine(sampler, n)
+
+        # 2. Choose the rows that can have a draft.
+        drafts: list[Draft | None] = [None] * len(rows)
+        depths = [_max_depth(sampler, canvas) for canvas in rows]
+        chosen = [i for i, depth in enumerate(depths) if depth > 0]
+        if not chosen:
+            return drafts
+
+        # 3. Grow a tree for each of them; a chain is a tree without siblings.
+        growing = [rows[i] for i in chosen]
+        with sampler.working(growing, "draft"):
+            grown = engine.grow(growing, [depths[i] for i in chosen], sibling)
+
+        # 4. Hand the trees over as drafts, in the order of the rows.
+        for i, tree in zip(chosen, grown, strict=True):
+            parents = None if isinstance(n, int) else tree.parents
+            drafts[i] = Draft(tree.token_G, tree.probs_GV, parents)
+        return drafts
+
+    def _load_weights(self) -> LayerWeights:
+        if self._weights is None:
+            self._weights = self._read_weights()
+        return self._weights
+
+    def _prepare_engine(self, sampler: Sampler, shape: int | Tree) -> EagleEngine:
+        """Return the engine of a sampler and a draft shape; a change of either makes a new one."""
         if self._layer is None:
             self.expect_target(sampler.model)
-        if self._engine is None or self._engine.sampler is not sampler or self._engine.shape != n:
-            self._engine = _Engine(sampler, cast(Layer, self._layer), n)
-        left = [sampler.model.num_tokens - canvas.length - 1 for canvas in rows]
-        seen = [
-            min(cached - start for _, start, cached in sampler.branch_spans(canvas))
-            for canvas in rows
-        ]
-        at = [i for i, most in enumerate(left) if most > 0 and rows[i].length > 0 and seen[i] >= 0]
-        drafts: list[Draft | None] = [None] * len(rows)
-        if at:
-            some = [rows[i] for i in at]
-            with sampler.working(some, "draft"):
-                for i, one in zip(
-                    at, self._engine.grow(some, [left[i] for i in at], sibling), strict=True
-                ):
-                    drafts[i] = Draft(
-                        one.token_G, one.probs_GV, None if isinstance(n, int) else one.parents
-                    )
-        return drafts
+        assert self._layer is not None
+
+        engine = self.engine
+        if engine is None or engine.sampler is not sampler or engine.shape != shape:
+            engine = EagleEngine(sampler, self._layer, shape)
+            self.engine = engine
+        return engine
 
 
 def target_spec(model: ImageModel) -> TrunkSpec:
-    """Dimensions of the model's trunk. Raises UserError for a model whose features cannot be
-    followed.
+    """Return the dimensions of a model's trunk.
+
+    Raises UserError for a model whose features cannot be followed.
     """
-    trunk = getattr(model, "trunk", None) or getattr(getattr(model, "gpt", None), "trunk", None)
-    found: TrunkSpec | None = getattr(trunk, "spec", None)
-    if found is None or not hasattr(model, "rotary"):
+    trunk = getattr(model, "trunk", None)
+    if trunk is None:
+        trunk = getattr(getattr(model, "gpt", None), "trunk", None)
+    spec: TrunkSpec | None = getattr(trunk, "spec", None)
+    if spec is None or not hasattr(model, "rotary"):
         raise UserError(
-            f"{model.name} has no rotary table for a feature drafter: choose drafter=pictogram_draft or its own"
+            f"{model.name} has no rotary table for a feature drafter: "
+            "choose drafter=pictogram_draft or its own"
         )
     if getattr(model, "collapse", False):
         raise UserError(
-            f"{model.name} collapses its prompt, whose features the drafter needs: set +model.collapse=false"
+            f"{model.name} collapses its prompt, whose features the drafter needs: "
+            "set +model.collapse=false"
         )
-    return found
+    return spec
 
 
-class _Engine:
-    """The layer over one sampler's slots: its cache, and how far it has followed each canvas.
+def _expect_shapes(weights: LayerWeights, expected: Mapping[str, Tensor], target: str) -> None:
+    """Raise UserError if tensors are missing, left over, or of another shape than expected."""
+    for name in sorted(expected.keys() | weights.state.keys()):
+        have = _shape_of(weights.state, name)
+        want = _shape_of(expected, name)
+        if have != want:
+            raise UserError(
+                f"{weights.source}: tensor {name} is {have}, "
+                f"{target} needs {want}: it is another model's"
+            )
 
-    Every forward has one of two constant shapes: [S, W], or the sampler's prefill shape for long
-    stretches.
+
+def _shape_of(state: Mapping[str, Tensor], name: str) -> tuple[int, ...] | str:
+    return tuple(state[name].shape) if name in state else "nothing"
+
+
+def _max_depth(sampler: Sampler, canvas: Canvas) -> int:
+    """Return how deep a draft of a canvas may be; 0 or less if it can have none.
+
+    The target must have seen the whole context of every branch, and one token must be committed.
+    """
+    cached_tokens = [cached - start for _, start, cached in sampler.branch_spans(canvas)]
+    if canvas.length == 0 or min(cached_tokens) < 0:
+        return 0
+    return sampler.model.num_tokens - canvas.length - 1
+
+
+# ------------------------------------------------------------------ the layer over a sampler
+
+
+@dataclass(slots=True)
+class _FollowedCanvas:
+    """A canvas, and how many pairs of each of its branches are in the drafter's cache."""
+
+    canvas: Canvas
+    version: int = -1
+    slots: list[int] = field(default_factory=list)  # by branch
+    pairs: list[int] = field(default_factory=list)  # by branch
+
+    def restart_if_changed(self, slots: list[int]) -> None:
+        """Forget the pairs after a change of tokens, contexts or slots."""
+        if self.version != self.canvas.version or self.slots != slots:
+            self.version = self.canvas.version
+            self.slots = slots
+            self.pairs = [0] * len(slots)
+
+
+@dataclass(slots=True)
+class _BranchPairs:
+    """The pairs of one branch that are to be made now; the defaults are those of an idle slot."""
+
+    slot: int
+    start: int = 0  # length of the context
+    cached: int = 0  # positions that the target has computed
+    made: int = 0  # pairs in the drafter's cache
+    wanted: int = 0  # pairs of all committed tokens
+
+    @property
+    def missing(self) -> int:
+        """Count the pairs that are to be made."""
+        return self.wanted - self.made
+
+    @property
+    def lag(self) -> int:
+        """Count the positions with a pair that the target has not computed."""
+        return max(0, self.wanted - self.cached)
+
+
+class EagleEngine:
+    """The layer over the slots of one sampler: its cache, and how far it has followed each canvas.
+
+    Every forward has one of two constant shapes: [S, W], or the sampler's prefill shape for
+    branches that miss more than W pairs. `guess_SPD` holds the guesses of the current drafts: place
+    0 is the root's, place 1 + g that of node g. `shape` is the length of a chain, or a tree.
     """
 
     def __init__(self, sampler: Sampler, layer: Layer, shape: int | Tree) -> None:
         model = sampler.model
-        tree = (
-            Static({"0" * depth: 1 for depth in range(shape)}) if isinstance(shape, int) else shape
-        )
+        tree = _chain_tree(shape) if isinstance(shape, int) else shape
         self.sampler = sampler
         self.layer = layer
         self.shape = shape
         self.tree = tree
+        # A verification commits depth + 1 tokens at most, so W also takes the pairs they add.
         self.width = max(tree.widest, tree.depth + 2)
         self.cache = KVCache(
             replace(layer.spec, layers=1),
@@ -264,184 +347,290 @@ class _Engine:
             model.dtype,
             model.device,
         )
-        self._trails: dict[int, _Trail] = {}
+
+        # Greedy drafts are the likeliest tokens: temperature 1 ranks them, and cuts none off.
         self.sampling = sampler.sampling
         self.greedy = sampler.sampling.temperature == 0
         if self.greedy:
             self.sampling = replace(self.sampling, temperature=1.0, top_k=0, top_p=1.0)
+
+        self._followed: dict[int, _FollowedCanvas] = {}  # by the id of the canvas
         places = (sampler.slots + 1, 1 + tree.fed)
-        self._guess_SPD = torch.zeros((*places, model.dim), dtype=model.dtype, device=model.device)
+        self.guess_SPD = torch.zeros((*places, model.dim), dtype=model.dtype, device=model.device)
         self._sees_SPG = torch.zeros(
             (*places, max(1, tree.fed)), dtype=torch.bool, device=model.device
-        )
+        )  # which nodes each place sees: itself and its ancestors
 
-    def grow(self, rows: list[Canvas], left: list[int], sibling: int) -> list[Grown]:
-        """Drafts of `rows`, which the target has seen up to their first token at least."""
-        self._follow(rows)
-        fed = depth = 0
+    def grow(self, rows: list[Canvas], max_depth: list[int], sibling: int) -> list[Grown]:
+        """Grow a tree for each of `rows`, none deeper than its `max_depth`.
 
-        def feed(active: Sequence[int], token_AF: Tensor, parent_AF: Tensor) -> Tensor:
-            nonlocal fed, depth
-            some = [rows[i] for i in active]
-            depth = depth + 1
-            logits_SFV = self._nodes(some, token_AF, parent_AF, fed, depth)
-            fed += token_AF.shape[1]
-            return self.sampler.guided_probs(some, logits_SFV, depth, self.sampling)
+        The target must have seen the context of every row, and every row must have a token.
+        """
+        sampler = self.sampler
 
-        root_S1V = self.sampler.model.head(self._guess_SPD[: self.sampler.slots, :1])
-        probs_RV = self.sampler.guided_probs(rows, root_S1V, 0, self.sampling)[:, 0]
-        return self.tree.grow(
-            probs_RV, feed, self.sampler.noise(rows, self.tree.depth), left, self.greedy, sibling
-        )
+        # 1. Follow the tokens that were committed since the last draft.
+        self._follow_canvases(rows)
+
+        # 2. The guesses at the last tokens make the distributions of the first drafted ones.
+        root_S1V = sampler.model.head(self.guess_SPD[: sampler.slots, :1])
+        probs_RV = sampler.guided_probs(rows, root_S1V, 0, self.sampling)[:, 0]
+
+        # 3. Grow the trees depth by depth; the feeder makes the distributions behind each depth.
+        feeder = _TreeFeeder(self, rows)
+        noise = sampler.noise(rows, self.tree.depth)
+        return self.tree.grow(probs_RV, feeder.feed, noise, max_depth, self.greedy, sibling)
 
     # ------------------------------------------------------------------ committed tokens
 
-    def _follow(self, rows: list[Canvas]) -> None:
-        """Make the pairs of all committed tokens; the guesses at the last ones are the roots'
-        features.
-        """
-        for number, trail in list(self._trails.items()):
-            if trail.canvas.closed:
-                del self._trails[number]
-        todo = []  # slot, context length, cached positions, pairs made, pairs wanted
-        for canvas in rows:
-            spans = self.sampler.branch_spans(canvas)
-            trail = self._trails.setdefault(
-                id(canvas), _Trail(canvas, canvas.version, [0] * len(spans))
-            )
-            slots = [slot for slot, _, _ in spans]
-            if (trail.version, trail.slots) != (canvas.version, slots):
-                trail.version = canvas.version
-                trail.slots = slots
-                trail.pairs = [0] * len(spans)
-            for k, (slot, start, cached) in enumerate(spans):
-                wanted = start + canvas.length - 1
-                made = min(
-                    trail.pairs[k], wanted - 1
-                )  # the last is made again where nothing is new, for its guess
-                self.sampler.charge_drafted(canvas, wanted - made)
-                todo.append((slot, start, cached, made, wanted))
-                trail.pairs[k] = wanted
-        batch_size, chunk = self.sampler.prefill
-        long = [one for one in todo if one[4] - one[3] > self.width]
-        ends = {slot: made for slot, _, _, made, _ in todo}
-        while long:
-            batch = long[:batch_size]
-            long = long[batch_size:]
-            counts = [min(chunk, wanted - 1 - ends[slot]) for slot, _, _, _, wanted in batch]
-            padding = [0] * (batch_size - len(batch))
-            slot_B = self._tensor([one[0] for one in batch] + [self.sampler.slots for _ in padding])
-            begin = [ends[one[0]] for one in batch] + padding
-            self._pairs(slot_B, batch, begin, counts + padding, chunk, whole=False)
-            for one, count in zip(batch, counts, strict=True):
-                ends[one[0]] += count
-            long += [one for one in batch if one[4] - ends[one[0]] > self.width]
-        begin = [0] * self.sampler.slots
-        counts = [0] * self.sampler.slots
-        for slot, _, _, _, wanted in todo:
-            begin[slot] = ends[slot]
-            counts[slot] = wanted - ends[slot]
-        order: list[tuple[int, ...]] = [(0, 0, 0, 0, 0)] * self.sampler.slots
-        for one in todo:
-            order[one[0]] = one
-        slot_S = torch.arange(self.sampler.slots, device=self.cache.keys.device)
-        guess_SWD = self._pairs(slot_S, order, begin, counts, self.width, whole=True)
-        slot_Q = self._tensor([one[0] for one in todo])
-        last_Q = self._tensor([counts[one[0]] - 1 for one in todo])
-        self._guess_SPD[slot_Q, 0] = guess_SWD[slot_Q, last_Q]
+    def _follow_canvases(self, rows: list[Canvas]) -> None:
+        """Make the missing pairs of all committed tokens; keep the guesses at the last ones.
 
-    def _pairs(
-        self,
-        slot_B: Tensor,
-        branches: Sequence[tuple[int, ...]],
-        begin: list[int],
-        counts: list[int],
-        width: int,
-        whole: bool,
+        These guesses are the features of the roots.
+        """
+        # 1. Forget closed canvases.
+        for key, followed in list(self._followed.items()):
+            if followed.canvas.closed:
+                del self._followed[key]
+
+        # 2. List the pairs that are missing, and charge them.
+        branches: list[_BranchPairs] = []
+        for canvas in rows:
+            branches += self._list_missing_pairs(canvas)
+
+        # 3. Shorten long stretches until one [S, W] forward takes what is left.
+        self._prefill_pairs(branches)
+
+        # 4. Make the last pairs of all branches at once.
+        self._finish_pairs(branches)
+
+    def _list_missing_pairs(self, canvas: Canvas) -> list[_BranchPairs]:
+        """List what each branch of a canvas lacks, as if it were made already, and charge it."""
+        followed = self._followed.setdefault(id(canvas), _FollowedCanvas(canvas))
+        spans = self.sampler.branch_spans(canvas)
+        followed.restart_if_changed([slot for slot, _, _ in spans])
+
+        branches = []
+        for k, (slot, start, cached) in enumerate(spans):
+            wanted = start + canvas.length - 1
+            # Where nothing is new the last pair is made again, because its guess is needed.
+            made = min(followed.pairs[k], wanted - 1)
+            branch = _BranchPairs(slot, start, cached, made, wanted)
+            self.sampler.charge_drafted(canvas, branch.missing)
+            followed.pairs[k] = wanted
+            branches.append(branch)
+        return branches
+
+    def _prefill_pairs(self, branches: Sequence[_BranchPairs]) -> None:
+        """Feed branches that miss more than W pairs in chunks, until W or fewer are missing.
+
+        The last pair of a branch is always left to `_finish_pairs`, which keeps its guess.
+        """
+        batch_size, chunk = self.sampler.prefill
+        scratch = _BranchPairs(self.sampler.slots)
+        waiting = [branch for branch in branches if branch.missing > self.width]
+        while waiting:
+            batch = waiting[:batch_size]
+            waiting = waiting[batch_size:]
+            counts = [min(chunk, branch.missing - 1) for branch in batch]
+
+            padding = batch_size - len(batch)
+            padded_batch = batch + [scratch] * padding
+            padded_counts = counts + [0] * padding
+            self._feed_pairs(padded_batch, padded_counts, chunk, all_slots=False)
+
+            for branch, count in zip(batch, counts, strict=True):
+                branch.made += count
+            waiting += [branch for branch in batch if branch.missing > self.width]
+
+    def _finish_pairs(self, branches: Sequence[_BranchPairs]) -> None:
+        """Make the W or fewer pairs that each branch still misses; keep the guess at the last."""
+        by_slot = [_BranchPairs(slot) for slot in range(self.sampler.slots)]
+        for branch in branches:
+            by_slot[branch.slot] = branch
+        counts = [branch.missing for branch in by_slot]
+        guess_SWD = self._feed_pairs(by_slot, counts, self.width, all_slots=True)
+
+        slot_Q, last_Q = self._columns((branch.slot, branch.missing - 1) for branch in branches)
+        self.guess_SPD[slot_Q, 0] = guess_SWD[slot_Q, last_Q]
+
+    def _feed_pairs(
+        self, branches: Sequence[_BranchPairs], counts: list[int], width: int, all_slots: bool
     ) -> Tensor:
-        """Feed pairs `begin`, `begin` + 1, ... of some branches; returns the guesses [B, W, D]."""
-        padding = [(0, 0, 0, 0, 0)] * (len(begin) - len(branches))
-        start_B, cached_B, wanted_B = (
-            self._tensor([one[i] for one in [*branches, *padding]]) for i in (1, 2, 4)
+        """Feed the next `counts` pairs of every branch; return the guesses [B, W, D].
+
+        `all_slots` states that the branches are those of slots 0, 1, ..., S - 1.
+        """
+        # 1. Which pair each column makes; columns past a branch's count are padding.
+        slot_B, start_B, made_B, count_B = self._columns(
+            (branch.slot, branch.start, branch.made, count)
+            for branch, count in zip(branches, counts, strict=True)
         )
         column_W = torch.arange(width, device=slot_B.device)
-        pair_BW = self._tensor(begin).unsqueeze(1) + column_W
-        live_BW = column_W < self._tensor(counts).unsqueeze(1)
-        late_BW = pair_BW - (wanted_B - cached_B).clamp(min=0).unsqueeze(
-            1
-        )  # features the target has not made yet:
-        late_BW = torch.where(
-            late_BW >= start_B.unsqueeze(1), late_BW, cached_B.unsqueeze(1) - 1
-        )  # those m before
-        source_BW = torch.where(pair_BW < cached_B.unsqueeze(1), pair_BW, late_BW)
-        feature_BWD = self.sampler.hidden_states(slot_B, torch.where(live_BW, source_BW, 0))
+        pair_BW = made_B.unsqueeze(1) + column_W
+        live_BW = column_W < count_B.unsqueeze(1)
+
+        # 2. Each pair joins a feature with what enters the target one position later.
+        source_BW = self._choose_features(branches, pair_BW)
+        source_BW = torch.where(live_BW, source_BW, 0)
+        feature_BWD = self.sampler.hidden_states(slot_B, source_BW)
         pos_BW = torch.where(live_BW, pair_BW + 1, 0)
-        x_BWD = self.sampler.embed_positions(slot_B, start_B, pos_BW)
-        if self.layer.tokens is not None:
-            token_BW = self.sampler.tokens_at(slot_B, start_B, pos_BW)
-            x_BWD = self.layer.tokens(torch.where(pos_BW < start_B.unsqueeze(1), 0, token_BW))
+        x_BWD = self._embed_pairs(slot_B, start_B, pos_BW)
+
+        # 3. Padding is written to the cache's scratch position.
         rotary_BW2 = self.sampler.model.rotary(pos_BW, start_B)  # type: ignore[attr-defined]
         at_BW = torch.where(live_BW, pair_BW, self.cache.length)
-        attend = self.cache.attend_all(at_BW) if whole else self.cache.attend_some(slot_B, at_BW)
+        if all_slots:
+            attend = self.cache.attend_all(at_BW)
+        else:
+            attend = self.cache.attend_some(slot_B, at_BW)
         return self.layer(x_BWD, feature_BWD, rotary_BW2, attend)
+
+    def _choose_features(self, branches: Sequence[_BranchPairs], pair_BW: Tensor) -> Tensor:
+        """Return the position whose feature each pair takes, [B, W].
+
+        It is the pair's own position where the target has computed that. Otherwise, with m
+        committed positions not computed yet, it is the one m before; or the last computed position
+        where that would lie in the context.
+        """
+        start_B, cached_B, lag_B = self._columns(
+            (branch.start, branch.cached, branch.lag) for branch in branches
+        )
+        start_B1 = start_B.unsqueeze(1)
+        cached_B1 = cached_B.unsqueeze(1)
+        earlier_BW = pair_BW - lag_B.unsqueeze(1)
+        in_image_BW = earlier_BW >= start_B1
+        borrowed_BW = torch.where(in_image_BW, earlier_BW, cached_B1 - 1)
+        return torch.where(pair_BW < cached_B1, pair_BW, borrowed_BW)
+
+    def _embed_pairs(self, slot_B: Tensor, start_B: Tensor, pos_BW: Tensor) -> Tensor:
+        """Embed the positions `pos` of branches as they enter the layer, [B, W, D]."""
+        if self.layer.tokens is None:
+            return self.sampler.embed_positions(slot_B, start_B, pos_BW)
+        token_BW = self.sampler.tokens_at(slot_B, start_B, pos_BW)
+        in_context_BW = pos_BW < start_B.unsqueeze(1)
+        return self.layer.tokens(torch.where(in_context_BW, 0, token_BW))
 
     # ------------------------------------------------------------------ drafted tokens
 
-    def _nodes(
+    def feed_nodes(
         self, rows: list[Canvas], token_AF: Tensor, parent_AF: Tensor, fed: int, depth: int
     ) -> Tensor:
-        """Feed new nodes of the rows' trees, `depth` places behind the roots; returns the head's
-        logits [S, F, V].
+        """Feed new nodes of the rows' trees; return the head's logits behind them, [S, F, V].
+
+        The nodes are `depth` below the roots, `parent` names nodes fed before (-1 the root), and
+        `fed` nodes were fed so far.
         """
         model = self.sampler.model
-        width = self.width
+        device = self.cache.keys.device
         count = token_AF.shape[1]
-        spans = [
-            (a, slot, start)
-            for a, canvas in enumerate(rows)
-            for slot, start, _ in self.sampler.branch_spans(canvas)
-        ]
-        row_Q, slot_Q, start_Q = self._tensor(spans).unbind(1)
-        length_Q = self._tensor([canvas.length for canvas in rows])[row_Q]
-        above_QF = parent_AF.to(slot_Q.device)[row_Q] + 1
-        place_F = torch.arange(fed, fed + count, device=slot_Q.device)
-        sees_QFG = self._sees_SPG[slot_Q[:, None], above_QF]
-        sees_QFG[:, torch.arange(count, device=slot_Q.device), place_F] = True
-        self._sees_SPG[slot_Q[:, None], place_F + 1] = sees_QFG
 
-        slots = self.sampler.slots
-        base_Q = start_Q + length_Q - 1
-        base_S = torch.full((slots,), self.cache.length + 1, device=slot_Q.device).index_copy(
-            0, slot_Q, base_Q
-        )
-        start_S = torch.zeros_like(base_S).index_copy(0, slot_Q, start_Q)
-        at_SW = torch.full((slots, width), self.cache.length, device=slot_Q.device)
-        at_SW[slot_Q, :count] = base_Q[:, None] + place_F
-        pos_SW = torch.zeros_like(at_SW)
-        pos_SW[slot_Q] = (base_Q + depth).unsqueeze(1)
-        token_SW = torch.zeros_like(at_SW)
-        token_SW[slot_Q, :count] = token_AF.to(slot_Q.device)[row_Q]
-        sees_SWG = torch.zeros(
-            (slots, width, self._sees_SPG.shape[2]), dtype=torch.bool, device=slot_Q.device
-        )
-        sees_SWG[slot_Q, :count] = sees_QFG
-        feature_SWD = torch.zeros(
-            (slots, width, model.dim), dtype=model.dtype, device=slot_Q.device
-        )
-        feature_SWD[slot_Q, :count] = self._guess_SPD[slot_Q[:, None], above_QF]
-        index_SW = (pos_SW - start_S.unsqueeze(1)).clamp(0, model.num_tokens - 1)
-        x_SWD = (
-            model.embed(token_SW, index_SW)
-            if self.layer.tokens is None
-            else self.layer.tokens(token_SW)
-        )
+        # 1. The branches of the rows. A root's position is also the first cache place of its nodes.
+        row_Q, slot_Q, start_Q, root_Q = self._list_branches(rows)
+        place_QF = 1 + parent_AF.to(device)[row_Q]
+        node_F = torch.arange(fed, fed + count, device=device)
+
+        # 2. Inputs of the branches: a node joins its token with the guess made at its parent.
+        slot_Q1 = slot_Q.unsqueeze(1)
+        root_Q1 = root_Q.unsqueeze(1)
+        at_QF = root_Q1 + node_F
+        pos_QW = (root_Q1 + depth).expand(-1, self.width)
+        token_QF = token_AF.to(device)[row_Q]
+        feature_QFD = self.guess_SPD[slot_Q1, place_QF]
+
+        # 3. Inputs of constant shape: idle slots and columns past `count` are padding.
+        at_SW = self._fill_slot_columns(slot_Q, at_QF, self.cache.length)
+        pos_SW = self._fill_slot_columns(slot_Q, pos_QW)
+        token_SW = self._fill_slot_columns(slot_Q, token_QF)
+        feature_SWD = self._fill_slot_columns(slot_Q, feature_QFD)
+        start_S = self._fill_slot_values(slot_Q, start_Q, 0)
+        mask = self._mask_nodes(slot_Q, root_Q, place_QF, node_F)
+
+        # 4. One forward of the layer.
+        index_SW = pos_SW - start_S.unsqueeze(1)
+        x_SWD = self._embed_nodes(token_SW, index_SW)
         rotary_SW2 = model.rotary(pos_SW, start_S)  # type: ignore[attr-defined]
-        attend = self.cache.attend_all(at_SW, TreeMask(base_S, sees_SWG))
+        attend = self.cache.attend_all(at_SW, mask)
         guess_SWD = self.layer(x_SWD, feature_SWD, rotary_SW2, attend)
-        self._guess_SPD[slot_Q[:, None], place_F + 1] = guess_SWD[slot_Q, :count]
+
+        # 5. Keep the guesses for the nodes' children, and charge the work.
+        self.guess_SPD[slot_Q1, 1 + node_F] = guess_SWD[slot_Q, :count]
         for canvas in rows:
-            self.sampler.charge_drafted(canvas, count * len(self.sampler.branch_spans(canvas)))
+            branches = len(self.sampler.branch_spans(canvas))
+            self.sampler.charge_drafted(canvas, count * branches)
         return model.head(guess_SWD)[:, :count]
 
-    def _tensor(self, values: Sequence[object]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=self.cache.keys.device)
+    def _list_branches(self, rows: list[Canvas]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the row, slot, context length and root position of every branch, [Q] each."""
+        table: list[tuple[int, int, int, int]] = []
+        for row, canvas in enumerate(rows):
+            for slot, start, _ in self.sampler.branch_spans(canvas):
+                table.append((row, slot, start, start + canvas.length - 1))
+        row_Q, slot_Q, start_Q, root_Q = self._columns(table)
+        return row_Q, slot_Q, start_Q, root_Q
+
+    def _mask_nodes(
+        self, slot_Q: Tensor, root_Q: Tensor, place_QF: Tensor, node_F: Tensor
+    ) -> TreeMask:
+        """Let new nodes see what their parents' places see, and themselves; remember it."""
+        slot_Q1 = slot_Q.unsqueeze(1)
+        sees_QFG = self._sees_SPG[slot_Q1, place_QF]
+        column_F = torch.arange(len(node_F), device=node_F.device)
+        sees_QFG[:, column_F, node_F] = True
+        self._sees_SPG[slot_Q1, 1 + node_F] = sees_QFG
+
+        # A slot without a tree has its base behind the cache.
+        base_S = self._fill_slot_values(slot_Q, root_Q, self.cache.length + 1)
+        return TreeMask(base_S, self._fill_slot_columns(slot_Q, sees_QFG))
+
+    def _embed_nodes(self, token_SW: Tensor, index_SW: Tensor) -> Tensor:
+        """Embed nodes as they enter the layer, [S, W, D]; `index` is their place in the image."""
+        if self.layer.tokens is not None:
+            return self.layer.tokens(token_SW)
+        model = self.sampler.model
+        return model.embed(token_SW, index_SW.clamp(0, model.num_tokens - 1))
+
+    def _fill_slot_columns(self, slot_Q: Tensor, value_QF: Tensor, padding: int = 0) -> Tensor:
+        """Put values [Q, F, ...] of branches into the first columns of their slots, [S, W, ...]."""
+        shape = (self.sampler.slots, self.width, *value_QF.shape[2:])
+        value_SW = value_QF.new_full(shape, padding)
+        value_SW[slot_Q, : value_QF.shape[1]] = value_QF
+        return value_SW
+
+    def _fill_slot_values(self, slot_Q: Tensor, value_Q: Tensor, padding: int) -> Tensor:
+        """Put one value of each branch into its slot, [S]."""
+        padding_S = value_Q.new_full((self.sampler.slots,), padding)
+        return padding_S.index_copy(0, slot_Q, value_Q)
+
+    def _columns(self, rows: Iterable[tuple[int, ...]]) -> tuple[Tensor, ...]:
+        """Put a table of integers on the device; return its columns."""
+        columns = list(zip(*rows, strict=True))
+        device = self.cache.keys.device
+        return torch.tensor(columns, dtype=torch.int64, device=device).unbind()
+
+
+class _TreeFeeder:
+    """Feed the nodes of growing trees, depth by depth, and make the distributions behind them."""
+
+    def __init__(self, engine: EagleEngine, rows: list[Canvas]) -> None:
+        self._engine = engine
+        self._rows = rows
+        self._fed = 0
+        self._depth = 0
+
+    def feed(self, active: Sequence[int], token_AF: Tensor, parent_AF: Tensor) -> Tensor:
+        """Return the distributions [A, F, V] behind new nodes (`harness.engine.draft_trees.Feed`).
+
+        `active` are the rows whose trees still grow.
+        """
+        engine = self._engine
+        growing = [self._rows[i] for i in active]
+        self._depth += 1
+        logits_SFV = engine.feed_nodes(growing, token_AF, parent_AF, self._fed, self._depth)
+        self._fed += token_AF.shape[1]
+        return engine.sampler.guided_probs(growing, logits_SFV, self._depth, engine.sampling)
+
+
+def _chain_tree(length: int) -> Tree:
+    """Return the tree whose every place has one child."""
+    children = {"0" * depth: 1 for depth in range(length)}
+    return Static(children)

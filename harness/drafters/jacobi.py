@@ -1,9 +1,10 @@
-"""Jacobi drafting: the target's own laws of the last verification are the next draft (no draft
-model, no training).
+"""Jacobi drafting: the target's own distributions of the last verification make the next draft.
 
-After a rejection, the laws behind the rejected token saw it and are stale; tokens drawn from them
-are still proper drafts, because what they were drawn from is known (Speculative Jacobi Decoding,
-arXiv 2410.01699). Shapes: R rows, G window places, N image tokens, V vocabulary.
+There is no draft model and no training. After a rejection, the distributions behind the rejected
+token are stale, because they saw it. Tokens drawn from them are still proper drafts, because it is
+known what they were drawn from (Speculative Jacobi Decoding, arXiv 2410.01699).
+
+Shapes: R rows (canvases), G places of the window, N image tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -26,36 +27,37 @@ COUPLINGS = ("none", "maximal", "gumbel")
 
 
 @dataclass(frozen=True, slots=True)
-class Past:
-    """What the last verification left of the next places of R canvases."""
+class JacobiWindow:
+    """The next G places of R canvases, and what the last verification tells about them."""
 
-    probs_RGV: Tensor  # the target's laws, stale behind a rejected token; zero from `left_R` on
-    left_R: Tensor  # places that have a law
+    probs_RGV: Tensor  # the target's, stale behind a rejected token; zero from `verified_R` on
+    verified_R: Tensor  # how many places, from the first on, have a distribution
     old_RG: Tensor  # tokens last drafted there
-    old_probs_RGV: Tensor  # and what they were drawn from; zero where nothing was drafted
-    known_RN: Tensor  # tokens of the image as far as they are committed
-    likeliest_R: Tensor  # by the law at the last place that has one, or had
+    old_probs_RGV: Tensor  # what those were drawn from; zero where nothing was drafted
+    image_RN: Tensor  # tokens of the images as far as they are committed
+    likeliest_R: Tensor  # by the last distribution of the verification, or the last token
 
 
 class Jacobi:
-    """Drafts a token from every law that the last verification left over, and makes up the rest of
-    the window.
+    """Draft the next window from the last verification, and make up tokens for its other places.
 
-    `init` makes up tokens: `random` ones; `uniform`, the same known to be drawn from the uniform
-    law, so that more of them pass; the token to the left in the row or above it (`repeat_horizon`,
-    `repeat_vertical`), or the likeliest token at the last place that has a law (`sample_horizon`);
-    rows that begin in the dark begin with a random token.
+    `init` says what is made up: `random` tokens; `uniform`, the same, but declared as drawn from
+    the uniform distribution, so that more of them are accepted; a copy of the token to the left in
+    the row or above it (`repeat_horizon`, `repeat_vertical`); or the likeliest token at the last
+    place that has a distribution (`sample_horizon`). Rows of the grid that begin without a known
+    token begin with a random one.
 
-    `coupling` ties a place's next draft to its last one: `none` draws anew (SJD); `maximal` puts
-    all old tokens to the test of acceptance, behind the rejected one too, and keeps those that pass
-    (MC-SJD, arXiv 2510.24211; as we read it also SJD-PAC's adaptive continuation, arXiv
-    2603.18599); `gumbel` draws with the noise that plain sampling has at that place (GS-SJD), so
-    that its drafts agree with the rule `coupled` as often as they can. The recorded law is always
-    the one that the token now follows, never an older one: else the target's law would be lost.
+    `coupling` ties the next draft at a place to the last one there: `none` draws anew (SJD);
+    `maximal` tests all old tokens for acceptance, those behind the rejected one too, and keeps
+    those that pass (MC-SJD, arXiv 2510.24211; as we read it also SJD-PAC's adaptive continuation,
+    arXiv 2603.18599); `gumbel` draws with the noise that plain sampling has at that place (GS-SJD),
+    so that drafts agree with the rule `coupled` as often as they can. The recorded distribution is
+    always the one that the token follows now, never an older one: otherwise images would not
+    follow the target's distribution.
 
-    It keeps no state: everything is in `Sampler.verdict`, which is gone when a canvas is forked
-    over, truncated, committed to or conditioned anew; then the whole window is made up. Raises
-    UserError for unknown options.
+    A drafter keeps no state: everything is in `Sampler.verdict`. That is None after a canvas was
+    forked over, truncated, committed to or conditioned anew, and the whole window is made up.
+    Raises UserError for unknown options.
     """
 
     def __init__(self, init: str = "random", coupling: str = "none") -> None:
@@ -70,134 +72,174 @@ class Jacobi:
     def propose(
         self, sampler: Sampler, rows: Sequence[Canvas], n: int, sibling: int = 0
     ) -> list[Draft | None]:
-        """Chains of up to `n` tokens, shorter at the image's end so that one more token fits; None
-        where none fits.
+        """Draft a chain of up to `n` tokens for every row.
 
-        Siblings are drawn from the same laws, independently.
+        A chain ends early enough that one more token fits into the image; None if no chain fits.
+        Siblings are drawn from the same distributions, independently of each other.
         """
-        room = [max(0, min(n, sampler.model.num_tokens - canvas.length - 1)) for canvas in rows]
-        if not any(room):
+        # 1. Choose the length of each chain.
+        lengths = [_chain_length(sampler, canvas, n) for canvas in rows]
+        columns = max(lengths, default=0)
+        if columns == 0:
             return [None for _ in rows]
+
+        # 2. Fill a window that is as long as the longest.
         with sampler.working(rows, "draft"):
-            noise = sampler.noise(rows, max(room))
-            token_RG, probs_RGV = self.fill(
-                _past(sampler, rows, max(room)), noise, sampler.model.grid[1], sibling
-            )
-        drafts = zip(token_RG, probs_RGV, room, strict=True)
-        return [
-            Draft(token[:m], probs[:m], followed=True) if m else None for token, probs, m in drafts
-        ]
+            noise = sampler.noise(rows, columns)
+            window = _collect_window(sampler, rows, columns)
+            grid_width = sampler.model.grid[1]
+            token_RG, probs_RGV = self.fill(window, noise, grid_width, sibling)
 
-    def fill(self, past: Past, noise: Noise, wide: int, sibling: int = 0) -> tuple[Tensor, Tensor]:
-        """Tokens [R, G] and the laws they follow [R, G, V]; `wide` is the grid's width.
+        # 3. Cut the rows; `followed` asks the sampler to keep the next verdict.
+        drafts: list[Draft | None] = []
+        for token_G, probs_GV, length in zip(token_RG, probs_RGV, lengths, strict=True):
+            if length == 0:
+                drafts.append(None)
+            else:
+                drafts.append(Draft(token_G[:length], probs_GV[:length], followed=True))
+        return drafts
 
-        Noise is salted with the place where the window begins: it begins nowhere twice, so no draft
-        shares noise with an earlier one, nor with its acceptance.
+    def fill(
+        self, window: JacobiWindow, noise: Noise, grid_width: int, sibling: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Return tokens [R, G] and the distributions they follow [R, G, V].
+
+        `noise` is that of the window's places. It is salted with the first place: no two windows of
+        a canvas begin at the same place, so a draft shares no noise with an earlier draft, nor with
+        its own acceptance.
         """
+        # 1. Find the places that have no distribution; `uniform` gives them one.
         fresh = noise.salted(noise.position_RT[:, 0])
-        vocab = past.probs_RGV.shape[-1]
-        new_RG = (
-            torch.arange(past.probs_RGV.shape[1], device=past.left_R.device) >= past.left_R[:, None]
-        )
-        probs_RGV = past.probs_RGV
+        columns, vocab = window.probs_RGV.shape[1:]
+        column_G = torch.arange(columns, device=window.verified_R.device)
+        new_RG = column_G >= window.verified_R.unsqueeze(1)
+        new_RG1 = new_RG.unsqueeze(-1)
+        probs_RGV = window.probs_RGV
         if self.init == "uniform":
-            probs_RGV = torch.where(new_RG.unsqueeze(-1), 1 / vocab, probs_RGV)
+            probs_RGV = torch.where(new_RG1, 1 / vocab, probs_RGV)
+
+        # 2. Draw tokens from the distributions.
         if self.coupling == "none" or sibling:
             token_RG = fresh.race(DRAFT + sibling, probs_RGV)
         elif self.coupling == "gumbel":
             token_RG = noise.race(DRAW, probs_RGV)
         else:
-            token_RG = keep_or_redraw(past.old_RG, past.old_probs_RGV, probs_RGV, fresh)
-        if self.init != "uniform":
-            token_RG = torch.where(
-                new_RG, self._made_up(past, token_RG, fresh, wide, sibling), token_RG
-            )
-            point_RGV = F.one_hot(token_RG, vocab).to(probs_RGV.dtype)
-            probs_RGV = torch.where(new_RG.unsqueeze(-1), point_RGV, probs_RGV)
-        return token_RG, probs_RGV
+            token_RG = keep_or_redraw(window.old_RG, window.old_probs_RGV, probs_RGV, fresh)
+        if self.init == "uniform":
+            return token_RG, probs_RGV
 
-    def _made_up(
-        self, past: Past, token_RG: Tensor, fresh: Noise, wide: int, sibling: int
+        # 3. Make up the other tokens: each is declared as certain.
+        made_up_RG = self._make_up_tokens(window, token_RG, fresh, grid_width, sibling)
+        token_RG = torch.where(new_RG, made_up_RG, token_RG)
+        certain_RGV = F.one_hot(token_RG, vocab).to(probs_RGV.dtype)
+        return token_RG, torch.where(new_RG1, certain_RGV, probs_RGV)
+
+    def _make_up_tokens(
+        self, window: JacobiWindow, token_RG: Tensor, fresh: Noise, grid_width: int, sibling: int
     ) -> Tensor:
-        """Tokens for the places without a law, [R, G]; the other columns mean nothing.
+        """Make up tokens for the places without a distribution, [R, G]; others mean nothing.
 
-        Each copies the place where it is anchored; if nothing is known there, it is the random
-        token of that place.
+        Each place copies the token of its anchor. Where the anchor has no token, the place takes a
+        random token that belongs to the anchor.
         """
         place_RG = fresh.position_RT
-        end = past.known_RN.shape[1] - 1
-        last_R1 = (place_RG[:, 0] + past.left_R - 1).unsqueeze(
-            1
-        )  # the last place with a token, -1 if there is none
+        first_R = place_RG[:, 0]
+        last_R = first_R + window.verified_R - 1  # the last place with a token
+        last_R1 = last_R.unsqueeze(1)
+
+        # 1. Choose the anchors.
         if self.init == "random":
             anchor_RG = place_RG
         elif self.init == "repeat_vertical":
-            rows_RG = ((place_RG - last_R1).clamp(min=0) + wide - 1).div(
-                wide, rounding_mode="floor"
-            )
-            anchor_RG = place_RG - wide * rows_RG
-            anchor_RG = torch.where(anchor_RG < 0, place_RG % wide, anchor_RG)
+            anchor_RG = _anchor_above(place_RG, last_R1, grid_width)
         else:
-            anchor_RG = torch.maximum(last_R1, place_RG - place_RG % wide)
-        known_RN = past.known_RN.scatter(1, place_RG.clamp(max=end), token_RG)
+            row_start_RG = place_RG - place_RG % grid_width
+            anchor_RG = torch.maximum(last_R1, row_start_RG)
+
+        # 2. Put the drafted tokens after the committed ones. Columns past the image are clamped.
+        end = window.image_RN.shape[1] - 1
+        known_RN = window.image_RN.scatter(1, place_RG.clamp(max=end), token_RG)
         if self.init == "sample_horizon":
-            known_RN = known_RN.scatter(1, last_R1.clamp(min=0), past.likeliest_R.unsqueeze(1))
-        chance_RG = Noise(fresh.key_R2, anchor_RG).uniform(DRAFT + sibling, 1)[..., 0]
-        random_RG = (chance_RG * past.probs_RGV.shape[-1]).long()
-        return torch.where(
-            anchor_RG <= last_R1, known_RN.gather(1, anchor_RG.clamp(max=end)), random_RG
-        )
+            likeliest_R1 = window.likeliest_R.unsqueeze(1)
+            known_RN = known_RN.scatter(1, last_R1.clamp(min=0), likeliest_R1)
+
+        # 3. Copy, or draw at random.
+        vocab = window.probs_RGV.shape[-1]
+        anchor_noise = Noise(fresh.key_R2, anchor_RG)
+        chance_RG = anchor_noise.uniform(DRAFT + sibling, 1)[..., 0]
+        random_RG = (chance_RG * vocab).long()
+        copied_RG = known_RN.gather(1, anchor_RG.clamp(max=end))
+        return torch.where(anchor_RG <= last_R1, copied_RG, random_RG)
 
 
 def keep_or_redraw(
     old_RG: Tensor, old_probs_RGV: Tensor, probs_RGV: Tensor, fresh: Noise
 ) -> Tensor:
-    """The maximal coupling: tokens that follow `law`, as many of the old ones among them as there
-    can be.
+    """Draw tokens that follow `probs` and keep as many of the old ones as possible.
 
-    Places whose old law is zero are drawn from the new one.
+    This is the maximal coupling. Places whose old distribution is zero are drawn from the new one.
     """
-    was_RG, is_RG = (
-        probs.gather(-1, old_RG.unsqueeze(-1))[..., 0] for probs in (old_probs_RGV, probs_RGV)
+    # 1. Keep old tokens with probability min(1, new / old).
+    index_RG1 = old_RG.unsqueeze(-1)
+    old_prob_RG = old_probs_RGV.gather(-1, index_RG1)[..., 0]
+    new_prob_RG = probs_RGV.gather(-1, index_RG1)[..., 0]
+    chance_RG = fresh.uniform(ACCEPT, 1)[..., 0]
+    kept_RG = (chance_RG * old_prob_RG < new_prob_RG) & (old_prob_RG > 0)
+
+    # 2. Redraw the others from the residual.
+    residual_nV = residual_probs(
+        probs_RGV.flatten(0, 1), old_probs_RGV.flatten(0, 1), old_RG.flatten()
     )
-    kept_RG = (fresh.uniform(ACCEPT, 1)[..., 0] * was_RG < is_RG) & (was_RG > 0)
-    left_nV = residual_probs(probs_RGV.flatten(0, 1), old_probs_RGV.flatten(0, 1), old_RG.flatten())
-    return torch.where(kept_RG, old_RG, fresh.race(RESIDUAL, left_nV.view_as(probs_RGV)))
+    redrawn_RG = fresh.race(RESIDUAL, residual_nV.view_as(probs_RGV))
+    return torch.where(kept_RG, old_RG, redrawn_RG)
 
 
-def _past(sampler: Sampler, rows: Sequence[Canvas], columns: int) -> Past:
-    """What is known of the next `columns` places; without a verdict, nothing but the canvas."""
-    verdicts = [sampler.verdict(canvas) for canvas in rows]
-    known_RN = sampler.tokens(rows)
-    dtype = torch.promote_types(
-        sampler.model.dtype, torch.float32
-    )  # that of laws, whoever else is in the batch
-    probs_RGV = torch.zeros(
-        (len(rows), columns, sampler.model.vocab), dtype=dtype, device=known_RN.device
-    )
+def _anchor_above(place_RG: Tensor, last_R1: Tensor, grid_width: int) -> Tensor:
+    """Return the nearest place above that has a token; if none has, the top of the column."""
+    missing_RG = (place_RG - last_R1).clamp(min=0)
+    rows_up_RG = (missing_RG + grid_width - 1).div(grid_width, rounding_mode="floor")
+    anchor_RG = place_RG - grid_width * rows_up_RG
+    return torch.where(anchor_RG < 0, place_RG % grid_width, anchor_RG)
+
+
+def _chain_length(sampler: Sampler, canvas: Canvas, n: int) -> int:
+    left = sampler.model.num_tokens - canvas.length - 1
+    return max(0, min(n, left))
+
+
+def _collect_window(sampler: Sampler, rows: Sequence[Canvas], columns: int) -> JacobiWindow:
+    """Collect what the last verdicts tell about the next places of every row.
+
+    For a row without a verdict, only the committed tokens are known.
+    """
+    # 1. Begin without any distribution. Their dtype does not depend on what else is in the batch.
+    image_RN = sampler.tokens(rows)
+    device = image_RN.device
+    dtype = torch.promote_types(sampler.model.dtype, torch.float32)
+    shape = (len(rows), columns, sampler.model.vocab)
+    probs_RGV = torch.zeros(shape, dtype=dtype, device=device)
     old_probs_RGV = torch.zeros_like(probs_RGV)
     old_RG = torch.zeros_like(probs_RGV[..., 0], dtype=torch.int64)
-    likeliest_R = known_RN.gather(1, sampler.noise(rows, 1).position_RT.sub(1).clamp(min=0))[:, 0]
-    left = [0] * len(rows)
-    for r, verdict in enumerate(verdicts):
-        if verdict is not None:
-            assert verdict.draft.probs is not None, "a followed draft says what it was drawn from"
-            behind = slice(
-                verdict.accepted + 1, verdict.accepted + 1 + columns
-            )  # of the last committed token
-            probs, old, old_probs = (
-                x[behind] for x in (verdict.probs_TV, verdict.draft.tokens, verdict.draft.probs)
-            )
-            probs_RGV[r, : len(probs)] = probs
-            old_RG[r, : len(old)] = old
-            old_probs_RGV[r, : len(old)] = old_probs
-            left[r] = len(probs)
-            likeliest_R[r] = verdict.probs_TV[-1].argmax()
-    return Past(
-        probs_RGV,
-        torch.tensor(left, device=known_RN.device),
-        old_RG,
-        old_probs_RGV,
-        known_RN,
-        likeliest_R,
-    )
+    next_R1 = sampler.noise(rows, 1).position_RT
+    last_R1 = (next_R1 - 1).clamp(min=0)
+    likeliest_R = image_RN.gather(1, last_R1)[:, 0]
+    verified = [0] * len(rows)
+
+    # 2. Copy what each verdict has behind the last committed token.
+    for r, canvas in enumerate(rows):
+        verdict = sampler.verdict(canvas)
+        if verdict is None:
+            continue
+        assert verdict.draft.probs is not None, "a followed draft says what it was drawn from"
+        first = verdict.accepted + 1
+        behind = slice(first, first + columns)
+        probs_nV = verdict.probs_TV[behind]
+        old_n = verdict.draft.tokens[behind]
+        probs_RGV[r, : len(probs_nV)] = probs_nV
+        old_RG[r, : len(old_n)] = old_n
+        old_probs_RGV[r, : len(old_n)] = verdict.draft.probs[behind]
+        verified[r] = len(probs_nV)
+        likeliest_R[r] = verdict.probs_TV[-1].argmax()
+
+    verified_R = torch.tensor(verified, device=device)
+    return JacobiWindow(probs_RGV, verified_R, old_RG, old_probs_RGV, image_RN, likeliest_R)

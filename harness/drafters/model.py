@@ -1,12 +1,13 @@
-"""An independent draft model over the same image tokens, with a cache of its own (speculative
-decoding).
+"""Speculative decoding with an independent draft model, which has a sampler of its own.
+
+The draft model is a smaller image model over the same image tokens. Shapes: R rows (canvases), A
+rows whose trees still grow, F nodes fed at once, T places, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import cast
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,187 +15,221 @@ from torch import Tensor
 from harness.engine.acceptance import Draft, Drafts
 from harness.engine.canvas import Canvas
 from harness.engine.draft_trees import Parents, Tree
+from harness.engine.guidance import Sampling
 from harness.engine.sampler import Sampler
 from harness.kernels.noise import DRAFT, Noise
 from harness.models import ImageModel
 from harness.records import Usage, UserError
 
 
+@dataclass(frozen=True, slots=True)
+class _DraftCanvas:
+    """A canvas of the draft model's sampler that follows a canvas of the target's."""
+
+    target: Canvas
+    canvas: Canvas
+    usage: Usage  # what the draft model has spent on it
+
+
 class DraftModel:
-    """Proposes chains, or trees, of a smaller model, each token with the law it was drawn from.
+    """Draft chains and trees with a smaller model; each token comes with its distribution.
 
     `model` makes the draft model on a device. It runs in a sampler of its own, in which every
-    canvas has a shadow that follows the canvas's committed tokens; rejected tokens are rewound
-    there like anywhere else. `guided` drafts with the target's guidance (two branches), otherwise
-    from the text alone: both are lossless under an exact rule. Its computed positions are booked as
-    `drafted_positions` of the canvas's job. What it computed in a tree is forgotten after the
-    round. At temperature 0 trees are ranked by the laws of temperature 1.
+    canvas of the target has a draft canvas: the same committed tokens, contexts and guidance scale.
+    Rejected tokens are rewound there as on any canvas, and nodes of a tree are forgotten once the
+    tree is grown. `guided` drafts with the target's guidance (two branches), otherwise from the
+    text alone; both are lossless under an exact rule. Positions that the draft model computes are
+    charged to the canvas's job as `drafted_positions`. At temperature 0, trees are ranked by the
+    distributions of temperature 1.
     """
 
-    trees = True
+    trees = True  # `propose` also takes the shape of a tree
 
     def __init__(self, model: Callable[..., ImageModel], guided: bool = True) -> None:
-        self._make = model
+        self._make_model = model
         self.guided = guided
         self._model: ImageModel | None = None
-        self._target: Sampler | None = None
-        self._draft: Sampler | None = None
-        self._shadows: dict[int, tuple[Canvas, Canvas]] = {}
+        self._target_sampler: Sampler | None = None
+        self._draft_sampler: Sampler | None = None
+        self._draft_canvases: dict[int, _DraftCanvas] = {}  # by the id of the target's canvas
 
     @property
     def id(self) -> str:
-        """Names the weights."""
-        model = self._model or self._make()
+        """Name the weights, for records."""
+        model = self._model or self._make_model()
         return f"{model.name}-{model.revision}"
 
     def expect_target(self, target: ImageModel) -> None:
-        """Raise UserError unless the draft model draws the same tokens on the same grid as
-        `target`.
-        """
-        model = self._loaded(target.device)
+        """Raise UserError unless the draft model draws the target's tokens on the same grid."""
+        model = self._load_model(target.device)
         for what in ("vocab", "grid"):
             mine = getattr(model, what)
             theirs = getattr(target, what)
             if mine != theirs:
                 raise UserError(
-                    f"drafter {self.id}: its {what} is {mine}, the model's is {theirs}; choose its drafter"
+                    f"drafter {self.id}: its {what} is {mine}, "
+                    f"the model's is {theirs}; choose its drafter"
                 )
         if not torch.equal(model.codebook.float(), target.codebook.float()):
             raise UserError(
-                f"drafter {self.id} was made for another tokenizer than {target.name}'s; choose its drafter"
+                f"drafter {self.id} was made for another tokenizer than {target.name}'s; "
+                "choose its drafter"
             )
 
     def propose(
         self, sampler: Sampler, rows: Sequence[Canvas], n: int | Tree, sibling: int = 0
     ) -> list[Draft | None]:
-        """Chains of up to `n` tokens, or trees, cut at the image's end so that one more token fits;
-        None if none does.
+        """Draft a chain of up to `n` tokens, or a tree of shape `n`, for every row.
 
-        Siblings draw in lanes of their own.
+        A draft ends early enough that one more token fits into the image; None if no draft fits.
+        Each `sibling` draws with noise of its own.
         """
-        shadows = self._follow(sampler, rows, n)
-        assert self._draft is not None
-        before = [replace(shadow.ledger) for shadow in shadows]
-        left = [sampler.model.num_tokens - canvas.length - 1 for canvas in rows]
+        # 1. Bring the draft canvases to the state of the rows.
+        draft_sampler = self._prepare_sampler(sampler, n)
+        self._close_unused(draft_sampler)
+        followers = [self._follow(sampler, draft_sampler, canvas) for canvas in rows]
+        spent_before = [replace(follower.usage) for follower in followers]
+
+        # 2. Draft on them.
+        canvases = [follower.canvas for follower in followers]
+        max_depth = [sampler.model.num_tokens - canvas.length - 1 for canvas in rows]
         if isinstance(n, int):
-            drafts = self._chains(shadows, n, left, sibling)
+            lengths = [min(n, depth) for depth in max_depth]
+            drafts = _draft_chains(draft_sampler, canvases, lengths, sibling)
         else:
-            drafts = self._trees(shadows, n, left, sibling)
-        self._draft.settle()
-        for canvas, shadow, old in zip(rows, shadows, before, strict=True):
-            positions = shadow.ledger.target_positions + shadow.ledger.text_positions
-            canvas.ledger.drafted_positions += positions - old.target_positions - old.text_positions
-            canvas.ledger.device_s += shadow.ledger.device_s - old.device_s
-            canvas.ledger.draft_s += shadow.ledger.device_s - old.device_s
+            drafts = _draft_trees(draft_sampler, canvases, n, max_depth, sibling)
+
+        # 3. Charge what this took.
+        draft_sampler.settle()
+        for follower, before in zip(followers, spent_before, strict=True):
+            _charge_difference(sampler, follower, before)
         return drafts
 
-    def _chains(
-        self, shadows: list[Canvas], n: int, left: list[int], sibling: int
-    ) -> list[Draft | None]:
-        assert self._draft is not None
-        drawn: list[list[tuple[Tensor, Tensor]]] = [[] for _ in shadows]
-        for depth in range(max((min(n, most) for most in left), default=0)):
-            active = [i for i, most in enumerate(left) if min(n, most) > depth]
-            nothing = [None] * len(active)
-            self._draft.forward([shadows[i] for i in active], nothing)
-            recorder = _Recorder(DRAFT + sibling)
-            self._draft.draw([shadows[i] for i in active], nothing, recorder)
-            for i, token, probs_V in zip(active, recorder.token_R, recorder.probs_RV, strict=True):
-                drawn[i].append((token, probs_V))
-        return [_chain(pairs) if pairs else None for pairs in drawn]
-
-    def _trees(
-        self, shadows: list[Canvas], tree: Tree, left: list[int], sibling: int
-    ) -> list[Draft | None]:
-        draft = cast(Sampler, self._draft)
-        at = [i for i, most in enumerate(left) if most > 0]
-        if not at:
-            return [None] * len(left)
-        rows = [shadows[i] for i in at]
-        greedy = draft.sampling.temperature == 0
-        sampling = (
-            replace(draft.sampling, temperature=1.0, top_k=0, top_p=1.0)
-            if greedy
-            else draft.sampling
-        )
-        fed: list[Draft] = [Draft(torch.empty(0, dtype=torch.int64), None, ()) for _ in rows]
-
-        def feed(active: Sequence[int], token_AF: Tensor, parent_AF: Tensor) -> Tensor:
-            for i, tokens, parents in zip(active, token_AF.cpu(), parent_AF.tolist(), strict=True):
-                fed[i] = Draft(
-                    torch.cat((fed[i].tokens, tokens)),
-                    None,
-                    (*cast(Parents, fed[i].parents), *parents),
-                )
-            some = [rows[i] for i in active]
-            trees = [fed[i] for i in active]
-            draft.forward(some, trees)
-            return draft.target_probs(some, trees, sampling)[:, -token_AF.shape[1] :]
-
-        nothing = [None] * len(rows)
-        draft.forward(rows, nothing)
-        probs_RV = draft.target_probs(rows, nothing, sampling)[:, 0]
-        tree_capacity = [left[i] for i in at]
-        grown = tree.grow(
-            probs_RV, feed, draft.noise(rows, tree.depth), tree_capacity, greedy, sibling
-        )
-        for shadow in rows:
-            draft.truncate(shadow, shadow.length)
-        drafts: list[Draft | None] = [None] * len(left)
-        for i, one in zip(at, grown, strict=True):
-            drafts[i] = Draft(one.token_G, one.probs_GV, one.parents)
-        return drafts
-
-    def _loaded(self, device: torch.device) -> ImageModel:
+    def _load_model(self, device: torch.device) -> ImageModel:
         if self._model is None or self._model.device != device:
-            self._model = self._make(device=device)
+            self._model = self._make_model(device=device)
         return self._model
 
-    def _follow(self, sampler: Sampler, rows: Sequence[Canvas], n: int | Tree) -> list[Canvas]:
-        """Shadows of `rows`, each with exactly the canvas's tokens, contexts and guidance scale."""
-        if self._target is not sampler:
-            sampling = sampler.sampling if self.guided else replace(sampler.sampling, scale=1.0)
-            self._target = sampler
-            self._shadows = {}
-            self._draft = Sampler(
-                self._loaded(sampler.model.device),
-                sampling,
-                slots=sampler.slots,
-                # not cached after a round: the last drafted token and the target's own; or, of a
-                # tree, the whole path
-                tokens_per_step=2 if isinstance(n, int) else max(2 + n.depth, 1 + n.fed),
-                tree_capacity=0 if isinstance(n, int) else n.fed,
-                prefill=sampler.prefill,
-                compact=sampler.compact,
-            )
-        draft = cast(Sampler, self._draft)
-        for number, (canvas, shadow) in list(self._shadows.items()):
-            if canvas.closed:
-                draft.close(shadow)
-                del self._shadows[number]
-        return [self._shadow(draft, canvas) for canvas in rows]
+    def _prepare_sampler(self, sampler: Sampler, n: int | Tree) -> Sampler:
+        """Return the draft model's sampler beside `sampler`; another target makes a new one."""
+        if self._draft_sampler is not None and self._target_sampler is sampler:
+            return self._draft_sampler
 
-    def _shadow(self, draft: Sampler, canvas: Canvas) -> Canvas:
-        text = canvas.contexts[:2][-1]  # (null, text, ...) under guidance, (text,) without
-        contexts, guide = draft.contexts(text.like)
+        if isinstance(n, int):
+            # Not cached after a verification: the last drafted token and the target's own.
+            tokens_per_step = 2
+            tree_capacity = 0
+        else:
+            # Not cached after a verification: the whole accepted path.
+            tokens_per_step = max(2 + n.depth, 1 + n.fed)
+            tree_capacity = n.fed
+
+        sampling = sampler.sampling if self.guided else replace(sampler.sampling, scale=1.0)
+        self._target_sampler = sampler
+        self._draft_canvases = {}
+        self._draft_sampler = Sampler(
+            self._load_model(sampler.model.device),
+            sampling,
+            slots=sampler.slots,
+            tokens_per_step=tokens_per_step,
+            tree_capacity=tree_capacity,
+            prefill=sampler.prefill,
+            compact=sampler.compact,
+        )
+        return self._draft_sampler
+
+    def _close_unused(self, draft_sampler: Sampler) -> None:
+        """Close the draft canvases of canvases that the target has closed."""
+        for key, follower in list(self._draft_canvases.items()):
+            if follower.target.closed:
+                draft_sampler.close(follower.canvas)
+                del self._draft_canvases[key]
+
+    def _follow(self, sampler: Sampler, draft_sampler: Sampler, target: Canvas) -> _DraftCanvas:
+        """Return the draft canvas of a canvas, with its tokens, contexts and guidance scale."""
+        # 1. Contexts: (null, text, ...) under guidance, (text,) without.
+        text = target.contexts[:2][-1]
+        contexts, guide = draft_sampler.contexts(text.like)
         if text.text != text.like:
             contexts[-1] = text
-        if id(canvas) not in self._shadows:
-            self._shadows[id(canvas)] = canvas, draft.open(contexts, guide, canvas.key, Usage())
-        _, shadow = self._shadows[id(canvas)]
-        if list(shadow.contexts) != contexts:
-            draft.condition(shadow, contexts, guide)
-        agreed = _agreement(canvas.tokens, shadow.tokens)
-        if agreed < shadow.length:
-            draft.truncate(shadow, agreed)
+
+        # 2. Open a draft canvas with the target's noise, or change what it is conditioned on.
+        follower = self._draft_canvases.get(id(target))
+        if follower is None:
+            usage = Usage()
+            key = _noise_key(sampler, target)
+            canvas = draft_sampler.open(contexts, guide, key, usage)
+            follower = _DraftCanvas(target, canvas, usage)
+            self._draft_canvases[id(target)] = follower
+        canvas = follower.canvas
+        if list(canvas.contexts) != contexts:
+            draft_sampler.condition(canvas, contexts, guide)
+
+        # 3. Keep the tokens that agree, and take over the others.
+        agreed = _common_prefix(target.tokens, canvas.tokens)
         if agreed < canvas.length:
-            draft.commit(shadow, canvas.tokens[agreed:])
-        shadow.scale = canvas.scale
-        return shadow
+            draft_sampler.truncate(canvas, agreed)
+        if agreed < target.length:
+            draft_sampler.commit(canvas, target.tokens[agreed:])
+        canvas.scale = target.scale
+        return follower
+
+
+def _charge_difference(sampler: Sampler, follower: _DraftCanvas, before: Usage) -> None:
+    """Charge what was spent on a draft canvas since `before` to the job of its target."""
+    now = follower.usage
+    target_positions = now.target_positions - before.target_positions
+    text_positions = now.text_positions - before.text_positions
+    sampler.charge_drafted(follower.target, target_positions + text_positions)
+
+    device_s = now.device_s - before.device_s
+    ledger = follower.target._usage
+    ledger.device_s += device_s
+    ledger.draft_s += device_s
+
+
+def _noise_key(sampler: Sampler, canvas: Canvas) -> int:
+    """Return the 64-bit key of a canvas's noise."""
+    ((high, low),) = sampler.noise([canvas], 1).key_R2.tolist()
+    return high << 32 | low
+
+
+def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return how many leading tokens are equal."""
+    for place, (a, b) in enumerate(zip(one, other, strict=False)):
+        if a != b:
+            return place
+    return min(len(one), len(other))
+
+
+# ------------------------------------------------------------------ chains
+
+
+def _draft_chains(
+    sampler: Sampler, canvases: list[Canvas], lengths: list[int], sibling: int
+) -> list[Draft | None]:
+    """Draw chains token by token; a canvas drops out when its chain has its length."""
+    tokens: list[list[Tensor]] = [[] for _ in canvases]
+    probs: list[list[Tensor]] = [[] for _ in canvases]
+    for depth in range(max(lengths, default=0)):
+        # 1. One forward of the canvases whose chains still grow.
+        active = [i for i, length in enumerate(lengths) if length > depth]
+        growing = [canvases[i] for i in active]
+        no_drafts = [None] * len(active)
+        sampler.forward(growing, no_drafts)
+
+        # 2. Draw and commit on the draft canvases, and record what was drawn from what.
+        recorder = _Recorder(DRAFT + sibling)
+        sampler.draw(growing, no_drafts, recorder)
+        drawn = zip(active, recorder.token_R, recorder.probs_RV, strict=True)
+        for i, token, probs_V in drawn:
+            tokens[i].append(token)
+            probs[i].append(probs_V)
+    return [_stack_chain(*chain) for chain in zip(tokens, probs, strict=True)]
 
 
 class _Recorder:
-    """A rule that draws in the drafter's lane and remembers what it drew, and from which laws."""
+    """A rule that draws in a drafter's lane and records the tokens and their distributions."""
 
     token_R: Tensor
     probs_RV: Tensor
@@ -208,15 +243,73 @@ class _Recorder:
         return drafts.token_RG, self.token_R
 
 
-def _chain(pairs: list[tuple[Tensor, Tensor]]) -> Draft:
-    return Draft(
-        torch.stack([token for token, _ in pairs]), torch.stack([probs_V for _, probs_V in pairs])
-    )
+def _stack_chain(tokens: list[Tensor], probs: list[Tensor]) -> Draft | None:
+    return Draft(torch.stack(tokens), torch.stack(probs)) if tokens else None
 
 
-def _agreement(one: Sequence[int], other: Sequence[int]) -> int:
-    """Length of the common prefix."""
-    for place, (a, b) in enumerate(zip(one, other, strict=False)):
-        if a != b:
-            return place
-    return min(len(one), len(other))
+# ------------------------------------------------------------------ trees
+
+
+def _draft_trees(
+    sampler: Sampler, canvases: list[Canvas], tree: Tree, max_depth: list[int], sibling: int
+) -> list[Draft | None]:
+    """Grow trees on the canvases that can take one; the canvases are left as they were."""
+    drafts: list[Draft | None] = [None] * len(canvases)
+    chosen = [i for i, depth in enumerate(max_depth) if depth > 0]
+    if not chosen:
+        return drafts
+    rows = [canvases[i] for i in chosen]
+    depths = [max_depth[i] for i in chosen]
+
+    # 1. Greedy trees are the likeliest tokens: temperature 1 ranks them, and cuts none off.
+    sampling = sampler.sampling
+    greedy = sampling.temperature == 0
+    if greedy:
+        sampling = replace(sampling, temperature=1.0, top_k=0, top_p=1.0)
+
+    # 2. The distributions at the roots.
+    no_drafts = [None] * len(rows)
+    sampler.forward(rows, no_drafts)
+    probs_RV = sampler.target_probs(rows, no_drafts, sampling)[:, 0]
+
+    # 3. Grow depth by depth, then forget what was computed for the nodes.
+    feeder = _TreeFeeder(sampler, rows, sampling)
+    noise = sampler.noise(rows, tree.depth)
+    grown = tree.grow(probs_RV, feeder.feed, noise, depths, greedy, sibling)
+    for canvas in rows:
+        sampler.truncate(canvas, canvas.length)
+
+    for i, one in zip(chosen, grown, strict=True):
+        drafts[i] = Draft(one.token_G, one.probs_GV, one.parents)
+    return drafts
+
+
+class _TreeFeeder:
+    """Feed the nodes of growing trees, depth by depth, and make the distributions behind them."""
+
+    def __init__(self, sampler: Sampler, rows: list[Canvas], sampling: Sampling) -> None:
+        self._sampler = sampler
+        self._rows = rows
+        self._sampling = sampling
+        self._fed_tokens = [torch.empty(0, dtype=torch.int64) for _ in rows]
+        self._fed_parents: list[Parents] = [() for _ in rows]
+
+    def feed(self, active: Sequence[int], token_AF: Tensor, parent_AF: Tensor) -> Tensor:
+        """Return the distributions [A, F, V] behind new nodes (`harness.engine.draft_trees.Feed`).
+
+        `active` are the rows whose trees still grow.
+        """
+        # 1. Append the new nodes to the trees that were fed before.
+        nodes = zip(active, token_AF.cpu(), parent_AF.tolist(), strict=True)
+        for i, token_F, parents in nodes:
+            self._fed_tokens[i] = torch.cat((self._fed_tokens[i], token_F))
+            self._fed_parents[i] = (*self._fed_parents[i], *parents)
+
+        # 2. The sampler computes what it has not computed yet: the new nodes.
+        growing = [self._rows[i] for i in active]
+        trees = [Draft(self._fed_tokens[i], None, self._fed_parents[i]) for i in active]
+        self._sampler.forward(growing, trees)
+
+        # 3. The new nodes are the last places.
+        probs_ATV = self._sampler.target_probs(growing, trees, self._sampling)
+        return probs_ATV[:, -token_AF.shape[1] :]

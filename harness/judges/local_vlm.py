@@ -1,4 +1,4 @@
-"""A chat with a local vision-language model of transformers, of the kind of Qwen2.5-VL."""
+"""A chat with a local vision-language model of transformers, such as Qwen2.5-VL."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 class LocalVLM:
-    """Questions about images, answered greedily and one by one, so that an answer does not depend
-    on its company.
+    """Answer questions about images, greedily and one by one.
 
-    `model` is a hub id or a folder, pinned by `revision`; a verifier, a reward and a judge of the
-    same model share it. The weights are loaded when the first question comes. Raises UserError
-    where it cannot be loaded.
+    An answer therefore does not depend on what else is in the batch. `model` is a hub id or a
+    folder, pinned by `revision`; a verifier, a reward and a judge of the same model share it. The
+    weights are loaded when the first question comes. Raises UserError if the model cannot be
+    loaded, or cannot answer yes.
     """
 
     def __init__(
@@ -38,60 +38,68 @@ class LocalVLM:
         self._processor, commit = _load_processor(model, revision)
         self._weights = (model, revision, str(device_named(device)), dtype)
         self._max_new_tokens = max_new_tokens
+
         vocabulary = self._processor.tokenizer.get_vocab()
-        self._yes = [vocabulary[word] for word in ("yes", "Yes") if word in vocabulary]
-        if not self._yes:
+        self._yes_tokens = [vocabulary[word] for word in ("yes", "Yes") if word in vocabulary]
+        if not self._yes_tokens:
             raise UserError(
                 f"{model}: its tokenizer has no token for yes, so it cannot be a reward"
             )
+
+        name = model.rstrip("/").split("/")[-1]
         pinned = commit or revision
-        self.id = f"vlm-{model.rstrip('/').split('/')[-1]}" + (f"-{pinned}" if pinned else "")
+        self.id = f"vlm-{name}-{pinned}" if pinned else f"vlm-{name}"
         self.tokens: Sequence[int] = ()
         self.served: Sequence[str] = ()
 
     @property
-    def _model(self) -> Any:
+    def network(self) -> Any:
+        """Return the model's weights, loaded once for all chats of the same model."""
         return _load_network(*self._weights)
 
     def ready(self) -> None:
-        """Nothing that the constructor did not see."""
+        """Do nothing: the constructor has checked everything that can be known beforehand."""
 
     @torch.inference_mode()
     def reply(
         self, questions: Sequence[str], images: Sequence[Image], system: str = HELPFUL
     ) -> list[str | None]:
-        """The greedy answer to each question."""
+        """Answer each question about its image in words."""
         replies: list[str | None] = []
         tokens = []
         for question, image in zip(questions, images, strict=True):
-            inputs = self._inputs(question, image, system)
-            known = inputs["input_ids"].shape[1]
-            output = self._model.generate(
+            inputs = self._prepare_inputs(question, image, system)
+            prompt_length = inputs["input_ids"].shape[1]
+            output = self.network.generate(
                 **inputs, do_sample=False, max_new_tokens=self._max_new_tokens
             )[0]
-            replies.append(
-                self._processor.tokenizer.decode(output[known:], skip_special_tokens=True)
-            )
+            answer = output[prompt_length:]
+            replies.append(self._processor.tokenizer.decode(answer, skip_special_tokens=True))
             tokens.append(len(output))
+
         self.tokens = tokens
         self.served = [self.id] * len(tokens)
         return replies
 
     @torch.inference_mode()
     def yes(self, questions: Sequence[str], images: Sequence[Image]) -> list[float | None]:
-        """P(yes) + P(Yes) of the first answered token over the whole vocabulary, from one forward;
-        never None.
+        """Return P(yes) + P(Yes) of the first answered token, over the whole vocabulary.
+
+        This takes one forward a question; no value is None.
         """
         values: list[float | None] = []
         tokens = []
         for question, image in zip(questions, images, strict=True):
-            inputs = self._inputs(question, image, HELPFUL)
-            values.append(yes_probability(self._model(**inputs).logits[0, -1], self._yes))
+            inputs = self._prepare_inputs(question, image, HELPFUL)
+            logits_V = self.network(**inputs).logits[0, -1]
+            values.append(yes_probability(logits_V, self._yes_tokens))
             tokens.append(inputs["input_ids"].shape[1] + 1)
+
         self.tokens = tokens
         return values
 
-    def _inputs(self, question: str, image: Image, system: str) -> Any:
+    def _prepare_inputs(self, question: str, image: Image, system: str) -> Any:
+        """Put a question and its image into the model's chat template, on its device."""
         from PIL import Image as Pillow
 
         content = [{"type": "text", "text": question}, {"type": "image"}]
@@ -102,27 +110,29 @@ class LocalVLM:
         text = self._processor.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True
         )
-        inputs = self._processor(text=[text], images=[Pillow.fromarray(image)], return_tensors="pt")
-        return inputs.to(self._model.device, self._model.dtype)
+        picture = Pillow.fromarray(image)
+        inputs = self._processor(text=[text], images=[picture], return_tensors="pt")
+        network = self.network
+        return inputs.to(network.device, network.dtype)
 
 
 def yes_probability(logits_V: Tensor, yes: Sequence[int]) -> float:
-    """Mass of the tokens `yes` under the softmax of `logits`."""
-    return float(logits_V.double().softmax(-1)[list(yes)].sum())
+    """Sum the probabilities of the tokens `yes` under the softmax of the logits."""
+    probs_V = logits_V.double().softmax(-1)
+    return float(probs_V[list(yes)].sum())
 
 
 @lru_cache(maxsize=2)
 def _load_processor(model: str, revision: str | None) -> tuple[Any, str | None]:
-    """The processor, and the commit on the hub that it is of; None for a folder."""
+    """Load a processor; also return its commit on the hub, None for a folder."""
     from transformers import AutoConfig, AutoProcessor
 
     try:
         config = AutoConfig.from_pretrained(model, revision=revision)
-        return AutoProcessor.from_pretrained(model, revision=revision), getattr(
-            config, "_commit_hash", None
-        )
+        processor = AutoProcessor.from_pretrained(model, revision=revision)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise _not_loaded(model, error) from None
+    return processor, getattr(config, "_commit_hash", None)
 
 
 @lru_cache(maxsize=2)
@@ -140,4 +150,5 @@ def _load_network(model: str, revision: str | None, device: str, dtype: str) -> 
 
 
 def _not_loaded(model: str, error: Exception) -> UserError:
-    return UserError(f"vision-language model {model!r} cannot be loaded: {one_line(error)[:300]}")
+    reason = one_line(error)[:300]
+    return UserError(f"vision-language model {model!r} cannot be loaded: {reason}")

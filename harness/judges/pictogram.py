@@ -1,8 +1,7 @@
-"""Judge and reward of the embedded model's world: two detectors that share neither weights, shape
-nor data.
+"""Judge and reward of the embedded model's world: two detectors, A and B.
 
-The judge (A) belongs to the benchmark; the reward (B) serves methods and reads nothing but text and
-picture.
+They share neither weights, shape nor training data. The judge (A) belongs to the benchmark. The
+reward (B) serves methods, and reads nothing but texts and pictures.
 """
 
 from __future__ import annotations
@@ -19,11 +18,10 @@ __all__ = ["Detection", "PictogramDetector", "PictogramReward"]
 
 
 class PictogramDetector:
-    """Objects of pictures, by detector A. Results do not depend on which pictures are asked about
-    together.
+    """Find objects in pictures with detector A. Results are the same whatever else is in the batch.
 
-    `weights` is a shipped set or the folder of one; raises ValueError when missing, altered or of
-    another shape.
+    `weights` is a shipped set or the folder of one. Raises ValueError for weights that are missing,
+    altered or of another shape.
     """
 
     def __init__(self, weights: str = DEFAULT, part: str = "judge") -> None:
@@ -32,19 +30,21 @@ class PictogramDetector:
 
     @property
     def classes(self) -> Sequence[str]:
-        """Every class that can be found, by name."""
+        """List the names of all classes that can be found."""
         return self._detector.classes
 
     def detect(self, images: Sequence[np.ndarray]) -> list[list[Detection]]:
-        """Detections per picture (uint8 [48, 48, 3]), best first. Raises ValueError for another
-        shape.
+        """Find the objects of every picture (uint8 [48, 48, 3]), best first.
+
+        Raises ValueError for a picture of another shape.
         """
         return self._detector.detect(images)
 
 
 class PictogramReward:
-    """The chance that a picture shows what its text says, by detector B; None for a text outside
-    the grammar.
+    """Score how likely a picture shows what its text asks for, with detector B.
+
+    The score of a text outside the grammar is None.
     """
 
     def __init__(self, weights: str = DEFAULT, part: str = "reward") -> None:
@@ -52,9 +52,9 @@ class PictogramReward:
         self.id = f"pictogram-{part}-{sha[:12]}"
 
     def __call__(self, texts: Sequence[str], images: Sequence[np.ndarray]) -> list[float | None]:
-        specs = [parse(text) for text in texts]
         found = self._detector.detect(images)
-        return [
-            None if spec is None else soft_score(spec, one)
-            for spec, one in zip(specs, found, strict=True)
-        ]
+        scores: list[float | None] = []
+        for text, detections in zip(texts, found, strict=True):
+            spec = parse(text)
+            scores.append(None if spec is None else soft_score(spec, detections))
+        return scores

@@ -1,9 +1,8 @@
-"""Verifiers: who looks at unfinished images for a method, and the dialogue with the language models
-among them.
+"""Verifiers look at unfinished images for a method; chats are the language models behind some.
 
-A verifier sees a prompt and a picture and answers in words, which the method reads; a chat (`vlm`,
-`local_vlm`) is the language model behind one. A new kind of verifier has `id`, `select` and
-`rewrite`; a new language model `id`, `reply` and `yes`.
+A verifier is given prompts and pictures and answers in words, which the method reads. A chat
+(`vlm`, `local_vlm`) answers questions about images. A new kind of verifier has `id`, `select` and
+`rewrite`; a new language model has `id`, `tokens`, `reply` and `yes`.
 """
 
 from __future__ import annotations
@@ -13,26 +12,26 @@ from typing import Protocol
 
 from harness.engine.rendering import Image
 from harness.engine.session import Judge
-from harness.records import digest
+from harness.records import UserError, digest
 
 
 class Verifier(Protocol):
-    """Looks at unfinished images; its judges get prompts and pictures and answer in words, None
-    where they cannot.
-    """
+    """Two judges that look at unfinished images and answer in words; None if they cannot."""
 
     id: str
 
     @property
     def rewrite(self) -> Judge:
-        """Pictures are single candidates with the undrawn part black; an answer is the rewritten
-        prompt.
+        """Return the judge that rewrites a prompt so that it describes what is drawn already.
+
+        A picture is one candidate, black where nothing is drawn yet.
         """
         ...
 
     def select(self, strips: int) -> Judge:
-        """Pictures are stacks of `strips` candidates' tops; an answer is "possible" or "impossible"
-        for each.
+        """Return the judge that answers "possible" or "impossible" for each of `strips` candidates.
+
+        A picture is a stack of the candidates' tops.
         """
         ...
 
@@ -42,9 +41,7 @@ HELPFUL = "You are a helpful assistant."
 
 
 class Chat(Protocol):
-    """A language model that sees. `tokens` counts what it read and wrote for each question of the
-    last call.
-    """
+    """A vision-language model. `tokens` counts what it read and wrote for each last question."""
 
     id: str
     tokens: Sequence[int]
@@ -52,89 +49,112 @@ class Chat(Protocol):
     def reply(
         self, questions: Sequence[str], images: Sequence[Image], system: str = HELPFUL
     ) -> list[str | None]:
-        """The reply to each question about its image; None where there was none."""
+        """Answer each question about its image in words; None if there was no answer."""
         ...
 
     def yes(self, questions: Sequence[str], images: Sequence[Image]) -> list[float | None]:
-        """The probability of answering yes, 0 to 1; None where the answer was neither yes nor
-        no.
-        """
+        """Return the probability of answering yes, 0 to 1; None for neither yes nor no."""
         ...
 
 
 # --- questions (GridAR, arXiv 2511.21185; the content of the released prompts in other words) -----
 
-_PIECES = {2: "half", 3: "third", 4: "quarter"}
-_COUNTS = {1: "one", 2: "two", 3: "three", 4: "four"}
+_STRIP_SHARES = {2: "half", 3: "third", 4: "quarter"}
+_NUMBER_WORDS = {1: "one", 2: "two", 3: "three", 4: "four"}
 
 
 def select_question(prompt: str, strips: int) -> str:
-    """Which strips of a composite can still become a picture of the prompt?"""
-    piece = _PIECES.get(strips, f"1/{strips}")
-    hidden = f"the bottom {piece}" if strips == 2 else "everything below it"
-    many = _COUNTS.get(strips, str(strips))
-    words = ", ".join(("possible", "impossible")[i % 2] for i in range(strips))
+    """Ask which strips of a stack can still become a picture of the prompt."""
+    share = _STRIP_SHARES.get(strips, f"1/{strips}")
+    hidden = f"the bottom {share}" if strips == 2 else "everything below it"
+    count = _NUMBER_WORDS.get(strips, str(strips))
+    example = ", ".join(("possible", "impossible")[i % 2] for i in range(strips))
     return (
-        f'An image generator paints from top to bottom. It began {many} different images of the prompt "{prompt}".\n'
-        f"The picture stacks {many} strips, divided by black lines. Each strip is the top {piece} of another image; "
-        f"{hidden} is hidden, so objects may still be absent, or cut off at the strip's lower edge.\n"
-        "Decide for each strip whether its image can still be completed so that it satisfies the prompt. "
-        "Look at colours, shapes, counts and spatial relations.\n"
-        "- impossible: only when you are certain, because there are already too many objects, because a colour or a "
-        "shape is wrong, or because no natural completion could match the prompt.\n"
+        f"An image generator paints from top to bottom. It began {count} different images of the "
+        f'prompt "{prompt}".\n'
+        f"The picture stacks {count} strips, divided by black lines. Each strip is the top {share} "
+        f"of another image; {hidden} is hidden, so objects may still be absent, or cut off at the "
+        "strip's lower edge.\n"
+        "Decide for each strip whether its image can still be completed so that it satisfies the "
+        "prompt. Look at colours, shapes, counts and spatial relations.\n"
+        "- impossible: only when you are certain, because there are already too many objects, "
+        "because a colour or a shape is wrong, or because no natural completion could match the "
+        "prompt.\n"
         "- possible: whenever any reasonable way to complete it is left.\n"
-        f"Reply with exactly {many} lower-case words, each possible or impossible, separated by commas, from the top "
-        f"strip to the bottom one, and nothing else. The form is: {words}"
+        f"Reply with exactly {count} lower-case words, each possible or impossible, separated by "
+        "commas, from the top strip to the bottom one, and nothing else. "
+        f"The form is: {example}"
     )
 
 
 def rewrite_question(prompt: str) -> str:
-    """What should the prompt say, given what is drawn already?"""
+    """Ask for a prompt that describes what is drawn already."""
     return (
-        f'An image generator paints from top to bottom. This is its unfinished image of the prompt "{prompt}"; '
-        "the black part is not painted yet.\n"
-        "Rewrite the prompt so that it describes the layout of the finished image, with the right total count and the "
-        "right attributes, and so helps to complete the rest. Rules:\n"
+        "An image generator paints from top to bottom. This is its unfinished image of the prompt "
+        f'"{prompt}"; the black part is not painted yet.\n'
+        "Rewrite the prompt so that it describes the layout of the finished image, with the right "
+        "total count and the right attributes, and so helps to complete the rest. Rules:\n"
         "- The same kinds of object and the same total count: add, remove and change nothing.\n"
         "- No new attributes.\n"
-        "- Keep the original prompt, word for word, at the beginning; append only a short clause after a comma.\n"
-        "- If all that is asked for can be seen already, even unfinished, leave the prompt as it is; but if the empty "
-        "part invites extra objects, append a minimal clause that fixes the objects that are there as all there are.\n"
+        "- Keep the original prompt, word for word, at the beginning; append only a short clause "
+        "after a comma.\n"
+        "- If all that is asked for can be seen already, even unfinished, leave the prompt as it "
+        "is; but if the empty part invites extra objects, append a minimal clause that fixes the "
+        "objects that are there as all there are.\n"
         "- When in doubt, return the original prompt.\n"
         "Examples:\n"
         "- six lemons, two of them visible: six lemons, two at the top and four at the bottom\n"
         "- a white horse, its head visible: a white horse\n"
-        "- a kite and a bench, the kite visible: a kite and a bench, the kite at the top and the bench at the bottom\n"
-        "- three candles, all three in a row with empty space below: three candles, all in a single row at the top\n"
+        "- a kite and a bench, the kite visible: a kite and a bench, the kite at the top and the "
+        "bench at the bottom\n"
+        "- three candles, all three in a row with empty space below: three candles, all in a "
+        "single row at the top\n"
         "Reply with the one sentence of the new prompt and nothing else."
     )
 
 
 def orm_question(prompt: str) -> str:
-    """Does the finished image show what the prompt says?"""
+    """Ask whether the finished image shows what the prompt says."""
     return (
-        f'This image was generated from the prompt "{prompt}". Does it represent the prompt accurately? '
-        "Answer yes or no, without an explanation."
+        f'This image was generated from the prompt "{prompt}". Does it represent the prompt '
+        "accurately? Answer yes or no, without an explanation."
     )
 
 
 # --- language models as verifier and as reward ----------------------------------------------------
 
+_Ask = Callable[[Sequence[str], Sequence[Image]], Sequence[str | float | None]]
+
 
 class Questioner:
-    """A judge that puts a question about each text to a chat."""
+    """A judge that puts a question about each text to a chat.
+
+    `question` makes the question of a text. `answer` says what the judge answers with: "reply", the
+    chat's words, or "yes", its probability of yes. Raises UserError for another `answer`.
+    """
 
     def __init__(self, chat: Chat, question: Callable[[str], str], answer: str = "reply") -> None:
         self._chat = chat
         self._question = question
-        self._answer: Callable[[Sequence[str], Sequence[Image]], list] = getattr(chat, answer)
+        self._ask = _choose_ask(chat, answer)
         self.id = f"{chat.id}-{digest(question('{prompt}').encode(), 8)}"
         self.tokens: Sequence[int] = ()
 
-    def __call__(self, texts: Sequence[str], images: Sequence[Image]) -> list:
-        answers = self._answer([self._question(text) for text in texts], images)
+    def __call__(
+        self, texts: Sequence[str], images: Sequence[Image]
+    ) -> Sequence[str | float | None]:
+        questions = [self._question(text) for text in texts]
+        answers = self._ask(questions, images)
         self.tokens = self._chat.tokens
         return answers
+
+
+def _choose_ask(chat: Chat, answer: str) -> _Ask:
+    if answer == "reply":
+        return chat.reply
+    if answer == "yes":
+        return chat.yes
+    raise UserError(f"answer={answer}: choose reply or yes")
 
 
 class ChatVerifier:
@@ -143,10 +163,12 @@ class ChatVerifier:
     def __init__(self, chat: Chat) -> None:
         self._chat = chat
         self.rewrite = Questioner(chat, rewrite_question)
-        asked = [self.select(strips).id for strips in _PIECES] + [self.rewrite.id]
+        asked = [self.select(strips).id for strips in _STRIP_SHARES]
+        asked.append(self.rewrite.id)
         self.id = f"{chat.id}-{digest(' '.join(asked).encode(), 8)}"
 
     def select(self, strips: int) -> Questioner:
+        """Return the judge of stacks of `strips` candidates' tops."""
         return Questioner(self._chat, lambda prompt: select_question(prompt, strips))
 
 

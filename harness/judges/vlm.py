@@ -1,5 +1,6 @@
-"""A chat with any OpenAI-compatible vision endpoint: GPT models, or open ones behind vLLM, SGLang
-and their kin.
+"""A chat with any OpenAI-compatible vision endpoint.
+
+These are GPT models, and open ones served by vLLM, SGLang and the like.
 """
 
 from __future__ import annotations
@@ -30,17 +31,21 @@ log = logging.getLogger(__name__)
 REFUSED = (401, 403, 404)
 """Statuses that another attempt cannot mend: wrong key, wrong model, wrong address."""
 
+Body = dict[str, Any]
+"""A request or an answer of the chat-completions interface."""
+
 
 class Endpoint:
-    """Questions about images, sent as chat completions, several at a time.
+    """Answer questions about images by chat completions, several at a time.
 
-    `base_url` (".../v1") and `model` default to VLM_BASE_URL and VLM_MODEL; the key is VLM_API_KEY,
-    if set, and is never written anywhere. A question that still fails after `retries` more attempts
-    (time-out, overload, refusal, garbage) is answered with None, so that the method's fallback is
-    recorded beside its image. The pauses between attempts double, are as long as the server asks,
-    and never longer than `longest_pause_s`. Pictures are sent as `picture` ("jpeg" or "png").
-    Raises UserError where nothing can ever be answered: no endpoint, or one that does not take the
-    key or know the model.
+    `base_url` (".../v1") and `model` default to VLM_BASE_URL and VLM_MODEL. The key is VLM_API_KEY,
+    if set, and is never written anywhere. Pictures are sent as `picture` ("jpeg" or "png").
+
+    A question that still fails after `retries` more attempts (time-out, overload, refusal, garbage)
+    is answered with None, so that the method's fallback is recorded beside its image. Pauses
+    between attempts double; they are as long as the server asks for, but never longer than
+    `longest_pause_s`. Raises UserError if nothing can ever be answered: there is no endpoint, or it
+    does not accept the key or know the model.
     """
 
     def __init__(
@@ -61,16 +66,7 @@ class Endpoint:
     ) -> None:
         self._url = (base_url or os.environ.get("VLM_BASE_URL", "")).rstrip("/")
         self._model = model or os.environ.get("VLM_MODEL", "")
-        if not self._url.startswith(("http://", "https://")) or not self._model:
-            raise UserError(
-                f"vision endpoint: base_url={self._url or None}, model={self._model or None}; "
-                "set both, or VLM_BASE_URL and VLM_MODEL (and VLM_API_KEY) in the environment"
-            )
-        parts = urlsplit(self._url)
-        if "@" in parts.netloc or parts.query:
-            raise UserError(
-                f"vision endpoint: keep the key out of the address {parts.hostname}, it goes to VLM_API_KEY"
-            )
+        _expect_endpoint(self._url, self._model)
         if picture not in ("jpeg", "png"):
             raise UserError(f"vision endpoint: picture={picture!r}: choose jpeg or png")
         self._temperature = temperature
@@ -88,7 +84,7 @@ class Endpoint:
         self.served: Sequence[str] = ()
 
     def ready(self) -> None:
-        """Raises UserError where a key is needed and none is set."""
+        """Raise UserError if a key is needed and none is set."""
         if self._needs_key and not os.environ.get("VLM_API_KEY"):
             raise UserError(
                 f"{self.id} at {self._url} needs a key: set VLM_API_KEY in the environment"
@@ -97,107 +93,132 @@ class Endpoint:
     def reply(
         self, questions: Sequence[str], images: Sequence[Image], system: str = HELPFUL
     ) -> list[str | None]:
-        """The text of each answer."""
-        extra = {} if self._max_tokens is None else {"max_tokens": self._max_tokens}
-        return [text_of(answer) for answer in self._ask_all(questions, images, extra, system)]
+        """Answer each question about its image in words."""
+        options: Body = {}
+        if self._max_tokens is not None:
+            options["max_tokens"] = self._max_tokens
+        return [read_text(answer) for answer in self._ask_all(questions, images, options, system)]
 
     def yes(self, questions: Sequence[str], images: Sequence[Image]) -> list[float | None]:
-        """P(yes) + P(Yes) of the first token; where the server gives no probabilities, 1 for yes
-        and 0 for no.
+        """Return P(yes) + P(Yes) of the first token; 1 for yes and 0 for no without probabilities.
+
+        Some servers give no probabilities.
         """
-        extra: dict[str, Any] = {"max_tokens": 4}
+        options: Body = {"max_tokens": 4}
         if self._logprobs:
-            extra |= {"logprobs": True, "top_logprobs": 20}
-        return [yes_of(answer) for answer in self._ask_all(questions, images, extra, HELPFUL)]
+            options["logprobs"] = True
+            options["top_logprobs"] = 20
+        answers = self._ask_all(questions, images, options, HELPFUL)
+        return [read_yes_probability(answer) for answer in answers]
 
     def _ask_all(
-        self,
-        questions: Sequence[str],
-        images: Sequence[Image],
-        extra: Mapping[str, Any],
-        system: str,
-    ) -> list[dict[str, Any]]:
-        """Completions in the order of the questions; an empty one where there was none."""
-
+        self, questions: Sequence[str], images: Sequence[Image], options: Body, system: str
+    ) -> list[Body]:
+        """Return completions in the order of the questions; {} for a question that failed."""
         assert len(questions) == len(images)
 
-        def ask(question: str, image: Image) -> dict[str, Any]:
-            return self._persist(self._body(question, image, extra, system))
+        def ask(question: str, image: Image) -> Body:
+            return self._complete(self._write_body(question, image, options, system))
 
-        with ThreadPoolExecutor(max(1, min(self._concurrency, len(questions)))) as pool:
+        workers = max(1, min(self._concurrency, len(questions)))
+        with ThreadPoolExecutor(workers) as pool:
             answers = list(pool.map(ask, questions, images))
-        self.tokens = [_tokens(answer) for answer in answers]
+        self.tokens = [_count_tokens(answer) for answer in answers]
         self.served = [str(answer.get("model") or "") for answer in answers]
         return answers
 
-    def _body(
-        self, question: str, image: Image, extra: Mapping[str, Any], system: str
-    ) -> dict[str, Any]:
+    def _write_body(self, question: str, image: Image, options: Body, system: str) -> Body:
         content = [
             {"type": "text", "text": question},
             {"type": "image_url", "image_url": {"url": _data_address(image, self._picture)}},
         ]
         messages = [{"role": "system", "content": system}, {"role": "user", "content": content}]
-        body: dict[str, Any] = {"model": self._model, "messages": messages, **extra}
+        body: Body = {"model": self._model, "messages": messages, **options}
         if self._temperature is not None:
             body["temperature"] = self._temperature
         return body
 
-    def _persist(self, body: dict[str, Any]) -> dict[str, Any]:
-        """One completion, tried again with growing pauses; without log-probabilities where they may
-        be the trouble.
-        """
-        asked_s = 0.0  # the pause that the server wants
+    def _complete(self, body: Body) -> Body:
+        """Ask for a completion until there is one with a text; {} if all attempts fail."""
+        asked_s = 0.0  # the pause that the server asks for
         for attempt in range(self._retries + 1):
             if attempt:
-                time.sleep(
-                    min(max(self._backoff_s * 2 ** (attempt - 1), asked_s), self._longest_pause_s)
-                )
+                time.sleep(self._choose_pause_s(attempt, asked_s))
             try:
-                answer = self._post(body)
-                if not isinstance(answer, dict) or text_of(answer) is None:
-                    raise ValueError("the answer holds no text")
-                return answer
+                return self._post_for_text(body)
             except urllib.error.HTTPError as error:
                 if error.code in REFUSED:
-                    raise UserError(
-                        f"vision endpoint {self._url} refuses model {self._model!r} ({error.code} {error.reason}): "
-                        "check VLM_API_KEY, the model's name and the address"
-                    ) from None
+                    raise self._refused(error) from None
                 if error.code == 400:
-                    body = {name: value for name, value in body.items() if "logprobs" not in name}
-                why = f"status {error.code}"
+                    body = _without_logprobs(body)  # they may be the trouble
+                reason = f"status {error.code}"
                 asked_s = _retry_after_s(error.headers.get("Retry-After"))
             except (OSError, HTTPException, ValueError) as error:
-                why = one_line(f"{type(error).__name__}: {error}")
-            log.warning("%s, attempt %d of %d: %s", self.id, attempt + 1, self._retries + 1, why)
+                reason = one_line(f"{type(error).__name__}: {error}")
+            log.warning("%s, attempt %d of %d: %s", self.id, attempt + 1, self._retries + 1, reason)
         return {}
 
-    def _post(self, body: Mapping[str, Any]) -> Any:
-        url = f"{self._url}/chat/completions"
-        request = urllib.request.Request(
-            url, json.dumps(body).encode(), {"Content-Type": "application/json"}
+    def _choose_pause_s(self, attempt: int, asked_s: float) -> float:
+        doubled_s = self._backoff_s * 2 ** (attempt - 1)
+        return min(max(doubled_s, asked_s), self._longest_pause_s)
+
+    def _refused(self, error: urllib.error.HTTPError) -> UserError:
+        return UserError(
+            f"vision endpoint {self._url} refuses model {self._model!r} "
+            f"({error.code} {error.reason}): "
+            "check VLM_API_KEY, the model's name and the address"
         )
+
+    def _post_for_text(self, body: Body) -> Body:
+        """Post a request. Raises ValueError for an answer without a text."""
+        answer = self._post(body)
+        if not isinstance(answer, dict) or read_text(answer) is None:
+            raise ValueError("the answer holds no text")
+        return answer
+
+    def _post(self, body: Body) -> Any:
+        data = json.dumps(body).encode()
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{self._url}/chat/completions", data, headers)
         key = os.environ.get("VLM_API_KEY", "")
         if key:
             request.add_unredirected_header("Authorization", f"Bearer {key}")
         with urllib.request.urlopen(request, timeout=self._timeout_s) as response:
-            said = response.read()
-        return json.loads(
-            said.replace(key.encode(), b"[key]") if key else said
-        )  # some servers echo what they got
+            content = response.read()
+        if key:
+            content = content.replace(key.encode(), b"[key]")  # some servers echo what they got
+        return json.loads(content)
+
+
+def _expect_endpoint(url: str, model: str) -> None:
+    """Raise UserError without an address or model, and for an address that holds a key."""
+    if not url.startswith(("http://", "https://")) or not model:
+        raise UserError(
+            f"vision endpoint: base_url={url or None}, model={model or None}; "
+            "set both, or VLM_BASE_URL and VLM_MODEL (and VLM_API_KEY) in the environment"
+        )
+    parts = urlsplit(url)
+    if "@" in parts.netloc or parts.query:
+        raise UserError(
+            f"vision endpoint: keep the key out of the address {parts.hostname}, "
+            "it goes to VLM_API_KEY"
+        )
 
 
 def _data_address(image: Image, kind: str) -> str:
+    """Encode an image as a data: address."""
     buffer = io.BytesIO()
     Pillow.fromarray(image).save(buffer, format=kind.upper())
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    encoded = base64.b64encode(buffer.getvalue()).decode()
+    return f"data:image/{kind};base64,{encoded}"
+
+
+def _without_logprobs(body: Body) -> Body:
+    return {name: value for name, value in body.items() if "logprobs" not in name}
 
 
 def _retry_after_s(value: str | None) -> float:
-    """Seconds that a Retry-After header asks for; 0 where it names none (its other form is a
-    date).
-    """
+    """Read the seconds of a Retry-After header; 0 if it names none (its other form is a date)."""
     try:
         seconds = float(value or 0)
     except ValueError:
@@ -205,46 +226,55 @@ def _retry_after_s(value: str | None) -> float:
     return seconds if 0 <= seconds < math.inf else 0.0
 
 
-def _choice(answer: Mapping[str, Any]) -> Mapping[str, Any]:
+# --- what a completion says -----------------------------------------------------------------------
+
+
+def read_text(answer: Mapping[str, Any]) -> str | None:
+    """Read the text of a completion, or its reason for refusing; None if there is neither."""
+    message = _first_choice(answer).get("message")
+    if not isinstance(message, dict):
+        return None
+    for text in (message.get("content"), message.get("refusal")):
+        if isinstance(text, str):
+            return text
+    return None
+
+
+def read_yes_probability(answer: Mapping[str, Any]) -> float | None:
+    """Read the probability of yes from a completion, by its log-probabilities if it has them.
+
+    None if the completion says neither yes nor no.
+    """
+    probabilities = _read_first_token(answer)
+    if probabilities:
+        if not any(word.lower() in ("yes", "no") for word in probabilities):
+            return None
+        total = sum(probabilities.get(word, 0.0) for word in ("yes", "Yes"))
+        return min(1.0, total)
+    word = (read_text(answer) or "").strip().rstrip(".!").lower()
+    return {"yes": 1.0, "no": 0.0}.get(word)
+
+
+def _first_choice(answer: Mapping[str, Any]) -> Mapping[str, Any]:
     choices = answer.get("choices")
     first = choices[0] if isinstance(choices, list) and choices else {}
     return first if isinstance(first, dict) else {}
 
 
-def text_of(answer: Mapping[str, Any]) -> str | None:
-    """What a completion says, if only why it refuses; None where it says nothing."""
-    message = _choice(answer).get("message")
-    if not isinstance(message, dict):
-        return None
-    said = (message.get("content"), message.get("refusal"))
-    return next((text for text in said if isinstance(text, str)), None)
-
-
-def yes_of(answer: Mapping[str, Any]) -> float | None:
-    """The probability of yes in a completion, from its log-probabilities if it has them; None for
-    anything else.
-    """
-    chances = _first_token(answer)
-    if chances:
-        known = {word: chance for word, chance in chances.items() if word.lower() in ("yes", "no")}
-        return min(1.0, sum(known.get(word, 0.0) for word in ("yes", "Yes"))) if known else None
-    said = (text_of(answer) or "").strip().rstrip(".!").lower()
-    return {"yes": 1.0, "no": 0.0}.get(said)
-
-
-def _first_token(answer: Mapping[str, Any]) -> dict[str, float]:
-    """Probabilities of the likeliest first tokens, by word; empty where the server does not say."""
-    chances: dict[str, float] = {}
+def _read_first_token(answer: Mapping[str, Any]) -> dict[str, float]:
+    """Read the probabilities of the likeliest first tokens, by word; {} if there are none."""
+    probabilities: dict[str, float] = {}
     try:
-        for entry in _choice(answer)["logprobs"]["content"][0]["top_logprobs"]:
+        for entry in _first_choice(answer)["logprobs"]["content"][0]["top_logprobs"]:
             word = str(entry["token"]).strip()
-            chances[word] = chances.get(word, 0.0) + math.exp(min(0.0, float(entry["logprob"])))
+            probability = math.exp(min(0.0, float(entry["logprob"])))
+            probabilities[word] = probabilities.get(word, 0.0) + probability
     except (KeyError, IndexError, TypeError, ValueError):
         return {}
-    return chances
+    return probabilities
 
 
-def _tokens(answer: Mapping[str, Any]) -> int:
+def _count_tokens(answer: Mapping[str, Any]) -> int:
     usage = answer.get("usage")
     total = usage.get("total_tokens") if isinstance(usage, dict) else None
     return total if isinstance(total, int) else 0

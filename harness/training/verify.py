@@ -34,7 +34,7 @@ from harness.engine.method_spec import MethodSpec
 from harness.engine.sampler import Sampler
 from harness.engine.scheduler import Delivery, Scheduler
 from harness.judges.pictogram import PictogramDetector, PictogramReward
-from harness.judges.pictogram_verifier import PictogramVerifier, View, faults
+from harness.judges.pictogram_verifier import PictogramVerifier, View, find_faults
 from harness.models.pictogram import grammar, world
 from harness.models.pictogram import weights as files
 from harness.models.pictogram.detector import Detector
@@ -574,7 +574,7 @@ def half_image_gates(
             bench.correct([(row, picture) for picture in pictures]).reshape(prefixes, endings)
         )
         tops = [picture[: world.SIDE // 2] for picture in pictures[::endings]]
-        chosen.append(int(np.argmax([promise(row, view) for view in verifier.views(tops)])))
+        chosen.append(int(np.argmax([promise(row, view) for view in verifier.read_views(tops)])))
     success_PJE = np.array(right, float)
     mean_PJ = success_PJE.mean(-1)
     between = (
@@ -602,7 +602,7 @@ def promise(spec: Spec, view: View) -> float:
         min(wanted.count(name), [one.name for one in view.known].count(name))
         for name in set(wanted)
     )
-    return found - (1 + len(wanted)) * sum(1 for _ in faults(spec, view))
+    return found - (1 + len(wanted)) * sum(1 for _ in find_faults(spec, view))
 
 
 def lantern_gates(bench: Bench, size: dict[str, int]) -> Iterator[Gate]:
