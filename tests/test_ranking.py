@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from written import JUDGE, prompts_of, write_run
+from written_runs import JUDGE, prompts_of, write_run
 
 from harness import compare, power
 from harness.records import Job, Prompt, UserError

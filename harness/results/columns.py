@@ -79,11 +79,13 @@ def benchmark_column(name: str) -> Column:
     return Column(name, SHARE, meaning, "quality")
 
 
-def _interval(prefix: str, unit: str, group: Group, *, timed: bool = False) -> Iterator[Column]:
-    """Yield the columns of both ends of a 95 % interval."""
+def _interval(
+    of: str, unit: str, group: Group, *, prefix: str = "", timed: bool = False
+) -> Iterator[Column]:
+    """Yield the columns of both ends of a 95 % interval: `prefix`_low and `prefix`_high."""
     for end, word in (("low", "Lower"), ("high", "Upper")):
-        meaning = f"{word} end of the 95 % interval of `{prefix}`."
-        yield Column(f"{prefix}_{end}", unit, meaning, group, timed=timed)
+        meaning = f"{word} end of the 95 % interval of `{of}`."
+        yield Column(f"{prefix or of}_{end}", unit, meaning, group, timed=timed)
 
 
 def _difference(name: str, against: str, *, timed: bool = False) -> Iterator[Column]:
@@ -93,14 +95,13 @@ def _difference(name: str, against: str, *, timed: bool = False) -> Iterator[Col
     yield from _interval(name, SCORE, "comparison", timed=timed)
 
 
-def _tested_difference(name: str, against: str) -> Iterator[Column]:
+def _tested_difference(name: str, against: str, test: str) -> Iterator[Column]:
     """Yield the columns of a paired difference with its interval, test and detectable size."""
     yield from _difference(name, against)
     yield Column(
         f"{name}_p",
         "p value",
-        f"Two-sided p of `{name}`: McNemar's test for one binary image per prompt, else a "
-        "sign-flip permutation test over clusters of prompts.",
+        f"Two-sided p of `{name}`: {test}.",
         "comparison",
     )
     yield Column(
@@ -156,8 +157,8 @@ LEADERBOARD = Table(
         Column(
             "visual_tokens",
             "tokens",
-            "Image tokens committed, of all candidates: `sampled` and `skipped` ones. Guidance "
-            "does not double them.",
+            "Image tokens committed, of all candidates, `skipped` ones included. Guidance does not "
+            "double them.",
             "cost",
             digits=2,
         ),
@@ -326,7 +327,14 @@ LEADERBOARD = Table(
             "Mean number of draft tokens accepted in a verification, for speculative methods.",
             "comparison",
         ),
-        Column("latency_p50_s", "s", "Median of `wall_s`; see below.", "latency", timed=True),
+        Column(
+            "latency_p50_s",
+            "s",
+            "Median of `wall_s`. Percentiles are for `concurrency` 1 only, and empty below 11 "
+            "(p50), 64 (p90), 130 (p95) or 662 (p99) images: MLPerf's early-stopping rule.",
+            "latency",
+            timed=True,
+        ),
         Column("latency_p90_s", "s", "90th percentile of `wall_s`.", "latency", timed=True),
         Column(
             "speedup",
@@ -360,10 +368,16 @@ LEADERBOARD = Table(
             digits=0,
         ),
         Column("rank_high", "rank", "Worse end of that interval.", "comparison", digits=0),
-        *_tested_difference("vs_plain", "plain sampling"),
+        *_tested_difference(
+            "vs_plain",
+            "plain sampling",
+            "McNemar's test for one binary image per prompt, else a sign-flip permutation test "
+            "over clusters of prompts",
+        ),
         *_tested_difference(
             "vs_bon",
             "Best-of-N at the same visual tokens, interpolated between two N on log2 of the budget",
+            "a sign-flip permutation test over clusters of prompts",
         ),
         *_difference("vs_bon_s", "Best-of-N at the same seconds, interpolated alike", timed=True),
         Column(
@@ -390,7 +404,7 @@ LEADERBOARD = Table(
             "oracle",
             SHARE,
             "Score of always choosing the best of `candidates` images, estimated from a plain run "
-            "with at least as many images per prompt.",
+            "of the same seed with at least as many images per prompt.",
             "comparison",
         ),
         Column(
@@ -400,24 +414,18 @@ LEADERBOARD = Table(
             "best. The oracle's images are others than the run's, so it can exceed 1.",
             "comparison",
         ),
-        Column(
-            "selection_low",
-            "share",
-            "Lower end of the 95 % interval of `selection_efficiency`.",
-            "comparison",
-        ),
-        Column("selection_high", "share", "Upper end of that interval.", "comparison"),
+        *_interval("selection_efficiency", "share", "comparison", prefix="selection"),
         Column(
             "front_tokens",
             "yes or empty",
-            "`yes` if no other run of the protocol needs as few visual tokens and scores as high, "
-            "one of the two strictly.",
+            "`yes` if the run is on the Pareto front of its protocol: no other run has at most its "
+            "visual tokens and at least its score, one of the two strictly better.",
             "comparison",
         ),
         Column(
             "front_seconds",
             "yes or empty",
-            "The same for seconds (`budget_s`).",
+            "The same for seconds (`budget_s`) and score.",
             "comparison",
             timed=True,
         ),
@@ -432,33 +440,35 @@ LEADERBOARD = Table(
         Column(
             "latency_p99_s",
             "s",
-            "99th percentile of `wall_s`. All percentiles are for `concurrency` 1, and empty below "
-            "11 (p50), 64 (p90), 130 (p95) or 662 (p99) images: MLPerf's early-stopping rule.",
+            "99th percentile of `wall_s`.",
             "latency",
             timed=True,
         ),
-        Column("text_s", "s", "Prompts into embeddings.", "time by stage", timed=True),
+        Column(
+            "text_s", "s", "Of `device_s`: prompts into embeddings.", "time by stage", timed=True
+        ),
         Column(
             "prefill_s",
             "s",
-            "Prompts, and tokens that were not drawn one by one, into the cache.",
+            "Of `device_s`: prompts, and tokens that were not drawn one by one, into the cache.",
             "time by stage",
             timed=True,
         ),
         Column(
             "decode_s",
             "s",
-            "Decoding forwards, probabilities and draws.",
+            "Of `device_s`: decoding forwards, probabilities and draws.",
             "time by stage",
             timed=True,
         ),
-        Column("draft_s", "s", "Drafters.", "time by stage", timed=True),
-        Column("render_s", "s", "VQ decodes.", "time by stage", timed=True),
-        Column("save_s", "s", "Until the image is safely on disk.", "time by stage", timed=True),
+        Column("draft_s", "s", "Of `device_s`: drafters.", "time by stage", timed=True),
+        Column("render_s", "s", "Of `device_s`: VQ decodes.", "time by stage", timed=True),
+        Column("save_s", "s", "Writing the image safely to disk.", "time by stage", timed=True),
         Column(
             "images_per_s",
             "images/s",
-            "Images per second of the processes that drew to their end, scoring and warm-up apart.",
+            "Images per second of the processes that drew to their end; their seconds add up. "
+            "Scoring and warm-up do not count.",
             "throughput",
             timed=True,
         ),
@@ -472,7 +482,7 @@ LEADERBOARD = Table(
         Column(
             "joules",
             "J per image",
-            "Energy of the whole GPU; empty without one.",
+            "Energy of the whole GPU for a delivered image; empty without a GPU.",
             "throughput",
             timed=True,
         ),
@@ -499,14 +509,14 @@ METRICS = Table(
     "metrics.csv",
     "The numbers of leaderboard.csv in long form: a row for each run and metric, without those "
     "that are unknown. Metrics are `quality/...` (aggregates and categories), `cost/...`, "
-    "`latency/...`, `throughput/...` and `compare/...`, named as the columns above.",
+    "`latency/...`, `throughput/...` and `compare/...`, named as the columns above "
+    "(`latency/p50_s` is `latency_p50_s`).",
     (
         *LEADERBOARD.select("protocol", "benchmark", "model", "method", "params", "seed"),
         *LEADERBOARD.select("fingerprint"),
         Column("metric", TEXT, "Family and name, such as `quality/score`.", "quality"),
         Column("value", "that of the metric", "Its value.", "quality"),
-        Column("ci_low", "that of the metric", "Lower end of its 95 % interval.", "quality"),
-        Column("ci_high", "that of the metric", "Upper end of its 95 % interval.", "quality"),
+        *_interval("value", "that of the metric", "quality", prefix="ci"),
         Column(
             "n",
             "count",
@@ -579,8 +589,7 @@ CLAIMED = Table(
         Column("metric", TEXT, "What is claimed, named as the column that measures it.", "quality"),
         Column("claimed", "that of the metric", "The published number.", "quality"),
         Column("measured", "that of the metric", "The run's number.", "quality"),
-        Column("ci_low", "that of the metric", "Lower end of its 95 % interval.", "quality"),
-        Column("ci_high", "that of the metric", "Upper end of its 95 % interval.", "quality"),
+        *_interval("measured", "that of the metric", "quality", prefix="ci"),
         Column(
             "verdict",
             TEXT,
@@ -595,10 +604,6 @@ CLAIMED = Table(
 # --- benches --------------------------------------------------------------------------------------
 
 BATCH = Column("batch", "prompts", "Prompts drawn, or images judged, at once.", "what was run")
-RATIO_ENDS = (
-    Column("ci_low", "ratio", "Lower end of its 95 % bootstrap interval.", "comparison"),
-    Column("ci_high", "ratio", "Upper end of that interval.", "comparison"),
-)
 FIRST = Column("first_s", "s", "First call, with compiling and graph capture.", "latency")
 SPREAD = Column("spread", "share", "Half the interquartile range over the median.", "latency")
 REPEATS = (
@@ -610,7 +615,7 @@ MACHINE = (
     Column("device", TEXT, "Device.", "provenance"),
     Column("driver", TEXT, "NVIDIA driver; on a GPU only.", "provenance"),
     Column("clocks", TEXT, "Highest clocks of cores and memory; on a GPU only.", "provenance"),
-    Column("power_cap", "W", "Enforced power limit; on a GPU only.", "provenance"),
+    Column("power_cap", TEXT, "Enforced power limit in W; on a GPU only.", "provenance"),
     Column("capability", TEXT, "CUDA version and compute capability, or CPU's.", "provenance"),
     Column("kernels", TEXT, "`Triton`, or why its kernels are not used.", "provenance"),
     Column("torch", TEXT, "Version of torch.", "provenance"),
@@ -643,7 +648,7 @@ BENCH_SAMPLER = Table(
         Column("share_of_floor", "share", "`floor_s` over `seconds`.", "comparison"),
         Column("share_of_matvec", "share", "The same at `matvec_gb_per_s`.", "comparison"),
         Column("times_ours", "ratio", "Time over that of `ours`, paired by block.", "comparison"),
-        *RATIO_ENDS,
+        *_interval("times_ours", "ratio", "comparison", prefix="ci"),
         FIRST,
         *REPEATS,
         BENCH_MODEL,
@@ -661,7 +666,7 @@ BENCH_METHODS = Table(
         BATCH,
         Column("method", TEXT, "Method, as in `conf/method/`.", "what was run"),
         Column("speedup", "ratio", "Plain sampling's time over the method's.", "comparison"),
-        *RATIO_ENDS,
+        *_interval("speedup", "ratio", "comparison", prefix="ci"),
         Column("seconds_per_image", "s", "Median time of a call over its images.", "latency"),
         Column("ms_per_round", "ms", "Median time of a call over its decode steps.", "latency"),
         Column(
@@ -702,15 +707,17 @@ BENCH_TERMINATION = Table(
         Column("method", TEXT, "Method that ends candidates early.", "what was run"),
         Column("against", TEXT, "Method with as many candidates that does not.", "what was run"),
         Column("time_ratio", "ratio", "Time over that of `against`.", "comparison"),
-        *RATIO_ENDS,
-        Column("row_step_ratio", "ratio", "Active branch steps over its.", "comparison"),
+        *_interval("time_ratio", "ratio", "comparison", prefix="ci"),
+        Column(
+            "row_step_ratio", "ratio", "Active branch steps over those of `against`.", "comparison"
+        ),
         Column(
             "excess",
             "ratio",
             "`time_ratio` over `row_step_ratio`: 1 if all that was saved is saved in seconds.",
             "comparison",
         ),
-        Column("round_ratio", "ratio", "Decode steps over its.", "comparison"),
+        Column("round_ratio", "ratio", "Decode steps over those of `against`.", "comparison"),
         *REPEATS,
         BENCH_MODEL,
         *MACHINE,
@@ -752,7 +759,7 @@ Made by `python -m harness.results.columns > docs/columns.md`; do not edit.
 
 Files lie below the results folder. An empty cell is unknown or does not apply. Columns of
 leaderboard.csv with a dagger (†) follow from clocks: they differ between two runs of the same jobs
-on one machine, the others do not.
+on one machine with one version of the code, the others do not.
 """
 
 
