@@ -67,9 +67,10 @@ def describe_comparison(a: Run, b: Run) -> list[str]:
     """
     _expect_comparable(a, b)
     group = RankedGroup([a, b])
+    protocol = a.protocol
     lines = [
-        f"{a.protocol.benchmark} on {a.protocol.model}, {len(a.prompts)} prompts x "
-        f"{a.protocol.images_per_prompt} images, judge {a.judge or 'none'}, paired by prompt",
+        f"{protocol.benchmark} on {protocol.model}, {len(a.prompts)} prompts x "
+        f"{protocol.images_per_prompt} images, judge {a.judge or 'none'}, paired by prompt",
         f"A = {a.name} ({a.fingerprint}): {group.score(a):.3f}    "
         f"B = {b.name} ({b.fingerprint}): {group.score(b):.3f}",
     ]
@@ -88,11 +89,12 @@ def describe_comparison(a: Run, b: Run) -> list[str]:
 def _expect_comparable(a: Run, b: Run) -> None:
     if a.fingerprint == b.fingerprint:
         raise UserError(f"{a.path} and {b.path} are one run: name two")
-    fields_of_b = b.protocol._asdict()
     differing = []
-    for name, value in a.protocol._asdict().items():
-        if value != fields_of_b[name]:
-            differing.append(f"{name} {value or 'none'} and {fields_of_b[name] or 'none'}")
+    for name in a.protocol._fields:
+        of_a = getattr(a.protocol, name)
+        of_b = getattr(b.protocol, name)
+        if of_a != of_b:
+            differing.append(f"{name} {of_a or 'none'} and {of_b or 'none'}")
     if differing:
         raise UserError(
             f"{a.name} and {b.name} were run under different protocols: {'; '.join(differing)}"
@@ -133,8 +135,8 @@ def _category_lines(group: RankedGroup, a: Run, b: Run) -> list[str]:
     width = max(len(found.category) for found in differences)
     lines = ["By category (exploration; q after Benjamini and Hochberg):"]
     for category, value, low, high, q in differences:
-        interval = f"[{100 * low:+6.1f}, {100 * high:+6.1f}]"
-        lines.append(f"  {category:<{width}}  {100 * value:+6.1f}  {interval}  q {_format_p(q)}")
+        points = f"{100 * value:+6.1f}  [{100 * low:+6.1f}, {100 * high:+6.1f}]"
+        lines.append(f"  {category:<{width}}  {points}  q {_format_p(q)}")
     return lines
 
 

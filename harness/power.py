@@ -95,8 +95,9 @@ def plan_prompts(
     ]
     for images in IMAGES:
         needed = components.prompts_needed(difference, images, power)
-        detected = detectable_difference(components.standard_error(prompts, images), power)
-        cells = (str(images), str(needed), str(needed * images), f"{100 * detected:.1f} points")
+        error = components.standard_error(prompts, images)
+        detected = 100 * detectable_difference(error, power)
+        cells = (f"{images}", f"{needed}", f"{needed * images}", f"{detected:.1f} points")
         padded = [cell.rjust(len(head)) for cell, head in zip(cells, heads, strict=True)]
         lines.append("   ".join(padded))
     return lines

@@ -118,14 +118,13 @@ def compare_with_claims(board: Board) -> pd.DataFrame:
     """Put every claim beside the runs that measured it, or beside none (export/claimed.csv)."""
     rows: list[tuple[object, ...]] = []
     for claim in read_claims():
-        runs = [run for run in board.runs if claim.describes(run)]
-        measurements = [(run, _measure(board, run, claim.metric)) for run in runs]
-        known = [(run, found) for run, found in measurements if not math.isnan(found.value)]
-        for run, found in known:
-            verdict = decide_verdict(claim.metric, claim.value, *found)
-            rows.append(_row(claim, found, verdict, run.fingerprint))
-        if not known:
-            rows.append(_row(claim, UNMEASURED, "not measured", ""))
+        measured = []
+        for run in board.runs:
+            found = _measure(board, run, claim.metric) if claim.describes(run) else UNMEASURED
+            if not math.isnan(found.value):
+                verdict = decide_verdict(claim.metric, claim.value, *found)
+                measured.append(_row(claim, found, verdict, run.fingerprint))
+        rows += measured or [_row(claim, UNMEASURED, "not measured", "")]
     return pd.DataFrame(rows, columns=CLAIMED.names, dtype=object)
 
 
@@ -163,10 +162,12 @@ def decide_verdict(metric: str, claimed: float, measured: float, low: float, hig
 def _measure(board: Board, run: Run, metric: str) -> Measurement:
     """Look up a run's value of a claim's metric."""
     of_run = board.metrics[board.metrics["fingerprint"] == run.fingerprint]
-    row = of_run[of_run["metric"] == f"{FAMILIES.get(metric, 'quality')}/{metric}"]
-    if row.empty:
+    family = FAMILIES.get(metric, "quality")
+    rows = of_run[of_run["metric"] == f"{family}/{metric}"]
+    if rows.empty:
         return UNMEASURED
-    return Measurement(*row[["value", "ci_low", "ci_high"]].to_numpy(float)[0].tolist())
+    first = rows[["value", "ci_low", "ci_high"]].to_numpy(float)[0]
+    return Measurement(*first.tolist())
 
 
 def _flatten(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

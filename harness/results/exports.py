@@ -69,7 +69,8 @@ def write_exports(board: Board, folder: Path) -> None:
 
     results = {}
     for i, run in enumerate(board.runs):
-        results[f"{run.about['method']}-{run.fingerprint}.yaml"] = to_eval_results(board, i)
+        name = f"{run.about['method']}-{run.fingerprint}.yaml"
+        results[name] = to_eval_results(board, i)
     for former in (folder / "eval_results").glob("*.yaml"):
         if former.name not in results:
             former.unlink()
@@ -89,8 +90,9 @@ def to_markdown(board: Board) -> str:
         lines = [f"### {heading(runs)}", "", *_pipe_head(HEADS)]
         for _, row in runs.iterrows():
             method, score, *cells = _cells(row)
-            marks = {"best": f"**{score}**", "tied": f"{score} †", "": score}
-            lines.append(_pipe_row([_escape_pipe(method), marks[_status(row, runs)], *cells]))
+            marked = {"best": f"**{score}**", "tied": f"{score} †", "": score}
+            score = marked[_status(row, runs)]
+            lines.append(_pipe_row([_escape_pipe(method), score, *cells]))
         parts.append("\n".join(lines))
     if board.excluded:
         parts.append(excluded_line(board))
@@ -102,8 +104,11 @@ def claims_to_markdown(claims: pd.DataFrame) -> str:
     """Render published numbers as Markdown, marked as claimed, beside what was measured."""
     lines = ["# Claimed, not measured here", "", *_pipe_head(CLAIM_HEADS)]
     for _, row in claims.iterrows():
-        method = f"{row['method']} n={row['n']}" if row["n"] is not None else str(row["method"])
-        measured = f"{row['measured']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
+        method = str(row["method"])
+        if row["n"] is not None:
+            method += f" n={row['n']}"
+        interval = f"[{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
+        measured = f"{row['measured']:.3f} {interval}"
         cells = (
             row["source"],
             row["benchmark"] or "any",
@@ -153,12 +158,13 @@ def _latex_table(runs: pd.DataFrame) -> str:
     ]
     for _, row in runs.iterrows():
         method, score, *cells = (_escape_latex(cell) for cell in _cells(row))
-        marks = {
+        marked = {
             "best": rf"\textbf{{{score}}}",
             "tied": rf"{score}$^{{\dagger}}$",
             "": score,
         }
-        lines.append(_latex_row([method, marks[_status(row, runs)], *cells]))
+        score = marked[_status(row, runs)]
+        lines.append(_latex_row([method, score, *cells]))
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
 
 
@@ -205,7 +211,8 @@ def to_eval_results(board: Board, i: int) -> str:
 
 def _cells(row: pd.Series) -> list[str]:
     """Return a run's cells in the order of HEADS."""
-    method = f"{row['method']} {options(row['params'], row['candidates'])}".strip()
+    changed = options(row["params"], row["candidates"])
+    method = f"{row['method']} {changed}".strip()
     if row["concurrency"] == 1:
         method += ", one at a time"
     if absent := row["missing"] + row["failed"]:
@@ -233,7 +240,9 @@ def _difference(row: pd.Series, name: str) -> str:
 
 
 def _interval(row: pd.Series, name: str) -> str:
-    return f"[{_or_dash(row[f'{name}_low'])}, {_or_dash(row[f'{name}_high'])}]"
+    low = _or_dash(row[f"{name}_low"])
+    high = _or_dash(row[f"{name}_high"])
+    return f"[{low}, {high}]"
 
 
 def _or_dash(value: float, digits: int = 3) -> str:

@@ -72,7 +72,8 @@ def project_runs(runs: Iterable[Run]) -> Board:
 
     metric_rows: list[Row] = []
     for run in ranked:
-        metric_rows += [run_identity(run) | metric._asdict() for metric in metrics[run.path]]
+        for metric in metrics[run.path]:
+            metric_rows.append(run_identity(run) | metric._asdict())
     return Board(
         runs=tuple(ranked),
         frame=_leaderboard_frame([rows[run.path] for run in ranked]),
@@ -162,7 +163,8 @@ def format_cell(name: str, value: object) -> str:
 def excluded_line(board: Board) -> str:
     """Return how many runs stay out, and why; "" if none does."""
     reasons = Counter(run.excluded for run in board.excluded)
-    return "; ".join(f"{count} excluded: {reason}" for reason, count in sorted(reasons.items()))
+    counts = [f"{count} excluded: {reason}" for reason, count in sorted(reasons.items())]
+    return "; ".join(counts)
 
 
 def protocols(frame: pd.DataFrame) -> list[pd.DataFrame]:
@@ -183,7 +185,8 @@ def signed(row: pd.Series, name: str) -> str:
     """Format a difference with its sign: in brackets if it is not resolved, a dash for none."""
     if pd.isna(row[name]):
         return "-"
-    return f"{row[name]:+.3f} " if resolved(row, name) else f"({row[name]:+.3f})"
+    text = f"{row[name]:+.3f}"
+    return f"{text} " if resolved(row, name) else f"({text})"
 
 
 def resolved(row: pd.Series, name: str) -> bool:

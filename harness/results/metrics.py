@@ -64,21 +64,25 @@ def run_metrics(group: RankedGroup, run: Run, row: Row) -> list[Metric]:
 def _quality_metrics(group: RankedGroup, run: Run, row: Row) -> list[Metric]:
     metrics = []
     for name in run.aggregates:
+        value = number(row[name])
         low, high = group.aggregate_interval(run, name)
-        clusters = group.design.num_clusters
-        metrics.append(Metric(f"quality/{name}", number(row[name]), low, high, clusters))
+        metrics.append(Metric(f"quality/{name}", value, low, high, group.design.num_clusters))
     for name, clusters in group.design.clusters_by_category().items():
+        value = number(row[name])
         low, high = group.category_interval(run, name)
-        metrics.append(Metric(f"quality/{name}", number(row[name]), low, high, clusters))
+        metrics.append(Metric(f"quality/{name}", value, low, high, clusters))
     return metrics
 
 
 def _cost_metrics(group: RankedGroup, run: Run, row: Row) -> list[Metric]:
     has_stages = "decode_s" in row
     costs = (*COSTS, *STAGE_SECONDS) if has_stages else COSTS
+    images = len(run.done)
+    intervals = _cost_intervals(group, run, costs)
     metrics = []
-    for name, (low, high) in zip(costs, _cost_intervals(group, run, costs), strict=True):
-        metrics.append(Metric(f"cost/{name}", number(row[name]), low, high, len(run.done)))
+    for name, (low, high) in zip(costs, intervals, strict=True):
+        value = number(row[name])
+        metrics.append(Metric(f"cost/{name}", value, low, high, images))
     return metrics
 
 
@@ -104,20 +108,20 @@ def _latency_metrics(run: Run) -> list[Metric]:
     if run.concurrency != 1:
         return []
     seconds = wall_seconds(run)
-    return [
-        _without_interval(
-            f"latency/p{100 * q:.0f}_s", stats.latency_percentile(seconds, q), len(seconds)
-        )
-        for q in PERCENTILES
-    ]
+    metrics = []
+    for q in PERCENTILES:
+        value = stats.latency_percentile(seconds, q)
+        metrics.append(_without_interval(f"latency/p{100 * q:.0f}_s", value, len(seconds)))
+    return metrics
 
 
 def _throughput_metrics(run: Run, row: Row) -> list[Metric]:
     images = sum(timing.images for timing in run.timings)
-    return [
-        _without_interval(f"throughput/{name}", number(row.get(name)), images)
-        for name in THROUGHPUT
-    ]
+    metrics = []
+    for name in THROUGHPUT:
+        value = number(row.get(name))
+        metrics.append(_without_interval(f"throughput/{name}", value, images))
+    return metrics
 
 
 def _comparison_metrics(group: RankedGroup, row: Row) -> list[Metric]:
@@ -125,15 +129,17 @@ def _comparison_metrics(group: RankedGroup, row: Row) -> list[Metric]:
     metrics = [_with_interval(row, name, name, clusters) for name in WITH_INTERVAL]
     metrics.append(_with_interval(row, "selection_efficiency", "selection", clusters))
     for name in WITHOUT_INTERVAL:
-        metrics.append(_without_interval(f"compare/{name}", number(row.get(name)), clusters))
+        value = number(row.get(name))
+        metrics.append(_without_interval(f"compare/{name}", value, clusters))
     return metrics
 
 
 def _with_interval(row: Row, name: str, interval: str, n: int) -> Metric:
     """Return a comparison whose interval is in the columns `interval`_low and `interval`_high."""
+    value = number(row.get(name))
     low = number(row.get(f"{interval}_low"))
     high = number(row.get(f"{interval}_high"))
-    return Metric(f"compare/{name}", number(row.get(name)), low, high, n)
+    return Metric(f"compare/{name}", value, low, high, n)
 
 
 def _without_interval(metric: str, value: float, n: int) -> Metric:

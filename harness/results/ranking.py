@@ -155,6 +155,14 @@ class RankedGroup:
             return np.zeros((0, len(self.runs), len(self.design.categories)))
         return self.design.bootstrap(self._value_RP)
 
+    def _category_draws(self, run: Run) -> np.ndarray:
+        """Return the bootstrap draws [D, C] of a run's category means."""
+        return np.asarray(self._draws_DRC[:, self._row(run)])
+
+    def _score_draws(self, run: Run) -> np.ndarray:
+        """Return the bootstrap draws [D] of a run's score."""
+        return np.asarray(self._score_DR[:, self._row(run)])
+
     @cached_property
     def _score_R(self) -> np.ndarray:
         return self.design.category_means(self._value_RP) @ self._score_weight_C
@@ -181,17 +189,19 @@ class RankedGroup:
 
     def _category_means(self, run: Run) -> np.ndarray:
         row = self._row(run)
-        return np.asarray(self.design.category_means(self._value_RP[row : row + 1])[0])
+        value_1P = self._value_RP[row : row + 1]
+        mean_1C = self.design.category_means(value_1P)
+        return np.asarray(mean_1C[0])
 
     def aggregate_interval(self, run: Run, aggregate: str) -> tuple[float, float]:
         """Return the 95 % interval of a named combination of category means."""
         weight_C = self._weight_KC[self._aggregates.index(aggregate)]
-        return _interval_or_nan(self._draws_DRC[:, self._row(run)] @ weight_C)
+        return _interval_or_nan(self._category_draws(run) @ weight_C)
 
     def category_interval(self, run: Run, category: str) -> tuple[float, float]:
         """Return Wilson's 95 % interval of a category's rate, at its effective sample size."""
         c = self.design.categories.index(category)
-        draws_D = self._draws_DRC[:, self._row(run), c]
+        draws_D = self._category_draws(run)[:, c]
         error = float(draws_D.std()) if len(draws_D) else math.nan
         rate = float(self._category_means(run)[c])
         clusters = self.design.clusters_by_category()[category]
@@ -202,7 +212,8 @@ class RankedGroup:
         key = (run.path, currency)
         if key not in self._costs:
             costs = [_cost(run, record, currency) for record in run.done.values()]
-            self._costs[key] = math.fsum(costs) / len(costs) if costs else math.nan
+            mean = math.fsum(costs) / len(costs) if costs else math.nan
+            self._costs[key] = mean
         return self._costs[key]
 
     def budget(self, run: Run, currency: Currency = "visual_tokens") -> float:
@@ -234,8 +245,8 @@ class RankedGroup:
     def difference(self, a: Run, b: Run) -> Difference:
         """Return the score of `a` minus that of `b`, paired by prompt."""
         draws_D = None
-        if len(self._score_DR):
-            draws_D = self._score_DR[:, self._row(a)] - self._score_DR[:, self._row(b)]
+        if self.error_is_known:
+            draws_D = self._score_draws(a) - self._score_draws(b)
         return stats.compare_paired(
             self.design,
             self._values(a),
@@ -251,6 +262,7 @@ class RankedGroup:
         Only where the error is known.
         """
         delta_P = self._values(a) - self._values(b)
+        delta_DC = self._category_draws(a) - self._category_draws(b)
         value_C = self.design.category_means(delta_P[None])[0]
         p = []
         for one_hot_C in np.eye(len(self.design.categories)):
@@ -260,10 +272,9 @@ class RankedGroup:
 
         found = []
         for c, category in enumerate(self.design.categories):
-            draws_a_D = self._draws_DRC[:, self._row(a), c]
-            draws_b_D = self._draws_DRC[:, self._row(b), c]
-            low, high = stats.percentile_interval(draws_a_D - draws_b_D)
-            found.append(CategoryDifference(category, float(value_C[c]), low, high, q[c]))
+            value = float(value_C[c])
+            low, high = stats.percentile_interval(delta_DC[:, c])
+            found.append(CategoryDifference(category, value, low, high, q[c]))
         return found
 
     def vs_plain(self, run: Run) -> Difference | None:
@@ -281,7 +292,7 @@ class RankedGroup:
             return None
         if not self.budget(run) <= ONE_IMAGE:
             return None
-        delta_DC = self._draws_DRC[:, self._row(run)] - self._draws_DRC[:, self._row(plain)]
+        delta_DC = self._category_draws(run) - self._category_draws(plain)
         bound_C = np.quantile(delta_DC, ALPHA, axis=0)
         worst = int(bound_C.argmin())
         bound = float(np.quantile(delta_DC @ self._score_weight_C, ALPHA))
@@ -308,7 +319,8 @@ class RankedGroup:
 
         log_P = np.log(plain_cost_P) - np.log(cost_P)
         weight_C = self.design.micro_weights()
-        ratio = float(np.exp(self.design.category_means(log_P[None])[0] @ weight_C))
+        mean_log_C = self.design.category_means(log_P[None])[0]
+        ratio = float(np.exp(mean_log_C @ weight_C))
         if not self.error_is_known:
             return Saving(ratio, math.nan, math.nan)
         log_draws_D = self.design.bootstrap(log_P[None])[:, 0] @ weight_C
@@ -378,11 +390,11 @@ class RankedGroup:
 
     def _largest_pool(self, run: Run, n: int) -> Run | None:
         """Return the plain run of the same seed with the most images per prompt, n at least."""
-        pools = [
-            plain
-            for plain in (*self._pool, *self._plain_runs)
-            if plain.protocol.images_per_prompt >= n and plain.about["seed"] == run.about["seed"]
-        ]
+        pools = []
+        for plain in (*self._pool, *self._plain_runs):
+            same_seed = plain.about["seed"] == run.about["seed"]
+            if same_seed and plain.protocol.images_per_prompt >= n:
+                pools.append(plain)
         return max(pools, key=lambda plain: plain.protocol.images_per_prompt, default=None)
 
     # --- all runs ---------------------------------------------------------------------------------
@@ -403,16 +415,17 @@ class RankedGroup:
         families: dict[tuple[str, str, int], list[Run]] = {}
         for run in self.runs:
             if self.budget(run, currency) > ONE_IMAGE:
-                key = (str(run.about["method"]), _params_without_n(run), run.about["seed"])
-                families.setdefault(key, []).append(run)
+                method = str(run.about["method"])
+                family = (method, _params_without_n(run), run.about["seed"])
+                families.setdefault(family, []).append(run)
 
         found = []
-        for key, members in families.items():
+        for family, members in families.items():
             for concurrency in sorted({run.concurrency for run in members}, key=str):
                 same = [run for run in members if run.concurrency == concurrency]
                 points = self._curve_points(same, same[0], currency)
                 if len(points) > 1:
-                    found.append(self._curve(*key, points))
+                    found.append(self._curve(*family, points))
         return found
 
     def _curve(self, method: str, params: str, seed: int, points: Sequence[CurvePoint]) -> Curve:
@@ -450,7 +463,8 @@ class RankedGroup:
         if plain is None:
             return math.nan
         for run in self.runs:
-            if _is_best_of_n(run) and run.candidates == n and not any(_mismatch(run, plain)):
+            is_best_of_this_n = _is_best_of_n(run) and run.candidates == n
+            if is_best_of_this_n and not any(_mismatch(run, plain)):
                 return self.score(run)
         return math.nan
 

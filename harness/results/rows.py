@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from harness.records import SampleRecord, UserError
 from harness.results import stats
 from harness.results.columns import COSTS, LEADERBOARD, STAGE_SECONDS, TASKS
-from harness.results.ranking import RankedGroup
+from harness.results.ranking import RankedGroup, Saving
 from harness.results.stats import Difference
 from harness.runs.read import Run
 
@@ -27,7 +27,9 @@ PERCENTILES = (0.5, 0.9, 0.95, 0.99)
 
 def leaderboard_rows(group: RankedGroup) -> list[Row]:
     """Return a row for each run of a group, in the group's order."""
-    rows = [_describe(group, run) | _compare(group, run) for run in group.runs]
+    rows = []
+    for run in group.runs:
+        rows.append(_describe(group, run) | _compare(group, run))
     _adjust_p_values(rows, "vs_plain")
     _adjust_p_values(rows, "vs_bon")
     _mark_pareto_front(rows, "front_tokens", cost="visual_tokens")
@@ -149,10 +151,10 @@ def _mean_accepted(done: Sequence[SampleRecord]) -> float:
     for record in done:
         for accepted, count in enumerate(record.notes.get("accepted") or ()):
             verifications[accepted] += count
-    total = verifications.total()
-    if not total:
+    if not verifications.total():
         return math.nan
-    return sum(accepted * count for accepted, count in verifications.items()) / total
+    tokens = sum(accepted * count for accepted, count in verifications.items())
+    return tokens / verifications.total()
 
 
 def _reward_judge_overlap(run: Run) -> str:
@@ -184,13 +186,8 @@ def _mean(values: Sequence[float]) -> float:
 def _compare(group: RankedGroup, run: Run) -> Row:
     """Return the columns that follow from a run and one other: budgets, differences and bounds."""
     row: Row = {"budget": group.budget(run), "budget_s": group.budget(run, "seconds")}
-    for name, saving in (
-        ("speedup", group.saving(run, "seconds")),
-        ("pass_saving", group.saving(run, "target_passes")),
-    ):
-        if saving:
-            row |= {name: saving.ratio, f"{name}_low": saving.low, f"{name}_high": saving.high}
-
+    row |= _saving("speedup", group.saving(run, "seconds"))
+    row |= _saving("pass_saving", group.saving(run, "target_passes"))
     row |= _tested_difference("vs_plain", group.vs_plain(run))
     row |= _tested_difference("vs_bon", group.vs_best_of_n(run))
     row |= _difference("vs_bon_s", group.vs_best_of_n(run, "seconds"))
@@ -206,6 +203,12 @@ def _compare(group: RankedGroup, run: Run) -> Row:
         row["selection_low"] = selection.low
         row["selection_high"] = selection.high
     return row
+
+
+def _saving(name: str, found: Saving | None) -> Row:
+    if found is None:
+        return {}
+    return {name: found.ratio, f"{name}_low": found.low, f"{name}_high": found.high}
 
 
 def _difference(name: str, found: Difference | None) -> Row:

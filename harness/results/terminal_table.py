@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable
 
 import pandas as pd
 
@@ -85,12 +86,12 @@ def _render_runs(runs: pd.DataFrame) -> list[str]:
 
 def _name_columns(runs: pd.DataFrame, width: int) -> list[list[str]]:
     """Return method and options, and what else tells the runs apart, cut to a width."""
+    methods = map(str, runs["method"])
     params = map(options, runs["params"], runs["candidates"])
-    columns = [["method", *map(str, runs["method"])], ["params", *params]]
+    columns = [["method", *methods], ["params", *params]]
     for name in ("seed", "concurrency"):
         if runs[name].nunique(dropna=False) > 1:
-            values = ["-" if pd.isna(value) else f"{value:.0f}" for value in runs[name]]
-            columns.append([name, *values])
+            columns.append([name, *_format_all(runs[name], digits=0)])
     return [[_cut(text, width) for text in column] for column in columns]
 
 
@@ -111,14 +112,19 @@ def _difference_columns(runs: pd.DataFrame) -> list[list[str]]:
     columns = []
     for name, title in DIFFERENCES.items():
         if runs[name].notna().any():
-            columns.append([title, *(signed(row, name) for _, row in runs.iterrows())])
+            differences = [signed(row, name) for _, row in runs.iterrows()]
+            columns.append([title, *differences])
     return columns
 
 
 def _number_column(runs: pd.DataFrame, name: str) -> list[str]:
-    digits = DIGITS.get(name, 2)
-    values = ["-" if math.isnan(value) else f"{value:.{digits}f}" for value in runs[name]]
-    return [TITLES.get(name, name), *values]
+    title = TITLES.get(name, name)
+    return [title, *_format_all(runs[name], digits=DIGITS.get(name, 2))]
+
+
+def _format_all(values: Iterable[float | None], digits: int) -> list[str]:
+    """Format numbers; a dash for those that are unknown."""
+    return ["-" if pd.isna(value) else f"{value:.{digits}f}" for value in values]
 
 
 def _align(columns: list[list[str]]) -> list[str]:

@@ -147,7 +147,8 @@ def holm(p: Sequence[float]) -> list[float]:
     tested = int((~np.isnan(adjusted)).sum())
     order = np.argsort(adjusted)[:tested]  # nan sorts last
     factors = np.arange(tested, 0, -1)
-    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(adjusted[order] * factors))
+    monotone = np.maximum.accumulate(adjusted[order] * factors)
+    adjusted[order] = np.minimum(1.0, monotone)
     return [float(value) for value in adjusted]
 
 

@@ -40,7 +40,8 @@ class Design:
         category = unique["category"].astype(str)
         prompt_id = unique["prompt_id"].astype(str)
         weight = unique.get("weight", pd.Series(1.0, unique.index))
-        cluster = unique.get("cluster", pd.Series("", unique.index)).fillna("").astype(str)
+        cluster = unique.get("cluster", pd.Series("", unique.index))
+        cluster = cluster.fillna("").astype(str)
         cluster_name = cluster.where(cluster != "", category + "\n" + prompt_id)
 
         names, self._category_P = np.unique(category.to_numpy(object), return_inverse=True)
@@ -147,7 +148,8 @@ def _resample_counts(rng: np.random.Generator, block: int, size: int) -> np.ndar
 
 def percentile_interval(draws_D: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
     """Return the two-sided percentile interval of bootstrap draws (Efron and Tibshirani 1993)."""
-    low, high = np.quantile(draws_D, [(1 - level) / 2, (1 + level) / 2])
+    tail = (1 - level) / 2
+    low, high = np.quantile(draws_D, [tail, (1 + level) / 2])
     return float(low), float(high)
 
 
@@ -213,7 +215,8 @@ def paired_difference(
             f"{alone} prompts are in one of the two tables only; compare runs of the same prompts"
         )
     keys = zip(a["category"], a["prompt_id"], strict=True)
-    table = a.assign(value=[means_a[key] - means_b[key] for key in keys])
+    difference = [means_a[key] - means_b[key] for key in keys]
+    table = a.assign(value=difference)
     low, high = interval(table, draws=draws, level=level, seed=seed)
     return macro_mean(table), low, high
 

@@ -25,9 +25,10 @@ def wilson(k: float, n: float, level: float = LEVEL) -> tuple[float, float]:
         raise ValueError(f"no rate of {k} in {n}: 0 <= k <= n and n > 0 are needed")
     z = NormalDist().inv_cdf(0.5 + level / 2)
     centre = (k + z * z / 2) / (n + z * z)
-    half = z / (n + z * z) * math.sqrt(k * (n - k) / n + z * z / 4)
-    low = 0.0 if k == 0 else centre - half
-    high = 1.0 if k == n else centre + half
+    root = math.sqrt(k * (n - k) / n + z * z / 4)
+    half_width = z / (n + z * z) * root
+    low = 0.0 if k == 0 else centre - half_width
+    high = 1.0 if k == n else centre + half_width
     return low, high
 
 
