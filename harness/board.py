@@ -21,7 +21,7 @@ from typing import Any
 
 from harness.cli import say
 from harness.records import SampleRecord, UserError
-from harness.results.exports import markdown, write_exports
+from harness.results.exports import to_markdown, write_exports
 from harness.results.leaderboard import Board, build
 from harness.results.report import panels, write_figures, write_thumbnail
 from harness.runs.journal import journals, write_atomic
@@ -187,7 +187,7 @@ Seconds were measured on a shared machine, whose load differed between runs: com
 
 {chr(10).join(f"![{name}](figures/{name}.svg)" for name in plots)}
 
-{markdown(board)}"""
+{to_markdown(board)}"""
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from harness.records import TIMES, SampleRecord
-from harness.results.leaderboard import TIMED
+from harness.results.columns import TIMED
 
 TESTS = Path(__file__).parent
 TOY = ("--config-dir", str(TESTS / "toy_conf"), "model=toy", "benchmark=toy", "sampler.slots=24")

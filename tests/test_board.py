@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from runs import harness
-from written import prompts_of, write_run
+from written_runs import prompts_of, write_run
 
 from harness import board
 from harness.records import Job, SampleRecord, UserError

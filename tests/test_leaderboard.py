@@ -10,55 +10,53 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from written_runs import STAMP, write_lines
 
 from harness.records import SampleRecord, Score, Usage, UserError
+from harness.results.columns import LEADERBOARD
 from harness.results.exports import write_exports
-from harness.results.leaderboard import COLUMNS, build, project
+from harness.results.leaderboard import build, project_runs
 from harness.results.terminal_table import render_table
 from harness.runs.read import read_run
 
 CATEGORIES = {"p0": "colors", "p1": "colors", "p2": "position", "p3": "position"}
-ISSUE_COLUMNS = [
-    *(
-        "benchmark",
-        "model",
-        "method",
-        "params",
-        "images",
-        "score",
-        "ci_low",
-        "ci_high",
-        "single_object",
-        "two_object",
-    ),
-    *(
-        "counting",
-        "colors",
-        "position",
-        "color_attr",
-        "visual_tokens",
-        "target_passes",
-        "target_positions",
-    ),
-    *(
-        "drafted_positions",
-        "renders",
-        "judge_calls",
-        "judge_s",
-        "device_s",
-        "wall_s",
-        "failed",
-        "unjudged",
-        "seed",
-    ),
-    *("fingerprint", "device", "commit"),
+FIRST_COLUMNS = [
+    "benchmark",
+    "model",
+    "method",
+    "params",
+    "images",
+    "score",
+    "ci_low",
+    "ci_high",
+    "single_object",
+    "two_object",
+    "counting",
+    "colors",
+    "position",
+    "color_attr",
+    "visual_tokens",
+    "target_passes",
+    "target_positions",
+    "drafted_positions",
+    "renders",
+    "judge_calls",
+    "judge_s",
+    "device_s",
+    "wall_s",
+    "failed",
+    "unjudged",
+    "seed",
+    "fingerprint",
+    "device",
+    "commit",
 ]
+"""The columns that readers of the file may rely on to come first, in this order."""
 
 
 def record(prompt: str, image: int, status: str = "done", **usage: float) -> SampleRecord:
     cost = Usage(**{"sampled": 100, "skipped": 44, "target_passes": 143, "device_s": 0.1, **usage})
-    stamp = {"commit": "abc1234", "device": "cpu"}
-    return SampleRecord(prompt, image, CATEGORIES[prompt], status, cost, stamp=stamp)
+    return SampleRecord(prompt, image, CATEGORIES[prompt], status, cost, stamp=STAMP)
 
 
 def score(prompt: str, image: int, value: float | None, judge: str = "judge@1") -> Score:
@@ -66,16 +64,19 @@ def score(prompt: str, image: int, value: float | None, judge: str = "judge@1") 
 
 
 DONE = [record(prompt, image) for prompt in CATEGORIES for image in range(2)]
+"""Every image was delivered."""
 SCORES = [score(r.prompt_id, r.image, float(r.prompt_id != "p0" or r.image)) for r in DONE]
+"""All are right but the first image of p0."""
 
 
-def write(
+def write_folder(
     results: Path,
     name: str = "plain-0a1b2c3d",
-    records: list = DONE,
-    scores: list = SCORES,
+    records: list[SampleRecord] = DONE,
+    scores: list[Score] = SCORES,
     **about: object,
 ) -> Path:
+    """Write a run folder of two images of each prompt; returns it."""
     folder = results / "pictogram" / "pictogram_16" / name
     folder.mkdir(parents=True)
     run = {
@@ -91,47 +92,46 @@ def write(
         **about,
     }
     (folder / "config.yaml").write_text(yaml.safe_dump({"method": {"_target_": "x"}, "run": run}))
-    jobs = [{"prompt_id": p, "category": c, "images": 2} for p, c in CATEGORIES.items()]
-    (folder / "jobs.jsonl").write_text("".join(json.dumps(job) + "\n" for job in jobs))
-    (folder / "records-0.jsonl").write_text("".join(r.to_json() + "\n" for r in records))
+    write_jobs(folder, CATEGORIES)
+    write_lines(folder / "records-0.jsonl", [one.to_json() for one in records])
     if scores:
-        (folder / "scores.jsonl").write_text("".join(s.to_json() + "\n" for s in scores))
+        write_lines(folder / "scores.jsonl", [one.to_json() for one in scores])
     return folder
 
 
+def write_jobs(folder: Path, categories: dict[str, str]) -> None:
+    """Write the planned prompts: id -> category."""
+    jobs = [{"prompt_id": p, "category": c, "images": 2} for p, c in categories.items()]
+    write_lines(folder / "jobs.jsonl", [json.dumps(job) for job in jobs])
+
+
 def row(folder: Path) -> dict:
-    """A folder's own row of the leaderboard."""
-    return project([read_run(folder)]).frame.iloc[0].to_dict()
+    """Return a folder's row of the leaderboard."""
+    return project_runs([read_run(folder)]).frame.iloc[0].to_dict()
 
 
 def cells(results: Path) -> list[dict[str, str]]:
+    """Read leaderboard.csv as text."""
     with (results / "leaderboard.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
 
-def test_the_columns_begin_as_the_issue_lists_them(tmp_path: Path) -> None:
-    write(tmp_path)
+def test_the_first_columns_keep_their_places(tmp_path: Path) -> None:
+    write_folder(tmp_path)
     build(tmp_path)
-    assert list(COLUMNS[: len(ISSUE_COLUMNS)]) == ISSUE_COLUMNS
-    assert list(cells(tmp_path)[0]) == list(COLUMNS)
+    assert list(LEADERBOARD.names[: len(FIRST_COLUMNS)]) == FIRST_COLUMNS
+    assert list(cells(tmp_path)[0]) == list(LEADERBOARD.names)
 
 
-def test_a_row(tmp_path: Path) -> None:
-    write(tmp_path)
+def test_a_row_has_scores_costs_and_provenance(tmp_path: Path) -> None:
+    write_folder(tmp_path)
     build(tmp_path)
     (line,) = cells(tmp_path)
-    assert (line["images"], line["score"], line["colors"], line["position"]) == (
-        "8",
-        "0.8750",
-        "0.7500",
-        "1.0000",
-    )
+    assert (line["images"], line["score"]) == ("8", "0.8750")
+    assert (line["colors"], line["position"]) == ("0.7500", "1.0000")
     assert (line["counting"], line["params"]) == ("", "")
-    assert (line["visual_tokens"], line["target_passes"], line["device_s"]) == (
-        "144.00",
-        "143.00",
-        "0.1000",
-    )
+    assert (line["visual_tokens"], line["target_passes"]) == ("144.00", "143.00")
+    assert line["device_s"] == "0.1000"
     assert (line["ci_low"], line["ci_high"]) == ("0.7500", "1.0000")
     assert (line["device"], line["commit"], line["judge"]) == ("cpu", "abc1234", "judge@1")
     assert (line["failed"], line["missing"], line["unjudged"]) == ("0", "0", "0")
@@ -146,35 +146,32 @@ def test_what_is_not_there_is_wrong_and_costs_are_per_delivered_image(tmp_path: 
         score("p2", 0, 1.0),
         score("p3", 0, 1.0),
     ]
-    line = row(write(tmp_path, records=records, scores=scores))
+    line = row(write_folder(tmp_path, records=records, scores=scores))
     assert (line["colors"], line["position"], line["score"]) == (0.5, 0.25, 0.375)
     assert (line["images"], line["failed"], line["missing"], line["unjudged"]) == (5, 1, 2, 2)
     assert line["visual_tokens"] == 144
 
 
 def test_nothing_delivered_is_a_row_too(tmp_path: Path) -> None:
-    write(tmp_path, records=[record(r.prompt_id, r.image, "failed") for r in DONE], scores=[])
+    failed = [record(one.prompt_id, one.image, "failed") for one in DONE]
+    write_folder(tmp_path, records=failed, scores=[])
     build(tmp_path)
     (line,) = cells(tmp_path)
-    assert (line["images"], line["score"], line["failed"], line["device_s"]) == (
-        "0",
-        "0.0000",
-        "8",
-        "",
-    )
+    assert (line["images"], line["score"]) == ("0", "0.0000")
+    assert (line["failed"], line["device_s"]) == ("8", "")
 
 
 def test_done_beats_failed_and_later_lines_beat_earlier_ones(tmp_path: Path) -> None:
     records = [*DONE, record("p0", 0, "failed"), record("p0", 1, sampled=900)]
     scores = [*SCORES, score("p0", 0, 1.0)]
-    run = read_run(write(tmp_path, records=records, scores=scores))
+    run = read_run(write_folder(tmp_path, records=records, scores=scores))
     assert not run.failed
     assert run.done["p0", 1].usage.sampled == 900
     assert run.scores["p0", 0].value == 1
 
 
 def test_a_torn_last_line_is_ignored_and_any_other_is_refused(tmp_path: Path) -> None:
-    folder = write(tmp_path)
+    folder = write_folder(tmp_path)
     journal = folder / "records-0.jsonl"
     whole = journal.read_bytes()
     journal.write_bytes(whole + DONE[0].to_json().encode()[:40] + "é".encode()[:1])
@@ -186,17 +183,16 @@ def test_a_torn_last_line_is_ignored_and_any_other_is_refused(tmp_path: Path) ->
         row(folder)
 
 
-def test_order_and_shards_do_not_change_the_file(tmp_path: Path) -> None:
+def test_order_and_shards_of_journals_do_not_change_the_file(tmp_path: Path) -> None:
     costs = random.Random(0)
     records = [record(r.prompt_id, r.image, device_s=costs.random()) for r in DONE]
-    write(tmp_path / "a", records=records)
-    folder = write(tmp_path / "b", records=[DONE[3], *records[:2:-1]], scores=SCORES[::-1])
-    (folder / "records-1.jsonl").write_text("".join(r.to_json() + "\n" for r in records[:3]))
+    write_folder(tmp_path / "a", records=records)
+    folder = write_folder(tmp_path / "b", records=[DONE[3], *records[:2:-1]], scores=SCORES[::-1])
+    write_lines(folder / "records-1.jsonl", [one.to_json() for one in records[:3]])
     for results in (tmp_path / "a", tmp_path / "b", tmp_path / "b"):
         build(results)
-    assert (tmp_path / "a/leaderboard.csv").read_bytes() == (
-        tmp_path / "b/leaderboard.csv"
-    ).read_bytes()
+    tables = [(tmp_path / name / "leaderboard.csv").read_bytes() for name in "ab"]
+    assert tables[0] == tables[1]
     assert sorted(path.name for path in (tmp_path / "b").iterdir()) == [
         "curves.csv",
         "leaderboard.csv",
@@ -207,22 +203,19 @@ def test_order_and_shards_do_not_change_the_file(tmp_path: Path) -> None:
 
 def test_rows_are_sorted_by_the_numbers_in_their_names(tmp_path: Path) -> None:
     for i, n in enumerate((16, 2, 4)):
-        write(tmp_path, f"best_of_n-0000000{i}", method="best_of_n", params=f"n={n}")
-    write(tmp_path)
+        write_folder(tmp_path, f"best_of_n-0000000{i}", method="best_of_n", params=f"n={n}")
+    write_folder(tmp_path)
     assert list(build(tmp_path).frame["params"]) == ["n=2", "n=4", "n=16", ""]
 
 
 def test_other_benchmarks_add_their_categories(tmp_path: Path) -> None:
-    write(tmp_path)
-    folder = write(tmp_path, "other-00000001", benchmark="other")
-    jobs = [{"prompt_id": p, "category": "texture", "images": 2} for p in CATEGORIES]
-    (folder / "jobs.jsonl").write_text("".join(json.dumps(job) + "\n" for job in jobs))
+    write_folder(tmp_path)
+    folder = write_folder(tmp_path, "other-00000001", benchmark="other")
+    write_jobs(folder, dict.fromkeys(CATEGORIES, "texture"))
     frame = build(tmp_path).frame
-    assert list(frame.columns) == [*COLUMNS, "texture"]
+    assert list(frame.columns) == [*LEADERBOARD.names, "texture"]
     assert [line["texture"] for line in cells(tmp_path)] == ["0.8750", ""]
-    (folder / "jobs.jsonl").write_text(
-        (folder / "jobs.jsonl").read_text().replace("texture", "seed")
-    )
+    write_jobs(folder, dict.fromkeys(CATEGORIES, "seed"))
     with pytest.raises(UserError, match="category 'seed' has the name of a leaderboard column"):
         build(tmp_path)
 
@@ -258,7 +251,7 @@ def test_other_benchmarks_add_their_categories(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_read_is_named_and_the_board_left_alone(
     tmp_path: Path, file: str, text: str | None, problem: str
 ) -> None:
-    folder = write(tmp_path)
+    folder = write_folder(tmp_path)
     build(tmp_path)
     before = (tmp_path / "leaderboard.csv").read_bytes()
     (folder / file).unlink()
@@ -274,7 +267,7 @@ def test_a_folder_that_cannot_be_read_is_named_and_the_board_left_alone(
 
 def test_the_judge_of_a_row_can_be_named(tmp_path: Path) -> None:
     scores = [score("p0", 0, 1.0, judge) for judge in ("a", "b")]
-    line = row(write(tmp_path, scores=scores, judge="a"))
+    line = row(write_folder(tmp_path, scores=scores, judge="a"))
     assert (line["judge"], line["unjudged"], line["colors"]) == ("a", 7, 0.25)
 
 
@@ -282,7 +275,7 @@ def test_no_runs(tmp_path: Path) -> None:
     (tmp_path / ".hydra" / "0" / "x").mkdir(parents=True)
     (tmp_path / ".hydra" / "0" / "x" / "config.yaml").touch()
     assert build(tmp_path).frame.empty
-    assert (tmp_path / "leaderboard.csv").read_text() == ",".join(COLUMNS) + "\n"
+    assert (tmp_path / "leaderboard.csv").read_text() == ",".join(LEADERBOARD.names) + "\n"
     assert "no run to rank" in render_table(build(tmp_path).frame)
     write_exports(build(tmp_path), tmp_path / "export")
     assert (tmp_path / "export/leaderboard.md").read_text() == "No run.\n"
@@ -290,9 +283,9 @@ def test_no_runs(tmp_path: Path) -> None:
         build(tmp_path / "none")
 
 
-def test_the_printed_table_fits_a_terminal(tmp_path: Path) -> None:
-    write(tmp_path)
-    write(
+def test_the_terminal_table_fits_140_columns(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    write_folder(
         tmp_path,
         "lantern-00000001",
         method="lantern",
@@ -310,7 +303,6 @@ def test_the_printed_table_fits_a_terminal(tmp_path: Path) -> None:
     assert "attr" in lines[1]
     assert "failed" not in text
     assert "failed" in render_table(frame.assign(failed=[0, 3]))
-    wide = pd.concat(
-        [frame, pd.DataFrame({f"category {i}": [0.5, 0.5] for i in range(20)})], axis=1
-    )
+    many = pd.DataFrame({f"category {i}": [0.5, 0.5] for i in range(20)})
+    wide = pd.concat([frame, many], axis=1)
     assert max(map(len, render_table(wide).splitlines())) <= 140

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from written import write_run
+from written_runs import write_run
 
 from harness.records import SampleRecord, UserError
 from harness.results.contact_sheet import LEFT, TILE, range_sheet

@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 from runs import TOY, folders, harness
-from written import write_run
+from written_runs import write_run
 
 from harness.engine import meter
 from harness.engine.memory import short_of_memory
 from harness.engine.meter import Meter, describe, settled, warm_up
 from harness.records import Timing
-from harness.results.leaderboard import build, samples_for
+from harness.results.leaderboard import build
+from harness.results.stats import samples_for
 from harness.runs.read import read_run
 
 CPU = torch.device("cpu")

@@ -1,1 +1,1 @@
-"""What journals add up to: statistics, leaderboard, report and dashboards."""
+"""Add up journals: statistics, leaderboard, exports, report and dashboards."""

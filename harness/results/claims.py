@@ -1,7 +1,7 @@
-"""What papers claim (claimed.yaml) beside what was measured: reproduced, not resolved or refuted.
+"""Published numbers (claimed.yaml) beside measured ones: reproduced, not resolved or refuted.
 
 Only a run of the same model, method, candidates and benchmark is put beside a claim. A paper's
-number has an error of its own that is seldom stated: it is taken to be as large as ours.
+number has an error of its own that is seldom stated: it is taken to be as large as the run's.
 """
 
 from __future__ import annotations
@@ -10,39 +10,31 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import yaml
 
+from harness.results.columns import CLAIMED
 from harness.results.leaderboard import Board
 from harness.runs.read import Run
 
 FINE = 0.03
-SHARE = 0.1
-"""An interval of more than this half width cannot confirm a claim: of a score, and of a ratio or
-count as its share.
-"""
+"""A half width above this one cannot confirm a claimed score."""
+FINE_SHARE = 0.1
+"""The same for ratios and counts, as a share of the claimed number."""
 ROUNDING = 0.005
 """Papers print two digits."""
-COUNTS = ("speedup", "pass_saving", "visual_tokens")
-COLUMNS = (
-    *(
-        "source",
-        "benchmark",
-        "model",
-        "method",
-        "n",
-        "metric",
-        "claimed",
-        "measured",
-        "ci_low",
-        "ci_high",
-    ),
-    *("verdict", "fingerprint"),
-)
-DESCRIBES = ("model", "method", "n", "options")
+RATIOS_AND_COUNTS = ("speedup", "pass_saving", "visual_tokens")
+DESCRIPTIONS = ("model", "method", "n", "options")
 """Columns of a claim's table that say what was measured; the others are numbers."""
+FAMILIES = {
+    "vs_plain": "compare",
+    "speedup": "compare",
+    "pass_saving": "compare",
+    "visual_tokens": "cost",
+}
+"""Families of metrics in metrics.csv; `quality` for those that are not there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +51,9 @@ class Claim:
     value: float
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def about(self, run: Run) -> bool:
-        """Whether a run measured the same thing."""
-        options = _flat(run.options)
+    def describes(self, run: Run) -> bool:
+        """True if the run measured the same thing."""
+        options = _flatten(run.options)
         return (
             self.model == run.about["model"]
             and self.method == run.about["method"]
@@ -72,89 +64,118 @@ class Claim:
         )
 
 
+class Measurement(NamedTuple):
+    """A run's value of a metric and its 95 % interval; nan where it has none."""
+
+    value: float
+    low: float
+    high: float
+
+
+UNMEASURED = Measurement(math.nan, math.nan, math.nan)
+
+
 def read_claims() -> list[Claim]:
-    """The published numbers, and what a method gained over plain sampling where a table states
-    both.
+    """Read the published numbers.
+
+    Where a table states both a method's score and plain sampling's, their difference is a claim of
+    its own (`vs_plain`).
     """
     text = (resources.files("harness.results") / "claimed.yaml").read_text(encoding="utf-8")
-    return [claim for table in yaml.safe_load(text) for claim in _claims(table)]
+    claims: list[Claim] = []
+    for table in yaml.safe_load(text):
+        claims += _claims_of_table(table)
+    return claims
 
 
-def _claims(table: Mapping[str, Any]) -> Iterator[Claim]:
+def _claims_of_table(table: Mapping[str, Any]) -> Iterator[Claim]:
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
     plain = {row["model"]: row for row in rows if row["method"] == "plain"}
     for row in rows:
-        about = (table["source"], table.get("benchmark", ""), table.get("judge", ""))
-        what = (row["model"], row["method"], row["n"])
-        for metric in (name for name in row if name not in DESCRIBES):
-            yield Claim(*about, *what, metric, float(row[metric]), row.get("options") or {})
+        for metric in row:
+            if metric not in DESCRIPTIONS:
+                yield _claim(table, row, metric, float(row[metric]))
         if row["method"] != "plain" and "score" in row and row["model"] in plain:
             gain = round(row["score"] - plain[row["model"]]["score"], 6)
-            yield Claim(*about, *what, "vs_plain", gain, row.get("options") or {})
+            yield _claim(table, row, "vs_plain", gain)
 
 
-def beside(board: Board) -> pd.DataFrame:
-    """Every claim with the runs that measured it, or with none."""
-    rows: list[list[object]] = []
-    for claim in read_claims():
-        about = [
-            claim.source,
-            claim.benchmark,
-            claim.model,
-            claim.method,
-            claim.n,
-            claim.metric,
-            claim.value,
-        ]
-        measured = [
-            (run, *_measured(board, run, claim.metric)) for run in board.runs if claim.about(run)
-        ]
-        known = [one for one in measured if not math.isnan(one[1])]
-        rows += [
-            [*about, *m, verdict(claim.metric, claim.value, *m), run.fingerprint]
-            for run, *m in known
-        ]
-        if not known:
-            rows.append([*about, math.nan, math.nan, math.nan, "not measured", ""])
-    return pd.DataFrame(rows, columns=COLUMNS, dtype=object)
-
-
-def verdict(metric: str, claimed: float, measured: float, low: float, high: float) -> str:
-    """What a measurement and its interval say of a claim, whose own error is taken to be as
-    large.
-    """
-    half = math.sqrt(2) * (high - low) / 2
-    if math.isnan(half):
-        return "not resolved"
-    if abs(measured - claimed) > half + ROUNDING:
-        return "refuted"
-    return (
-        "reproduced"
-        if half <= (FINE if metric not in COUNTS else SHARE * claimed)
-        else "not resolved"
+def _claim(table: Mapping[str, Any], row: Mapping[str, Any], metric: str, value: float) -> Claim:
+    return Claim(
+        source=table["source"],
+        benchmark=table.get("benchmark", ""),
+        judge=table.get("judge", ""),
+        model=row["model"],
+        method=row["method"],
+        n=row["n"],
+        metric=metric,
+        value=value,
+        options=row.get("options") or {},
     )
 
 
-def _measured(board: Board, run: Run, metric: str) -> tuple[float, float, float]:
-    """A run's value of a claim's metric and its interval; nan where it has none."""
-    mine = board.metrics[board.metrics["fingerprint"] == run.fingerprint]
-    kind = {
-        **dict.fromkeys(("vs_plain", "speedup", "pass_saving"), "compare"),
-        "visual_tokens": "cost",
-    }
-    row = mine[mine["metric"] == f"{kind.get(metric, 'quality')}/{metric}"]
-    if row.empty:
-        return math.nan, math.nan, math.nan
-    value, low, high = row[["value", "ci_low", "ci_high"]].to_numpy(float)[0].tolist()
-    return value, low, high
+def compare_with_claims(board: Board) -> pd.DataFrame:
+    """Put every claim beside the runs that measured it, or beside none (export/claimed.csv)."""
+    rows: list[tuple[object, ...]] = []
+    for claim in read_claims():
+        measured = []
+        for run in board.runs:
+            found = _measure(board, run, claim.metric) if claim.describes(run) else UNMEASURED
+            if not math.isnan(found.value):
+                verdict = decide_verdict(claim.metric, claim.value, *found)
+                measured.append(_row(claim, found, verdict, run.fingerprint))
+        rows += measured or [_row(claim, UNMEASURED, "not measured", "")]
+    return pd.DataFrame(rows, columns=CLAIMED.names, dtype=object)
 
 
-def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _row(claim: Claim, found: Measurement, verdict: str, fingerprint: str) -> tuple[object, ...]:
+    """Return the cells of a row in the order of the columns."""
+    return (
+        claim.source,
+        claim.benchmark,
+        claim.model,
+        claim.method,
+        claim.n,
+        claim.metric,
+        claim.value,
+        *found,
+        verdict,
+        fingerprint,
+    )
+
+
+def decide_verdict(metric: str, claimed: float, measured: float, low: float, high: float) -> str:
+    """Say what a measurement and its 95 % interval make of a claim.
+
+    The claim's own error is taken to be as large as the measurement's, so the half width of their
+    difference is sqrt(2) times that of the interval.
+    """
+    half_width = math.sqrt(2) * (high - low) / 2
+    if math.isnan(half_width):
+        return "not resolved"
+    if abs(measured - claimed) > half_width + ROUNDING:
+        return "refuted"
+    fine_enough = FINE_SHARE * claimed if metric in RATIOS_AND_COUNTS else FINE
+    return "reproduced" if half_width <= fine_enough else "not resolved"
+
+
+def _measure(board: Board, run: Run, metric: str) -> Measurement:
+    """Look up a run's value of a claim's metric."""
+    of_run = board.metrics[board.metrics["fingerprint"] == run.fingerprint]
+    family = FAMILIES.get(metric, "quality")
+    rows = of_run[of_run["metric"] == f"{family}/{metric}"]
+    if rows.empty:
+        return UNMEASURED
+    first = rows[["value", "ci_low", "ci_high"]].to_numpy(float)[0]
+    return Measurement(*first.tolist())
+
+
+def _flatten(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested options under dotted names."""
     flat: dict[str, Any] = {}
     for name, value in options.items():
-        flat |= (
-            _flat(value, f"{prefix}{name}.")
-            if isinstance(value, Mapping)
-            else {f"{prefix}{name}": value}
-        )
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
     return flat

@@ -1,11 +1,11 @@
-"""The leaderboard in the forms that papers, repositories and the hub take.
+"""Write the leaderboard in the forms that papers, repositories and the model hub take.
 
     export/leaderboard.md    Markdown, a table for each protocol
     export/leaderboard.tex   LaTeX with booktabs; best bold, ties with the best marked
-    export/claimed.csv, .md  what papers claim beside what was measured, never mixed with it
-    export/eval_results/     one file a run in the hub's `.eval_results` format
+    export/claimed.csv, .md  published numbers beside measured ones, never mixed with them
+    export/eval_results/     one file for each run in the hub's `.eval_results` format
 
-The hub takes the last ones into a model repository's `.eval_results/` once the benchmark is a data
+The hub takes those files into a model repository's `.eval_results/` once the benchmark is a data
 set there.
 """
 
@@ -13,20 +13,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 import yaml
 
-from harness.results import claims
+from harness.results.claims import compare_with_claims
 from harness.results.leaderboard import Board, excluded_line, heading, protocols, resolved, to_csv
 from harness.runs.journal import write_atomic
 from harness.runs.read import options
 
 LEGEND = (
-    "Score: mean over categories of prompt means, with its 95 % interval (cluster bootstrap over prompts). Tie: runs "
-    "of one group cannot be told apart from its best. Differences are paired by prompt; in brackets: not resolved. "
-    "Best-of-N: at equal visual tokens. At worst: with 95 % confidence no further below plain, for methods that draw "
-    "one image's tokens."
+    "Score: mean over categories of prompt means, with its 95 % interval (cluster bootstrap over "
+    "prompts). Tie: runs of one group cannot be told apart from its best. Differences are paired "
+    "by prompt; in brackets: not resolved. Best-of-N: at equal visual tokens. At worst: with 95 % "
+    "confidence no further below plain, for methods that draw one image's tokens."
 )
 HEADS = (
     "method",
@@ -40,171 +41,93 @@ HEADS = (
     "passes",
     "seconds",
 )
+CLAIM_HEADS = (
+    "claimed by",
+    "benchmark",
+    "model",
+    "method",
+    "metric",
+    "claimed",
+    "measured here",
+    "verdict",
+)
+LATEX_ESCAPES = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+}
 
 
 def write_exports(board: Board, folder: Path) -> None:
-    """Write all of them below `folder`; files of runs that are no longer there are removed."""
-    published = claims.beside(board)
-    write_atomic(folder / "leaderboard.md", markdown(board).encode())
-    write_atomic(folder / "leaderboard.tex", latex(board).encode())
-    write_atomic(folder / "claimed.csv", to_csv(published))
-    write_atomic(folder / "claimed.md", claimed_markdown(published).encode())
-    results = {
-        f"{run.about['method']}-{run.fingerprint}.yaml": i for i, run in enumerate(board.runs)
-    }
-    for old in (folder / "eval_results").glob("*.yaml"):
-        if old.name not in results:
-            old.unlink()
-    for name, i in results.items():
-        write_atomic(folder / "eval_results" / name, eval_results(board, i).encode())
+    """Write all exports below `folder`; files of runs that are no longer there are removed."""
+    claims = compare_with_claims(board)
+    write_atomic(folder / "leaderboard.md", to_markdown(board).encode())
+    write_atomic(folder / "leaderboard.tex", to_latex(board).encode())
+    write_atomic(folder / "claimed.csv", to_csv(claims))
+    write_atomic(folder / "claimed.md", claims_to_markdown(claims).encode())
+
+    results = {}
+    for i, run in enumerate(board.runs):
+        name = f"{run.about['method']}-{run.fingerprint}.yaml"
+        results[name] = to_eval_results(board, i)
+    for former in (folder / "eval_results").glob("*.yaml"):
+        if former.name not in results:
+            former.unlink()
+    for name, text in results.items():
+        write_atomic(folder / "eval_results" / name, text.encode())
 
 
-def markdown(board: Board) -> str:
-    """The board as Markdown; the best run of a protocol is bold, ties with it carry a dagger."""
+# --- Markdown -------------------------------------------------------------------------------------
+
+
+def to_markdown(board: Board) -> str:
+    """Render the board as Markdown: a protocol's best run is bold, ties with it have a dagger."""
     if board.frame.empty:
         return "No run.\n"
     parts = []
     for runs in protocols(board.frame):
-        lines = [_pipe(HEADS), _pipe(["---"] * len(HEADS))]
+        lines = [f"### {heading(runs)}", "", *_pipe_head(HEADS)]
         for _, row in runs.iterrows():
             method, score, *cells = _cells(row)
-            mark = {"best": f"**{score}**", "tied": f"{score} †"}.get(_standing(row, runs), score)
-            lines.append(_pipe([_escape_pipe(method), mark, *cells]))
-        parts.append("\n".join([f"### {heading(runs)}", "", *lines]))
+            marked = {"best": f"**{score}**", "tied": f"{score} †", "": score}
+            score = marked[_status(row, runs)]
+            lines.append(_pipe_row([_escape_pipe(method), score, *cells]))
+        parts.append("\n".join(lines))
     if board.excluded:
         parts.append(excluded_line(board))
-    return "\n\n".join([*parts, f"† tied with the best. {LEGEND}"]) + "\n"
+    parts.append(f"† tied with the best. {LEGEND}")
+    return "\n\n".join(parts) + "\n"
 
 
-def latex(board: Board) -> str:
-    """The board as LaTeX tables; they need the package booktabs."""
-    if board.frame.empty:
-        return "% no run\n"
-    tables = []
-    for runs in protocols(board.frame):
-        lines = []
-        for _, row in runs.iterrows():
-            method, score, *cells = (_tex(cell) for cell in _cells(row))
-            mark = {"best": rf"\textbf{{{score}}}", "tied": rf"{score}$^{{\dagger}}$"}.get(
-                _standing(row, runs), score
-            )
-            lines.append(" & ".join([method, mark, *cells]) + r" \\")
-        tables.append(
-            "\n".join(
-                [
-                    rf"% {heading(runs)}, protocol {runs['protocol'].iloc[0]}",
-                    rf"\begin{{tabular}}{{ll{'r' * (len(HEADS) - 2)}}}",
-                    r"\toprule",
-                    " & ".join(map(_tex, HEADS)) + r" \\",
-                    r"\midrule",
-                    *lines,
-                    r"\bottomrule",
-                    r"\end{tabular}",
-                ]
-            )
-        )
-    note = rf"% $^{{\dagger}}$ tied with the best. {LEGEND}"
-    return "\n\n".join(["% needs \\usepackage{booktabs}", *tables, note]) + "\n"
-
-
-def claimed_markdown(published: pd.DataFrame) -> str:
-    """Published numbers as Markdown, marked as claimed, with what was measured beside them."""
-    heads = (
-        "claimed by",
-        "benchmark",
-        "model",
-        "method",
-        "metric",
-        "claimed",
-        "measured here",
-        "verdict",
-    )
-    lines = [_pipe(heads), _pipe(["---"] * len(heads))]
-    for _, row in published.iterrows():
-        method = f"{row['method']} n={row['n']}" if row["n"] is not None else str(row["method"])
-        measured = f"{row['measured']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
+def claims_to_markdown(claims: pd.DataFrame) -> str:
+    """Render published numbers as Markdown, marked as claimed, beside what was measured."""
+    lines = ["# Claimed, not measured here", "", *_pipe_head(CLAIM_HEADS)]
+    for _, row in claims.iterrows():
+        method = str(row["method"])
+        if row["n"] is not None:
+            method += f" n={row['n']}"
+        interval = f"[{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
+        measured = f"{row['measured']:.3f} {interval}"
         cells = (
             row["source"],
             row["benchmark"] or "any",
             row["model"] or "not stated",
             method,
             row["metric"],
-        )
-        numbers = (
             f"{row['claimed']:.4g} (claimed)",
             "" if pd.isna(row["measured"]) else measured,
             row["verdict"],
         )
-        lines.append(_pipe([_escape_pipe(str(cell)) for cell in (*cells, *numbers)]))
-    return "\n".join(["# Claimed, not measured here", "", *lines]) + "\n"
+        lines.append(_pipe_row([_escape_pipe(str(cell)) for cell in cells]))
+    return "\n".join(lines) + "\n"
 
 
-def eval_results(board: Board, i: int) -> str:
-    """A run in the hub's `.eval_results` format: its score and the mean of every category."""
-    from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
-
-    run = board.runs[i]
-    row = board.frame.iloc[i]
-    about = f"{run.name}; {len(run.prompts)} prompts x {row['images_per_prompt']} images; judge {run.judge}"
-    quality = board.metrics[
-        (board.metrics["fingerprint"] == run.fingerprint)
-        & board.metrics["metric"].str.startswith("quality/")
-    ]
-    entries = [
-        EvalResultEntry(
-            dataset_id=str(row["benchmark"]),
-            task_id=str(one.metric).removeprefix("quality/"),
-            value=round(float(one.value), 4),  # type: ignore[arg-type]
-            notes=f"{about}; 95 % interval {one.ci_low:.4f} to {one.ci_high:.4f}; run {run.fingerprint}",
-        )
-        for one in quality.itertuples()
-    ]
-    return str(
-        yaml.safe_dump(
-            eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True, width=1000
-        )
-    )
+def _pipe_head(heads: Sequence[str]) -> list[str]:
+    return [_pipe_row(heads), _pipe_row(["---"] * len(heads))]
 
 
-def _cells(row: pd.Series) -> list[str]:
-    return [
-        f"{row['method']} {options(row['params'], row['candidates'])}".strip()
-        + (", one at a time" if row["concurrency"] == 1 else "")
-        + (
-            f" ({row['missing'] + row['failed']} images missing)"
-            if row["missing"] + row["failed"]
-            else ""
-        ),
-        f"{row['score']:.3f} [{_or_dash(row['ci_low'])}, {_or_dash(row['ci_high'])}]",
-        "" if pd.isna(row["tie_group"]) else f"{row['tie_group']:.0f}",
-        "" if pd.isna(row["rank_low"]) else f"{row['rank_low']:.0f}-{row['rank_high']:.0f}",
-        _difference(row, "vs_plain"),
-        _difference(row, "vs_bon"),
-        "" if pd.isna(row["worse_at_most"]) else f"{row['worse_at_most']:+.3f}",
-        _or_dash(row["visual_tokens"], 0),
-        _or_dash(row["target_passes"], 1),
-        _or_dash(row["device_s"] + row["judge_s"]),
-    ]
-
-
-def _difference(row: pd.Series, name: str) -> str:
-    if pd.isna(row[name]):
-        return ""
-    text = f"{row[name]:+.3f} [{_or_dash(row[f'{name}_low'])}, {_or_dash(row[f'{name}_high'])}]"
-    return text if resolved(row, name) else f"({text})"
-
-
-def _standing(row: pd.Series, runs: pd.DataFrame) -> str:
-    if row["score"] == runs["score"].max() and len(runs) > 1:
-        return "best"
-    return "tied" if row["tie_group"] == 1 else ""
-
-
-def _or_dash(value: float, digits: int = 3) -> str:
-    return "-" if pd.isna(value) else f"{value:.{digits}f}"
-
-
-def _pipe(cells: Sequence[str]) -> str:
+def _pipe_row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
@@ -212,11 +135,122 @@ def _escape_pipe(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def _tex(text: str) -> str:
-    """Text with what LaTeX reads as commands made harmless."""
-    special = {
-        **{c: f"\\{c}" for c in "&%$#_{}"},
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-    }
-    return "".join({**special, "^": r"\textasciicircum{}"}.get(c, c) for c in text)
+# --- LaTeX ----------------------------------------------------------------------------------------
+
+
+def to_latex(board: Board) -> str:
+    """Render the board as LaTeX tables; they need the package booktabs."""
+    if board.frame.empty:
+        return "% no run\n"
+    tables = [_latex_table(runs) for runs in protocols(board.frame)]
+    note = rf"% $^{{\dagger}}$ tied with the best. {LEGEND}"
+    return "\n\n".join(["% needs \\usepackage{booktabs}", *tables, note]) + "\n"
+
+
+def _latex_table(runs: pd.DataFrame) -> str:
+    """Render the rows of one protocol."""
+    lines = [
+        rf"% {heading(runs)}, protocol {runs['protocol'].iloc[0]}",
+        rf"\begin{{tabular}}{{ll{'r' * (len(HEADS) - 2)}}}",
+        r"\toprule",
+        _latex_row([_escape_latex(head) for head in HEADS]),
+        r"\midrule",
+    ]
+    for _, row in runs.iterrows():
+        method, score, *cells = (_escape_latex(cell) for cell in _cells(row))
+        marked = {
+            "best": rf"\textbf{{{score}}}",
+            "tied": rf"{score}$^{{\dagger}}$",
+            "": score,
+        }
+        score = marked[_status(row, runs)]
+        lines.append(_latex_row([method, score, *cells]))
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
+
+
+def _latex_row(cells: Sequence[str]) -> str:
+    return " & ".join(cells) + r" \\"
+
+
+def _escape_latex(text: str) -> str:
+    """Escape the characters that LaTeX reads as commands."""
+    return "".join(LATEX_ESCAPES.get(character, character) for character in text)
+
+
+# --- the hub's format -----------------------------------------------------------------------------
+
+
+def to_eval_results(board: Board, i: int) -> str:
+    """Render the board's i-th run in the hub's `.eval_results` format: score and categories."""
+    from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
+
+    run = board.runs[i]
+    row = board.frame.iloc[i]
+    about = (
+        f"{run.name}; {len(run.prompts)} prompts x {row['images_per_prompt']} images; "
+        f"judge {run.judge}"
+    )
+    of_run = board.metrics["fingerprint"] == run.fingerprint
+    of_quality = board.metrics["metric"].str.startswith("quality/")
+    entries = []
+    for _, metric in board.metrics[of_run & of_quality].iterrows():
+        interval = f"95 % interval {metric['ci_low']:.4f} to {metric['ci_high']:.4f}"
+        entry = EvalResultEntry(
+            dataset_id=str(row["benchmark"]),
+            task_id=str(metric["metric"]).removeprefix("quality/"),
+            value=round(float(metric["value"]), 4),
+            notes=f"{about}; {interval}; run {run.fingerprint}",
+        )
+        entries.append(entry)
+    document = eval_result_entries_to_yaml(entries)
+    return str(yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=1000))
+
+
+# --- cells ----------------------------------------------------------------------------------------
+
+
+def _cells(row: pd.Series) -> list[str]:
+    """Return a run's cells in the order of HEADS."""
+    changed = options(row["params"], row["candidates"])
+    method = f"{row['method']} {changed}".strip()
+    if row["concurrency"] == 1:
+        method += ", one at a time"
+    if absent := row["missing"] + row["failed"]:
+        method += f" ({absent} images missing)"
+    return [
+        method,
+        f"{row['score']:.3f} {_interval(row, 'ci')}",
+        "" if pd.isna(row["tie_group"]) else f"{row['tie_group']:.0f}",
+        "" if pd.isna(row["rank_low"]) else f"{row['rank_low']:.0f}-{row['rank_high']:.0f}",
+        _difference(row, "vs_plain"),
+        _difference(row, "vs_bon"),
+        "" if pd.isna(row["worse_at_most"]) else f"{row['worse_at_most']:+.3f}",
+        _or_dash(row["visual_tokens"], digits=0),
+        _or_dash(row["target_passes"], digits=1),
+        _or_dash(row["device_s"] + row["judge_s"]),
+    ]
+
+
+def _difference(row: pd.Series, name: str) -> str:
+    """Return a difference with its interval: in brackets if it is not resolved, "" for none."""
+    if pd.isna(row[name]):
+        return ""
+    text = f"{row[name]:+.3f} {_interval(row, name)}"
+    return text if resolved(row, name) else f"({text})"
+
+
+def _interval(row: pd.Series, name: str) -> str:
+    low = _or_dash(row[f"{name}_low"])
+    high = _or_dash(row[f"{name}_high"])
+    return f"[{low}, {high}]"
+
+
+def _or_dash(value: float, digits: int = 3) -> str:
+    return "-" if pd.isna(value) else f"{value:.{digits}f}"
+
+
+def _status(row: pd.Series, runs: pd.DataFrame) -> Literal["best", "tied", ""]:
+    """Tell whether a run is the best of its protocol, or tied with it; a lone run is neither."""
+    if row["score"] == runs["score"].max() and len(runs) > 1:
+        return "best"
+    return "tied" if row["tie_group"] == 1 else ""

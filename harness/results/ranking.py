@@ -1,26 +1,28 @@
-"""Runs of one protocol beside each other: against plain, against Best-of-N at equal budget, ranks,
-ties, curves.
+"""Compare the runs of one protocol: with plain sampling, with Best-of-N at equal budget, by rank.
 
-Runs are paired by prompt; one set of bootstrap resamples serves all comparisons, so they agree with
-each other. Budgets are counted in plain images: by visual tokens, or by seconds (device and judge;
-a latency run's wall clock).
+Runs are paired by prompt, and one set of bootstrap resamples serves all comparisons, so they agree
+with each other. Budgets are counted in plain images: by visual tokens, or by seconds (device and
+judge; a latency run's wall clock).
+
+Legend of suffixes: P prompts, C categories, K aggregates, R runs, D bootstrap draws.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from harness.records import SampleRecord, UserError
 from harness.results import stats
-from harness.results.stats.comparison import MARGIN, TASK_MARGIN, Difference, difference
-from harness.results.stats.scaling import SLACK
+from harness.results.stats.comparison import ALPHA, MARGIN, TASK_MARGIN, Difference
+from harness.results.stats.scaling import BUDGET_TOLERANCE
 from harness.runs.read import Run
 
 Currency = Literal["visual_tokens", "seconds"]
@@ -28,356 +30,481 @@ Quantity = Literal["visual_tokens", "seconds", "target_passes"]
 CURRENCIES: tuple[Currency, ...] = ("visual_tokens", "seconds")
 PLAIN = "plain"
 BEST_OF_N = "best_of_n"
+ONE_IMAGE = 1 + BUDGET_TOLERANCE
+"""Budgets up to this one are plain sampling's, in plain images."""
+LEAST_GAIN = 1e-9
+"""Denominator of a resampled selection efficiency, at least."""
+
+
+class Saving(NamedTuple):
+    """How many times less a run costs than plain sampling, with its 95 % interval."""
+
+    ratio: float
+    low: float
+    high: float
+
+
+class Selection(NamedTuple):
+    """What choosing among n candidates could gain, and how much of it a run gained."""
+
+    oracle: float  # score of always choosing the best
+    efficiency: float  # share of the gain from one image to the oracle
+    low: float  # 95 % interval of the efficiency
+    high: float
+
+
+class CategoryDifference(NamedTuple):
+    """The difference of two runs in one category; q is adjusted for all categories."""
+
+    category: str
+    value: float
+    low: float
+    high: float
+    q: float
+
+
+class CurvePoint(NamedTuple):
+    """A run on a scaling curve, and its budget in plain images."""
+
+    budget: float
+    run: Run
 
 
 @dataclass(frozen=True, slots=True)
 class NonInferiority:
-    """What an acceleration may have lost, with 95 % confidence (one-sided), in units of the
-    score.
-    """
+    """What an acceleration may have lost against plain sampling, as one-sided 95 % bounds."""
 
-    bound: float  # overall: at most this much below plain, as a difference (-0.01 = one point)
+    bound: float  # the true difference of scores is above it (-0.01 = one point below plain)
     task: str  # the category with the lowest bound
     task_bound: float
 
     @property
     def shown(self) -> bool:
-        """Whether both bounds are inside the margins, 1 point overall and 2 in every category."""
+        """True if the bounds are within the margins: 1 point overall, 2 in every category."""
         return self.bound >= -MARGIN and self.task_bound >= -TASK_MARGIN
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A method over its budgets, plain sampling first."""
+    """A method over its budgets, from plain sampling on."""
 
     method: str
     params: str  # without n
     seed: int
-    runs: tuple[int, ...]  # positions in the group
+    runs: tuple[Run, ...]
     budgets: tuple[float, ...]  # plain images, increasing
-    quality: np.ndarray  # [points]
-    quality_D: np.ndarray  # [points, D]; no draws where the error cannot be known
+    quality: np.ndarray  # score at each budget
+    quality_D: np.ndarray  # [budgets, D]; D = 0 where the error cannot be known
 
 
-class Group:
-    """Runs of one protocol, in a fixed order; `pool` are plain runs of the same prompts with more
-    images each.
+class RankedGroup:
+    """Runs of one protocol, in a fixed order, and their comparisons with each other.
 
-    Raises UserError for runs that name one protocol but do not agree in their prompts or
-    aggregates.
+    `pool` are plain runs of the same prompts, perhaps with more images each; the oracle is
+    estimated from them. Raises UserError for runs that name one protocol but do not agree in their
+    prompts or aggregates.
     """
 
     def __init__(self, runs: Sequence[Run], pool: Sequence[Run] = ()) -> None:
-        self.runs = list(runs)
+        self.runs = tuple(runs)
+        self.protocol = self.runs[0].protocol
         self._pool = list(pool)
-        self._costs: dict[tuple[int, Currency], float] = {}
+        self._row_of_path = {run.path: row for row, run in enumerate(self.runs)}
+        self._costs: dict[tuple[Path, Currency], float] = {}
+
         tables = [run.table for run in self.runs]
         self.design = stats.Design(tables[0])
-        for run, table in zip(self.runs, tables, strict=True):
-            if (
-                not stats.Design(table).index.equals(self.design.index)
-                or run.aggregates != self.runs[0].aggregates
-            ):
-                raise UserError(
-                    f"{run.path} and {self.runs[0].path} claim the same prompts, but their jobs differ"
-                )
-        self.protocol = self.runs[0].protocol
-        self.value_RP = stats.stack(tables)
-        self.weight_KC = self.design.matrix(self.runs[0].aggregates)
-        self._binary = self.protocol.images_per_prompt == 1 and bool(
-            np.isin(self.value_RP, (0.0, 1.0)).all()
-        )
+        for run in self.runs:
+            self._expect_same_prompts(run)
+        self._value_RP = stats.stack_prompt_means(tables)
+        self._weight_KC = self.design.aggregate_weights(self.runs[0].aggregates)
+        self._score_weight_C = self._weight_KC[0]  # "score" is the first aggregate
+        self._aggregates = list(self.runs[0].aggregates)
+
+        judged_right_or_wrong = bool(np.isin(self._value_RP, (0.0, 1.0)).all())
+        self._binary = self.protocol.images_per_prompt == 1 and judged_right_or_wrong
+
+    def _expect_same_prompts(self, run: Run) -> None:
+        first = self.runs[0]
+        same_prompts = stats.Design(run.table).prompts.equals(self.design.prompts)
+        if not same_prompts or run.aggregates != first.aggregates:
+            raise UserError(
+                f"{run.path} and {first.path} claim the same prompts, but their jobs differ"
+            )
+
+    @property
+    def error_is_known(self) -> bool:
+        """True if intervals and tests exist: no category depends on a single prompt."""
+        return self.design.error_is_known
+
+    def _row(self, run: Run) -> int:
+        """Return the row of a run in all arrays [R, ...]."""
+        return self._row_of_path[run.path]
+
+    def _rows(self, runs: Iterable[Run]) -> list[int]:
+        return [self._row(run) for run in runs]
+
+    def _values(self, run: Run) -> np.ndarray:
+        """Return the prompt means [P] of a run."""
+        return np.asarray(self._value_RP[self._row(run)])
 
     @cached_property
-    def draws_DRC(self) -> np.ndarray:
-        """Bootstrap draws of all runs' category means; none (D = 0) where the error cannot be
-        known.
-        """
-        if not self.design.uncertain:
-            return np.zeros((0, *self.value_RP.shape[:1], len(self.design.categories)))
-        return self.design.bootstrap(self.value_RP)
+    def _draws_DRC(self) -> np.ndarray:
+        """Bootstrap draws of all runs' category means; D = 0 where the error cannot be known."""
+        if not self.error_is_known:
+            return np.zeros((0, len(self.runs), len(self.design.categories)))
+        return self.design.bootstrap(self._value_RP)
+
+    def _category_draws(self, run: Run) -> np.ndarray:
+        """Return the bootstrap draws [D, C] of a run's category means."""
+        return np.asarray(self._draws_DRC[:, self._row(run)])
+
+    def _score_draws(self, run: Run) -> np.ndarray:
+        """Return the bootstrap draws [D] of a run's score."""
+        return np.asarray(self._score_DR[:, self._row(run)])
 
     @cached_property
-    def score_R(self) -> np.ndarray:
-        return self.design.means(self.value_RP) @ self.weight_KC[0]
+    def _score_R(self) -> np.ndarray:
+        return self.design.category_means(self._value_RP) @ self._score_weight_C
 
     @cached_property
-    def score_DR(self) -> np.ndarray:
-        return self.draws_DRC @ self.weight_KC[0]
+    def _score_DR(self) -> np.ndarray:
+        return self._draws_DRC @ self._score_weight_C
 
-    # ---------------------------------------------------------------- one number of one run
+    # --- one number of one run --------------------------------------------------------------------
 
-    def interval(self, run: int, weight_C: np.ndarray) -> tuple[float, float]:
-        """95 % interval of a combination of category means."""
-        return _interval(self.draws_DRC[:, run] @ weight_C)
+    def score(self, run: Run) -> float:
+        """Return a run's score."""
+        return float(self._score_R[self._row(run)])
 
-    def task_interval(self, run: int, category: int) -> tuple[float, float]:
-        """95 % interval of a category's rate: Wilson's, with as many images as would be
-        independent.
-        """
-        draws_D = self.draws_DRC[:, run, category]
-        rate = float(self.design.means(self.value_RP[run : run + 1])[0, category])
-        clusters = self.design.counts()[self.design.categories[category]]
-        return stats.clustered_wilson(
-            rate, float(draws_D.std()) if len(draws_D) else math.nan, clusters
-        )
+    def category_means(self, run: Run) -> dict[str, float]:
+        """Return a run's mean of each category."""
+        mean_C = self._category_means(run)
+        return dict(zip(self.design.categories, mean_C.tolist(), strict=True))
 
-    def cost(self, run: int, currency: Currency) -> float:
-        """Mean cost of a delivered image."""
-        if (run, currency) not in self._costs:
-            costs = [
-                _cost(self.runs[run], record, currency) for record in self.runs[run].done.values()
-            ]
-            self._costs[run, currency] = math.fsum(costs) / len(costs) if costs else math.nan
-        return self._costs[run, currency]
+    def aggregates(self, run: Run) -> dict[str, float]:
+        """Return a run's named combinations of category means; "score" is the first."""
+        value_K = self._weight_KC @ self._category_means(run)
+        return dict(zip(self._aggregates, value_K.tolist(), strict=True))
 
-    def budget(self, run: int, currency: Currency = "visual_tokens") -> float:
-        """Mean cost of a delivered image in plain images; nan without a plain run to measure by.
+    def _category_means(self, run: Run) -> np.ndarray:
+        row = self._row(run)
+        value_1P = self._value_RP[row : row + 1]
+        mean_1C = self.design.category_means(value_1P)
+        return np.asarray(mean_1C[0])
 
-        Seconds are measured against a plain run on the same device, at the same concurrency.
+    def aggregate_interval(self, run: Run, aggregate: str) -> tuple[float, float]:
+        """Return the 95 % interval of a named combination of category means."""
+        weight_C = self._weight_KC[self._aggregates.index(aggregate)]
+        return _interval_or_nan(self._category_draws(run) @ weight_C)
+
+    def category_interval(self, run: Run, category: str) -> tuple[float, float]:
+        """Return Wilson's 95 % interval of a category's rate, at its effective sample size."""
+        c = self.design.categories.index(category)
+        draws_D = self._category_draws(run)[:, c]
+        error = float(draws_D.std()) if len(draws_D) else math.nan
+        rate = float(self._category_means(run)[c])
+        clusters = self.design.clusters_by_category()[category]
+        return stats.clustered_wilson(rate, error, clusters)
+
+    def cost(self, run: Run, currency: Currency) -> float:
+        """Return the mean cost of a delivered image; nan where none was delivered."""
+        key = (run.path, currency)
+        if key not in self._costs:
+            costs = [_cost(run, record, currency) for record in run.done.values()]
+            mean = math.fsum(costs) / len(costs) if costs else math.nan
+            self._costs[key] = mean
+        return self._costs[key]
+
+    def budget(self, run: Run, currency: Currency = "visual_tokens") -> float:
+        """Return the mean cost of a delivered image in plain images.
+
+        nan without a plain run to measure by; for seconds, that is one on the same device at the
+        same concurrency.
         """
         plain = self.plain_of(run)
-        if plain is None or (currency == "seconds" and not self._timed_alike(run, plain)):
+        if plain is None or (currency == "seconds" and not _are_timed_alike(run, plain)):
             return math.nan
-        one = self.cost(plain, currency)
-        return self.cost(run, currency) / one if one > 0 else math.nan
+        plain_cost = self.cost(plain, currency)
+        return self.cost(run, currency) / plain_cost if plain_cost > 0 else math.nan
 
-    # ---------------------------------------------------------------- against others
+    # --- against plain sampling -------------------------------------------------------------------
 
     @cached_property
-    def _plains(self) -> list[int]:
-        plain = (
-            i
-            for i, run in enumerate(self.runs)
-            if run.about["method"] == PLAIN and not run.about["params"]
-        )
-        return [i for i in plain if self.runs[i].complete]
+    def _plain_runs(self) -> list[Run]:
+        """Complete runs of plain sampling with its default options: what others are measured by."""
+        return [run for run in self.runs if _is_plain(run)]
 
-    def plain_of(self, run: int) -> int | None:
-        """The plain run to compare with: of the same seed, concurrency and device, as far as there
-        is one.
+    def plain_of(self, run: Run) -> Run | None:
+        """Return the plain run to compare with; None without one.
+
+        Of several, the one that agrees in seed, else in concurrency, else in device.
         """
-        return min(self._plains, key=lambda i: (*self._unlike(i, run), i), default=None)
+        return min(self._plain_runs, key=lambda plain: _mismatch(plain, run), default=None)
 
-    def _unlike(self, a: int, b: int) -> tuple[bool, bool, bool]:
-        one = self.runs[a]
-        other = self.runs[b]
-        return (
-            one.about["seed"] != other.about["seed"],
-            one.concurrency != other.concurrency,
-            one.device != other.device,
-        )
-
-    def _timed_alike(self, a: int, b: int) -> bool:
-        return not any(self._unlike(a, b)[1:])
-
-    def difference(self, a: int, b: int) -> Difference:
-        """Score of run `a` minus that of run `b`."""
-        draws_D = self.score_DR[:, a] - self.score_DR[:, b] if len(self.score_DR) else None
-        return difference(
+    def difference(self, a: Run, b: Run) -> Difference:
+        """Return the score of `a` minus that of `b`, paired by prompt."""
+        draws_D = None
+        if self.error_is_known:
+            draws_D = self._score_draws(a) - self._score_draws(b)
+        return stats.compare_paired(
             self.design,
-            *(self.value_RP[a], self.value_RP[b], self.weight_KC[0]),
+            self._values(a),
+            self._values(b),
+            self._score_weight_C,
             binary=self._binary,
             draws_D=draws_D,
         )
 
-    def vs_plain(self, run: int) -> Difference | None:
+    def category_differences(self, a: Run, b: Run) -> list[CategoryDifference]:
+        """Return `a` minus `b` in every category: an exploration (Benjamini and Hochberg's q).
+
+        Only where the error is known.
+        """
+        delta_P = self._values(a) - self._values(b)
+        delta_DC = self._category_draws(a) - self._category_draws(b)
+        value_C = self.design.category_means(delta_P[None])[0]
+        p = []
+        for one_hot_C in np.eye(len(self.design.categories)):
+            contribution_G = self.design.cluster_contributions(delta_P, one_hot_C)
+            p.append(stats.sign_flip_test(contribution_G))
+        q = stats.benjamini_hochberg(p)
+
+        found = []
+        for c, category in enumerate(self.design.categories):
+            value = float(value_C[c])
+            low, high = stats.percentile_interval(delta_DC[:, c])
+            found.append(CategoryDifference(category, value, low, high, q[c]))
+        return found
+
+    def vs_plain(self, run: Run) -> Difference | None:
+        """Return the difference from plain sampling; None without a plain run or for one."""
         plain = self.plain_of(run)
-        return None if plain is None or run in self._plains else self.difference(run, plain)
+        return None if plain is None or _is_plain(run) else self.difference(run, plain)
 
-    def vs_best_of_n(self, run: int, currency: Currency = "visual_tokens") -> Difference | None:
-        """Against Best-of-N with the reward at the run's own budget, which lies between two N (log2
-        of the budget).
+    def non_inferiority(self, run: Run) -> NonInferiority | None:
+        """Bound what a run that draws one image's tokens lost against plain sampling.
 
-        None where Best-of-N was not run at such a budget, for Best-of-N itself, and for methods
-        that spend no more than plain sampling does.
+        None for methods that spend more tokens, and where the error cannot be known.
+        """
+        plain = self.plain_of(run)
+        if plain is None or _is_plain(run) or not self.error_is_known:
+            return None
+        if not self.budget(run) <= ONE_IMAGE:
+            return None
+        delta_DC = self._category_draws(run) - self._category_draws(plain)
+        bound_C = np.quantile(delta_DC, ALPHA, axis=0)
+        worst = int(bound_C.argmin())
+        bound = float(np.quantile(delta_DC @ self._score_weight_C, ALPHA))
+        return NonInferiority(bound, self.design.categories[worst], float(bound_C[worst]))
+
+    def saving(self, run: Run, quantity: Quantity) -> Saving | None:
+        """Return how many times less a run costs than plain; for seconds, the speed-up.
+
+        The geometric mean over prompts of plain's cost over the run's (Fleming and Wallace, CACM
+        29, 1986). None without a plain run (for seconds, one on the same device at the same
+        concurrency), and where a prompt has no image.
+        """
+        plain = self.plain_of(run)
+        if plain is None or _is_plain(run):
+            return None
+        if quantity == "seconds" and not _are_timed_alike(run, plain):
+            return None
+        cost_P = self._cost_per_prompt(run, quantity)
+        plain_cost_P = self._cost_per_prompt(plain, quantity)
+        if cost_P is None or plain_cost_P is None:
+            return None
+        if (cost_P <= 0).any() or (plain_cost_P <= 0).any():
+            return None
+
+        log_P = np.log(plain_cost_P) - np.log(cost_P)
+        weight_C = self.design.micro_weights()
+        mean_log_C = self.design.category_means(log_P[None])[0]
+        ratio = float(np.exp(mean_log_C @ weight_C))
+        if not self.error_is_known:
+            return Saving(ratio, math.nan, math.nan)
+        log_draws_D = self.design.bootstrap(log_P[None])[:, 0] @ weight_C
+        low, high = stats.percentile_interval(log_draws_D)
+        return Saving(ratio, math.exp(low), math.exp(high))
+
+    def _cost_per_prompt(self, run: Run, quantity: Quantity) -> np.ndarray | None:
+        """Return the mean cost [P] of each prompt's images; None where a prompt has none."""
+        costs: dict[tuple[str, str], list[float]] = {}
+        for record in run.done.values():
+            key = (record.category, record.prompt_id)
+            costs.setdefault(key, []).append(_cost(run, record, quantity))
+        if set(costs) != set(self.design.prompts):
+            return None
+        return np.array([np.mean(costs[key]) for key in self.design.prompts])
+
+    # --- against choosing among candidates --------------------------------------------------------
+
+    def vs_best_of_n(self, run: Run, currency: Currency = "visual_tokens") -> Difference | None:
+        """Return the difference from Best-of-N with the reward at the run's own budget.
+
+        Best-of-N's prompt means are interpolated between two N, linearly in log2 of the budget.
+        None where it was not run at such budgets, for Best-of-N itself, and for methods that spend
+        no more than plain sampling.
         """
         budget = self.budget(run, currency)
-        if run in self._plains or _is_best_of_n(self.runs[run]) or not budget > 1 + SLACK:
+        if _is_plain(run) or _is_best_of_n(run) or not budget > ONE_IMAGE:
             return None
-        curve = self._points(
-            [i for i in range(len(self.runs)) if _is_best_of_n(self.runs[i])], run, currency
-        )
-        rival_P = stats.quality_at(
-            [b for b, _ in curve], self.value_RP[[i for _, i in curve]], budget
-        )
+        best_of_n = [other for other in self.runs if _is_best_of_n(other)]
+        points = self._curve_points(best_of_n, run, currency)
+        budgets = [point.budget for point in points]
+        value_RP = self._value_RP[self._rows(point.run for point in points)]
+        rival_P = stats.quality_at(budgets, value_RP, budget)
         if np.isnan(rival_P).any():
             return None
-        return difference(self.design, self.value_RP[run], rival_P, self.weight_KC[0], binary=False)
+        return stats.compare_paired(
+            self.design, self._values(run), rival_P, self._score_weight_C, binary=False
+        )
 
-    def _points(
-        self, runs: Sequence[int], like: int, currency: Currency
-    ) -> list[tuple[float, int]]:
-        """(budget, run) of plain and those of `runs` that share seed, concurrency and device with
-        its plain run.
+    def selection(self, run: Run) -> Selection | None:
+        """Compare a run with always choosing the best of its n candidates.
+
+        Estimated from a plain run of the same seed with at least n images of each prompt; None
+        without one. Its images are others than the run's, so the efficiency can exceed 1.
+        """
+        n = run.candidates
+        if n is None or n < 2 or self.plain_of(run) is None:
+            return None
+        pool = self._largest_pool(run, n)
+        if pool is None:
+            return None
+        images = pool.table.groupby(["category", "prompt_id"], sort=True)["value"]
+        best_P = np.array([stats.oracle(values.to_numpy(), n) for _, values in images])
+        single_P = images.mean().to_numpy()
+        value_3P = np.stack([self._values(run), single_P, best_P])
+        score_3 = self.design.category_means(value_3P) @ self._score_weight_C
+        selected, single, best = map(float, score_3)
+
+        low = high = math.nan
+        if self.error_is_known and best > single:
+            draws_D3 = self.design.bootstrap(value_3P) @ self._score_weight_C
+            selected_D, single_D, best_D = draws_D3.T
+            possible_D = np.maximum(best_D - single_D, LEAST_GAIN)
+            low, high = stats.percentile_interval((selected_D - single_D) / possible_D)
+        efficiency = stats.selection_efficiency(selected, single, best)
+        return Selection(best, efficiency, low, high)
+
+    def _largest_pool(self, run: Run, n: int) -> Run | None:
+        """Return the plain run of the same seed with the most images per prompt, n at least."""
+        pools = []
+        for plain in (*self._pool, *self._plain_runs):
+            same_seed = plain.about["seed"] == run.about["seed"]
+            if same_seed and plain.protocol.images_per_prompt >= n:
+                pools.append(plain)
+        return max(pools, key=lambda plain: plain.protocol.images_per_prompt, default=None)
+
+    # --- all runs ---------------------------------------------------------------------------------
+
+    def tie_groups(self) -> list[int]:
+        """Number each run's tie group, in the order of `runs` (see `stats.tie_groups`)."""
+        return stats.tie_groups(self.design, self._value_RP, self._score_weight_C, self._score_DR)
+
+    def rank_intervals(self) -> list[tuple[int, int]]:
+        """Return the 95 % interval of each run's rank, in the order of `runs`."""
+        return stats.rank_intervals(self._score_DR)
+
+    def curves(self, currency: Currency) -> list[Curve]:
+        """Return a curve over n for every method that spends more than plain sampling.
+
+        Runs of one curve agree in method, options but n, seed, concurrency and device.
+        """
+        families: dict[tuple[str, str, int], list[Run]] = {}
+        for run in self.runs:
+            if self.budget(run, currency) > ONE_IMAGE:
+                method = str(run.about["method"])
+                family = (method, _params_without_n(run), run.about["seed"])
+                families.setdefault(family, []).append(run)
+
+        found = []
+        for family, members in families.items():
+            for concurrency in sorted({run.concurrency for run in members}, key=str):
+                same = [run for run in members if run.concurrency == concurrency]
+                points = self._curve_points(same, same[0], currency)
+                if len(points) > 1:
+                    found.append(self._curve(*family, points))
+        return found
+
+    def _curve(self, method: str, params: str, seed: int, points: Sequence[CurvePoint]) -> Curve:
+        runs = tuple(point.run for point in points)
+        rows = self._rows(runs)
+        return Curve(
+            method=method,
+            params=params,
+            seed=seed,
+            runs=runs,
+            budgets=tuple(point.budget for point in points),
+            quality=self._score_R[rows],
+            quality_D=self._score_DR[:, rows].T,
+        )
+
+    def _curve_points(self, runs: Sequence[Run], like: Run, currency: Currency) -> list[CurvePoint]:
+        """Put plain sampling and the comparable ones of `runs` in the order of their budgets.
+
+        Comparable are those that agree in seed, concurrency and device with the plain run of
+        `like`, and spend more than it.
         """
         plain = self.plain_of(like)
         if plain is None:
             return []
-        alike = [
-            i
-            for i in runs
-            if not any(self._unlike(i, plain)) and self.budget(i, currency) > 1 + SLACK
-        ]
-        return sorted([(1.0, plain), *((self.budget(i, currency), i) for i in alike)])
+        points = [CurvePoint(1.0, plain)]
+        for run in runs:
+            budget = self.budget(run, currency)
+            if not any(_mismatch(run, plain)) and budget > ONE_IMAGE:
+                points.append(CurvePoint(budget, run))
+        return sorted(points, key=lambda point: (point.budget, self._row(point.run)))
 
-    def non_inferiority(self, run: int) -> NonInferiority | None:
-        """For methods that draw one image's tokens, as plain sampling does: what they may have
-        lost. Else None.
-        """
-        plain = self.plain_of(run)
-        budget = self.budget(run)
-        if (
-            plain is None
-            or run in self._plains
-            or not budget <= 1 + SLACK
-            or not len(self.draws_DRC)
-        ):
-            return None
-        lost_DC = self.draws_DRC[:, run] - self.draws_DRC[:, plain]
-        tasks = np.quantile(lost_DC, 0.05, axis=0)
-        worst = int(tasks.argmin())
-        overall = float(np.quantile(lost_DC @ self.weight_KC[0], 0.05))
-        return NonInferiority(overall, self.design.categories[worst], float(tasks[worst]))
-
-    def saving(self, run: int, quantity: Quantity) -> tuple[float, float, float] | None:
-        """Geometric mean over prompts of plain's cost over the run's, and its interval: for
-        seconds, the speed-up.
-
-        None without a plain run (for seconds, one on the same device at the same concurrency), or
-        where a prompt has no image.
-        """
-        plain = self.plain_of(run)
-        if (
-            plain is None
-            or run in self._plains
-            or (quantity == "seconds" and not self._timed_alike(run, plain))
-        ):
-            return None
-        ours = self._per_prompt(run, quantity)
-        theirs = self._per_prompt(plain, quantity)
-        if ours is None or theirs is None or (ours <= 0).any() or (theirs <= 0).any():
-            return None
-        log_P = np.log(theirs) - np.log(ours)
-        weight_C = self.design.per_prompt()
-        value = float(np.exp(self.design.means(log_P[None])[0] @ weight_C))
-        if not self.design.uncertain:
-            return value, math.nan, math.nan
-        low, high = _interval(self.design.bootstrap(log_P[None])[:, 0] @ weight_C)
-        return value, math.exp(low), math.exp(high)
-
-    def _per_prompt(self, run: int, quantity: Quantity) -> np.ndarray | None:
-        """Mean cost of each prompt's delivered images [P]; None where a prompt has none."""
-        costs: dict[tuple[str, str], list[float]] = {}
-        for record in self.runs[run].done.values():
-            costs.setdefault((record.category, record.prompt_id), []).append(
-                _cost(self.runs[run], record, quantity)
-            )
-        if set(costs) != set(self.design.index):
-            return None
-        return np.array([np.mean(costs[key]) for key in self.design.index])
-
-    def oracle(self, run: int) -> tuple[float, float, float, float] | None:
-        """Score of always choosing the best of n candidates; the share of that gain which the run
-        made, its interval.
-
-        Estimated from a plain run with at least n images for each of the prompts; None without one.
-        The pool's images are others than the run's, so the share can come out above 1.
-        """
-        n = self.runs[run].candidates
-        plain = self.plain_of(run)
-        if n is None or n < 2 or plain is None:
-            return None
-        pools = [
-            p
-            for p in [*self._pool, *(self.runs[i] for i in self._plains)]
-            if p.protocol.images_per_prompt >= n
-        ]
-        pools = [p for p in pools if p.about["seed"] == self.runs[run].about["seed"]]
-        if not pools:
-            return None
-        table = max(pools, key=lambda p: p.protocol.images_per_prompt).table
-        values = table.groupby(["category", "prompt_id"], sort=True)["value"]
-        best_P = np.array([stats.oracle(images.to_numpy(), n) for _, images in values])
-        single_P = values.mean().to_numpy()
-        three = np.stack([self.value_RP[run], single_P, best_P])
-        selected, single, best = (
-            float(score) for score in self.design.means(three) @ self.weight_KC[0]
-        )
-        low = high = math.nan
-        if self.design.uncertain and best > single:
-            draws_3D = (self.design.bootstrap(three) @ self.weight_KC[0]).T
-            share_D = (draws_3D[0] - draws_3D[1]) / np.maximum(draws_3D[2] - draws_3D[1], 1e-9)
-            low, high = stats.percentiles(share_D)
-        return best, stats.selection_efficiency(selected, single, best), low, high
-
-    # ---------------------------------------------------------------- all of them
-
-    def ties(self) -> list[int]:
-        """Tie group of each run (see stats.tie_groups)."""
-        return stats.tie_groups(self.design, self.value_RP, self.weight_KC[0], self.score_DR)
-
-    def ranks(self) -> list[tuple[int, int]]:
-        return stats.rank_intervals(self.score_DR)
-
-    def curves(self, currency: Currency) -> list[Curve]:
-        """Every method that spends more than plain sampling, over its n, from plain sampling on."""
-        families: dict[tuple[str, str, int], list[int]] = {}
-        for i, run in enumerate(self.runs):
-            if self.budget(i, currency) > 1 + SLACK:
-                families.setdefault(
-                    (str(run.about["method"]), _without_n(run), run.about["seed"]), []
-                ).append(i)
-        found = []
-        for (method, params, seed), members in families.items():
-            for concurrency in sorted({self.runs[i].concurrency for i in members}, key=str):
-                same = [i for i in members if self.runs[i].concurrency == concurrency]
-                points = self._points(same, same[0], currency)
-                if len(points) > 1:
-                    chosen = [i for _, i in points]
-                    found.append(
-                        Curve(
-                            *(method, params, seed, tuple(chosen), tuple(b for b, _ in points)),
-                            quality=self.score_R[chosen],
-                            quality_D=self.score_DR[:, chosen].T,
-                        )
-                    )
-        return found
-
-    def best_of(self, n: int, like: Sequence[int]) -> float:
-        """Score of Best-of-n with the reward among runs timed and seeded as `like`; nan without
-        one.
-        """
-        plain = self.plain_of(like[0])
-        chosen = [
-            i for i, run in enumerate(self.runs) if _is_best_of_n(run) and run.candidates == n
-        ]
-        alike = [i for i in chosen if plain is not None and not any(self._unlike(i, plain))]
-        return float(self.score_R[alike[0]]) if alike else math.nan
+    def best_of(self, n: int, like: Run) -> float:
+        """Return the score of Best-of-n with the reward, comparable with `like`; nan without it."""
+        plain = self.plain_of(like)
+        if plain is None:
+            return math.nan
+        for run in self.runs:
+            is_best_of_this_n = _is_best_of_n(run) and run.candidates == n
+            if is_best_of_this_n and not any(_mismatch(run, plain)):
+                return self.score(run)
+        return math.nan
 
 
 def _cost(run: Run, record: SampleRecord, quantity: Quantity) -> float:
+    """Return what a delivered image cost; seconds are on the wall for latency runs."""
+    usage = record.usage
     if quantity != "seconds":
-        return float(getattr(record.usage, quantity))
+        return float(getattr(usage, quantity))
+    return usage.wall_s if run.concurrency == 1 else usage.device_s + usage.judge_s
+
+
+def _mismatch(one: Run, other: Run) -> tuple[bool, bool, bool]:
+    """Tell in what two runs differ: seed, concurrency, device."""
     return (
-        record.usage.wall_s
-        if run.concurrency == 1
-        else record.usage.device_s + record.usage.judge_s
+        one.about["seed"] != other.about["seed"],
+        one.concurrency != other.concurrency,
+        one.device != other.device,
     )
+
+
+def _are_timed_alike(one: Run, other: Run) -> bool:
+    _, concurrency_differs, device_differs = _mismatch(one, other)
+    return not (concurrency_differs or device_differs)
+
+
+def _is_plain(run: Run) -> bool:
+    """True for a complete run of plain sampling with its default options."""
+    return run.about["method"] == PLAIN and not run.about["params"] and run.complete
 
 
 def _is_best_of_n(run: Run) -> bool:
-    """Whether it is all of a Best-of-N with the reward of its configuration: nothing but n was
-    changed.
-    """
-    return run.about["method"] == BEST_OF_N and _without_n(run) == "" and run.complete
+    """True for a complete run of Best-of-N whose options are the default ones but for n."""
+    return run.about["method"] == BEST_OF_N and _params_without_n(run) == "" and run.complete
 
 
-def _without_n(run: Run) -> str:
-    return ", ".join(
-        part for part in str(run.about["params"]).split(", ") if not re.fullmatch(r"n=\d+", part)
-    )
+def _params_without_n(run: Run) -> str:
+    params = str(run.about["params"]).split(", ")
+    return ", ".join(param for param in params if not re.fullmatch(r"n=\d+", param))
 
 
-def _interval(draws_D: np.ndarray) -> tuple[float, float]:
-    return stats.percentiles(draws_D) if len(draws_D) else (math.nan, math.nan)
+def _interval_or_nan(draws_D: np.ndarray) -> tuple[float, float]:
+    return stats.percentile_interval(draws_D) if len(draws_D) else (math.nan, math.nan)

@@ -1,19 +1,23 @@
-"""The leaderboard for a terminal of 140 columns."""
+"""Render the leaderboard for a terminal of 140 columns."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable
 
 import pandas as pd
 
 from harness.records import printable
-from harness.results.leaderboard import COLUMNS, TASKS, heading, protocols, signed
+from harness.results.columns import LEADERBOARD, TASKS
+from harness.results.leaderboard import heading, protocols, signed
 from harness.runs.read import options
 
 WIDTH = 140
-"""Characters that the printed table may fill."""
-SHORT = {
+"""Characters that a line may fill."""
+LAYOUTS = ((28, True), (20, True), (12, True), (28, False))
+"""Characters of the text columns, and whether categories are shown; the first that fits is used."""
+TITLES = {
     "single_object": "one",
     "two_object": "two",
     "counting": "count",
@@ -24,98 +28,110 @@ SHORT = {
     "target_passes": "passes",
     "tie_group": "tie",
 }
+DIFFERENCES = {"vs_plain": "vs plain", "vs_bon": "vs BoN"}
 DIGITS = {
-    **dict.fromkeys(("visual_tokens", "failed", "missing", "unjudged", "tie_group"), 0),
+    "visual_tokens": 0,
+    "failed": 0,
+    "missing": 0,
+    "unjudged": 0,
+    "tie_group": 0,
     "target_passes": 1,
     "device_s": 3,
     "judge_s": 3,
 }
+"""Digits after the decimal point; 2 for columns that are not there."""
+LEFT_ALIGNED = ("method", "params")
 
 
 def render_table(frame: pd.DataFrame) -> str:
-    """The board as text for a terminal of 140 columns: a block for each protocol, a line for each
-    run.
+    """Render the board as text: a block for each protocol, a line for each run.
 
     Differences in brackets are not resolved: this comparison cannot tell them from none.
     """
     if frame.empty:
         return "The leaderboard is empty: there is no run to rank."
-    blocks = [[heading(runs), *_printed(runs)] for runs in protocols(frame)]
-    twice = Counter(block[0] for block in blocks)
-    for block, runs in zip(blocks, protocols(frame), strict=True):
-        if twice[block[0]] > 1:  # they differ in judge, numerics, version or prompts
-            block[0] += (
-                f" (protocol {runs['protocol'].iloc[0]}, judge {runs['judge'].iloc[0] or 'none'})"
-            )
-    return "\n\n".join("\n".join(map(printable, block)) for block in blocks)
+    groups = protocols(frame)
+    headings = Counter(heading(runs) for runs in groups)
+    blocks = []
+    for runs in groups:
+        title = heading(runs)
+        if headings[title] > 1:  # they differ in judge, numerics, version or prompts
+            first = runs.iloc[0]
+            title += f" (protocol {first['protocol']}, judge {first['judge'] or 'none'})"
+        lines = [title, *_render_runs(runs)]
+        blocks.append("\n".join(map(printable, lines)))
+    return "\n\n".join(blocks)
 
 
-def _printed(runs: pd.DataFrame) -> list[str]:
-    """Header and lines; parameters cut and categories dropped only where they do not fit."""
-    categories = [*TASKS, *(str(name) for name in runs.columns if name not in COLUMNS)]
-    categories = [name for name in categories if runs[name].notna().any()]
-    compared = [name for name in ("tie_group",) if runs[name].notna().any()]
+def _render_runs(runs: pd.DataFrame) -> list[str]:
+    """Return header and lines; params are cut and categories left out only where they don't fit."""
+    own_categories = [str(name) for name in runs.columns if name not in LEADERBOARD.names]
+    categories = [name for name in (*TASKS, *own_categories) if runs[name].notna().any()]
     numbers = ["visual_tokens", "target_passes", "device_s", "judge_s"]
     numbers += [name for name in ("failed", "missing", "unjudged") if runs[name].any()]
-    for width, shown in ((28, categories), (20, categories), (12, categories), (28, [])):
-        left = [*_names(runs, width), *(_column(runs, name) for name in compared), _scores_of(runs)]
-        lines = _align(
-            [*left, *_differences(runs), *(_column(runs, name) for name in [*shown, *numbers])]
-        )
+
+    for text_width, with_categories in LAYOUTS:
+        columns = _name_columns(runs, text_width)
+        if runs["tie_group"].notna().any():
+            columns.append(_number_column(runs, "tie_group"))
+        columns.append(_score_column(runs))
+        columns += _difference_columns(runs)
+        for name in [*(categories if with_categories else []), *numbers]:
+            columns.append(_number_column(runs, name))
+        lines = _align(columns)
         if max(map(len, lines)) <= WIDTH:
             break
     return lines
 
 
-def _names(runs: pd.DataFrame, width: int) -> list[list[str]]:
-    columns = [
-        ["method", *map(str, runs["method"])],
-        ["params", *map(options, runs["params"], runs["candidates"])],
-    ]
+def _name_columns(runs: pd.DataFrame, width: int) -> list[list[str]]:
+    """Return method and options, and what else tells the runs apart, cut to a width."""
+    methods = map(str, runs["method"])
+    params = map(options, runs["params"], runs["candidates"])
+    columns = [["method", *methods], ["params", *params]]
     for name in ("seed", "concurrency"):
         if runs[name].nunique(dropna=False) > 1:
-            columns.append(
-                [name, *("-" if pd.isna(value) else f"{value:.0f}" for value in runs[name])]
-            )
-    return [
-        [text if len(text) <= width else text[: width - 2] + ".." for text in column]
-        for column in columns
-    ]
+            columns.append([name, *_format_all(runs[name], digits=0)])
+    return [[_cut(text, width) for text in column] for column in columns]
 
 
-def _scores_of(runs: pd.DataFrame) -> list[str]:
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 2] + ".."
+
+
+def _score_column(runs: pd.DataFrame) -> list[str]:
     column = ["score [95% interval]"]
     for score, low, high in zip(runs["score"], runs["ci_low"], runs["ci_high"], strict=True):
-        column.append(
-            f"{score:.3f} [{'    -,     -' if math.isnan(low) else f'{low:.3f}, {high:.3f}'}]"
-        )
+        interval = "    -,     -" if math.isnan(low) else f"{low:.3f}, {high:.3f}"
+        column.append(f"{score:.3f} [{interval}]")
     return column
 
 
-def _differences(runs: pd.DataFrame) -> list[list[str]]:
-    """Differences against plain and against Best-of-N at equal budget, those that are not resolved
-    in brackets.
-    """
+def _difference_columns(runs: pd.DataFrame) -> list[list[str]]:
+    """Return the differences from plain sampling, and from Best-of-N at equal budget, if any."""
     columns = []
-    for name, title in (("vs_plain", "vs plain"), ("vs_bon", "vs BoN")):
+    for name, title in DIFFERENCES.items():
         if runs[name].notna().any():
-            columns.append([title, *(signed(row, name) for _, row in runs.iterrows())])
+            differences = [signed(row, name) for _, row in runs.iterrows()]
+            columns.append([title, *differences])
     return columns
 
 
-def _column(runs: pd.DataFrame, name: str) -> list[str]:
-    digits = DIGITS.get(name, 2)
-    return [
-        SHORT.get(name, name),
-        *("-" if math.isnan(value) else f"{value:.{digits}f}" for value in runs[name]),
-    ]
+def _number_column(runs: pd.DataFrame, name: str) -> list[str]:
+    title = TITLES.get(name, name)
+    return [title, *_format_all(runs[name], digits=DIGITS.get(name, 2))]
+
+
+def _format_all(values: Iterable[float | None], digits: int) -> list[str]:
+    """Format numbers; a dash for those that are unknown."""
+    return ["-" if pd.isna(value) else f"{value:.{digits}f}" for value in values]
 
 
 def _align(columns: list[list[str]]) -> list[str]:
-    texts = ("method", "params")
-    padded = [
-        [cell.ljust(width) if column[0] in texts else cell.rjust(width) for cell in column]
-        for column in columns
-        for width in [max(map(len, column))]
-    ]
+    """Pad the columns, each with its title first, and join them to lines."""
+    padded = []
+    for column in columns:
+        width = max(map(len, column))
+        pad = str.ljust if column[0] in LEFT_ALIGNED else str.rjust
+        padded.append([pad(cell, width) for cell in column])
     return ["  ".join(line).rstrip() for line in zip(*padded, strict=True)]

@@ -28,7 +28,7 @@ import pandas as pd
 from harness.records import SampleRecord, Score, Usage, UserError, digest, dump, one_line
 from harness.results.contact_sheet import contact_sheet
 from harness.results.leaderboard import Board, heading, protocols
-from harness.results.ranking import CURRENCIES, Group
+from harness.results.ranking import CURRENCIES, RankedGroup
 from harness.runs.journal import write_atomic
 from harness.runs.read import Run, read_run
 
@@ -345,7 +345,7 @@ def _prompts(run: Run) -> Table:
 
 
 def _board_page(runs: Sequence[Run], frame: pd.DataFrame) -> Page:
-    group = Group(runs)
+    group = RankedGroup(runs)
     points: list[Line] = []
     for currency in CURRENCIES:
         over, name = (

@@ -30,7 +30,7 @@ import pandas as pd
 from PIL import Image
 
 from harness.records import SampleRecord, digest
-from harness.results.claims import beside
+from harness.results.claims import compare_with_claims
 from harness.results.leaderboard import Board, resolved
 from harness.results.report import collect
 from harness.results.report.collect import Panel, Shown, panels
@@ -69,7 +69,7 @@ def write_report(results: Path, board: Board, *, figures: bool = True) -> Path:
     _write_data(
         report / "data/claims.js",
         "claims",
-        [_claim(row) for row in beside(board).to_dict("records")],
+        [_claim(row) for row in compare_with_claims(board).to_dict("records")],
     )
     names = write_figures(every, report / "figures") if figures else []
     _write_data(report / "data/figures.js", "figures", names)

@@ -18,7 +18,7 @@ import numpy as np
 
 from harness.records import Prompt, SampleRecord, Score
 from harness.results.leaderboard import Board
-from harness.results.ranking import Group
+from harness.results.ranking import RankedGroup
 from harness.runs.read import Protocol, Run
 from harness.runs.trace_codec import unpack_series
 
@@ -107,15 +107,15 @@ def _row(row: Mapping[Any, Any]) -> Row:
 
 
 def _dressed(runs: Sequence[Run], rows: Sequence[Row]) -> list[Shown]:
-    group = Group(runs)
+    group = RankedGroup(runs)
     methods = sorted({str(run.about["method"]) for run in runs} - {"plain"})
     families: dict[str, list[str]] = {}
     shown = []
-    for i, (run, row) in enumerate(zip(runs, rows, strict=True)):
+    for run, row in zip(runs, rows, strict=True):
         method = str(run.about["method"])
-        plain = group.plain_of(i)
+        plain = group.plain_of(run)
         one = Shown(
-            run, row, _options(run, runs), _family(run), None if plain is None else _id(runs[plain])
+            run, row, _options(run, runs), _family(run), None if plain is None else _id(plain)
         )
         known = families.setdefault(method, [])
         known += [] if one.family in known else [one.family]

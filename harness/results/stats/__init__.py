@@ -1,23 +1,22 @@
-"""What a score is worth: means, intervals, paired comparisons, curves and plans, with the prompt as
-the unit.
+"""Statistics of scores: means, intervals, paired comparisons, scaling curves and power analysis.
 
 A score table is a DataFrame with one row per planned image and the columns `category`, `prompt_id`
 and `value` in [0, 1] (0 for an image that is missing), and optionally `image`, `weight` and
-`cluster`. A prompt's images are not independent, so they are averaged first and prompts (or
-clusters of them) are resampled, inside their category. Everything is a pure function of its
-arguments, the bootstrap's seed included.
+`cluster`. The prompt is the sampling unit: its images are averaged first, because they are not
+independent, and prompts (or clusters of them) are resampled inside their category. Every function
+is pure: its result follows from its arguments, the bootstrap's seed included.
 """
 
 from harness.results.stats.comparison import (
     ALPHA,
     Difference,
     benjamini_hochberg,
-    detectable,
-    difference,
+    compare_paired,
+    detectable_difference,
     holm,
     pareto,
     rank_intervals,
-    sign_flip,
+    sign_flip_test,
     tie_groups,
 )
 from harness.results.stats.design import (
@@ -27,11 +26,16 @@ from harness.results.stats.design import (
     interval,
     macro_mean,
     paired_difference,
-    percentiles,
+    percentile_interval,
     prompt_means,
-    stack,
+    stack_prompt_means,
 )
-from harness.results.stats.planning import Spread, assumed_spread, measured_spread
+from harness.results.stats.latency import latency_percentile, samples_for
+from harness.results.stats.planning import (
+    VarianceComponents,
+    assume_components,
+    estimate_components,
+)
 from harness.results.stats.rates import (
     auc,
     auc_within,
@@ -48,32 +52,34 @@ __all__ = [
     "DRAWS",
     "Design",
     "Difference",
-    "Spread",
+    "VarianceComponents",
     "area_under",
-    "assumed_spread",
+    "assume_components",
     "auc",
     "auc_within",
     "benjamini_hochberg",
     "budget_for",
     "category_means",
     "clustered_wilson",
-    "detectable",
-    "difference",
+    "compare_paired",
+    "detectable_difference",
+    "estimate_components",
     "holm",
     "hypervolume",
     "interval",
+    "latency_percentile",
     "macro_mean",
-    "measured_spread",
     "oracle",
     "paired_difference",
     "pareto",
-    "percentiles",
+    "percentile_interval",
     "prompt_means",
     "quality_at",
     "rank_intervals",
+    "samples_for",
     "selection_efficiency",
-    "sign_flip",
-    "stack",
+    "sign_flip_test",
+    "stack_prompt_means",
     "tie_groups",
     "wilson",
 ]

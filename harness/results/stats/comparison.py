@@ -1,4 +1,7 @@
-"""Is one run better than another: paired differences, tests, families of tests, ranks, bounds."""
+"""Is one run better than another: paired differences, tests, multiplicity, ranks and ties.
+
+Legend of suffixes: see `design`.
+"""
 
 from __future__ import annotations
 
@@ -11,43 +14,49 @@ from typing import Literal
 
 import numpy as np
 
-from harness.results.stats.design import DRAWS, Design, percentiles
+from harness.results.stats.design import DRAWS, LEVEL, Design, percentile_interval
+
+Test = Literal["sign-flip", "McNemar"]
 
 ALPHA = 0.05
+"""Significance level of every test."""
 POWER = 0.8
+"""Power at which a difference counts as detectable."""
 MARGIN = 0.01
+"""Non-inferiority margin of the overall score: an acceleration method may lose this much."""
 TASK_MARGIN = 0.02
-"""Losses that an acceleration method may have and still be called not inferior: overall, and in a
-category.
-"""
-EXACT = 13
-"""Up to this many clusters that differ, every assignment of signs is tried."""
+"""Non-inferiority margin of every single category."""
+EXACT_CLUSTERS = 13
+"""Up to this many clusters that differ, a sign-flip test tries all sign assignments."""
+EXACT_DISCORDANT = 25
+"""Below this many prompts on which two runs disagree, McNemar's test is the exact one."""
 EPSILON = 1e-9
-"""Differences below it are the rounding of sums."""
+"""Differences below it are rounding errors of sums."""
+RANK_DIGITS = 12
+"""Decimal digits to which scores are rounded before they are ordered."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A paired difference of two runs, in units of the score."""
+    """A paired difference between the scores of two runs, in units of the score."""
 
     value: float
-    low: float
+    low: float  # 95 % interval
     high: float
     error: float  # bootstrap standard error
-    bound: float  # with 95 % confidence the true difference is above this: the first is at most so much worse
+    bound: float  # one-sided: with 95 % confidence the true difference is above it
     p: float
-    test: Literal["sign-flip", "McNemar"]
-    detectable: float  # the true difference that this comparison would find in 80 % of repeats
+    test: Test
+    detectable: float  # true difference that this comparison finds with 80 % power
 
     @property
     def resolved(self) -> bool:
-        """Whether the difference is one that this comparison can tell from none: else it is "not
-        resolved".
-        """
-        return abs(self.value) > EPSILON and abs(self.value) >= self.detectable and self.p < ALPHA
+        """True if p is below 5 % and the difference is at least as large as a detectable one."""
+        magnitude = abs(self.value)
+        return magnitude > EPSILON and magnitude >= self.detectable and self.p < ALPHA
 
 
-def difference(
+def compare_paired(
     design: Design,
     a_P: np.ndarray,
     b_P: np.ndarray,
@@ -57,49 +66,63 @@ def difference(
     draws_D: np.ndarray | None = None,
     seed: int = 0,
 ) -> Difference:
-    """`a` minus `b` in the combination `weight_C` of category means, paired by prompt.
+    """Compare two runs' prompt values in the combination `weight_C` of category means, a minus b.
 
-    `binary` says that the values are single images judged 0 or 1: then the test is McNemar's, as
-    long as every prompt counts the same. `draws_D` are bootstrap draws of the same difference,
-    where they are known already.
+    `binary` states that each value is one image judged 0 or 1; the test is then McNemar's, provided
+    that prompts are exchangeable, else a sign-flip test over clusters. `draws_D` are bootstrap
+    draws of the same difference, where they exist already. Interval, error and bound are nan where
+    the design cannot tell its error.
     """
     delta_P = a_P - b_P
-    share_G = design.shares(delta_P, weight_C)
-    value = float(share_G.sum())
-    if draws_D is None and design.uncertain:
-        draws_D = design.bootstrap(delta_P[None], seed=seed)[:, 0] @ weight_C
-    mcnemar = binary and design.simple
-    p = mcnemar_p(a_P, b_P) if mcnemar else sign_flip(share_G, seed=seed)
-    test: Literal["sign-flip", "McNemar"] = "McNemar" if mcnemar else "sign-flip"
-    if draws_D is None or not design.uncertain:
-        low = high = error = bound = math.nan
+    contribution_G = design.cluster_contributions(delta_P, weight_C)
+    value = float(contribution_G.sum())
+
+    test: Test
+    if binary and design.prompts_are_exchangeable:
+        test = "McNemar"
+        p = mcnemar_test(a_P, b_P)
     else:
-        low, high = percentiles(draws_D)
-        error = float(draws_D.std())
-        bound = float(np.quantile(draws_D, ALPHA))
-    return Difference(value, low, high, error, bound, p, test, detectable(error))
+        test = "sign-flip"
+        p = sign_flip_test(contribution_G, seed=seed)
+
+    if not design.error_is_known:
+        nan = math.nan
+        return Difference(value, nan, nan, nan, nan, p, test, detectable_difference(nan))
+    if draws_D is None:
+        draws_D = design.bootstrap(delta_P[None], seed=seed)[:, 0] @ weight_C
+    low, high = percentile_interval(draws_D)
+    error = float(draws_D.std())
+    bound = float(np.quantile(draws_D, ALPHA))
+    return Difference(value, low, high, error, bound, p, test, detectable_difference(error))
 
 
-def sign_flip(share_G: np.ndarray, *, draws: int = DRAWS, seed: int = 0) -> float:
-    """Two-sided p of the hypothesis that each cluster's difference is as likely as its opposite.
+def sign_flip_test(contribution_G: np.ndarray, *, draws: int = DRAWS, seed: int = 0) -> float:
+    """Return the two-sided p of Fisher's paired randomization test, with clusters as pairs.
 
-    `share_G`: what each cluster contributes to the difference. Exact where few clusters differ,
-    else by random signs.
+    Null hypothesis: each cluster's contribution to the difference is as likely as its opposite.
+    Exact where few clusters differ; else from m random sign assignments, of which b are as extreme
+    as what was observed: p = (b + 1) / (m + 1) (Phipson and Smyth 2010).
     """
-    some = share_G[np.abs(share_G) > EPSILON / max(1, len(share_G))]
-    observed = abs(some.sum()) - EPSILON
-    if len(some) <= EXACT:
-        every = np.array(list(product((-1.0, 1.0), repeat=len(some))))
-        return float(np.mean(np.abs(every @ some) >= observed)) if len(some) else 1.0
-    sign_DG = (
-        2.0 * np.random.default_rng(seed).integers(0, 2, (draws, len(some)), dtype=np.int8) - 1
-    )
-    return float((1 + np.sum(np.abs(sign_DG @ some) >= observed)) / (draws + 1))
+    negligible = EPSILON / max(1, len(contribution_G))
+    nonzero_G = contribution_G[np.abs(contribution_G) > negligible]
+    observed = abs(nonzero_G.sum()) - EPSILON
+    if len(nonzero_G) == 0:
+        return 1.0
+    if len(nonzero_G) <= EXACT_CLUSTERS:
+        sign_DG = np.array(list(product((-1.0, 1.0), repeat=len(nonzero_G))))
+        return float(np.mean(np.abs(sign_DG @ nonzero_G) >= observed))
+    rng = np.random.default_rng(seed)
+    bit_DG = rng.integers(0, 2, (draws, len(nonzero_G)), dtype=np.int8)
+    sign_DG = 2.0 * bit_DG - 1
+    as_extreme = np.sum(np.abs(sign_DG @ nonzero_G) >= observed)
+    return float((1 + as_extreme) / (draws + 1))
 
 
-def mcnemar_p(a_P: np.ndarray, b_P: np.ndarray) -> float:
-    """McNemar's test of two runs with one binary image a prompt; exact when fewer than 25 prompts
-    differ.
+def mcnemar_test(a_P: np.ndarray, b_P: np.ndarray) -> float:
+    """Return the two-sided p of McNemar's test for one binary image per prompt (McNemar 1947).
+
+    `statsmodels.stats.contingency_tables.mcnemar`: the exact binomial test when fewer than 25
+    prompts are discordant, else chi-squared with continuity correction.
     """
     from statsmodels.stats.contingency_tables import mcnemar
 
@@ -109,85 +132,107 @@ def mcnemar_p(a_P: np.ndarray, b_P: np.ndarray) -> float:
         [np.sum(right_a & right_b), np.sum(right_a & ~right_b)],
         [np.sum(~right_a & right_b), 0],
     ]
-    return float(mcnemar(table, exact=bool(np.sum(right_a != right_b) < 25)).pvalue)
+    discordant = np.sum(right_a != right_b)
+    return float(mcnemar(table, exact=bool(discordant < EXACT_DISCORDANT)).pvalue)
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """P values of a declared family, corrected so that one false finding among them is as rare as
-    in one test.
+    """Adjust the p values of a declared family by Holm's method (Holm 1979).
 
-    NaN (no test) stays and does not count.
+    Controls the family-wise error rate. With sorted p_(1) <= ... <= p_(m) the adjusted value is
+    max over j <= i of min(1, (m - j + 1) p_(j)). A nan (no test) stays and does not count. Equal to
+    statsmodels' `multipletests(method="holm")`, which takes seconds to import after every run.
     """
-    values = np.asarray(
-        p, float
-    )  # four lines of our own: the library's take seconds to import, after every run
-    order = np.argsort(values)[: int((~np.isnan(values)).sum())]
-    factors = np.arange(len(order), 0, -1)
-    values[order] = np.minimum(1.0, np.maximum.accumulate(values[order] * factors))
-    return [float(value) for value in values]
+    adjusted = np.asarray(p, float)
+    tested = int((~np.isnan(adjusted)).sum())
+    order = np.argsort(adjusted)[:tested]  # nan sorts last
+    factors = np.arange(tested, 0, -1)
+    monotone = np.maximum.accumulate(adjusted[order] * factors)
+    adjusted[order] = np.minimum(1.0, monotone)
+    return [float(value) for value in adjusted]
 
 
 def benjamini_hochberg(p: Sequence[float]) -> list[float]:
-    """P values of an exploration, corrected for the share of false findings among the findings."""
+    """Adjust the p values of an exploration by Benjamini and Hochberg's method (1995).
+
+    Controls the false discovery rate; statsmodels' `multipletests(method="fdr_bh")`.
+    """
     from statsmodels.stats.multitest import multipletests
 
     return [float(value) for value in multipletests(p, method="fdr_bh")[1]]
 
 
-def detectable(error: float, power: float = POWER, alpha: float = ALPHA) -> float:
-    """The true difference that a two-sided test with this standard error finds with that power."""
+def detectable_difference(error: float, power: float = POWER, alpha: float = ALPHA) -> float:
+    """Return the minimum detectable effect of a two-sided z test with this standard error.
+
+    (z_(1 - alpha/2) + z_power) error: the true difference that is found with that power (Bloom,
+    Evaluation Review 19, 1995).
+    """
     quantile = NormalDist().inv_cdf
     return (quantile(1 - alpha / 2) + quantile(power)) * error
 
 
-def rank_intervals(score_DR: np.ndarray, level: float = 0.95) -> list[tuple[int, int]]:
-    """Interval of each run's rank (1 = best) over bootstrap draws of all runs; equals share the
-    better rank.
+def rank_intervals(score_DR: np.ndarray, level: float = LEVEL) -> list[tuple[int, int]]:
+    """Return the bootstrap percentile interval of each run's rank; 1 is the best.
+
+    Runs are ranked within each draw, equal scores sharing the better rank (Goldstein and
+    Spiegelhalter, JRSS A 159, 1996).
     """
-    rounded = np.round(score_DR, 12)
-    rank_DR = 1 + (rounded[:, None, :] > rounded[:, :, None]).sum(axis=2)
-    ends = np.quantile(rank_DR, [(1 - level) / 2, (1 + level) / 2], axis=0, method="inverted_cdf")
+    rounded_DR = np.round(score_DR, RANK_DIGITS)
+    better_DRR = rounded_DR[:, None, :] > rounded_DR[:, :, None]
+    rank_DR = 1 + better_DRR.sum(axis=2)
+    quantiles = [(1 - level) / 2, (1 + level) / 2]
+    ends = np.quantile(rank_DR, quantiles, axis=0, method="inverted_cdf")
     return [(int(low), int(high)) for low, high in ends.T]
 
 
 def tie_groups(
     design: Design, value_RP: np.ndarray, weight_C: np.ndarray, score_DR: np.ndarray
 ) -> list[int]:
-    """Groups of runs that the comparison cannot tell from the best one among them: 1 holds the best
-    run of all.
+    """Number the groups of runs that are not resolved from the best run among them; 1 leads.
+
+    The best run that has no group yet opens the next one, and takes along all ungrouped runs whose
+    paired difference from it is not resolved. Within a group runs may differ from each other.
     """
-    score_R = np.round(design.means(value_RP) @ weight_C, 12)
-    left = list(np.argsort(-score_R, kind="stable"))
-    group = [0] * len(left)
+    score_R = np.round(design.category_means(value_RP) @ weight_C, RANK_DIGITS)
+    ungrouped = list(np.argsort(-score_R, kind="stable"))
+    group_R = [0] * len(ungrouped)
     number = 0
-    while left:
-        number = number + 1
-        best = left[0]
-        tied = [
-            r
-            for r in left
-            if r == best
-            or not difference(
-                design,
-                value_RP[best],
-                value_RP[r],
-                weight_C,
-                draws_D=score_DR[:, best] - score_DR[:, r],
-            ).resolved
-        ]
+
+    while ungrouped:
+        number += 1
+        best = ungrouped[0]
+        tied = [best]
+        for run in ungrouped[1:]:
+            draws_D = score_DR[:, best] - score_DR[:, run]
+            difference = compare_paired(
+                design, value_RP[best], value_RP[run], weight_C, draws_D=draws_D
+            )
+            if not difference.resolved:
+                tied.append(run)
         for run in tied:
-            group[run] = number
-        left = [run for run in left if run not in tied]
-    return group
+            group_R[run] = number
+        ungrouped = [run for run in ungrouped if run not in tied]
+    return group_R
 
 
 def pareto(cost: Sequence[float], quality: Sequence[float]) -> list[bool]:
-    """Whether no other point costs as little and is as good, one of the two strictly; False where a
-    value is NaN.
+    """Tell which points are on the Pareto front of low cost and high quality.
+
+    A point is dominated if another one costs no more and is at least as good, one of the two
+    strictly. A point with a nan is never on the front.
     """
     points = list(zip(cost, quality, strict=True))
-    return [
-        not (math.isnan(c) or math.isnan(q))
-        and not any(oc <= c and oq >= q and (oc < c or oq > q) for oc, oq in points)
-        for c, q in points
-    ]
+    on_front = []
+    for point in points:
+        known = not any(map(math.isnan, point))
+        dominated = any(_dominates(other, point) for other in points)
+        on_front.append(known and not dominated)
+    return on_front
+
+
+def _dominates(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    cost, quality = one
+    other_cost, other_quality = other
+    no_worse = cost <= other_cost and quality >= other_quality
+    return no_worse and (cost < other_cost or quality > other_quality)

@@ -1,9 +1,12 @@
-"""The prompts that runs share, as the bootstrap resamples them.
+"""Sampling design of a benchmark, and the cluster bootstrap over its prompts.
 
-Legend of suffixes: P prompts, G clusters, C categories, K aggregates, R runs (or other quantities),
-D draws. A prompt's images are one observation, their mean; the prompts of a cluster are resampled
-together, inside the stratum of the clusters that touch the same categories. Everything is a pure
-function of its arguments, seeds included.
+A prompt's images are one observation: their mean. Prompts that belong to one cluster (such as the
+short and the long form of one scene) are resampled together, inside the stratum of the clusters
+that touch the same categories. Every function is pure: its result follows from its arguments, the
+seed included.
+
+Legend of suffixes: P prompts, G clusters, C categories, K aggregates, R runs (or other quantities
+per prompt), D bootstrap draws, B draws of one block, S clusters of one stratum, X flattened.
 """
 
 from __future__ import annotations
@@ -15,167 +18,194 @@ import numpy as np
 import pandas as pd
 
 DRAWS = 10_000
+"""Bootstrap resamples, and random sign assignments of a permutation test."""
 LEVEL = 0.95
+"""Confidence level of two-sided intervals."""
 BLOCK = 2_000
-"""Draws made at a time, which bounds memory."""
+"""Bootstrap draws made at a time, which bounds memory."""
+KEY = ["category", "prompt_id"]
+"""Columns of a score table that identify a prompt."""
 
 
 class Design:
     """Categories, weights and clusters of prompts, in the order of their (category, id).
 
     `prompts` is a DataFrame with `category` and `prompt_id`, and optionally `weight` (1 where
-    absent) and `cluster` (the prompt's own where absent or empty); equal rows are one prompt.
+    absent) and `cluster` (the prompt's own where absent or empty). Rows that agree in category and
+    id are one prompt.
     """
 
     def __init__(self, prompts: pd.DataFrame) -> None:
-        once = prompts.drop_duplicates(["category", "prompt_id"]).sort_values(
-            ["category", "prompt_id"]
-        )
-        self.index = pd.MultiIndex.from_frame(once[["category", "prompt_id"]].astype(str))
-        names, self._category_P = np.unique(
-            once["category"].astype(str).to_numpy(object), return_inverse=True
-        )
+        unique = prompts.drop_duplicates(KEY).sort_values(KEY)
+        category = unique["category"].astype(str)
+        prompt_id = unique["prompt_id"].astype(str)
+        weight = unique.get("weight", pd.Series(1.0, unique.index))
+        cluster = unique.get("cluster", pd.Series("", unique.index))
+        cluster = cluster.fillna("").astype(str)
+        cluster_name = cluster.where(cluster != "", category + "\n" + prompt_id)
+
+        names, self._category_P = np.unique(category.to_numpy(object), return_inverse=True)
+        clusters, self._cluster_P = np.unique(cluster_name.to_numpy(object), return_inverse=True)
         self.categories = [str(name) for name in names]
-        self._weight_P = once.get("weight", pd.Series(1.0, once.index)).to_numpy(float)
-        own = once["category"].astype(str) + "\n" + once["prompt_id"].astype(str)
-        cluster = once.get("cluster", pd.Series("", once.index)).fillna("").astype(str)
-        clusters, self._cluster_P = np.unique(
-            cluster.where(cluster != "", own).to_numpy(object), return_inverse=True
-        )
-        self.clusters = len(clusters)
-        self._weight_GC = self._by_cluster(np.ones((1, len(once))))[:, :, 0]
-        patterns, member_G = np.unique(self._weight_GC > 0, axis=0, return_inverse=True)
-        self._strata = [np.flatnonzero(member_G.reshape(-1) == s) for s in range(len(patterns))]
+        self.num_clusters = len(clusters)
+        self.prompts = pd.MultiIndex.from_frame(unique[KEY].astype(str))
+        self._weight_P = weight.to_numpy(float)
+        ones_1P = np.ones((1, len(unique)))
+        self._weight_GC = self._sum_by_cluster(ones_1P)[:, :, 0]
+
+        touched_GC = self._weight_GC > 0
+        patterns, stratum_G = np.unique(touched_GC, axis=0, return_inverse=True)
+        stratum_G = stratum_G.reshape(-1)
+        self._strata = [np.flatnonzero(stratum_G == s) for s in range(len(patterns))]
 
     @property
-    def uncertain(self) -> bool:
-        """Whether every stratum has two clusters at least: the error of a lone one cannot be known
-        from itself.
-        """
+    def error_is_known(self) -> bool:
+        """True if every stratum has at least two clusters, so that a standard error exists."""
         return min(map(len, self._strata)) > 1
 
     @property
-    def simple(self) -> bool:
-        """Whether every prompt is its own cluster and weighs the same."""
-        return self.clusters == len(self.index) and len(set(self._weight_P)) == 1
+    def prompts_are_exchangeable(self) -> bool:
+        """True if every prompt is its own cluster and all prompts weigh the same."""
+        unclustered = self.num_clusters == len(self.prompts)
+        return unclustered and len(set(self._weight_P)) == 1
 
-    def counts(self) -> dict[str, int]:
-        """Clusters in each category."""
-        return dict(zip(self.categories, (self._weight_GC > 0).sum(axis=0).tolist(), strict=True))
+    def clusters_by_category(self) -> dict[str, int]:
+        """Count the clusters that have prompts in each category."""
+        count_C = (self._weight_GC > 0).sum(axis=0)
+        return dict(zip(self.categories, count_C.tolist(), strict=True))
 
-    def matrix(self, aggregates: Mapping[str, Mapping[str, float]]) -> np.ndarray:
-        """Aggregates as weights [K, C] of category means."""
-        return np.array(
-            [[parts.get(name, 0.0) for name in self.categories] for parts in aggregates.values()]
-        )
+    def aggregate_weights(self, aggregates: Mapping[str, Mapping[str, float]]) -> np.ndarray:
+        """Return the weight [K, C] that each named aggregate gives to each category's mean."""
+        rows = []
+        for weights in aggregates.values():
+            rows.append([weights.get(category, 0.0) for category in self.categories])
+        return np.array(rows)
 
-    def uniform(self) -> np.ndarray:
-        """Weights [C] of the unweighted mean over categories."""
+    def macro_weights(self) -> np.ndarray:
+        """Return the weights [C] of the macro mean: the unweighted mean over categories."""
         return np.full(len(self.categories), 1 / len(self.categories))
 
-    def per_prompt(self) -> np.ndarray:
-        """Weights [C] under which every prompt counts by its own weight, whatever its category."""
+    def micro_weights(self) -> np.ndarray:
+        """Return the weights [C] of the micro mean: prompts count by their weight alone."""
         return np.asarray(self._weight_GC.sum(axis=0) / self._weight_GC.sum())
 
-    def means(self, value_RP: np.ndarray) -> np.ndarray:
-        """Category means [R, C]: weighted means of the prompts' values."""
-        return (self._by_cluster(value_RP).sum(axis=0) / self._weight_GC.sum(axis=0)[:, None]).T
+    def category_means(self, value_RP: np.ndarray) -> np.ndarray:
+        """Average prompts' values by category -> [R, C]: sum(w v) / sum(w) over its prompts."""
+        sum_CR = self._sum_by_cluster(value_RP).sum(axis=0)
+        weight_C = self._weight_GC.sum(axis=0)
+        return (sum_CR / weight_C[:, None]).T
 
     def bootstrap(self, value_RP: np.ndarray, *, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
-        """Category means [D, R, C] of resampled clusters; every row sees the same resamples, so
-        differences are paired.
+        """Draw category means [D, R, C] of resampled clusters (stratified cluster bootstrap).
 
-        Of n clusters in a stratum n - 1 are drawn with replacement, which makes the variance of a
-        mean unbiased (Rao and Wu, JASA 1988).
+        Every row sees the same resamples, so differences between rows are paired. Of a stratum's n
+        clusters n - 1 are drawn with replacement, which gives a mean the unbiased variance s^2 / n
+        (Rao and Wu, JASA 83, 1988, with m = n - 1). A category's mean is a ratio: resampled sum of
+        weighted values over resampled sum of weights.
         """
         rows = len(value_RP)
         width = len(self.categories)
-        sum_GCR = self._by_cluster(value_RP)
         rng = np.random.default_rng(seed)
-        stacked_GX = np.concatenate([sum_GCR, self._weight_GC[:, :, None]], axis=2).reshape(
-            self.clusters, -1
-        )
+
+        # Numerators of all rows and the denominator side by side: one product resamples them all.
+        sum_GCR = self._sum_by_cluster(value_RP)
+        stacked_GCR = np.concatenate([sum_GCR, self._weight_GC[:, :, None]], axis=2)
+        stacked_GX = stacked_GCR.reshape(self.num_clusters, -1)
         total_DX = np.zeros((draws, width * (rows + 1)))
-        for members in self._strata:
-            size = len(members)
-            columns = np.repeat(self._weight_GC[members].any(axis=0), rows + 1)
+
+        for members_S in self._strata:
+            touched_C = self._weight_GC[members_S].any(axis=0)
+            columns_X = np.repeat(touched_C, rows + 1)
+            member_SX = stacked_GX[np.ix_(members_S, columns_X)]
             for first in range(0, draws, BLOCK):
                 block = min(BLOCK, draws - first)
-                drawn = (
-                    rng.integers(0, size, (block, max(1, size - 1)))
-                    + size * np.arange(block)[:, None]
-                )
-                count_DG = np.bincount(drawn.ravel(), minlength=block * size).reshape(block, size)
-                total_DX[first : first + block, columns] += (
-                    count_DG @ stacked_GX[np.ix_(members, columns)]
-                )
+                count_BS = _resample_counts(rng, block, len(members_S))
+                total_DX[first : first + block, columns_X] += count_BS @ member_SX
+
         total_DCR = total_DX.reshape(draws, width, rows + 1)
-        return (total_DCR[:, :, :rows] / total_DCR[:, :, rows:]).transpose(0, 2, 1)
+        mean_DCR = total_DCR[:, :, :rows] / total_DCR[:, :, rows:]
+        return mean_DCR.transpose(0, 2, 1)
 
-    def shares(self, value_P: np.ndarray, weight_C: np.ndarray) -> np.ndarray:
-        """What each cluster contributes [G] to the combination `weight_C` of category means; they
-        add up to it.
-        """
-        return (self._by_cluster(value_P[None])[:, :, 0] / self._weight_GC.sum(axis=0)) @ weight_C
+    def cluster_contributions(self, value_P: np.ndarray, weight_C: np.ndarray) -> np.ndarray:
+        """Split the combination `weight_C` of category means into one summand per cluster [G]."""
+        sum_GC = self._sum_by_cluster(value_P[None])[:, :, 0]
+        return (sum_GC / self._weight_GC.sum(axis=0)) @ weight_C
 
-    def _by_cluster(self, value_RP: np.ndarray) -> np.ndarray:
-        """Weighted sums of prompts' values [G, C, R]."""
-        sums = np.zeros((self.clusters, len(self.categories), len(value_RP)))
-        np.add.at(sums, (self._cluster_P, self._category_P), (value_RP * self._weight_P).T)
-        return sums
+    def _sum_by_cluster(self, value_RP: np.ndarray) -> np.ndarray:
+        """Sum weighted prompt values by cluster and category -> [G, C, R]."""
+        sum_GCR = np.zeros((self.num_clusters, len(self.categories), len(value_RP)))
+        weighted_PR = (value_RP * self._weight_P).T
+        np.add.at(sum_GCR, (self._cluster_P, self._category_P), weighted_PR)
+        return sum_GCR
+
+
+def _resample_counts(rng: np.random.Generator, block: int, size: int) -> np.ndarray:
+    """Draw `size - 1` of `size` clusters with replacement, `block` times -> times drawn [B, S]."""
+    drawn = rng.integers(0, size, (block, max(1, size - 1)))
+    distinct = drawn + size * np.arange(block)[:, None]  # one range of numbers for each draw
+    return np.bincount(distinct.ravel(), minlength=block * size).reshape(block, size)
+
+
+def percentile_interval(draws_D: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
+    """Return the two-sided percentile interval of bootstrap draws (Efron and Tibshirani 1993)."""
+    tail = (1 - level) / 2
+    low, high = np.quantile(draws_D, [tail, (1 + level) / 2])
+    return float(low), float(high)
+
+
+# --- score tables ---------------------------------------------------------------------------------
 
 
 def prompt_means(table: pd.DataFrame) -> pd.Series:
-    """Mean value of each prompt's images, indexed by (category, prompt_id) in sorted order.
+    """Average the images of each prompt; indexed by (category, prompt_id) in sorted order.
 
     Raises ValueError for a value that is missing.
     """
     if table["value"].isna().any():
-        raise ValueError(
-            f"{int(table['value'].isna().sum())} values are missing; a missing image counts as 0"
-        )
-    return table.groupby(["category", "prompt_id"], sort=True)["value"].mean()
+        missing = int(table["value"].isna().sum())
+        raise ValueError(f"{missing} values are missing; a missing image counts as 0")
+    return table.groupby(KEY, sort=True)["value"].mean()
 
 
-def percentiles(draws_D: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
-    """Two-sided percentile interval."""
-    low, high = np.quantile(draws_D, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+def stack_prompt_means(tables: Sequence[pd.DataFrame]) -> np.ndarray:
+    """Return the prompt means [R, P] of tables over the same prompts, in the order of a Design."""
+    return np.stack([_prompt_values(table) for table in tables])
 
 
 def category_means(table: pd.DataFrame) -> dict[str, float]:
-    """(Weighted) mean over the prompts of each category."""
+    """Average the prompts of each category, by their weights where the table has any."""
     design = Design(table)
-    return dict(zip(design.categories, design.means(_values(table)[None])[0].tolist(), strict=True))
+    mean_C = design.category_means(_prompt_values(table)[None])[0]
+    return dict(zip(design.categories, mean_C.tolist(), strict=True))
 
 
 def macro_mean(table: pd.DataFrame) -> float:
-    """Unweighted mean of the category means: GenEval's overall score."""
+    """Average the category means, unweighted: GenEval's overall score."""
     return float(np.mean(list(category_means(table).values())))
 
 
 def interval(
     table: pd.DataFrame, *, draws: int = DRAWS, level: float = LEVEL, seed: int = 0
 ) -> tuple[float, float]:
-    """Bootstrap interval of the macro mean; (nan, nan) where a category's error cannot be known: a
-    single prompt.
+    """Return the bootstrap interval of the macro mean.
+
+    It is (nan, nan) where a category's error cannot be known, as with a single prompt.
     """
     design = Design(table)
-    value_P = _values(table)
-    if not design.uncertain:
+    value_P = _prompt_values(table)
+    if not design.error_is_known:
         return math.nan, math.nan
-    return percentiles(
-        design.bootstrap(value_P[None], draws=draws, seed=seed)[:, 0] @ design.uniform(), level
-    )
+    mean_DC = design.bootstrap(value_P[None], draws=draws, seed=seed)[:, 0]
+    return percentile_interval(mean_DC @ design.macro_weights(), level)
 
 
 def paired_difference(
     a: pd.DataFrame, b: pd.DataFrame, *, draws: int = DRAWS, level: float = LEVEL, seed: int = 0
 ) -> tuple[float, float, float]:
-    """Macro mean of `a` minus that of `b`, and its bootstrap interval, paired by prompt.
+    """Return the macro mean of `a` minus that of `b` and its interval, paired by prompt.
 
-    Both tables must cover the same prompts in the same categories; their numbers of images may
-    differ.
+    Their numbers of images may differ. Raises ValueError if the tables do not cover the same
+    prompts in the same categories.
     """
     means_a = prompt_means(a)
     means_b = prompt_means(b)
@@ -184,18 +214,12 @@ def paired_difference(
         raise ValueError(
             f"{alone} prompts are in one of the two tables only; compare runs of the same prompts"
         )
-    table = a.assign(
-        value=[
-            means_a[key] - means_b[key] for key in zip(a["category"], a["prompt_id"], strict=True)
-        ]
-    )
-    return (macro_mean(table), *interval(table, draws=draws, level=level, seed=seed))
+    keys = zip(a["category"], a["prompt_id"], strict=True)
+    difference = [means_a[key] - means_b[key] for key in keys]
+    table = a.assign(value=difference)
+    low, high = interval(table, draws=draws, level=level, seed=seed)
+    return macro_mean(table), low, high
 
 
-def _values(table: pd.DataFrame) -> np.ndarray:
+def _prompt_values(table: pd.DataFrame) -> np.ndarray:
     return prompt_means(table).to_numpy(float)
-
-
-def stack(tables: Sequence[pd.DataFrame]) -> np.ndarray:
-    """Prompt means [R, P] of tables that cover the same prompts, in a Design's order."""
-    return np.stack([_values(table) for table in tables])

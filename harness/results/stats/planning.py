@@ -1,71 +1,84 @@
-"""How many prompts and images a comparison needs, and what one of a given size can see."""
+"""Power analysis: how many prompts and images a comparison needs, and what a given size detects."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
 
-from harness.results.stats.comparison import ALPHA, POWER, detectable
+from harness.results.stats.comparison import ALPHA, POWER, detectable_difference
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
-    """Variance of the paired difference of one image: between prompts, and between the images of a
-    prompt.
+class VarianceComponents:
+    """Variance of the paired difference of two runs' images, in two components.
+
+    Model of the difference of image i of prompt p (one-way random effects):
+    d_pi = mean + u_p + e_pi with Var(u) = `between_prompts` and Var(e) = `within_prompts`.
     """
 
-    prompts: float
-    images: float
+    between_prompts: float
+    within_prompts: float
 
-    def error(self, prompts: float, images: float) -> float:
-        """Standard error of the mean difference over so many prompts with so many images each."""
-        return math.sqrt((self.prompts + self.images / images) / prompts)
+    def standard_error(self, prompts: float, images: float) -> float:
+        """Return the standard error of the mean difference for so many prompts and images of each.
 
-    def needed(
+        sqrt((Var(u) + Var(e) / images) / prompts)
+        """
+        return math.sqrt((self.between_prompts + self.within_prompts / images) / prompts)
+
+    def prompts_needed(
         self, difference: float, images: float, power: float = POWER, alpha: float = ALPHA
     ) -> int:
-        """Prompts that resolve a true `difference` with that power."""
-        per_unit = detectable(1.0, power, alpha)
-        return math.ceil((self.prompts + self.images / images) * (per_unit / difference) ** 2)
+        """Return the number of prompts at which a true `difference` is found with that power."""
+        per_error = detectable_difference(1.0, power, alpha)
+        variance = self.between_prompts + self.within_prompts / images
+        return math.ceil(variance * (per_error / difference) ** 2)
 
     def power(self, difference: float, prompts: int, images: int, alpha: float = ALPHA) -> float:
-        """Chance that the two-sided test finds a true `difference`."""
-        from statistics import NormalDist
-
+        """Return the probability that a two-sided z test finds a true `difference`."""
         normal = NormalDist()
-        z = abs(difference) / self.error(prompts, images)
-        edge = normal.inv_cdf(1 - alpha / 2)
-        return normal.cdf(z - edge) + normal.cdf(-z - edge)
+        z = abs(difference) / self.standard_error(prompts, images)
+        critical = normal.inv_cdf(1 - alpha / 2)
+        return normal.cdf(z - critical) + normal.cdf(-z - critical)
 
 
-def measured_spread(a: pd.DataFrame, b: pd.DataFrame) -> Spread:
-    """Spread of two runs' difference, from their score tables; images are paired by number, as
-    their seeds are.
+def estimate_components(a: pd.DataFrame, b: pd.DataFrame) -> VarianceComponents:
+    """Estimate the variance components of two runs' difference from their score tables.
 
-    Components inside categories, averaged over these: what a macro mean over equal numbers of
-    prompts sees.
+    Images are paired by number, as their seeds are. The method of moments of the one-way analysis
+    of variance: within = mean of the prompts' variances, between = variance of the prompts' means
+    minus within / images, not below 0. Both are estimated inside each category and averaged over
+    categories, as a macro mean over equal numbers of prompts sees them. Raises ValueError if the
+    tables share no image.
     """
-    keys = ["category", "prompt_id", "image"]
-    both = a.merge(b, on=keys, suffixes=("_a", "_b"))
+    both = a.merge(b, on=["category", "prompt_id", "image"], suffixes=("_a", "_b"))
     if both.empty:
         raise ValueError("the two runs share no image; compare runs of the same prompts")
-    delta = (both["value_a"] - both["value_b"]).groupby([both["category"], both["prompt_id"]])
-    within = delta.var(ddof=1).groupby(level="category").mean()
-    between = (
-        delta.mean().groupby(level="category").var(ddof=1)
-        - within.fillna(0.0) / delta.size().mean()
+    difference = both["value_a"] - both["value_b"]
+    by_prompt = difference.groupby([both["category"], both["prompt_id"]])
+    images = by_prompt.size().mean()
+
+    within_C = by_prompt.var(ddof=1).groupby(level="category").mean().fillna(0.0)
+    variance_of_means_C = by_prompt.mean().groupby(level="category").var(ddof=1)
+    between_C = variance_of_means_C - within_C / images
+    return VarianceComponents(
+        between_prompts=float(np.nanmean(np.maximum(between_C, 0.0))),
+        within_prompts=float(within_C.mean()),
     )
-    return Spread(float(np.nanmean(np.maximum(between, 0.0))), float(within.fillna(0.0).mean()))
 
 
-def assumed_spread(rate: float, correlation: float, pairing: float) -> Spread:
-    """Spread of the difference of two methods that are both right at `rate`.
+def assume_components(rate: float, correlation: float, pairing: float) -> VarianceComponents:
+    """Derive the variance components of two methods whose images are both right at `rate`.
 
     `correlation` is that of two images of a prompt, `pairing` that of the two methods' answers to
-    it (0: unpaired).
+    it (0: unpaired). Total variance: 2 rate (1 - rate) (1 - pairing).
     """
     variance = 2 * rate * (1 - rate) * (1 - pairing)
-    return Spread(variance * correlation, variance * (1 - correlation))
+    return VarianceComponents(
+        between_prompts=variance * correlation,
+        within_prompts=variance * (1 - correlation),
+    )

@@ -1,6 +1,4 @@
-"""Rates and rankings: Wilson intervals, areas under ROC curves, what the best of K images would
-have scored.
-"""
+"""Rates and selection: Wilson intervals, ROC areas, and the score that choosing could reach."""
 
 from __future__ import annotations
 
@@ -11,69 +9,88 @@ from statistics import NormalDist
 import numpy as np
 import pandas as pd
 
-LEVEL = 0.95
+from harness.results.stats.design import LEVEL
+
+EPSILON = 1e-9
+"""Gains below it are rounding errors: there was nothing to choose."""
 
 
 def wilson(k: float, n: float, level: float = LEVEL) -> tuple[float, float]:
-    """Wilson score interval of a rate of `k` in `n`; sensible at 0 and at `n` too."""
+    """Return Wilson's score interval of a rate of `k` in `n` (Wilson 1927).
+
+    (k + z^2/2 -+ z sqrt(k (n - k) / n + z^2/4)) / (n + z^2); it is sensible at 0 and at n too.
+    Raises ValueError unless 0 <= k <= n and n > 0.
+    """
     if not 0 <= k <= n or n == 0:
         raise ValueError(f"no rate of {k} in {n}: 0 <= k <= n and n > 0 are needed")
     z = NormalDist().inv_cdf(0.5 + level / 2)
     centre = (k + z * z / 2) / (n + z * z)
-    half = z / (n + z * z) * math.sqrt(k * (n - k) / n + z * z / 4)
-    return 0.0 if k == 0 else centre - half, 1.0 if k == n else centre + half
+    root = math.sqrt(k * (n - k) / n + z * z / 4)
+    half_width = z / (n + z * z) * root
+    low = 0.0 if k == 0 else centre - half_width
+    high = 1.0 if k == n else centre + half_width
+    return low, high
 
 
 def clustered_wilson(
     rate: float, error: float, clusters: int, level: float = LEVEL
 ) -> tuple[float, float]:
-    """Wilson interval of a rate whose images are not independent, from its standard error over
-    clusters.
+    """Return Wilson's interval of a rate of dependent images, from its cluster standard error.
 
-    It is that of as many independent images as would have the same error (Korn and Graubard 1998);
-    where the error is 0, as in 0 of 80, the clusters count.
+    The sample size is the effective one, rate (1 - rate) / error^2: as many independent images as
+    have the same error (Korn and Graubard, Survey Methodology 24, 1998). Where the error is 0, as
+    for 0 of 80, it is the number of clusters. (nan, nan) without a cluster or an error.
     """
     if not clusters or math.isnan(error):
         return math.nan, math.nan
-    independent = rate * (1 - rate) / error**2 if error > 0 and 0 < rate < 1 else clusters
-    return wilson(rate * independent, independent, level)
+    effective: float = clusters
+    if error > 0 and 0 < rate < 1:
+        effective = rate * (1 - rate) / error**2
+    return wilson(rate * effective, effective, level)
 
 
 def oracle(values: Sequence[float] | np.ndarray, best_of: int) -> float:
-    """Expected best of `best_of` of these images of a prompt; for right and wrong ones 1 - C(N-c,K)
-    / C(N,K).
+    """Return the expected maximum of `best_of` of a prompt's N image values, chosen at random.
 
-    nan where there are fewer images than that.
+    sum over i of v_(i) C(i - 1, K - 1) / C(N, K) for sorted values v_(1) <= ... <= v_(N); for c
+    right ones among wrong ones it is 1 - C(N - c, K) / C(N, K), the unbiased pass@k (Chen et al.,
+    arXiv 2107.03374, eq. 1). nan where there are fewer images than K.
     """
     ordered = np.sort(np.asarray(values, float))
     count = len(values)
     if best_of < 1 or count < best_of:
         return math.nan
-    chosen = [
-        math.comb(smaller, best_of - 1) for smaller in range(count)
-    ]  # sets whose best is the one above `smaller`
-    return float(np.dot(ordered, chosen) / math.comb(count, best_of))
+    # In how many choices an image is the best: the others come from those sorted below it.
+    times_best = [math.comb(below, best_of - 1) for below in range(count)]
+    return float(np.dot(ordered, times_best) / math.comb(count, best_of))
 
 
 def selection_efficiency(selected: float, single: float, best: float) -> float:
-    """Share of what choosing could gain that was gained: 0 as good as any image, 1 always the best;
-    nan if nothing.
+    """Return the share of the possible gain that selection made.
+
+    (selected - single) / (best - single): 0 is as good as any image, 1 always the best one; nan if
+    there was nothing to gain.
     """
-    return (selected - single) / (best - single) if best - single > 1e-9 else math.nan
+    possible = best - single
+    return (selected - single) / possible if possible > EPSILON else math.nan
 
 
 def auc(signal: Sequence[float] | np.ndarray, success: Sequence[bool] | np.ndarray) -> float:
-    """Chance that a success has the higher signal than a failure, ties counting half; nan if either
-    is absent.
+    """Return the area under the ROC curve: how often a success has the higher signal.
+
+    The Mann-Whitney statistic over the number of pairs of a success and a failure, ties counting
+    half (Hanley and McNeil 1982); nan if either is absent.
     """
     from scipy.stats import rankdata  # a second of import that a run does not need
 
-    won = np.asarray(success, bool)
+    succeeded = np.asarray(success, bool)
     ranks = rankdata(np.asarray(signal, float))
-    pairs = int(won.sum()) * int((~won).sum())
+    successes = int(succeeded.sum())
+    pairs = successes * int((~succeeded).sum())
     if pairs == 0:
         return math.nan
-    return float((ranks[won].sum() - won.sum() * (won.sum() + 1) / 2) / pairs)
+    least = successes * (successes + 1) / 2  # rank sum of successes that are all below failures
+    return float((ranks[succeeded].sum() - least) / pairs)
 
 
 def auc_within(
@@ -81,15 +98,17 @@ def auc_within(
     success: Sequence[bool] | np.ndarray,
     groups: Sequence[Hashable],
 ) -> tuple[float, int]:
-    """Mean of the AUCs inside the groups (prompts) that have successes and failures, and how many
-    those are.
+    """Average the AUC inside each group (prompt) that has both successes and failures.
+
+    Returns the mean and the number of such groups; the mean is nan where there is none.
     """
     table = pd.DataFrame(
         {"signal": np.asarray(signal), "success": np.asarray(success, bool), "group": list(groups)}
     )
-    each = [
-        auc(group["signal"].to_numpy(), group["success"].to_numpy())
-        for _, group in table.groupby("group")
-    ]
-    mixed = [value for value in each if not math.isnan(value)]
-    return (float(np.mean(mixed)) if mixed else math.nan), len(mixed)
+    mixed = []
+    for _, group in table.groupby("group"):
+        area = auc(group["signal"].to_numpy(), group["success"].to_numpy())
+        if not math.isnan(area):
+            mixed.append(area)
+    mean = float(np.mean(mixed)) if mixed else math.nan
+    return mean, len(mixed)

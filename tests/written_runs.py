@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -11,12 +11,14 @@ import yaml
 from harness.records import Prompt, SampleRecord, Score, Usage
 
 JUDGE = "judge-1"
+PLAIN_COST = {"sampled": 100, "target_passes": 101, "device_s": 1.0, "wall_s": 1.0}
+STAMP = {"commit": "abc1234", "device": "cpu"}
 Values = Mapping[str, Sequence[float | None]]
 """Prompt id -> value of each image; None was delivered and not judged."""
 
 
 def prompts_of(values: Values) -> list[Prompt]:
-    """Prompts whose category is what their id begins with: "colors/3" is of colors."""
+    """Make prompts whose category is what their id begins with: "colors/3" is of colors."""
     return [Prompt(name, f"text of {name}", name.partition("/")[0]) for name in values]
 
 
@@ -34,8 +36,9 @@ def write_run(
     notes: Mapping[str, object] | None = None,
     **about: object,
 ) -> Path:
-    """A finished run of a benchmark `made` on the model `toy`; plain costs 100 tokens, 101 passes
-    and 1 s an image.
+    """Write a finished run of a benchmark `made` on the model `toy`; returns its folder.
+
+    An image costs 100 tokens, 101 passes and 1 s, unless `usage` says otherwise.
     """
     prompts = prompts_of(values) if prompts is None else prompts
     images = len(next(iter(values.values())))
@@ -62,32 +65,40 @@ def write_run(
         "sampler": {"concurrency": concurrency},
         "run": run,
     }
-    (folder / "config.yaml").write_text(
-        yaml.safe_dump(config, allow_unicode=True), encoding="utf-8"
-    )
-    cost = Usage(
-        **{"sampled": 100, "target_passes": 101, "device_s": 1.0, "wall_s": 1.0, **(usage or {})}
-    )
-    stamp = {"commit": "abc1234", "device": "cpu"}
-    jobs = []
+    text = yaml.safe_dump(config, allow_unicode=True)
+    (folder / "config.yaml").write_text(text, encoding="utf-8")
+
+    cost = Usage(**{**PLAIN_COST, **(usage or {})})
     records = []
     scores = []
     for prompt in prompts:
-        row = {
-            "prompt_id": prompt.id,
-            "text": prompt.text,
-            "category": prompt.category,
-            "images": images,
-        }
-        jobs.append(json.dumps({**row, **prompt.extra_fields}, ensure_ascii=False))
         for image, value in enumerate(values[prompt.id]):
             record = SampleRecord(
-                prompt.id, image, prompt.category, "done", cost, notes=notes or {}, stamp=stamp
+                prompt.id, image, prompt.category, "done", cost, notes=notes or {}, stamp=STAMP
             )
             records.append(record.to_json())
             scores.append(Score(prompt.id, image, JUDGE, value).to_json())
-    for name, lines in (("jobs", jobs), ("records-0", records), ("scores", scores)):
-        (folder / f"{name}.jsonl").write_text(
-            "".join(f"{line}\n" for line in lines), encoding="utf-8"
-        )
+    write_lines(folder / "jobs.jsonl", [_job(prompt, images) for prompt in prompts])
+    write_lines(folder / "records-0.jsonl", records)
+    write_lines(folder / "scores.jsonl", scores)
     return folder
+
+
+def write_lines(file: Path, lines: Iterable[str]) -> None:
+    """Write a journal."""
+    file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def _job(prompt: Prompt, images: int) -> str:
+    """Return a prompt's line of jobs.jsonl: weight and cluster only where they are set."""
+    job: dict[str, object] = {
+        "prompt_id": prompt.id,
+        "text": prompt.text,
+        "category": prompt.category,
+        "images": images,
+    }
+    if prompt.weight != 1:
+        job["weight"] = prompt.weight
+    if prompt.cluster:
+        job["cluster"] = prompt.cluster
+    return json.dumps(job, ensure_ascii=False)

@@ -1,0 +1,94 @@
+"""Every column of every CSV file has a unit and a meaning, and no description lacks its column."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from written_runs import write_run
+
+from harness.records import STAGES, TIMES, Usage
+from harness.results import columns
+from harness.results.columns import COSTS, LEADERBOARD, STAGE_SECONDS, TABLES, TIMED, Column, Table
+from harness.results.exports import write_exports
+from harness.results.leaderboard import build
+
+ROOT = Path(__file__).parent.parent
+FILES = [*ROOT.glob("results/board/**/*.csv"), *ROOT.glob("results/bench/**/*.csv")]
+ONLY_ON_A_GPU = {"driver", "clocks", "power_cap"}
+
+
+def header_of(file: Path) -> list[str]:
+    with file.open(newline="", encoding="utf-8") as lines:
+        return next(csv.reader(lines))
+
+
+def table_of(file: Path) -> Table:
+    """The description of a file: by its name below the results folder."""
+    (found,) = (table for table in TABLES if file.match(table.file))
+    return found
+
+
+def test_written_headers_are_the_described_columns(tmp_path: Path) -> None:
+    values = {f"colors/{i}": [1.0, float(i % 2)] for i in range(4)}
+    write_run(tmp_path, values)
+    best_of_n = {"sampled": 200}
+    write_run(tmp_path, values, "best_of_n", fingerprint="2" * 8, options={"n": 2}, usage=best_of_n)
+    write_exports(build(tmp_path), tmp_path / "export")
+    written = list(tmp_path.rglob("*.csv"))
+    assert {table_of(file).file for file in written} == {
+        table.file for table in TABLES if not table.file.startswith("bench/")
+    }
+    for file in written:
+        assert header_of(file) == list(table_of(file).names)
+
+
+def test_a_benchmarks_own_categories_follow_the_fixed_columns(tmp_path: Path) -> None:
+    write_run(tmp_path, {"texture/0": [1.0], "shape/0": [0.0]})
+    frame = build(tmp_path).frame
+    assert list(frame.columns) == [*LEADERBOARD.names, "shape", "texture"]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_published_headers_are_the_described_columns(file: Path) -> None:
+    names = list(table_of(file).names)
+    header = header_of(file)
+    assert header in (names, [name for name in names if name not in ONLY_ON_A_GPU])
+
+
+def test_the_leaderboard_has_96_columns_of_different_names() -> None:
+    assert len(LEADERBOARD.names) == 96
+    for table in TABLES:
+        assert len(set(table.names)) == len(table.names)
+
+
+def test_a_column_without_unit_or_meaning_cannot_be_made() -> None:
+    column = LEADERBOARD.columns[0]
+    for field in ("name", "unit", "meaning"):
+        with pytest.raises(ValueError, match=f"its {field} is empty"):
+            replace(column, **{field: ""})
+    assert isinstance(columns.benchmark_column("texture"), Column)
+
+
+def test_costs_and_stages_are_fields_of_usage() -> None:
+    usage = Usage()
+    assert all(hasattr(usage, name) for name in (*COSTS, *STAGE_SECONDS))
+    assert {*STAGE_SECONDS, *COSTS} >= set(STAGES)
+    assert set(TIMED) >= set(TIMES)
+
+
+def test_every_description_is_a_sentence_that_markdown_can_show() -> None:
+    for table in TABLES:
+        for column in table.columns:
+            assert column.meaning.endswith("."), column.name
+            assert not set("|\n") & set(column.meaning + column.unit), column.name
+
+
+def test_the_documentation_page_is_up_to_date() -> None:
+    page = (ROOT / "docs/columns.md").read_text(encoding="utf-8")
+    assert page == columns.to_markdown(), "python -m harness.results.columns > docs/columns.md"
+    for table in TABLES:
+        for name in table.names:
+            assert f"| `{name}`" in page
