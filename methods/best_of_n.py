@@ -77,7 +77,8 @@ def index_of_best(scores: Sequence[float | None]) -> int:
 
     If all scores are missing, the answer is 0.
     """
-    return max(range(len(scores)), key=lambda i: _sort_key(scores[i]))
+    keys = [_sort_key(score) for score in scores]
+    return keys.index(max(keys))
 
 
 def _sort_key(score: float | None) -> tuple[bool, float]:

@@ -272,7 +272,8 @@ def mean_similarity(paths: Sequence[Tensor], codebook_Vd: Tensor, decay: float) 
 
 def likeliest_path(paths: Sequence[Draft]) -> int:
     """Find the path with the highest total log-probability under the drafter."""
-    return max(range(len(paths)), key=lambda i: _log_probability(paths[i]))
+    totals = [_log_probability(path) for path in paths]
+    return totals.index(max(totals))
 
 
 def _log_probability(path: Draft) -> float:

@@ -57,19 +57,14 @@ class ZipAR:
 
     def _take_places(self, counts: list[int], width: int) -> list[int]:
         """Choose the places to draw now, and add them to the rows' `counts` of drawn tokens."""
-        ready = [i for i in range(len(counts)) if self._is_ready(i, counts, width)]
-        chosen = ready[: self.parallel]
-        places = [i * width + counts[i] for i in chosen]
-        for i in chosen:
-            counts[i] += 1
+        above = [width, *counts]  # the count of the row above each row; the first is never held up
+        places: list[int] = []
+        for row, count in enumerate(above[1:]):
+            is_ready = count < width and above[row] >= min(width, count + self.window)
+            if is_ready and len(places) < self.parallel:
+                places.append(row * width + count)
+                counts[row] += 1
         return places
-
-    def _is_ready(self, row: int, counts: Sequence[int], width: int) -> bool:
-        """True if the row above is far enough, or complete, for the next token of `row`."""
-        if counts[row] == width:
-            return False
-        above = counts[row - 1] if row > 0 else width
-        return above >= min(width, counts[row] + self.window)
 
 
 def row_counts(length: int, height: int, width: int) -> list[int]:

@@ -18,7 +18,7 @@ from harness.models.pictogram import grammar, world
 from harness.models.pictogram.generator import Pictogram
 from harness.models.pictogram.grammar import CLASS_SETS, TASKS, Layout, Spec, make_spec
 from harness.records import Job, Prompt
-from methods.gridar import GridAR, composite, masked
+from methods.gridar import GridAR, hide_undrawn, stack_tops
 
 SET = "pictogram_80"
 Scene = tuple[Spec, Layout, np.ndarray]
@@ -128,12 +128,12 @@ def test_it_answers_like_a_language_model_and_keeps_the_prompt(
     pictures = [pixels for _, _, pixels in scenes]
     for share, strips in ((0.25, 4), (0.5, 2)):
         select = verifier.select(strips)
-        stacks = [composite([pixels] * strips, share, 1) for pixels in pictures]
+        stacks = [stack_tops([pixels] * strips, share, 1) for pixels in pictures]
         replies = select(texts, stacks)
         assert all(
             reply is not None and len(set(reply.split(", "))) == 1 for reply in replies
         )  # lines do not matter
-        rewritten = verifier.rewrite(texts, [masked(pixels, share, 1) for pixels in pictures])
+        rewritten = verifier.rewrite(texts, [hide_undrawn(pixels, share, 1) for pixels in pictures])
         for text, new, (spec, _, _) in zip(texts, rewritten, scenes, strict=True):
             assert new is not None and new.startswith(text)
             assert len(grammar.words(new)) <= grammar.PROMPT_POSITIONS
@@ -146,7 +146,7 @@ def test_it_answers_like_a_language_model_and_keeps_the_prompt(
 
 def test_company_changes_no_answer(verifier: PictogramVerifier, scenes: list[Scene]) -> None:
     texts = [grammar.caption(spec) for spec, _, _ in scenes[:12]]
-    stacks = [composite([pixels, pixels[::-1]], 0.5, 1) for _, _, pixels in scenes[:12]]
+    stacks = [stack_tops([pixels, pixels[::-1]], 0.5, 1) for _, _, pixels in scenes[:12]]
     select = verifier.select(2)
     assert select(texts, stacks) == [
         select([text], [stack])[0] for text, stack in zip(texts, stacks, strict=True)

@@ -31,7 +31,7 @@ from harness.judges.verifier import (
 )
 from harness.judges.vlm import Endpoint, yes_of
 from harness.records import UserError
-from methods.gridar import GridAR, selection
+from methods.gridar import GridAR, select_sources
 
 IMAGE = np.full((48, 48, 3), 90, np.uint8)
 TWO_STEPS = {"quarter": {"share": 0.25, "strips": 4}, "half": {"share": 0.5, "strips": 2}}
@@ -437,7 +437,9 @@ def test_a_run_over_a_misbehaving_server_is_whole_and_says_what_happened(server:
     assert failed > 0 and malformed > 0 and failed + malformed == 3 * len(TEXTS)
     for stop in stops:
         assert stop["replies"].count(None) == stop["failed"]  # type: ignore[index, call-overload, union-attr]
-        assert stop["possible"] == selection(stop["replies"], 4 // len(stop["replies"])).possible  # type: ignore
+        assert (
+            stop["possible"] == select_sources(stop["replies"], 4 // len(stop["replies"])).possible
+        )  # type: ignore
     for note in notes:
         scores = note["scores"]
         assert note["unscored"] == scores.count(None)  # type: ignore[union-attr]

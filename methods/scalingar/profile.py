@@ -91,117 +91,132 @@ class Profile:
 
         # Series.
         steps = grid[0] * grid[1]
-        self.entropy = _empty(steps, n)
-        self.margin = _empty(steps, n)
-        self.kl = _empty(steps, n)
-        self.token = _empty(steps, n)
-        self.trouble = _empty(steps, n)
-        self.stability = _empty(steps, n)
-        self.intrinsic = _empty(steps, n)
-        self.influence = _empty(steps, n)
-        self.confidence = _empty(steps, n)
-        self.rebound = _empty(steps, n)
+        self.entropy = _empty_series(steps, n)
+        self.margin = _empty_series(steps, n)
+        self.kl = _empty_series(steps, n)
+        self.token = _empty_series(steps, n)
+        self.trouble = _empty_series(steps, n)
+        self.stability = _empty_series(steps, n)
+        self.intrinsic = _empty_series(steps, n)
+        self.influence = _empty_series(steps, n)
+        self.confidence = _empty_series(steps, n)
+        self.rebound = _empty_series(steps, n)
         self.unclear_N = np.zeros(n, dtype=bool)
         self.unclear = 0
 
         # What is carried from step to step.
         self._entropy_sum_NB = np.zeros((n, self._block_T.max() + 1))
         self._entropy_count_NB = np.zeros_like(self._entropy_sum_NB)
-        self._token_N = _empty(n)
-        self._intrinsic_N = _empty(n)
-        self._lowest_N = _empty(n)
+        self._token_N = _empty_series(n)
+        self._intrinsic_N = _empty_series(n)
+        self._lowest_N = _empty_series(n)
 
     def update(self, t: int, live: Array, signals: Sequence[Mapping[str, float]]) -> None:
         """Take in the probe's signals of step t, one row per live candidate."""
+        now = (t, live)
+
         # 1. Raw signals.
-        self.entropy[t, live] = _finite(signals, "entropy")
-        self.margin[t, live] = _finite(signals, "margin")
-        self.kl[t, live] = _finite(signals, "kl")
+        entropy_R = _finite_values(signals, "entropy")
+        margin_R = _finite_values(signals, "margin")
+        kl_R = _finite_values(signals, "kl")
+        self.entropy[now] = entropy_R
+        self.margin[now] = margin_R
+        self.kl[now] = kl_R
 
         # 2. Intrinsic channel (Sec. 4.1.1).
-        self._update_token(t, live)
-        self._update_stability(t, live)
-        self._update_intrinsic(t, live)
+        token_R = self._smooth_token(live, entropy_R, margin_R)
+        trouble_R = self._worst_entropy(t, live, entropy_R)
+        self.token[now] = token_R
+        self.trouble[now] = trouble_R
+        stability_R = self._rank_stability(t, live, trouble_R)
+        intrinsic_R = self._smooth_intrinsic(live, token_R, stability_R)
+        self.stability[now] = stability_R
+        self.intrinsic[now] = intrinsic_R
 
         # 3. Conditional channel (Sec. 4.1.2).
-        self._update_influence(t, live)
+        influence_R = self._score_influence(t, live, kl_R)
+        self.influence[now] = influence_R
 
         # 4. Unified state (Sec. 4.1.3).
-        self._update_confidence(t, live)
-        self._update_unclear(t, live)
+        confidence_R = self._unify(intrinsic_R, influence_R)
+        self.confidence[now] = confidence_R
+        self.rebound[now] = self._follow_rebound(live, confidence_R)
 
-    def _update_token(self, t: int, live: Array) -> None:
-        """Smooth the token confidence (Eq. 5)."""
+        # 5. Candidates with a signal that is not a number.
+        unclear_R = np.isnan(entropy_R + margin_R)
+        if self._cond:
+            unclear_R = unclear_R | np.isnan(kl_R)
+        self.unclear_N[live] = unclear_R
+        self.unclear += int(unclear_R.sum())
+
+    def _smooth_token(self, live: Array, entropy_R: Array, margin_R: Array) -> Array:
+        """Return the smoothed token confidence (Eq. 5)."""
         settings = self._settings
-        entropy_R = settings.entropy_weight * self.entropy[t, live]
-        indecision_R = settings.margin_weight * (1 - self.margin[t, live])
-        trust_R = 1 - (entropy_R + indecision_R)
-        self._token_N[live] = smooth(self._token_N[live], trust_R, settings.token_smoothing)
-        self.token[t, live] = _or_neutral(self._token_N[live])
+        spread_R = settings.entropy_weight * entropy_R
+        indecision_R = settings.margin_weight * (1 - margin_R)
+        trust_R = 1 - (spread_R + indecision_R)
+        token_R = smooth(self._token_N[live], trust_R, settings.token_smoothing)
+        self._token_N[live] = token_R
+        return _or_neutral(token_R)
 
-    def _update_stability(self, t: int, live: Array) -> None:
-        """Normalise the worst blocks' mean entropy within the group's pool (Eq. 6)."""
+    def _worst_entropy(self, t: int, live: Array, entropy_R: Array) -> Array:
+        """Return the mean entropy of the worst blocks; NaN where this step's is unknown."""
         # 1. Mean entropy of every block that has begun.
         block = self._block_T[t]
-        entropy_R = self.entropy[t, live]
         known_R = ~np.isnan(entropy_R)
         self._entropy_sum_NB[live, block] += np.where(known_R, entropy_R, 0.0)
         self._entropy_count_NB[live, block] += known_R
+        sum_RB = self._entropy_sum_NB[live]
         count_RB = self._entropy_count_NB[live]
-        mean_RB = self._entropy_sum_NB[live] / np.maximum(count_RB, 1)
+        mean_RB = sum_RB / np.maximum(count_RB, 1)
         mean_RB = np.where(count_RB > 0, mean_RB, -np.inf)
 
         # 2. Mean of the worst ones.
-        trouble_R = np.sort(mean_RB, axis=1)[:, -self._worst_T[t] :].mean(1)
-        self.trouble[t, live] = np.where(known_R & np.isfinite(trouble_R), trouble_R, np.nan)
+        worst = self._worst_T[t]
+        trouble_R = np.sort(mean_RB, axis=1)[:, -worst:].mean(1)
+        return np.where(known_R & np.isfinite(trouble_R), trouble_R, np.nan)
 
-        # 3. Its place between the pool's percentiles.
+    def _rank_stability(self, t: int, live: Array, trouble_R: Array) -> Array:
+        """Place the worst blocks' entropy between the pool's percentiles, upside down (Eq. 6)."""
+        settings = self._settings
         pool = self._pool(self.trouble, t, live)
-        low = quantile(pool, self._settings.low_percentile / 100)
-        high = quantile(pool, self._settings.high_percentile / 100)
+        low = quantile(pool, settings.low_percentile / 100)
+        high = quantile(pool, settings.high_percentile / 100)
         if len(pool) < 2 or high - low < FLAT:
-            self.stability[t, live] = NEUTRAL
-            return
-        stability_R = 1 - np.clip((self.trouble[t, live] - low) / (high - low), 0, 1)
-        self.stability[t, live] = _or_neutral(stability_R)
+            return np.full(len(live), NEUTRAL)
+        share_R = np.clip((trouble_R - low) / (high - low), 0, 1)
+        return _or_neutral(1 - share_R)
 
-    def _update_intrinsic(self, t: int, live: Array) -> None:
-        """Smooth the weighted sum of token confidence and stability."""
-        token_R = self._token_weight * self.token[t, live]
-        score_R = token_R + self._block_weight * self.stability[t, live]
+    def _smooth_intrinsic(self, live: Array, token_R: Array, stability_R: Array) -> Array:
+        """Return the smoothed, weighted sum of token confidence and stability."""
+        score_R = self._token_weight * token_R + self._block_weight * stability_R
         weight = self._settings.intrinsic_smoothing
-        self._intrinsic_N[live] = smooth(self._intrinsic_N[live], score_R, weight)
-        self.intrinsic[t, live] = self._intrinsic_N[live]
+        intrinsic_R = smooth(self._intrinsic_N[live], score_R, weight)
+        self._intrinsic_N[live] = intrinsic_R
+        return intrinsic_R
 
-    def _update_influence(self, t: int, live: Array) -> None:
-        """Squash the divergence's z-score within the group's pool to 0..1 (Eq. 7)."""
+    def _score_influence(self, t: int, live: Array, kl_R: Array) -> Array:
+        """Return the divergence's z-score within the group's pool, squashed to 0..1 (Eq. 7)."""
         pool = self._pool(self.kl, t, live)
         deviation = pool.std() if len(pool) > 1 else 0.0
         if deviation < FLAT or not self._cond:
-            self.influence[t, live] = NEUTRAL
-            return
-        z_R = (self.kl[t, live] - pool.mean()) / (deviation + self._settings.epsilon)
+            return np.full(len(live), NEUTRAL)
+        z_R = (kl_R - pool.mean()) / (deviation + self._settings.epsilon)
         z_R = np.clip(z_R, -Z_LIMIT, Z_LIMIT)
-        self.influence[t, live] = _or_neutral(1 / (1 + np.exp(-z_R)))
+        return _or_neutral(1 / (1 + np.exp(-z_R)))
 
-    def _update_confidence(self, t: int, live: Array) -> None:
-        """Unify both channels, and measure the rebound above the lowest value so far (Eq. 8)."""
+    def _unify(self, intrinsic_R: Array, influence_R: Array) -> Array:
+        """Return the unified confidence, the intrinsic score alone without the other channel."""
+        if not self._cond:
+            return intrinsic_R
         settings = self._settings
-        confidence_R = self.intrinsic[t, live]
-        if self._cond:
-            intrinsic_R = settings.intrinsic_weight * confidence_R
-            confidence_R = intrinsic_R + settings.cond_weight * self.influence[t, live]
-        self._lowest_N[live] = np.fmin(self._lowest_N[live], confidence_R)
-        self.confidence[t, live] = confidence_R
-        self.rebound[t, live] = rebound(confidence_R, self._lowest_N[live], settings.epsilon)
+        return settings.intrinsic_weight * intrinsic_R + settings.cond_weight * influence_R
 
-    def _update_unclear(self, t: int, live: Array) -> None:
-        """Mark candidates with a signal that is not a number, and count them."""
-        unclear_R = np.isnan(self.entropy[t, live] + self.margin[t, live])
-        if self._cond:
-            unclear_R = unclear_R | np.isnan(self.kl[t, live])
-        self.unclear_N[live] = unclear_R
-        self.unclear += int(unclear_R.sum())
+    def _follow_rebound(self, live: Array, confidence_R: Array) -> Array:
+        """Return the rebound above the lowest confidence so far (Eq. 8)."""
+        lowest_R = np.fmin(self._lowest_N[live], confidence_R)
+        self._lowest_N[live] = lowest_R
+        return rebound(confidence_R, lowest_R, self._settings.epsilon)
 
     def _pool(self, series_TN: Array, t: int, live: Array) -> Array:
         """Return the known values of the last steps of the candidates alive now."""
@@ -210,11 +225,11 @@ class Profile:
         return values[~np.isnan(values)]
 
 
-def _empty(*shape: int) -> Array:
+def _empty_series(*shape: int) -> Array:
     return np.full(shape, np.nan)
 
 
-def _finite(signals: Sequence[Mapping[str, float]], name: str) -> Array:
+def _finite_values(signals: Sequence[Mapping[str, float]], name: str) -> Array:
     """Return a signal of each live candidate, NaN where it is not finite."""
     values_R = np.array([row[name] for row in signals])
     return np.where(np.isfinite(values_R), values_R, np.nan)
@@ -239,8 +254,10 @@ def block_numbers(grid: tuple[int, int], side: int) -> Array:
 
     Blocks are `side` tokens wide and high, smaller at the right and lower edge.
     """
-    row_T, column_T = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
-    return row_T // side * math.ceil(grid[1] / side) + column_T // side
+    height, width = grid
+    row_T, column_T = np.divmod(np.arange(height * width), width)
+    blocks_per_row = math.ceil(width / side)
+    return row_T // side * blocks_per_row + column_T // side
 
 
 def _worst_counts(block_T: Array, share: float) -> list[int]:
@@ -266,8 +283,9 @@ def smooth(before: Array, new: Array, weight: float) -> Array:
 
     It starts at the first value, and stands still where the new one is NaN.
     """
-    mixed = np.where(np.isnan(before), new, (1 - weight) * before + weight * new)
-    return np.where(np.isnan(new), before, mixed)
+    moved = (1 - weight) * before + weight * new
+    started = np.where(np.isnan(before), new, moved)
+    return np.where(np.isnan(new), before, started)
 
 
 def quantile(values: Array, share: float) -> float:
@@ -279,10 +297,12 @@ def quantile(values: Array, share: float) -> float:
         return math.nan
     ordered = np.sort(values)
     rank = round(share * (len(values) - 1), 9)
-    low = int(rank)
-    if rank == low:
-        return float(ordered[low])
-    return float(ordered[low] + (rank - low) * (ordered[low + 1] - ordered[low]))
+    whole_rank = int(rank)
+    low = ordered[whole_rank]
+    if rank == whole_rank:
+        return float(low)
+    high = ordered[whole_rank + 1]
+    return float(low + (rank - whole_rank) * (high - low))
 
 
 def rebound(confidence: Array, lowest: Array, epsilon: float) -> Array:
