@@ -23,7 +23,10 @@ class BestOfN:
     branches = 2
 
     def __init__(
-        self, n: int, reward: Judge | None = None, decoding: Decoding | None = None
+        self,
+        n: int,
+        reward: Judge | None = None,
+        decoding: Decoding | None = None,
     ) -> None:
         if n < 1:
             raise UserError(f"method.n={n}: Best-of-N needs at least one candidate")

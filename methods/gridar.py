@@ -195,7 +195,11 @@ class GridAR:
         return await s.render(candidates, pads)
 
     async def _select(
-        self, stage: Stage, prompt: str, views: Sequence[Image], s: Session
+        self,
+        stage: Stage,
+        prompt: str,
+        views: Sequence[Image],
+        s: Session,
     ) -> tuple[Selection, Facts]:
         """Ask which candidates are possible, and decide which of them replace the others."""
         size = stage.strips
@@ -226,7 +230,11 @@ class GridAR:
         return found, facts
 
     async def _rewrite(
-        self, stage: Stage, prompt: str, views: Sequence[Image], s: Session
+        self,
+        stage: Stage,
+        prompt: str,
+        views: Sequence[Image],
+        s: Session,
     ) -> tuple[list[str], Facts]:
         """Ask for a prompt that fits each candidate; a refused one becomes the original."""
         pictures = [hide_undrawn(view, stage.share, self._picture.line) for view in views]
@@ -253,7 +261,14 @@ class GridAR:
         }
         return texts, facts
 
-    def _condition(self, stage: Stage, canvas: Canvas, prompt: str, text: str, s: Session) -> None:
+    def _condition(
+        self,
+        stage: Stage,
+        canvas: Canvas,
+        prompt: str,
+        text: str,
+        s: Session,
+    ) -> None:
         """Condition a candidate on its rewritten prompt from here on."""
         if stage.three_way:
             s.condition(canvas, (None, prompt, text), self._guide)

@@ -41,7 +41,12 @@ class Grouped:
     Raises UserError for values out of range.
     """
 
-    def __init__(self, size: int = 14, law_gap: float = 0.15, code_gap: float = 0.5) -> None:
+    def __init__(
+        self,
+        size: int = 14,
+        law_gap: float = 0.15,
+        code_gap: float = 0.5,
+    ) -> None:
         if size < 1:
             raise UserError(f"rule.size={size}: a group holds at least the token itself")
         for name, value in (("law_gap", law_gap), ("code_gap", code_gap)):
@@ -59,7 +64,12 @@ class Grouped:
         """Take the model's codes, normalised."""
         self.code_Vd = F.normalize(model.codebook.float(), dim=-1)
 
-    def __call__(self, probs_RTV: Tensor, drafts: Drafts, noise: Noise) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self,
+        probs_RTV: Tensor,
+        drafts: Drafts,
+        noise: Noise,
+    ) -> tuple[Tensor, Tensor]:
         """Verify drafts as a `Rule` does: return accepted paths [R, G] and next tokens [R]."""
         if drafts.forest is not None:
             raise UserError(
@@ -78,7 +88,12 @@ class Grouped:
         acceptance_prob_RG = acceptance_prob_n.unflatten(0, (-1, length))
         return verify_chain(probs_RTV, drafts, noise, acceptance_prob_RG, residual_probs)
 
-    def acceptance_prob(self, probs_RV: Tensor, draft_probs_RV: Tensor, token_R: Tensor) -> Tensor:
+    def acceptance_prob(
+        self,
+        probs_RV: Tensor,
+        draft_probs_RV: Tensor,
+        token_R: Tensor,
+    ) -> Tensor:
         """Return q(x) p(C) / q(C), float64 [R]; p(x) where x is alone in its group.
 
         Tested against u q(x), this accepts x with chance p(C) / q(C).

@@ -94,12 +94,21 @@ class Lantern:
         """Make or load the neighbour table of the model's codebook."""
         self.table = neighbours(model.codebook, self.k + 1, self.metric)
 
-    def __call__(self, probs_RTV: Tensor, drafts: Drafts, noise: Noise) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self,
+        probs_RTV: Tensor,
+        drafts: Drafts,
+        noise: Noise,
+    ) -> tuple[Tensor, Tensor]:
         """Verify drafts as a `Rule` does: return accepted paths [R, G] and next tokens [R]."""
         return verify(probs_RTV, drafts, noise, self.acceptance_prob, self.residual)
 
     def signals(
-        self, probs_RTV: Tensor, drafts: Drafts, noise: Noise, path_RG: Tensor
+        self,
+        probs_RTV: Tensor,
+        drafts: Drafts,
+        noise: Noise,
+        path_RG: Tensor,
     ) -> dict[str, Tensor]:
         """Report what the accepted draft tokens borrowed, summed over each row, [R].
 
@@ -148,7 +157,12 @@ class Lantern:
         mass_R = F.pad(sum_Rk, (1, 0)).gather(1, count_R[:, None])[:, 0]
         return Borrowed(neighbour_Rk, sum_Rk, bound_R, prefix_R, count_R, mass_R)
 
-    def residual(self, probs_RV: Tensor, draft_probs_RV: Tensor, token_R: Tensor) -> Tensor:
+    def residual(
+        self,
+        probs_RV: Tensor,
+        draft_probs_RV: Tensor,
+        token_R: Tensor,
+    ) -> Tensor:
         """Return what to draw from, up to a factor, after x was rejected, [R, V]."""
         return self._residual(self, probs_RV, draft_probs_RV, token_R)
 
@@ -208,7 +222,12 @@ def _token_prob(probs_RV: Tensor, token_R: Tensor) -> Tensor:
 # --- residuals ------------------------------------------------------------------------------------
 
 
-def _optimal(_rule: Lantern, probs_RV: Tensor, draft_probs_RV: Tensor, token_R: Tensor) -> Tensor:
+def _optimal(
+    _rule: Lantern,
+    probs_RV: Tensor,
+    draft_probs_RV: Tensor,
+    token_R: Tensor,
+) -> Tensor:
     """Return the ordinary residual max(p - q, 0).
 
     Relaxed acceptance is never below the exact one, so this brings the output nearest to p
@@ -217,14 +236,22 @@ def _optimal(_rule: Lantern, probs_RV: Tensor, draft_probs_RV: Tensor, token_R: 
     return residual_probs(probs_RV, draft_probs_RV, token_R)
 
 
-def _aggregated(rule: Lantern, probs_RV: Tensor, draft_probs_RV: Tensor, token_R: Tensor) -> Tensor:
+def _aggregated(
+    rule: Lantern,
+    probs_RV: Tensor,
+    draft_probs_RV: Tensor,
+    token_R: Tensor,
+) -> Tensor:
     """Return max(surrogate - q, 0), or p where that is zero."""
     residual_RV = (rule.surrogate(probs_RV, token_R) - draft_probs_RV).clamp(min=0)
     return torch.where(residual_RV.amax(1, keepdim=True) == 0, probs_RV, residual_RV)
 
 
 def _code_dynamic(
-    rule: Lantern, probs_RV: Tensor, _draft_probs_RV: Tensor, token_R: Tensor
+    rule: Lantern,
+    probs_RV: Tensor,
+    _draft_probs_RV: Tensor,
+    token_R: Tensor,
 ) -> Tensor:
     """Return p without x and the cleared codes."""
     cleared_RV = probs_RV.masked_fill(rule.cleared(probs_RV, token_R), 0)
@@ -232,7 +259,10 @@ def _code_dynamic(
 
 
 def _code_static(
-    rule: Lantern, probs_RV: Tensor, draft_probs_RV: Tensor, token_R: Tensor
+    rule: Lantern,
+    probs_RV: Tensor,
+    draft_probs_RV: Tensor,
+    token_R: Tensor,
 ) -> Tensor:
     """Return max(p - q, 0) with the codes cleared in q."""
     cleared_RV = draft_probs_RV.masked_fill(rule.cleared(probs_RV, token_R), 0)
@@ -240,7 +270,10 @@ def _code_static(
 
 
 def _code_lumina_static(
-    rule: Lantern, probs_RV: Tensor, draft_probs_RV: Tensor, token_R: Tensor
+    rule: Lantern,
+    probs_RV: Tensor,
+    draft_probs_RV: Tensor,
+    token_R: Tensor,
 ) -> Tensor:
     """Return max(p - q, 0) with the codes cleared in p."""
     cleared_RV = probs_RV.masked_fill(rule.cleared(probs_RV, token_R), 0)

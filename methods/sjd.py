@@ -17,7 +17,12 @@ class SJD(Speculative):
     window larger than the image.
     """
 
-    def __init__(self, drafter: Drafter, window: int = 16, rule: Rule = exact) -> None:
+    def __init__(
+        self,
+        drafter: Drafter,
+        window: int = 16,
+        rule: Rule = exact,
+    ) -> None:
         if window < 2:
             raise UserError(
                 f"method.window={window}: must be at least 2; a window of 1 is method=plain"

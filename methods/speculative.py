@@ -23,7 +23,12 @@ class Speculative:
     rows = 1
     branches = 2
 
-    def __init__(self, drafter: Drafter, gamma: int | Tree = 4, rule: Rule = exact) -> None:
+    def __init__(
+        self,
+        drafter: Drafter,
+        gamma: int | Tree = 4,
+        rule: Rule = exact,
+    ) -> None:
         self.drafter = drafter
         self.gamma = gamma
         self.rule = rule

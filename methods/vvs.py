@@ -43,7 +43,12 @@ class Schedule(Protocol):
         """True if a skip is possible in this round; asked before further paths are drafted."""
         ...
 
-    def skip(self, round_index: int, paths: Sequence[Tensor], codebook_Vd: Tensor) -> bool:
+    def skip(
+        self,
+        round_index: int,
+        paths: Sequence[Tensor],
+        codebook_Vd: Tensor,
+    ) -> bool:
         """True if a canvas whose draft has these paths (tokens, int64 [length]) skips the round."""
         ...
 
@@ -55,7 +60,12 @@ class Uniform:
     Raises UserError for an interval below 1.
     """
 
-    def __init__(self, interval: int, phase: int = 1, paths: int = 1) -> None:
+    def __init__(
+        self,
+        interval: int,
+        phase: int = 1,
+        paths: int = 1,
+    ) -> None:
         if interval < 1:
             raise UserError(f"schedule.interval={interval}: must be at least 1, which never skips")
         self.interval = interval
@@ -65,7 +75,12 @@ class Uniform:
     def due(self, round_index: int) -> bool:
         return self.interval > 1 and round_index % self.interval == self.phase % self.interval
 
-    def skip(self, round_index: int, paths: Sequence[Tensor], codebook_Vd: Tensor) -> bool:
+    def skip(
+        self,
+        round_index: int,
+        paths: Sequence[Tensor],
+        codebook_Vd: Tensor,
+    ) -> bool:
         return self.due(round_index)
 
 
@@ -77,7 +92,11 @@ class Dynamic:
     """
 
     def __init__(
-        self, threshold: float, paths: int = 4, decay: float = 0.9, stride: int = 1
+        self,
+        threshold: float,
+        paths: int = 4,
+        decay: float = 0.9,
+        stride: int = 1,
     ) -> None:
         if paths < 1 + stride:
             raise UserError(
@@ -92,7 +111,12 @@ class Dynamic:
     def due(self, round_index: int) -> bool:
         return True
 
-    def skip(self, round_index: int, paths: Sequence[Tensor], codebook_Vd: Tensor) -> bool:
+    def skip(
+        self,
+        round_index: int,
+        paths: Sequence[Tensor],
+        codebook_Vd: Tensor,
+    ) -> bool:
         return mean_similarity(paths[:: self.stride], codebook_Vd, self.decay) >= self.threshold
 
 

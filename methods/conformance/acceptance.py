@@ -171,7 +171,10 @@ def _lantern(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _lantern_residuals(
-    given: Mapping[str, Any], probs_RV: Tensor, draft_probs_RV: Tensor, token_R: Tensor
+    given: Mapping[str, Any],
+    probs_RV: Tensor,
+    draft_probs_RV: Tensor,
+    token_R: Tensor,
 ) -> dict[str, list[float]]:
     """Return the residual distribution of every kind that goes with the draft."""
     was_chosen = given["q"] is None

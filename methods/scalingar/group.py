@@ -24,7 +24,13 @@ class CandidateGroup:
     nothing was decided.
     """
 
-    def __init__(self, settings: Settings, n: int, grid: tuple[int, int], base: float) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        n: int,
+        grid: tuple[int, int],
+        base: float,
+    ) -> None:
         steps = grid[0] * grid[1]
         self._settings = settings
         self._base = base

@@ -17,7 +17,11 @@ NO_FLAG = -1
 
 
 def guidance_scales(
-    settings: SchedulerSettings, base: float, drift_R: Array, variance_R: Array, rebound_R: Array
+    settings: SchedulerSettings,
+    base: float,
+    drift_R: Array,
+    variance_R: Array,
+    rebound_R: Array,
 ) -> tuple[Array, Array]:
     """Return guidance scales (Eq. 10, Alg. 1 line 12), and which of them the limits changed.
 

@@ -81,7 +81,11 @@ class Profile:
     """
 
     def __init__(
-        self, settings: ProfileSettings, channel: Channel, n: int, grid: tuple[int, int]
+        self,
+        settings: ProfileSettings,
+        channel: Channel,
+        n: int,
+        grid: tuple[int, int],
     ) -> None:
         self._settings = settings
         self._cond = channel.cond
@@ -111,7 +115,12 @@ class Profile:
         self._intrinsic_N = _empty_series(n)
         self._lowest_N = _empty_series(n)
 
-    def update(self, t: int, live: Array, signals: Sequence[Mapping[str, float]]) -> None:
+    def update(
+        self,
+        t: int,
+        live: Array,
+        signals: Sequence[Mapping[str, float]],
+    ) -> None:
         """Take in the probe's signals of step t, one row per live candidate."""
         now = (t, live)
 
@@ -149,7 +158,12 @@ class Profile:
         self.unclear_N[live] = unclear_R
         self.unclear += int(unclear_R.sum())
 
-    def _smooth_token(self, live: Array, entropy_R: Array, margin_R: Array) -> Array:
+    def _smooth_token(
+        self,
+        live: Array,
+        entropy_R: Array,
+        margin_R: Array,
+    ) -> Array:
         """Return the smoothed token confidence (Eq. 5)."""
         settings = self._settings
         spread_R = settings.entropy_weight * entropy_R
@@ -159,7 +173,12 @@ class Profile:
         self._token_N[live] = token_R
         return _or_neutral(token_R)
 
-    def _worst_entropy(self, t: int, live: Array, entropy_R: Array) -> Array:
+    def _worst_entropy(
+        self,
+        t: int,
+        live: Array,
+        entropy_R: Array,
+    ) -> Array:
         """Return the mean entropy of the worst blocks; NaN where this step's is unknown."""
         # 1. Mean entropy of every block that has begun.
         block = self._block_T[t]
@@ -176,7 +195,12 @@ class Profile:
         trouble_R = np.sort(mean_RB, axis=1)[:, -worst:].mean(1)
         return np.where(known_R & np.isfinite(trouble_R), trouble_R, np.nan)
 
-    def _rank_stability(self, t: int, live: Array, trouble_R: Array) -> Array:
+    def _rank_stability(
+        self,
+        t: int,
+        live: Array,
+        trouble_R: Array,
+    ) -> Array:
         """Place the worst blocks' entropy between the pool's percentiles, upside down (Eq. 6)."""
         settings = self._settings
         pool = self._pool(self.trouble, t, live)
@@ -187,7 +211,12 @@ class Profile:
         share_R = np.clip((trouble_R - low) / (high - low), 0, 1)
         return _or_neutral(1 - share_R)
 
-    def _smooth_intrinsic(self, live: Array, token_R: Array, stability_R: Array) -> Array:
+    def _smooth_intrinsic(
+        self,
+        live: Array,
+        token_R: Array,
+        stability_R: Array,
+    ) -> Array:
         """Return the smoothed, weighted sum of token confidence and stability."""
         score_R = self._token_weight * token_R + self._block_weight * stability_R
         weight = self._settings.intrinsic_smoothing
@@ -195,7 +224,12 @@ class Profile:
         self._intrinsic_N[live] = intrinsic_R
         return intrinsic_R
 
-    def _score_influence(self, t: int, live: Array, kl_R: Array) -> Array:
+    def _score_influence(
+        self,
+        t: int,
+        live: Array,
+        kl_R: Array,
+    ) -> Array:
         """Return the divergence's z-score within the group's pool, squashed to 0..1 (Eq. 7)."""
         pool = self._pool(self.kl, t, live)
         deviation = pool.std() if len(pool) > 1 else 0.0
@@ -218,7 +252,12 @@ class Profile:
         self._lowest_N[live] = lowest_R
         return rebound(confidence_R, lowest_R, self._settings.epsilon)
 
-    def _pool(self, series_TN: Array, t: int, live: Array) -> Array:
+    def _pool(
+        self,
+        series_TN: Array,
+        t: int,
+        live: Array,
+    ) -> Array:
         """Return the known values of the last steps of the candidates alive now."""
         first = max(0, t + 1 - self._settings.rolling_steps)
         values = series_TN[first : t + 1, live].ravel()
