@@ -1,4 +1,4 @@
-"""Best-of-N: draw N candidates, keep the one a reward likes best."""
+"""Best-of-N: draw N candidates and deliver the one with the best score."""
 
 from __future__ import annotations
 
@@ -9,33 +9,36 @@ from harness import Canvas, Decoding, Judge, Session, UserError
 
 
 class BestOfN:
-    """N finished candidates, one delivered.
+    """Draw N candidates of a prompt to their end, and deliver the one with the best score.
 
     `reward` scores a candidate from the prompt's text and its image; None takes the model's own
-    mean log-likelihood per token. Ties go to the lowest index; a candidate that cannot be scored
-    loses to every one that can (spec of Best-of-N in ScalingAR, arXiv 2509.26376, App. D.1, and
-    GridAR, arXiv 2511.21185). `decoding` draws the candidates, for example speculatively; None
-    draws token by token. Nobody has published that composition. Raises UserError unless n is at
-    least 1.
+    mean log-likelihood per token. Among equals the lowest index wins, and a candidate without a
+    score loses to every one that has a score (spec of Best-of-N in ScalingAR, arXiv 2509.26376,
+    App. D.1, and GridAR, arXiv 2511.21185).
+
+    `decoding` draws the candidates, for example speculatively; None draws them token by token.
+    Nobody has published this combination. Raises UserError unless n is at least 1.
     """
 
     branches = 2
 
     def __init__(
-        self, n: int, reward: Judge | None = None, decoding: Decoding | None = None
+        self,
+        n: int,
+        reward: Judge | None = None,
+        decoding: Decoding | None = None,
     ) -> None:
         if n < 1:
             raise UserError(f"method.n={n}: Best-of-N needs at least one candidate")
-        self.rows = self.n = n
+        self.n = n
+        self.rows = n
         self.reward = reward
         self.decoding = decoding
-        self.tokens_per_step, self.tree_capacity = (
-            (1, 0)
-            if decoding is None
-            else (decoding.tokens_per_step, getattr(decoding, "tree_capacity", 0))
-        )
+        self.tokens_per_step = 1 if decoding is None else decoding.tokens_per_step
+        self.tree_capacity = 0 if decoding is None else decoding.tree_capacity
 
     async def generate(self, prompt: str, s: Session) -> Canvas:
+        # 1. Draw N candidates.
         candidates = s.open(self.n)
         if self.decoding is None:
             await s.run(candidates)
@@ -43,26 +46,46 @@ class BestOfN:
             await self.decoding.finish(candidates, s)
         if self.n == 1:
             return candidates[0]
+
+        # 2. Score them.
         if self.reward is None:
-            scores: Sequence[float | None] = [
-                math.fsum(c.log_probs) / s.num_tokens for c in candidates
-            ]
+            scores = mean_log_likelihoods(candidates, s.num_tokens)
         else:
-            scores = await s.ask(self.reward, prompt, await s.render(candidates))
-        chosen = best(scores)
-        s.note(scores=[None if unscorable(score) else score for score in scores], chosen=chosen)
+            answers = await s.ask(self.reward, prompt, await s.render(candidates))
+            scores = without_nan(answers)
+
+        # 3. Deliver the best.
+        chosen = index_of_best(scores)
+        s.note(scores=scores, chosen=chosen)
         return candidates[chosen]
 
 
-def unscorable(score: float | None) -> bool:
+def mean_log_likelihoods(candidates: Sequence[Canvas], num_tokens: int) -> list[float | None]:
+    """Return the model's own mean log-probability of each candidate's tokens, in nats."""
+    return without_nan([math.fsum(c.log_probs) / num_tokens for c in candidates])
+
+
+def without_nan(scores: Sequence[float | None]) -> list[float | None]:
+    """Return the scores with None in place of NaN."""
+    return [None if is_missing(score) else score for score in scores]
+
+
+def is_missing(score: float | None) -> bool:
+    """True if a judge gave no score, or one that is not a number."""
     return score is None or math.isnan(score)
 
 
-def best(scores: Sequence[float | None]) -> int:
-    """Index of the largest score: the lowest index among equals; None and NaN lose to every
-    number.
+def index_of_best(scores: Sequence[float | None]) -> int:
+    """Find the largest score, the lowest index among equals; a missing score loses to every other.
+
+    If all scores are missing, the answer is 0.
     """
-    return max(
-        range(len(scores)),
-        key=lambda i: (not unscorable(scores[i]), 0 if unscorable(scores[i]) else scores[i]),
-    )
+    keys = [_sort_key(score) for score in scores]
+    return keys.index(max(keys))
+
+
+def _sort_key(score: float | None) -> tuple[bool, float]:
+    """Order missing scores below every number, and alike among themselves."""
+    if score is None or math.isnan(score):
+        return False, 0.0
+    return True, score

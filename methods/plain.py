@@ -11,6 +11,7 @@ class Plain:
     rows = 1
     branches = 2
     tokens_per_step = 1
+    tree_capacity = 0
 
     async def generate(self, prompt: str, s: Session) -> Canvas:
         (canvas,) = s.open()

@@ -9,20 +9,26 @@ from harness import Canvas, Drafter, Rule, Session, Tree, UserError, exact
 
 
 class Speculative:
-    """Draft `gamma` tokens, or a tree of that shape, verify them by `rule`, draw one more; until
-    the image is done.
+    """Draft `gamma` tokens, or a tree of that shape; verify them by `rule`; draw one more token.
 
-    With `exact` (Leviathan et al. 2023, Algorithm 1) the image has the target's law whatever the
-    drafter proposes; other rules trade that for longer acceptances. Notes `accepted`: how many
-    rounds accepted 0, 1, 2, ... draft tokens, and what the rule says of them. It also serves other
-    methods as their `decoding`. Raises UserError unless gamma is at least 1, and for a tree where
-    the drafter grows none.
+    This repeats until the image is done. With the rule `exact` (Leviathan et al. 2023, Algorithm 1)
+    the image has the target's distribution, whatever the drafter proposes; other rules give that up
+    and accept more tokens.
+
+    Notes `accepted`, which counts the verifications that accepted 0, 1, 2, ... draft tokens, and
+    the rule's signals. The class is also a decoding: other methods finish their candidates with it.
+    Raises UserError unless gamma is at least 1, and for a tree where the drafter grows none.
     """
 
     rows = 1
     branches = 2
 
-    def __init__(self, drafter: Drafter, gamma: int | Tree = 4, rule: Rule = exact) -> None:
+    def __init__(
+        self,
+        drafter: Drafter,
+        gamma: int | Tree = 4,
+        rule: Rule = exact,
+    ) -> None:
         self.drafter = drafter
         self.gamma = gamma
         self.rule = rule
@@ -31,16 +37,15 @@ class Speculative:
                 raise UserError(f"method.gamma={gamma}: draft at least one token")
             self.depth = gamma
             self.tree_capacity = 0
-            nodes = gamma
+            self.tokens_per_step = 1 + gamma
         else:
-            if not getattr(drafter, "trees", False):
+            if not grows_trees(drafter):
                 raise UserError(
                     "method.gamma is a tree, and the drafter drafts chains: give a number instead"
                 )
             self.depth = gamma.depth
             self.tree_capacity = gamma.nodes
-            nodes = gamma.nodes
-        self.tokens_per_step = 1 + nodes
+            self.tokens_per_step = 1 + gamma.nodes
 
     async def generate(self, prompt: str, s: Session) -> Canvas:
         (canvas,) = s.open()
@@ -48,19 +53,30 @@ class Speculative:
         return canvas
 
     async def finish(self, rows: Sequence[Canvas], s: Session) -> None:
-        """Draw the rows to their end, each at its own pace."""
+        """Draw the canvases to their end, each at its own pace."""
         accepted = [0] * (1 + self.depth)
         while live := [canvas for canvas in rows if not canvas.done]:
+            # 1. Draft: a chain or a tree for each canvas.
             drafts = await s.draft(self.drafter, live, self.gamma)
+
+            # 2. Verify all drafts in one target forward, and draw one more token for each canvas.
             for count in await s.step(live, drafts, rule=self.rule):
                 accepted[count] += 1
-        s.note(accepted=accepted, **signals(rows))
+        s.note(accepted=accepted, **sum_signals(rows))
 
 
-def signals(rows: Sequence[Canvas]) -> dict[str, float]:
-    """What the rule said of the rows' rounds, summed up; six digits."""
-    names = {name: None for canvas in rows for name in canvas.signals}
-    return {
-        name: round(math.fsum(canvas.signals.get(name, 0.0) for canvas in rows), 6)
-        for name in names
-    }
+def grows_trees(drafter: Drafter) -> bool:
+    """True if a drafter can propose trees.
+
+    Such a drafter says so by the class attribute `trees = True`; others need not declare anything.
+    """
+    return getattr(drafter, "trees", False)
+
+
+def sum_signals(rows: Sequence[Canvas]) -> dict[str, float]:
+    """Add up what the rule reported of its verifications over the canvases, to six digits."""
+    values: dict[str, list[float]] = {}
+    for canvas in rows:
+        for name, value in canvas.signals.items():
+            values.setdefault(name, []).append(value)
+    return {name: round(math.fsum(numbers), 6) for name, numbers in values.items()}

@@ -1,10 +1,14 @@
-"""VVS: some rounds of speculative decoding commit draft tokens without asking the target (arXiv
-2511.13587).
+"""VVS: some rounds of speculative decoding commit draft tokens without asking the target.
+
+The paper is arXiv 2511.13587. A round drafts, and then either verifies the draft by a target
+forward, or skips that and commits a part of the draft as it is.
 
 The published method picks among the paths of an EAGLE tree. Where `gamma` is a number, the paths
-are independent chains instead, and an independent draft model keeps drafting from its own cache
+are independent chains instead, and an independent draft model goes on drafting from its own cache
 after a skip (our reading; the authors publish none). The schedules, the choice of a path and its
 truncation are theirs (HyattDD/VVS, `skip_utils_llamagen.py`).
+
+Shapes: P paths, L longest path, V codes, d code width.
 """
 
 from __future__ import annotations
@@ -18,84 +22,118 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness import Canvas, Draft, Drafter, Rule, Session, Tree, UserError, exact, paths
-from methods.speculative import Speculative, signals
+from methods.speculative import Speculative, sum_signals
 
 WARM = 6
-"""Tokens in the cache before the first skip."""
+"""Committed tokens that a canvas must exceed before its first skip."""
+
+
+# ------------------------------------------------------------------ schedules
 
 
 class Schedule(Protocol):
-    """Decides which rounds skip the target; without a tree, `paths` chains are drafted in a round
-    that may.
+    """Decide which rounds skip the target; rounds are counted from 0.
+
+    Without a tree, `paths` chains are drafted in a round that may skip.
     """
 
     paths: int
 
-    def skip(self, round_: int, paths: Sequence[Tensor], codebook_Vd: Tensor) -> bool: ...
+    def due(self, round_index: int) -> bool:
+        """True if a skip is possible in this round; asked before further paths are drafted."""
+        ...
 
-    def due(self, round_: int) -> bool:
-        """Whether a skip is possible at all, before any further path is drafted."""
+    def skip(
+        self,
+        round_index: int,
+        paths: Sequence[Tensor],
+        codebook_Vd: Tensor,
+    ) -> bool:
+        """True if a canvas whose draft has these paths (tokens, int64 [length]) skips the round."""
         ...
 
 
 class Uniform:
-    """Skip one round in every `interval`: rounds `phase`, `phase` + `interval`, ... (VVS-U);
-    interval 1 never skips.
+    """Skip one round in every `interval`: rounds `phase`, `phase` + `interval`, ... (VVS-U).
 
-    `paths` chains are drafted in those rounds, one of which is committed. Raises UserError for an
-    interval below 1.
+    Interval 1 never skips. `paths` chains are drafted in those rounds, one of which is committed.
+    Raises UserError for an interval below 1.
     """
 
-    def __init__(self, interval: int, phase: int = 1, paths: int = 1) -> None:
+    def __init__(
+        self,
+        interval: int,
+        phase: int = 1,
+        paths: int = 1,
+    ) -> None:
         if interval < 1:
             raise UserError(f"schedule.interval={interval}: must be at least 1, which never skips")
         self.interval = interval
         self.phase = phase
         self.paths = paths
 
-    def due(self, round_: int) -> bool:
-        return self.interval > 1 and round_ % self.interval == self.phase % self.interval
+    def due(self, round_index: int) -> bool:
+        return self.interval > 1 and round_index % self.interval == self.phase % self.interval
 
-    def skip(self, round_: int, paths: Sequence[Tensor], codebook_Vd: Tensor) -> bool:
-        return self.due(round_)
+    def skip(
+        self,
+        round_index: int,
+        paths: Sequence[Tensor],
+        codebook_Vd: Tensor,
+    ) -> bool:
+        return self.due(round_index)
 
 
 class Dynamic:
     """Skip when the drafted paths look alike: mean similarity at least `threshold` (VVS-D).
 
-    `decay` weighs depths, every `stride`-th path is compared. Raises UserError for a single path:
-    nothing to compare.
+    `decay` is the weight of a depth relative to the one before; every `stride`-th path is compared.
+    Raises UserError if that leaves a single path, with nothing to compare it to.
     """
 
     def __init__(
-        self, threshold: float, paths: int = 4, decay: float = 0.9, stride: int = 1
+        self,
+        threshold: float,
+        paths: int = 4,
+        decay: float = 0.9,
+        stride: int = 1,
     ) -> None:
         if paths < 1 + stride:
             raise UserError(
-                f"schedule.paths={paths}: at least {1 + stride} are needed to compare every {stride}. path"
+                f"schedule.paths={paths}: at least {1 + stride} are needed "
+                f"to compare every {stride}. path"
             )
         self.threshold = threshold
         self.paths = paths
         self.decay = decay
         self.stride = stride
 
-    def due(self, round_: int) -> bool:
+    def due(self, round_index: int) -> bool:
         return True
 
-    def skip(self, round_: int, paths: Sequence[Tensor], codebook_Vd: Tensor) -> bool:
-        return similarity(paths[:: self.stride], codebook_Vd, self.decay) >= self.threshold
+    def skip(
+        self,
+        round_index: int,
+        paths: Sequence[Tensor],
+        codebook_Vd: Tensor,
+    ) -> bool:
+        return mean_similarity(paths[:: self.stride], codebook_Vd, self.decay) >= self.threshold
+
+
+# ------------------------------------------------------------------ the method
 
 
 class VVS(Speculative):
-    """Speculative decoding that skips verification in some rounds, never in two that follow each
-    other.
+    """Speculative decoding that skips the verification in some rounds, but never in two in a row.
 
-    A skip commits the first tokens of a path drawn at random (`select: random`) or of the likeliest
-    (`confidence`); `truncate` cuts it to the paths' mean length. The target catches up in the next
+    A skip commits the first tokens of one path: a random one (`select: random`) or the likeliest
+    (`confidence`). `truncate` cuts it to the paths' mean length. The target catches up in the next
     round. With `post: fill` it never takes skipped tokens back, as in the released code; with
     `post: reject` it verifies them together with the next draft, as the paper's "post verification"
-    can be read. Notes `accepted` like speculative decoding, and `skips`: how many rounds committed
-    1, 2, ... tokens unseen. Raises UserError for values out of range.
+    can be read.
+
+    Notes `accepted` like speculative decoding, and `skips`, which counts the rounds that committed
+    0, 1, 2, ... draft tokens unverified. Raises UserError for values out of range.
     """
 
     def __init__(
@@ -113,7 +151,8 @@ class VVS(Speculative):
             raise UserError(f"method.select={select}: choose random or confidence")
         if select == "confidence" and not isinstance(gamma, int) and gamma.chosen:
             raise UserError(
-                "method.select=confidence: a dynamic tree keeps no laws of its paths; choose random"
+                "method.select=confidence: a dynamic tree keeps no distributions of its paths; "
+                "choose random"
             )
         if post not in ("fill", "reject"):
             raise UserError(f"method.post={post}: choose fill or reject")
@@ -121,135 +160,180 @@ class VVS(Speculative):
         self.select = select
         self.truncate = truncate
         self.post = post
-        self.tokens_per_step += self.depth  # what was skipped is fed with the next draft
-        self.tree_capacity += self.depth if self.tree_capacity else 0
+        # What a round skipped is fed to the target together with the next draft.
+        self.tokens_per_step += self.depth
+        if self.tree_capacity:
+            self.tree_capacity += self.depth
 
     async def finish(self, rows: Sequence[Canvas], s: Session) -> None:
-        """Draw the rows to their end; each skips on its own account."""
+        """Draw the canvases to their end; each of them skips or verifies by itself."""
         rng = s.rng("vvs")
         accepted = [0] * (1 + 2 * self.depth)
         skips = [0] * (1 + self.depth)
-        unseen: dict[Canvas, Draft] = {}  # what a row's last round committed without the target
-        round_ = 0
+        skipped_before: dict[Canvas, Draft] = {}  # what the last round committed unverified
+        round_index = 0
         while live := [canvas for canvas in rows if not canvas.done]:
-            drafts = dict(zip(live, await s.draft(self.drafter, live, self.gamma), strict=True))
-            skipped = await self._skips(drafts, unseen, round_, rng, s)
+            # 1. Draft for every canvas.
+            proposals = await s.draft(self.drafter, live, self.gamma)
+            drafts = dict(zip(live, proposals, strict=True))
+
+            # 2. Skip: commit a part of some drafts without asking the target.
+            skipped = await self._choose_skips(drafts, skipped_before, round_index, rng, s)
             for canvas, path in skipped.items():
                 s.commit(canvas, path.tokens.tolist())
                 skips[len(path)] += 1
-            verified = [canvas for canvas in live if canvas not in skipped]
-            for canvas in verified:
-                if canvas in unseen and self.post == "reject":
-                    s.truncate(canvas, canvas.length - len(unseen[canvas]))
-                    drafts[canvas] = _joined(unseen[canvas], drafts[canvas])
-            if verified:
-                for count in await s.step(
-                    verified, [drafts[canvas] for canvas in verified], rule=self.rule
-                ):
-                    accepted[count] += 1
-            unseen = skipped
-            round_ += 1
-        s.note(accepted=accepted, skips=skips, **signals(rows))
 
-    async def _skips(
+            # 3. Verify the other drafts in one target forward, which also catches up on what was
+            #    skipped in the last round.
+            verified = {c: draft for c, draft in drafts.items() if c not in skipped}
+            if self.post == "reject":
+                _take_back(skipped_before, verified, s)
+            if verified:
+                counts = await s.step(list(verified), list(verified.values()), rule=self.rule)
+                for count in counts:
+                    accepted[count] += 1
+            skipped_before = skipped
+            round_index += 1
+        s.note(accepted=accepted, skips=skips, **sum_signals(rows))
+
+    async def _choose_skips(
         self,
         drafts: Mapping[Canvas, Draft | None],
-        unseen: Mapping[Canvas, Draft],
-        round_: int,
+        skipped_before: Mapping[Canvas, Draft],
+        round_index: int,
         rng: np.random.Generator,
         s: Session,
     ) -> dict[Canvas, Draft]:
-        """What to commit unseen, for the rows that skip this round."""
-        if not self.schedule.due(round_):
+        """Return what to commit unverified, for the canvases that skip this round."""
+        if not self.schedule.due(round_index):
             return {}
-        found = {
-            c: branches(draft)
-            for c, draft in drafts.items()
-            if draft and c not in unseen and c.length > WARM
-        }
-        for sibling in range(1, self.schedule.paths if isinstance(self.gamma, int) else 1):
-            for canvas, other in zip(
-                found, await s.draft(self.drafter, list(found), self.gamma, sibling), strict=True
-            ):
-                if other is not None:
-                    found[canvas].append(other)
-        chosen = {
-            canvas: self._choose(some, round_, rng, s.codebook) for canvas, some in found.items()
-        }
-        return {canvas: path for canvas, path in chosen.items() if path is not None}
 
-    def _choose(
-        self, paths: Sequence[Draft], round_: int, rng: np.random.Generator, codebook_Vd: Tensor
+        # 1. Collect the paths of each canvas that may skip.
+        candidates: dict[Canvas, list[Draft]] = {}
+        for canvas, draft in drafts.items():
+            if draft and canvas not in skipped_before and canvas.length > WARM:
+                candidates[canvas] = split_paths(draft)
+        if isinstance(self.gamma, int):
+            await self._draft_chains(candidates, s)
+
+        # 2. Choose one path of each that skips, and cut it.
+        chosen = {}
+        for canvas, some in candidates.items():
+            path = self._choose_path(some, round_index, rng, s.codebook)
+            if path is not None:
+                chosen[canvas] = path
+        return chosen
+
+    async def _draft_chains(self, candidates: Mapping[Canvas, list[Draft]], s: Session) -> None:
+        """Add further chains to the first one of each canvas, `schedule.paths` in all."""
+        for sibling in range(1, self.schedule.paths):
+            chains = await s.draft(self.drafter, list(candidates), self.gamma, sibling)
+            for some, chain in zip(candidates.values(), chains, strict=True):
+                if chain is not None:
+                    some.append(chain)
+
+    def _choose_path(
+        self,
+        paths: Sequence[Draft],
+        round_index: int,
+        rng: np.random.Generator,
+        codebook_Vd: Tensor,
     ) -> Draft | None:
-        if not self.schedule.skip(round_, [path.tokens for path in paths], codebook_Vd):
+        """Return the head of a path that a skip commits; None if the round verifies instead."""
+        if not self.schedule.skip(round_index, [path.tokens for path in paths], codebook_Vd):
             return None
-        chosen = int(rng.integers(len(paths))) if self.select == "random" else likeliest(paths)
-        length = (
-            kept([1 + len(path) for path in paths], chosen) if self.truncate else len(paths[chosen])
-        )
+        is_random = self.select == "random"
+        chosen = int(rng.integers(len(paths))) if is_random else likeliest_path(paths)
+        length = len(paths[chosen])
+        if self.truncate:
+            length = truncated_length([1 + len(path) for path in paths], chosen)
         return _head(paths[chosen], length) if length else None
 
 
-def branches(draft: Draft) -> list[Draft]:
-    """The root-to-leaf paths of a draft."""
+def split_paths(draft: Draft) -> list[Draft]:
+    """Split a draft into its paths from the root to a leaf, each of them a chain."""
     if draft.parents is None:
         return [draft]
-    return [
-        Draft(draft.tokens[p], None if draft.probs is None else draft.probs[p])
-        for p in paths(draft.parents)
-    ]
+    chains = []
+    for nodes in paths(draft.parents):
+        probs_GV = None if draft.probs is None else draft.probs[nodes]
+        chains.append(Draft(draft.tokens[nodes], probs_GV))
+    return chains
 
 
-def kept(lengths: Sequence[int], chosen: int) -> int:
-    """Tokens of the chosen path that a skip commits: gamma - 1 for gamma = min(|P_s|, floor of the
-    mean |P|).
+def truncated_length(lengths: Sequence[int], chosen: int) -> int:
+    """Return how many tokens of the chosen path a skip commits.
 
-    Lengths count the root, which is committed already.
+    It is gamma - 1 for gamma = min(|P_s|, floor of the mean |P|): the paper's lengths count the
+    root, which is committed already.
     """
     return min(lengths[chosen], sum(lengths) // len(lengths)) - 1
 
 
-def similarity(paths: Sequence[Tensor], codebook_Vd: Tensor, decay: float) -> float:
-    """Mean over pairs of paths of the depth-weighted cosine similarity of their codes.
+def mean_similarity(paths: Sequence[Tensor], codebook_Vd: Tensor, decay: float) -> float:
+    """Average the depth-weighted cosine similarity of codes over all pairs of paths.
 
-    Weights decay^l / sum decay^k over the longest path are not renormalised for shorter pairs: a
-    depth that one of them lacks counts 0. Fewer than two paths give 0.
+    The weights decay^l / sum decay^k over the longest path are not renormalised for shorter pairs:
+    a depth that one of them lacks counts 0. Fewer than two paths give 0.
     """
     if len(paths) < 2:
         return 0.0
+    # 1. Normalised codes along each path, zero behind its end.
+    code_Vd = F.normalize(codebook_Vd.float(), dim=-1)
     depth = max(len(path) for path in paths)
-    rows = F.normalize(codebook_Vd.float(), dim=-1)
-    code_PLd = torch.stack([F.pad(rows[path], (0, 0, 0, depth - len(path))) for path in paths])
-    weight_L = decay ** torch.arange(depth, dtype=torch.float32, device=rows.device)
-    pair_PP = torch.einsum("pld,qld,l->pq", code_PLd, code_PLd, weight_L / weight_L.sum())
+    padded = [F.pad(code_Vd[path], (0, 0, 0, depth - len(path))) for path in paths]
+    code_PLd = torch.stack(padded)
+
+    # 2. Weighted similarity of each pair.
+    weight_L = decay ** torch.arange(depth, dtype=torch.float32, device=code_Vd.device)
+    weight_L = weight_L / weight_L.sum()
+    pair_PP = torch.einsum("pld,qld,l->pq", code_PLd, code_PLd, weight_L)
+
+    # 3. Mean over unordered pairs.
     first, second = torch.triu_indices(len(paths), len(paths), offset=1)
     return float(pair_PP[first, second].mean())
 
 
-def likeliest(paths: Sequence[Draft]) -> int:
-    """The path with the highest cumulative log-probability under the drafter."""
+def likeliest_path(paths: Sequence[Draft]) -> int:
+    """Find the path with the highest total log-probability under the drafter."""
+    totals = [_log_probability(path) for path in paths]
+    return totals.index(max(totals))
 
-    def log_probability(path: Draft) -> float:
-        if path.probs is None:
-            return 0.0
-        return float(path.probs.gather(1, path.tokens[:, None]).clamp(min=1e-30).log().sum())
 
-    return max(range(len(paths)), key=lambda i: log_probability(paths[i]))
+def _log_probability(path: Draft) -> float:
+    """Return a path's log-probability under the drafter in nats; 0 if its tokens were chosen."""
+    if path.probs is None:
+        return 0.0
+    prob_G = path.probs.gather(1, path.tokens[:, None])
+    return float(prob_G.clamp(min=1e-30).log().sum())
 
 
 def _head(draft: Draft, length: int) -> Draft:
-    return Draft(draft.tokens[:length], None if draft.probs is None else draft.probs[:length])
+    probs_GV = None if draft.probs is None else draft.probs[:length]
+    return Draft(draft.tokens[:length], probs_GV)
 
 
-def _joined(first: Draft, second: Draft | None) -> Draft:
-    """A chain and what was drafted behind it."""
+def _take_back(
+    skipped: Mapping[Canvas, Draft], drafts: dict[Canvas, Draft | None], s: Session
+) -> None:
+    """Withdraw skipped tokens from their canvases, and put them in front of the next drafts."""
+    for canvas, path in skipped.items():
+        if canvas in drafts:
+            s.truncate(canvas, canvas.length - len(path))
+            drafts[canvas] = _join(path, drafts[canvas])
+
+
+def _join(first: Draft, second: Draft | None) -> Draft:
+    """Append to a chain what was drafted after it, a chain or a tree."""
     if second is None:
         return first
-    probs = (
-        None
-        if first.probs is None or second.probs is None
-        else torch.cat((first.probs, second.probs))
-    )
-    end = len(first) - 1
-    parents = second.parents and (*range(-1, end), *(end + 1 + parent for parent in second.parents))
-    return Draft(torch.cat((first.tokens, second.tokens)), probs, parents)
+    tokens_G = torch.cat((first.tokens, second.tokens))
+    probs_GV = None
+    if first.probs is not None and second.probs is not None:
+        probs_GV = torch.cat((first.probs, second.probs))
+    if second.parents is None:
+        return Draft(tokens_G, probs_GV)
+    # The root of the second draft is the last token of the first.
+    last = len(first) - 1
+    parents = (*range(-1, last), *(last + 1 + parent for parent in second.parents))
+    return Draft(tokens_G, probs_GV, parents)

@@ -1,5 +1,6 @@
-"""ZipAR: several rows of the image are drawn at once, each a little behind the one above (arXiv
-2412.04062).
+"""ZipAR: several rows of the image are drawn side by side, each a window behind the one above.
+
+The paper is arXiv 2412.04062.
 """
 
 from __future__ import annotations
@@ -10,20 +11,24 @@ from harness import Canvas, Session, UserError
 
 
 class ZipAR:
-    """Begins a row as soon as the one above has `window` tokens, and draws one token of every open
-    row per forward.
+    """Begin a row once the row above has `window` tokens; draw a token of every open row at once.
 
-    The place (i, j) is drawn once row i - 1 reaches to j + `window` - 1 or is complete; `parallel`
-    rows are open at most. What is drawn sees all tokens before it in the raster that exist, and no
-    others; for the first of a row the nearest one before stands in for its missing predecessor
-    (ThisisBillhe/ZipAR, fixed window; that what is missing is masked, and that the first row is not
-    drawn alone, is our choice). The image loses the target's law, unless the window is as wide as
-    the image: then it is plain sampling. It also serves other methods as their `decoding`. Raises
-    UserError for values below 1.
+    Place (row i, column j) is ready when row i - 1 reaches column j + `window` - 1, or is complete.
+    One forward draws the next place of every ready row, of at most `parallel` rows.
+
+    A token sees the tokens before it in raster order that exist, and no others. For the first token
+    of a row the nearest token before it stands in for its missing predecessor (ThisisBillhe/ZipAR,
+    fixed window; that missing tokens are masked, and that the first row is not drawn alone, is our
+    choice). The image loses the target's distribution, unless the window is as wide as the image:
+    then this is plain sampling.
+
+    The class is also a decoding: other methods finish their candidates with it. Raises UserError
+    for values below 1.
     """
 
     rows = 1
     branches = 2
+    tree_capacity = 0
 
     def __init__(self, window: int = 4, parallel: int = 4) -> None:
         for name, value in (("window", window), ("parallel", parallel)):
@@ -31,9 +36,8 @@ class ZipAR:
                 raise UserError(f"method.{name}={value}: must be at least 1")
         self.window = window
         self.parallel = parallel
-        self.tokens_per_step = (
-            1 + parallel
-        )  # the open rows' last tokens, and what stands in where a row begins
+        # The last token of every open row, and the stand-in of a row that begins.
+        self.tokens_per_step = parallel + 1
 
     async def generate(self, prompt: str, s: Session) -> Canvas:
         (canvas,) = s.open()
@@ -41,26 +45,28 @@ class ZipAR:
         return canvas
 
     async def finish(self, rows: Sequence[Canvas], s: Session) -> None:
-        """Draw the rows to their end."""
-        height, wide = s.grid
-        drawn = {
-            canvas: [min(max(canvas.length - wide * i, 0), wide) for i in range(height)]
-            for canvas in rows
-        }
+        """Draw the canvases to their end."""
+        height, width = s.grid
+        drawn = {canvas: row_counts(canvas.length, height, width) for canvas in rows}
         while live := [canvas for canvas in rows if not canvas.done]:
-            places = []
-            for canvas in live:
-                counts = drawn[canvas]
-                chosen = self._next(counts, wide)
-                places.append([i * wide + counts[i] for i in chosen])
-                for i in chosen:
-                    counts[i] += 1
+            # 1. Choose the next place of every ready row.
+            places = [self._take_places(drawn[canvas], width) for canvas in live]
+
+            # 2. Draw them all in one forward.
             await s.draw_at(live, places)
 
-    def _next(self, drawn: Sequence[int], wide: int) -> list[int]:
-        """The rows of the image that get a token now, given how many each has."""
-        above = zip([wide, *drawn], drawn, strict=False)
-        ready = [
-            i for i, (up, n) in enumerate(above) if n < wide and up >= min(wide, n + self.window)
-        ]
-        return ready[: self.parallel]
+    def _take_places(self, counts: list[int], width: int) -> list[int]:
+        """Choose the places to draw now, and add them to the rows' `counts` of drawn tokens."""
+        above = [width, *counts]  # the count of the row above each row; the first is never held up
+        places: list[int] = []
+        for row, count in enumerate(above[1:]):
+            is_ready = count < width and above[row] >= min(width, count + self.window)
+            if is_ready and len(places) < self.parallel:
+                places.append(row * width + count)
+                counts[row] += 1
+        return places
+
+
+def row_counts(length: int, height: int, width: int) -> list[int]:
+    """Return how many of the first `length` tokens in raster order lie in each row."""
+    return [min(max(length - width * row, 0), width) for row in range(height)]

@@ -17,7 +17,7 @@ from harness.engine.rendering import Image
 from harness.engine.sampler import Sampler
 from harness.engine.session import Method, Session
 from harness.records import Usage, UserError
-from methods.best_of_n import BestOfN, best
+from methods.best_of_n import BestOfN, index_of_best
 from methods.plain import Plain
 
 
@@ -97,9 +97,9 @@ def test_candidates_of_best_of_4_are_the_first_of_best_of_8() -> None:
 
 
 def test_the_largest_score_wins_ties_go_first_and_the_unscorable_lose() -> None:
-    assert best([0.1, 0.7, 0.7, -1.0]) == 1
-    assert best([None, float("nan"), -5.0]) == 2
-    assert best([None, None]) == 0
+    assert index_of_best([0.1, 0.7, 0.7, -1.0]) == 1
+    assert index_of_best([None, float("nan"), -5.0]) == 2
+    assert index_of_best([None, None]) == 0
     with pytest.raises(UserError, match=r"method\.n=0"):
         BestOfN(0)
 

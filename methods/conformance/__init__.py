@@ -1,3 +1,4 @@
-"""Our methods' arithmetic against conformance files: inputs, and what the papers' equations make of
-them.
+"""Checks of the methods' arithmetic against conformance files.
+
+A file holds inputs, and the results that the papers' equations give for them.
 """

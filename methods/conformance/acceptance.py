@@ -1,14 +1,13 @@
-"""Runs a conformance file for acceptance rules: laws, drafts and uniforms in; acceptances and
-residual laws out.
+"""Runs a conformance file for acceptance rules through the functions that methods run with.
 
-The rules that are checked are the ones methods run with (`harness.exact`, `harness.verify`,
-`methods/lantern.py`).
+Inputs are distributions, drafts and uniforms; results are acceptances and residual distributions
+(`harness.exact`, `harness.verify`, `methods/lantern.py`). In a file's names "law" means
+distribution. Shapes: G draft length, V vocabulary; a case is one row.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,202 +18,221 @@ from harness import (
     Draft,
     Drafts,
     Noise,
-    UserError,
     exact,
     residual_probs,
     token_prob,
     verify,
     without_replacement,
 )
+from methods.conformance.cases import Rule, check_cases
 from methods.lantern import RESIDUALS, Lantern
 
 TOLERANCE = 1e-5
+"""Of expected numbers, times the larger of 1 and their size."""
+
+DRAW_LANE = 0
 RESIDUAL_LANE = 2
 
 
 def conformance(path: Path | str) -> tuple[int, int, list[str]]:
-    """Passed, failed, a message per failed case. Raises UserError naming the line of a malformed
-    case.
+    """Run a file; return the numbers of passed and failed cases, and a message per failed case.
+
+    Raises UserError that names the line of a malformed case.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
-    failures = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            case = json.loads(line)
-            differences = list(_differences(RULES[case["kind"]](case["input"]), case["expected"]))
-        except (KeyError, ValueError, TypeError, IndexError) as error:
-            what = f"{type(error).__name__}: {error}"
-            raise UserError(f"{path}, line {number}: not a conformance case ({what})") from None
-        if differences:
-            failures.append(
-                f"{case.get('id', f'line {number}')} ({case.get('name', '')}): {differences[0]}"
-            )
-    return len(lines) - len(failures), len(failures), failures
+    return check_cases(path, RULES, _differences)
 
 
-class _Given:
-    """Noise with given uniforms [T, siblings], which notes the law that is drawn from in each
-    lane.
-    """
+class _GivenNoise:
+    """Noise with given uniforms [G, siblings] that records what is drawn from in each lane."""
 
     def __init__(self, uniforms: list[list[float]]) -> None:
         self._uniforms = torch.tensor(uniforms)
-        self.probs: dict[int, Tensor] = {}
+        self.probs_by_lane: dict[int, Tensor] = {}
 
     def uniform(self, _lane: int, count: int) -> Tensor:
         return self._uniforms[None, :, :count]
 
-    def at(self, _offset_R: Tensor) -> _Given:
+    def at(self, _offset_R: Tensor) -> _GivenNoise:
         return self
 
     def race(self, lane: int, weight_RTV: Tensor) -> Tensor:
-        self.probs[lane] = weight_RTV[0, 0] / weight_RTV[0, 0].sum()
+        weight_V = weight_RTV[0, 0]
+        self.probs_by_lane[lane] = weight_V / weight_V.sum()
         return weight_RTV.argmax(-1)
 
 
+# ------------------------------------------------------------------ rules
+
+
 def _exact_chain(given: Mapping[str, Any]) -> dict[str, Any]:
-    probs = torch.tensor(given["p"])
-    draft_probs = torch.tensor(given["q"])
-    token = torch.tensor(given["draft"])
-    noise = _Given([[chance] for chance in given["uniforms"]])
-    drafts = Drafts(token[None], draft_probs[None], torch.tensor([len(token)]))
-    path, _ = exact(probs[None], drafts, cast(Noise, noise))
-    accepted = int((path >= 0).sum())
-    rejected = accepted < len(token)
-    column = torch.arange(len(token))
-    ratio = probs[column, token] / draft_probs[column, token]
+    probs_TV = torch.tensor(given["p"])
+    draft_probs_GV = torch.tensor(given["q"])
+    token_G = torch.tensor(given["draft"])
+    length = len(token_G)
+    noise = _GivenNoise([[chance] for chance in given["uniforms"]])
+    drafts = Drafts(token_G[None], draft_probs_GV[None], torch.tensor([length]))
+    path_RG, _ = exact(probs_TV[None], drafts, cast(Noise, noise))
+
+    accepted = int((path_RG >= 0).sum())
+    was_rejected = accepted < length
+    lane = RESIDUAL_LANE if was_rejected else DRAW_LANE
+    ratio_G = token_prob(probs_TV[:length], token_G) / token_prob(draft_probs_GV, token_G)
     return {
         "accepted": accepted,
-        "next_law_kind": "residual" if rejected else "bonus",
-        "next_law": noise.probs[RESIDUAL_LANE if rejected else 0].tolist(),
-        "accept_probs": ratio.clamp(max=1).tolist(),
+        "next_law_kind": "residual" if was_rejected else "bonus",
+        "next_law": noise.probs_by_lane[lane].tolist(),
+        "accept_probs": ratio_G.clamp(max=1).tolist(),
     }
 
 
 def _tree_sampled(given: Mapping[str, Any]) -> dict[str, Any]:
-    token = torch.tensor(given["candidates"])
-    return _one_place(
-        given, Draft(token, without_replacement(torch.tensor([given["q"]]), token[None])[0], ())
-    )
+    token_G = torch.tensor(given["candidates"])
+    draft_probs_GV = without_replacement(torch.tensor([given["q"]]), token_G[None])[0]
+    return _walk_one_place(given, token_G, draft_probs_GV)
 
 
 def _tree_topk(given: Mapping[str, Any]) -> dict[str, Any]:
-    return _one_place(given, Draft(torch.tensor(given["candidates"]), None, ()))
+    return _walk_one_place(given, torch.tensor(given["candidates"]), None)
 
 
-def _one_place(given: Mapping[str, Any], draft: Draft) -> dict[str, Any]:
-    """The walk over one place with some children, watched through what it asks of the rule."""
-    probs = torch.tensor(given["p"])
-    noise = _Given([given["uniforms"]] * 2)
-    count = len(draft)
-    reached: list[Tensor] = []
+def _walk_one_place(
+    given: Mapping[str, Any], token_G: Tensor, draft_probs_GV: Tensor | None
+) -> dict[str, Any]:
+    """Verify siblings at one place, and watch the walk by what it asks of the rule."""
+    # 1. Walk; note the distribution that each sibling is tested against.
+    tested_against: list[Tensor] = []
 
     def acceptance_prob(probs_RV: Tensor, token_R: Tensor) -> Tensor:
-        reached.append(probs_RV[0])
+        tested_against.append(probs_RV[0])
         return token_prob(probs_RV, token_R)
 
-    siblings = Draft(draft.tokens, draft.probs, (-1,) * count)
-    drafts = Drafts.stack([siblings], probs.expand(1, 1 + count, -1))
-    path, _ = verify(
-        probs.expand(1, 1 + count, -1), drafts, cast(Noise, noise), acceptance_prob, residual_probs
-    )
-    accepted = next((int(node) for node in path[0] if node >= 0), None)
+    count = len(token_G)
+    probs_RTV = torch.tensor(given["p"]).expand(1, 1 + count, -1)
+    siblings = Draft(token_G, draft_probs_GV, (-1,) * count)
+    drafts = Drafts.stack([siblings], probs_RTV)
+    noise = _GivenNoise([given["uniforms"]] * 2)
+    path_RG, _ = verify(probs_RTV, drafts, cast(Noise, noise), acceptance_prob, residual_probs)
+
+    # 2. One stage per sibling.
     stages = []
-    for probs_V, token, draft_probs_V in zip(
-        reached, draft.tokens, drafts.probs_RGV[0], strict=True
-    ):
-        chance = float(draft_probs_V[token])
-        stage = {"p": probs_V.tolist(), "skipped": chance == 0}
-        stage["accept_prob"] = min(1.0, float(probs_V[token]) / chance) if chance else 0.0
-        if draft.probs is not None:
-            stage |= {"q": draft_probs_V.tolist(), "q_stage": chance}
+    stage_probs_GV = drafts.probs_RGV[0]
+    for probs_V, token, stage_probs_V in zip(tested_against, token_G, stage_probs_GV, strict=True):
+        stage = _stage(probs_V, stage_probs_V, token)
+        if draft_probs_GV is not None:
+            stage["q"] = stage_probs_V.tolist()
+            stage["q_stage"] = float(stage_probs_V[token])
         stages.append(stage)
-    rejected = any(not stage["skipped"] for stage in stages)
-    final = None if accepted is not None else noise.probs[RESIDUAL_LANE if rejected else 0].tolist()
-    return {
-        "accepted": accepted,
-        "stages": stages if accepted is None else stages[: accepted + 1],
-        "final_law": final,
-    }
+
+    # 3. The accepted sibling, or what is drawn from after all of them.
+    accepted_nodes = path_RG[0][path_RG[0] >= 0].tolist()
+    if accepted_nodes:
+        accepted = accepted_nodes[0]
+        return {"accepted": accepted, "stages": stages[: accepted + 1], "final_law": None}
+    was_rejected = any(not stage["skipped"] for stage in stages)
+    final_V = noise.probs_by_lane[RESIDUAL_LANE if was_rejected else DRAW_LANE]
+    return {"accepted": None, "stages": stages, "final_law": final_V.tolist()}
+
+
+def _stage(probs_V: Tensor, stage_probs_V: Tensor, token: Tensor) -> dict[str, Any]:
+    """Describe the test of a sibling, which is skipped if it could not have been drafted."""
+    draft_prob = float(stage_probs_V[token])
+    accept_prob = min(1.0, float(probs_V[token]) / draft_prob) if draft_prob else 0.0
+    return {"p": probs_V.tolist(), "skipped": draft_prob == 0, "accept_prob": accept_prob}
 
 
 def _lantern(given: Mapping[str, Any]) -> dict[str, Any]:
-    probs = torch.tensor([given["p"]])
-    token = torch.tensor([given["candidate"]])
-    point = torch.nn.functional.one_hot(token, probs.shape[1]).to(probs.dtype)
-    draft_probs = point if given["q"] is None else torch.tensor([given["q"]])
-    rule = _rule(given, "optimal")
-    borrowed = rule.borrow(probs, token)
-    acceptance_prob = rule.acceptance_prob(probs, token)
-    count = int(borrowed.count_R)
-    chance = float((acceptance_prob / draft_probs.gather(1, token[:, None])[0]).clamp(max=1))
-    kinds = (
-        ("code_dynamic", "aggregated", "optimal")
-        if given["q"] is None
-        else (*RESIDUALS.keys() - {"code_dynamic"},)
-    )
-    residuals = {kind: _rule(given, kind).residual(probs, draft_probs, token)[0] for kind in kinds}
+    probs_RV = torch.tensor([given["p"]])
+    token_R = torch.tensor([given["candidate"]])
     if given["q"] is None:
-        residuals["code_lumina_dynamic"] = residuals[
-            "code_dynamic"
-        ]  # Lumina's dynamic tree does the same
+        one_hot_RV = torch.nn.functional.one_hot(token_R, probs_RV.shape[1])
+        draft_probs_RV = one_hot_RV.to(probs_RV.dtype)
+    else:
+        draft_probs_RV = torch.tensor([given["q"]])
+    rule = _lantern_rule(given, "optimal")
+    borrowed = rule.borrow(probs_RV, token_R)
+    acceptance_prob_R = rule.acceptance_prob(probs_RV, token_R)
+    ratio_R = acceptance_prob_R / token_prob(draft_probs_RV, token_R)
+    accept_prob = float(ratio_R.clamp(max=1))
+    count = int(borrowed.count_R)
+    residuals = None
+    if accept_prob < 1:
+        residuals = _lantern_residuals(given, probs_RV, draft_probs_RV, token_R)
     return {
         "bound": float(borrowed.bound_R),
         "c": borrowed.sum_Rk[0].tolist(),
         "m_star": count,
         "m_star_code": int(borrowed.prefix_R),
-        "kept": [int(token), *borrowed.neighbour_Rk[0, :count].tolist()],
+        "kept": [int(token_R), *borrowed.neighbour_Rk[0, :count].tolist()],
         "borrowed": float(borrowed.mass_R),
-        "p_relaxed": float(acceptance_prob),
-        "accept_prob": chance,
-        "residual": {kind: (left / left.sum()).tolist() for kind, left in residuals.items()}
-        if chance < 1
-        else None,
+        "p_relaxed": float(acceptance_prob_R),
+        "accept_prob": accept_prob,
+        "residual": residuals,
     }
 
 
-def _rule(given: Mapping[str, Any], residual: str) -> Lantern:
-    rule = Lantern(given["k"], given["bound"].get("delta"), given["bound"].get("lambda"), residual)
-    table = torch.zeros(
-        (len(given["p"]), min(given["k"] + 1, len(given["neighbours"]))), dtype=torch.int64
-    )
-    table[given["candidate"]] = torch.tensor(given["neighbours"][: table.shape[1]])
-    rule.table = table
+def _lantern_residuals(
+    given: Mapping[str, Any],
+    probs_RV: Tensor,
+    draft_probs_RV: Tensor,
+    token_R: Tensor,
+) -> dict[str, list[float]]:
+    """Return the residual distribution of every kind that goes with the draft."""
+    was_chosen = given["q"] is None
+    if was_chosen:
+        kinds = ["code_dynamic", "aggregated", "optimal"]
+    else:
+        kinds = [kind for kind in RESIDUALS if kind != "code_dynamic"]
+    residuals = {}
+    for kind in kinds:
+        rule = _lantern_rule(given, kind)
+        residual_V = rule.residual(probs_RV, draft_probs_RV, token_R)[0]
+        residuals[kind] = (residual_V / residual_V.sum()).tolist()
+    if was_chosen:
+        # Lumina's dynamic tree does the same.
+        residuals["code_lumina_dynamic"] = residuals["code_dynamic"]
+    return residuals
+
+
+def _lantern_rule(given: Mapping[str, Any], residual: str) -> Lantern:
+    """Build the rule of a case, with the neighbours that the case gives."""
+    bound = given["bound"]
+    rule = Lantern(given["k"], bound.get("delta"), bound.get("lambda"), residual)
+    columns = min(given["k"] + 1, len(given["neighbours"]))
+    rule.table = torch.zeros((len(given["p"]), columns), dtype=torch.int64)
+    rule.table[given["candidate"]] = torch.tensor(given["neighbours"][:columns])
     return rule
 
 
-RULES: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+RULES: dict[str, Rule] = {
     "exact_chain": _exact_chain,
     "tree_sampled": _tree_sampled,
     "tree_topk": _tree_topk,
     "lantern": _lantern,
 }
-MEANT = ("accepted", "final_law")
-"""Where an expected null is a value."""
+
+
+# ------------------------------------------------------------------ comparison
+
+NULL_IS_A_VALUE = ("accepted", "final_law")
+"""Results for which an expected null is compared."""
 
 
 def _differences(got: Any, expected: Any, where: str = "") -> Iterator[str]:
-    """Where two answers differ; an expected null is not compared, except where it is a value."""
+    """Compare results at any depth; an expected null is compared only where it is a value."""
     if expected is None:
-        if where in MEANT and got is not None:
-            yield f"{where}: expected {expected}, got {got}"
-        return
-    if isinstance(expected, dict):
+        differs = where in NULL_IS_A_VALUE and got is not None
+    elif isinstance(expected, dict):
         for name, value in expected.items():
-            yield from _differences(
-                None if got is None else got.get(name), value, f"{where}.{name}".strip(".")
-            )
-    elif isinstance(expected, list):
-        if got is None or len(got) != len(expected):
-            yield f"{where}: expected {expected}, got {got}"
-            return
-        for place, (mine, theirs) in enumerate(zip(got, expected, strict=True)):
-            yield from _differences(mine, theirs, f"{where}[{place}]")
+            found = None if got is None else got.get(name)
+            yield from _differences(found, value, f"{where}.{name}".strip("."))
+        return
+    elif isinstance(expected, list) and got is not None and len(got) == len(expected):
+        for place, (found, value) in enumerate(zip(got, expected, strict=True)):
+            yield from _differences(found, value, f"{where}[{place}]")
+        return
     elif isinstance(expected, float) and got is not None:
-        if not abs(got - expected) <= TOLERANCE * max(1.0, abs(expected)):
-            yield f"{where}: expected {expected}, got {got}"
-    elif got != expected:
+        differs = not abs(got - expected) <= TOLERANCE * max(1.0, abs(expected))
+    else:
+        differs = got != expected
+    if differs:
         yield f"{where}: expected {expected}, got {got}"

@@ -1,9 +1,12 @@
-"""ScalingAR: many candidates, judged while they are drawn by the model's own confidence."""
+"""ScalingAR: many candidates, judged while they are drawn by the model's own confidence.
+
+The paper is arXiv 2509.26376v3.
+"""
 
 from __future__ import annotations
 
 from harness import Canvas, Session, UserError
-from methods.scalingar.group import Group
+from methods.scalingar.group import CandidateGroup
 from methods.scalingar.profile import PROBES
 from methods.scalingar.settings import (
     PAPER,
@@ -15,30 +18,36 @@ from methods.scalingar.settings import (
     Settings,
     TerminationSettings,
 )
-from methods.scalingar.trace import notes
+from methods.scalingar.trace import journal_facts
 
 __all__ = [
-    "Channel", "Policy", "ProfileSettings", "RecoverySettings", "ScalingAR", "SchedulerSettings", "TerminationSettings",
-]  # fmt: skip
+    "Channel",
+    "Policy",
+    "ProfileSettings",
+    "RecoverySettings",
+    "ScalingAR",
+    "SchedulerSettings",
+    "TerminationSettings",
+]
 
 
 class ScalingAR:
-    """N candidates side by side; the weak end early, the others are guided by their confidence
-    (arXiv 2509.26376v3).
+    """N candidates side by side: weak ones end early, the others are guided by their confidence.
 
-    Before every draw the confidence of each candidate is read off its two branches; it sets the
-    guidance scale of that same draw, and decides which candidates end after it. Delivered is the
-    survivor with the highest confidence at the last token; no reward and no partial image is looked
-    at.
+    Before every draw the confidence of each candidate is read off its two branches. It sets the
+    guidance scale of that same draw, and decides which candidates end after it. The survivor with
+    the highest confidence at the last token is delivered; no reward and no partial image is looked
+    at (arXiv 2509.26376v3, Alg. 1).
 
-    `entropy_source` names the distribution of entropy and margin: `cond`, the text branch's, or
-    `guided_prev`, the law under the previous step's scale (temperature, top-k and top-p included).
-    Where the model's guidance ends early (`sampling.interval`), the scheduler's effect ends with
-    it. Raises UserError for options out of range.
+    `entropy_source` names the distribution of entropy and margin: `cond` is the text branch's,
+    `guided_prev` the one under the previous step's guidance scale, temperature, top-k and top-p
+    included. Where the model's guidance ends early (`sampling.interval`), the scheduler's effect
+    ends with it. Raises UserError for options out of range.
     """
 
     branches = 2
     tokens_per_step = 1
+    tree_capacity = 0
 
     def __init__(
         self,
@@ -58,21 +67,30 @@ class ScalingAR:
             raise UserError(
                 f"method.entropy_source={entropy_source}: choose one of {', '.join(PROBES)}"
             )
-        self.rows = self.n = n
+        self.n = n
+        self.rows = n
         self.probe = PROBES[entropy_source]
         self.settings = Settings(channel, policy, profile, termination, recovery, scheduler)
-        self.needs_guidance = self.settings.channel.cond or self.settings.policy.scheduler
+        self.needs_guidance = channel.cond or policy.scheduler
 
     async def generate(self, prompt: str, s: Session) -> Canvas:
         candidates = s.open(self.n)
-        group = Group(self.settings, self.n, s.grid, base=candidates[0].scale)
+        group = CandidateGroup(self.settings, self.n, s.grid, base=candidates[0].scale)
         for _ in range(s.num_tokens):
+            # 1. Read the confidence of every live candidate off its logits (Sec. 4.1).
             alive = [candidates[i] for i in group.live]
-            scales = group.observe(await s.look(alive, self.probe))
+            signals = await s.look(alive, self.probe)
+
+            # 2. Set the guidance scale of this draw (Sec. 4.2.2), and draw.
+            scales = group.observe(signals)
             for canvas, scale in zip(alive, scales, strict=True):
                 canvas.scale = scale
             await s.step(alive)
+
+            # 3. End candidates that are too weak (Sec. 4.2.1).
             for i in group.terminate():
                 s.close(candidates[i])
-        s.note(**notes(group))
+
+        # 4. Deliver the survivor with the highest confidence.
+        s.note(**journal_facts(group))
         return candidates[group.winner()]

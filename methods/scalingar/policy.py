@@ -1,7 +1,7 @@
-"""What the confidence decides: the guidance scale of the next draw, and which candidates end (Sec.
-4.2).
+"""What the confidence decides: the guidance scale of the next draw, and which candidates end.
 
-R live candidates, N candidates of one prompt; t is the step, counted from 0.
+This is Sec. 4.2 of the paper. R live candidates, N candidates of one prompt; t is the step, counted
+from 0.
 """
 
 from __future__ import annotations
@@ -10,35 +10,39 @@ import math
 
 import numpy as np
 
-from methods.scalingar.profile import Array, quantile, rebound, whole
+from methods.scalingar.profile import Array, Observation, quantile, rebound, round_up
 from methods.scalingar.settings import RecoverySettings, SchedulerSettings, TerminationSettings
 
 NO_FLAG = -1
 
 
-def guidance(
-    settings: SchedulerSettings, base: float, drift_R: Array, variance_R: Array, rebound_R: Array
+def guidance_scales(
+    settings: SchedulerSettings,
+    base: float,
+    drift_R: Array,
+    variance_R: Array,
+    rebound_R: Array,
 ) -> tuple[Array, Array]:
-    """Guidance scales (Eq. 10, Alg. 1 line 12), and which of them the limits changed.
+    """Return guidance scales (Eq. 10, Alg. 1 line 12), and which of them the limits changed.
 
-    More where the prompt loses influence or the intrinsic score wavers, less where confidence has
-    rebounded.
+    They are higher where the prompt loses influence or the intrinsic score wavers, lower where the
+    confidence has rebounded.
     """
     correction_R = (
         settings.drift * drift_R + settings.volatility * variance_R - settings.rebound * rebound_R
     )
-    target_R = base * (1 + correction_R) if settings.form == "relative" else base + correction_R
+    is_relative = settings.form == "relative"
+    target_R = base * (1 + correction_R) if is_relative else base + correction_R
     scale_R = np.clip(target_R, settings.lowest_scale, settings.highest_factor * base)
     return scale_R, scale_R != target_R
 
 
 class Termination:
-    """Which candidates of one prompt end after a step: a moving threshold and a chance to recover
-    (Alg. 1, 15-18).
+    """Decide which candidates of one prompt end: a moving threshold and a chance to recover.
 
-    `threshold` is NaN before the warm-up ends. `flag_N` holds the step at which a candidate fell
-    below it, -1 for none. `protected` counts candidates that only `min_alive` kept, `recovered` the
-    flags a rebound has cleared.
+    This is Alg. 1, lines 15-18. `threshold` is NaN before the warm-up ends. `flag_N` is the step at
+    which a candidate fell below it, -1 for none. `protected` counts candidates that only
+    `min_alive` spared, `recovered` the flags that a rebound has cleared.
     """
 
     def __init__(
@@ -52,101 +56,110 @@ class Termination:
         self._settings = settings
         self._recovery = recovery
         self._epsilon = epsilon
-        self._warmup = whole(settings.warmup_share * steps)
-        self._doomed = {
-            "window_end": self._window_end,
-            "window_any": self._window_any,
-            "alg1_immediate": self._immediate,
+        self._warmup = round_up(settings.warmup_share * steps)
+        self._doom_by_mode = {
+            "window_end": self._doom_at_window_end,
+            "window_any": self._doom_without_recovery,
+            "alg1_immediate": self._doom_immediately,
         }[recovery.mode]
+        # Lowest confidence since the flag; where there are no flags, since the warm-up.
+        self._lowest_N = np.full(n, np.inf)
         self.threshold = math.nan
         self.flag_N = np.full(n, NO_FLAG)
-        self._lowest_N = np.full(
-            n, np.inf
-        )  # since the flag; since the warm-up where there are no flags
-        self.protected = self.recovered = 0
+        self.protected = 0
+        self.recovered = 0
 
-    def rests(self, t: int, live: Array) -> bool:
-        """Whether nothing is decided at this step: in the warm-up, and for a single survivor."""
-        return t < self._warmup or len(live) < 2
+    def is_active(self, t: int, live: Array) -> bool:
+        """True if a step can end candidates: not in the warm-up, nor with a single survivor."""
+        return t >= self._warmup and len(live) >= 2
 
-    def update(
-        self, t: int, live: Array, confidence_R: Array, rebound_R: Array, unclear_R: Array
-    ) -> Array:
-        """The candidates that end after step t. An `unclear` one (a signal was not a number) is
-        left alone.
+    def update(self, seen: Observation) -> Array:
+        """Return the candidates that end after a step.
+
+        A candidate with an unclear signal is left alone.
         """
-        if self.rests(t, live):
-            return live[:0]
+        if not self.is_active(seen.t, seen.live):
+            return seen.live[:0]
+
+        # 1. Move the threshold (Eq. 9).
+        self._move_threshold(seen.confidence_R)
+        below_R = (seen.confidence_R < self.threshold) & ~seen.unclear_R
+
+        # 2. Give candidates below it a chance to recover.
+        doomed_R = self._doom_by_mode(seen, below_R) if self._recovery.enabled else below_R
+
+        # 3. Leave at least `min_alive`.
+        return self._end(seen, doomed_R & ~seen.unclear_R)
+
+    def _move_threshold(self, confidence_R: Array) -> None:
+        """Follow the quantile of the live candidates' confidences; start at its first value."""
         current = quantile(confidence_R, self._settings.quantile)
         weight = self._settings.smoothing
-        self.threshold = (
-            current
-            if math.isnan(self.threshold)
-            else (1 - weight) * self.threshold + weight * current
-        )
-        below_R = (confidence_R < self.threshold) & ~unclear_R
-        doomed_R = (
-            self._doomed(t, live, confidence_R, rebound_R, below_R)
-            if self._recovery.enabled
-            else below_R
-        )
-        return self._protect(live, doomed_R & ~unclear_R, confidence_R)
+        if math.isnan(self.threshold):
+            self.threshold = current
+        else:
+            self.threshold = (1 - weight) * self.threshold + weight * current
 
-    def _protect(self, live: Array, doomed_R: Array, confidence_R: Array) -> Array:
-        """Spare the most confident of the doomed where fewer than `min_alive` would be left; ties:
-        the lowest index.
+    def _end(self, seen: Observation, doomed_R: Array) -> Array:
+        """Return the doomed, without the most confident where too few would be left.
+
+        Among equals the lowest index is spared.
         """
         lacking = self._settings.min_alive - int((~doomed_R).sum())
         doomed = np.flatnonzero(doomed_R)
-        spared = doomed[np.argsort(-confidence_R[doomed], kind="stable")[: max(0, lacking)]]
-        self.flag_N[live[spared]] = NO_FLAG
+        by_confidence = np.argsort(-seen.confidence_R[doomed], kind="stable")
+        spared = doomed[by_confidence[: max(0, lacking)]]
+        self.flag_N[seen.live[spared]] = NO_FLAG
         self.protected += len(spared)
-        return live[np.setdiff1d(doomed, spared)]
+        return seen.live[np.setdiff1d(doomed, spared)]
 
-    # ------------------------------------------------------------------ recovery modes: who has use
+    # ------------------------------------------------------------------ recovery modes
 
-    def _immediate(
-        self, t: int, live: Array, confidence_R: Array, rebound_R: Array, below_R: Array
-    ) -> Array:
-        self._lowest_N[live] = np.minimum(self._lowest_N[live], confidence_R)
-        return below_R & (self._rebound(live, confidence_R, rebound_R) < self._recovery.rebound)
+    def _doom_immediately(self, seen: Observation, below_R: Array) -> Array:
+        """Doom who is below the threshold and has not rebounded (Alg. 1, line 17)."""
+        lowest_R = np.minimum(self._lowest_N[seen.live], seen.confidence_R)
+        self._lowest_N[seen.live] = lowest_R
+        return below_R & ~self._has_rebounded(seen)
 
-    def _window_any(
-        self, t: int, live: Array, confidence_R: Array, rebound_R: Array, below_R: Array
-    ) -> Array:
-        flagged_R = self._flag(t, live, confidence_R, below_R)
-        saved_R = flagged_R & (
-            self._rebound(live, confidence_R, rebound_R) >= self._recovery.rebound
-        )
-        over_R = flagged_R & (t - self.flag_N[live] >= self._recovery.window_steps)
-        self._clear(live[saved_R])
+    def _doom_without_recovery(self, seen: Observation, below_R: Array) -> Array:
+        """Doom at the window's end who has not rebounded anywhere inside (Sec. 4.2.1)."""
+        flagged_R = self._flag(seen, below_R)
+        saved_R = flagged_R & self._has_rebounded(seen)
+        over_R = flagged_R & self._window_is_over(seen)
+        self._clear_flags(seen.live[saved_R])
         return over_R & ~saved_R
 
-    def _window_end(
-        self, t: int, live: Array, confidence_R: Array, rebound_R: Array, below_R: Array
-    ) -> Array:
-        flagged_R = self._flag(t, live, confidence_R, below_R)
-        over_R = flagged_R & (t - self.flag_N[live] >= self._recovery.window_steps)
-        lost_R = below_R | (self._rebound(live, confidence_R, rebound_R) < self._recovery.rebound)
-        self._clear(live[over_R & ~lost_R])
+    def _doom_at_window_end(self, seen: Observation, below_R: Array) -> Array:
+        """Doom at the window's end who is still below the threshold or has not rebounded."""
+        flagged_R = self._flag(seen, below_R)
+        over_R = flagged_R & self._window_is_over(seen)
+        lost_R = below_R | ~self._has_rebounded(seen)
+        self._clear_flags(seen.live[over_R & ~lost_R])
         return over_R & lost_R
 
-    def _flag(self, t: int, live: Array, confidence_R: Array, below_R: Array) -> Array:
-        """Open windows for those newly below the threshold and follow the minimum of the others;
-        who has one.
-        """
-        fresh_R = below_R & (self.flag_N[live] == NO_FLAG)
-        self.flag_N[live[fresh_R]] = t
-        self._lowest_N[live] = np.where(
-            fresh_R, confidence_R, np.minimum(self._lowest_N[live], confidence_R)
-        )
-        return self.flag_N[live] != NO_FLAG
+    def _flag(self, seen: Observation, below_R: Array) -> Array:
+        """Open windows for those newly below the threshold; return who has one.
 
-    def _clear(self, candidates: Array) -> None:
+        The lowest confidence starts anew with a window, and is followed in it.
+        """
+        fresh_R = below_R & (self.flag_N[seen.live] == NO_FLAG)
+        self.flag_N[seen.live[fresh_R]] = seen.t
+        lowest_R = np.minimum(self._lowest_N[seen.live], seen.confidence_R)
+        self._lowest_N[seen.live] = np.where(fresh_R, seen.confidence_R, lowest_R)
+        return self.flag_N[seen.live] != NO_FLAG
+
+    def _clear_flags(self, candidates: Array) -> None:
         self.flag_N[candidates] = NO_FLAG
         self.recovered += len(candidates)
 
-    def _rebound(self, live: Array, confidence_R: Array, rebound_R: Array) -> Array:
+    def _window_is_over(self, seen: Observation) -> Array:
+        """True for candidates whose flag is a window old; meaningless for those without one."""
+        return seen.t - self.flag_N[seen.live] >= self._recovery.window_steps
+
+    def _has_rebounded(self, seen: Observation) -> Array:
+        """True for candidates that are far enough above their lowest confidence."""
         if self._recovery.reference == "running_min":
-            return rebound_R
-        return rebound(confidence_R, self._lowest_N[live], self._epsilon)
+            rebound_R = seen.rebound_R
+        else:
+            rebound_R = rebound(seen.confidence_R, self._lowest_N[seen.live], self._epsilon)
+        return rebound_R >= self._recovery.rebound

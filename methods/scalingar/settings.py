@@ -1,9 +1,8 @@
-"""ScalingAR's hyper-parameters: by default the paper's one setting for all its models (arXiv
-2509.26376v3, App. C.2).
+"""ScalingAR's hyper-parameters: by default the one setting that the paper uses for all its models.
 
-The paper leaves some constants open: those marked "open" hold what this project decided. Windows
-count steps, that is image tokens of one candidate; gains and scales have no unit. The paper's
-symbols stand behind the names.
+They are those of arXiv 2509.26376v3, App. C.2. The paper leaves some constants open: those marked
+"open" hold what this project decided. Windows count steps, that is image tokens of one candidate;
+gains and scales have no unit. Comments give the paper's symbols.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ from harness import UserError
 class Channel:
     """What the confidence is made of; each switch is an ablation of Tab. 2.
 
-    Without `token` or `block` the other one has all the weight of the intrinsic score; without
-    `cond` the intrinsic score has all the weight of the confidence and the scheduler loses its
-    drift term.
+    Without `token` or `block` the other one has all the weight of the intrinsic score. Without
+    `cond` the intrinsic score has all the weight of the confidence, and the scheduler loses its
+    drift term. Raises UserError if both `token` and `block` are off.
     """
 
     token: bool = True  # how decisive the next token's distribution is
@@ -44,7 +43,7 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class ProfileSettings:
-    """Constants of the confidence profile."""
+    """Constants of the confidence profile (Sec. 4.1). Raises UserError for values out of range."""
 
     entropy_weight: float = 0.5  # alpha_H
     margin_weight: float = 0.5  # alpha_M
@@ -79,7 +78,10 @@ class ProfileSettings:
 
 @dataclass(frozen=True, slots=True)
 class TerminationSettings:
-    """Constants of the moving threshold below which a candidate is in danger (Eq. 9)."""
+    """Constants of the moving threshold below which a candidate is in danger (Eq. 9).
+
+    Raises UserError for values out of range.
+    """
 
     quantile: float = 0.2  # p, of the live candidates' confidences
     smoothing: float = 0.2  # lambda_theta, weight of the new value
@@ -96,14 +98,16 @@ class TerminationSettings:
 
 @dataclass(frozen=True, slots=True)
 class RecoverySettings:
-    """How a candidate below the threshold may save itself. The paper's text and its algorithm box
-    disagree: `mode`.
+    """How a candidate below the threshold may recover.
 
-    `alg1_immediate` ends it at once unless it has rebounded (Alg. 1, line 17). `window_any` opens a
-    window and ends it unless it rebounds somewhere inside (Sec. 4.2.1). `window_end` (open) judges
-    at the window's end, when it must be above the threshold and rebounded. A rebound is measured
-    from the lowest confidence `since_flag` (open; in `alg1_immediate` since the warm-up) or from
-    the `running_min` of the whole image (Eq. 8). Disabled, being below the threshold is the end.
+    The paper's text and its algorithm box disagree, so there are three modes. `alg1_immediate` ends
+    the candidate at once unless it has rebounded (Alg. 1, line 17). `window_any` opens a window and
+    ends it after that unless it rebounds somewhere inside (Sec. 4.2.1). `window_end` (open) judges
+    it at the window's end, when it must be above the threshold and have rebounded.
+
+    A rebound is measured from the lowest confidence `since_flag` (open; in `alg1_immediate` since
+    the warm-up) or from the `running_min` of the whole image (Eq. 8). If recovery is not enabled, a
+    candidate below the threshold ends at once. Raises UserError for values out of range.
     """
 
     enabled: bool = True
@@ -124,8 +128,10 @@ class RecoverySettings:
 
 @dataclass(frozen=True, slots=True)
 class SchedulerSettings:
-    """Constants of the guidance scheduler (Eq. 10): additive to the base scale, or relative to it
-    (open).
+    """Constants of the guidance scheduler (Eq. 10).
+
+    Its correction is additive to the base scale, or relative to it (open). Raises UserError for
+    values out of range.
     """
 
     form: str = "additive"
@@ -157,7 +163,7 @@ class SchedulerSettings:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Everything the arithmetic depends on."""
+    """Everything that ScalingAR's arithmetic depends on."""
 
     channel: Channel = field(default_factory=Channel)
     policy: Policy = field(default_factory=Policy)
@@ -181,4 +187,4 @@ def _expect_one_of(name: str, value: str, names: tuple[str, ...]) -> None:
 
 
 PAPER = Settings()
-"""The paper's own."""
+"""The paper's own settings."""
