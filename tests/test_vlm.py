@@ -1,6 +1,4 @@
-"""Language-model verifiers: a real HTTP server that misbehaves, a tiny real model, and the embedded
-verifier's eyes.
-"""
+"""Language models as verifiers: a real HTTP server that misbehaves, and a tiny real model."""
 
 from __future__ import annotations
 
@@ -12,6 +10,7 @@ import random
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,11 +24,12 @@ from harness.judges.local_vlm import LocalVLM, yes_probability
 from harness.judges.verifier import (
     ChatReward,
     ChatVerifier,
+    Questioner,
     orm_question,
     rewrite_question,
     select_question,
 )
-from harness.judges.vlm import Endpoint, yes_of
+from harness.judges.vlm import Endpoint, read_yes_probability
 from harness.records import UserError
 from methods.gridar import GridAR, select_sources
 
@@ -38,11 +38,13 @@ TWO_STEPS = {"quarter": {"share": 0.25, "strips": 4}, "half": {"share": 0.5, "st
 
 
 def endpoint(server: Server, **options: object) -> Endpoint:
+    """An endpoint at the test's server that gives up quickly."""
     quick = {"timeout_s": 0.3, "backoff_s": 0.01, **options}
     return Endpoint(server.url, "some-model", **quick)  # type: ignore[arg-type]
 
 
 def question(body: dict) -> str:
+    """The question of a request's body."""
     return body["messages"][-1]["content"][0]["text"]
 
 
@@ -58,6 +60,7 @@ def test_a_question_is_text_then_jpeg_and_the_key_stays_in_the_header(
     verifier = ChatVerifier(chat)
     server.behave = lambda body: says("possible, possible")
     assert verifier.select(2)(["a cat"], [IMAGE]) == ["possible, possible"]
+
     (body,) = server.asked
     text, picture = body["messages"][-1]["content"]
     assert text == {"type": "text", "text": select_question("a cat", 2)}
@@ -66,11 +69,11 @@ def test_a_question_is_text_then_jpeg_and_the_key_stays_in_the_header(
     assert Pillow.open(io.BytesIO(base64.b64decode(data))).size == (48, 48)
     assert (body["model"], body["temperature"]) == ("some-model", 0.0)
     assert server.headers[0]["Authorization"] == "Bearer sesame-1234"
+
     server.behave = lambda body: (500, b"sesame?")
     assert verifier.rewrite(["a cat"], [IMAGE]) == [None]
-    assert "sesame-1234" not in caplog.text + repr(vars(chat)) + chat.id + verifier.id + json.dumps(
-        server.asked
-    )
+    written = (caplog.text, repr(vars(chat)), chat.id, verifier.id, json.dumps(server.asked))
+    assert "sesame-1234" not in "".join(written)
 
 
 def test_address_and_model_come_from_the_environment(
@@ -86,35 +89,40 @@ def test_address_and_model_come_from_the_environment(
 
 
 def test_questions_name_what_the_method_needs() -> None:
-    assert all(
-        word in select_question("a red cat", 4)
-        for word in ("a red cat", "quarter", "four", "certain")
-    )
-    assert all(
-        word in select_question("a red cat", 2)
-        for word in ("half", "bottom half", "two lower-case words")
-    )
-    assert all(
-        word in rewrite_question("a red cat")
-        for word in ("a red cat", "at the beginning", "original prompt")
-    )
+    quarters = select_question("a red cat", 4)
+    assert all(word in quarters for word in ("a red cat", "quarter", "four", "certain"))
+    halves = select_question("a red cat", 2)
+    assert all(word in halves for word in ("half", "bottom half", "two lower-case words"))
+    rewrite = rewrite_question("a red cat")
+    assert all(word in rewrite for word in ("a red cat", "at the beginning", "original prompt"))
     assert "yes or no" in orm_question("a red cat")
-    ids = [
-        ChatReward(_Deaf()).id,
-        *(ChatVerifier(_Deaf()).select(n).id for n in (2, 4)),
-        ChatVerifier(_Deaf()).id,
-    ]
-    assert len(set(ids)) == 4
 
 
-class _Deaf:
-    id = "deaf"
+class SilentChat:
+    """A chat that never answers."""
+
+    id = "silent"
     tokens = ()
 
     def reply(self, questions: Sequence[str], images: Sequence[np.ndarray]) -> list[str | None]:
         return [None] * len(questions)
 
     yes = reply  # type: ignore[assignment]
+
+
+def test_each_question_has_an_id_of_its_own() -> None:
+    verifier = ChatVerifier(SilentChat())
+    reward = ChatReward(SilentChat())
+    ids = {reward.id, verifier.id, verifier.select(2).id, verifier.select(4).id}
+    assert len(ids) == 4
+
+
+def test_a_judge_answers_in_words_or_with_the_probability_of_yes(server: Server) -> None:
+    chat = endpoint(server)
+    assert Questioner(chat, orm_question)(["a cat"], [IMAGE]) == ["yes"]
+    assert Questioner(chat, orm_question, answer="yes")(["a cat"], [IMAGE]) == [1.0]
+    with pytest.raises(UserError, match="answer=shout: choose reply or yes"):
+        Questioner(chat, orm_question, answer="shout")
 
 
 def test_questions_of_a_batch_are_in_flight_together_and_answered_in_order(server: Server) -> None:
@@ -152,6 +160,7 @@ def test_failures_are_tried_again_and_then_left_to_the_method(
     server.behave = lambda body: bad
     assert endpoint(server).reply(["?"], [IMAGE]) == [None]
     assert len(server.asked) == answered
+
     replies = iter([bad, bad, says("yes")])
     server.behave = lambda body: next(replies)
     assert endpoint(server).yes(["?"], [IMAGE]) == [1.0]
@@ -166,13 +175,14 @@ def test_a_server_is_left_alone_for_as_long_as_it_asks(server: Server) -> None:
         ]
     )
     server.behave = lambda body: next(busy)
-    begun = time.monotonic()
+    began = time.monotonic()
     assert endpoint(server).reply(["?"], [IMAGE]) == ["yes"]
-    assert 0.3 <= time.monotonic() - begun < 2
+    assert 0.3 <= time.monotonic() - began < 2
+
     server.behave = lambda body: (429, b"slow down", {"Retry-After": "86400"})
-    begun = time.monotonic()
+    began = time.monotonic()
     assert endpoint(server, longest_pause_s=0.05).reply(["?"], [IMAGE]) == [None]
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - began < 2
 
 
 def test_the_key_does_not_follow_a_redirection_and_does_not_come_back(
@@ -186,8 +196,10 @@ def test_the_key_does_not_follow_a_redirection_and_does_not_come_back(
     other.close()
     assert server.headers[0]["Authorization"] == "Bearer sesame-1234"
     assert len(other.headers) == 1 and "sesame" not in str(other.headers)
+
     server.behave = lambda body: says("you sent sesame-1234")
     assert endpoint(server).reply(["?"], [IMAGE]) == ["you sent [key]"]
+
     for address in ("http://me:sesame-1234@127.0.0.1/v1", "http://127.0.0.1/v1?key=sesame-1234"):
         with pytest.raises(UserError, match="keep the key out of the address") as error:
             Endpoint(address, "some-model")
@@ -226,7 +238,7 @@ def test_a_refused_key_or_model_ends_the_run(server: Server, status: int) -> Non
     assert len(server.asked) == 1
 
 
-def test_yes_probability(server: Server) -> None:
+def test_yes_probability_comes_from_the_first_token(server: Server) -> None:
     chat = endpoint(server)
     server.behave = lambda body: says("Yes", {"Yes": 0.6, "yes": 0.2, "No": 0.15, " YES": 0.01})
     assert chat.yes(["?"], [IMAGE]) == [pytest.approx(0.8)]
@@ -235,12 +247,14 @@ def test_yes_probability(server: Server) -> None:
     assert chat.yes(["?"], [IMAGE]) == [0.0]
     server.behave = lambda body: says("Perhaps", {"Perhaps": 0.9, "It": 0.1})
     assert chat.yes(["?"], [IMAGE]) == [None]
+
+
+def test_without_probabilities_the_words_decide() -> None:
     for text, value in (("Yes.", 1.0), ("no", 0.0), ("yes it does", None), ("", None)):
-        assert yes_of({"choices": [{"message": {"content": text}}]}) == value
-    assert (
-        yes_of({"choices": [{"message": {"content": "yes"}, "logprobs": {"content": []}}]}) == 1.0
-    )
-    assert yes_of({}) is None
+        assert read_yes_probability({"choices": [{"message": {"content": text}}]}) == value
+    without = {"message": {"content": "yes"}, "logprobs": {"content": []}}
+    assert read_yes_probability({"choices": [without]}) == 1.0
+    assert read_yes_probability({}) is None
 
 
 def test_a_server_without_probabilities_is_asked_without(server: Server) -> None:
@@ -258,22 +272,15 @@ SPECIAL = (
     "<|vision_start|>",
     "<|vision_end|>",
     "<|image_pad|>",
-)
-WORDS = (
-    "[UNK]",
-    "yes",
-    "Yes",
-    "no",
-    "No",
-    "possible",
-    "impossible",
-    ",",
-    *SPECIAL,
     "<|video_pad|>",
 )
+WORDS = ("[UNK]", "yes", "Yes", "no", "No", "possible", "impossible", ",", *SPECIAL)
+NUMBER = {word: i for i, word in enumerate(WORDS)}
 TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m.role }} {% for c in m.content %}{% if c.type == 'image' %}"
-    "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ c.text }} {% endif %}{% endfor %}<|im_end|>{% endfor %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }} "
+    "{% for c in m.content %}{% if c.type == 'image' %}"
+    "<|vision_start|><|image_pad|><|vision_end|>"
+    "{% else %}{{ c.text }} {% endif %}{% endfor %}<|im_end|>{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant {% endif %}"
 )
 
@@ -281,95 +288,105 @@ TEMPLATE = (
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a Qwen2.5-VL of one layer, random weights and a vocabulary of fifteen words."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import (
-        PreTrainedTokenizerFast,
-        Qwen2_5_VLConfig,
-        Qwen2_5_VLForConditionalGeneration,
-        Qwen2_5_VLProcessor,
-        Qwen2VLImageProcessor,
-        Qwen2VLVideoProcessor,
-    )
+    from transformers import Qwen2_5_VLForConditionalGeneration
 
-    number = {word: i for i, word in enumerate(WORDS)}
-    tokenizer = Tokenizer(models.WordLevel(number, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token="[UNK]",
-        pad_token="<|endoftext|>",
-        eos_token="<|im_end|>",
-        additional_special_tokens=[*SPECIAL, "<|video_pad|>"],
-    )
-    processor = Qwen2_5_VLProcessor(
-        image_processor=Qwen2VLImageProcessor(min_pixels=28 * 28, max_pixels=56 * 56),
-        tokenizer=fast,
-        video_processor=Qwen2VLVideoProcessor(),
-        chat_template=TEMPLATE,
-    )
-    small = {"hidden_size": 16, "intermediate_size": 32}
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("tiny")
+    Qwen2_5_VLForConditionalGeneration(tiny_config()).save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    return folder
+
+
+def tiny_config() -> Any:
+    from transformers import Qwen2_5_VLConfig
+
+    size = {"hidden_size": 16, "intermediate_size": 32}
     text = {
+        **size,
         "vocab_size": len(WORDS),
         "num_hidden_layers": 1,
         "num_attention_heads": 2,
         "num_key_value_heads": 1,
+        "rope_parameters": {
+            "rope_type": "default",
+            "mrope_section": [1, 1, 2],
+            "rope_theta": 1e4,
+        },
+        "eos_token_id": NUMBER["<|im_end|>"],
+        "pad_token_id": NUMBER["<|endoftext|>"],
     }
     vision = {
+        **size,
         "depth": 1,
         "num_heads": 2,
         "out_hidden_size": 16,
         "fullatt_block_indexes": [0],
         "window_size": 56,
     }
-    config = Qwen2_5_VLConfig(
-        text_config={
-            **small,
-            **text,
-            "rope_parameters": {
-                "rope_type": "default",
-                "mrope_section": [1, 1, 2],
-                "rope_theta": 1e4,
-            },
-            **{
-                f"{name}_token_id": number[f"<|{word}|>"]
-                for name, word in (("eos", "im_end"), ("pad", "endoftext"))
-            },
-        },
-        vision_config={**small, **vision},
-        image_token_id=number["<|image_pad|>"],
-        video_token_id=number["<|video_pad|>"],
-        vision_start_token_id=number["<|vision_start|>"],
-        vision_end_token_id=number["<|vision_end|>"],
+    return Qwen2_5_VLConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=NUMBER["<|image_pad|>"],
+        video_token_id=NUMBER["<|video_pad|>"],
+        vision_start_token_id=NUMBER["<|vision_start|>"],
+        vision_end_token_id=NUMBER["<|vision_end|>"],
     )
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("tiny")
-    Qwen2_5_VLForConditionalGeneration(config).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+
+
+def tiny_processor() -> Any:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import (
+        PreTrainedTokenizerFast,
+        Qwen2_5_VLProcessor,
+        Qwen2VLImageProcessor,
+        Qwen2VLVideoProcessor,
+    )
+
+    tokenizer = Tokenizer(models.WordLevel(NUMBER, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="[UNK]",
+        pad_token="<|endoftext|>",
+        eos_token="<|im_end|>",
+        additional_special_tokens=[*SPECIAL],
+    )
+    return Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(min_pixels=28 * 28, max_pixels=56 * 56),
+        tokenizer=fast,
+        video_processor=Qwen2VLVideoProcessor(),
+        chat_template=TEMPLATE,
+    )
 
 
 def test_a_local_model_answers_greedily_and_alone(tiny: Path) -> None:
     chat = LocalVLM(str(tiny), device="cpu", dtype="float32", max_new_tokens=4)
     images = [np.random.default_rng(i).integers(0, 256, (48, 48, 3), np.uint8) for i in range(3)]
     questions = ["possible", "yes , no", "No"]
+    asked = list(zip(questions, images, strict=True))
+
     replies = chat.reply(questions, images)
     tokens = chat.tokens
     assert all(isinstance(reply, str) for reply in replies)
-    assert replies == [
-        chat.reply([q], [image])[0] for q, image in zip(questions, images, strict=True)
-    ]
+    assert replies == [chat.reply([text], [image])[0] for text, image in asked]
     assert len(tokens) == 3 and min(tokens) > 4
+
     values = chat.yes(questions, images)
-    assert values == [chat.yes([q], [image])[0] for q, image in zip(questions, images, strict=True)]
+    assert values == [chat.yes([text], [image])[0] for text, image in asked]
     assert len(set(values)) == 3 and all(0 < value < 1 for value in values)  # type: ignore[operator]
     assert chat.yes(questions[:1], images[1:2]) != values[:1]  # it looks at the picture
+
+
+def test_a_local_model_is_reward_and_verifier_by_the_same_weights(tiny: Path) -> None:
+    chat = LocalVLM(str(tiny), device="cpu", dtype="float32", max_new_tokens=4)
+    image = np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8)
     reward = ChatReward(chat)
     verifier = ChatVerifier(chat)
-    assert reward(["a cat"], images[:1])[0] == chat.yes([orm_question("a cat")], images[:1])[0]
-    assert isinstance(verifier.rewrite(["a cat"], images[:1])[0], str)
+    assert reward(["a cat"], [image])[0] == chat.yes([orm_question("a cat")], [image])[0]
+    assert isinstance(verifier.rewrite(["a cat"], [image])[0], str)
     assert verifier.rewrite.tokens == chat.tokens
     shared = LocalVLM(str(tiny), device="cpu", dtype="float32")
-    assert shared._model is chat._model
+    assert shared.network is chat.network
 
 
 def test_a_local_model_is_interviewed_like_any_other(tiny: Path) -> None:
@@ -407,55 +424,60 @@ def gridar(server: Server, **options: object) -> GridAR:
     return GridAR(4, TWO_STEPS, ChatVerifier(chat), ChatReward(chat), line=0)
 
 
+MALFORMED = [
+    says("possible"),
+    says("impossible, possible, possible, possible, possible"),
+    says("I cannot."),
+]
+FAILURE = (500, b"")
+
+
+def misbehave(body: dict) -> tuple[int, object]:
+    """Answer by the question: with nothing, garbage, extra words, missing words, refusals."""
+    text = question(body)
+    luck = random.Random(str(body["messages"])).randrange(4)
+    if luck == 0:
+        return FAILURE
+    if "represent the prompt" in text:
+        return says("Yes", {"Yes": luck / 4, "No": 1 - luck / 4})
+    if "strips" in text:
+        return MALFORMED[luck - 1]
+    return says('"something else"')
+
+
 def test_a_run_over_a_misbehaving_server_is_whole_and_says_what_happened(server: Server) -> None:
-    """Deterministic misbehaviour, by question: nothing, garbage, extra words, missing words,
-    refusals.
-    """
-    bad = [
-        (500, b""),
-        says("possible"),
-        says("impossible, possible, possible, possible, possible"),
-        says("I cannot."),
-    ]
-
-    def behave(body: dict) -> tuple[int, object]:
-        text = question(body)
-        luck = random.Random(str(body["messages"])).randrange(4)
-        if "represent the prompt" in text:
-            return bad[0] if luck == 0 else says("Yes", {"Yes": luck / 4, "No": 1 - luck / 4})
-        if "strips" in text:
-            return bad[luck]
-        return bad[0] if luck == 0 else says('"something else"')
-
-    server.behave = behave
+    server.behave = misbehave
     deliveries = draw(gridar(server, retries=0, timeout_s=5.0), jobs(TEXTS), slots=24)
     assert not any(delivery.error for delivery in deliveries.values())
-    notes = [delivery.notes for delivery in deliveries.values()]
-    stops = [stop for note in notes for stop in note["stages"]]  # type: ignore[union-attr]
-    failed = sum(stop["failed"] for stop in stops)  # type: ignore[index, call-overload, misc]
-    malformed = sum(stop["malformed"] for stop in stops)  # type: ignore[index, call-overload, misc]
+    notes: list[Any] = [delivery.notes for delivery in deliveries.values()]
+
+    # 1. Every selection is told, and follows from the replies that are told with it.
+    stops = [stop for note in notes for stop in note["stages"]]
+    failed = sum(stop["failed"] for stop in stops)
+    malformed = sum(stop["malformed"] for stop in stops)
     assert failed > 0 and malformed > 0 and failed + malformed == 3 * len(TEXTS)
     for stop in stops:
-        assert stop["replies"].count(None) == stop["failed"]  # type: ignore[index, call-overload, union-attr]
-        assert (
-            stop["possible"] == select_sources(stop["replies"], 4 // len(stop["replies"])).possible
-        )  # type: ignore
+        replies = stop["replies"]
+        assert replies.count(None) == stop["failed"]
+        assert stop["possible"] == select_sources(replies, 4 // len(replies)).possible
+
+    # 2. The best candidate among those with a score is chosen.
     for note in notes:
         scores = note["scores"]
-        assert note["unscored"] == scores.count(None)  # type: ignore[union-attr]
-        if note["unscored"] < 4:  # type: ignore[operator]
-            assert scores[note["chosen"]] == max(s for s in scores if s is not None)  # type: ignore
-    assert all(
-        delivery.usage.judge_tokens % 17 == 0 < delivery.usage.judge_tokens
-        for delivery in deliveries.values()
-    )
+        assert note["unscored"] == scores.count(None)
+        if note["unscored"] < 4:
+            assert scores[note["chosen"]] == max(score for score in scores if score is not None)
+
+    # 3. Every answer is paid for.
+    for delivery in deliveries.values():
+        assert delivery.usage.judge_tokens % 17 == 0 < delivery.usage.judge_tokens
+
+    # 4. Another order of jobs and another batch change nothing.
     again = draw(gridar(server, retries=0, timeout_s=5.0), jobs(TEXTS)[::-1], slots=12)
-    assert {key: d.tokens for key, d in again.items()} == {
-        key: d.tokens for key, d in deliveries.items()
-    }
-    assert {key: d.notes for key, d in again.items()} == {
-        key: d.notes for key, d in deliveries.items()
-    }
+    assert again.keys() == deliveries.keys()
+    for key, delivery in again.items():
+        assert delivery.tokens == deliveries[key].tokens
+        assert delivery.notes == deliveries[key].notes
 
 
 def test_a_wrong_key_ends_the_run_and_not_one_image(server: Server) -> None:

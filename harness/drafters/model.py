@@ -157,7 +157,7 @@ class DraftModel:
         follower = self._draft_canvases.get(id(target))
         if follower is None:
             usage = Usage()
-            key = _noise_key(sampler, target)
+            key = target.key
             canvas = draft_sampler.open(contexts, guide, key, usage)
             follower = _DraftCanvas(target, canvas, usage)
             self._draft_canvases[id(target)] = follower
@@ -183,15 +183,9 @@ def _charge_difference(sampler: Sampler, follower: _DraftCanvas, before: Usage) 
     sampler.charge_drafted(follower.target, target_positions + text_positions)
 
     device_s = now.device_s - before.device_s
-    ledger = follower.target._usage
+    ledger = follower.target.ledger
     ledger.device_s += device_s
     ledger.draft_s += device_s
-
-
-def _noise_key(sampler: Sampler, canvas: Canvas) -> int:
-    """Return the 64-bit key of a canvas's noise."""
-    ((high, low),) = sampler.noise([canvas], 1).key_R2.tolist()
-    return high << 32 | low
 
 
 def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:

@@ -72,10 +72,12 @@ class Decoding(Protocol):
     """A way to finish canvases other than `Session.run`, for methods that hold several of them.
 
     Such a method keeps it as an attribute and declares at least the decoding's `tokens_per_step`
-    and `tree_capacity` as its own. They count what a method's do; `tree_capacity` is optional.
+    and `tree_capacity` as its own. They count what a method's do; `tree_capacity` is 0 without
+    draft trees.
     """
 
     tokens_per_step: int
+    tree_capacity: int
 
     async def finish(self, rows: Sequence[Canvas], s: Session) -> None:
         """Draw every row to its end."""
