@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_company import costs
+from test_batch_invariance import costs
 from test_exactness import joint_probs, p_value
 from test_lantern import own_cache as own_cache
 from test_llamagen import tiny

@@ -55,7 +55,7 @@ def draw(request: pytest.FixtureRequest) -> Draw:
     return drawn
 
 
-def test_company_and_order_change_no_token(draw: Draw) -> None:
+def test_batch_invariance_and_order_change_no_token(draw: Draw) -> None:
     jobs = [Job(prompt, image) for prompt in prompts() for image in range(2)]
     together = draw(Plain(), jobs)
     for some in (jobs[::-1], jobs[5:6]):
@@ -63,7 +63,7 @@ def test_company_and_order_change_no_token(draw: Draw) -> None:
             assert delivery.tokens == together[key].tokens
 
 
-def test_company_changes_no_confidence(draw: Draw) -> None:
+def test_batch_invariance_changes_no_confidence(draw: Draw) -> None:
     """Probes run on as many rows as there are: their reductions must not show it."""
     jobs = [Job(prompt, 0) for prompt in prompts()[4:]]
     together = draw(ScalingAR(4), jobs)

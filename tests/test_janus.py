@@ -317,7 +317,7 @@ def test_parity_with_upstream(device: str) -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("method", [Plain(), Wanderer()])
-def test_company(method: Any, device: str) -> None:
+def test_batch_invariance(method: Any, device: str) -> None:
     some = jobs(TEXTS)
     together = draw(method, some, model=tiny(device), slots=14)
     shuffled = random.Random(3).sample(some, len(some))

@@ -117,7 +117,7 @@ def test_detectors_find_what_is_there(model: Pictogram, scenes: list[world.Sampl
             assert min(precision, recall, color) >= 0.95
 
 
-def test_company_changes_no_detection(scenes: list[world.Sample]) -> None:
+def test_batch_invariance_changes_no_detection(scenes: list[world.Sample]) -> None:
     detector = PictogramDetector(SET)
     pictures = [one.pixels for one in scenes[: MICROBATCH + 3]]
     together = detector.detect(pictures)

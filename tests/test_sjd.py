@@ -266,7 +266,7 @@ def test_forks_truncations_and_new_texts_keep_the_tokens_of_plain(device: str) -
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("coupling", COUPLINGS)
-def test_company_and_interruption_change_nothing(coupling: str, device: str) -> None:
+def test_batch_invariance_and_interruption_change_nothing(coupling: str, device: str) -> None:
     def method() -> SJD:
         return SJD(Jacobi("uniform", coupling), 5)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from test_company import costs
+from test_batch_invariance import costs
 from test_exactness import joint_probs, p_value
 from torch import Tensor
 from toy import TEXTS, PixelSum, ToyModel, draw, jobs

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 from scipy.stats import chisquare
-from test_company import costs
+from test_batch_invariance import costs
 from test_lantern import own_cache as own_cache
 from test_speculative import drafter
 from torch import Tensor
