@@ -172,7 +172,7 @@ def test_a_papers_table_measures_every_claim_that_this_project_can(experiment: s
         and claim.benchmark in ("", *options("benchmark"))
     ]
     assert here
-    assert [claim for claim in here if not any(claim.about(run) for run in runs)] == []
+    assert [claim for claim in here if not any(claim.describes(run) for run in runs)] == []
 
 
 def _planned(experiment: str, point: list[str]) -> Run:
