@@ -180,12 +180,8 @@ def _charge_difference(sampler: Sampler, follower: _DraftCanvas, before: Usage) 
     now = follower.usage
     target_positions = now.target_positions - before.target_positions
     text_positions = now.text_positions - before.text_positions
-    sampler.charge_drafted(follower.target, target_positions + text_positions)
-
     device_s = now.device_s - before.device_s
-    ledger = follower.target.ledger
-    ledger.device_s += device_s
-    ledger.draft_s += device_s
+    sampler.charge_drafted(follower.target, target_positions + text_positions, device_s)
 
 
 def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:

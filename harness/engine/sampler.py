@@ -400,6 +400,8 @@ class Sampler:
         depth_RT = torch.full(shape, ahead, device=logits_STV.device)
         return self._draw.gather_probs(rows, depth_RT, sampling, logits_STV)
 
-    def charge_drafted(self, canvas: Canvas, positions: int) -> None:
-        """Charge positions that a drafter computed for a canvas."""
+    def charge_drafted(self, canvas: Canvas, positions: int, device_s: float = 0.0) -> None:
+        """Charge positions that a drafter computed for a canvas, and device seconds of its own."""
         canvas.ledger.drafted_positions += positions
+        canvas.ledger.device_s += device_s
+        canvas.ledger.draft_s += device_s
