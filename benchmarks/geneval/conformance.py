@@ -53,13 +53,15 @@ def _run_verdict(case: Mapping[str, Any]) -> Iterator[str]:
         return [detections[i].color or "no color" for i in indices]
 
     options = Options(**case.get("options", {}))
-    got = verdict(detections, case["metadata"], color_of, options)
-    checked = [[name, list(indices)] for name, indices in got.color_checked]
-    expected = case["expected"]
-    yield from _compare("correct", got.correct, expected["correct"])
-    yield from _compare("reason", "\n".join(got.reasons), expected["reason"])
-    yield from _compare("kept", got.kept, expected["kept"])
-    yield from _compare("color_checked", checked, expected["color_checked"])
+    decision = verdict(detections, case["metadata"], color_of, options)
+    got = {
+        "correct": decision.correct,
+        "reason": "\n".join(decision.reasons),
+        "kept": decision.kept,
+        "color_checked": [[name, list(indices)] for name, indices in decision.color_checked],
+    }
+    for name, value in got.items():
+        yield from _compare(name, value, case["expected"][name])
 
 
 def _read_detection(detection: Mapping[str, Any]) -> _CaseDetection:

@@ -228,4 +228,6 @@ def _bounding_box(mask_HW: np.ndarray) -> tuple[float, float, float, float]:
     columns = np.flatnonzero(mask_HW.any(0))
     if not len(rows):
         return 0.0, 0.0, 0.0, 0.0
-    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
+    left, right = columns[[0, -1]].astype(float).tolist()
+    top, bottom = rows[[0, -1]].astype(float).tolist()
+    return left, top, right + 1, bottom + 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -49,14 +50,26 @@ def ask_number_at(name: str, place: str, count: int) -> str:
 
 # --- answers --------------------------------------------------------------------------------------
 
-Objects = Sequence[ColoredDetection]
 Answer = tuple[bool, str]
 """Yes or no, and what was seen."""
-AnswerKind = Callable[[Mapping[str, str], np.ndarray, Objects], Answer]
-"""Answers a question given by its named parts, about an image, by the objects seen in it."""
-
 HALVES = {"left": (0, False), "right": (0, True), "top": (1, False), "bottom": (1, True)}
 """For each place the axis of a box (0 is x), and whether the place is the far half."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """Hold a question by its parts, and what it is about."""
+
+    parts: Mapping[str, str]  # such as thing, color, count
+    class_of: Mapping[str, str]  # the class that a word names, singular or plural
+    objects: Sequence[ColoredDetection]
+    image: np.ndarray
+
+    def find(self, part: str) -> list[ColoredDetection]:
+        """Select the objects of the class that a part names, the most confident first."""
+        name = self.class_of[self.parts[part]]
+        found = [one for one in self.objects if one.name == name]
+        return sorted(found, key=lambda one: -one.score)
 
 
 class DetectorVQA:
@@ -79,7 +92,7 @@ class DetectorVQA:
         for name in detector.classes:
             self._class_of[name] = name
             self._class_of[plural(name)] = name
-        self._kinds = self._compile_kinds()
+        self._kinds = _compile_kinds(self._class_of)
 
     def ready(self) -> None:
         """Do nothing: a detector can always be asked."""
@@ -91,85 +104,87 @@ class DetectorVQA:
         self.tokens = [0] * len(questions)
         self.served = [self.id] * len(questions)
         detected = detect_each(self._detector, images)
-        return [
-            self._reply_to(message, image, objects)
-            for message, image, objects in zip(questions, images, detected, strict=True)
-        ]
+        replies: list[str | None] = []
+        for message, image, objects in zip(questions, images, detected, strict=True):
+            if isinstance(objects, str):
+                replies.append(f"Unreadable: {objects}")
+            else:
+                replies.append(self._answer_message(message, image, objects))
+        return replies
 
-    def _reply_to(self, message: str, image: np.ndarray, objects: Objects | str) -> str:
-        if isinstance(objects, str):
-            return f"Unreadable: {objects}"
+    def _answer_message(
+        self, message: str, image: np.ndarray, objects: Sequence[ColoredDetection]
+    ) -> str:
         confident = [one for one in objects if one.score > self._threshold]
         lines = []
         for line in message.splitlines():
-            answer = self._answer(line.strip(), image, confident)
+            answer = self._answer_line(line.strip(), image, confident)
             if answer is not None:
                 holds, seen = answer
                 lines.append(f"{'yes' if holds else 'no'}: {seen}")
         return "\n".join(lines) or "Unknown: no question that a detector understands"
 
-    def _answer(self, line: str, image: np.ndarray, objects: Objects) -> Answer | None:
+    def _answer_line(
+        self, line: str, image: np.ndarray, objects: Sequence[ColoredDetection]
+    ) -> Answer | None:
         """Answer a line; None if it is no question."""
         for pattern, answer in self._kinds:
-            if match := pattern.fullmatch(line):
-                return answer(match.groupdict(), image, objects)
+            match = pattern.fullmatch(line)
+            if match:
+                return answer(_Question(match.groupdict(), self._class_of, objects, image))
         return None
 
-    def _compile_kinds(self) -> list[tuple[re.Pattern[str], AnswerKind]]:
-        """Pair each kind of question with the method that answers it."""
-        names = _any_of(self._class_of)
-        thing = f"(?P<thing>{names})"
-        other = f"(?P<other>{names})"
-        place = f"(?: on the (?P<place>{_any_of(PLACES)}))?"
-        color = f"(?P<color>{_any_of(COLORS)})"
-        relation = f"(?P<relation>{_any_of(RELATIONS)})"
-        kinds: dict[str, AnswerKind] = {
-            rf"(?:Is there an?|Are there) {thing} in the image\?": self._answer_presence,
-            rf"Is the number of {thing}{place} (?P<count>\d+)\?": self._answer_number,
-            rf"(?:Is|Are) the {thing} {color}\?": self._answer_color,
-            rf"Is the {thing} {relation} the {other}\?": self._answer_relation,
-        }
-        return [(re.compile(pattern), answer) for pattern, answer in kinds.items()]
 
-    def _answer_presence(
-        self, asked: Mapping[str, str], image: np.ndarray, objects: Objects
-    ) -> Answer:
-        found = self._find(asked["thing"], objects)
-        return bool(found), _list_objects(found)
-
-    def _answer_number(
-        self, asked: Mapping[str, str], image: np.ndarray, objects: Objects
-    ) -> Answer:
-        found = self._find(asked["thing"], objects)
-        if asked["place"]:
-            found = [one for one in found if _is_on(asked["place"], one, image)]
-        return len(found) == int(asked["count"]), _list_objects(found)
-
-    def _answer_color(
-        self, asked: Mapping[str, str], image: np.ndarray, objects: Objects
-    ) -> Answer:
-        found = self._find(asked["thing"], objects)
-        holds = bool(found) and all(one.color == asked["color"] for one in found)
-        return holds, _list_objects(found)
-
-    def _answer_relation(
-        self, asked: Mapping[str, str], image: np.ndarray, objects: Objects
-    ) -> Answer:
-        a = self._find(asked["thing"], objects)[:1]
-        b = self._find(asked["other"], objects)[:1]
-        held = relations(a[0].box, b[0].box) if a and b else []
-        seen = [_list_objects(a), _list_objects(b), " and ".join(held) or "no relation"]
-        return asked["relation"] in held, ", ".join(seen)
-
-    def _find(self, word: str, objects: Objects) -> list[ColoredDetection]:
-        """Select the objects of the class that a word names, the most confident first."""
-        found = [one for one in objects if one.name == self._class_of[word]]
-        return sorted(found, key=lambda one: -one.score)
+def _compile_kinds(
+    names: Iterable[str],
+) -> list[tuple[re.Pattern[str], Callable[[_Question], Answer]]]:
+    """Pair each kind of question with the function that answers it."""
+    thing = f"(?P<thing>{_any_of(names)})"
+    other = f"(?P<other>{_any_of(names)})"
+    place = f"(?: on the (?P<place>{_any_of(PLACES)}))?"
+    color = f"(?P<color>{_any_of(COLORS)})"
+    relation = f"(?P<relation>{_any_of(RELATIONS)})"
+    kinds = {
+        rf"(?:Is there an?|Are there) {thing} in the image\?": _answer_presence,
+        rf"Is the number of {thing}{place} (?P<count>\d+)\?": _answer_number,
+        rf"(?:Is|Are) the {thing} {color}\?": _answer_color,
+        rf"Is the {thing} {relation} the {other}\?": _answer_relation,
+    }
+    return [(re.compile(pattern), answer) for pattern, answer in kinds.items()]
 
 
 def _any_of(options: Iterable[str]) -> str:
     """Write a pattern for any of these words; the longest is tried first."""
     return "|".join(sorted(map(re.escape, options), key=len, reverse=True))
+
+
+def _answer_presence(question: _Question) -> Answer:
+    found = question.find("thing")
+    return bool(found), _list_objects(found)
+
+
+def _answer_number(question: _Question) -> Answer:
+    found = question.find("thing")
+    place = question.parts["place"]
+    if place:
+        found = [one for one in found if _is_on(place, one, question.image)]
+    holds = len(found) == int(question.parts["count"])
+    return holds, _list_objects(found)
+
+
+def _answer_color(question: _Question) -> Answer:
+    found = question.find("thing")
+    color = question.parts["color"]
+    holds = bool(found) and all(one.color == color for one in found)
+    return holds, _list_objects(found)
+
+
+def _answer_relation(question: _Question) -> Answer:
+    a = question.find("thing")[:1]
+    b = question.find("other")[:1]
+    held = relations(a[0].box, b[0].box) if a and b else []
+    seen = [_list_objects(a), _list_objects(b), " and ".join(held) or "no relation"]
+    return question.parts["relation"] in held, ", ".join(seen)
 
 
 def _is_on(place: str, found: ColoredDetection, image: np.ndarray) -> bool:
@@ -179,5 +194,6 @@ def _is_on(place: str, found: ColoredDetection, image: np.ndarray) -> bool:
     return (centre >= middle) == is_far_half
 
 
-def _list_objects(found: Objects) -> str:
-    return ", ".join(f"{one.color} {one.name} {one.score:.2f}" for one in found) or "nothing"
+def _list_objects(found: Sequence[ColoredDetection]) -> str:
+    listed = [f"{one.color} {one.name} {one.score:.2f}" for one in found]
+    return ", ".join(listed) or "nothing"
