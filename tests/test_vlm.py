@@ -19,7 +19,7 @@ from chat_server import Server, says
 from PIL import Image as Pillow
 from toy import TEXTS, draw, jobs
 
-from benchmarks.tiif.interview import SYSTEM, Asked, Interview, message
+from benchmarks.tiif.vqa_model import SYSTEM, ImageQuestions, VQAJudge, write_message
 from harness.judges.local_vlm import LocalVLM, yes_probability
 from harness.judges.verifier import (
     ChatReward,
@@ -390,18 +390,18 @@ def test_a_local_model_is_reward_and_verifier_by_the_same_weights(tiny: Path) ->
     assert shared.network is chat.network
 
 
-def test_a_local_model_is_interviewed_like_any_other(tiny: Path) -> None:
+def test_a_local_model_judges_like_any_other(tiny: Path) -> None:
     chat = LocalVLM(str(tiny), revision="main", device="cpu", dtype="float32", max_new_tokens=6)
-    judge = Interview(chat, attempts=2)
+    judge = VQAJudge(chat, attempts=2)
     asked = [
-        Asked(f"p/{i}", ["Is there a cat?"], np.full((48, 48, 3), 80 * i, np.uint8))
+        ImageQuestions(f"p/{i}", ["Is there a cat?"], np.full((48, 48, 3), 80 * i, np.uint8))
         for i in range(3)
     ]
     heard = judge.ask(asked)
     assert heard == [judge.ask([one])[0] for one in asked]
     assert judge.id.startswith(f"vlm-{tiny.name}-main-")
     for one, said in zip(asked, heard, strict=True):
-        first = chat.reply([message(one.key, one.questions)], [one.image], SYSTEM)[0]
+        first = chat.reply([write_message(one.key, one.questions)], [one.image], SYSTEM)[0]
         assert said.replies[0] == first and 1 <= len(said.replies) <= 2
         assert said.served == chat.id and said.tokens > 0
 

@@ -1,4 +1,4 @@
-"""The benchmark: official prompts, the official evaluator, and its files."""
+"""Define the benchmark GenEval: the official prompts, the official evaluator, and its files."""
 
 from __future__ import annotations
 
@@ -10,31 +10,32 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.geneval.colors import Colors, Question
-from benchmarks.geneval.detector import CLASSES, Detector, Found
-from benchmarks.geneval.layout import IMAGES, read_folder, say_oddities
-from benchmarks.geneval.prompts import about, official_file, read_prompts
+from benchmarks.geneval.colors import ColorQuestion, Colors
+from benchmarks.geneval.detector import CLASSES, Detector, Instance
+from benchmarks.geneval.layout import IMAGES, read_folder, warn_of_oddities
+from benchmarks.geneval.prompts import locate_metadata, read_prompts, select_by_classes
 from benchmarks.geneval.summary import Result, format_result, summarize
 from benchmarks.geneval.verdict import COLORS, DEFAULTS, ColorOf, Options, Verdict, verdict
 from benchmarks.images import read_images
-from benchmarks.spread import spread
+from benchmarks.spread import spread_evenly
 from harness.records import Prompt, Score, UserError
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 BATCH = 8
-"""Images read, detected and judged at a time; their scores are in the journal before the next."""
+"""Images read, detected and judged at a time; their scores are journaled before the next batch."""
 FLOOR = 0.05
-"""Detections above this score are kept in the journal, so that other thresholds can be studied
-without a detector.
-"""
+"""Detections above this score are journaled, so that other thresholds need no second detection."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluator:
-    """Detector and color classifier together: the judge."""
+    """Hold detector and color classifier: together they are the judge."""
 
     detector: Detector
     colors: Colors
@@ -45,14 +46,16 @@ class Evaluator:
 
 
 class GenEval:
-    """The official prompts, `images` of each, judged as the reference does.
+    """Judge `images` images of each official prompt as the reference does.
 
-    The metadata file is `metadata`, or the download pinned by its hash. Another one is refused,
-    unless `allow_other_version`; then it marks the version. `prompts` takes that many, spread
-    evenly over the tasks; `classes` only those about these classes, and says what it leaves out.
-    Instead of a number `images` may be a folder of the reference's layout, made elsewhere.
-    `options` are the reference's; others than its own mark the version. Raises UserError for what
-    cannot be had.
+    `metadata` is the prompts' file; None is the official one, from the cache or a download pinned
+    by its hash. Another file is refused unless `allow_other_version` is set; then it marks the
+    version. `classes` selects the prompts about these classes, and warns of the number left out;
+    `prompts` takes that many of them, spread evenly over the tasks. `images` may be a folder of the
+    reference's layout instead of a number: then its images are judged. `options` are the
+    reference's; other values than its own mark the version.
+
+    Raises UserError for what cannot be had.
     """
 
     name = "geneval"
@@ -71,31 +74,32 @@ class GenEval:
     ) -> None:
         self.judge = Evaluator(detector, colors)
         self.options = Options(**(options or {}))
-        path, self.version = official_file(metadata, allow_other_version)
-        changed = [
-            f"{k}={v}"
-            for k, v in dataclasses.asdict(self.options).items()
-            if v != getattr(DEFAULTS, k)
-        ]
-        self.version = "+".join([self.version, *changed])
-        every = read_prompts(path, CLASSES)
-        chosen = (
-            every
-            if classes is None
-            else about(every, classes, "beside benchmark.classes", path.name)
-        )
-        self._prompts = chosen if prompts is None else spread(chosen, prompts)
-        self._total = len(every)
+        path, file_version = locate_metadata(metadata, allow_other_version)
+        self.version = "+".join([file_version, *_changed_options(self.options)])
+
+        available = read_prompts(path, CLASSES)
+        chosen = available
+        if classes is not None:
+            chosen = select_by_classes(available, classes, "beside benchmark.classes", path.name)
+        self._prompts = chosen if prompts is None else spread_evenly(chosen, prompts)
+        self._total = len(available)
+
         self.found: dict[tuple[str, int], Path] = {}
-        """Images made elsewhere, by prompt id and number."""
-        self.images = self._count(images, every)
-        self.excluded = self._excluded()
+        """Imported images, by prompt id and number."""
+        if isinstance(images, str):
+            self.images = self._find_images(images, available)
+        elif images < 1:
+            raise UserError(f"benchmark.images={images}: at least one image per prompt is needed")
+        else:
+            self.images = images
+        self.excluded = self._why_excluded()
 
     def prompts(self) -> list[Prompt]:
+        """List the prompts to draw."""
         return list(self._prompts)
 
     def ready(self) -> None:
-        """Load detector and color classifier. Raises UserError where that is impossible."""
+        """Load detector and color classifier. Raises UserError if that is impossible."""
         self.judge.detector.load()
         self.judge.colors.load()
 
@@ -107,168 +111,177 @@ class GenEval:
         """
         remaining = iter(items)
         while batch := list(islice(remaining, BATCH)):
-            read = read_images(path for _, path in batch)
-            whole = [i for i, pixels in enumerate(read) if isinstance(pixels, np.ndarray)]
-            judged = self._judge(
-                [batch[i][0].spec for i in whole], [_pixels(read[i]) for i in whole]
-            )
-            details = dict(zip(whole, judged, strict=True))
-            for i, (prompt, path) in enumerate(batch):
-                image = int(path.stem)
-                made = details.get(i)
-                if made is None:
-                    yield Score(prompt.id, image, self.judge.id, None, {"unjudged": str(read[i])})
+            pictures = read_images(path for _, path in batch)
+            specs = []
+            images = []
+            for (prompt, _), picture in zip(batch, pictures, strict=True):
+                if isinstance(picture, np.ndarray):
+                    specs.append(prompt.spec)
+                    images.append(picture)
+
+            judged = iter(self._judge_images(specs, images))
+            for (prompt, path), picture in zip(batch, pictures, strict=True):
+                number = int(path.stem)
+                if isinstance(picture, str):
+                    yield Score(prompt.id, number, self.judge.id, None, {"unjudged": picture})
                 else:
-                    yield Score(prompt.id, image, self.judge.id, float(made[0]), made[1])
+                    correct, detail = next(judged)
+                    yield Score(prompt.id, number, self.judge.id, float(correct), detail)
 
     def summarise(self, scores: Sequence[Score]) -> list[str]:
-        """The reference's summary, what of it is partial, and our score: missing images are wrong,
-        with an interval.
-        """
-        import pandas as pd
+        """Format the reference's summary and ours.
 
+        Ours says what is partial, and gives the score with an interval; there a missing image
+        counts as wrong.
+        """
         from harness.results.stats import interval, macro_mean
 
         values = {(score.prompt_id, score.image): score.value or 0.0 for score in scores}
         if not values:
             return ["no image was scored"]
-        keys = [(prompt, i) for prompt in self._prompts for i in range(self.images)]
-        rows = [
-            (prompt.category, prompt.id, i, values.get((prompt.id, i), 0.0)) for prompt, i in keys
-        ]
-        table = pd.DataFrame(rows, columns=["category", "prompt_id", "image", "value"])
+        table = self._tabulate_planned(values)
         low, high = interval(table)
-        partial = {"prompts": (len(self._prompts), self._total), "images": (len(values), len(keys))}
-        return [
-            *str(summarize(self._results(scores, Path()))).split("\n"),
-            *(
-                f"PARTIAL: {had} of {whole} {what}"
-                for what, (had, whole) in partial.items()
-                if had < whole
-            ),
-            f"Score over planned images: {macro_mean(table):.5f} {_interval(low, high)}",
-            f"Version {self.version}, judge {self.judge.id}",
-            *([f"NOT FOR A LEADERBOARD: {self.excluded}"] if self.excluded else []),
-        ]
+
+        lines = str(summarize(self._results(scores, Path()))).split("\n")
+        if len(self._prompts) < self._total:
+            lines.append(f"PARTIAL: {len(self._prompts)} of {self._total} prompts")
+        if len(values) < len(table):
+            lines.append(f"PARTIAL: {len(values)} of {len(table)} images")
+        score = f"{macro_mean(table):.5f} {_format_interval(low, high)}"
+        lines.append(f"Score over planned images: {score}")
+        lines.append(f"Version {self.version}, judge {self.judge.id}")
+        if self.excluded:
+            lines.append(f"NOT FOR A LEADERBOARD: {self.excluded}")
+        return lines
 
     def files(self, scores: Sequence[Score], folder: Path) -> dict[str, str]:
-        """The reference's result file of a run folder, by its name."""
+        """Write the reference's result file of a run folder; returns its text by its name."""
         return {"results.jsonl": "".join(map(format_result, self._results(scores, folder)))}
 
     def _results(self, scores: Iterable[Score], folder: Path) -> list[Result]:
         prompts = {prompt.id: prompt for prompt in self._prompts}
-        made = [_result(prompts[score.prompt_id], score, folder) for score in scores]
-        return sorted(made, key=lambda result: result.filename)
+        results = [_make_result(prompts[score.prompt_id], score, folder) for score in scores]
+        return sorted(results, key=lambda result: result.filename)
 
-    def _count(self, images: int | str, every: Sequence[Prompt]) -> int:
-        """Images per prompt; of a folder, the most that one has."""
-        if not isinstance(images, str):
-            if images < 1:
-                raise UserError(
-                    f"benchmark.images={images}: at least one image per prompt is needed"
-                )
-            return images
-        by_prompt = read_folder(Path(images), every)
+    def _tabulate_planned(self, values: Mapping[tuple[str, int], float]) -> pd.DataFrame:
+        """Tabulate all planned images, one a row; those without a value count as wrong."""
+        import pandas as pd
+
+        rows = [
+            (prompt.category, prompt.id, image, values.get((prompt.id, image), 0.0))
+            for prompt in self._prompts
+            for image in range(self.images)
+        ]
+        return pd.DataFrame(rows, columns=["category", "prompt_id", "image", "value"])
+
+    def _find_images(self, folder: str, available: Sequence[Prompt]) -> int:
+        """Fill `found` with a folder's images; return the most images that a prompt has."""
+        by_prompt = read_folder(Path(folder), available)
         most = max(len(by_prompt.get(prompt.id, ())) for prompt in self._prompts)
         if not most:
             raise UserError(
-                f"benchmark.images={images}: no image of the {len(self._prompts)} prompts asked for"
+                f"benchmark.images={folder}: no image of the {len(self._prompts)} prompts asked for"
             )
-        say_oddities(Path(images), by_prompt, self._prompts, most)
+        warn_of_oddities(Path(folder), by_prompt, self._prompts, most)
         for prompt in self._prompts:
-            self.found |= {
-                (prompt.id, i): path for i, path in enumerate(by_prompt.get(prompt.id, ()))
-            }
+            for number, path in enumerate(by_prompt.get(prompt.id, ())):
+                self.found[prompt.id, number] = path
         return most
 
-    def _excluded(self) -> str:
-        """Why the run must not enter a leaderboard."""
+    def _why_excluded(self) -> str:
+        """Say why the run must not enter a leaderboard; empty if it may."""
         random = [part.id for part in (self.judge.detector, self.judge.colors) if part.random]
         if random:
-            return (
-                f"{' and '.join(random)}: random weights test the path, their verdicts mean nothing"
-            )
+            names = " and ".join(random)
+            return f"{names}: random weights test the path, their verdicts mean nothing"
         return "images made elsewhere: what they cost is not known" if self.found else ""
 
-    def _judge(
+    def _judge_images(
         self, specs: Sequence[Mapping[str, Any]], images: Sequence[np.ndarray]
     ) -> list[tuple[bool, dict[str, Any]]]:
-        """Verdict and detail for each picture.
-
-        Which colors a verdict asks for does not depend on the answers, so a first round of verdicts
-        collects the questions of all pictures, and they are put together.
-        """
+        """Decide about each image; returns whether it is correct, and the detail of its score."""
+        # 1. Detect the objects of all images.
         floor = min(FLOOR, self.options.threshold, self.options.counting_threshold)
-        pictures = self.judge.detector.detect(images, floor)
-        asked = []
-        for spec, image, found in zip(specs, images, pictures, strict=True):
-            dry = verdict(found, spec, _no_answer, self.options)
-            asked.append(
-                {i: Question(image, found[i]) for _, indices in dry.color_checked for i in indices}
-            )
-        answers = iter(
-            self.judge.colors.scores([question for one in asked for question in one.values()])
-        )
-        made = []
-        for spec, found, questions in zip(specs, pictures, asked, strict=True):
-            looks = {i: next(answers) for i in questions}
-            decision = verdict(found, spec, _answering(looks), self.options)
-            made.append((decision.correct, _detail(found, decision, looks)))
-        return made
+        detected = self.judge.detector.detect(images, floor)
+
+        # 2. Collect the questions about colors. Which objects a verdict asks about does not depend
+        #    on the answers, so a verdict without answers finds them.
+        asked: list[dict[int, ColorQuestion]] = []
+        for spec, image, instances in zip(specs, images, detected, strict=True):
+            trial = verdict(instances, spec, _answer_nothing, self.options)
+            checked = [i for _, indices in trial.color_checked for i in indices]
+            asked.append({i: ColorQuestion(image, instances[i]) for i in checked})
+
+        # 3. Ask about the colors of all images at once.
+        questions = [question for by_index in asked for question in by_index.values()]
+        answers = iter(self.judge.colors.scores(questions))
+
+        # 4. Decide.
+        judged = []
+        for spec, instances, by_index in zip(specs, detected, asked, strict=True):
+            looks = {i: next(answers) for i in by_index}
+            decision = verdict(instances, spec, _answer_from(looks), self.options)
+            judged.append((decision.correct, _make_detail(instances, decision, looks)))
+        return judged
 
 
-def _interval(low: float, high: float) -> str:
+def _changed_options(options: Options) -> list[str]:
+    """List the options that differ from the reference's, as "name=value"."""
+    return [
+        f"{name}={value}"
+        for name, value in dataclasses.asdict(options).items()
+        if value != getattr(DEFAULTS, name)
+    ]
+
+
+def _format_interval(low: float, high: float) -> str:
     if math.isnan(low):
         return "(no interval: a task has a single prompt)"
     return f"[{low:.5f}, {high:.5f}] (95 %, prompts resampled)"
 
 
-def _no_answer(_: str, indices: Sequence[int]) -> list[str]:
+def _answer_nothing(_: str, indices: Sequence[int]) -> list[str]:
     return [""] * len(indices)
 
 
-def _answering(looks: Mapping[int, Sequence[float]]) -> ColorOf:
-    """The colors that objects look like most, by index."""
+def _answer_from(looks: Mapping[int, Sequence[float]]) -> ColorOf:
+    """Answer with the color that each object looks like most; `looks` are scores by index."""
     colors = {i: COLORS[int(np.argmax(scores))] for i, scores in looks.items()}
     return lambda _, indices: [colors[i] for i in indices]
 
 
-def _pixels(read: np.ndarray | str) -> np.ndarray:
-    assert isinstance(read, np.ndarray)
-    return read
-
-
-def _detail(
-    found: Sequence[Found], decision: Verdict, looks: Mapping[int, Sequence[float]]
+def _make_detail(
+    instances: Sequence[Instance], decision: Verdict, looks: Mapping[int, Sequence[float]]
 ) -> dict[str, Any]:
-    """What of a verdict is kept: reasons, every detection, which of them counted, and what their
-    colors look like.
+    """Make the detail of a score.
+
+    It has the reasons, every detection, which of them counted, and what their colors look like.
     """
+    colors = {}
+    for i, scores in looks.items():
+        colors[str(i)] = [round(score, 4) for score in scores]
     return {
         "reasons": list(decision.reasons),
-        "detections": [[one.name, *one.box, one.score] for one in found],
+        "detections": [[one.name, *one.box, one.score] for one in instances],
         "kept": decision.kept,
-        "colors": {str(i): [round(score, 4) for score in scores] for i, scores in looks.items()},
+        "colors": colors,
     }
 
 
-def _result(prompt: Prompt, score: Score, folder: Path) -> Result:
-    """A row of the reference's result file. An image that could not be judged is wrong, and says
-    why.
-    """
+def _make_result(prompt: Prompt, score: Score, folder: Path) -> Result:
+    """Make a row of the reference's result file; an image that could not be judged is wrong."""
     path = folder / "images" / prompt.id.split("/")[-1] / f"{score.image}.png"
-    seen = score.detail.get("detections", ())
-    kept = score.detail.get("kept", {})
+    reasons = score.detail.get("reasons", [f"unjudged: {score.detail.get('unjudged')}"])
+    detections = score.detail.get("detections", ())
+    details = {}
+    for name, indices in score.detail.get("kept", {}).items():
+        details[name] = [detections[i][1:] for i in indices]
     return Result(
         filename=os.readlink(path) if path.is_symlink() else str(path),
         tag=prompt.category,
         prompt=prompt.text,
         correct=bool(score.value),
-        reason="\n".join(
-            score.detail.get("reasons", [f"unjudged: {score.detail.get('unjudged')}"])
-        ),
+        reason="\n".join(reasons),
         metadata=json.dumps(dict(prompt.spec)),
-        details=json.dumps(
-            {name: [seen[i][1:] for i in indices] for name, indices in kept.items()}
-        ),
+        details=json.dumps(details),
     )

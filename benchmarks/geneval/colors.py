@@ -1,8 +1,7 @@
-"""The color of a detected object, by CLIP: the picture outside its mask is gray, and ten colors are
-put to choice.
+"""Name the color of a detected object with CLIP: what is outside its mask is painted gray.
 
 Reference: `color_classification` of GenEval's evaluate_images.py, with clip_benchmark's zero-shot
-classifier.
+classifier. Shapes: N crops, C colors, P prompts per color, D embedding width.
 """
 
 from __future__ import annotations
@@ -17,12 +16,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from benchmarks.geneval.detector import Found
+from benchmarks.geneval.detector import Instance
 from benchmarks.geneval.verdict import COLORS
+from benchmarks.optional import require
 from harness.download import file_sha256
 from harness.records import UserError, one_line
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 PROMPTS = (
@@ -35,36 +36,36 @@ OFFICIAL = "ViT-L-14-quickgelu"
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """An object whose color is asked for: in its picture, uint8 [H, W, 3], as this class."""
+class ColorQuestion:
+    """Hold an object whose color is asked for, and its picture, uint8 [H, W, 3]."""
 
     image: np.ndarray
-    found: Found
+    instance: Instance
 
 
 class Colors(Protocol):
     """The color classifier of an evaluator."""
 
     id: str
-    random: bool
+    random: bool  # True for random weights: they test the path, their verdicts mean nothing
 
     def load(self) -> None:
-        """Make it ready, once; later calls do nothing. Raises UserError where that is
-        impossible.
-        """
+        """Load the network; later calls do nothing. Raises UserError if that is impossible."""
 
-    def scores(self, questions: Sequence[Question]) -> list[list[float]]:
-        """Per object how much it looks like each of the ten `COLORS`; the largest is its color."""
+    def scores(self, questions: Sequence[ColorQuestion]) -> list[list[float]]:
+        """Score how much each object looks like each of the ten `COLORS`; the largest wins."""
 
 
 class Clip:
-    """A CLIP of open_clip: `model` is a name among its models or the JSON file of one.
+    """Classify colors with a CLIP of open_clip.
 
-    `weights` are `openai`, any other tag that open_clip knows for the model, or `random`; or they
-    are read from a `checkpoint` file. OpenAI's were trained with QuickGELU, which newer open_clip
-    only builds when it is asked to, so a model without it is refused. Every forward has `batch`
-    crops, so that no result depends on its company; null is 1 on the CPU and 16 on a GPU, where the
-    reference's mixed precision is used.
+    `model` is a name among open_clip's models or the JSON file of one. `weights` are "openai", any
+    other tag that open_clip knows for the model, or "random"; a `checkpoint` file replaces them.
+    OpenAI's weights were trained with QuickGELU, which newer open_clip builds only on request, so
+    a model without it is refused.
+
+    Every forward has `batch` crops, so that no result depends on what else is in the batch. None is
+    1 on the CPU and 16 on a GPU, where the reference's mixed precision is used.
     """
 
     def __init__(
@@ -79,116 +80,136 @@ class Clip:
             raise UserError(f"benchmark.colors.batch={batch}: at least one crop is needed")
         if weights == "random" and checkpoint:
             raise UserError("benchmark.colors: weights=random and a checkpoint exclude each other")
-        if model.endswith(".json"):
-            quick = _described(Path(model))
-            name = f"{Path(model).stem}-{file_sha256(Path(model))[:8]}"
-        else:
-            quick = model.endswith("-quickgelu")
-            name = model
-        if not quick:
+
+        is_file = model.endswith(".json")
+        has_quick_gelu = (
+            _file_has_quick_gelu(Path(model)) if is_file else model.endswith("-quickgelu")
+        )
+        if not has_quick_gelu:
             raise UserError(
-                f"benchmark.colors.model={model} has no QuickGELU, which OpenAI's weights need: {OFFICIAL}"
+                f"benchmark.colors.model={model} has no QuickGELU, "
+                f"which OpenAI's weights need: {OFFICIAL}"
             )
+        name = f"{Path(model).stem}-{file_sha256(Path(model))[:8]}" if is_file else model
+        weights_name = file_sha256(Path(checkpoint))[:8] if checkpoint else weights
+        self.id = f"clip-{name}-{weights_name}"
         self.random = weights == "random"
-        which = file_sha256(Path(checkpoint))[:8] if checkpoint else weights
-        self.id = f"clip-{name}-{which}"
-        self._name = model
+        self._model = model
         self._weights = weights
         self._checkpoint = checkpoint
-        self._asked = device
+        self._device_name = device
         self._batch = batch
-        self._model: Any = None
-        self._text: dict[str, Tensor] = {}  # class -> [colors, D]
+        self._network: Any = None
+        self._text_CD: dict[str, Tensor] = {}  # by class
+
+    @property
+    def network(self) -> Any:
+        assert self._network is not None, "load() comes first"
+        return self._network
 
     def load(self) -> None:
-        if self._model is not None:
+        """Build the network on the device; later calls do nothing."""
+        if self._network is not None:
             return
+        require("open_clip", extra="geneval")
         import open_clip
         import torch
 
         from harness.models.checkpoint import device_named
 
-        device = device_named(self._asked)
-        name = self._name
+        device = device_named(self._device_name)
+        name = self._model
         if name.endswith(".json"):
             open_clip.add_model_config(Path(name))
             name = Path(name).stem
-        with torch.random.fork_rng(devices=[]), _silence():
+        with torch.random.fork_rng(devices=[]), _quiet_logging():
             torch.manual_seed(0)
-            try:
-                self._model, _, self._transform = open_clip.create_model_and_transforms(
-                    name, pretrained=None if self.random else self._checkpoint or self._weights
-                )
-            except Exception as error:  # a hub's, a reader's or a shape's error: all mean that the weights are not had
-                raise UserError(
-                    f"CLIP {self._name} with weights {self._checkpoint or self._weights} cannot be loaded "
-                    f"({one_line(error)[:200]}): set benchmark.colors.checkpoint to its open_clip_model.safetensors"
-                ) from None
+            network, self.preprocess = self._create_network(name)
             self._tokenizer = open_clip.get_tokenizer(name)
-        self._device = device
-        self._model = self._model.to(device).eval()
+        self._device: torch.device = device
+        self._network = network.to(device).eval()
 
-    def scores(self, questions: Sequence[Question]) -> list[list[float]]:
+    def scores(self, questions: Sequence[ColorQuestion]) -> list[list[float]]:
+        """Score each object against each of the ten `COLORS`: cosines of image and text."""
         import torch
         import torch.nn.functional as F
 
         if not questions:
             return []
         self.load()
+
+        # 1. Crop the objects, and fill the last batch up with copies of the last crop.
         size = self._batch or (1 if self._device.type == "cpu" else 16)
-        crops = [self._transform(crop(question.image, question.found)) for question in questions]
+        crops = [
+            self.preprocess(crop_object(question.image, question.instance))
+            for question in questions
+        ]
         crops += crops[-1:] * (-len(crops) % size)
-        made = []
-        with torch.inference_mode(), self._precision():
+
+        with torch.inference_mode(), self._mixed_precision():
+            # 2. Embed the crops, batch by batch.
+            embedded = []
             for first in range(0, len(crops), size):
-                made.append(
-                    self._model.encode_image(
-                        torch.stack(crops[first : first + size]).to(self._device)
-                    )
-                )
-            image_ND = F.normalize(torch.cat(made).float(), dim=-1)
+                pixels_BCHW = torch.stack(crops[first : first + size]).to(self._device)
+                embedded.append(self.network.encode_image(pixels_BCHW))
+            image_ND = F.normalize(torch.cat(embedded).float(), dim=-1)
+
+            # 3. Compare each with the colors of its class.
             return [
-                (self._classifier(question.found.name) @ image_D).tolist()
+                (self._embed_colors(question.instance.name) @ image_D).tolist()
                 for question, image_D in zip(questions, image_ND[: len(questions)], strict=True)
             ]
 
-    def _classifier(self, name: str) -> Tensor:
-        """Text side for one class: per color the mean of the three prompts' directions, float32
-        [colors, D].
-        """
+    def _create_network(self, name: str) -> tuple[Any, Any]:
+        """Create the network and its preprocessing."""
+        import open_clip
+
+        pretrained = None if self.random else self._checkpoint or self._weights
+        try:
+            network, _, preprocess = open_clip.create_model_and_transforms(
+                name, pretrained=pretrained
+            )
+        except Exception as error:  # of the hub, a reader or a shape: the weights cannot be had
+            raise UserError(
+                f"CLIP {self._model} with weights {self._checkpoint or self._weights} "
+                f"cannot be loaded ({one_line(error)[:200]}): "
+                "set benchmark.colors.checkpoint to its open_clip_model.safetensors"
+            ) from None
+        return network, preprocess
+
+    def _embed_colors(self, name: str) -> Tensor:
+        """Embed the colors of a class: the mean direction of each one's prompts, float32 [C, D]."""
         import torch
         import torch.nn.functional as F
 
-        if name not in self._text:
-            texts = [
-                prompt.format(color=color, name=name) for color in COLORS for prompt in PROMPTS
-            ]
-            tokens = self._tokenizer(texts).to(self._device)
-            made = [
-                self._model.encode_text(tokens[i : i + len(PROMPTS)])
-                for i in range(0, len(tokens), len(PROMPTS))
-            ]
-            text_CPD = F.normalize(torch.stack(made).float(), dim=-1)
-            self._text[name] = F.normalize(text_CPD.mean(1), dim=-1)
-        return self._text[name]
+        if name in self._text_CD:
+            return self._text_CD[name]
+        texts = [prompt.format(color=color, name=name) for color in COLORS for prompt in PROMPTS]
+        tokens = self._tokenizer(texts).to(self._device)
+        embedded = []
+        for first in range(0, len(tokens), len(PROMPTS)):
+            embedded.append(self.network.encode_text(tokens[first : first + len(PROMPTS)]))
+        text_CPD = F.normalize(torch.stack(embedded).float(), dim=-1)
+        self._text_CD[name] = F.normalize(text_CPD.mean(1), dim=-1)
+        return self._text_CD[name]
 
-    def _precision(self) -> Any:
+    def _mixed_precision(self) -> Any:
         import torch
 
         return torch.autocast(self._device.type, enabled=self._device.type == "cuda")
 
 
-def crop(image: np.ndarray, found: Found) -> Any:
-    """The object's box as a Pillow image, gray outside the object's mask."""
+def crop_object(image: np.ndarray, instance: Instance) -> Any:
+    """Cut an object's box out as a Pillow image, gray outside the object's mask."""
     from PIL import Image
 
-    masked = np.where(found.mask[:, :, None], image, np.array(GRAY, np.uint8))
-    return Image.fromarray(masked).crop(found.box)
+    masked = np.where(instance.mask[:, :, None], image, np.array(GRAY, np.uint8))
+    return Image.fromarray(masked).crop(instance.box)
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
-    """open_clip tells the root logger of each of its steps."""
+def _quiet_logging() -> Iterator[None]:
+    """Silence open_clip, which reports each of its steps to the root logger."""
     before = logging.root.manager.disable
     logging.disable(logging.INFO)
     try:
@@ -197,8 +218,7 @@ def _silence() -> Iterator[None]:
         logging.disable(before)
 
 
-def _described(path: Path) -> bool:
-    """Whether the model of a JSON file has QuickGELU."""
+def _file_has_quick_gelu(path: Path) -> bool:
     try:
         return bool(json.loads(path.read_text())["quick_gelu"])
     except (OSError, ValueError, KeyError, TypeError) as error:

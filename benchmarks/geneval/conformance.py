@@ -1,7 +1,7 @@
-"""Runs a conformance file: cases whose answers the reference evaluator gave.
+"""Run a conformance file: cases with the answers that the reference evaluator gave.
 
-Two kinds of case, told apart by their fields: `detections` in, a verdict out; or result `rows` in,
-a summary out.
+Two kinds of case are told apart by their fields: `detections` in, a verdict out; or result `rows`
+in, a summary out.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from benchmarks.jsonl import run_cases
 
 
 def conformance(path: Path | str) -> tuple[int, int, list[str]]:
-    """Passed, failed, and one message per failed case. Raises UserError naming the line of a case
-    that is malformed.
+    """Run the cases of a file; return passed, failed, and a message per failed case.
+
+    Raises UserError naming the line of a malformed case.
     """
-    return run_cases(Path(path), _run)
+    return run_cases(Path(path), _run_case)
 
 
 @dataclass(frozen=True, slots=True)
-class _Planted:
-    """A detection of a case; `color` is what the color classifier would answer for it."""
+class _CaseDetection:
+    """Hold a detection of a case; `color` is what the color classifier would answer for it."""
 
     name: str
     box: tuple[float, ...]
@@ -35,7 +36,7 @@ class _Planted:
     color: str | None
 
 
-def _run(case: Mapping[str, Any]) -> Iterator[str]:
+def _run_case(case: Mapping[str, Any]) -> Iterator[str]:
     if "detections" in case:
         return _run_verdict(case)
     if "rows" in case:
@@ -46,28 +47,29 @@ def _run(case: Mapping[str, Any]) -> Iterator[str]:
 def _run_verdict(case: Mapping[str, Any]) -> Iterator[str]:
     if problem := row_problem(case["metadata"]):
         raise ValueError(f"metadata: {problem}")
-    planted = [_planted(detection) for detection in case["detections"]]
+    detections = [_read_detection(detection) for detection in case["detections"]]
 
     def color_of(_: str, indices: Sequence[int]) -> list[str]:
-        return [planted[i].color or "no color" for i in indices]
+        return [detections[i].color or "no color" for i in indices]
 
-    got = verdict(planted, case["metadata"], color_of, Options(**case.get("options", {})))
-    expected = case["expected"]
-    yield from _compare("correct", got.correct, expected["correct"])
-    yield from _compare("reason", "\n".join(got.reasons), expected["reason"])
-    yield from _compare("kept", got.kept, expected["kept"])
-    yield from _compare(
-        "color_checked",
-        [[name, list(i)] for name, i in got.color_checked],
-        expected["color_checked"],
-    )
+    options = Options(**case.get("options", {}))
+    decision = verdict(detections, case["metadata"], color_of, options)
+    got = {
+        "correct": decision.correct,
+        "reason": "\n".join(decision.reasons),
+        "kept": decision.kept,
+        "color_checked": [[name, list(indices)] for name, indices in decision.color_checked],
+    }
+    for name, value in got.items():
+        yield from _compare(name, value, case["expected"][name])
 
 
-def _planted(detection: Mapping[str, Any]) -> _Planted:
+def _read_detection(detection: Mapping[str, Any]) -> _CaseDetection:
     box = tuple(float(corner) for corner in detection["box"])
     if len(box) != 4:
         raise ValueError(f"a box has four corners, found {detection['box']!r}")
-    return _Planted(detection["class"], box, float(detection["score"]), detection.get("color"))
+    score = float(detection["score"])
+    return _CaseDetection(detection["class"], box, score, detection.get("color"))
 
 
 def _run_summary(case: Mapping[str, Any]) -> Iterator[str]:
@@ -77,12 +79,10 @@ def _run_summary(case: Mapping[str, Any]) -> Iterator[str]:
         yield from _compare(name, getattr(got, name), expected[name])
     for name in ("image_accuracy", "prompt_accuracy", "overall"):
         yield from _compare_close(name, getattr(got, name), expected[name])
+
     tasks = [[task.tag, task.correct, task.total] for task in got.tasks]
-    yield from _compare(
-        "tasks",
-        tasks,
-        [[task["tag"], task["correct"], task["total"]] for task in expected["tasks"]],
-    )
+    wanted_tasks = [[task["tag"], task["correct"], task["total"]] for task in expected["tasks"]]
+    yield from _compare("tasks", tasks, wanted_tasks)
     for task, wanted in zip(got.tasks, expected["tasks"], strict=False):
         yield from _compare_close(f"score of {task.tag}", task.score, wanted["score"])
     yield from _compare("printed lines", got.lines(), expected["printed"])

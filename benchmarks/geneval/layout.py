@@ -1,4 +1,4 @@
-"""The folder layout of GenEval's reference: reading images made elsewhere, and handing ours over.
+"""Read and write the folder layout of GenEval's reference.
 
 FOLDER/00000/metadata.jsonl      one row of the metadata file, as a single JSON object
 FOLDER/00000/samples/0000.png    and so on; other files are ignored
@@ -11,7 +11,7 @@ import logging
 import re
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,96 +21,101 @@ from harness.records import Prompt, UserError, dump, one_line
 log = logging.getLogger(__name__)
 
 IMAGES = 4
-"""Images a prompt that the reference asks for."""
+"""Images per prompt that the reference asks for."""
 
 
 def read_folder(folder: Path, known: Sequence[Prompt]) -> dict[str, list[Path]]:
-    """Image files by prompt id, in the order of their numbers.
+    """List the image files of each prompt id, in the order of their numbers.
 
-    A prompt is known by its row alone, as for the reference: the folder's number is not used.
-    Raises UserError for a folder that is not of the layout, or rows that `known` has not.
+    As in the reference, the metadata row alone tells which prompt it is; the folder's number is
+    ignored. Raises UserError for a folder of another layout, and for a row that is none of the
+    `known` prompts' or that two folders share.
     """
     if not folder.is_dir():
         raise UserError(
-            f"benchmark.images={folder}: a number of images per prompt, or a folder of GenEval's layout"
+            f"benchmark.images={folder}: "
+            "a number of images per prompt, or a folder of GenEval's layout"
         )
     ids = {dump(dict(prompt.spec)): prompt.id for prompt in known}
     found: dict[str, list[Path]] = {}
-    for one in sorted(
-        path for path in folder.iterdir() if path.is_dir() and re.fullmatch(r"[0-9]+", path.name)
-    ):
-        row = _row(one / "metadata.jsonl")
-        if (prompt_id := ids.get(dump(row))) is None:
+    for numbered in _numbered_folders(folder):
+        metadata = numbered / "metadata.jsonl"
+        row = _read_row(metadata)
+        prompt_id = ids.get(dump(row))
+        if prompt_id is None:
             raise UserError(
-                f"{one / 'metadata.jsonl'}: {str(row.get('prompt'))[:60]!r} is no row of the benchmark's metadata; set "
-                "benchmark.metadata to the file that the folder was made from, and benchmark.allow_other_version=true"
+                f"{metadata}: {str(row.get('prompt'))[:60]!r} is no row of the benchmark's "
+                "metadata; set benchmark.metadata to the file that the folder was made from, "
+                "and benchmark.allow_other_version=true"
             )
         if prompt_id in found:
-            raise UserError(
-                f"{one / 'metadata.jsonl'}: another folder has the same row; a prompt has one folder"
-            )
-        found[prompt_id] = _samples(one / "samples")
+            raise UserError(f"{metadata}: another folder has the same row; a prompt has one folder")
+        found[prompt_id] = _list_samples(numbered / "samples")
+
     if not any(found.values()):
         raise UserError(
-            f"{folder}: no image; GenEval's layout is FOLDER/00000/metadata.jsonl, .../samples/0000.png"
+            f"{folder}: no image; "
+            "GenEval's layout is FOLDER/00000/metadata.jsonl, .../samples/0000.png"
         )
     return found
 
 
-def say_oddities(
-    folder: Path, found: dict[str, list[Path]], asked: Sequence[Prompt], images: int
+def warn_of_oddities(
+    folder: Path, found: Mapping[str, Sequence[Path]], prompts: Sequence[Prompt], images: int
 ) -> None:
-    """Warn of images that are missing, of another number than the reference's, and of several
-    sizes.
+    """Warn of missing images, of another number per prompt than the reference's, of mixed sizes.
+
+    `found` is what `read_folder` gave, `images` the number of images per prompt that are expected.
     """
-    short = [prompt.id for prompt in asked if len(found.get(prompt.id, ())) < images]
-    if short:
-        lacking = sum(images - len(found.get(prompt_id, ())) for prompt_id in short)
-        log.warning(
-            "%s: %d of %d images are missing, from %d prompts (%s%s); they count as wrong",
-            *(
-                folder,
-                lacking,
-                images * len(asked),
-                len(short),
-                ", ".join(short[:5]),
-                ", ..." if short[5:] else "",
-            ),
-        )
+    _warn_of_missing(folder, found, prompts, images)
     if images != IMAGES:
         log.warning("%s: %d images a prompt where the reference has %d", folder, images, IMAGES)
-    sizes = Counter(
-        _size(path) for prompt in asked for path in found.get(prompt.id, ())
-    ).most_common()
+
+    paths = [path for prompt in prompts for path in found.get(prompt.id, ())]
+    sizes = Counter(_describe_size(path) for path in paths).most_common()
     if len(sizes) > 1:
-        log.warning(
-            "%s: images of several sizes: %s",
-            folder,
-            ", ".join(f"{n} of {size}" for size, n in sizes[:5]),
-        )
+        listed = ", ".join(f"{count} of {size}" for size, count in sizes[:5])
+        log.warning("%s: images of several sizes: %s", folder, listed)
 
 
-def export(run: Path, folder: Path, prompts: Sequence[Prompt]) -> tuple[int, int]:
-    """Copy a run's images into a new `folder` of the reference's layout, and say how many there
-    were and are missing.
+def _warn_of_missing(
+    folder: Path, found: Mapping[str, Sequence[Path]], prompts: Sequence[Prompt], images: int
+) -> None:
+    missing = {prompt.id: images - len(found.get(prompt.id, ())) for prompt in prompts}
+    incomplete = [prompt_id for prompt_id, count in missing.items() if count > 0]
+    if not incomplete:
+        return
+    log.warning(
+        "%s: %d of %d images are missing, from %d prompts (%s%s); they count as wrong",
+        folder,
+        sum(missing[prompt_id] for prompt_id in incomplete),
+        images * len(prompts),
+        len(incomplete),
+        ", ".join(incomplete[:5]),
+        ", ..." if len(incomplete) > 5 else "",
+    )
+
+
+def export_run(run: Path, folder: Path, prompts: Sequence[Prompt]) -> tuple[int, int]:
+    """Copy a run's images into a new `folder` of the reference's layout; count copied and missing.
 
     `prompts` are all rows of the metadata file that the run was made from. Raises UserError for
-    another file's rows.
+    prompts of another file, and for a folder that is not empty.
     """
     if folder.exists() and any(folder.iterdir()):
         raise UserError(
             f"{folder} is not empty: choose a new folder, so that no other run's images stay in it"
         )
     known = {prompt.id: prompt for prompt in prompts}
-    copied = missing = 0
-    for number, job in read_objects(run / "jobs.jsonl"):
+    jobs = run / "jobs.jsonl"
+    copied = 0
+    missing = 0
+    for number, job in read_objects(jobs):
         prompt = known.get(str(job.get("prompt_id")))
         if prompt is None or prompt.text != job.get("text"):
-            raise bad_line(
-                run / "jobs.jsonl",
-                number,
-                f"{job.get('prompt_id')!r} is no row of the metadata file",
-            )
+            problem = f"{job.get('prompt_id')!r} is no row of the metadata file"
+            raise bad_line(jobs, number, problem)
+
         name = prompt.id.split("/")[-1]
         samples = folder / name / "samples"
         samples.mkdir(parents=True)
@@ -125,7 +130,14 @@ def export(run: Path, folder: Path, prompts: Sequence[Prompt]) -> tuple[int, int
     return copied, missing
 
 
-def _row(path: Path) -> dict[str, Any]:
+def _numbered_folders(folder: Path) -> list[Path]:
+    """List the subfolders whose name is a number, sorted by name."""
+    return sorted(
+        path for path in folder.iterdir() if path.is_dir() and re.fullmatch(r"[0-9]+", path.name)
+    )
+
+
+def _read_row(path: Path) -> dict[str, Any]:
     try:
         row = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
@@ -135,16 +147,19 @@ def _row(path: Path) -> dict[str, Any]:
     return row
 
 
-def _samples(folder: Path) -> list[Path]:
-    numbered = [
-        (int(match[1]), path)
-        for path in (folder.iterdir() if folder.is_dir() else ())
-        if (match := re.match(r"([0-9]+)\.png", path.name)) and path.is_file()
-    ]
+def _list_samples(folder: Path) -> list[Path]:
+    """List the images of a `samples` folder by their number; none where there is no folder."""
+    if not folder.is_dir():
+        return []
+    numbered = []
+    for path in folder.iterdir():
+        match = re.match(r"([0-9]+)\.png", path.name)
+        if match and path.is_file():
+            numbered.append((int(match[1]), path))
     return [path for _, path in sorted(numbered)]
 
 
-def _size(path: Path) -> str:
+def _describe_size(path: Path) -> str:
     from PIL import Image
 
     try:

@@ -1,7 +1,7 @@
-"""A variant of GenEval's detector: the original authors' Mask2Former through transformers.
+"""Run a variant of GenEval's detector: the original authors' Mask2Former, through transformers.
 
-Trained separately from the reference's network and prepared by its own processor, so its scores are
-not comparable with published ones, and its id keeps them apart.
+It was trained separately from the reference's network and its own processor prepares the pictures,
+so its scores are not comparable with published ones. Its id keeps them apart.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.geneval.detector import LONG_SIDE, Mask2Former, expect_coco
+from benchmarks.geneval.detector import LONG_SIDE_RATIO, Mask2Former, expect_coco
 from harness.records import UserError, one_line
 
 if TYPE_CHECKING:
@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 
 
 class Transformers(Mask2Former):
-    """`model` is a folder, or a hub id at a `revision`; without one, the newest is looked up, since
-    the id names it.
+    """Detect objects with a Mask2Former of transformers.
 
-    `weights` are `published`, or `random` ones in the shape of `model`'s configuration, which test
-    the path. Raises UserError where it cannot be had.
+    `model` is a folder, or a hub id at a `revision`; without a revision the newest one is looked
+    up, since the id names it. `weights` are "published", or "random" ones in the shape of `model`'s
+    configuration, which test the path. Pictures are resized to a short side of `short_side` pixels;
+    None leaves that to the model's processor. Raises UserError if the model cannot be had.
     """
 
     def __init__(
@@ -40,12 +41,16 @@ class Transformers(Mask2Former):
         self._model = model
         self._revision = revision
         self._short_side = short_side
-        which = "random" if self.random else (revision or self._newest())[:8]
-        name = model.rstrip("/").split("/")[-1]
-        self.id = f"transformers-{name}-{which}" + (f"@{short_side}" if short_side else "")
         self._processor: Any = None
 
+        name = model.rstrip("/").split("/")[-1]
+        weights_name = "random" if self.random else (revision or self._newest_revision())[:8]
+        self.id = f"transformers-{name}-{weights_name}"
+        if short_side:
+            self.id += f"@{short_side}"
+
     def build(self) -> torch.nn.Module:
+        """Build the network on the CPU, and the processor that prepares its pictures."""
         from transformers import AutoImageProcessor
 
         try:
@@ -56,20 +61,33 @@ class Transformers(Mask2Former):
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise self._unavailable(error) from None
         if self._short_side:
-            longest = round(LONG_SIDE * self._short_side)
+            longest = round(LONG_SIDE_RATIO * self._short_side)
             self._processor.size = {"shortest_edge": self._short_side, "longest_edge": longest}
         expect_coco(network.config.num_labels, self._model)
         return network
 
-    def _newest(self) -> str:
-        """What identifies the checkpoint: a folder's hash, or the hub's commit."""
+    def prepare(self, image: np.ndarray) -> tuple[Tensor, tuple[int, int]]:
+        """Prepare a picture with the model's own processor.
+
+        It resizes to multiples of 32 where others pad, so that all of its output is used.
+        """
+        (pixels_CHW,) = self._processor(image.copy(), return_tensors="pt")["pixel_values"]
+        return pixels_CHW, (int(pixels_CHW.shape[1]), int(pixels_CHW.shape[2]))
+
+    def forward(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute class and mask logits."""
+        outputs = self.network(pixel_values=pixels_BCHW)
+        return outputs.class_queries_logits, outputs.masks_queries_logits
+
+    def _newest_revision(self) -> str:
+        """Look up what identifies the checkpoint: a folder's hash, or the hub's commit."""
         from harness.models.checkpoint import locate, revision_of
 
         try:
             folder = Path(self._model)
-            return revision_of(
-                folder if folder.is_dir() else locate(self._model, None, ["config.json"], None)
-            )
+            if not folder.is_dir():
+                folder = locate(self._model, None, ["config.json"], None)
+            return revision_of(folder)
         except UserError as error:
             raise self._unavailable(error) from None
 
@@ -93,20 +111,11 @@ class Transformers(Mask2Former):
         from transformers import Mask2FormerForUniversalSegmentation
 
         kind: Any = Mask2FormerForUniversalSegmentation
-        network, told = kind.from_pretrained(
+        network, report = kind.from_pretrained(
             self._model, revision=self._revision, output_loading_info=True, dtype=torch.float32
         )
-        if missing := sorted(told["missing_keys"]):
+        if missing := sorted(report["missing_keys"]):
             raise UserError(
                 f"{self._model} lacks {len(missing)} tensors of a Mask2Former, such as {missing[0]}"
             )
         return network
-
-    def prepare(self, image: np.ndarray) -> tuple[Tensor, tuple[int, int]]:
-        """By its own processor, which resizes to multiples of 32 where others pad."""
-        (pixels,) = self._processor(image.copy(), return_tensors="pt")["pixel_values"]
-        return pixels, (int(pixels.shape[1]), int(pixels.shape[2]))
-
-    def forward(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        made = self.network(pixel_values=pixels_BCHW)
-        return made.class_queries_logits, made.masks_queries_logits

@@ -1,8 +1,7 @@
-"""GenEval's decision about one image: which detections count, and whether they are what the prompt
-asked for.
+"""Decide about one image as GenEval does: which detections count, and whether the prompt is met.
 
-Pure functions without a detector in sight. Boxes are (x1, y1, x2, y2) in pixels, y downwards; boxes
-and scores are treated as 32-bit floats, as the reference's detector returns them. Reference:
+These are pure functions that need no detector. Boxes are (x1, y1, x2, y2) in pixels, y downwards;
+boxes and scores are treated as 32-bit floats, as the reference's detector returns them. Reference:
 evaluation/evaluate_images.py, functions `evaluate_image`, `evaluate`, `relative_position` and
 `compute_iou`.
 """
@@ -11,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,14 +20,13 @@ RELATIONS = ("left of", "right of", "above", "below")
 
 Kept = dict[str, list[int]]
 """Class -> indices into the detections, the most confident first."""
+
 ColorOf = Callable[[str, Sequence[int]], Sequence[str]]
-"""The colors of the detections with these indices, which are all of this class; asked only where a
-verdict needs it.
-"""
+"""Name the colors of a class's detections, given by index; called only if a clause needs it."""
 
 
 class Detection(Protocol):
-    """What a verdict needs to know of one detected object."""
+    """What a verdict needs to know about one detected object."""
 
     @property
     def name(self) -> str: ...
@@ -39,22 +38,20 @@ class Detection(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The reference's options, with its defaults and its names."""
+    """Hold the reference's options, with its defaults and its names."""
 
     threshold: float = 0.3  # scores must be strictly greater
     counting_threshold: float = 0.9  # the same, for the counting task
     max_objects: int = 16  # per class
-    max_overlap: float = (
-        1.0  # IoU from which the less confident of two goes; 1 switches suppression off
-    )
+    max_overlap: float = 1.0  # IoU at which the less confident of two boxes is dropped; 1 = never
     position_threshold: float = 0.1  # share of the two sizes that an offset must exceed
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether an image shows what its prompt asked for, and why not."""
+    """Hold the decision about an image; it is correct if no clause of its prompt failed."""
 
-    reasons: tuple[str, ...]  # one for every clause that failed, in the reference's words
+    reasons: tuple[str, ...]  # one for each clause that failed, in the reference's words
     kept: Kept
     color_checked: tuple[tuple[str, tuple[int, ...]], ...]  # the calls of `color_of`, in order
 
@@ -77,23 +74,26 @@ def verdict(
     All clauses are evaluated, also after one has failed. Color and position look at the most
     confident `count` objects only: a correct runner-up does not help, a wrong one does not hurt.
     """
-    kept = keep(detections, spec["tag"], options)
+    kept = keep_detections(detections, spec["tag"], options)
     reasons: list[str] = []
     checked: list[tuple[str, tuple[int, ...]]] = []
-    groups: list[
-        list[int] | None
-    ] = []  # the objects that met each include clause, None where it failed
+    groups: list[list[int] | None] = []  # the objects of each include clause, None if it failed
 
-    def ask(name: str, found: Sequence[int]) -> Sequence[str]:
+    def ask_color(name: str, found: Sequence[int]) -> Sequence[str]:
         checked.append((name, tuple(found)))
         return color_of(name, found)
 
     for clause in spec["include"]:
         found = kept.get(clause["class"], [])[: clause["count"]]
-        failure = _too_few(clause, found) or _wrong_color(clause, found, ask)
-        failure = failure or _wrong_place(clause, found, groups, detections, options)
-        reasons += [failure] if failure else []
+        failure = (
+            _too_few(clause, found)
+            or _wrong_color(clause, found, ask_color)
+            or _wrong_place(clause, found, groups, detections, options)
+        )
+        if failure:
+            reasons.append(failure)
         groups.append(None if failure else found)
+
     for clause in spec.get("exclude", ()):
         count = len(kept.get(clause["class"], ()))
         if count >= clause["count"]:
@@ -101,21 +101,20 @@ def verdict(
     return Verdict(tuple(reasons), kept, tuple(checked))
 
 
-def keep(detections: Sequence[Detection], tag: str, options: Options = DEFAULTS) -> Kept:
-    """The detections that count: per class by falling score, above the task's threshold, capped,
-    then suppressed.
+def keep_detections(detections: Sequence[Detection], tag: str, options: Options = DEFAULTS) -> Kept:
+    """Select the detections that count, by class and falling score.
 
-    Of equal scores the later detection comes first, as the reference's sort has it for small
-    inputs.
+    Scores must exceed the threshold of the task `tag`; then each class is capped, then overlapping
+    boxes are suppressed. Among equal scores the later detection comes first, as in the reference's
+    sort of small inputs.
     """
     threshold = np.float32(options.counting_threshold if tag == "counting" else options.threshold)
     kept: Kept = {}
     for name in dict.fromkeys(detection.name for detection in detections):
         indices = [i for i, detection in enumerate(detections) if detection.name == name]
         scores = np.array([detections[i].score for i in indices], np.float32)
-        order = [
-            indices[i] for i in np.argsort(scores, kind="stable")[::-1] if scores[i] > threshold
-        ]
+        falling = np.argsort(scores, kind="stable")[::-1]
+        order = [indices[i] for i in falling if scores[i] > threshold]
         order = order[: options.max_objects]
         if options.max_overlap != 1:
             order = _suppress(order, detections, options.max_overlap)
@@ -125,7 +124,7 @@ def keep(detections: Sequence[Detection], tag: str, options: Options = DEFAULTS)
 
 
 def overlap(a: Sequence[float], b: Sequence[float]) -> float:
-    """IoU of two boxes by inclusive pixel areas; 0 where both are empty."""
+    """Compute the IoU of two boxes from inclusive pixel areas; 0 if both are empty."""
     box_a = np.asarray(a, np.float32)
     box_b = np.asarray(b, np.float32)
     shared = _area(np.maximum(box_a[:2], box_b[:2]), np.minimum(box_a[2:], box_b[2:]))
@@ -136,12 +135,13 @@ def overlap(a: Sequence[float], b: Sequence[float]) -> float:
 def relations(
     a: Sequence[float], b: Sequence[float], threshold: float = DEFAULTS.position_threshold
 ) -> list[str]:
-    """The relations in which box `a` stands to box `b`, sorted: none, one, or two on a diagonal.
+    """List the relations of box `a` to box `b`, sorted: none, one, or two on a diagonal.
 
     The offset of the centres is shrunk by `threshold` times the two sizes, then divided by its
-    unshrunk length; a relation needs more than half of it along its axis.
+    unshrunk length. A relation holds if more than half of that length is left along its axis.
     """
-    corners_a, corners_b = (np.asarray(box, np.float32).reshape(2, 2) for box in (a, b))
+    corners_a = np.asarray(a, np.float32).reshape(2, 2)
+    corners_b = np.asarray(b, np.float32).reshape(2, 2)
     offset = corners_a.mean(axis=0) - corners_b.mean(axis=0)
     sizes = np.abs(corners_a[1] - corners_a[0]) + np.abs(corners_b[1] - corners_b[0])
     shrunk = np.maximum(np.abs(offset) - np.float32(threshold) * sizes, 0) * np.sign(offset)
@@ -166,7 +166,10 @@ def _wrong_color(clause: Mapping[str, Any], found: Sequence[int], color_of: Colo
     if seen.count(wanted) >= clause["count"]:
         return ""
     all_seen = ", ".join(f"{seen.count(color)} {color}" for color in COLORS if color in seen)
-    return f"expected {wanted} {clause['class']}>={clause['count']}, found {seen.count(wanted)} {wanted}; and {all_seen}"
+    return (
+        f"expected {wanted} {clause['class']}>={clause['count']}, "
+        f"found {seen.count(wanted)} {wanted}; and {all_seen}"
+    )
 
 
 def _wrong_place(
@@ -182,7 +185,7 @@ def _wrong_place(
     targets = groups[target]
     if targets is None:
         return f"no target for {clause['class']} to be {wanted}"
-    for i, j in ((i, j) for i in found for j in targets):
+    for i, j in product(found, targets):
         seen = relations(detections[i].box, detections[j].box, options.position_threshold)
         if wanted not in seen:
             return f"expected {clause['class']} {wanted} target, found {' and '.join(seen)} target"
@@ -190,15 +193,14 @@ def _wrong_place(
 
 
 def _suppress(order: list[int], detections: Sequence[Detection], max_overlap: float) -> list[int]:
+    """Drop each box that overlaps a more confident one that stays."""
+    limit = np.float32(max_overlap)
     survivors = []
     while order:
         best, *rest = order
         survivors.append(best)
-        order = [
-            i
-            for i in rest
-            if overlap(detections[best].box, detections[i].box) < np.float32(max_overlap)
-        ]
+        box = detections[best].box
+        order = [i for i in rest if overlap(box, detections[i].box) < limit]
     return survivors
 
 

@@ -1,8 +1,7 @@
-"""The embedded model's benchmark: GenEval's six tasks over pictogram classes, decided by GenEval's
-own rules.
+"""The embedded model's benchmark: GenEval's six tasks over pictogram classes, by GenEval's rules.
 
-Its scores are no GenEval scores: other images, other detector, other prompts. They compare methods
-with each other.
+Its scores are no GenEval scores: images, detector and prompts are others. They compare methods with
+each other.
 """
 
 from __future__ import annotations
@@ -14,17 +13,17 @@ from typing import Protocol
 
 import numpy as np
 
-from benchmarks.geneval.prompts import about, official_file, read_prompts
+from benchmarks.geneval.prompts import locate_metadata, read_prompts, select_by_classes
 from benchmarks.geneval.verdict import Detection, Options, verdict
 from benchmarks.images import read_images
-from benchmarks.spread import spread
+from benchmarks.spread import spread_evenly
 from harness.records import Prompt, Score, UserError
 
 BATCH = 64
-"""Images read and put to the judge at a time."""
+"""Images read and judged at a time."""
 
 
-class Found(Detection, Protocol):
+class ColoredDetection(Detection, Protocol):
     """A detection with the color that the detector sees in it."""
 
     @property
@@ -38,17 +37,18 @@ class Detector(Protocol):
     def id(self) -> str: ...
     @property
     def classes(self) -> Sequence[str]: ...
-    def detect(self, images: Sequence[np.ndarray]) -> Sequence[Sequence[Found]]: ...
+    def detect(self, images: Sequence[np.ndarray]) -> Sequence[Sequence[ColoredDetection]]: ...
 
 
 class Pictogram:
-    """Prompts of the six tasks about the classes the judge knows, `images` images each.
+    """Judge `images` images of each prompt; the prompts are about the classes that the judge knows.
 
-    They are `total` prompts made from `seed`, or the rows of the GenEval file `metadata`
-    (`official`: the cache, or a download pinned by its hash) that name known classes only
-    (`left_out` counts the others); `prompts` takes that many of them, spread evenly over the tasks.
-    A smaller `prompts` takes a subset of what a larger one takes, under the same ids. Raises
-    UserError where that cannot be had.
+    They are `total` prompts generated from `seed`. With `metadata`, they are instead the rows of a
+    GenEval file that name known classes only, and `left_out` counts the other rows; "official" is
+    the cached file or a download pinned by its hash. `prompts` takes that many of them, spread
+    evenly over the tasks; a smaller number takes a subset of a larger one's, under the same ids.
+
+    Raises UserError where that cannot be had.
     """
 
     name = "pictogram"
@@ -70,10 +70,14 @@ class Pictogram:
         self.images = images
         self.options = Options(threshold=threshold, counting_threshold=threshold)
         self.left_out = 0
-        available = self._generated(total, seed) if metadata is None else self._official(metadata)
-        self._prompts = available if prompts is None else spread(available, prompts)
+        if metadata is None:
+            available = self._generate_prompts(total, seed)
+        else:
+            available = self._read_geneval_prompts(metadata)
+        self._prompts = available if prompts is None else spread_evenly(available, prompts)
 
     def prompts(self) -> list[Prompt]:
+        """List the prompts to draw."""
         return list(self._prompts)
 
     def score(self, items: Iterable[tuple[Prompt, Path]]) -> Iterator[Score]:
@@ -84,13 +88,14 @@ class Pictogram:
         """
         remaining = iter(items)
         while batch := list(islice(remaining, BATCH)):
-            pixels = read_images(path for _, path in batch)
-            seen = iter(self._detect([image for image in pixels if isinstance(image, np.ndarray)]))
-            for (prompt, path), image in zip(batch, pixels, strict=True):
-                found = next(seen) if isinstance(image, np.ndarray) else image
-                yield self._score(prompt, path, found)
+            pictures = read_images(path for _, path in batch)
+            images = [picture for picture in pictures if isinstance(picture, np.ndarray)]
+            detected = iter(detect_each(self.judge, images))
+            for (prompt, path), picture in zip(batch, pictures, strict=True):
+                found = picture if isinstance(picture, str) else next(detected)
+                yield self._make_score(prompt, path, found)
 
-    def _generated(self, total: int, seed: int) -> list[Prompt]:
+    def _generate_prompts(self, total: int, seed: int) -> list[Prompt]:
         from harness.models.pictogram.grammar import generate_prompts
 
         try:
@@ -102,39 +107,48 @@ class Pictogram:
             for i, row in enumerate(rows)
         ]
 
-    def _official(self, metadata: str) -> list[Prompt]:
-        rows = read_prompts(official_file(metadata, allow_other_version=True)[0])
-        prompts = about(rows, self.judge.classes, f"unknown to {self.judge.id}", metadata)
+    def _read_geneval_prompts(self, metadata: str) -> list[Prompt]:
+        path, _ = locate_metadata(metadata, allow_other_version=True)
+        rows = read_prompts(path)
+        known = self.judge.classes
+        prompts = select_by_classes(rows, known, f"unknown to {self.judge.id}", metadata)
         self.left_out = len(rows) - len(prompts)
         return prompts
 
-    def _detect(self, images: Sequence[np.ndarray]) -> list[Sequence[Found] | str]:
-        try:
-            return list(self.judge.detect(images)) if images else []
-        except ValueError as error:  # one image spoils the batch: find out which
-            return (
-                [str(error)] if len(images) == 1 else [self._detect([image])[0] for image in images]
-            )
-
-    def _score(self, prompt: Prompt, path: Path, found: Sequence[Found] | str) -> Score:
-        image = int(path.stem)
+    def _make_score(
+        self, prompt: Prompt, path: Path, found: Sequence[ColoredDetection] | str
+    ) -> Score:
+        """Decide about an image by its detections; a string says why there are none."""
+        number = int(path.stem)
         if isinstance(found, str):
-            return Score(prompt.id, image, self.judge.id, None, {"unjudged": found})
+            return Score(prompt.id, number, self.judge.id, None, {"unjudged": found})
 
         def color_of(_: str, indices: Sequence[int]) -> list[str]:
             return [found[i].color for i in indices]
 
         decision = verdict(found, prompt.spec, color_of, self.options)
-        kept = {
-            name: [_compact(found[i]) for i in indices] for name, indices in decision.kept.items()
-        }
+        kept = {}
+        for name, indices in decision.kept.items():
+            kept[name] = [_summarise_detection(found[i]) for i in indices]
         detail = {"reasons": list(decision.reasons), "kept": kept}
-        return Score(prompt.id, image, self.judge.id, float(decision.correct), detail)
+        return Score(prompt.id, number, self.judge.id, float(decision.correct), detail)
 
 
-def _compact(found: Found) -> list[float | str]:
-    return [
-        *(round(float(corner), 1) for corner in found.box),
-        round(float(found.score), 4),
-        found.color,
-    ]
+def detect_each(
+    detector: Detector, images: Sequence[np.ndarray]
+) -> list[Sequence[ColoredDetection] | str]:
+    """Detect in a batch of images; an image that the detector refuses gives its message instead."""
+    if not images:
+        return []
+    try:
+        return list(detector.detect(images))
+    except ValueError as error:
+        if len(images) == 1:
+            return [str(error)]
+    # One image spoils the batch: ask image by image to find out which.
+    return [detect_each(detector, [image])[0] for image in images]
+
+
+def _summarise_detection(found: ColoredDetection) -> list[float | str]:
+    corners = [round(float(corner), 1) for corner in found.box]
+    return [*corners, round(float(found.score), 4), found.color]

@@ -1,6 +1,4 @@
-"""TIIF-Bench itself: the official prompts and questions, a vision-language model as judge, OCR for
-rendered text.
-"""
+"""Define the benchmark TIIF-Bench: official prompts and questions, a VQA model as judge, OCR."""
 
 from __future__ import annotations
 
@@ -8,29 +6,34 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.tiif.files import read_split
-from benchmarks.tiif.interview import SYSTEM, Interview, message
 from benchmarks.tiif.layout import read_folder
-from benchmarks.tiif.questionnaire import Questionnaire
 from benchmarks.tiif.scores import OFFICIAL
 from benchmarks.tiif.text import RapidOcr
+from benchmarks.tiif.vqa_benchmark import VQABenchmark
+from benchmarks.tiif.vqa_model import SYSTEM, VQAJudge, write_message
 from harness.records import Prompt
 
+CHARACTERS_PER_TOKEN = 4
+PICTURE_TOKENS = (255, 765)
+"""Tokens of a picture of 512 and of 1,024 pixels, as OpenAI's vision models count them."""
+ANSWER_TOKENS = 25
 
-class Tiif(Questionnaire):
-    """The prompts of a split ("test" or "testmini") in both lengths, one image each unless `images`
-    says otherwise.
 
-    The files come from the folder `metadata`, the cache or the network; see files.py. With `ocr`,
-    images of the dimension "text" are read too, for GNED and recall; the score is the judge's
-    alone, as on the leaderboard. Instead of a number `images` may be a folder of the reference's
-    layout, made elsewhere; `images_of` names the model in it.
+class Tiif(VQABenchmark):
+    """Judge images of the prompts of a split, "test" or "testmini", in both lengths.
+
+    The files come from the folder `metadata`, the cache or the network (files.py). The protocol is
+    one image per prompt; `images` may be another number, or a folder of the reference's layout
+    whose images are judged; `images_of` names the model in it. With `ocr`, images of the dimension
+    "text" are read, too, for GNED and recall; the score is the judge's alone, as on the
+    leaderboard.
     """
 
     reads_folders = True
 
     def __init__(
         self,
-        judge: Interview,
+        judge: VQAJudge,
         split: str = "test",
         prompts: int | None = None,
         images: int | str = 1,
@@ -41,31 +44,43 @@ class Tiif(Questionnaire):
     ) -> None:
         self.name = "tiif" if split == "test" else f"tiif_{split}"
         available, self.version = read_split(self.name, split, metadata, allow_other_version)
-        count = images if isinstance(images, int) else 1
+        self._ocr = RapidOcr() if ocr else None
         super().__init__(
             available,
             judge,
             OFFICIAL,
             wanted=prompts,
-            images=count,
-            reader=RapidOcr() if ocr else None,
+            images=images if isinstance(images, int) else 1,
+            reader=self._ocr,
         )
         self.found: dict[tuple[str, int], Path] = {}
-        """Images made elsewhere, by prompt id and number."""
+        """Imported images, by prompt id and number."""
         if isinstance(images, str):
             self.found = read_folder(Path(images).expanduser(), images_of, self._prompts)
 
+    def ready(self) -> None:
+        """Raise UserError if it is known beforehand that images cannot be judged or read."""
+        super().ready()
+        if self._ocr and any("words" in prompt.spec for prompt in self._prompts):
+            self._ocr.ready()
+
     def estimate(self, prompts: Sequence[Prompt]) -> str:
-        """Calls and tokens for an image of each of these prompts, if every reply can be read at
-        once.
+        """Estimate calls and tokens for one image of each of these prompts.
+
+        It assumes that every reply can be read at once.
         """
-        questions = sum(len(prompt.spec["questions"]) for prompt in prompts)
-        characters = sum(
-            len(SYSTEM) + len(message(prompt.id, prompt.spec["questions"])) for prompt in prompts
-        )
-        small, large = (tokens * len(prompts) for tokens in (255, 765))
+        questions = 0
+        characters = 0
+        for prompt in prompts:
+            asked = prompt.spec["questions"]
+            questions += len(asked)
+            characters += len(SYSTEM) + len(write_message(prompt.id, asked))
+        calls = len(prompts)
+        small, large = (tokens * calls for tokens in PICTURE_TOKENS)
         return (
-            f"{self.judge.id}: {len(prompts):,} calls with {questions:,} questions; about {characters // 4:,} tokens "
-            f"of text and {small:,} (512 pixels) to {large:,} (1,024 pixels) of pictures in, about {25 * questions:,} "
-            f"out; an unreadable reply is asked for up to {self.judge.attempts - 1} more times"
+            f"{self.judge.id}: {calls:,} calls with {questions:,} questions; "
+            f"about {characters // CHARACTERS_PER_TOKEN:,} tokens of text "
+            f"and {small:,} (512 pixels) to {large:,} (1,024 pixels) of pictures in, "
+            f"about {ANSWER_TOKENS * questions:,} out; "
+            f"an unreadable reply is asked for up to {self.judge.attempts - 1} more times"
         )

@@ -1,5 +1,6 @@
-"""Runs a conformance file: cases whose answers the reference scripts gave, and counts of released
-judge answers.
+"""Run a conformance file: cases with the answers of the reference scripts.
+
+Some cases are counts of the judge answers that the reference's authors released.
 """
 
 from __future__ import annotations
@@ -11,30 +12,43 @@ from typing import Any
 
 from benchmarks.jsonl import run_cases
 from benchmarks.tiif.answers import read_fairly, read_strictly
-from benchmarks.tiif.scores import LENGTHS, OFFICIAL, matches, weighted
+from benchmarks.tiif.scores import LENGTHS, OFFICIAL, matches, weighted_mean
 from benchmarks.tiif.text import gned, read_words, recall
 
-KEYS = {"basic_overall": "basic", "advanced_overall": "advanced", "real_world_overall": "designer"}
-"""The reference's names of our levels."""
+LEVELS = {
+    "basic_overall": "basic",
+    "advanced_overall": "advanced",
+    "real_world_overall": "designer",
+}
+"""Our names of the levels, by the reference's."""
 UNROUNDED = 1.5e-4
 """How far the reference's double rounding can lead it from the exact mean."""
 
+Counts = Mapping[str, Mapping[str, Sequence[int]]]
+"""Numbers of right and of all answers, by dimension and length."""
+Column = tuple[str, str, str]
+"""A model, a dimension and a length."""
+
 
 def conformance(path: Path | str) -> tuple[int, int, list[str]]:
-    """Passed, failed, and one message per failed case. Raises UserError naming the line of a case
-    that is malformed.
+    """Run the cases of a file; return passed, failed, and a message per failed case.
+
+    Raises UserError naming the line of a malformed case.
     """
-    return run_cases(Path(path), _run)
+    return run_cases(Path(path), _run_case)
 
 
-def _run(case: Mapping[str, Any]) -> Iterator[str]:
+def _run_case(case: Mapping[str, Any]) -> Iterator[str]:
     kind = "released" if "counts" in case else case["kind"]
     if kind not in CASES:
         raise ValueError(f"unknown kind {kind!r}")
     return CASES[kind](case)
 
 
-def _answers(case: Mapping[str, Any]) -> Iterator[str]:
+# --- replies --------------------------------------------------------------------------------------
+
+
+def _run_answers(case: Mapping[str, Any]) -> Iterator[str]:
     """Our own reading must be the reference's wherever the reference reads anything."""
     reply = case["reply"]
     questions = case["num_questions"]
@@ -45,102 +59,128 @@ def _answers(case: Mapping[str, Any]) -> Iterator[str]:
         yield from _compare("the fair reading", read_fairly(reply, questions), wanted)
 
 
-def _aggregate(case: Mapping[str, Any]) -> Iterator[str]:
-    counts: dict[str, dict[str, dict[str, list[int]]]] = {}
-    for record in case["records"]:
-        cell = counts.setdefault(record["model"], {}).setdefault(record["attribute"], {})
-        correct, total = cell.get(record["length"], (0, 0))
-        judged = list(zip(record["model_pred"], record["gt_answers"], strict=False))
-        correct += sum(matches(answer, wanted) for answer, wanted in judged)
-        cell[record["length"]] = [correct, total + len(judged)]
+# --- scores ---------------------------------------------------------------------------------------
+
+
+def _run_aggregate(case: Mapping[str, Any]) -> Iterator[str]:
+    counts = _count_answers(case["records"])
     expected = case["expected"]
-    cells = {
-        (model, attribute, length): cell
-        for model, attributes in counts.items()
-        for attribute, lengths in attributes.items()
-        for length, cell in lengths.items()
-    }
-    wanted = {
-        (row["model"], row["attribute"], row["length"]): row for row in expected["attributes"]
-    }
-    yield from _compare("the columns", sorted(cells), sorted(wanted))
-    for key, row in wanted.items():
-        correct, total = cells.get(key, (0, 0))
-        yield from _compare(
-            f"correct and total of {key}", (correct, total), (row["correct"], row["total"])
-        )
-        yield from _close(
-            f"accuracy of {key}",
-            round(correct / total, 4) if total else None,
-            row["accuracy"],
-            1e-9,
-        )
-    means = {model: _mean(model_counts) for model, model_counts in counts.items()}
+    yield from _compare_columns(counts, expected["attributes"])
+
+    means = {model: _mean_accuracy(of_model) for model, of_model in counts.items()}
     for model, mean in expected["mean_accuracy"].items():
-        yield from _close(f"mean accuracy of {model}", means[model], mean, UNROUNDED)
+        yield from _compare_close(f"mean accuracy of {model}", means[model], mean, UNROUNDED)
     by_mean = sorted(means, key=lambda model: -(means[model] or 0.0))
     yield from _compare("the order of the models", by_mean, expected["model_order"])
     for model, groups in expected["groups"].items():
-        yield from _groups(counts[model], groups)
+        yield from _compare_groups(counts[model], groups)
 
 
-def _released(case: Mapping[str, Any]) -> Iterator[str]:
-    yield from _close("mean accuracy", _mean(case["counts"]), case["mean_accuracy"], UNROUNDED)
-    yield from _groups(case["counts"], case["groups"])
+def _run_released(case: Mapping[str, Any]) -> Iterator[str]:
+    mean = _mean_accuracy(case["counts"])
+    yield from _compare_close("mean accuracy", mean, case["mean_accuracy"], UNROUNDED)
+    yield from _compare_groups(case["counts"], case["groups"])
 
 
-def _groups(
-    counts: Mapping[str, Mapping[str, Sequence[int]]], expected: Mapping[str, Any]
+def _count_answers(
+    records: Sequence[Mapping[str, Any]],
+) -> dict[str, dict[str, dict[str, list[int]]]]:
+    """Count right and all answers by model, dimension and length."""
+    counts: dict[str, dict[str, dict[str, list[int]]]] = {}
+    for record in records:
+        of_model = counts.setdefault(record["model"], {})
+        of_dimension = of_model.setdefault(record["attribute"], {})
+        cell = of_dimension.setdefault(record["length"], [0, 0])
+        for answer, wanted in zip(record["model_pred"], record["gt_answers"], strict=False):
+            cell[0] += matches(answer, wanted)
+            cell[1] += 1
+    return counts
+
+
+def _compare_columns(
+    counts: Mapping[str, Counts], expected: Sequence[Mapping[str, Any]]
 ) -> Iterator[str]:
+    cells: dict[Column, Sequence[int]] = {}
+    for model, of_model in counts.items():
+        for dimension, of_dimension in of_model.items():
+            for length, cell in of_dimension.items():
+                cells[model, dimension, length] = cell
+    rows = {(row["model"], row["attribute"], row["length"]): row for row in expected}
+
+    yield from _compare("the columns", sorted(cells), sorted(rows))
+    for column, row in rows.items():
+        correct, total = cells.get(column, (0, 0))
+        wanted = (row["correct"], row["total"])
+        yield from _compare(f"correct and total of {column}", (correct, total), wanted)
+        accuracy = round(correct / total, 4) if total else None
+        yield from _compare_close(f"accuracy of {column}", accuracy, row["accuracy"], 1e-9)
+
+
+def _compare_groups(counts: Counts, expected: Mapping[str, Any]) -> Iterator[str]:
     for length in LENGTHS:
-        accuracy = _accuracy(counts, length)
-        means = {
-            name: weighted(share, accuracy) for name, share in OFFICIAL.means(accuracy).items()
-        }
+        accuracy = _accuracy_by_dimension(counts, length)
+        values = dict(accuracy)
+        for name, weights in OFFICIAL.means(accuracy).items():
+            values[name] = weighted_mean(weights, accuracy)
         for key, by_length in expected.items():
-            name = KEYS.get(key, key)
-            got = means[name] if name in means else accuracy.get(name)
-            yield from _close(f"{length} {key}", got, by_length[length], UNROUNDED)
+            value = values.get(LEVELS.get(key, key))
+            yield from _compare_close(f"{length} {key}", value, by_length[length], UNROUNDED)
 
 
-def _accuracy(counts: Mapping[str, Mapping[str, Sequence[int]]], length: str) -> dict[str, float]:
-    cells = {name: lengths[length] for name, lengths in counts.items() if length in lengths}
-    return {name: cell[0] / cell[1] for name, cell in cells.items() if cell[1]}
+def _accuracy_by_dimension(counts: Counts, length: str) -> dict[str, float]:
+    accuracy = {}
+    for dimension, by_length in counts.items():
+        correct, total = by_length.get(length, (0, 0))
+        if total:
+            accuracy[dimension] = correct / total
+    return accuracy
 
 
-def _mean(counts: Mapping[str, Mapping[str, Sequence[int]]]) -> float | None:
-    """Mean over all columns, a dimension in a length each."""
-    columns = [value for length in LENGTHS for value in _accuracy(counts, length).values()]
+def _mean_accuracy(counts: Counts) -> float | None:
+    """Average over all columns of a model, that is over its dimensions in each length."""
+    columns = [
+        value for length in LENGTHS for value in _accuracy_by_dimension(counts, length).values()
+    ]
     return sum(columns) / len(columns) if columns else None
 
 
-def _text_metrics(case: Mapping[str, Any]) -> Iterator[str]:
+# --- rendered text --------------------------------------------------------------------------------
+
+
+def _run_text_metrics(case: Mapping[str, Any]) -> Iterator[str]:
+    wanted = case["ground_truth"]
     words = read_words(case["ocr"])
-    yield from _close("gned", gned(case["ground_truth"], words), case["expected"]["gned"], 1e-9)
-    yield from _close(
-        "recall", recall(case["ground_truth"], words), case["expected"]["recall"], 1e-9
-    )
+    expected = case["expected"]
+    yield from _compare_close("gned", gned(wanted, words), expected["gned"], 1e-9)
+    yield from _compare_close("recall", recall(wanted, words), expected["recall"], 1e-9)
 
 
-def _text_file(case: Mapping[str, Any]) -> Iterator[str]:
+def _run_text_file(case: Mapping[str, Any]) -> Iterator[str]:
     got: dict[str, list[float]] = {}
     for item in case["items"]:
         wanted = [word.lower() for word in item["text"]]
         for length in LENGTHS:
-            words = read_words([text for _, (text, _) in item[f"{length}_image_ocr_results"] or []])
-            got.setdefault(f"GNED_score_{length}", []).append(gned(wanted, words))
-            got.setdefault(f"Recall_score_{length}", []).append(recall(wanted, words) or 0.0)
+            regions = item[f"{length}_image_ocr_results"] or []
+            words = read_words([text for _, (text, _) in regions])
+            distances = got.setdefault(f"GNED_score_{length}", [])
+            distances.append(gned(wanted, words))
+            recalls = got.setdefault(f"Recall_score_{length}", [])
+            recalls.append(recall(wanted, words) or 0.0)
     for name, values in got.items():
-        yield from _close(name, sum(values) / len(values), case["expected"][name], 1e-9)
+        mean = sum(values) / len(values)
+        yield from _compare_close(name, mean, case["expected"][name], 1e-9)
 
 
 CASES = {
-    "parse_answers": _answers,
-    "aggregate": _aggregate,
-    "released": _released,
-    "text_metrics": _text_metrics,
-    "text_file": _text_file,
+    "parse_answers": _run_answers,
+    "aggregate": _run_aggregate,
+    "released": _run_released,
+    "text_metrics": _run_text_metrics,
+    "text_file": _run_text_file,
 }
+
+
+# --- comparisons ----------------------------------------------------------------------------------
 
 
 def _compare(what: str, got: object, expected: object) -> Iterator[str]:
@@ -148,11 +188,11 @@ def _compare(what: str, got: object, expected: object) -> Iterator[str]:
         yield f"{what} is {got!r}, expected {expected!r}"
 
 
-def _close(what: str, got: float | None, expected: float | None, tolerance: float) -> Iterator[str]:
-    same = got is None and expected is None
-    if not same and (
-        got is None
-        or expected is None
-        or not math.isclose(got, expected, rel_tol=0, abs_tol=tolerance)
-    ):
+def _compare_close(
+    what: str, got: float | None, expected: float | None, tolerance: float
+) -> Iterator[str]:
+    """Compare numbers that may be missing: None equals None only."""
+    if got is None or expected is None:
+        yield from _compare(what, got, expected)
+    elif not math.isclose(got, expected, rel_tol=0, abs_tol=tolerance):
         yield f"{what} is {got!r}, expected {expected!r}"

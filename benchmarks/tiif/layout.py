@@ -1,6 +1,8 @@
-"""The folder layout of TIIF-Bench's reference: images made elsewhere.
+"""Find imported images in the folder layout of TIIF-Bench's reference.
 
-FOLDER/<dimension>/<model>/short_description/<row>.png    and long_description; also .jpg, .jpeg and .webp
+FOLDER/<dimension>/<model>/short_description/<row>.png
+
+The other length is long_description; .jpg, .jpeg and .webp are read, too.
 """
 
 from __future__ import annotations
@@ -19,40 +21,46 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 def read_folder(
     folder: Path, model: str | None, prompts: Sequence[Prompt]
 ) -> dict[tuple[str, int], Path]:
-    """The image file of each prompt that has one, by prompt id and number, which is 0; says how
-    many are missing.
+    """Find the image file of each prompt that has one, and warn of the number that is missing.
 
-    `model` chooses among the models whose images are there. Raises UserError where that leaves none
-    or several.
+    Keys are prompt id and image number, which is 0. `model` chooses among the models whose images
+    are there; None takes the only one. Raises UserError if that leaves none or several.
     """
-    there = sorted({one.name for one in folder.glob("*/*") if (one / "short_description").is_dir()})
-    if model is None and len(there) == 1:
-        (model,) = there
-    if model not in there:
-        raise UserError(
-            f"benchmark.images={folder} has images of {', '.join(there) or 'no model'} in TIIF-Bench's layout: "
-            "choose one with benchmark.images_of"
-        )
-    found = {(prompt.id, 0): path for prompt in prompts if (path := _file(folder, model, prompt))}
-    if len(found) < len(prompts):
-        lacking = [prompt.id for prompt in prompts if (prompt.id, 0) not in found]
+    model = _choose_model(folder, model)
+    found = {}
+    missing = []
+    for prompt in prompts:
+        path = _find_image(folder, model, prompt)
+        if path:
+            found[prompt.id, 0] = path
+        else:
+            missing.append(prompt.id)
+    if missing:
         log.warning(
             "%s: %d of %d images are missing (%s%s); all their questions count as wrong",
-            *(
-                folder,
-                len(lacking),
-                len(prompts),
-                ", ".join(lacking[:3]),
-                ", ..." if lacking[3:] else "",
-            ),
+            folder,
+            len(missing),
+            len(prompts),
+            ", ".join(missing[:3]),
+            ", ..." if len(missing) > 3 else "",
         )
     return found
 
 
-def _file(folder: Path, model: str, prompt: Prompt) -> Path | None:
+def _choose_model(folder: Path, model: str | None) -> str:
+    models = {path.name for path in folder.glob("*/*") if (path / "short_description").is_dir()}
+    if model is None and len(models) == 1:
+        (model,) = models
+    if model is None or model not in models:
+        raise UserError(
+            f"benchmark.images={folder} has images of {', '.join(sorted(models)) or 'no model'} "
+            "in TIIF-Bench's layout: choose one with benchmark.images_of"
+        )
+    return model
+
+
+def _find_image(folder: Path, model: str, prompt: Prompt) -> Path | None:
     _, dimension, length, row = prompt.id.split("/")
-    files = (
-        folder / dimension / model / f"{length}_description" / f"{row}{ending}"
-        for ending in ENDINGS
-    )
+    images = folder / dimension / model / f"{length}_description"
+    files = (images / f"{row}{ending}" for ending in ENDINGS)
     return next((file for file in files if file.is_file()), None)

@@ -1,4 +1,4 @@
-"""TIIF-Bench's dimensions, and how their accuracies make groups, levels and an overall score.
+"""Combine the accuracies of TIIF-Bench's dimensions into groups, levels and an overall score.
 
 A dimension's accuracy, for each length, is the share of right answers among all questions about all
 its images. Everything above it is an unweighted mean: a group's of its dimensions, a level's of all
@@ -8,15 +8,18 @@ eval/summary_dimension_results.py).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 LENGTHS = ("short", "long")
 
+Weights = dict[str, float]
+"""A mean, as weights of the names whose values it averages."""
+
 
 @dataclass(frozen=True, slots=True)
 class Groups:
-    """Groups of dimensions, and levels of groups."""
+    """Hold groups of dimensions, and levels of groups."""
 
     groups: Mapping[str, Sequence[str]]
     levels: Mapping[str, Sequence[str]]
@@ -25,50 +28,60 @@ class Groups:
     def dimensions(self) -> tuple[str, ...]:
         return tuple(name for names in self.groups.values() for name in names)
 
-    def means(self, present: Collection[str]) -> dict[str, dict[str, float]]:
-        """Each group, each level and "overall" as weights of the dimensions that are present;
-        without any it is absent.
+    def means(self, present: Collection[str]) -> dict[str, Weights]:
+        """Express each group, each level and "overall" as weights of the `present` dimensions.
 
-        Groups of a single dimension are left out: they say nothing that the dimension does not.
+        A mean without any present dimension is left out, and so is a group of a single dimension,
+        which says nothing that the dimension does not.
         """
-        shares = {group: _uniform(names, present) for group, names in self.groups.items()}
-        shares = {group: share for group, share in shares.items() if share}
-        levels = {
-            level: _uniform([name for group in groups for name in self.groups[group]], present)
-            for level, groups in self.levels.items()
-        }
-        overall: dict[str, float] = {}
-        for share in shares.values():
-            for name, weight in share.items():
-                overall[name] = overall.get(name, 0.0) + weight / len(shares)
-        named = {group: share for group, share in shares.items() if len(self.groups[group]) > 1}
-        return {
-            name: share for name, share in {**named, **levels, "overall": overall}.items() if share
-        }
+        groups: dict[str, Weights] = {}
+        for group, names in self.groups.items():
+            if weights := _uniform_weights(names, present):
+                groups[group] = weights
 
-    def aggregates(self, categories: Collection[str]) -> dict[str, dict[str, float]]:
-        """The means of both lengths ("short/basic") over categories ("short/negation"); "score" is
-        that of both.
+        levels: dict[str, Weights] = {}
+        for level, members in self.levels.items():
+            names = [name for group in members for name in self.groups[group]]
+            levels[level] = _uniform_weights(names, present)
+
+        named = {group: weights for group, weights in groups.items() if len(self.groups[group]) > 1}
+        means = {**named, **levels, "overall": _mean_weights(groups.values(), len(groups))}
+        return {name: weights for name, weights in means.items() if weights}
+
+    def aggregates(self, categories: Collection[str]) -> dict[str, Weights]:
+        """Express the means of both lengths as weights of categories.
+
+        Names are those of `means` behind a length ("short/basic"), categories are dimensions behind
+        a length ("short/negation"). "score" is the mean of both lengths' overall scores.
         """
-        named: dict[str, dict[str, float]] = {}
+        named: dict[str, Weights] = {}
         for length in LENGTHS:
-            present = [
-                name.partition("/")[2] for name in categories if name.startswith(f"{length}/")
-            ]
-            for mean, share in self.means(present).items():
-                named[f"{length}/{mean}"] = {
-                    f"{length}/{name}": weight for name, weight in share.items()
-                }
+            prefix = f"{length}/"
+            present = [name.removeprefix(prefix) for name in categories if name.startswith(prefix)]
+            for mean, weights in self.means(present).items():
+                named[prefix + mean] = {prefix + name: w for name, w in weights.items()}
+
         both = [named[f"{length}/overall"] for length in LENGTHS if f"{length}/overall" in named]
-        return {
-            "score": {name: weight / len(both) for share in both for name, weight in share.items()},
-            **named,
-        }
+        return {"score": _mean_weights(both, len(both)), **named}
 
 
-def _uniform(names: Sequence[str], present: Collection[str]) -> dict[str, float]:
+def _uniform_weights(names: Iterable[str], present: Collection[str]) -> Weights:
+    """Weigh the present ones of `names` equally."""
     there = [name for name in names if name in present]
     return {name: 1 / len(there) for name in there}
+
+
+def _mean_weights(means: Iterable[Weights], count: int) -> Weights:
+    """Weigh the names of `count` means such that each mean counts equally."""
+    total: Weights = {}
+    for weights in means:
+        for name, weight in weights.items():
+            total[name] = total.get(name, 0.0) + weight / count
+    return total
+
+
+def _cross(names: Sequence[str], *ends: str) -> tuple[str, ...]:
+    return tuple(f"{name}+{end}" for name in names for end in ends)
 
 
 _REASONING = ("numeracy", "comparison", "differentiation", "negation")
@@ -78,15 +91,11 @@ OFFICIAL = Groups(
         "basic_relation": ("2d_spatial_relation", "3d_spatial_relation", "action+2d", "action+3d"),
         "basic_reasoning": _REASONING,
         "advanced_attribute_relation": (
-            *("action+color", "action+texture", "color+2d", "color+3d"),
-            *("shape+2d", "shape+3d", "texture+2d", "texture+3d"),
+            *_cross(["action"], "color", "texture"),
+            *_cross(["color", "shape", "texture"], "2d", "3d"),
         ),
-        "advanced_attribute_reasoning": tuple(
-            f"{name}+{end}" for name in _REASONING for end in ("color", "texture")
-        ),
-        "advanced_relation_reasoning": tuple(
-            f"{name}+{end}" for name in _REASONING for end in ("2d", "3d")
-        ),
+        "advanced_attribute_reasoning": _cross(_REASONING, "color", "texture"),
+        "advanced_relation_reasoning": _cross(_REASONING, "2d", "3d"),
         "text": ("text",),
         "style": ("style",),
         "real_world": ("real_world",),
@@ -94,12 +103,11 @@ OFFICIAL = Groups(
     levels={
         "basic": ("basic_attribute", "basic_relation", "basic_reasoning"),
         "advanced": (
-            *(
-                "advanced_attribute_relation",
-                "advanced_attribute_reasoning",
-                "advanced_relation_reasoning",
-            ),
-            *("text", "style"),
+            "advanced_attribute_relation",
+            "advanced_attribute_reasoning",
+            "advanced_relation_reasoning",
+            "text",
+            "style",
         ),
         "designer": ("real_world",),
     },
@@ -107,10 +115,10 @@ OFFICIAL = Groups(
 
 
 def matches(answer: str, expected: str) -> bool:
-    """Whether an answer is the expected one; case and blanks around it do not count."""
+    """True if an answer is the expected one; case and surrounding blanks do not count."""
     return answer.strip().lower() == expected.strip().lower()
 
 
-def weighted(share: Mapping[str, float], accuracy: Mapping[str, float]) -> float:
-    """A mean, given as weights of dimensions, of their accuracies."""
-    return sum(weight * accuracy[name] for name, weight in share.items())
+def weighted_mean(weights: Mapping[str, float], accuracy: Mapping[str, float]) -> float:
+    """Evaluate a mean, given as weights of dimensions, on their accuracies."""
+    return sum(weight * accuracy[name] for name, weight in weights.items())

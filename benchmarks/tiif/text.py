@@ -1,9 +1,8 @@
-"""How well an image renders the words it was asked for: OCR, then GNED (lower is better) and
-recall.
+"""Measure how well an image renders the words it was asked for: OCR, then GNED and recall.
 
-Words are compared in lower case. The reference reads with PaddleOCR, this with rapidocr, whose
-models are PaddleOCR's PP-OCR in another format and ship in its wheel: near it, not equal to it.
-Reference: eval/eval_text.py.
+GNED is a distance: lower is better. Words are compared in lower case. The reference reads with
+PaddleOCR, this with rapidocr, whose models are PaddleOCR's PP-OCR in another format and ship in its
+wheel: close to the reference, not equal. Reference: eval/eval_text.py.
 """
 
 from __future__ import annotations
@@ -15,8 +14,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from benchmarks.optional import require
+
 CLOSE = 0.3
-"""Largest distance at which a word read counts as a word wanted."""
+"""Largest distance at which a word that was read counts as a word that is wanted."""
 
 
 class Reader(Protocol):
@@ -25,16 +26,23 @@ class Reader(Protocol):
     @property
     def id(self) -> str: ...
     def read(self, image: np.ndarray) -> list[str]:
-        """The lines of text in an RGB picture, uint8 [H, W, 3], as they are written; none where
-        there is no text.
+        """Read the lines of text in an RGB picture, uint8 [H, W, 3]; none where there is no text.
+
+        Letters keep their case.
         """
         ...
 
 
 class RapidOcr:
-    """rapidocr with the models of its wheel, without the angle classifier, as the reference has
-    it.
+    """Read text with rapidocr and the models of its wheel.
+
+    As in the reference, the angle classifier is off.
     """
+
+    def ready(self) -> None:
+        """Raise UserError if rapidocr is not installed."""
+        for package in ("rapidocr", "onnxruntime"):
+            require(package, extra="tiif")
 
     @cached_property
     def id(self) -> str:
@@ -42,61 +50,70 @@ class RapidOcr:
 
     @cached_property
     def _engine(self) -> Any:
+        self.ready()
         from rapidocr import RapidOCR
 
         return RapidOCR(params={"Global.log_level": "error", "Global.use_cls": False})
 
     def read(self, image: np.ndarray) -> list[str]:
-        found = self._engine(np.ascontiguousarray(image[..., ::-1]))  # it wants BGR
+        """Read the lines of text in an RGB picture, uint8 [H, W, 3]."""
+        found = self._engine(np.ascontiguousarray(image[..., ::-1]))  # rapidocr expects BGR
         return list(found.txts or ())
 
 
 def read_words(lines: Sequence[str]) -> list[str]:
-    """Lower-case words of OCR lines, parted at single blanks; a picture without text is one empty
-    word.
+    """Split OCR lines into lower-case words at single blanks.
+
+    A picture without text gives one empty word.
     """
     return [word for line in lines or [""] for word in line.lower().split(" ")]
 
 
 def gned(expected: Sequence[str], read: Sequence[str]) -> float:
-    """Distance of the best pairing of words, plus one for every word without a partner, over the
-    larger count.
+    """Compute the global normalised edit distance of the words read from those expected, 0 to 1.
+
+    It is the sum of the distances in the best pairing of words, plus one for every word without a
+    partner, over the larger number of words.
     """
-    from scipy.optimize import (
-        linear_sum_assignment,  # a second of import that other benchmarks do not need
-    )
+    # Importing scipy takes a second, which other benchmarks do not need.
+    from scipy.optimize import linear_sum_assignment
 
     if not expected and not read:
         return 0.0
-    costs = np.array([[distance(a, b) for b in expected] for a in read]).reshape(
-        len(read), len(expected)
-    )
-    pairs = linear_sum_assignment(costs)
-    return float(
-        (costs[pairs].sum() + abs(len(read) - len(expected))) / max(len(read), len(expected))
-    )
+    costs = np.zeros((len(read), len(expected)))
+    for i, word in enumerate(read):
+        for j, wanted in enumerate(expected):
+            costs[i, j] = distance(word, wanted)
+
+    paired = costs[linear_sum_assignment(costs)].sum()
+    unpaired = abs(len(read) - len(expected))
+    return float((paired + unpaired) / max(len(read), len(expected)))
 
 
 def recall(expected: Sequence[str], read: Sequence[str]) -> float | None:
-    """Share of the expected words that find a close one, each the first unused; None where nothing
-    is expected.
+    """Compute the share of the expected words for which a close word was read.
+
+    Each expected word takes the first close word that is unused. None where nothing is expected.
     """
     unused = list(read)
-    served = 0
+    found = 0
     for word in expected:
-        close = next((i for i, other in enumerate(unused) if distance(word, other) <= CLOSE), None)
-        if close is not None:
-            del unused[close]
-            served += 1
-    return served / len(expected) if expected else None
+        matches = (i for i, other in enumerate(unused) if distance(word, other) <= CLOSE)
+        first = next(matches, None)
+        if first is not None:
+            del unused[first]
+            found += 1
+    return found / len(expected) if expected else None
 
 
 def distance(a: str, b: str) -> float:
-    """Levenshtein distance over the longer length, 0 to 1; two empty words are equal."""
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, start=1):
-        above = row[0]
-        row[0] = i
-        for j, y in enumerate(b, start=1):
-            above, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, above + (x != y))
-    return row[-1] / max(len(a), len(b), 1)
+    """Divide the Levenshtein distance by the longer length: 0 to 1, 0 for two empty words."""
+    edits = list(range(len(b) + 1))  # from the first i letters of a to each beginning of b
+    for i, letter_a in enumerate(a, start=1):
+        diagonal = edits[0]
+        edits[0] = i
+        for j, letter_b in enumerate(b, start=1):
+            substituted = diagonal + (letter_a != letter_b)
+            diagonal = edits[j]
+            edits[j] = min(edits[j] + 1, edits[j - 1] + 1, substituted)
+    return edits[-1] / max(len(a), len(b), 1)

@@ -1,8 +1,8 @@
-"""TIIF-Bench's way of asking in the embedded model's world: scenes worded short and long, yes/no
-questions about each.
+"""TIIF-Bench's way of asking in the embedded model's world: yes/no questions about scenes.
 
-Its scores are no TIIF-Bench scores: other prompts, other questions, another judge. They compare
-methods with each other, and keep the whole path of TIIF-Bench in use where there is no network.
+Each scene is worded short and long. Its scores are no TIIF-Bench scores: prompts, questions and
+judge are others. They compare methods with each other, and keep the whole path of TIIF-Bench in use
+where there is no network.
 """
 
 from __future__ import annotations
@@ -11,10 +11,16 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from benchmarks.tiif.interview import Interview
-from benchmarks.tiif.questionnaire import Questionnaire
-from benchmarks.tiif.scores import Groups
-from benchmarks.tiif_pictogram import looking as ask
+from benchmarks.tiif.scores import LENGTHS, Groups
+from benchmarks.tiif.vqa_benchmark import VQABenchmark
+from benchmarks.tiif.vqa_model import VQAJudge
+from benchmarks.tiif_pictogram.detector_vqa import (
+    ask_color,
+    ask_number,
+    ask_number_at,
+    ask_presence,
+    ask_relation,
+)
 from harness.models.pictogram.grammar import (
     CLASS_SETS,
     COLORS,
@@ -41,22 +47,24 @@ GROUPS = Groups(
     levels={
         "basic": ("basic_attribute", "basic_relation", "basic_reasoning"),
         "advanced": (
-            *(
-                "advanced_attribute_relation",
-                "advanced_attribute_reasoning",
-                "advanced_relation_reasoning",
-            ),
+            "advanced_attribute_relation",
+            "advanced_attribute_reasoning",
+            "advanced_relation_reasoning",
         ),
     },
 )
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+NUMBERS = (2, 3, 4)
+"""Numbers of objects that a scene of many shows."""
 WORDINGS = 24
 """Wordings drawn for a scene with a layout; the shortest and the longest are taken."""
+DRAWS = 50
+"""Scenes drawn at most for each that is wanted, since drawn ones may be equal."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What a prompt asks for, and the questions about it with their right answers."""
+    """Hold what a prompt asks for, and pairs of a question about it and its right answer."""
 
     spec: Spec
     layout: Layout
@@ -67,13 +75,13 @@ class Scene:
         return dump([self.spec, self.layout])
 
 
-class TiifPictogram(Questionnaire):
-    """Prompts in two lengths about `scenes` scenes of six dimensions, made from `seed`: color,
-    number, 2D relation and each two of them.
+class TiifPictogram(VQABenchmark):
+    """Judge images of `scenes` scenes made from `seed`, each with a short and a long prompt.
 
-    `classes` names the set of classes that the model draws. The texts are of the embedded model's
-    grammar and fit its 32 positions. At least one question of a scene is to be answered with no.
-    Raises UserError where that many scenes cannot be had.
+    The six dimensions are color, number, 2D relation and each two of them. `classes` names the set
+    of classes that the model draws. The texts are of the embedded model's grammar and fit its 32
+    positions. Each scene has a question whose answer is no. Raises UserError if there are not as
+    many scenes.
     """
 
     name = "tiif_pictogram"
@@ -81,7 +89,7 @@ class TiifPictogram(Questionnaire):
 
     def __init__(
         self,
-        judge: Interview,
+        judge: VQAJudge,
         prompts: int | None = None,
         images: int = 1,
         scenes: int = 90,
@@ -90,121 +98,134 @@ class TiifPictogram(Questionnaire):
     ) -> None:
         if classes not in CLASS_SETS:
             raise UserError(f"benchmark.classes={classes}: choose from {', '.join(CLASS_SETS)}")
-        shares = {name: len(range(i, scenes, len(MAKERS))) for i, name in enumerate(MAKERS)}
-        if min(shares.values()) < 1:
+        if scenes < len(SCENE_MAKERS):
             raise UserError(
-                f"benchmark.scenes={scenes}: at least one for each of the {len(MAKERS)} dimensions"
+                f"benchmark.scenes={scenes}: "
+                f"at least one for each of the {len(SCENE_MAKERS)} dimensions"
             )
-        available = [
-            prompt
-            for dimension, count in shares.items()
-            for index, scene in enumerate(_scenes(dimension, CLASS_SETS[classes], count, seed))
-            for prompt in _prompts(self.name, dimension, index, scene, seed)
-        ]
+        available: list[Prompt] = []
+        for position, dimension in enumerate(SCENE_MAKERS):
+            count = len(range(position, scenes, len(SCENE_MAKERS)))
+            made = _make_scenes(dimension, CLASS_SETS[classes], count, seed)
+            for index, scene in enumerate(made):
+                available += _make_prompts(self.name, dimension, index, scene, seed)
         super().__init__(available, judge, GROUPS, wanted=prompts, images=images)
 
 
 # --- scenes ---------------------------------------------------------------------------------------
 
 
-def _scenes(dimension: str, classes: Sequence[str], count: int, seed: int) -> list[Scene]:
-    """Different scenes; a smaller number takes the first of a larger one."""
+def _make_scenes(dimension: str, classes: Sequence[str], count: int, seed: int) -> list[Scene]:
+    """Make different scenes; a smaller number makes the first of a larger one."""
+    make_scene = SCENE_MAKERS[dimension]
     rng = random.Random(f"{seed}/{dimension}")
     found: dict[str, Scene] = {}
-    for _ in range(50 * count):
-        scene = MAKERS[dimension](classes, rng)
+    for _ in range(DRAWS * count):
+        scene = make_scene(classes, rng)
         found.setdefault(scene.key, scene)
         if len(found) == count:
             return list(found.values())
     raise UserError(
-        f"{count} different scenes of dimension {dimension} cannot be had: take fewer benchmark.scenes"
+        f"{count} different scenes of dimension {dimension} cannot be had: "
+        "take fewer benchmark.scenes"
     )
 
 
-def _color(classes: Sequence[str], rng: random.Random) -> Scene:
-    (a, b) = rng.sample(classes, 2)
-    (red, blue) = _colors(classes, rng, 2)
-    asked = _yes(ask.present(a), ask.present(b), ask.colored(a, red), ask.colored(b, blue))
-    return Scene(make_spec((a, b), colors=(red, blue)), (), (*asked, (ask.colored(a, blue), "no")))
+def _make_color_scene(classes: Sequence[str], rng: random.Random) -> Scene:
+    a, b = rng.sample(classes, 2)
+    color_a, color_b = _draw_colors(classes, rng, 2)
+    spec = make_spec((a, b), colors=(color_a, color_b))
+    right = _expect_yes(
+        ask_presence(a), ask_presence(b), ask_color(a, color_a), ask_color(b, color_b)
+    )
+    return Scene(spec, (), (*right, (ask_color(a, color_b), "no")))
 
 
-def _numeracy(classes: Sequence[str], rng: random.Random) -> Scene:
-    name, count, other = rng.choice(classes), *rng.sample((2, 3, 4), 2)
-    asked = _yes(ask.present(name, many=True), ask.counted(name, count))
-    return Scene(make_spec([name], count=count), (), (*asked, (ask.counted(name, other), "no")))
-
-
-def _relation(classes: Sequence[str], rng: random.Random) -> Scene:
-    (a, b) = rng.sample(classes, 2)
-    relation = rng.choice(tuple(RELATIONS))
-    asked = _yes(ask.present(a), ask.present(b), ask.related(a, relation, b))
-    opposite = ask.related(a, OPPOSITE[relation], b)
-    return Scene(make_spec((a, b), relation=relation), (), (*asked, (opposite, "no")))
-
-
-def _numeracy_color(classes: Sequence[str], rng: random.Random) -> Scene:
+def _make_number_scene(classes: Sequence[str], rng: random.Random) -> Scene:
     name = rng.choice(classes)
-    count = rng.choice((2, 3, 4))
-    (red, blue) = _colors(classes, rng, 2)
-    asked = _yes(
-        ask.present(name, many=True), ask.counted(name, count), ask.colored(name, red, many=True)
-    )
-    spec = make_spec([name], count=count, colors=[red])
-    return Scene(spec, (), (*asked, (ask.colored(name, blue, many=True), "no")))
+    count, other = rng.sample(NUMBERS, 2)
+    spec = make_spec([name], count=count)
+    right = _expect_yes(ask_presence(name, many=True), ask_number(name, count))
+    return Scene(spec, (), (*right, (ask_number(name, other), "no")))
 
 
-def _color_relation(classes: Sequence[str], rng: random.Random) -> Scene:
-    (a, b) = rng.sample(classes, 2)
-    (red, blue) = _colors(classes, rng, 2)
+def _make_relation_scene(classes: Sequence[str], rng: random.Random) -> Scene:
+    a, b = rng.sample(classes, 2)
     relation = rng.choice(tuple(RELATIONS))
-    asked = _yes(
-        ask.present(a),
-        ask.present(b),
-        ask.colored(a, red),
-        ask.colored(b, blue),
-        ask.related(a, relation, b),
+    spec = make_spec((a, b), relation=relation)
+    right = _expect_yes(ask_presence(a), ask_presence(b), ask_relation(a, relation, b))
+    return Scene(spec, (), (*right, (ask_relation(a, OPPOSITE[relation], b), "no")))
+
+
+def _make_number_color_scene(classes: Sequence[str], rng: random.Random) -> Scene:
+    name = rng.choice(classes)
+    count = rng.choice(NUMBERS)
+    color, other = _draw_colors(classes, rng, 2)
+    spec = make_spec([name], count=count, colors=[color])
+    right = _expect_yes(
+        ask_presence(name, many=True),
+        ask_number(name, count),
+        ask_color(name, color, many=True),
     )
-    spec = make_spec((a, b), colors=(red, blue), relation=relation)
-    return Scene(spec, (), (*asked, (ask.related(a, OPPOSITE[relation], b), "no")))
+    return Scene(spec, (), (*right, (ask_color(name, other, many=True), "no")))
 
 
-def _numeracy_relation(classes: Sequence[str], rng: random.Random) -> Scene:
-    (name, absent) = rng.sample(classes, 2)
-    count = rng.choice((2, 3, 4))
+def _make_color_relation_scene(classes: Sequence[str], rng: random.Random) -> Scene:
+    a, b = rng.sample(classes, 2)
+    color_a, color_b = _draw_colors(classes, rng, 2)
+    relation = rng.choice(tuple(RELATIONS))
+    spec = make_spec((a, b), colors=(color_a, color_b), relation=relation)
+    right = _expect_yes(
+        ask_presence(a),
+        ask_presence(b),
+        ask_color(a, color_a),
+        ask_color(b, color_b),
+        ask_relation(a, relation, b),
+    )
+    return Scene(spec, (), (*right, (ask_relation(a, OPPOSITE[relation], b), "no")))
+
+
+def _make_number_place_scene(classes: Sequence[str], rng: random.Random) -> Scene:
+    name, absent = rng.sample(classes, 2)
+    count = rng.choice(NUMBERS)
     spec = make_spec([name], count=count)
     layout = rng.choice(layouts(spec))
-    places = (ask.placed(name, place, layout.count(place)) for place in dict.fromkeys(layout))
-    asked = _yes(ask.present(name, many=True), ask.counted(name, count), *places)
-    return Scene(spec, layout, (*asked, (ask.present(absent), "no")))
+    places = [ask_number_at(name, place, layout.count(place)) for place in dict.fromkeys(layout)]
+    right = _expect_yes(ask_presence(name, many=True), ask_number(name, count), *places)
+    return Scene(spec, layout, (*right, (ask_presence(absent), "no")))
 
 
-MAKERS: dict[str, Callable[[Sequence[str], random.Random], Scene]] = {
-    "color": _color,
-    "2d_spatial_relation": _relation,
-    "numeracy": _numeracy,
-    "color+2d": _color_relation,
-    "numeracy+color": _numeracy_color,
-    "numeracy+2d": _numeracy_relation,
+SCENE_MAKERS: dict[str, Callable[[Sequence[str], random.Random], Scene]] = {
+    "color": _make_color_scene,
+    "2d_spatial_relation": _make_relation_scene,
+    "numeracy": _make_number_scene,
+    "color+2d": _make_color_relation_scene,
+    "numeracy+color": _make_number_color_scene,
+    "numeracy+2d": _make_number_place_scene,
 }
+"""How to make a scene of each dimension."""
 
 
-def _colors(classes: Sequence[str], rng: random.Random, count: int) -> list[str]:
-    """Different colors, none of which is also a thing."""
+def _draw_colors(classes: Sequence[str], rng: random.Random, count: int) -> list[str]:
+    """Draw different colors, none of which is also the name of a class."""
     return rng.sample([color for color in COLORS if color not in classes], count)
 
 
-def _yes(*questions: str) -> list[tuple[str, str]]:
+def _expect_yes(*questions: str) -> list[tuple[str, str]]:
     return [(question, "yes") for question in questions]
 
 
 # --- texts ----------------------------------------------------------------------------------------
 
 
-def _prompts(name: str, dimension: str, index: int, scene: Scene, seed: int) -> Iterator[Prompt]:
-    questions, answers = (list(column) for column in zip(*scene.questions, strict=True))
-    for length, text in zip(
-        ("short", "long"), _texts(scene, f"{seed}/{dimension}/{index}"), strict=True
-    ):
+def _make_prompts(
+    name: str, dimension: str, index: int, scene: Scene, seed: int
+) -> Iterator[Prompt]:
+    """Make a scene's prompt of each length; both have the same questions."""
+    questions = [question for question, _ in scene.questions]
+    answers = [answer for _, answer in scene.questions]
+    texts = _word_scene(scene, f"{seed}/{dimension}/{index}")
+    for length, text in zip(LENGTHS, texts, strict=True):
         yield Prompt(
             id=f"{name}/{dimension}/{length}/{index}",
             text=text,
@@ -215,18 +236,20 @@ def _prompts(name: str, dimension: str, index: int, scene: Scene, seed: int) -> 
         )
 
 
-def _texts(scene: Scene, seed: str) -> tuple[str, str]:
-    """A short and a long wording that the model was trained on.
+def _word_scene(scene: Scene, seed: str) -> tuple[str, str]:
+    """Draw a short and a long wording that the model was trained on.
 
-    It knows no long wording of a layout: there the two are the shortest and the longest of its
-    short style.
+    It was trained on no long wording of a layout: there the two are the shortest and the longest of
+    the short style.
     """
     if not scene.layout:
+        short = caption(scene.spec, style="short", rng=random.Random(seed))
         long = caption(scene.spec, style="long", rng=random.Random(seed))
-        return caption(scene.spec, style="short", rng=random.Random(seed)), long
-    drawn = [
-        caption(scene.spec, style="short", layout=scene.layout, rng=random.Random(f"{seed}/{i}"))
-        for i in range(WORDINGS)
-    ]
+        return short, long
+
+    drawn = []
+    for i in range(WORDINGS):
+        rng = random.Random(f"{seed}/{i}")
+        drawn.append(caption(scene.spec, style="short", layout=scene.layout, rng=rng))
     by_length = sorted(drawn, key=lambda text: len(words(text)))
     return by_length[0], by_length[-1]

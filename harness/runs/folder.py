@@ -60,6 +60,8 @@ Pillow.MAX_IMAGE_PIXELS = 1 << 25  # Pillow refuses twice as many: 8192 x 8192
 
 
 RECORDED_AS = {
+    "benchmarks.tiif.vqa_model.VQAJudge": "benchmarks.tiif.interview.Interview",
+    "benchmarks.tiif_pictogram.detector_vqa.DetectorVQA": "benchmarks.tiif_pictogram.looking.Eyes",
     "harness.engine.draft_trees.Dynamic": "harness.trees.Dynamic",
     "harness.engine.draft_trees.Static": "harness.trees.Static",
 }
