@@ -664,6 +664,6 @@ def test_a_sampler_takes_what_was_predicted() -> None:
         tensor.nbytes
         for part in parts
         for name, tensor in part.named_buffers()
-        if not name.endswith("both")
+        if not name.endswith("fused_w1_w3")
     )
     assert need.weights == held, "a fused product is no copy"

@@ -28,6 +28,6 @@ def test_a_fused_trunk_computes_the_same_from_the_same_memory(dtype: torch.dtype
     assert all(torch.equal(value, before[key]) for key, value in trunk.state_dict().items())
     trunk.load_state_dict({key: 2 * value for key, value in before.items()})
     for module in (layer.feed_forward for layer in trunk.layers):
-        assert torch.equal(module.both, torch.cat((module.w1.weight, module.w3.weight))), (
+        assert torch.equal(module.fused_w1_w3, torch.cat((module.w1.weight, module.w3.weight))), (
             "one memory for both"
         )

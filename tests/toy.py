@@ -66,6 +66,10 @@ class ToyModel:
     def num_tokens(self) -> int:
         return self.grid[0] * self.grid[1]
 
+    @property
+    def trunk_spec(self) -> TrunkSpec:
+        return self.trunk.spec
+
     def context(self, text: str | None, like: str) -> Tensor:
         words = ["<start>", *like.split()][: self.max_context]
         ids = [0 if text is None else 1 + derive(word) % 7 for word in words]

@@ -685,7 +685,7 @@ class Sampler:
         for canvas, branch in fresh:
             with self.working([canvas], "prefill"):
                 prefix = self._prefix(branch.context)
-                self._cache.put(branch.slot, prefix)
+                self._cache.load_prefix(branch.slot, prefix)
             branch.cached = len(prefix)
             canvas._usage.text_positions += prefix.positions
             if prefix.positions:
@@ -1081,7 +1081,7 @@ class Sampler:
         target_QD = base_Q1 + torch.arange(trees.depth, device=base_Q1.device)
         source_QD = torch.where(path_QD >= 0, base_Q1 + path_QD, end)
         target_QD = torch.where(path_QD >= 0, target_QD, end)
-        self._cache.move(slot_Q, source_QD, target_QD)
+        self._cache.move_positions(slot_Q, source_QD, target_QD)
         if self._hidden_SLD is not None:
             self._hidden_SLD[slot_Q[:, None], target_QD] = self._hidden_SLD[
                 slot_Q[:, None], source_QD
@@ -1139,7 +1139,7 @@ class Sampler:
 
     def _copy(self, source: Tensor, target: Tensor) -> None:
         """Copy all that slots hold but their keys."""
-        self._cache.copy(source, target)
+        self._cache.copy_slots(source, target)
         for static in (self._context_SPD, self._token_SN, *self._frontiers()):
             static[target] = static[source]
 

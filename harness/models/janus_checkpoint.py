@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.models.checkpoint import read_config, report_unknown
-from harness.models.trunk import TrunkSpec, adjacent_pairs
+from harness.models.trunk import TrunkSpec, to_adjacent_pairs
 from harness.models.vq import VQSpec
 from harness.records import UserError
 
@@ -219,7 +219,7 @@ def read_state(
             state[name] = weights[sources[0]]
         else:
             q, k, v = (weights[source] for source in sources)
-            state[name] = torch.cat((adjacent_pairs(q, heads), adjacent_pairs(k, heads), v))
+            state[name] = torch.cat((to_adjacent_pairs(q, heads), to_adjacent_pairs(k, heads), v))
     return state
 
 
