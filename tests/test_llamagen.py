@@ -581,7 +581,7 @@ def test_features_of_another_encoder_are_refused() -> None:
         dtype="float32",
         tokenizer=TOKENIZER,
     )
-    model._captions = WordFeatures(10, 12)
+    model.captions = WordFeatures(10, 12)
     with pytest.raises(
         UserError, match=r"caption features are \(3, 10\), the model takes 1 to 12 rows of 12"
     ):

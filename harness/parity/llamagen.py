@@ -26,7 +26,9 @@ from harness.engine.canvas import Canvas, Context
 from harness.engine.guidance import Sampling, cfg, unguided, warp
 from harness.engine.sampler import Sampler
 from harness.models.captions import Features, clean
-from harness.models.llamagen import GPT, GPTSpec, LlamaGen, Padding, fill_gpt, fill_vq, rotary_table
+from harness.models.llamagen import LlamaGen, Padding
+from harness.models.llamagen_checkpoint import fill_gpt, fill_vq
+from harness.models.llamagen_network import GPT, GPTSpec, rotary_table
 from harness.models.trunk import TrunkSpec
 from harness.models.vq import VQ, VQSpec, to_uint8
 from harness.parity.fixture import Fixture, Quantity
