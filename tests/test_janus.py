@@ -27,7 +27,7 @@ from harness.engine.guidance import Sampling
 from harness.models.janus import Janus, JanusNet, to_uint8
 from harness.models.janus_checkpoint import SIZES, JanusSpec
 from harness.models.janus_prompt import BEGIN_OF_IMAGE, BOS, PAD
-from harness.models.pictogram.weights import parameters
+from harness.models.pictogram.weights import count_parameters
 from harness.models.trunk import TrunkSpec
 from harness.models.vq import MISSING, VQSpec
 from harness.parity.fixture import Fixture
@@ -378,9 +378,9 @@ def test_released_sizes() -> None:
     for size, published in {"1B": (1.233e9, 42e6, 3.1e9), "7B": (6.072e9, 101e6, 13.3e9)}.items():
         with torch.device("meta"):
             net = JanusNet(SIZES[size])
-        blocks = parameters(net.trunk)
-        image = parameters(net.gen_aligner) + parameters(net.gen_head)
-        total = 2 * parameters(net)
+        blocks = count_parameters(net.trunk)
+        image = count_parameters(net.gen_aligner) + count_parameters(net.gen_head)
+        total = 2 * count_parameters(net)
         assert (blocks, image, total) == pytest.approx(published, rel=0.03)
 
 

@@ -161,7 +161,7 @@ def test_unknown_sets_and_altered_files_are_refused(tmp_path: Path) -> None:
     ):
         Pictogram("pictogram_17")
     copy = tmp_path / "set"
-    shutil.copytree(files.folder(SET), copy)
+    shutil.copytree(files.find_set(SET), copy)
     altered = bytearray((copy / "judge.safetensors").read_bytes())
     altered[-1] ^= 1
     (copy / "judge.safetensors").write_bytes(altered)
@@ -171,16 +171,16 @@ def test_unknown_sets_and_altered_files_are_refused(tmp_path: Path) -> None:
 
 def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
     config = {"architecture": "residual", "classes": list(CLASSES)}
-    files.write(tmp_path / "judge.safetensors", new_network("residual", 3), config)
+    files.write_part(tmp_path / "judge.safetensors", new_network("residual", 3), config)
     with pytest.raises(ValueError, match="head"):
         PictogramDetector(str(tmp_path))
 
 
 def test_the_card_vouches_for_the_files() -> None:
-    folder = files.folder(SET)
+    folder = files.find_set(SET)
     card = json.loads((folder / "card.json").read_text())
     assert card["sha256"] == {
-        path.name: files.sha256(path) for path in sorted(folder.glob("*.safetensors"))
+        path.name: files.hash_file(path) for path in sorted(folder.glob("*.safetensors"))
     }
     assert sum(path.stat().st_size for path in folder.glob("*.safetensors")) <= 20e6
 
@@ -220,7 +220,7 @@ def test_a_grown_generator_begins_as_the_one_it_grew_from(tmp_path: Path) -> Non
     small, large = (GPT(GPTSpec(layers=n, dim=64, heads=2, hidden=32 * n)) for n in (2, 3))
     torch.nn.init.normal_(small.trunk.layers[1].feed_forward.w2.weight, std=0.1)  # type: ignore
     torch.nn.init.normal_(small.trunk.layers[0].attention.wo.weight, std=0.1)  # type: ignore
-    files.write(tmp_path / "generator.safetensors", small, {})
+    files.write_part(tmp_path / "generator.safetensors", small, {})
     options = training.Options(SET, cpu_minutes=1, seed=0, work=tmp_path, warm=str(tmp_path))
     training.warm(options, "generator", large)
     words = torch.randint(0, 200, (2, 32))
@@ -232,13 +232,13 @@ def test_a_grown_generator_begins_as_the_one_it_grew_from(tmp_path: Path) -> Non
 
 def test_a_shipped_set_can_be_trained_on(tmp_path: Path) -> None:
     options = training.Options(SET, cpu_minutes=1, seed=0, work=tmp_path)
-    export.unpack(options, files.folder(SET))
+    export.unpack(options, files.find_set(SET))
     for part in files.PARTS:
         progress, states = training.resume(options.checkpoint(part))
         assert progress.samples > 0
         export.rebuild(part, states, options)
     with pytest.raises(ValueError, match="move it away"):
-        export.unpack(options, files.folder(SET))
+        export.unpack(options, files.find_set(SET))
 
 
 def test_an_unfinished_set_continues_elsewhere_and_cannot_be_drawn_with(tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_an_unfinished_set_continues_elsewhere_and_cannot_be_drawn_with(tmp_path
         for name in ("here", "there")
     )
     folder = tmp_path / SET
-    export.unpack(here, files.folder(SET))
+    export.unpack(here, files.find_set(SET))
     for part in ("draft", "eagle", "reward"):
         here.checkpoint(part).unlink()
     export.export(here, folder, unfinished=True)
@@ -286,7 +286,7 @@ def test_a_measurement_that_contradicts_the_card_is_said() -> None:
 
 
 def test_the_card_states_what_verify_measures() -> None:
-    card = json.loads((files.folder(SET) / "card.json").read_text())
+    card = json.loads((files.find_set(SET) / "card.json").read_text())
     assert (
         verify.objections(verify.measure(verify.Bench(SET), quick=True), card["measured"]["quick"])
         == []

@@ -75,7 +75,7 @@ class Trained:
 
 def embedded(weights: str = DEFAULT) -> Trained:
     """The layer that is shipped with a set of the embedded model's weights."""
-    state, config, sha = embedded_files.read(weights, "eagle")
+    state, config, sha = embedded_files.read_part(weights, "eagle")
     return Trained(state, f"{weights} (eagle)", sha[:12], str(config["target"]))
 
 

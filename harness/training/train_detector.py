@@ -23,7 +23,7 @@ from harness.models.pictogram.detector import (
     Detector,
     cell_centres,
     new_network,
-    split,
+    split_output,
 )
 from harness.models.pictogram.grammar import TASKS, objects
 from harness.models.pictogram.world import SIDE, Pixels, Placed
@@ -233,7 +233,7 @@ def step(network: nn.Module, x: Tensor, wanted: tuple[Tensor, Tensor, Tensor]) -
     heat, sides, central = wanted
     with training.autocast():
         out = network(x.contiguous(memory_format=torch.channels_last))
-    logit, distance = split(out.float())
+    logit, distance = split_output(out.float())
     p = logit.sigmoid()
     hit = heat > 0.999
     positive = F.logsigmoid(logit) * (1 - p) ** 2 * hit
