@@ -46,7 +46,9 @@ def model() -> Pictogram:
 def scenes() -> list[world.Sample]:
     rng = random.Random("model tests")
     tasks = [TASKS[i % 6] for i in range(48)]
-    return [world.sample(rng, CLASSES, tasks=[t], style="geneval", layout_share=0.0) for t in tasks]
+    return [
+        world.draw_sample(rng, CLASSES, tasks=[t], style="geneval", layout_share=0.0) for t in tasks
+    ]
 
 
 def reconstructed(model: Pictogram, scenes: list[world.Sample]) -> np.ndarray:

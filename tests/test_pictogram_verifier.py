@@ -37,7 +37,7 @@ def scenes() -> list[Scene]:
     for number in range(96):
         spec = grammar.sample_spec(TASKS[number % 6], CLASS_SETS[SET], rng)
         layout = rng.choice(grammar.layouts(spec)) if len(grammar.objects(spec)) > 1 else ()
-        made.append((spec, layout, world.scene(spec, rng, layout)[0]))
+        made.append((spec, layout, world.draw_scene(spec, rng, layout)[0]))
     return made
 
 

@@ -29,7 +29,7 @@ def test_scenes_show_their_spec(task: str) -> None:
     rng = random.Random(task)
     for _ in range(60):
         spec = sample_spec(task, CLASSES, rng)
-        pixels, placed = world.scene(spec, rng)
+        pixels, placed = world.draw_scene(spec, rng)
         assert pixels.shape == (world.SIDE, world.SIDE, 3)
         assert [(one.name, one.color) for one in placed] == objects(spec)
         for i, one in enumerate(placed):
@@ -47,7 +47,7 @@ def test_layouts_are_obeyed() -> None:
     for _ in range(300):
         spec = sample_spec(rng.choice(TASKS), CLASSES, rng)
         layout = rng.choice(layouts(spec))
-        _, placed = world.scene(spec, rng, layout)
+        _, placed = world.draw_scene(spec, rng, layout)
         for place, one in zip(layout, placed, strict=True):
             x = (one.box[0] + one.box[2]) / 2
             y = (one.box[1] + one.box[3]) / 2
@@ -64,7 +64,7 @@ def test_relations_hold_by_genevals_rule() -> None:
     rng = random.Random(2)
     for _ in range(200):
         spec = sample_spec("position", CLASSES, rng)
-        _, (target, one) = world.scene(spec, rng)
+        _, (target, one) = world.draw_scene(spec, rng)
         offset = [
             (one.box[i] + one.box[i + 2] - target.box[i] - target.box[i + 2]) / 2 for i in (0, 1)
         ]
@@ -121,7 +121,7 @@ def reads_back(name: str, color: str, size: int, background: int = 1) -> bool:
 
 def test_a_scene_is_a_function_of_its_seed() -> None:
     one, same, other = (
-        world.sample(random.Random(seed), CLASSES, tasks=TASKS, style="long", layout_share=0.5)
+        world.draw_sample(random.Random(seed), CLASSES, tasks=TASKS, style="long", layout_share=0.5)
         for seed in (5, 5, 6)
     )
     assert one.text == same.text
@@ -131,6 +131,6 @@ def test_a_scene_is_a_function_of_its_seed() -> None:
 
 def test_clutter_keeps_objects_apart() -> None:
     for seed in range(200):
-        _, placed = world.clutter(random.Random(seed), CLASSES)
+        _, placed = world.draw_clutter(random.Random(seed), CLASSES)
         for i, one in enumerate(placed):
             assert not any(touching(one.box, other.box) for other in placed[:i])

@@ -99,10 +99,10 @@ def batch(
 
 def one_scene(rng: random.Random, classes: Sequence[str]) -> Scene:
     if rng.random() < 0.5:
-        return world.clutter(rng, classes)
+        return world.draw_clutter(rng, classes)
     spec = world.sample_spec(rng.choice(TASKS), classes, rng, tinted=rng.random() < 0.4)
     assert objects(spec)
-    return world.scene(spec, rng)
+    return world.draw_scene(spec, rng)
 
 
 def broken(scene: Scene, rng: random.Random, classes: Sequence[str]) -> Scene:

@@ -119,12 +119,12 @@ def one_sample(classes: Sequence[str], rng: random.Random) -> world.Sample:
     """GenEval's templates 60 %, with layout clauses 25 %, TIIF-like wordings 15 %."""
     luck = rng.random()
     if luck < 0.60:
-        return world.sample(rng, classes, tasks=TASKS, style="geneval", layout_share=0.0)
+        return world.draw_sample(rng, classes, tasks=TASKS, style="geneval", layout_share=0.0)
     if luck < 0.85:
-        return world.sample(
+        return world.draw_sample(
             rng, classes, tasks=TASKS, style="geneval" if luck < 0.80 else "short", layout_share=1.0
         )
-    return world.sample(
+    return world.draw_sample(
         rng, classes, tasks=TASKS, style="short" if luck < 0.925 else "long", layout_share=0.0
     )
 

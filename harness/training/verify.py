@@ -196,7 +196,7 @@ class Bench:
         rng = random.Random("verify scenes")
         tasks = [TASKS[i % len(TASKS)] for i in range(count)]
         samples = [
-            world.sample(rng, self.classes, tasks=[t], style="geneval", layout_share=0.0)
+            world.draw_sample(rng, self.classes, tasks=[t], style="geneval", layout_share=0.0)
             for t in tasks
         ]
         return (
