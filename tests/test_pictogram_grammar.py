@@ -146,7 +146,7 @@ def test_prompts_are_those_of_the_last_release() -> None:
 
 def test_every_number_of_a_task_is_another_spec() -> None:
     for task in TASKS:
-        size, spec_of = grammar._space(task, SIXTEEN[:5])
+        size, spec_of = grammar.number_specs(task, SIXTEEN[:5])
         assert len({caption(spec_of(i)) for i in range(size)}) == size
         assert {spec_of(i)["tag"] for i in range(size)} == {task}
 

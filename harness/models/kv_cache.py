@@ -13,7 +13,7 @@ slots and D positions of a move, G nodes of a draft tree.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -153,14 +153,15 @@ class KVCache:
 
         Idle rows, whose queries all lie in scratch space, are in no group.
         """
-        reach_B = torch.where(pos_BW < self.length, pos_BW, -1).amax(1)
+        slots = slot_B.tolist()
+        reaches = torch.where(pos_BW < self.length, pos_BW, -1).amax(1).tolist()
         runs: list[_Run] = []
-        for row, (slot, reach) in enumerate(zip(slot_B.tolist(), reach_B.tolist(), strict=True)):
+        for row, (slot, reach) in enumerate(zip(slots, reaches, strict=True)):
             if reach < 0:
                 continue
             columns = min((reach // BLOCK + 1) * BLOCK, self.length + 1)
             if runs and runs[-1].is_followed_by(row, slot, columns):
-                runs[-1] = replace(runs[-1], rows=runs[-1].rows + 1)
+                runs[-1].rows += 1
             else:
                 runs.append(_Run(row, slot, 1, columns))
         return runs
@@ -235,7 +236,7 @@ class KVCache:
         return bias_BWL.masked_fill(~seen_BWL, -torch.inf)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Run:
     """Neighbouring rows of a forward, in neighbouring slots, that read equally many columns."""
 

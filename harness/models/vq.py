@@ -233,7 +233,9 @@ class AttnBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
-        q, k, v = (_as_sequence(project(h)) for project in (self.q, self.k, self.v))
+        q = _as_sequence(self.q(h))
+        k = _as_sequence(self.k(h))
+        v = _as_sequence(self.v(h))
         mixed = F.scaled_dot_product_attention(q, k, v).squeeze(1).transpose(1, 2)
         return x + self.proj_out(mixed.reshape(x.shape))
 

@@ -224,7 +224,8 @@ def find_peaks(out: Tensor, classes: Sequence[str]) -> list[list[Peak]]:
     for picture, class_, row, column in (score >= LOWEST).nonzero().tolist():
         to_sides = distances[picture, :, row, column].tolist()
         box = _box_around(centres[column], centres[row], to_sides, side)
-        peaks[picture].append((classes[class_], box, float(score[picture, class_, row, column])))
+        peak_score = float(score[picture, class_, row, column])
+        peaks[picture].append((classes[class_], box, peak_score))
     return [sorted(found, key=_negative_score) for found in peaks]
 
 

@@ -65,23 +65,22 @@ def _chance_of_relation(relation: str, one: Detection | None, other: Detection |
     """GenEval's position rule through a steep sigmoid: shrunk offset over distance, against 0.5."""
     if one is None or other is None:
         return 0.0
+    offsets = []
+    sizes = []
+    for axis in (0, 1):
+        low, high = _interval(one, axis)
+        other_low, other_high = _interval(other, axis)
+        offsets.append((low + high - other_low - other_high) / 2)
+        sizes.append(high - low + other_high - other_low)
+
     axis, sign = _AXIS_AND_SIGN[relation]
-    offset = (_offset(one, other, 0), _offset(one, other, 1))
-    margin = 0.1 * _sum_of_sizes(one, other, axis)
-    shrunk = math.copysign(max(abs(offset[axis]) - margin, 0.0), offset[axis])
-    lean = sign * shrunk / max(math.hypot(*offset), 1e-6)
+    shrunk = max(abs(offsets[axis]) - 0.1 * sizes[axis], 0.0)
+    distance = max(math.hypot(*offsets), 1e-6)
+    lean = sign * math.copysign(shrunk, offsets[axis]) / distance
     return 1 / (1 + math.exp(-20 * (lean - 0.5)))
 
 
-def _offset(one: Detection, other: Detection, axis: int) -> float:
-    """Distance between the centres of two boxes along an axis (0 right, 1 down), in pixels."""
-    low = axis
-    high = axis + 2
-    return (one.box[low] + one.box[high] - other.box[low] - other.box[high]) / 2
-
-
-def _sum_of_sizes(one: Detection, other: Detection, axis: int) -> float:
-    """Sum of the widths (axis 0) or heights (axis 1) of two boxes, in pixels."""
-    low = axis
-    high = axis + 2
-    return one.box[high] - one.box[low] + other.box[high] - other.box[low]
+def _interval(detection: Detection, axis: int) -> tuple[float, float]:
+    """Where a box begins and ends along an axis (0 right, 1 down), in pixels."""
+    left, top, right, bottom = detection.box
+    return (left, right) if axis == 0 else (top, bottom)

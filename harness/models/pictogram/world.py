@@ -107,7 +107,8 @@ def draw_scene(
     if not layout and len(wanted) > 1:
         layout = rng.choice(layouts(spec))
     picture = _Picture(rng)
-    for (name, color), (x, y, size) in zip(wanted, _positions(spec, layout, rng), strict=True):
+    squares = _positions(spec, layout, rng)
+    for (name, color), (x, y, size) in zip(wanted, squares, strict=True):
         picture.paste(name, color, x, y, size)
     return picture.pixels, tuple(picture.placed)
 
@@ -145,9 +146,11 @@ class _Picture:
         self.placed: list[Placed] = []
 
     def paste(self, name: str, color: str | None, x: int, y: int, size: int) -> None:
+        """Paste a sprite with its corner at (x, y)."""
         patch, (left, top, right, bottom) = patch_of(name, color, size, self.background)
         self.pixels[y : y + size, x : x + size] = patch
-        self.placed.append(Placed(name, color, (x + left, y + top, x + right, y + bottom)))
+        box = (x + left, y + top, x + right, y + bottom)
+        self.placed.append(Placed(name, color, box))
 
 
 def _overlap(one: tuple[int, int, int], other: tuple[int, int, int]) -> bool:
@@ -180,13 +183,15 @@ def _positions(spec: Spec, layout: Layout, rng: random.Random) -> list[tuple[int
     return spots
 
 
+_PAIR_SIZES = ((20, 20), (24, 24), (24, 24), (20, 24), (24, 20), (20, 28), (28, 20))
+
+
 def _pair_spots(first_leads: bool, rng: random.Random) -> list[tuple[int, int, int]]:
     """(along, across, size) of two objects that follow each other along an axis.
 
     They are nearly level across it.
     """
-    sizes = rng.choice(((20, 20), (24, 24), (24, 24), (20, 24), (24, 20), (20, 28), (28, 20)))
-    near_size, far_size = sizes
+    near_size, far_size = rng.choice(_PAIR_SIZES)
     near = _lattice_point(rng, 0, SIDE - near_size - far_size)
     far = _lattice_point(rng, near + near_size, SIDE - far_size)
     across = _lattice_point(rng, 0, SIDE - near_size)
@@ -230,8 +235,9 @@ def patch_of(name: str, color: str | None, size: int, background: int) -> tuple[
     patch = rgba[..., :3] * alpha + behind * (1 - alpha)
 
     rows, columns = np.nonzero(rgba[..., 3] > 127)
-    box = (int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1)
-    return np.rint(patch).astype(np.uint8), box
+    box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+    left, top, right, bottom = map(int, box)
+    return np.rint(patch).astype(np.uint8), (left, top, right, bottom)
 
 
 @cache
