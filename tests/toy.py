@@ -63,12 +63,12 @@ class ToyModel:
         self.forwards = 0
 
     @property
-    def num_tokens(self) -> int:
-        return self.grid[0] * self.grid[1]
-
-    @property
     def trunk_spec(self) -> TrunkSpec:
         return self.trunk.spec
+
+    @property
+    def num_tokens(self) -> int:
+        return self.grid[0] * self.grid[1]
 
     def context(self, text: str | None, like: str) -> Tensor:
         words = ["<start>", *like.split()][: self.max_context]

@@ -100,7 +100,7 @@ def fill_model(gpt: GPT, vq: VQ, image: int, source: WeightSource) -> str:
 
 
 def fill_gpt(gpt: GPT, path: Path, image: int) -> dict[str, Tensor]:
-    """Put a checkpoint's tensors into a GPT made on the meta device; returns all there were.
+    """Put a checkpoint's tensors into a GPT made on the meta device; returns all tensors.
 
     Raises UserError for a checkpoint of another resolution or size.
     """

@@ -108,7 +108,7 @@ class _Check:
         forced_BN = teacher_BN.repeat_interleave(2, 0)
         guide = self._pairwise(self.weight, null_first=False)
 
-        cached_BNV = _Branches(self.model, pairs).draw_forced(forced_BN)
+        cached_BNV = _Branches(self.model, pairs).forced_logits(forced_BN)
         every_token = torch.arange(self.model.vocab, device=self.device)
         got = {
             "gen_img_embeds_all_tokens": self._embed(every_token),
@@ -169,7 +169,7 @@ class _Check:
             rows += [null_ids(ids, self.pad), ids]
         guide = self._pairwise(self.gridar_scale + 1, null_first=True)
         teacher_BN = self.inputs["batch_teacher_tokens"].to(self.device).repeat_interleave(2, 0)
-        raw_BNV = _Branches(self.model, rows).draw_forced(teacher_BN)
+        raw_BNV = _Branches(self.model, rows).forced_logits(teacher_BN)
         _, _, tokens = _Branches(self.model, rows).draw_greedy(guide, self.num_tokens)
 
         yield from self._compare_layout("2way", rows)
@@ -288,7 +288,7 @@ class _Branches:
         hidden_BWD = self.model.forward(x_BWD, pos_BW, self.start_B, attend)
         return self.model.head(hidden_BWD)[:, 0]
 
-    def draw_forced(self, token_BN: Tensor) -> Tensor:
+    def forced_logits(self, token_BN: Tensor) -> Tensor:
         """Compute logits [B, N, V] along given tokens."""
         logits = [self.first_logits()]
         for token_B in token_BN.T[:-1]:

@@ -159,12 +159,12 @@ class _Check:
     def cached(self) -> Iterator[Quantity]:
         """Compare teacher-forced logits, one position a forward, and all at once as a draft."""
         for form, collapse in FORMS.items():
-            logits_BKNV = self._draw_forced(self._sampler(collapse))
+            logits_BKNV = self._forced_logits(self._sampler(collapse))
             got = {"cached_logits": _in_rows(logits_BKNV), "cfg_logits": self._guided(logits_BKNV)}
             yield from self._compare(got, form)
 
             wide_sampler = self._sampler(collapse, tokens_per_step=self.num_tokens)
-            at_once_BKNV = self._verify_forced(wide_sampler)
+            at_once_BKNV = self._forced_logits_at_once(wide_sampler)
             got = {"cached_logits": _in_rows(at_once_BKNV)}
             yield from self._compare(got, f"{form[:-1]}, one forward)")
 
@@ -212,7 +212,7 @@ class _Check:
         if upstream is None:
             return
         sampler = self._sampler(collapse=True, dtype=torch.bfloat16)
-        got_RNV = _in_rows(self._draw_forced(sampler)).cpu()
+        got_RNV = _in_rows(self._forced_logits(sampler)).cpu()
         error_RNV = (got_RNV - self.expected["cached_logits"]).abs()
         mean = float(error_RNV.mean())
         largest = float(error_RNV.max())
@@ -265,7 +265,7 @@ class _Check:
             canvases.append(sampler.open(contexts, guide, key=key, usage=Usage()))
         return canvases
 
-    def _draw_forced(self, sampler: Sampler) -> Tensor:
+    def _forced_logits(self, sampler: Sampler) -> Tensor:
         """Logits [B, K, N, V] along the teacher's tokens, one position a forward."""
         canvases = self._open(sampler)
         tap = _Tap()
@@ -276,7 +276,7 @@ class _Check:
                 sampler.commit(canvas, [token])
         return torch.cat(tap.logits, 2)
 
-    def _verify_forced(self, sampler: Sampler) -> Tensor:
+    def _forced_logits_at_once(self, sampler: Sampler) -> Tensor:
         """Logits [B, K, N, V] along the teacher's tokens, all in one forward as a draft."""
         tap = _Tap()
         canvases = self._open(sampler, tap.guide)
