@@ -25,7 +25,7 @@ def filled(dtype: torch.dtype, kind: str) -> KVCache:
         stored.copy_(torch.randn(stored.shape, generator=generator))
     for slot in range(SLOTS if kind == "biased" else 0):
         nothing = torch.zeros((1, 3, 1, 16), dtype=dtype)
-        cache.put(slot, Prefix(nothing, nothing, torch.tensor([2.0, -0.5]), 1))
+        cache.load_prefix(slot, Prefix(nothing, nothing, torch.tensor([2.0, -0.5]), 1))
     return cache
 
 

@@ -1,6 +1,4 @@
-"""Janus-Pro: the same numbers as the transformers library's model, both checkpoint layouts, and the
-laws of runs.
-"""
+"""Janus-Pro computes what the transformers library's does, in both layouts, and keeps the laws."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ import pytest
 import torch
 from runs import harness
 from safetensors.torch import load_file, save_file
-from test_batch_invariance import Wanderer, costs
+from test_company import Wanderer, costs
 from test_gridar import TWO_STEPS, Mock
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
@@ -24,10 +22,11 @@ from toy import DEVICES, TEXTS, PixelSum, draw, jobs
 from harness.drafters.model import DraftModel
 from harness.engine.acceptance import coupled
 from harness.engine.guidance import Sampling
+from harness.models import FollowableModel, HasClasses, HasCollapse, HasPrefix, HasRenderBytes
 from harness.models.janus import Janus, JanusNet, to_uint8
 from harness.models.janus_checkpoint import SIZES, JanusSpec
 from harness.models.janus_prompt import BEGIN_OF_IMAGE, BOS, PAD
-from harness.models.pictogram.weights import parameters
+from harness.models.pictogram.weights import count_parameters
 from harness.models.trunk import TrunkSpec
 from harness.models.vq import MISSING, VQSpec
 from harness.parity.fixture import Fixture
@@ -57,35 +56,53 @@ def tiny(device: str | torch.device = "cpu") -> Janus:
 
 # --- a tiny model of the transformers library, and its answers ------------------------------------
 
+TEXT_CONFIG = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "vocab_size": 300,
+    "max_position_embeddings": 256,
+}
+VISION_CONFIG = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 16,
+    "patch_size": 4,
+    "num_image_tokens": 16,
+    "projection_dim": 32,
+}
+VQ_CONFIG = {
+    "embed_dim": 8,
+    "num_embeddings": 40,
+    "latent_channels": 32,
+    "base_channels": 32,
+    "num_res_blocks": 1,
+    "channel_multiplier": [1, 1, 2],
+    "projection_dim": 32,
+    "image_token_embed_dim": 32,
+}
+
 
 @pytest.fixture(scope="module")
 def oracle() -> Any:
     """The library's model with random weights whose logits are well apart."""
     from transformers import JanusConfig, JanusForConditionalGeneration
 
-    text = {
-        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "num_key_value_heads": 2, "vocab_size": 300, "max_position_embeddings": 256, "rms_norm_eps": 1e-6,
-    }  # fmt: skip
-    vision = {
-        "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16, "patch_size": 4,
-        "num_image_tokens": 16, "projection_dim": 32,
-    }  # fmt: skip
-    vq = {
-        "embed_dim": 8, "num_embeddings": 40, "latent_channels": 32, "base_channels": 32, "num_res_blocks": 1,
-        "channel_multiplier": [1, 1, 2], "projection_dim": 32, "image_token_embed_dim": 32,
-    }  # fmt: skip
     config = JanusConfig(
-        text_config=text, vision_config=vision, vq_config=vq, tie_word_embeddings=False
+        text_config={**TEXT_CONFIG, "num_key_value_heads": 2, "rms_norm_eps": 1e-6},
+        vision_config=VISION_CONFIG,
+        vq_config=VQ_CONFIG,
+        tie_word_embeddings=False,
     )
     model = JanusForConditionalGeneration(config).eval()
     generator = torch.Generator().manual_seed(6)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
+            mean = float("norm" in name and name.endswith("weight"))
             std = 0.3 if parameter.ndim == 1 else parameter[0].numel() ** -0.5
-            parameter.normal_(
-                float("norm" in name and name.endswith("weight")), std, generator=generator
-            )
+            parameter.normal_(mean, std, generator=generator)
     return model
 
 
@@ -105,15 +122,14 @@ def library(oracle: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "lstrip": False,
         "rstrip": False,
         "normalized": False,
+        "single_word": False,
     }
     settings = {
         "tokenizer_class": "LlamaTokenizerFast",
         "add_bos_token": True,
         "bos_token": BOS,
         "legacy": True,
-    }
-    settings["added_tokens_decoder"] = {
-        str(tokenizer.get_vocab_size()): {**added, "single_word": False}
+        "added_tokens_decoder": {str(tokenizer.get_vocab_size()): added},
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return folder
@@ -121,13 +137,10 @@ def library(oracle: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def original(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same weights in the original layout: two pickled shards and a configuration that leaves
-    defaults out.
-    """
+    """The same weights in the original layout: two pickled shards, a config without defaults."""
     folder = tmp_path_factory.mktemp("original")
-    state = {
-        renamed(name): tensor for name, tensor in load_file(library / "model.safetensors").items()
-    }
+    stored = load_file(library / "model.safetensors")
+    state = {renamed(name): tensor for name, tensor in stored.items()}
     state["gen_vision_model.quantize.codebook_used"] = torch.zeros(16)
     state["language_model.model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(8)
     files: dict[str, dict[str, Tensor]] = {
@@ -136,50 +149,50 @@ def original(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     for n, name in enumerate(sorted(state)):
         files[sorted(files)[n % 2]][name] = state[name]
+    weight_map = {}
     for file, part in files.items():
         torch.save(part, folder / file)
-    index = {"weight_map": {name: file for file, part in files.items() for name in part}}
-    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+        weight_map |= dict.fromkeys(part, file)
+    index = json.dumps({"weight_map": weight_map})
+    (folder / "pytorch_model.bin.index.json").write_text(index)
     config = {
         "model_type": "multi_modality",
-        "language_config": {
-            "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
-            "vocab_size": 300, "max_position_embeddings": 256,
-        },
+        "language_config": TEXT_CONFIG,
         "vision_config": {"params": {"image_size": 16}},
         "gen_aligner_config": {"params": {"depth": 2}},
-    }  # fmt: skip
+    }
     (folder / "config.json").write_text(json.dumps(config))
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(library / file, folder)
     return folder
 
 
+ORIGINAL_NAMES = {
+    "model.language_model.": "language_model.model.",
+    "lm_head.": "language_model.lm_head.",
+    "model.generation_embeddings.": "gen_embed.",
+    "model.generation_aligner.fc1.": "gen_aligner.layers.0.",
+    "model.generation_aligner.hidden_layers.0.": "gen_aligner.layers.2.",
+    "model.generation_head.proj_out.": "gen_head.output_mlp_projector.",
+    "model.generation_head.vision_head.": "gen_head.vision_head.",
+    "model.vision_model.": "vision_model.",
+    "model.aligner.": "aligner.",
+    "model.vqmodel.": "gen_vision_model.",
+    "encoder.down.": "encoder.conv_blocks.",
+    "decoder.up.": "decoder.conv_blocks.",
+    ".block.": ".res.",
+    "mid.block_1": "mid.0",
+    "mid.attn_1": "mid.1",
+    "mid.block_2": "mid.2",
+}
+"""Parts of the library's names, and what the original layout has in their place."""
+
+
 def renamed(name: str) -> str:
     """A library name in the original layout."""
-    for old, new in {
-        "model.language_model.": "language_model.model.",
-        "lm_head.": "language_model.lm_head.",
-        "model.generation_embeddings.": "gen_embed.",
-        "model.generation_aligner.fc1.": "gen_aligner.layers.0.",
-        "model.generation_aligner.hidden_layers.0.": "gen_aligner.layers.2.",
-        "model.generation_head.proj_out.": "gen_head.output_mlp_projector.",
-        "model.generation_head.vision_head.": "gen_head.vision_head.",
-        "model.vision_model.": "vision_model.",
-        "model.aligner.": "aligner.",
-        "model.vqmodel.": "gen_vision_model.",
-        "encoder.down.": "encoder.conv_blocks.",
-        "decoder.up.": "decoder.conv_blocks.",
-        ".block.": ".res.",
-        "mid.block_1": "mid.0",
-        "mid.attn_1": "mid.1",
-        "mid.block_2": "mid.2",
-    }.items():
-        name = (
-            name.replace(old, new)
-            if not name.startswith(("vision_model.", "language_model."))
-            else name
-        )
+    for old, new in ORIGINAL_NAMES.items():
+        if not name.startswith(("vision_model.", "language_model.")):
+            name = name.replace(old, new)
     return name
 
 
@@ -199,30 +212,35 @@ def ids_of(library: Path, prompt: str) -> Tensor:
     return torch.tensor([[tokenizer.token_to_id(BOS), *tokenizer.encode(text).ids]])
 
 
+def test_its_optional_members_are_declared(library: Path) -> None:
+    model = load(library)
+    assert isinstance(model, HasRenderBytes)
+    for protocol in (HasPrefix, HasCollapse, HasClasses, FollowableModel):
+        assert not isinstance(model, protocol)
+
+
 @torch.no_grad()
 def test_teacher_forced_logits_are_the_librarys(oracle: Any, library: Path, model: Janus) -> None:
     ids = ids_of(library, "a cat")
     codes = torch.randint(0, 40, (1, 16), generator=torch.Generator().manual_seed(1))
     words = oracle.get_input_embeddings()(ids)
     inputs = torch.cat((words, oracle.prepare_embeddings_for_image_generation(codes)), 1)
-    expected = oracle.model.generation_head(
-        oracle.model.language_model(inputs_embeds=inputs).last_hidden_state
-    )
+    hidden = oracle.model.language_model(inputs_embeds=inputs).last_hidden_state
+    expected = oracle.model.generation_head(hidden)
+
     context = model.context(" a cat\n", like="ignored")
     torch.testing.assert_close(context, words[0], atol=0, rtol=0)
     x = torch.cat((context, model.embed(codes[0], codes[0])))[None]
-    pos = torch.arange(x.shape[1])[None]
-    cache = model.cache(1)
     start = torch.tensor([len(context)])
-    got = [model.head(model.forward(x[:, :20], pos[:, :20], start, cache.attend_all(pos[:, :20])))]
-    for n in range(20, x.shape[1]):
-        got.append(
-            model.head(
-                model.forward(
-                    x[:, n : n + 1], pos[:, n : n + 1], start, cache.attend_all(pos[:, n : n + 1])
-                )
-            )
-        )
+    cache = model.cache(1)
+
+    def fed(first: int, last: int) -> Tensor:
+        """Logits of positions `first` .. `last` - 1, fed in one forward."""
+        pos = torch.arange(first, last)[None]
+        hidden = model.forward(x[:, first:last], pos, start, cache.attend_all(pos))
+        return model.head(hidden)
+
+    got = [fed(0, 20), *(fed(n, n + 1) for n in range(20, x.shape[1]))]
     torch.testing.assert_close(torch.cat(got, 1), expected, atol=2e-5, rtol=1e-5)
     assert expected.std() > 0.1
 
@@ -234,14 +252,19 @@ def test_greedy_guided_images_are_the_librarys(oracle: Any, library: Path, model
         Plain(), jobs(texts), model=model, sampling=Sampling(scale=5.0, temperature=0.0), slots=6
     )
     tokenizer = Tokenizer.from_file(str(library / "tokenizer.json"))
-    begin = tokenizer.token_to_id(BEGIN_OF_IMAGE)
-    oracle.generation_config.generation_kwargs = {"boi_token_id": begin}
+    begin_of_image = tokenizer.token_to_id(BEGIN_OF_IMAGE)
+    oracle.generation_config.generation_kwargs = {"boi_token_id": begin_of_image}
     for text, delivery in zip(texts, drawn.values(), strict=True):
         ids = ids_of(library, text)
         expected = oracle.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), generation_mode="image", guidance_scale=5.0,
-            do_sample=False, bos_token_id=tokenizer.token_to_id(BOS), pad_token_id=tokenizer.token_to_id(PAD),
-        )  # fmt: skip
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            generation_mode="image",
+            guidance_scale=5.0,
+            do_sample=False,
+            bos_token_id=tokenizer.token_to_id(BOS),
+            pad_token_id=tokenizer.token_to_id(PAD),
+        )
         assert delivery.tokens == tuple(expected[0].tolist())
     assert len({delivery.tokens for delivery in drawn.values()}) == 3
     assert len({token for delivery in drawn.values() for token in delivery.tokens}) > 5
@@ -251,12 +274,10 @@ def test_greedy_guided_images_are_the_librarys(oracle: Any, library: Path, model
 def test_pixels_are_the_librarys(oracle: Any, model: Janus) -> None:
     codes = torch.randint(0, 40, (3, 16), generator=torch.Generator().manual_seed(2))
     expected = oracle.decode_image_tokens(codes)
-    torch.testing.assert_close(
-        model.vq.decode(codes, model.grid).permute(0, 2, 3, 1), expected, atol=2e-5, rtol=1e-5
-    )
-    difference = (
-        model.decode(codes).int() - ((expected + 1) / 2 * 255).clamp(0, 255).to(torch.uint8).int()
-    )
+    pixels = model.vq.decode(codes, model.grid).permute(0, 2, 3, 1)
+    torch.testing.assert_close(pixels, expected, atol=2e-5, rtol=1e-5)
+    expected_uint8 = ((expected + 1) / 2 * 255).clamp(0, 255).to(torch.uint8)
+    difference = model.decode(codes).int() - expected_uint8.int()
     assert difference.abs().max() <= 1
     partial = codes.masked_fill(torch.arange(16) >= 8, MISSING)
     assert model.decode(partial).shape == (3, 16, 16, 3)
@@ -264,17 +285,15 @@ def test_pixels_are_the_librarys(oracle: Any, model: Janus) -> None:
 
 @torch.no_grad()
 def test_codes_are_the_nearest_unit_vectors(oracle: Any, model: Janus) -> None:
-    """The library's encoder finds the latents, unit lengths are taken here: the library forgets
-    them.
-    """
+    """The library's encoder finds the latents; it forgets to take unit lengths, as is done here."""
     tower = oracle.model.vqmodel
     pixels = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(3)) * 2 - 1
-    latent = (
-        tower.quant_conv(tower.encoder(pixels)).double().permute(0, 2, 3, 1).reshape(2, 16, 1, 8)
-    )
+    latent = tower.quant_conv(tower.encoder(pixels)).double()
+    latent = latent.permute(0, 2, 3, 1).reshape(2, 16, 1, 8)
     rows = tower.quantize.embedding.weight.double()
-    unit = [x / x.square().sum(-1, keepdim=True).sqrt() for x in (latent, rows)]
-    expected = (unit[0] - unit[1]).square().sum(-1).argmin(-1)
+    unit_latent = latent / latent.square().sum(-1, keepdim=True).sqrt()
+    unit_rows = rows / rows.square().sum(-1, keepdim=True).sqrt()
+    expected = (unit_latent - unit_rows).square().sum(-1).argmin(-1)
     assert torch.equal(model.vq.encode(pixels), expected)
     forgotten = (latent - rows).square().sum(-1).argmin(-1)
     assert not torch.equal(forgotten, expected)
@@ -289,13 +308,14 @@ def test_the_null_prompt_has_its_likes_length(library: Path) -> None:
     model = load(library)
     text = model.context("a cat", "a cat")
     null = model.context(None, "a cat")
-    pad = model.embed_words([Tokenizer.from_file(str(library / "tokenizer.json")).token_to_id(PAD)])
-    assert torch.equal(null[0], text[0]) and torch.equal(null[-1], text[-1])
+    tokenizer = Tokenizer.from_file(str(library / "tokenizer.json"))
+    pad = model.embed_words([tokenizer.token_to_id(PAD)])
+    assert torch.equal(null[0], text[0])
+    assert torch.equal(null[-1], text[-1])
     assert torch.equal(null[1:-1], pad.expand(len(text) - 2, -1))
     assert torch.equal(null, model.context(None, "a dog"))
-    assert len(model.context("a <|grounding|>", "")) == len(
-        model.context("a x", "")
-    )  # one id, from tokenizer_config.json
+    added = model.context("a <|grounding|>", "")
+    assert len(added) == len(model.context("a x", ""))  # one id, from tokenizer_config.json
     with pytest.raises(UserError, match=r"set model\.max_context to 109 or more"):
         model.context("a cat" * 20, "")
 
@@ -317,7 +337,9 @@ def test_parity_with_upstream(device: str) -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("method", [Plain(), Wanderer()])
-def test_batch_invariance(method: Any, device: str) -> None:
+def test_tokens_and_costs_do_not_depend_on_what_else_is_in_the_batch(
+    method: Any, device: str
+) -> None:
     some = jobs(TEXTS)
     together = draw(method, some, model=tiny(device), slots=14)
     shuffled = random.Random(3).sample(some, len(some))
@@ -331,21 +353,19 @@ def test_batch_invariance(method: Any, device: str) -> None:
             assert costs(delivery.usage) == costs(together[key].usage)
 
 
-def test_reduction() -> None:
+def test_methods_without_a_choice_are_plain() -> None:
     model = tiny()
-    plain = {
-        key: delivery.tokens
-        for key, delivery in draw(Plain(), jobs(TEXTS[:3]), model=model).items()
-    }
+    plain = draw(Plain(), jobs(TEXTS[:3]), model=model)
     methods = (
         BestOfN(1),
         GridAR(1, {}, Mock(), PixelSum(), line=0),
         Speculative(DraftModel(tiny), 2, coupled),
     )
     for method in methods:
-        assert {
-            key: d.tokens for key, d in draw(method, jobs(TEXTS[:3]), model=model).items()
-        } == plain
+        drawn = draw(method, jobs(TEXTS[:3]), model=model)
+        assert drawn.keys() == plain.keys()
+        for key, delivery in drawn.items():
+            assert delivery.tokens == plain[key].tokens
 
 
 @pytest.mark.parametrize(
@@ -368,19 +388,18 @@ def test_methods_run_end_to_end(
     for delivery in draw(method, jobs(TEXTS[:3]), model=tiny(), slots=24).values():
         assert not delivery.error
         assert len(delivery.tokens) == 16
-        assert delivery.image is not None and delivery.image.shape == (16, 16, 3)
+        assert delivery.image is not None
+        assert delivery.image.shape == (16, 16, 3)
 
 
 def test_released_sizes() -> None:
-    """Parameters of decoder blocks, aligner with head, and bytes of all that is kept in bfloat16,
-    as published.
-    """
+    """Parameters of decoder blocks and of aligner with head, bytes in bfloat16: as published."""
     for size, published in {"1B": (1.233e9, 42e6, 3.1e9), "7B": (6.072e9, 101e6, 13.3e9)}.items():
         with torch.device("meta"):
             net = JanusNet(SIZES[size])
-        blocks = parameters(net.trunk)
-        image = parameters(net.gen_aligner) + parameters(net.gen_head)
-        total = 2 * parameters(net)
+        blocks = count_parameters(net.trunk)
+        image = count_parameters(net.gen_aligner) + count_parameters(net.gen_head)
+        total = 2 * count_parameters(net)
         assert (blocks, image, total) == pytest.approx(published, rel=0.03)
 
 
@@ -518,70 +537,76 @@ def test_missing_checkpoints_are_refused(
     refused("is no tokenizer", checkpoint=str(folder))
 
 
+def toy_benchmark(prompts: int) -> tuple[str, ...]:
+    """Options of a run of the toy benchmark."""
+    conf = Path(__file__).parent / "toy_conf"
+    return ("--config-dir", str(conf), "benchmark=toy", f"benchmark.prompts={prompts}")
+
+
+def prefixed(prefix: str, options: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(f"{prefix}.{name}={value}" for name, value in options.items())
+
+
+SMALL = {"size": "null", "dtype": "float32", "max_context": 64}
+
+
 def test_a_checkpoint_on_disk_draws_a_benchmark(library: Path, tmp_path: Path) -> None:
-    options = ("size=null", "dtype=float32", "max_context=64", f"checkpoint={library}")
-    toy = (
-        "--config-dir",
-        str(Path(__file__).parent / "toy_conf"),
-        "benchmark=toy",
-        "benchmark.prompts=3",
-    )
-    model = ("model=janus_pro_1b", *(f"model.{option}" for option in options))
-    code, said = harness(tmp_path, *toy, *model, "sampler.slots=8", "device=cpu")
-    assert code == 0, said
+    model = ("model=janus_pro_1b", *prefixed("model", {**SMALL, "checkpoint": library}))
+    options = (*toy_benchmark(3), *model, "sampler.slots=8", "device=cpu")
+    code, output = harness(tmp_path, *options)
+    assert code == 0, output
     (run,) = tmp_path.glob("results/toy/janus_pro_1b/*")
     assert len(list(run.rglob("*.png"))) == 6
-    code, said = harness(tmp_path, "run", str(run), "--again", "2", module="harness.check")
-    assert code == 0, said
+    code, output = harness(tmp_path, "run", str(run), "--again", "2", module="harness.check")
+    assert code == 0, output
+
+
+def without_second_layer(library: Path, target: Path) -> Path:
+    """A copy of the checkpoint whose language model has one layer."""
+    target.mkdir()
+    folder = copied(library, target)
+    weights = load_file(folder / "model.safetensors")
+    second = ".language_model.layers.1."
+    kept = {name: tensor for name, tensor in weights.items() if second not in name}
+    save_file(kept, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["num_hidden_layers"] = 1
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
 
 
 def test_a_smaller_checkpoint_drafts_for_a_larger_one(library: Path, tmp_path: Path) -> None:
-    """As Janus-Pro-1B for 7B: another language model of fewer layers, the same image tokenizer,
-    both from disk.
-    """
-    (tmp_path / "draft").mkdir()
-    small = copied(library, tmp_path / "draft")
-    weights = load_file(small / "model.safetensors")
-    save_file(
-        {k: v for k, v in weights.items() if ".language_model.layers.1." not in k},
-        small / "model.safetensors",
-    )
-    config = json.loads((small / "config.json").read_text())
-    config["text_config"]["num_hidden_layers"] = 1
-    (small / "config.json").write_text(json.dumps(config))
-    toy = (
-        "--config-dir",
-        str(Path(__file__).parent / "toy_conf"),
-        "benchmark=toy",
-        "benchmark.prompts=2",
-    )
-    shared = ("size=null", "dtype=float32", "max_context=64")
-    model = (
+    """As Janus-Pro-1B for 7B: another language model, the same image tokenizer, both from disk."""
+    small = without_second_layer(library, tmp_path / "draft")
+    options = (
+        *toy_benchmark(2),
         "model=janus_pro_7b",
-        *(f"model.{option}" for option in shared),
-        f"model.checkpoint={library}",
-    )
-    drafter = (
+        *prefixed("model", {**SMALL, "checkpoint": library}),
+        "method=speculative",
         "drafter@method.drafter=janus_pro_1b",
-        *(f"method.drafter.model.{option}" for option in shared),
+        *prefixed("method.drafter.model", {**SMALL, "checkpoint": small}),
+        "device=cpu",
     )
-    speculative = ("method=speculative", *drafter, f"method.drafter.model.checkpoint={small}")
-    code, said = harness(tmp_path, *toy, *model, *speculative, "sampler.slots=4", "device=cpu")
-    assert code == 0, said
+    code, output = harness(tmp_path, *options, "sampler.slots=4")
+    assert code == 0, output
     (run,) = tmp_path.glob("results/toy/janus_pro_7b/speculative-*")
     records = [json.loads(line) for line in (run / "records-0.jsonl").read_text().splitlines()]
     assert len(records) == 4
     for record in records:
-        assert sum((a + 1) * count for a, count in enumerate(record["notes"]["accepted"])) == 16
-        assert sum(record["notes"]["accepted"][1:]) > 0
+        accepted = record["notes"]["accepted"]
+        assert sum((a + 1) * count for a, count in enumerate(accepted)) == 16
+        assert sum(accepted[1:]) > 0
         assert record["usage"]["drafted_positions"] > 0
-    other = (*toy, *model, *speculative, "method.drafter.model.max_context=300", "device=cpu")
-    code, said = harness(tmp_path, *other)
-    assert code == 2 and "1 to 240 fit" in said
+
+    code, output = harness(tmp_path, *options, "method.drafter.model.max_context=300")
+    assert code == 2
+    assert "1 to 240 fit" in output
 
 
-def test_commands_say_it_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_refuse_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for option in ("model.hub=somebody/janus", "model.checkpoint=nowhere"):
-        code, said = harness(tmp_path, "model=janus_pro_1b", option, "device=cpu")
-        assert code and len(said.strip().splitlines()) == 1 and "model.checkpoint" in said
+        code, output = harness(tmp_path, "model=janus_pro_1b", option, "device=cpu")
+        assert code
+        assert len(output.strip().splitlines()) == 1
+        assert "model.checkpoint" in output

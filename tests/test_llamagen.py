@@ -1,6 +1,4 @@
-"""LlamaGen computes what the original does, its prompt is one cache entry, and it keeps the
-sampler's laws.
-"""
+"""LlamaGen computes what the original does, collapses its prompt, and keeps the sampler's laws."""
 
 from __future__ import annotations
 
@@ -27,7 +25,8 @@ from harness.engine.guidance import Sampling, cfg
 from harness.engine.memory import GB, choose_slots, estimate_need
 from harness.engine.sampler import Sampler
 from harness.engine.session import Method
-from harness.models.captions import T5, WordFeatures, clean
+from harness.models import FollowableModel, HasClasses, HasCollapse, HasPrefix, HasRenderBytes
+from harness.models.captions import T5, WordFeatures, clean, clean_prompt
 from harness.models.llamagen import LlamaGen, load
 from harness.models.vq import VQ, VQSpec
 from harness.records import Usage, UserError
@@ -41,8 +40,14 @@ SHARED = Path(__file__).parents[2] / "shared" / "fixtures" / "llamagen_tiny"
 TEXT = "two dogs left of a car"
 SIZE = {"layers": 2, "dim": 32, "heads": 2, "hidden": 48, "condition": 12, "caption_dim": 12}
 TOKENIZER = {
-    "codes": reference.CODES, "code_dim": 4, "width": 8, "multipliers": [1, 2], "blocks": 1, "latent": 8, "groups": 4,
-}  # fmt: skip
+    "codes": reference.CODES,
+    "code_dim": 4,
+    "width": 8,
+    "multipliers": [1, 2],
+    "blocks": 1,
+    "latent": 8,
+    "groups": 4,
+}
 
 
 def tiny(**options: Any) -> LlamaGen:
@@ -61,10 +66,15 @@ def tiny(**options: Any) -> LlamaGen:
 
 
 @pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def fixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A parity folder whose arrays the reference of this folder computed."""
+    return reference.write_fixture(tmp_path_factory.mktemp("parity") / "fixture", vq_shapes())
+
+
+def vq_shapes() -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tiny tokenizer's tensors."""
     spec = VQSpec(**{**TOKENIZER, "multipliers": (1, 2)})  # type: ignore[arg-type]
-    names = {name: tuple(tensor.shape) for name, tensor in VQ(spec).state_dict().items()}
-    return reference.write_fixture(tmp_path_factory.mktemp("parity") / "own", names)
+    return {name: tuple(tensor.shape) for name, tensor in VQ(spec).state_dict().items()}
 
 
 @pytest.mark.skipif(
@@ -72,27 +82,27 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
     reason=f"{SHARED} is not here: the original's arrays are not part of the project",
 )
 def test_parity_with_the_original(tmp_path: Path) -> None:
-    code, said = harness(tmp_path, "parity", str(SHARED), module="harness.check")
-    assert code == 0, said
-    assert "pass  cached_logits (collapsed) " in said
+    code, output = harness(tmp_path, "parity", str(SHARED), module="harness.check")
+    assert code == 0, output
+    assert "pass  cached_logits (collapsed) " in output
 
 
-def test_parity_with_a_loop_in_float64(own: Path, tmp_path: Path) -> None:
-    code, said = harness(tmp_path, "parity", str(own), module="harness.check")
-    assert code == 0, said
-    assert said.endswith("44 passed, 0 failed\n")
+def test_parity_with_a_loop_in_float64(fixture: Path, tmp_path: Path) -> None:
+    code, output = harness(tmp_path, "parity", str(fixture), module="harness.check")
+    assert code == 0, output
+    assert output.endswith("44 passed, 0 failed\n")
 
 
-def test_parity_sees_a_wrong_weight(own: Path, tmp_path: Path) -> None:
-    spoiled = shutil.copytree(own, tmp_path / "spoiled")
+def test_parity_sees_a_wrong_weight(fixture: Path, tmp_path: Path) -> None:
+    spoiled = shutil.copytree(fixture, tmp_path / "spoiled")
     file = spoiled / "checkpoints" / "gpt.pt"
     content = torch.load(file)
     content["model"]["layers.1.attention.wqkv.weight"][-1] += 0.05
     torch.save(content, file)
-    code, said = harness(tmp_path, "parity", str(spoiled), module="harness.check")
+    code, output = harness(tmp_path, "parity", str(spoiled), module="harness.check")
     assert code == 1
-    assert "FAIL  cached_logits (collapsed)" in said
-    assert "pass  decoded_pixels " in said
+    assert "FAIL  cached_logits (collapsed)" in output
+    assert "pass  decoded_pixels " in output
 
 
 @pytest.mark.parametrize(
@@ -108,10 +118,10 @@ def test_a_folder_that_is_no_fixture_is_one_line(
 ) -> None:
     if manifest is not None:
         (tmp_path / "manifest.json").write_text(manifest)
-    code, said = harness(tmp_path, "parity", str(tmp_path), module="harness.check")
+    code, output = harness(tmp_path, "parity", str(tmp_path), module="harness.check")
     assert code == 2
-    assert message in said
-    assert said.count("\n") == 1
+    assert message in output
+    assert output.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -127,7 +137,7 @@ def test_a_folder_that_is_no_fixture_is_one_line(
     ],
 )
 def test_captions_are_cleaned(raw: str, cleaned: str) -> None:
-    assert clean(clean(raw)) == cleaned
+    assert clean_prompt(raw) == cleaned
 
 
 # ------------------------------------------------------------------ the prompt as one cache entry
@@ -139,12 +149,11 @@ def test_the_collapsed_prompt_draws_the_same_tokens_at_the_same_price(
     padding: str, scale: float
 ) -> None:
     sampling = Sampling(scale=scale)
-    whole = draw(
-        Plain(), jobs(TEXTS), model=tiny(padding=padding, collapse=False), sampling=sampling
-    )  # type: ignore[arg-type]
-    for key, delivery in draw(
-        Plain(), jobs(TEXTS), model=tiny(padding=padding), sampling=sampling
-    ).items():  # type: ignore[arg-type]
+    whole_model: Any = tiny(padding=padding, collapse=False)
+    collapsed_model: Any = tiny(padding=padding)
+    whole = draw(Plain(), jobs(TEXTS), model=whole_model, sampling=sampling)
+    collapsed = draw(Plain(), jobs(TEXTS), model=collapsed_model, sampling=sampling)
+    for key, delivery in collapsed.items():
         assert not delivery.error
         assert delivery.tokens == whole[key].tokens
         assert delivery.usage.text_positions == whole[key].usage.text_positions
@@ -163,14 +172,21 @@ def test_a_prompt_takes_two_positions_of_the_cache() -> None:
     assert canvas.ledger.target_passes == 2  # the prompt's, then the first token's
 
 
+def test_its_optional_members_are_declared() -> None:
+    model = tiny()
+    for protocol in (HasPrefix, HasCollapse, HasRenderBytes, FollowableModel):
+        assert isinstance(model, protocol)
+    assert not isinstance(model, HasClasses)
+    assert model.trunk_spec.layers == SIZE["layers"]
+
+
 def test_the_interval_guides_the_first_tokens_only() -> None:
-    greedy = {"temperature": 0.0, "scale": 4.0}
-    drawn = {
-        k: draw(Plain(), jobs(TEXTS), model=tiny(), sampling=Sampling(**greedy, interval=k))[
-            ("toy/00001", 0)
-        ].tokens  # type: ignore[arg-type]
-        for k in (-1, 0, 5, 14)
-    }
+    drawn = {}
+    for k in (-1, 0, 5, 14):
+        model: Any = tiny()
+        sampling = Sampling(temperature=0.0, scale=4.0, interval=k)
+        deliveries = draw(Plain(), jobs(TEXTS), model=model, sampling=sampling)
+        drawn[k] = deliveries["toy/00001", 0].tokens
     assert drawn[14] == drawn[-1]
     assert drawn[0] != drawn[-1]
     for k in (0, 5):
@@ -185,7 +201,7 @@ def test_the_interval_guides_the_first_tokens_only() -> None:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("collapse", [True, False])
 @pytest.mark.parametrize("method", [BestOfN(2, PixelSum()), Wanderer()])
-def test_tokens_and_costs_do_not_depend_on_company(
+def test_tokens_and_costs_do_not_depend_on_what_else_is_in_the_batch(
     method: Method, collapse: bool, device: str
 ) -> None:
     model: Any = tiny(collapse=collapse, device=device)
@@ -207,10 +223,12 @@ def sampler(request: pytest.FixtureRequest) -> Sampler:
 
 
 def opened(sampler: Sampler, key: int = 5) -> Canvas:
+    """A new canvas of TEXT."""
     return sampler.open(*sampler.contexts(TEXT), key=key, usage=Usage())
 
 
 def advance(sampler: Sampler, canvas: Canvas, until: int = 16) -> tuple[int, ...]:
+    """Draw until a canvas has so many tokens; returns them all."""
     while canvas.length < until:
         sampler.forward([canvas], [None])
         sampler.draw([canvas], [None], exact)
@@ -293,12 +311,11 @@ def test_methods_run_on_it(name: str) -> None:
 
 def test_one_candidate_is_plain() -> None:
     model: Any = tiny()
-    plain, best = (
-        draw(method, jobs(TEXTS), model=model) for method in (Plain(), BestOfN(1, PixelSum()))
-    )
-    assert {key: delivery.tokens for key, delivery in plain.items()} == {
-        key: d.tokens for key, d in best.items()
-    }
+    plain = draw(Plain(), jobs(TEXTS), model=model)
+    best = draw(BestOfN(1, PixelSum()), jobs(TEXTS), model=model)
+    assert plain.keys() == best.keys()
+    for key, delivery in plain.items():
+        assert delivery.tokens == best[key].tokens
 
 
 # ------------------------------------------------------------------ checkpoints
@@ -307,10 +324,8 @@ def test_one_candidate_is_plain() -> None:
 def released(folder: Path, **changes: Any) -> Path:
     """A folder with both files in the released layout; the GPT's is called gpt.pt."""
     folder.mkdir(exist_ok=True)
-    spec = VQSpec(**{**TOKENIZER, "multipliers": (1, 2)})  # type: ignore[arg-type]
-    names = {name: tuple(tensor.shape) for name, tensor in VQ(spec).state_dict().items()}
     torch.save({"model": reference.gpt_state() | changes}, folder / "gpt.pt")
-    torch.save({"model": reference.vq_state(names)}, folder / "vq_ds16_t2i.pt")
+    torch.save({"model": reference.vq_state(vq_shapes())}, folder / "vq_ds16_t2i.pt")
     return folder
 
 
@@ -339,20 +354,16 @@ def test_one_file_with_gpt_and_tokenizer_loads(tmp_path: Path) -> None:
     """AR-GRPO's layout: both networks under prefixes, the null prompt trained."""
     from safetensors.torch import save_file
 
-    folder = released(tmp_path)
-    gpt = {f"gpt_model.{name}": tensor for name, tensor in reference.gpt_state(seed=5).items()}
-    vq = {
-        f"vq_model.{name}": tensor
-        for name, tensor in torch.load(folder / "vq_ds16_t2i.pt")["model"].items()
-    }
+    gpt_state = reference.gpt_state(seed=5)
+    vq_state = torch.load(released(tmp_path) / "vq_ds16_t2i.pt")["model"]
+    gpt = {f"gpt_model.{name}": tensor for name, tensor in gpt_state.items()}
+    vq = {f"vq_model.{name}": tensor for name, tensor in vq_state.items()}
     (tmp_path / "hub").mkdir()
     save_file(gpt | vq, tmp_path / "hub" / "model.safetensors")
     model = loaded(tmp_path / "hub", padding="right")
     assert model.padding == "right"
-    torch.testing.assert_close(
-        model.gpt.cls_embedding.uncond_embedding,
-        reference.gpt_state(seed=5)["cls_embedding.uncond_embedding"],
-    )
+    null = model.gpt.cls_embedding.uncond_embedding
+    torch.testing.assert_close(null, gpt_state["cls_embedding.uncond_embedding"])
 
 
 def test_unknown_tensors_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -361,11 +372,14 @@ def test_unknown_tensors_are_reported(tmp_path: Path, caplog: pytest.LogCaptureF
 
 
 class Unsafe:
+    """Prints when it is unpickled, if that is allowed to run code."""
+
     def __reduce__(self) -> tuple[Any, ...]:
         return print, ("this ran",)
 
 
 def spoil(path: Path, how: str) -> None:
+    """Spoil a checkpoint of the GPT."""
     state: dict[str, Tensor] = reference.gpt_state()
     if how == "truncated":
         path.write_bytes(path.read_bytes()[:5000])
@@ -392,7 +406,8 @@ def spoil(path: Path, how: str) -> None:
         ("larger", r"is \(64,\), the model needs \(32,\)"),
         (
             "other grid",
-            r"made for 64 image tokens, this configuration has 16 \(8 px\): choose the configuration",
+            r"made for 64 image tokens, this configuration has 16 \(8 px\): "
+            "choose the configuration",
         ),
     ],
 )
@@ -446,9 +461,9 @@ def test_a_bad_configuration_is_one_line(
 
 def test_random_weights_stay_out_of_the_leaderboard(tmp_path: Path) -> None:
     for overrides in (["model=llamagen_b"], ["model=llamagen_xl_256", "model.weights=random"]):
-        code, said = harness(tmp_path, *overrides)
+        code, output = harness(tmp_path, *overrides)
         assert code == 2
-        assert "model.weights=random is for measuring speed" in said
+        assert "model.weights=random is for measuring speed" in output
     assert not list(tmp_path.rglob("*.jsonl"))
 
 
@@ -457,7 +472,7 @@ def test_a_checkpoint_on_disk_runs_from_the_command_line(tmp_path: Path) -> None
         f"{{_target_: harness.models.captions.WordFeatures, width: {reference.WIDTH}, length: 5}}"
     )
     options = on_disk(tmp_path, captions)
-    code, said = harness(
+    code, output = harness(
         tmp_path,
         "-m",
         *options,
@@ -465,11 +480,11 @@ def test_a_checkpoint_on_disk_runs_from_the_command_line(tmp_path: Path) -> None
         "sampler.slots=null",
         "sampler.memory_gb=0.01",
     )
-    assert code == 0, said
-    assert "memory: " in said
+    assert code == 0, output
+    assert "memory: " in output
     for run in (tmp_path / "results" / "toy" / "tiny").iterdir():
-        code, said = harness(tmp_path, "run", str(run), module="harness.check")
-        assert code == 0, said
+        code, output = harness(tmp_path, "run", str(run), module="harness.check")
+        assert code == 0, output
 
 
 def on_disk(tmp_path: Path, captions: str) -> tuple[str, ...]:
@@ -477,11 +492,18 @@ def on_disk(tmp_path: Path, captions: str) -> tuple[str, ...]:
     folder = released(tmp_path / "weights")
     size = {**SIZE, "condition": reference.CONDITION}
     (tmp_path / "conf" / "model").mkdir(parents=True)
-    (tmp_path / "conf" / "model" / "tiny.yaml").write_text(
-        f"_target_: harness.models.llamagen.load\nname: tiny\nsize: {size}\nimage: 8\ntokenizer: {TOKENIZER}\n"
-        f"checkpoint: {folder / 'gpt.pt'}\ndtype: float32\nsampling: {{scale: 3.0, top_k: 20}}\n"
-        f"captions: {captions}\n"
+    lines = (
+        "_target_: harness.models.llamagen.load",
+        "name: tiny",
+        f"size: {size}",
+        "image: 8",
+        f"tokenizer: {TOKENIZER}",
+        f"checkpoint: {folder / 'gpt.pt'}",
+        "dtype: float32",
+        "sampling: {scale: 3.0, top_k: 20}",
+        f"captions: {captions}",
     )
+    (tmp_path / "conf" / "model" / "tiny.yaml").write_text("\n".join(lines) + "\n")
     shutil.copytree(Path(__file__).parent / "toy_conf", tmp_path / "conf", dirs_exist_ok=True)
     return (
         "--config-dir",
@@ -498,10 +520,10 @@ def test_a_missing_text_encoder_ends_a_run_in_one_line(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    code, said = harness(tmp_path, *on_disk(tmp_path, "{_target_: harness.models.captions.T5}"))
+    code, output = harness(tmp_path, *on_disk(tmp_path, "{_target_: harness.models.captions.T5}"))
     assert code == 2
-    assert "error: the text encoder google/flan-t5-xl is not usable" in said
-    assert "Traceback" not in said
+    assert "error: the text encoder google/flan-t5-xl is not usable" in output
+    assert "Traceback" not in output
 
 
 # ------------------------------------------------------------------ captions
@@ -518,9 +540,8 @@ def tiny_t5(folder: Path, width: int = 12) -> Path:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="$A </s>", special_tokens=[("</s>", 1)]
     )
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>"
-    ).save_pretrained(folder)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>")
+    fast.save_pretrained(folder)
     torch.manual_seed(0)
     sizes = {
         "d_model": width,
@@ -536,25 +557,25 @@ def tiny_t5(folder: Path, width: int = 12) -> Path:
 
 def test_caption_features_are_kept_on_disk(tmp_path: Path) -> None:
     folder = tiny_t5(tmp_path / "t5")
-    captions = T5(checkpoint=str(folder), cache=str(tmp_path / "cache"), length=9, dtype="float32")
+    options: dict[str, Any] = {
+        "checkpoint": str(folder),
+        "cache": str(tmp_path / "cache"),
+        "length": 9,
+        "dtype": "float32",
+    }
+    captions = T5(**options)
     features = captions("A  CAT, a dog")
     assert features.row_vC.shape == (6, 12)  # the comma is a word, and the end token counts
     assert features.last_C.shape == (12,)
     assert torch.equal(captions("a").last_C, captions("a").last_C)
     shutil.rmtree(folder)
-    again = T5(checkpoint=str(folder), cache=str(tmp_path / "cache"), length=9, dtype="float32")
+    again = T5(**options)
     assert torch.equal(again("a cat, a dog").row_vC, features.row_vC)
     with pytest.raises(
         UserError, match=r"text encoder .* is not usable .* set model.captions.checkpoint"
     ):
         again("a bird")
-    other = T5(
-        checkpoint=str(folder),
-        revision="b",
-        cache=str(tmp_path / "cache"),
-        length=9,
-        dtype="float32",
-    )
+    other = T5(**options, revision="b")
     with pytest.raises(UserError, match="text encoder"):
         other("a cat, a dog")
 
@@ -581,7 +602,7 @@ def test_features_of_another_encoder_are_refused() -> None:
         dtype="float32",
         tokenizer=TOKENIZER,
     )
-    model._captions = WordFeatures(10, 12)
+    model.captions = WordFeatures(10, 12)
     with pytest.raises(
         UserError, match=r"caption features are \(3, 10\), the model takes 1 to 12 rows of 12"
     ):
@@ -589,15 +610,14 @@ def test_features_of_another_encoder_are_refused() -> None:
 
 
 def test_images_may_be_decoded_in_bfloat16() -> None:
-    """Pixels are the same to a few shades, codes and their vectors exactly; the decoder takes half
-    the memory.
-    """
+    """Pixels are the same to a few shades, codes exactly; the decoder takes half the memory."""
     model = tiny()
     half = tiny(render_dtype="bfloat16")
     codes = torch.randint(
         0, model.vocab, (2, model.num_tokens), generator=torch.Generator().manual_seed(0)
     )
-    shown, shown_half = (one.vq.decode(codes, one.grid) for one in (model, half))
+    shown = model.vq.decode(codes, model.grid)
+    shown_half = half.vq.decode(codes, half.grid)
     assert (shown.dtype, shown_half.dtype) == (torch.float32, torch.bfloat16)
     assert 0 < (shown - shown_half).abs().max() < 0.03 * shown.abs().max()
     assert torch.equal(model.codebook, half.codebook)
@@ -671,6 +691,6 @@ def test_a_sampler_takes_what_was_predicted() -> None:
         tensor.nbytes
         for part in parts
         for name, tensor in part.named_buffers()
-        if not name.endswith("both")
+        if not name.endswith("fused_w1_w3")
     )
     assert need.weights == held, "a fused product is no copy"

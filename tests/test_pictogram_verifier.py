@@ -39,7 +39,7 @@ def scenes() -> list[Scene]:
         spec = grammar.sample_spec(TASKS[number % 6], CLASS_SETS[SET], rng)
         several = len(grammar.objects(spec)) > 1
         layout = rng.choice(grammar.layouts(spec)) if several else ()
-        pixels, _ = world.scene(spec, rng, layout)
+        pixels, _ = world.draw_scene(spec, rng, layout)
         made.append((spec, layout, pixels))
     return made
 

@@ -11,11 +11,11 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+from benchmarks.tiif.questionnaire import Questionnaire
 from tiif_folder import write_folder, write_lines
 
 from benchmarks.tiif.files import COMMIT, official_hashes, read_split
 from benchmarks.tiif.interview import Interview
-from benchmarks.tiif.questionnaire import Questionnaire
 from benchmarks.tiif.scores import OFFICIAL, weighted
 from harness.records import Prompt, UserError
 from harness.runs.folder import image_path

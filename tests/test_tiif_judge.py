@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from benchmarks.tiif.questionnaire import MUTE, Questionnaire
 from chat_server import Server, says
 from PIL import Image as Pillow
 from runs import TESTS, deterministic, folders, harness
@@ -24,7 +25,6 @@ from tiif_folder import write_folder
 
 from benchmarks.tiif.files import read_split
 from benchmarks.tiif.interview import SYSTEM, TEMPLATES, Asked, Heard, Interview, message
-from benchmarks.tiif.questionnaire import MUTE, Questionnaire
 from benchmarks.tiif.scores import OFFICIAL
 from harness.judges.vlm import Endpoint
 from harness.records import Prompt, Score, UserError, digest

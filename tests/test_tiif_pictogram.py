@@ -69,7 +69,7 @@ def scene(prompt: Prompt, detector: Perfect) -> np.ndarray:
     """A picture that shows what a prompt says."""
     found = parse_layout(prompt.text)
     assert found is not None
-    pixels, placed = world.scene(found[0], random.Random(prompt.id), found[1])
+    pixels, placed = world.draw_scene(found[0], random.Random(prompt.id), found[1])
     detector.drawn[pixels.tobytes()] = [
         Seen(one.name, one.box, one.color or "plain") for one in placed
     ]

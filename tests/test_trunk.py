@@ -1,4 +1,4 @@
-"""The trunk's products, apart and fused."""
+"""The trunk's feed-forward matrices, apart and fused."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ def test_a_fused_trunk_computes_the_same_from_the_same_memory(dtype: torch.dtype
     x_BWD = torch.randn(3, 5, SPEC.dim, dtype=dtype)
     rotary_BW2 = torch.randn(3, 5, SPEC.head_dim // 2, 2)
     apart = trunk(x_BWD, rotary_BW2, causal)
-    before = {key: value.clone() for key, value in trunk.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in trunk.state_dict().items()}
+
     trunk.fuse()
-    assert (trunk(x_BWD, rotary_BW2, causal) - apart).abs().max() <= CLOSE[
-        dtype
-    ] * apart.abs().max()
-    assert trunk.state_dict().keys() == before.keys()
-    assert all(torch.equal(value, before[key]) for key, value in trunk.state_dict().items())
-    trunk.load_state_dict({key: 2 * value for key, value in before.items()})
-    for module in (layer.feed_forward for layer in trunk.layers):
-        assert torch.equal(module.both, torch.cat((module.w1.weight, module.w3.weight))), (
-            "one memory for both"
-        )
+    difference = (trunk(x_BWD, rotary_BW2, causal) - apart).abs().max()
+    assert difference <= CLOSE[dtype] * apart.abs().max()
+    after = trunk.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
+
+    trunk.load_state_dict({name: 2 * tensor for name, tensor in before.items()})
+    for layer in trunk.layers:
+        module = layer.feed_forward
+        apart = torch.cat((module.w1.weight, module.w3.weight))
+        assert torch.equal(module.fused_w1_w3, apart), "one memory for both"

@@ -66,6 +66,10 @@ class ToyModel:
         self.forwards = 0
 
     @property
+    def trunk_spec(self) -> TrunkSpec:
+        return self.trunk.spec
+
+    @property
     def num_tokens(self) -> int:
         return self.grid[0] * self.grid[1]
 

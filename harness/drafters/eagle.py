@@ -79,7 +79,7 @@ class LayerWeights:
 
 def embedded(weights: str = DEFAULT) -> LayerWeights:
     """Read the layer that is shipped with a set of the embedded model's weights."""
-    state, config, sha = embedded_files.read(weights, "eagle")
+    state, config, sha = embedded_files.read_part(weights, "eagle")
     return LayerWeights(state, f"{weights} (eagle)", sha[:12], str(config["target"]))
 
 

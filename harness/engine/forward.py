@@ -182,7 +182,7 @@ class Forward:
                     continue
                 with self._clock.measure([canvas.ledger], "prefill"):
                     prefix = self._prefix_of(branch.context)
-                    self.slots.cache.put(branch.slot, prefix)
+                    self.slots.cache.load_prefix(branch.slot, prefix)
                 branch.cached = len(prefix)
                 canvas.ledger.text_positions += prefix.positions
                 if prefix.positions:

@@ -170,7 +170,7 @@ class SlotTable:
 
     def copy(self, source_n: Tensor, target_n: Tensor) -> None:
         """Copy all that slots hold but their keys."""
-        self.cache.copy(source_n, target_n)
+        self.cache.copy_slots(source_n, target_n)
         tables = (self.context_SPD, self.token_SN, self.frontier_SWV, self.hidden_SLD)
         for table in tables:
             if table is not None:
@@ -178,7 +178,7 @@ class SlotTable:
 
     def move_accepted_kv(self, slot_Q: Tensor, source_QT: Tensor, target_QT: Tensor) -> None:
         """Move keys, values and hidden states of an accepted path to where a chain has them."""
-        self.cache.move(slot_Q, source_QT, target_QT)
+        self.cache.move_positions(slot_Q, source_QT, target_QT)
         if self.hidden_SLD is not None:
             kept_QTD = self.hidden_SLD[slot_Q[:, None], source_QT]
             self.hidden_SLD[slot_Q[:, None], target_QT] = kept_QTD

@@ -1,32 +1,39 @@
-"""Image models: what the sampler needs to know of one, and nothing else."""
+"""Image models: the interface that the engine draws through, and its optional parts.
+
+Every model implements `ImageModel`. What only some models have is a protocol of its own; ask for it
+with `isinstance`, never by the member's name. The protocols and their members:
+
+    HasPrefix         prefix               without it every position of a context is fed
+    HasCollapse       collapse             without it the prompt counts as never collapsed
+    HasRenderBytes    render_bytes         without it the image decoder counts as 0 bytes
+    HasClasses        classes              without it there are no prompts of "its own classes"
+    FollowableModel   trunk_spec, rotary   without it no feature drafter (EAGLE) can be chosen
+
+Shapes: B rows, W positions, P context positions, N image tokens, V vocabulary, D model width.
+"""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from harness.models.kv_cache import KVCache
-from harness.models.trunk import Attend
+from harness.models.kv_cache import KVCache, Prefix
+from harness.models.trunk import Attend, TrunkSpec
 
 
 class ImageModel(Protocol):
     """A next-token image model over embeddings.
 
-    A branch is a context of P positions followed by image tokens; position p of a branch is a
-    context position when p < P, and image token p - P otherwise. Shapes: B rows, W positions, N
-    image tokens, V vocabulary, D width.
-
-    A model that computes the head of its contexts by itself also has `prefix(text, like) ->
-    Prefix`, for the context of the same arguments: the prefix takes the first n < P positions of a
-    branch, which are then never fed. One that feature drafters can follow has `rotary(pos_BW,
-    start_B)`, the rotation table [B, W, d/2, 2] of its positions.
+    A branch is a context of P positions followed by image tokens: position p of a branch is a
+    context position when p < P, and image token p - P otherwise.
     """
 
     name: str
     revision: str  # identifies the weights (sha256 prefix, or "random")
-    grid: tuple[int, int]
+    grid: tuple[int, int]  # rows and columns of image tokens
     vocab: int
     dim: int
     max_context: int  # longest context, in positions
@@ -34,39 +41,106 @@ class ImageModel(Protocol):
     device: torch.device
 
     @property
-    def num_tokens(self) -> int: ...
+    def num_tokens(self) -> int:
+        """Count the image tokens, N."""
+        ...
 
     @property
     def codebook(self) -> Tensor:
-        """Code vectors [V, d]: what LANTERN's neighbours and VVS's scores are computed from."""
+        """Return the code vectors [V, d]; LANTERN's neighbours and VVS's scores come from them."""
         ...
 
     def context(self, text: str | None, like: str) -> Tensor:
-        """Context embeddings [P, D]. `None` is the null prompt, shaped as the context of `like`
-        would be.
+        """Embed a prompt, [P, D].
+
+        `None` is the null prompt, shaped as the context of `like` would be.
         """
         ...
 
     def embed(self, token_BW: Tensor, index_BW: Tensor) -> Tensor:
-        """Embeddings [B, W, D] of image tokens; `index` is their place in the raster, 0 .. N-1."""
+        """Embed image tokens, [B, W, D]; `index_BW` is their place in the raster, 0 .. N-1."""
         ...
 
     def forward(self, x_BWD: Tensor, pos_BW: Tensor, start_B: Tensor, attend: Attend) -> Tensor:
-        """Hidden states [B, W, D] of positions `pos` in branches whose contexts have `start` = P
-        positions.
+        """Compute hidden states [B, W, D] of the positions `pos_BW` of some branches.
+
+        `start_B` is the number P of context positions of each branch.
         """
         ...
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits over image tokens, [..., V], at least float32."""
+        """Compute logits over image tokens, [..., V], at least float32."""
         ...
 
     def cache(self, slots: int, tree_capacity: int = 0) -> KVCache:
-        """Static key/value storage for `slots` branches of `max_context` + N + `room` positions."""
+        """Allocate static keys and values of `slots` branches.
+
+        Each has `max_context` + N + `tree_capacity` positions; the last are for draft trees.
+        """
         ...
 
     def decode(self, token_BN: Tensor) -> Tensor:
-        """Pixels uint8 [B, H, W, 3] of a batch of images; -1 stands for a token that is not drawn
-        yet.
+        """Render pixels, uint8 [B, H, W, 3]; the token -1 stands for one that is not drawn yet."""
+        ...
+
+
+@runtime_checkable
+class HasPrefix(Protocol):
+    """A model that computes the head of its contexts at once instead of having it fed."""
+
+    def prefix(self, text: str | None, like: str) -> Prefix:
+        """Compute the first n < P positions of the context that the same arguments give.
+
+        The cache takes them as they are, and they are never fed.
+        """
+        ...
+
+
+@runtime_checkable
+class HasCollapse(Protocol):
+    """A model that may merge the positions of its prompt into one cache entry.
+
+    Merged positions have no hidden states that a drafter could continue.
+    """
+
+    @property
+    def collapse(self) -> bool:
+        """True if this model does merge them."""
+        ...
+
+
+@runtime_checkable
+class HasRenderBytes(Protocol):
+    """A model that knows the working memory of its image decoder."""
+
+    @property
+    def render_bytes(self) -> int:
+        """Count the bytes that decoding one image takes for a moment."""
+        ...
+
+
+@runtime_checkable
+class HasClasses(Protocol):
+    """A model that was taught a closed list of object classes."""
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """List the classes by name."""
+        ...
+
+
+@runtime_checkable
+class FollowableModel(Protocol):
+    """A model whose hidden states a feature drafter (EAGLE) can continue."""
+
+    @property
+    def trunk_spec(self) -> TrunkSpec:
+        """Return the dimensions of the trunk that makes the hidden states."""
+        ...
+
+    def rotary(self, pos_BW: Tensor, start_B: Tensor) -> Tensor:
+        """Look up the rotary table [B, W, d/2, 2] (cosine, sine) of some positions.
+
+        `start_B` is the number P of context positions of each branch.
         """
         ...

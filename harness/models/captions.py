@@ -1,5 +1,4 @@
-"""Captions as LlamaGen's text encoder gets them: the cleaning, flan-t5's features, and a store of
-them on disk.
+"""Caption features for LlamaGen: cleaning, flan-t5's encoder, and a store of its answers on disk.
 
 Shapes: v caption tokens (the end token included), T = 120 condition positions, C feature width.
 """
@@ -22,17 +21,16 @@ import torch
 from torch import Tensor
 
 from harness.kernels.noise import derive
-from harness.models import checkpoint as files
+from harness.models import checkpoint as checkpoints
 from harness.records import UserError, digest, one_line
 
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What the encoder says about a caption: `row_vC` its v real tokens, `last_C` the last of all T
-    positions.
+    """The encoder's output for a caption: `row_vC` of its v real tokens, `last_C` of the last of T.
 
-    For a caption shorter than T the last position is padding; a right-padded prompt is continued
-    from there.
+    For a caption shorter than T that last position is padding; image tokens follow it if prompts
+    are padded on the right.
     """
 
     row_vC: Tensor
@@ -49,12 +47,11 @@ class Captions(Protocol):
 
 
 class T5:
-    """The encoder half of a T5 of the hub. Features are kept on disk per (weights, caption), so
-    that it rarely runs.
+    """The encoder half of a T5 model of the hub.
 
-    `checkpoint` is a folder to read instead of the hub's cache, `cache` the folder of features. The
-    encoder is loaded when the first caption is missing there. Raises UserError, with the remedy,
-    when it cannot be.
+    `checkpoint` is a folder to read instead of the hub's cache. Features are kept in the folder
+    `cache`, one file per weights and caption, so that the encoder is loaded only when one is
+    missing there. Raises UserError, with the remedy, when it cannot be loaded.
     """
 
     def __init__(
@@ -72,42 +69,37 @@ class T5:
         self.checkpoint = checkpoint
         self.revision = f"{checkpoint or hub}@{revision} {dtype} {length}"
         self._hub_revision = revision
-        root = (
-            Path(cache)
-            if cache
-            else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "visual-ar-tts")
-        )
+        root = Path(cache) if cache else _default_cache()
         self._folder = root / "captions" / digest(self.revision.encode(), 12)
 
     def __call__(self, text: str) -> Features:
-        caption = clean(clean(text))
+        caption = clean_prompt(text)
         file = self._folder / f"{digest(caption.encode(), 32)}.safetensors"
-        kept = _read(file)
-        if kept is None:
-            kept = self._encode(caption)
-            _write(file, kept)
-        return kept
+        features = _read_features(file)
+        if features is None:
+            features = self._encode(caption)
+            _write_features(file, features)
+        return features
 
     @torch.no_grad()
     def _encode(self, caption: str) -> Features:
-        tokenizer, encoder = self._parts
-        said = tokenizer(
+        tokenizer, encoder = self._tokenizer_and_encoder
+        tokens = tokenizer(
             [caption],
             max_length=self.length,
             padding="max_length",
             truncation=True,
             return_tensors="pt",
         ).to(encoder.device)
-        (row_TC,) = encoder(
-            said.input_ids, attention_mask=said.attention_mask
-        ).last_hidden_state.cpu()
-        return Features(row_TC[: int(said.attention_mask.sum())].clone(), row_TC[-1].clone())
+        encoded = encoder(tokens.input_ids, attention_mask=tokens.attention_mask)
+        (row_TC,) = encoded.last_hidden_state.cpu()
+        count = int(tokens.attention_mask.sum())
+        return Features(row_TC[:count].clone(), row_TC[-1].clone())
 
     @cached_property
-    def _parts(self) -> tuple[Any, Any]:
-        """Tokenizer and encoder."""
+    def _tokenizer_and_encoder(self) -> tuple[Any, Any]:
         try:
-            folder = files.locate(
+            folder = checkpoints.locate(
                 self.hub,
                 self._hub_revision,
                 ["*.json", "*.model", "*.safetensors"],
@@ -120,16 +112,19 @@ class T5:
                 folder, local_files_only=True, dtype=getattr(torch, self.dtype)
             ).eval()
         except (ImportError, OSError, ValueError, UserError) as error:
+            reason = one_line(error)[:200]
             raise UserError(
-                f"the text encoder {self.checkpoint or self.hub} is not usable ({one_line(error)[:200]}): download it "
-                f"with `hf download {self.hub}`, or set model.captions.checkpoint to its folder"
+                f"the text encoder {self.checkpoint or self.hub} is not usable ({reason}): "
+                f"download it with `hf download {self.hub}`, "
+                "or set model.captions.checkpoint to its folder"
             ) from error
         return tokenizer, encoder.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class WordFeatures:
-    """A stand-in for the text encoder: fixed random features for every word. For random weights and
-    tests.
+    """A stand-in for the text encoder, for random weights and tests.
+
+    Every word has fixed random features.
     """
 
     revision = "words"
@@ -139,29 +134,39 @@ class WordFeatures:
         self.length = length
 
     def __call__(self, text: str) -> Features:
-        rows = [
-            self._row(word) for word in [*clean(clean(text)).split()[: self.length - 1], "</s>"]
-        ]
-        return Features(
-            torch.stack(rows), rows[-1] if len(rows) == self.length else self._row("<pad>")
-        )
+        words = clean_prompt(text).split()[: self.length - 1]
+        rows = [self._features_of(word) for word in [*words, "</s>"]]
+        is_full = len(rows) == self.length
+        last_C = rows[-1] if is_full else self._features_of("<pad>")
+        return Features(torch.stack(rows), last_C)
 
-    def _row(self, word: str) -> Tensor:
-        return torch.randn(self.width, generator=torch.Generator().manual_seed(derive(word) >> 1))
+    def _features_of(self, word: str) -> Tensor:
+        generator = torch.Generator().manual_seed(derive(word) >> 1)
+        return torch.randn(self.width, generator=generator)
 
 
-def _read(file: Path) -> Features | None:
+# ------------------------------------------------------------------ the store on disk
+
+
+def _default_cache() -> Path:
+    caches = os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")
+    return Path(caches, "visual-ar-tts")
+
+
+def _read_features(file: Path) -> Features | None:
+    """The features of a file; None where it is missing or damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        kept = load_file(file)
-        return Features(kept["rows"], kept["last"])
+        stored = load_file(file)
+        return Features(stored["rows"], stored["last"])
     except (OSError, KeyError, SafetensorError):
         return None
 
 
-def _write(file: Path, features: Features) -> None:
+def _write_features(file: Path, features: Features) -> None:
+    """Write a file of features at once, so that another process never sees a part of it."""
     from safetensors.torch import save_file
 
     draft = file.with_suffix(f".{os.getpid()}")
@@ -183,13 +188,15 @@ _Rules = Sequence[tuple[re.Pattern[str], str]]
 
 
 def _rules(*pairs: tuple[str, str]) -> _Rules:
-    return [(re.compile(pattern), by) for pattern, by in pairs]
+    """Regular expressions and their replacements, applied one after the other."""
+    return [(re.compile(pattern), replacement) for pattern, replacement in pairs]
 
 
 _ADDRESSES = _rules(
     ("<person>", "person"),
     (
-        rf"\b(?:(?:https?|www):(?:/{{1,3}}|[a-z0-9%])|[a-z0-9.-]+\.(?:{_SUFFIX})[\w/-]*\b/?(?!@))",
+        r"\b(?:(?:https?|www):(?:/{1,3}|[a-z0-9%])"
+        rf"|[a-z0-9.-]+\.(?:{_SUFFIX})[\w/-]*\b/?(?!@))",
         "",
     ),
 )
@@ -237,49 +244,58 @@ _ENDS = _rules(
 )
 
 
+def clean_prompt(text: str) -> str:
+    """Clean a prompt as LlamaGen does before encoding it: two passes of `clean`."""
+    return clean(clean(text))
+
+
 def clean(text: str) -> str:
-    """One pass of LlamaGen's caption cleaning (`language/t5.py`, clean_caption); its prompts go
-    through two.
-    """
+    """Make one pass of LlamaGen's caption cleaning (`language/t5.py`, clean_caption)."""
     import ftfy
 
+    # 1. Addresses, markup and names.
     text = _apply(_ADDRESSES, unquote_plus(text).strip().lower())
     text = _apply(_NAMES, _visible_text(text))
+
+    # 2. Dashes, quotes, numbers and other remnants of web pages.
     text = "".join("-" if unicodedata.category(letter) == "Pd" else letter for letter in text)
     text = _apply(_REMNANTS, text)
     if len(re.findall("[-_]", text)) > 3:
         text = re.sub("[-_]", " ", text)
+
+    # 3. Broken encodings, serial numbers, and what is left at the ends.
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
-    return _apply(_ENDS, _apply(_SERIALS, text).strip()).strip()
+    text = _apply(_SERIALS, text).strip()
+    return _apply(_ENDS, text).strip()
 
 
 def _apply(rules: _Rules, text: str) -> str:
-    for pattern, by in rules:
-        text = pattern.sub(by, text)
+    for pattern, replacement in rules:
+        text = pattern.sub(replacement, text)
     return text
 
 
-class _Text(HTMLParser):
-    """Collects what a page would show."""
+class _VisibleText(HTMLParser):
+    """Collects the text that a page would show."""
 
     def __init__(self) -> None:
         super().__init__()
         self.shown: list[str] = []
-        self._hidden = 0
+        self._hidden_depth = 0
 
     def handle_starttag(self, tag: str, attrs: object) -> None:
-        self._hidden += tag in ("script", "style")
+        self._hidden_depth += tag in ("script", "style")
 
     def handle_endtag(self, tag: str) -> None:
-        self._hidden -= tag in ("script", "style")
+        self._hidden_depth -= tag in ("script", "style")
 
     def handle_data(self, data: str) -> None:
-        if self._hidden <= 0:
+        if self._hidden_depth <= 0:
             self.shown.append(data)
 
 
 def _visible_text(markup: str) -> str:
-    parser = _Text()
+    parser = _VisibleText()
     parser.feed(markup)
     parser.close()
     return "".join(parser.shown)

@@ -1,6 +1,4 @@
-"""Published checkpoints: where they lie (a path or the hub's cache), and how they are read without
-running any code.
-"""
+"""Published checkpoints: find them (a path or the hub's cache), read them without running code."""
 
 from __future__ import annotations
 
@@ -28,7 +26,13 @@ WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-"""What a checkpoint folder may hold, in the order in which it is looked for."""
+"""Files of weights that a checkpoint folder may hold, in the order in which they are looked for."""
+
+DTYPES = ("float32", "bfloat16", "float16")
+"""Types that a model may compute in, by their names in configurations."""
+
+
+# ------------------------------------------------------------------ find
 
 
 def locate(
@@ -37,10 +41,10 @@ def locate(
     files: Sequence[str],
     checkpoint: str | os.PathLike[str] | None,
 ) -> Path:
-    """The folder or file `checkpoint`, or the folder of the hub repository's `files` in the hub's
-    cache.
+    """Find a checkpoint: the folder or file `checkpoint`, or a repository in the hub's cache.
 
-    What is not cached is downloaded. Raises UserError with the remedy where neither is possible.
+    `files` are patterns of the repository's files that are needed; what is not cached is
+    downloaded. Raises UserError with the remedy if there is nothing at the path or no network.
     """
     if checkpoint is not None:
         path = Path(checkpoint).expanduser()
@@ -49,23 +53,81 @@ def locate(
         return path
     if hub is None:
         raise UserError(
-            "the model names no weights: set model.checkpoint=PATH, or model.hub to a repository of the hub"
+            "the model names no weights: "
+            "set model.checkpoint=PATH, or model.hub to a repository of the hub"
         )
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(hub, revision=revision, allow_patterns=list(files)))
-    except (
-        Exception
-    ) as error:  # its HTTP client's errors have no common base, and all mean the same to the user
+    # The HTTP client's errors have no common base, and all mean the same to the user.
+    except Exception as error:
+        reason = type(error).__name__
         raise UserError(
-            f"{hub} (revision {revision or 'main'}) is not in the hub's cache and cannot be downloaded "
-            f"({type(error).__name__}): download it where there is a network, or set model.checkpoint=PATH"
+            f"{hub} (revision {revision or 'main'}) is not in the hub's cache "
+            f"and cannot be downloaded ({reason}): "
+            "download it where there is a network, or set model.checkpoint=PATH"
         ) from error
 
 
+def weight_files(path: Path) -> list[Path]:
+    """List the file or shards that hold the weights of a checkpoint folder, or of a file.
+
+    Raises UserError for a folder without weights and for an index whose shards are missing.
+    """
+    if path.is_dir():
+        path = _weights_in(path)
+    if path.suffix != ".json":
+        return [path]
+
+    try:
+        index = json.loads(path.read_text())
+        shards = sorted(set(index["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} is no index of shards ({one_line(error)}): download it again"
+        ) from None
+    for shard in shards:
+        is_beside = Path(shard).name == shard and (path.parent / shard).is_file()
+        if not is_beside:
+            raise UserError(
+                f"{path} names the shard {shard}, which is not beside it: download it again"
+            )
+    return [path.parent / shard for shard in shards]
+
+
+def _weights_in(folder: Path) -> Path:
+    """The file of weights, or index of shards, in a checkpoint folder."""
+    for name in WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(f"{folder} holds none of {', '.join(WEIGHTS)}: it is no checkpoint folder")
+
+
+def revision_of(path: Path) -> str:
+    """Identify a checkpoint: the commit of a hub snapshot, else 12 digits of its files' sha256."""
+    if path.is_dir() and path.parent.name == "snapshots":
+        return path.name
+    return sha256(weight_files(path))[:12]
+
+
+def sha256(files: Sequence[Path]) -> str:
+    """Hash the content of some files, in their order, as one."""
+    total = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as opened:
+            total.update(hashlib.file_digest(opened, "sha256").digest())
+    return total.hexdigest()
+
+
+# ------------------------------------------------------------------ read
+
+
 def read_config(path: Path, name: str = "config.json") -> dict[str, Any]:
-    """A JSON file beside the weights. Raises UserError where it is missing or is no JSON object."""
+    """Read a JSON file beside the weights.
+
+    Raises UserError where it is missing or holds no JSON object.
+    """
     file = (path if path.is_dir() else path.parent) / name
     try:
         config = json.loads(file.read_text())
@@ -78,34 +140,10 @@ def read_config(path: Path, name: str = "config.json") -> dict[str, Any]:
     return config
 
 
-def weight_files(path: Path) -> list[Path]:
-    """The file or shards that hold the weights of a checkpoint folder; a file stands for itself."""
-    if path.is_dir():
-        found = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
-        if found is None:
-            raise UserError(
-                f"{path} holds none of {', '.join(WEIGHTS)}: it is no checkpoint folder"
-            )
-        path = found
-    if path.suffix != ".json":
-        return [path]
-    try:
-        shards = sorted(set(json.loads(path.read_text())["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path} is no index of shards ({one_line(error)}): download it again"
-        ) from None
-    for shard in shards:
-        if Path(shard).name != shard or not (path.parent / shard).is_file():
-            raise UserError(
-                f"{path} names the shard {shard}, which is not beside it: download it again"
-            )
-    return [path.parent / shard for shard in shards]
-
-
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint by name, mapped from the files rather than copied where the
-    format allows it.
+    """Read all tensors of a checkpoint by name.
+
+    They are mapped from the files rather than copied where the format allows it.
     """
     state: dict[str, Tensor] = {}
     for file in weight_files(path):
@@ -114,31 +152,39 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def read_file(file: Path) -> dict[str, Tensor]:
-    """The tensors of one safetensors file or flat pickle."""
-    if file.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+    """Read the tensors of one safetensors file or flat pickle.
 
-        try:
-            return load_file(file)
-        except (OSError, SafetensorError) as error:
-            raise UserError(
-                f"{file} cannot be read ({one_line(error)}): it is damaged, download it again"
-            ) from None
+    Raises UserError for a file that is damaged or holds more than tensors.
+    """
+    if file.suffix == ".safetensors":
+        return _read_safetensors(file)
     state = unpickle(file)
-    odd = next((name for name, value in state.items() if not isinstance(value, Tensor)), None)
-    if odd is not None:
-        raise UserError(
-            f"{file}: entry {odd!r} is no tensor, so this is no file of weights by name"
-        )
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise UserError(
+                f"{file}: entry {name!r} is no tensor, so this is no file of weights by name"
+            )
     return state
 
 
-def unpickle(file: Path, allowed: Sequence[Any] = ()) -> dict[str, Any]:
-    """A dictionary out of a pickle, by torch's weights-only reader: objects that could run code are
-    refused.
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
 
-    `allowed` are harmless classes and functions that the file may hold besides tensors.
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{file} cannot be read ({one_line(error)}): it is damaged, download it again"
+        ) from None
+
+
+def unpickle(file: Path, allowed: Sequence[Any] = ()) -> dict[str, Any]:
+    """Read a dictionary out of a pickle by torch's weights-only reader.
+
+    `allowed` are harmless classes and functions that the file may hold besides tensors. Raises
+    UserError for a damaged file, for objects that could run code, and for anything but a
+    dictionary.
     """
     try:
         with torch.serialization.safe_globals(list(allowed)):
@@ -146,80 +192,45 @@ def unpickle(file: Path, allowed: Sequence[Any] = ()) -> dict[str, Any]:
                 file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
             )
     except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        more = f" ({named[1]})" if named else ""
+        forbidden = re.search(r"GLOBAL ([\w.]+)", str(error))
+        found = f" ({forbidden[1]})" if forbidden else ""
         raise UserError(
-            f"{file} is damaged, or a pickle with more than tensors in it{more}, which is not read because it could "
-            "run code: download it again, or convert it to safetensors"
+            f"{file} is damaged, or a pickle with more than tensors in it{found}, "
+            "which is not read because it could run code: "
+            "download it again, or convert it to safetensors"
         ) from None
     except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
+        reason = one_line(error)[:120]
         raise UserError(
-            f"{file} cannot be read ({one_line(error)[:120]}): it is damaged, download it again"
+            f"{file} cannot be read ({reason}): it is damaged, download it again"
         ) from None
     if not isinstance(loaded, dict):
         raise UserError(f"{file} holds a {type(loaded).__name__} instead of tensors by name")
     return loaded
 
 
-def dtype_named(name: str, option: str = "dtype") -> torch.dtype:
-    """What a model computes in, by its option. Raises UserError for anything but float32, bfloat16
-    and float16.
+# ------------------------------------------------------------------ put into a module
+
+
+def fill(module: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
+    """Put tensors of the right names into a module after checking all shapes.
+
+    Tensors keep their type and device. The module may live on the meta device: its parameters are
+    replaced, not copied into. Raises UserError for a shape that does not fit.
     """
-    if name not in ("float32", "bfloat16", "float16"):
-        raise UserError(f"model.{option}={name}: choose float32, bfloat16 or float16")
-    return getattr(torch, name)
-
-
-def device_named(name: str) -> torch.device:
-    """The device of that name; "auto" is a GPU where there is one that works, else the CPU.
-
-    Raises UserError for one that is not usable here.
-    """
-    if name != "auto":
-        return _working(name)
-    if torch.cuda.is_available():
-        try:
-            return _working("cuda")
-        except UserError as error:
-            log.warning("the CPU is used: %s", error)
-    return torch.device("cpu")
-
-
-def _working(name: str) -> torch.device:
-    """A device after it has computed something: torch may lack the kernels for a GPU that it
-    finds.
-    """
-    try:
-        device = torch.device(name)
-        torch.ones(1, device=device).add_(1)
-    except (RuntimeError, AssertionError) as error:
-        reason = one_line(error)[:200]
-        raise UserError(
-            f"device={name} is not usable here ({reason}): set device=auto or cpu"
-        ) from error
-    return device
-
-
-def sha256(files: Sequence[Path]) -> str:
-    """One hash over the content of some files."""
-    total = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            total.update(hashlib.file_digest(stream, "sha256").digest())
-    return total.hexdigest()
-
-
-def revision_of(path: Path) -> str:
-    """What identifies a checkpoint: the commit of a hub snapshot, else 12 digits of its files'
-    sha256.
-    """
-    if path.is_dir() and path.parent.name == "snapshots":
-        return path.name
-    return sha256(weight_files(path))[:12]
+    for name, parameter in module.state_dict().items():
+        have = tuple(state[name].shape)
+        want = tuple(parameter.shape)
+        if have != want:
+            raise UserError(
+                f"{source}: tensor {name} is {have}, the model needs {want}: "
+                "this checkpoint is of another size"
+            )
+    module.load_state_dict(dict(state), assign=True)
 
 
 def report_unknown(names: Collection[str], source: Path) -> None:
-    """Say which tensors of a checkpoint were not used."""
+    """Warn of the tensors of a checkpoint that were not used."""
     if names:
         log.warning(
             "%s: %d tensors are not known and not used, the first is %s",
@@ -231,8 +242,9 @@ def report_unknown(names: Collection[str], source: Path) -> None:
 
 @torch.no_grad()
 def randomise(module: nn.Module, device: str | torch.device) -> None:
-    """Give a module made on the meta device random weights, the same every time on one kind of
-    device.
+    """Give a module made on the meta device random weights.
+
+    They are the same every time on one kind of device.
     """
     module.to_empty(device=device)
     generator = torch.Generator(device).manual_seed(0)
@@ -243,17 +255,42 @@ def randomise(module: nn.Module, device: str | torch.device) -> None:
             tensor.normal_(std=tensor[0].numel() ** -0.5, generator=generator)
 
 
-def fill(module: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
-    """Put tensors of the right names into a module, after checking all shapes; keeps their type and
-    device.
+# ------------------------------------------------------------------ types and devices
 
-    The module may live on the meta device: its parameters are replaced, not copied into.
+
+def dtype_named(name: str, option: str = "dtype") -> torch.dtype:
+    """Return the type that a model computes in, by the value of its option.
+
+    Raises UserError for anything but float32, bfloat16 and float16.
     """
-    for name, want in module.state_dict().items():
-        have = tuple(state[name].shape)
-        if have != tuple(want.shape):
-            raise UserError(
-                f"{source}: tensor {name} is {have}, the model needs {tuple(want.shape)}: "
-                "this checkpoint is of another size"
-            )
-    module.load_state_dict(dict(state), assign=True)
+    if name not in DTYPES:
+        raise UserError(f"model.{option}={name}: choose float32, bfloat16 or float16")
+    return getattr(torch, name)
+
+
+def device_named(name: str) -> torch.device:
+    """Return the device of that name; "auto" is a GPU if there is one that works, else the CPU.
+
+    Raises UserError for one that is not usable here.
+    """
+    if name != "auto":
+        return _working_device(name)
+    if torch.cuda.is_available():
+        try:
+            return _working_device("cuda")
+        except UserError as error:
+            log.warning("the CPU is used: %s", error)
+    return torch.device("cpu")
+
+
+def _working_device(name: str) -> torch.device:
+    """A device that has computed something: torch may lack the kernels for a GPU that it finds."""
+    try:
+        device = torch.device(name)
+        torch.ones(1, device=device).add_(1)
+    except (RuntimeError, AssertionError) as error:
+        reason = one_line(error)[:200]
+        raise UserError(
+            f"device={name} is not usable here ({reason}): set device=auto or cpu"
+        ) from error
+    return device

@@ -1,9 +1,8 @@
-"""Janus-Pro's text-to-image half: its language model as the shared trunk, its image head, aligner
-and tokenizer.
+"""Janus-Pro's text-to-image half: language model, image head, aligner and tokenizer.
 
-The understanding tower and the language head are never loaded. An image token enters as an aligned
-code vector, one row of a table that is computed once; positions are ordinary running ones, so a
-branch may have any prompt length.
+The understanding tower and the language head are never loaded. The language model is the shared
+trunk. An image token enters it as an aligned code vector, a row of a table that is computed once;
+positions are ordinary running ones, so a branch may have any prompt length.
 
 Shapes: B rows, W positions, P prompt length, N image tokens, V image vocabulary, D width.
 """
@@ -25,41 +24,14 @@ from harness.models.vq import VQ
 from harness.records import UserError
 
 
-class JanusNet(nn.Module):
-    """The weights. Aligner and head: linear, exact GELU, linear, with biases (Janus `projector.py`,
-    `vision_head`).
-    """
-
-    def __init__(self, spec: JanusSpec) -> None:
-        super().__init__()
-        dim = spec.trunk.dim
-        codes = spec.vq.codes
-        code_dim = spec.vq.code_dim
-        self.words = nn.Embedding(spec.words, dim)
-        self.gen_embed = nn.Embedding(
-            codes, code_dim
-        )  # not the tokenizer's codebook, and not scaled to unit length
-        self.gen_aligner = nn.Sequential(nn.Linear(code_dim, dim), nn.GELU(), nn.Linear(dim, dim))
-        self.trunk = Trunk(spec.trunk)
-        self.gen_head = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, codes))
-        self.vq = VQ(spec.vq)
-
-    aligned_VD: Tensor
-
-    @torch.no_grad()
-    def aligned(self) -> Tensor:
-        """What the trunk is fed for each image token, [V, D]."""
-        return self.gen_aligner(self.gen_embed.weight)
-
-
 class Janus:
-    """Janus-Pro as the sampler sees it (harness.models.ImageModel).
+    """Janus-Pro as the engine draws it (`harness.models.ImageModel`).
 
     Weights come from `checkpoint` (a folder or file in the original or the library's layout), else
-    from the hub's cache; `weights="random"` draws them instead, full size, for work on speed.
-    `size` (1B, 7B) is what the checkpoint must be; None takes any. `max_context` is the longest
-    prompt in positions. Raises UserError for a checkpoint that is missing, damaged or of another
-    model.
+    from the repository `hub` in the hub's cache; `weights="random"` draws them instead, in full
+    size, for work on speed. `size` (1B, 7B) is what the checkpoint must be; None takes any.
+    `max_context` is the longest prompt in positions. Raises UserError for a checkpoint that is
+    missing, damaged or of another model.
     """
 
     def __init__(
@@ -83,16 +55,12 @@ class Janus:
         self._roles = ROLES[family]
         self.device = torch.device(device)
         self.dtype = checkpoints.dtype_named(dtype)
-        expected = _expected(size)
+
+        # 1. Weights: random ones of the stated size, or a checkpoint's.
+        expected = _expected_spec(size)
+        self._words: Words | None
         if weights == "random":
-            if expected is None:
-                raise UserError(f"model.weights=random needs model.size, one of {', '.join(SIZES)}")
-            self.spec = expected
-            self.revision = "random"
-            self.net = _meta(expected).to(self.dtype)
-            self.net.vq.float()
-            checkpoints.randomise(self.net, self.device)
-            self._words: Words | None = HashedWords(expected.words)
+            self._randomise(expected)
         elif weights == "published":
             self._load(hub, revision, files, checkpoint, expected)
         else:
@@ -100,46 +68,60 @@ class Janus:
         self.net.eval().requires_grad_(False)
         self.net.trunk.fuse()
         self.vq.for_rendering(checkpoints.dtype_named(render_dtype, "render_dtype"))
+
+        # 2. Dimensions, as the engine asks for them.
         self.vocab = self.spec.vq.codes
         self.dim = self.spec.trunk.dim
         self.grid = (self.spec.side, self.spec.side)
         self.max_context = max_context
-        if not 1 <= max_context <= self.spec.positions - self.num_tokens:
-            raise UserError(
-                f"model.max_context={max_context}: 1 to {self.spec.positions - self.num_tokens} fit"
-            )
-        self.net.register_buffer("aligned_VD", self.net.aligned(), persistent=False)
-        places = torch.arange(max_context + self.num_tokens + 1)
-        self._rotary = running_rotary(places, self.spec.trunk.head_dim, self.spec.rope_base).to(
-            self.device
-        )
+        most = self.spec.positions - self.num_tokens
+        if not 1 <= max_context <= most:
+            raise UserError(f"model.max_context={max_context}: 1 to {most} fit")
+
+        # 3. Tables that every forward reads.
+        self.net.register_buffer("aligned_VD", self.net.align_all(), persistent=False)
+        positions = torch.arange(max_context + self.num_tokens + 1)
+        head_dim = self.spec.trunk.head_dim
+        self._rotary = running_rotary(positions, head_dim, self.spec.rope_base).to(self.device)
+
+    def _randomise(self, expected: JanusSpec | None) -> None:
+        """Draw random weights; the tokenizer's are float32 whatever the model computes in."""
+        if expected is None:
+            raise UserError(f"model.weights=random needs model.size, one of {', '.join(SIZES)}")
+        self.spec = expected
+        self.revision = "random"
+        self.net = _net_without_memory(expected).to(self.dtype)
+        self.net.vq.float()
+        checkpoints.randomise(self.net, self.device)
+        self._words = HashedWords(expected.words)
 
     def _load(
         self,
         hub: str | None,
         revision: str | None,
-        wanted: Sequence[str],
+        files: Sequence[str],
         checkpoint: str | None,
         expected: JanusSpec | None,
     ) -> None:
-        path = checkpoints.locate(hub, revision, wanted, checkpoint)
+        """Read a checkpoint's dimensions, tensors and tokenizer of words."""
+        path = checkpoints.locate(hub, revision, files, checkpoint)
         weights = checkpoints.read_weights(path)
         self.spec = read_spec(path, weights)
         if expected is not None and self.spec != expected:
             raise UserError(
                 f"{path} is {self.spec.summary}, not {expected.summary} as model.size says"
             )
-        self.net = _meta(self.spec)
+        self.net = _net_without_memory(self.spec)
         state = read_state(path, weights, self.net, self.spec.trunk.heads)
-        checkpoints.fill(
-            self.net, {name: self._placed(name, tensor) for name, tensor in state.items()}, path
-        )
+        placed = {name: self._place(name, tensor) for name, tensor in state.items()}
+        checkpoints.fill(self.net, placed, path)
         self.revision = checkpoints.revision_of(path)
         self._words = read_words(path, self.spec.words)
 
-    def _placed(self, name: str, tensor: Tensor) -> Tensor:
-        """The tokenizer is kept in float32 whatever the model computes in."""
-        return tensor.to(self.device, torch.float32 if name.startswith("vq.") else self.dtype)
+    def _place(self, name: str, tensor: Tensor) -> Tensor:
+        """A tensor on the device; the tokenizer's are float32 whatever the model computes in."""
+        dtype = torch.float32 if name.startswith("vq.") else self.dtype
+        return tensor.to(self.device, dtype)
 
     @property
     def num_tokens(self) -> int:
@@ -155,12 +137,12 @@ class Janus:
 
     @property
     def render_bytes(self) -> int:
-        """Working memory of the image decoder for one image."""
         return self.vq.decode_bytes(self.num_tokens)
 
     def context(self, text: str | None, like: str) -> Tensor:
-        """Word embeddings [P, D]; the null prompt is `like`'s with all ids but first and last
-        replaced by pad.
+        """Embed a prompt's words, [P, D].
+
+        The null prompt has the ids of `like`, all but the first and the last replaced by pad.
         """
         if self._words is None:
             raise UserError(
@@ -171,10 +153,12 @@ class Janus:
             raise UserError(
                 f"a prompt has {len(ids)} positions: set model.max_context to {len(ids)} or more"
             )
-        return self.embed_words(null_ids(ids, self._words.pad) if text is None else ids)
+        if text is None:
+            ids = null_ids(ids, self._words.pad)
+        return self.embed_words(ids)
 
     def embed_words(self, ids: Sequence[int]) -> Tensor:
-        """Word embeddings [P, D] of token ids."""
+        """Embed word ids, [P, D]."""
         return self.net.words(torch.tensor(ids, device=self.device))
 
     def embed(self, token_BW: Tensor, index_BW: Tensor) -> Tensor:
@@ -187,34 +171,59 @@ class Janus:
         return self.net.gen_head(hidden).float()
 
     def cache(self, slots: int, tree_capacity: int = 0) -> KVCache:
-        return KVCache(
-            self.spec.trunk,
-            slots,
-            self.max_context + self.num_tokens + tree_capacity,
-            self.dtype,
-            self.device,
-        )
+        length = self.max_context + self.num_tokens + tree_capacity
+        return KVCache(self.spec.trunk, slots, length, self.dtype, self.device)
 
     def decode(self, token_BN: Tensor) -> Tensor:
         return to_uint8(self.vq.decode(token_BN, self.grid))
 
 
-def to_uint8(x_B3HW: Tensor) -> Tensor:
-    """Pixels in [-1, 1] to uint8 [B, H, W, 3] by Janus' rule: (x + 1) / 2 * 255, clipped and
-    truncated.
+class JanusNet(nn.Module):
+    """The weights.
+
+    Aligner and head are linear, exact GELU, linear, with biases (Janus `projector.py`,
+    `vision_head`).
     """
-    return ((x_B3HW.float() + 1) / 2 * 255).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+    aligned_VD: Tensor
+
+    def __init__(self, spec: JanusSpec) -> None:
+        super().__init__()
+        dim = spec.trunk.dim
+        codes = spec.vq.codes
+        code_dim = spec.vq.code_dim
+        self.words = nn.Embedding(spec.words, dim)
+        # Not the tokenizer's codebook, and not scaled to unit length.
+        self.gen_embed = nn.Embedding(codes, code_dim)
+        self.gen_aligner = nn.Sequential(nn.Linear(code_dim, dim), nn.GELU(), nn.Linear(dim, dim))
+        self.trunk = Trunk(spec.trunk)
+        self.gen_head = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, codes))
+        self.vq = VQ(spec.vq)
+
+    @torch.no_grad()
+    def align_all(self) -> Tensor:
+        """Compute what the trunk is fed for each image token, [V, D]."""
+        return self.gen_aligner(self.gen_embed.weight)
 
 
-def _meta(spec: JanusSpec) -> JanusNet:
-    """The modules without memory."""
+def to_uint8(x_B3HW: Tensor) -> Tensor:
+    """Round pixels in [-1, 1] to uint8 [B, H, W, 3] by Janus' rule.
+
+    It is (x + 1) / 2 * 255, clipped and truncated.
+    """
+    scaled = (x_B3HW.float() + 1) / 2 * 255
+    return scaled.clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def _net_without_memory(spec: JanusSpec) -> JanusNet:
+    """The modules on the meta device, to be filled."""
     with torch.device("meta"):
         return JanusNet(spec)
 
 
-def _expected(size: str | JanusSpec | None) -> JanusSpec | None:
-    if isinstance(size, str):
-        if size not in SIZES:
-            raise UserError(f"model.size={size}: known sizes are {', '.join(SIZES)}")
-        return SIZES[size]
-    return size
+def _expected_spec(size: str | JanusSpec | None) -> JanusSpec | None:
+    if not isinstance(size, str):
+        return size
+    if size not in SIZES:
+        raise UserError(f"model.size={size}: known sizes are {', '.join(SIZES)}")
+    return SIZES[size]

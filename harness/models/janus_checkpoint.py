@@ -1,10 +1,9 @@
-"""Janus-Pro's two checkpoint layouts: sizes from config.json and shapes, and where each of our
-tensors is stored.
+"""Janus-Pro's two checkpoint layouts: dimensions, and where each of our tensors is stored.
 
 The original layout (deepseek-ai) and the transformers port's (deepseek-community) hold the same
-tensors under other names. Our tensors are looked up by one table per layout; what is left over is
-the understanding tower, the language head and the tokenizer's training counter, which are not
-needed, or unknown, which is reported.
+tensors under other names. One table per layout translates our names. Tensors that no name asks for
+are either known and not needed (the understanding tower, the language head, the tokenizer's
+training counter) or unknown, which is reported.
 """
 
 from __future__ import annotations
@@ -20,14 +19,16 @@ import torch
 from torch import Tensor, nn
 
 from harness.models.checkpoint import read_config, report_unknown
-from harness.models.trunk import TrunkSpec, adjacent_pairs
+from harness.models.trunk import TrunkSpec, to_adjacent_pairs
 from harness.models.vq import VQSpec
 from harness.records import UserError
 
 
 @dataclass(frozen=True, slots=True)
 class JanusSpec:
-    """Dimensions of a Janus-Pro: trunk, text vocabulary, grid side, tokenizer, rotary base and
+    """Dimensions of a Janus-Pro.
+
+    Trunk, number of word embeddings, side of the image grid in tokens, tokenizer, rotary base and
     position limit.
     """
 
@@ -42,8 +43,8 @@ class JanusSpec:
     def summary(self) -> str:
         trunk = self.trunk
         return (
-            f"{trunk.layers} layers of width {trunk.dim} with {trunk.heads} heads, {self.words} words and "
-            f"{self.side} x {self.side} of {self.vq.codes} codes"
+            f"{trunk.layers} layers of width {trunk.dim} with {trunk.heads} heads, "
+            f"{self.words} words and {self.side} x {self.side} of {self.vq.codes} codes"
         )
 
 
@@ -52,7 +53,7 @@ SIZES = {
     "7B": JanusSpec(TrunkSpec(30, 4096, 32, 11008, norm_eps=1e-6)),
 }
 
-_LLAMA = {
+_LLAMA_DEFAULTS = {
     "hidden_size": 4096,
     "intermediate_size": 11008,
     "num_hidden_layers": 32,
@@ -64,7 +65,7 @@ _LLAMA = {
 }
 """The library's LlamaConfig defaults: both layouts leave out what equals them."""
 
-_ORIGINAL = (
+_ORIGINAL_NAMES = (
     (r"^words\.", "language_model.model.embed_tokens."),
     (r"^trunk\.norm\.", "language_model.model.norm."),
     (r"^trunk\.layers\.", "language_model.model.layers."),
@@ -81,7 +82,7 @@ _ORIGINAL = (
 )
 """Our names to the original layout's, applied one after the other."""
 
-_LIBRARY = (
+_LIBRARY_NAMES = (
     (r"^language_model\.model\.", "model.language_model."),
     (r"^gen_embed\.", "model.generation_embeddings."),
     (r"^gen_aligner\.layers\.0\.", "model.generation_aligner.fc1."),
@@ -99,47 +100,43 @@ _LIBRARY = (
 """The original layout's names to the library's, applied one after the other."""
 
 _NOT_NEEDED = re.compile(
-    r"(model\.)?(vision_model|aligner)\.|(language_model\.)?lm_head\.|.*\.rotary_emb\.inv_freq$|.*\.codebook_used$"
+    r"(model\.)?(vision_model|aligner)\."
+    r"|(language_model\.)?lm_head\."
+    r"|.*\.rotary_emb\.inv_freq$"
+    r"|.*\.codebook_used$"
 )
 
 
+# ------------------------------------------------------------------ dimensions
+
+
 def read_spec(path: Path, weights: Mapping[str, Tensor]) -> JanusSpec:
-    """Dimensions of a checkpoint. The original configuration says nothing of the tokenizer: its
-    shapes do.
+    """Read the dimensions of a checkpoint from config.json and from its tensors' shapes.
+
+    The original configuration does not describe the tokenizer, whose dimensions are its shapes.
+    Raises UserError for a configuration of another model.
     """
     config = read_config(path)
-    library = _is_library(config, path)
-    llama = {**_LLAMA, **config.get("text_config" if library else "language_config", {})}
+    is_library = _is_library(config, path)
+    stated = config.get("text_config" if is_library else "language_config", {})
+    llama = {**_LLAMA_DEFAULTS, **stated}
     try:
         _expect_plain(llama, config, path)
-        vq = _vq_spec(weights, library, path)
-        vision = config.get("vision_config", {})
-        if library:
-            side = math.isqrt(int(vision.get("num_image_tokens", 576)))
-            rope_base = (llama.get("rope_parameters") or {}).get("rope_theta", llama["rope_theta"])
-        else:
-            side = int(vision.get("params", {}).get("image_size", 384)) // vq.downsampling
-            rope_base = llama["rope_theta"]
-        trunk = TrunkSpec(
-            int(llama["num_hidden_layers"]),
-            int(llama["hidden_size"]),
-            int(llama["num_attention_heads"]),
-            int(llama["intermediate_size"]),
-            norm_eps=float(llama["rms_norm_eps"]),
-        )
+        vq = _vq_spec(weights, is_library, path)
         return JanusSpec(
-            trunk,
-            int(llama["vocab_size"]),
-            side,
-            vq,
-            float(rope_base),
-            int(llama["max_position_embeddings"]),
+            trunk=_trunk_spec(llama),
+            words=int(llama["vocab_size"]),
+            side=_grid_side(config, vq, is_library),
+            vq=vq,
+            rope_base=_rope_base(llama, is_library),
+            positions=int(llama["max_position_embeddings"]),
         )
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise UserError(f"{path}: config.json is not a Janus configuration ({error!r})") from None
 
 
 def _is_library(config: Mapping[str, Any], path: Path) -> bool:
+    """True for the library's layout, false for the original one."""
     kind = config.get("model_type")
     if kind not in ("janus", "multi_modality"):
         raise UserError(
@@ -151,87 +148,122 @@ def _is_library(config: Mapping[str, Any], path: Path) -> bool:
 def _expect_plain(llama: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> None:
     """Refuse variants that the shared trunk, aligner and head do not compute."""
     heads = llama["num_attention_heads"]
-    depth = config.get("gen_aligner_config", {}).get("params", {}).get("depth", 2)
-    for what, is_plain in (
-        ("num_key_value_heads", llama.get("num_key_value_heads") in (None, heads)),
-        ("head_dim", llama.get("head_dim") in (None, llama["hidden_size"] // heads)),
-        ("hidden_act", llama.get("hidden_act", "silu") == "silu"),
-        ("attention_bias", not llama.get("attention_bias", False)),
-        ("mlp_bias", not llama.get("mlp_bias", False)),
-        ("rope_scaling", llama.get("rope_scaling") is None),
-        (
-            "rope_type",
-            (llama.get("rope_parameters") or {}).get("rope_type", "default") == "default",
-        ),
-        (
-            "generation aligner's depth",
-            depth == config.get("vq_config", {}).get("num_hidden_layers", 2) == 2,
-        ),
-    ):
-        if not is_plain:
+    rope_type = (llama.get("rope_parameters") or {}).get("rope_type", "default")
+    original_depth = config.get("gen_aligner_config", {}).get("params", {}).get("depth", 2)
+    library_depth = config.get("vq_config", {}).get("num_hidden_layers", 2)
+    is_plain = {
+        "num_key_value_heads": llama.get("num_key_value_heads") in (None, heads),
+        "head_dim": llama.get("head_dim") in (None, llama["hidden_size"] // heads),
+        "hidden_act": llama.get("hidden_act", "silu") == "silu",
+        "attention_bias": not llama.get("attention_bias", False),
+        "mlp_bias": not llama.get("mlp_bias", False),
+        "rope_scaling": llama.get("rope_scaling") is None,
+        "rope_type": rope_type == "default",
+        "generation aligner's depth": original_depth == library_depth == 2,
+    }
+    for what, holds in is_plain.items():
+        if not holds:
             raise UserError(
                 f"{path}: config.json has a {what} that no Janus-Pro has: this is another model"
             )
 
 
-def _vq_spec(weights: Mapping[str, Tensor], library: bool, path: Path) -> VQSpec:
-    def shape(name: str) -> tuple[int, ...]:
-        stored = _stored(f"vq.{name}", library)[0]
+def _trunk_spec(llama: Mapping[str, Any]) -> TrunkSpec:
+    return TrunkSpec(
+        layers=int(llama["num_hidden_layers"]),
+        dim=int(llama["hidden_size"]),
+        heads=int(llama["num_attention_heads"]),
+        hidden=int(llama["intermediate_size"]),
+        norm_eps=float(llama["rms_norm_eps"]),
+    )
+
+
+def _grid_side(config: Mapping[str, Any], vq: VQSpec, is_library: bool) -> int:
+    """The side of the image grid in tokens."""
+    vision = config.get("vision_config", {})
+    if is_library:
+        return math.isqrt(int(vision.get("num_image_tokens", 576)))
+    return int(vision.get("params", {}).get("image_size", 384)) // vq.downsampling
+
+
+def _rope_base(llama: Mapping[str, Any], is_library: bool) -> float:
+    base = llama["rope_theta"]
+    if is_library:
+        base = (llama.get("rope_parameters") or {}).get("rope_theta", base)
+    return float(base)
+
+
+def _vq_spec(weights: Mapping[str, Tensor], is_library: bool, path: Path) -> VQSpec:
+    """The tokenizer's dimensions, by the shapes of its tensors."""
+
+    def stored_name(name: str) -> str:
+        return _stored_names(f"vq.{name}", is_library)[0]
+
+    def shape_of(name: str) -> tuple[int, ...]:
+        stored = stored_name(name)
         if stored not in weights:
             raise UserError(f"{path} lacks tensor {stored}: it is no complete Janus checkpoint")
         return tuple(weights[stored].shape)
 
-    def has(name: str) -> bool:
-        return _stored(f"vq.{name}", library)[0] in weights
-
-    level = blocks = 1
-    while has(f"encoder.conv_blocks.{level}.res.0.conv1.weight"):
-        level += 1
-    while has(f"encoder.conv_blocks.0.res.{blocks}.conv1.weight"):
+    levels = 1
+    while stored_name(f"encoder.conv_blocks.{levels}.res.0.conv1.weight") in weights:
+        levels += 1
+    blocks = 1
+    while stored_name(f"encoder.conv_blocks.0.res.{blocks}.conv1.weight") in weights:
         blocks += 1
-    width = shape("encoder.conv_in.weight")[0]
+
+    width = shape_of("encoder.conv_in.weight")[0]
     multipliers = tuple(
-        shape(f"encoder.conv_blocks.{i}.res.0.conv1.weight")[0] // width for i in range(level)
+        shape_of(f"encoder.conv_blocks.{level}.res.0.conv1.weight")[0] // width
+        for level in range(levels)
     )
-    codes, code_dim = shape("quantize.embedding.weight")
-    return VQSpec(codes, code_dim, width, multipliers, blocks, shape("encoder.conv_out.weight")[0])
+    codes, code_dim = shape_of("quantize.embedding.weight")
+    latent = shape_of("encoder.conv_out.weight")[0]
+    return VQSpec(codes, code_dim, width, multipliers, blocks, latent)
+
+
+# ------------------------------------------------------------------ tensors
 
 
 def read_state(
     path: Path, weights: Mapping[str, Tensor], module: nn.Module, heads: int
 ) -> dict[str, Tensor]:
-    """The tensors of `module` by its own names. Missing ones are an error that names them as the
-    checkpoint would.
+    """Pick the tensors of `module` out of a checkpoint, by the module's names.
+
+    Queries, keys and values are joined, and their rows put in the order that the trunk rotates in.
+    Raises UserError for missing tensors, naming them as the checkpoint would.
     """
-    library = _is_library(read_config(path), path)
-    stored = {name: _stored(name, library) for name in module.state_dict()}
-    used = {source for sources in stored.values() for source in sources}
+    is_library = _is_library(read_config(path), path)
+    sources_of = {name: _stored_names(name, is_library) for name in module.state_dict()}
+    used = {source for sources in sources_of.values() for source in sources}
+
     missing = sorted(used - weights.keys())
     if missing:
         raise UserError(
-            f"{path} lacks {len(missing)} tensors, the first is {missing[0]}: the download is not complete, "
-            "or config.json is another model's"
+            f"{path} lacks {len(missing)} tensors, the first is {missing[0]}: "
+            "the download is not complete, or config.json is another model's"
         )
-    report_unknown({name for name in weights.keys() - used if not _NOT_NEEDED.match(name)}, path)
+    unused = weights.keys() - used
+    report_unknown({name for name in unused if not _NOT_NEEDED.match(name)}, path)
+
     state = {}
-    for name, sources in stored.items():
+    for name, sources in sources_of.items():
         if len(sources) == 1:
             state[name] = weights[sources[0]]
-        else:
-            q, k, v = (weights[source] for source in sources)
-            state[name] = torch.cat((adjacent_pairs(q, heads), adjacent_pairs(k, heads), v))
+            continue
+        q, k, v = (weights[source] for source in sources)
+        state[name] = torch.cat((to_adjacent_pairs(q, heads), to_adjacent_pairs(k, heads), v))
     return state
 
 
-def _stored(name: str, library: bool) -> tuple[str, ...]:
-    """Where one of our tensors is stored: under one name, or queries, keys and values under
-    three.
-    """
+def _stored_names(name: str, is_library: bool) -> tuple[str, ...]:
+    """Where one of our tensors is stored: under one name, or queries, keys and values apart."""
     fused = ".attention.wqkv."
     if fused in name:
-        return tuple(
-            _stored(name.replace(fused, f".self_attn.{part}_proj."), library)[0] for part in "qkv"
-        )
-    for pattern, replacement in _ORIGINAL + (_LIBRARY if library else ()):
+        apart = [name.replace(fused, f".self_attn.{part}_proj.") for part in "qkv"]
+        return tuple(_stored_names(one, is_library)[0] for one in apart)
+
+    rules = _ORIGINAL_NAMES + (_LIBRARY_NAMES if is_library else ())
+    for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     return (name,)

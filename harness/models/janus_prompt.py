@@ -1,6 +1,4 @@
-"""Janus' prompt: the one-turn template, the ids of a checkpoint's own tokenizer, and the null
-prompt's rule.
-"""
+"""Janus' prompt: its one-turn template, its token ids, and the null prompt."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ ROLES: dict[str, Roles] = {
     "Janus-Pro": ("<|User|>", "<|Assistant|>"),
     "Janus-1.3B": ("User", "Assistant"),
 }
-"""User and assistant as each family writes them."""
+"""Names of user and assistant in the prompts of each family of models."""
 
 BOS = "<｜begin▁of▁sentence｜>"
 PAD = "<｜▁pad▁｜>"
@@ -25,33 +23,41 @@ BEGIN_OF_IMAGE = "<begin_of_image>"
 
 
 class Words(Protocol):
-    """Token ids of a prompt, BOS first and begin-of-image last."""
+    """A tokenizer of prompts; `pad` is the id that stands for a word in the null prompt."""
 
     pad: int
 
-    def __call__(self, roles: Roles, prompt: str) -> list[int]: ...
+    def __call__(self, roles: Roles, prompt: str) -> list[int]:
+        """Tokenise a prompt in its template: BOS first, begin-of-image last."""
+        ...
 
 
 def template(roles: Roles, prompt: str) -> str:
-    """What is tokenised: user's turn, assistant's empty turn, begin-of-image (Janus
-    `generation_inference.py`).
+    """Write the text that is tokenised (Janus `generation_inference.py`).
+
+    It is the user's turn, an empty turn of the assistant, and begin-of-image.
     """
     user, assistant = roles
-    return f"{user}: {prompt.strip()}\n\n{assistant}:".strip() + BEGIN_OF_IMAGE
+    conversation = f"{user}: {prompt.strip()}\n\n{assistant}:"
+    return conversation.strip() + BEGIN_OF_IMAGE
 
 
 def null_ids(ids: Sequence[int], pad: int) -> list[int]:
-    """The null prompt shaped like `ids`: everything but the first and the last id is pad, and
-    attended like a word.
+    """Make the null prompt of the length of `ids`: all but the first and the last id are pad.
+
+    These pads are attended to like words.
     """
-    return [ids[0], *[pad] * (len(ids) - 2), ids[-1]]
+    words = [pad] * (len(ids) - 2)
+    return [ids[0], *words, ids[-1]]
 
 
 class TokenizerWords:
-    """A checkpoint's own tokenizer.json, with the tokens that tokenizer_config.json adds.
+    """The tokenizer.json of a checkpoint, with the tokens that tokenizer_config.json adds.
 
-    Special ids come from it: the families of Janus disagree about them. BOS is prepended here, as
-    the tokenizer's class does in upstream's version of the library.
+    Special ids are read from it, because the families of Janus disagree about them. BOS is
+    prepended here, as the tokenizer's class does in upstream's version of the library. `words` is
+    the number of word embeddings of the model. Raises UserError for a file that is no tokenizer or
+    another model's.
     """
 
     def __init__(self, file: Path, words: int) -> None:
@@ -66,14 +72,15 @@ class TokenizerWords:
                 f"{file} is no tokenizer ({one_line(error)[:120]}): download it again"
             ) from None
         known = self._tokenizer.get_vocab()
-        lost = [tag for tag in (BOS, PAD, BEGIN_OF_IMAGE) if tag not in known]
-        if lost:
+        missing = [tag for tag in (BOS, PAD, BEGIN_OF_IMAGE) if tag not in known]
+        if missing:
             raise UserError(
-                f"{file} does not know {', '.join(lost)}: it is not Janus-Pro's tokenizer"
+                f"{file} does not know {', '.join(missing)}: it is not Janus-Pro's tokenizer"
             )
-        if max(known.values()) >= words:
+        largest = max(known.values())
+        if largest >= words:
             raise UserError(
-                f"{file} has ids up to {max(known.values())}, the model {words} words: it is another model's"
+                f"{file} has ids up to {largest}, the model {words} words: it is another model's"
             )
         self.bos = known[BOS]
         self.pad = known[PAD]
@@ -86,9 +93,7 @@ class TokenizerWords:
 
 
 class HashedWords:
-    """A stand-in for random weights: blank-separated words become arbitrary ids, so lengths stay
-    realistic.
-    """
+    """A stand-in for random weights: words become arbitrary ids, so lengths stay realistic."""
 
     def __init__(self, words: int) -> None:
         self.bos = words - 1
@@ -97,13 +102,14 @@ class HashedWords:
 
     def __call__(self, roles: Roles, prompt: str) -> list[int]:
         text = template(roles, prompt).removesuffix(BEGIN_OF_IMAGE)
-        ids = (derive(word) % self.begin_of_image for word in text.split())
+        ids = [derive(word) % self.begin_of_image for word in text.split()]
         return [self.bos, *ids, self.begin_of_image]
 
 
 def read_words(path: Path, words: int) -> Words | None:
-    """The tokenizer beside the weights of a checkpoint with so many word embeddings, if there is
-    one.
+    """Read the tokenizer beside the weights of a checkpoint; None if there is none.
+
+    `words` is the number of word embeddings of the model.
     """
     file = (path if path.is_dir() else path.parent) / "tokenizer.json"
     return TokenizerWords(file, words) if file.is_file() else None

@@ -1,1 +1,1 @@
-"""Comparisons with outputs of the original implementations, kept as fixtures."""
+"""Checks of our models against arrays that their original implementations returned."""

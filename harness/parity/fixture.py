@@ -1,9 +1,8 @@
-"""What a parity check compares: quantities of our model against arrays that the original
-implementation returned.
+"""A parity fixture: a folder of arrays that an original implementation returned, and comparison.
 
-A fixture folder has a `manifest.json` (family, configuration, run settings, tolerances, every
-tensor with its kind), checkpoints in the released layout, inputs and expected arrays. A model's
-module turns a folder into `Quantity` rows; `python -m harness.check parity FOLDER` prints them.
+The folder has a `manifest.json` (family, configuration, run settings, tolerances, every tensor with
+its kind), checkpoints in the released layout, inputs and expected arrays. The module of a model
+turns a folder into `Quantity` rows; `python -m harness.check parity FOLDER` prints them.
 """
 
 from __future__ import annotations
@@ -23,68 +22,73 @@ from harness.records import UserError
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
-    """One compared array: its largest error, and whether that is within the manifest's tolerance
-    for its kind.
-    """
+    """One compared array: its largest error, and whether that is within tolerance."""
 
     name: str
-    kind: str
+    kind: str  # the manifest states a tolerance for each
     error: float
     passed: bool
 
     def __str__(self) -> str:
-        return f"{'pass' if self.passed else 'FAIL'}  {self.name:<48} {self.kind:<8} largest error {self.error:.3g}"
+        verdict = "pass" if self.passed else "FAIL"
+        return f"{verdict}  {self.name:<48} {self.kind:<8} largest error {self.error:.3g}"
 
 
 class Fixture:
-    """A fixture folder, read. Raises UserError for a folder that is none, or lacks a file."""
+    """A fixture folder, its manifest read.
+
+    Raises UserError for a folder that is no fixture, or lacks a file.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         try:
             self.manifest: Mapping[str, Any] = json.loads((folder / "manifest.json").read_text())
             self.family: str = self.manifest["family"]
-            self._kinds = {
-                n: t["kind"]
-                for tensors in self.manifest["tensors"].values()
-                for n, t in tensors.items()
-            }
+            self._kinds: dict[str, str] = {}
+            for tensors in self.manifest["tensors"].values():
+                for name, entry in tensors.items():
+                    self._kinds[name] = entry["kind"]
         except (OSError, ValueError, KeyError) as error:
             raise UserError(
                 f"{folder} is no parity fixture: manifest.json cannot be used ({error})"
             ) from None
 
-    def tensors(self, file: str) -> dict[str, Tensor]:
-        """Arrays of one safetensors file of the folder."""
+    def read_tensors(self, file: str) -> dict[str, Tensor]:
+        """Read the arrays of one safetensors file of the folder."""
         try:
             return load_file(self.folder / file)
         except OSError as error:
             raise UserError(f"{self.folder / file} cannot be read ({error})") from None
 
     def compare(self, name: str, got: Tensor, expected: Tensor, device: torch.device) -> Quantity:
-        """Hold one array against the tolerance of its kind on this device."""
+        """Compare one array, computed on `device`, within the tolerance of its kind there."""
         kind = self._kinds[name]
-        tolerances = self.manifest["tolerances_float32_cpu"]
-        if device.type == "cuda":
-            tolerances = {**tolerances, **self.manifest["tolerances_float32_cuda_tf32_off"]}
         got = got.detach().cpu()
-        expected = expected
         if got.shape != expected.shape:
             return Quantity(name, kind, float("inf"), False)
+
         difference = (got.double() - expected.double()).abs()
         error = float(difference.max())
         if kind == "uint8":
-            return Quantity(
-                name, kind, error, error <= 1 and float((difference > 0).double().mean()) <= 1e-3
-            )
+            # One level off is rounding, as long as it is rare.
+            share = float((difference > 0).double().mean())
+            return Quantity(name, kind, error, error <= 1 and share <= 1e-3)
         if kind == "exact":
             return Quantity(name, kind, error, error == 0)
-        return Quantity(name, kind, error, error <= float(tolerances[kind].rsplit(" ", 1)[1]))
+        return Quantity(name, kind, error, error <= self._tolerance(kind, device))
+
+    def _tolerance(self, kind: str, device: torch.device) -> float:
+        """The largest allowed error of a kind; the manifest states it as "max abs 1e-4"."""
+        tolerances = self.manifest["tolerances_float32_cpu"]
+        if device.type == "cuda":
+            tolerances = {**tolerances, **self.manifest["tolerances_float32_cuda_tf32_off"]}
+        return float(tolerances[kind].rsplit(" ", 1)[1])
 
     def compare_all(
         self, got: Mapping[str, Tensor], file: str, device: torch.device
     ) -> Iterator[Quantity]:
-        """Every array of `got` against the array of that name in `file`."""
-        expected = self.tensors(file)
+        """Compare every array of `got` with the array of that name in `file`."""
+        expected = self.read_tensors(file)
         for name, value in got.items():
             yield self.compare(name, value, expected[name], device)

@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     try:
         drawn = chosen.run and range_sheet(read_run(chosen.run), PictogramReward(chosen.weights))
-        path = files.folder(chosen.weights) / "IMAGES.png" if drawn else PAGE
+        path = files.find_set(chosen.weights) / "IMAGES.png" if drawn else PAGE
         (drawn or page()).quantize(128).save(path, optimize=True)
     except UserError as error:
         return say(error)

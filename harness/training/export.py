@@ -70,18 +70,18 @@ def export(options: training.Options, folder: Path, *, unfinished: bool = False)
             "samples": progress.samples,
         }
         if not (unfinished and part == "generator"):
-            files.write(
+            files.write_part(
                 folder / f"{part}.safetensors",
                 module,
                 {**config, **about, "classes": list(options.classes)},
             )
         curve = progress.curve[:: max(1, len(progress.curve) // 24)] + progress.curve[-1:]
-        size = {"parameters": files.parameters(module), "steps": progress.step}
+        size = {"parameters": files.count_parameters(module), "steps": progress.step}
         card["parts"][part] = {**config, **about, **size, "curve": curve}
         if part == "generator":
             saved = torch.load(options.checkpoint(part), weights_only=True)
             training.write(folder / STATE, compact(saved, torch.bfloat16))
-    sha = {file.name: files.sha256(file) for file in sorted(folder.glob("*.safetensors"))}
+    sha = {file.name: files.hash_file(file) for file in sorted(folder.glob("*.safetensors"))}
     if any(sha.get(name) != before for name, before in card.get("sha256", {}).items()):
         card.pop("measured", None)
     write_card(folder, card | {"sha256": sha})
@@ -101,7 +101,7 @@ def unpack(options: training.Options, folder: Path) -> None:
                 path, compact(torch.load(folder / STATE, weights_only=True), torch.float32)
             )
             continue
-        state, config, _ = files.read(str(folder), part)
+        state, config, _ = files.read_part(str(folder), part)
         about = card["parts"][part]
         progress = training.Progress(
             about["steps"], about["samples"], 60 * about["cpu_min"], about["curve"]

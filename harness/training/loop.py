@@ -182,7 +182,7 @@ def warm(options: Options, part: str, module: nn.Module, *, but: str = "") -> No
     """
     if options.warm is None:
         return
-    state = files.read(options.warm, part)[0]
+    state = files.read_part(options.warm, part)[0]
     own = module.state_dict()
     for name in own.keys() & {name for name in state if not but or not name.startswith(but)}:
         corner = tuple(map(slice, state[name].shape))

@@ -23,7 +23,7 @@ from harness.models.pictogram.detector import (
     Detector,
     cell_centres,
     new_network,
-    split,
+    split_output,
 )
 from harness.models.pictogram.grammar import TASKS, objects
 from harness.models.pictogram.world import SIDE, Pixels, Placed
@@ -99,10 +99,10 @@ def batch(
 
 def one_scene(rng: random.Random, classes: Sequence[str]) -> Scene:
     if rng.random() < 0.5:
-        return world.clutter(rng, classes)
+        return world.draw_clutter(rng, classes)
     spec = world.sample_spec(rng.choice(TASKS), classes, rng, tinted=rng.random() < 0.4)
     assert objects(spec)
-    return world.scene(spec, rng)
+    return world.draw_scene(spec, rng)
 
 
 def broken(scene: Scene, rng: random.Random, classes: Sequence[str]) -> Scene:
@@ -233,7 +233,7 @@ def step(network: nn.Module, x: Tensor, wanted: tuple[Tensor, Tensor, Tensor]) -
     heat, sides, central = wanted
     with training.autocast():
         out = network(x.contiguous(memory_format=torch.channels_last))
-    logit, distance = split(out.float())
+    logit, distance = split_output(out.float())
     p = logit.sigmoid()
     hit = heat > 0.999
     positive = F.logsigmoid(logit) * (1 - p) ** 2 * hit

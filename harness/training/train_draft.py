@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.models.pictogram import grammar
-from harness.models.pictogram.generator import GPT, GPTSpec, draw
+from harness.models.pictogram.generator import GPT, GPTSpec, draw_tokens
 from harness.models.trunk import causal
 from harness.models.vq import VQ
 from harness.training import loop as training
@@ -86,7 +86,7 @@ def samples(
 ) -> list[tuple[list[int], Tensor]]:
     """Prompts of the whole grammar and what the generator draws for them."""
     texts = [one_sample(options.classes, rng).text for _ in range(BATCH)]
-    tokens = draw(teacher, texts, scale=SCALE, seed=rng.getrandbits(32))
+    tokens = draw_tokens(teacher, texts, scale=SCALE, seed=rng.getrandbits(32))
     return [(grammar.encode(text), row) for text, row in zip(texts, tokens, strict=True)]
 
 

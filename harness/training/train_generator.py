@@ -19,7 +19,7 @@ from torch import Tensor
 
 from harness.models.pictogram import grammar, world
 from harness.models.pictogram.detector import Detector, new_network
-from harness.models.pictogram.generator import GPT, GPTSpec, draw
+from harness.models.pictogram.generator import GPT, GPTSpec, draw_tokens
 from harness.models.pictogram.reading import holds
 from harness.models.vq import VQ, to_uint8
 from harness.training import loop as training
@@ -119,12 +119,12 @@ def one_sample(classes: Sequence[str], rng: random.Random) -> world.Sample:
     """GenEval's templates 60 %, with layout clauses 25 %, TIIF-like wordings 15 %."""
     luck = rng.random()
     if luck < 0.60:
-        return world.sample(rng, classes, tasks=TASKS, style="geneval", layout_share=0.0)
+        return world.draw_sample(rng, classes, tasks=TASKS, style="geneval", layout_share=0.0)
     if luck < 0.85:
-        return world.sample(
+        return world.draw_sample(
             rng, classes, tasks=TASKS, style="geneval" if luck < 0.80 else "short", layout_share=1.0
         )
-    return world.sample(
+    return world.draw_sample(
         rng, classes, tasks=TASKS, style="short" if luck < 0.925 else "long", layout_share=0.0
     )
 
@@ -148,7 +148,7 @@ def watch(
     if judge is None:
         return {}
     rows = grammar.generate_prompts(options.classes, count, seed=1234)
-    tokens = draw(gpt, [row["prompt"] for row in rows], scale=scale, seed=0)
+    tokens = draw_tokens(gpt, [row["prompt"] for row in rows], scale=scale, seed=0)
     with torch.no_grad():
         pictures = to_uint8(vq.decode(tokens, GRID)).numpy()
     right = [

@@ -147,7 +147,7 @@ def scenes(count: int, classes: Sequence[str], rng: random.Random) -> np.ndarray
     tasks = (*TASKS, "colors", "color_attr", "color_attr")
     return np.stack(
         [
-            world.sample(rng, classes, tasks=tasks, style="geneval", layout_share=0.0).pixels
+            world.draw_sample(rng, classes, tasks=tasks, style="geneval", layout_share=0.0).pixels
             for _ in range(count)
         ]
     )

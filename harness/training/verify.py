@@ -38,8 +38,7 @@ from harness.judges.pictogram_verifier import PictogramVerifier, View, find_faul
 from harness.models.pictogram import grammar, world
 from harness.models.pictogram import weights as files
 from harness.models.pictogram.detector import Detector
-from harness.models.pictogram.generator import Pictogram
-from harness.models.pictogram.generator import draw as draw_tokens
+from harness.models.pictogram.generator import Pictogram, draw_tokens
 from harness.models.pictogram.grammar import COLORS, NUMBERS, RELATIONS, TASKS, Spec
 from harness.models.trunk import causal
 from harness.records import Job, Prompt
@@ -87,7 +86,7 @@ def main() -> None:
     torch.set_num_threads(1)
     bench = Bench(arguments.weights, arguments.metadata)
     gates = measure(bench, quick=arguments.quick, report=lambda gate: print(gate, flush=True))
-    path = files.folder(arguments.weights) / "card.json"
+    path = files.find_set(arguments.weights) / "card.json"
     kind = ("quick" if arguments.quick else "full") + (" official" if arguments.metadata else "")
     card: Card = json.loads(path.read_text())
     if arguments.write:
@@ -197,7 +196,7 @@ class Bench:
         rng = random.Random("verify scenes")
         tasks = [TASKS[i % len(TASKS)] for i in range(count)]
         samples = [
-            world.sample(rng, self.classes, tasks=[t], style="geneval", layout_share=0.0)
+            world.draw_sample(rng, self.classes, tasks=[t], style="geneval", layout_share=0.0)
             for t in tasks
         ]
         return (
@@ -634,9 +633,9 @@ def lantern_gates(bench: Bench, size: dict[str, int]) -> Iterator[Gate]:
 
 
 def file_gates(bench: Bench, size: dict[str, int]) -> list[Gate]:
-    folder = files.folder(bench.weights)
+    folder = files.find_set(bench.weights)
     total = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    apart = files.sha256(folder / "judge.safetensors") != files.sha256(
+    apart = files.hash_file(folder / "judge.safetensors") != files.hash_file(
         folder / "reward.safetensors"
     )
     return [

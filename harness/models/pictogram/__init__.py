@@ -1,7 +1,11 @@
-"""The embedded model: a real, tiny text-to-image AR model that the project trains itself.
+"""The embedded model: a real, tiny text-to-image model that the project trains itself.
 
-grammar    what can be asked, in words, and what a text means        world      scenes that show it
-generator  the GPT and the model as the sampler sees it              detector   judge and reward networks
-reading    detections against a spec, as chances                     weights    the shipped files
-training, train_tokenizer, train_generator, train_draft, train_detector, export, card, verify: how it came to be
+    grammar    prompts: what can be asked, in words, and what a text means
+    world      scenes that show what a prompt asks for
+    generator  the GPT, and the model as the engine draws it
+    detector   the networks of judge and reward
+    reading    how well detections satisfy a prompt
+    weights    the shipped files
+
+How the weights were made is in `harness.training`.
 """

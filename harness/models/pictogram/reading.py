@@ -1,8 +1,7 @@
-"""How well a picture's detections satisfy a spec, as chances: the reward's arithmetic and the
-training's monitor.
+"""How well a picture's detections satisfy a spec, as chances.
 
-GenEval's clauses, softened: each becomes a number in [0, 1]. Not a verdict: that is the
-benchmark's.
+These are GenEval's clauses, softened: each becomes a number in [0, 1]. The reward computes with
+them and training watches them; the verdict is the benchmark's.
 """
 
 from __future__ import annotations
@@ -13,65 +12,75 @@ from collections.abc import Sequence
 from harness.models.pictogram.detector import LOWEST, Detection
 from harness.models.pictogram.grammar import COLORS, Clause, Spec
 
-
-def chances(spec: Spec, detections: Sequence[Detection]) -> list[float]:
-    """One chance per condition: enough objects, right colours, right places, not too many."""
-    found = {
-        clause["class"]: [one for one in detections if one.name == clause["class"]]
-        for clause in spec["include"]
-    }
-    chosen: list[Detection | None] = []
-    values: list[float] = []
-    for clause in spec["include"]:
-        objects = found[clause["class"]]
-        values.append(_enough(objects, clause["count"]))
-        if "color" in clause:
-            values += [
-                one.color_shares[COLORS.index(clause["color"])]
-                for one in objects[: clause["count"]]
-            ]
-        best = objects[0] if objects else None
-        if "position" in clause:
-            relation, target = clause["position"]
-            values.append(_related(str(relation), best, chosen[int(target)]))
-        chosen.append(best)
-    return values + [
-        1 - _enough(found.get(clause["class"], []), clause["count"]) for clause in _excluded(spec)
-    ]
+_AXIS_AND_SIGN = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}
 
 
 def soft_score(spec: Spec, detections: Sequence[Detection]) -> float:
-    """The chance that all conditions hold, as if they were independent."""
+    """Compute the chance that all conditions hold, as if they were independent."""
     return math.prod(chances(spec, detections))
 
 
 def holds(spec: Spec, detections: Sequence[Detection]) -> bool:
-    """Whether every condition is more likely than not."""
+    """Return True if every condition is more likely than not."""
     return all(chance > 0.5 for chance in chances(spec, detections))
 
 
-def _excluded(spec: Spec) -> list[Clause]:
-    return spec.get("exclude", [])
+def chances(spec: Spec, detections: Sequence[Detection]) -> list[float]:
+    """Compute one chance per condition of a spec.
 
-
-def _enough(objects: Sequence[Detection], count: int) -> float:
-    """The score of the least of the `count` best objects; below what a detector reports, a
-    little.
+    For each clause: enough objects, then their colours, then their place. At the end: not too many.
     """
+    objects_of = {clause["class"]: _objects_of(clause, detections) for clause in spec["include"]}
+    best: list[Detection | None] = []  # object of each clause so far
+    values: list[float] = []
+    for clause in spec["include"]:
+        objects = objects_of[clause["class"]]
+        values.append(_chance_of_enough(objects, clause["count"]))
+        if "color" in clause:
+            color = COLORS.index(clause["color"])
+            values += [one.color_shares[color] for one in objects[: clause["count"]]]
+        one = objects[0] if objects else None
+        if "position" in clause:
+            relation, target = clause["position"]
+            values.append(_chance_of_relation(str(relation), one, best[int(target)]))
+        best.append(one)
+
+    for clause in spec.get("exclude", []):
+        objects = objects_of.get(clause["class"], [])
+        values.append(1 - _chance_of_enough(objects, clause["count"]))
+    return values
+
+
+def _objects_of(clause: Clause, detections: Sequence[Detection]) -> list[Detection]:
+    """Detections of a clause's class, best first as all are."""
+    return [one for one in detections if one.name == clause["class"]]
+
+
+def _chance_of_enough(objects: Sequence[Detection], count: int) -> float:
+    """The score of the `count`-th best object; half of the lowest reported one if it is missing."""
     return objects[count - 1].score if len(objects) >= count else LOWEST / 2
 
 
-def _related(relation: str, one: Detection | None, other: Detection | None) -> float:
-    """GenEval's position rule (shrunk offset over distance, compared with 0.5) through a steep
-    sigmoid.
-    """
+def _chance_of_relation(relation: str, one: Detection | None, other: Detection | None) -> float:
+    """GenEval's position rule through a steep sigmoid: shrunk offset over distance, against 0.5."""
     if one is None or other is None:
         return 0.0
-    axis, sign = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}[
-        relation
-    ]
-    offset = [(one.box[i] + one.box[i + 2] - other.box[i] - other.box[i + 2]) / 2 for i in (0, 1)]
-    sizes = [one.box[i + 2] - one.box[i] + other.box[i + 2] - other.box[i] for i in (0, 1)]
-    shrunk = math.copysign(max(abs(offset[axis]) - 0.1 * sizes[axis], 0.0), offset[axis])
-    lean = sign * shrunk / max(math.hypot(*offset), 1e-6)
+    offsets = []
+    sizes = []
+    for axis in (0, 1):
+        low, high = _interval(one, axis)
+        other_low, other_high = _interval(other, axis)
+        offsets.append((low + high - other_low - other_high) / 2)
+        sizes.append(high - low + other_high - other_low)
+
+    axis, sign = _AXIS_AND_SIGN[relation]
+    shrunk = max(abs(offsets[axis]) - 0.1 * sizes[axis], 0.0)
+    distance = max(math.hypot(*offsets), 1e-6)
+    lean = sign * math.copysign(shrunk, offsets[axis]) / distance
     return 1 / (1 + math.exp(-20 * (lean - 0.5)))
+
+
+def _interval(detection: Detection, axis: int) -> tuple[float, float]:
+    """Where a box begins and ends along an axis (0 right, 1 down), in pixels."""
+    left, top, right, bottom = detection.box
+    return (left, right) if axis == 0 else (top, bottom)

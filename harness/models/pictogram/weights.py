@@ -1,4 +1,4 @@
-"""Where the embedded model's weights lie, and how they are read and written.
+"""The embedded model's weights: find, read, check and write them.
 
 A set is a folder `weights/<set>/` with one half-precision safetensors file per part and a
 `card.json` that lists their sha256. A file's own configuration (dimensions, classes, recipe) is
@@ -23,49 +23,64 @@ FOLDER = Path(__file__).parent / "weights"
 PARTS = ("tokenizer", "generator", "draft", "eagle", "judge", "reward")
 
 Config = dict[str, object]
+"""The configuration of a part, as its file states it."""
 
 
 class WeightsError(UserError, ValueError):
     """Weights that are missing, altered or of another model."""
 
 
-def folder(weights: str) -> Path:
-    """The folder of a set name ("pictogram_16") or of a path."""
+def find_set(weights: str) -> Path:
+    """Find the folder of a set by its name ("pictogram_16") or path.
+
+    Raises WeightsError where there is none.
+    """
     named = FOLDER / weights
     if named.is_dir():
         return named
     if Path(weights).is_dir():
         return Path(weights)
-    known = (
-        sorted(path.name for path in FOLDER.iterdir() if path.is_dir()) if FOLDER.is_dir() else []
-    )
+
+    known = []
+    if FOLDER.is_dir():
+        known = sorted(path.name for path in FOLDER.iterdir() if path.is_dir())
     raise WeightsError(
-        f"no weights {weights!r}: neither a folder nor one of the shipped sets {', '.join(known) or '(none)'}"
+        f"no weights {weights!r}: "
+        f"neither a folder nor one of the shipped sets {', '.join(known) or '(none)'}"
     )
 
 
-def read(weights: str, part: str) -> tuple[dict[str, Tensor], Config, str]:
-    """Tensors (float32), configuration and sha256 of one part; refuses a file that its card does
-    not vouch for.
+def read_part(weights: str, part: str) -> tuple[dict[str, Tensor], Config, str]:
+    """Read tensors (float32), configuration and sha256 of one part of a set.
+
+    Raises WeightsError for a file that is missing or is not the one that the set's card lists.
     """
-    path = folder(weights) / f"{part}.safetensors"
+    path = find_set(weights) / f"{part}.safetensors"
     if not path.is_file():
         raise WeightsError(f"{path} is missing: export it with `python -m harness.training.export`")
-    sha = sha256(path)
+    sha = hash_file(path)
     card = path.parent / "card.json"
     if card.is_file():
-        stated = json.loads(card.read_text())["sha256"].get(path.name)
-        if stated != sha:
-            raise WeightsError(
-                f"{path} has sha256 {sha}, its card says {stated}: restore the file or export the set again"
-            )
+        _expect_listed(path, sha, card)
+
+    state = {}
     with safe_open(path, framework="pt") as file:
         config = json.loads(file.metadata()["config"])
-        state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 (not a dict)
+        for name in file.keys():  # noqa: SIM118 (not a dict)
+            state[name] = file.get_tensor(name).float()
     return state, config, sha
 
 
-def write(path: Path, module: nn.Module, config: Mapping[str, object]) -> None:
+def _expect_listed(path: Path, sha: str, card: Path) -> None:
+    stated = json.loads(card.read_text())["sha256"].get(path.name)
+    if stated != sha:
+        raise WeightsError(
+            f"{path} has sha256 {sha}, its card says {stated}: "
+            "restore the file or export the set again"
+        )
+
+
+def write_part(path: Path, module: nn.Module, config: Mapping[str, object]) -> None:
     """Write a module in half precision, atomically."""
     state = {
         name: tensor.detach().half().contiguous() for name, tensor in module.state_dict().items()
@@ -76,36 +91,42 @@ def write(path: Path, module: nn.Module, config: Mapping[str, object]) -> None:
     os.replace(draft, path)
 
 
-def fill(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Load tensors into a module; a name or shape that does not fit is the user's mistake, said in
-    one line.
+def fill_module(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Load tensors into a module.
+
+    Raises WeightsError, naming the `source`, for a name or shape that does not fit.
     """
-    own = module.state_dict()
-    for name in sorted(own.keys() | state.keys()):
+    wanted = module.state_dict()
+    for name in sorted(wanted.keys() | state.keys()):
         have = tuple(state[name].shape) if name in state else "nothing"
-        want = tuple(own[name].shape) if name in own else "nothing"
+        want = tuple(wanted[name].shape) if name in wanted else "nothing"
         if have != want:
             raise WeightsError(
-                f"{source}: tensor {name} is {have}, the model needs {want}: these weights are of another model"
+                f"{source}: tensor {name} is {have}, the model needs {want}: "
+                "these weights are of another model"
             )
     module.load_state_dict(dict(state))
 
 
-def sha256(path: Path) -> str:
+def hash_file(path: Path) -> str:
+    """Return the sha256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def integer(config: Config, key: str) -> int:
+def config_integer(config: Config, key: str) -> int:
+    """Read an integer of a configuration."""
     value = config[key]
     assert isinstance(value, int), f"{key} is {value!r}"
     return value
 
 
-def strings(config: Config, key: str) -> tuple[str, ...]:
+def config_strings(config: Config, key: str) -> tuple[str, ...]:
+    """Read a list of strings of a configuration."""
     value = config[key]
     assert isinstance(value, list), f"{key} is {value!r}"
     return tuple(map(str, value))
 
 
-def parameters(module: nn.Module) -> int:
+def count_parameters(module: nn.Module) -> int:
+    """Count the numbers that a module is trained in."""
     return sum(tensor.numel() for tensor in module.parameters())

@@ -1,9 +1,8 @@
-"""The pictogram world: scenes of recoloured sprites on flat backgrounds, each a pure function of
-its seed.
+"""The pictogram world: scenes of recoloured sprites on flat backgrounds, pure functions of a seed.
 
 Objects lie on a 4-pixel lattice (one token of the tokenizer), never overlap, and obey the layout
-their caption states. Sizes are pixels; boxes are (x1, y1, x2, y2) with exclusive right and bottom
-edges. Only rendering sprites needs resvg.
+that their caption states. Sizes are pixels; boxes are (x1, y1, x2, y2) with exclusive right and
+bottom edges. Only rendering sprites needs resvg.
 """
 
 from __future__ import annotations
@@ -31,23 +30,29 @@ from harness.models.pictogram.grammar import (
 )
 
 Pixels = NDArray[np.uint8]
+Box = tuple[int, int, int, int]
 
 SIDE = 48
+"""Pixels a side of a picture."""
+
 LATTICE = 4
+"""Pixels between places where objects may lie."""
+
 BACKGROUNDS = ((170, 188, 206), (206, 190, 156), (160, 186, 156), (150, 146, 160))
-REFERENCE_RGB: dict[str, tuple[int, int, int]] = dict(
-    zip(
-        COLORS,
-        (
-            *((208, 34, 38), (242, 120, 22), (250, 216, 40), (40, 150, 60), (40, 90, 215)),
-            *((128, 50, 175), (255, 140, 195), (122, 72, 36), (28, 28, 32), (246, 246, 246)),
-        ),
-        strict=True,
-    )
+
+_RGB_IN_ORDER = (
+    *((208, 34, 38), (242, 120, 22), (250, 216, 40), (40, 150, 60), (40, 90, 215)),
+    *((128, 50, 175), (255, 140, 195), (122, 72, 36), (28, 28, 32), (246, 246, 246)),
 )
+REFERENCE_RGB: dict[str, tuple[int, int, int]] = dict(zip(COLORS, _RGB_IN_ORDER, strict=True))
+"""The colour of a tinted sprite's median pixel."""
+
 DARK = {"black": (4, 4, 8), "white": (112, 112, 120)}
-LUMINANCE = np.array([0.299, 0.587, 0.114])
 LIGHT = {"black": (150, 150, 160), "white": (255, 255, 255)}
+"""Darkest and lightest colour of a tint, where they are not computed from its reference."""
+
+LUMINANCE = np.array([0.299, 0.587, 0.114])
+"""Weights of red, green and blue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +61,12 @@ class Placed:
 
     name: str
     color: str | None  # None: the sprite's own colours
-    box: tuple[int, int, int, int]
+    box: Box
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One training example: a text, a picture that shows what it says, and what is in the
-    picture.
-    """
+    """One training example: a text, a picture that shows it, and what is in the picture."""
 
     text: str
     spec: Spec
@@ -71,7 +74,7 @@ class Sample:
     placed: tuple[Placed, ...]
 
 
-def sample(
+def draw_sample(
     rng: random.Random,
     classes: Sequence[str],
     *,
@@ -79,64 +82,85 @@ def sample(
     style: Style,
     layout_share: float,
 ) -> Sample:
-    """A random spec, a layout, the scene, and a caption that mentions the layout in `layout_share`
-    of the cases.
+    """Draw a random spec, a layout, the scene, and a caption.
+
+    The caption mentions the layout in `layout_share` of the cases.
     """
-    spec = sample_spec(
-        rng.choice(tasks), classes, rng, tinted=style != "geneval" and rng.random() < 0.15
-    )
-    named = rng.random() < layout_share
-    free = not named and len(objects(spec)) == 1
-    layout: Layout = () if free else rng.choice(layouts(spec))
-    pixels, placed = scene(spec, rng, layout)
-    return Sample(
-        caption(spec, style=style, layout=layout if named else (), rng=rng), spec, pixels, placed
-    )
+    task = rng.choice(tasks)
+    tinted = style != "geneval" and rng.random() < 0.15
+    spec = sample_spec(task, classes, rng, tinted=tinted)
+
+    is_mentioned = rng.random() < layout_share
+    is_free = not is_mentioned and len(objects(spec)) == 1
+    layout: Layout = () if is_free else rng.choice(layouts(spec))
+
+    pixels, placed = draw_scene(spec, rng, layout)
+    text = caption(spec, style=style, layout=layout if is_mentioned else (), rng=rng)
+    return Sample(text, spec, pixels, placed)
 
 
-def scene(spec: Spec, rng: random.Random, layout: Layout = ()) -> tuple[Pixels, tuple[Placed, ...]]:
-    """A picture [48, 48, 3] of the objects of `spec`, and the objects with their tight boxes."""
+def draw_scene(
+    spec: Spec, rng: random.Random, layout: Layout = ()
+) -> tuple[Pixels, tuple[Placed, ...]]:
+    """Draw a picture [48, 48, 3] of the objects of `spec`; returns them too, with tight boxes."""
     wanted = objects(spec)
     if not layout and len(wanted) > 1:
         layout = rng.choice(layouts(spec))
-    background = rng.randrange(len(BACKGROUNDS))
-    pixels = np.empty((SIDE, SIDE, 3), np.uint8)
-    pixels[:] = BACKGROUNDS[background]
-    placed = []
-    for (name, color), (x, y, size) in zip(wanted, _positions(spec, layout, rng), strict=True):
-        patch, (left, top, right, bottom) = patch_of(name, color, size, background)
-        pixels[y : y + size, x : x + size] = patch
-        placed.append(Placed(name, color, (x + left, y + top, x + right, y + bottom)))
-    return pixels, tuple(placed)
+    picture = _Picture(rng)
+    squares = _positions(spec, layout, rng)
+    for (name, color), (x, y, size) in zip(wanted, squares, strict=True):
+        picture.paste(name, color, x, y, size)
+    return picture.pixels, tuple(picture.placed)
 
 
-def clutter(
+def draw_clutter(
     rng: random.Random, classes: Sequence[str], *, most: int = 5
 ) -> tuple[Pixels, tuple[Placed, ...]]:
-    """A scene no spec asked for: up to `most` objects of any class, colour and size, off the
-    lattice, apart.
+    """Draw a scene that no spec asks for; returns its objects too, with tight boxes.
+
+    It has up to `most` objects of any class, colour and size, off the lattice and apart.
     """
-    background = rng.randrange(len(BACKGROUNDS))
-    pixels = np.empty((SIDE, SIDE, 3), np.uint8)
-    pixels[:] = BACKGROUNDS[background]
-    taken: list[tuple[int, int, int]] = []
-    placed = []
+    picture = _Picture(rng)
+    squares: list[tuple[int, int, int]] = []
     for _ in range(rng.randint(0, most)):
         size = rng.choice((16, 16, 20, 20, 24, 28, 32))
         x = rng.randint(0, SIDE - size)
         y = rng.randint(0, SIDE - size)
-        if any(
-            abs(2 * (x - a) + size - s) < size + s and abs(2 * (y - b) + size - s) < size + s
-            for a, b, s in taken
-        ):
+        square = (x, y, size)
+        if any(_overlap(square, other) for other in squares):
             continue
+        squares.append(square)
         name = rng.choice(classes)
         color = rng.choice((None, rng.choice(COLORS)))
-        patch, (left, top, right, bottom) = patch_of(name, color, size, background)
-        pixels[y : y + size, x : x + size] = patch
-        taken.append((x, y, size))
-        placed.append(Placed(name, color, (x + left, y + top, x + right, y + bottom)))
-    return pixels, tuple(placed)
+        picture.paste(name, color, x, y, size)
+    return picture.pixels, tuple(picture.placed)
+
+
+class _Picture:
+    """A picture on a random flat background, and the objects that were pasted into it."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.background = rng.randrange(len(BACKGROUNDS))
+        self.pixels = np.empty((SIDE, SIDE, 3), np.uint8)
+        self.pixels[:] = BACKGROUNDS[self.background]
+        self.placed: list[Placed] = []
+
+    def paste(self, name: str, color: str | None, x: int, y: int, size: int) -> None:
+        """Paste a sprite with its corner at (x, y)."""
+        patch, (left, top, right, bottom) = patch_of(name, color, size, self.background)
+        self.pixels[y : y + size, x : x + size] = patch
+        box = (x + left, y + top, x + right, y + bottom)
+        self.placed.append(Placed(name, color, box))
+
+
+def _overlap(one: tuple[int, int, int], other: tuple[int, int, int]) -> bool:
+    """True if two squares (x, y, size) overlap: their centres are nearer than half their sizes."""
+    x, y, size = one
+    a, b, other_size = other
+    reach = size + other_size
+    across = abs(2 * (x - a) + size - other_size)
+    down = abs(2 * (y - b) + size - other_size)
+    return across < reach and down < reach
 
 
 # --- where things stand ---------------------------------------------------------------------------
@@ -146,51 +170,55 @@ def _positions(spec: Spec, layout: Layout, rng: random.Random) -> list[tuple[int
     """(x, y, size) of every object."""
     if not layout:
         size = rng.choice((20, 24, 28, 32))
-        return [(_lattice(rng, 0, SIDE - size), _lattice(rng, 0, SIDE - size), size)]
-    vertical = layout[0] in ("top", "bottom")
-    spots = (
-        _pair(layout[0] in ("top", "left"), rng)
-        if len(spec["include"]) == 2
-        else _split(layout, rng)
-    )
-    return [
-        (across, along, size) if vertical else (along, across, size)
-        for along, across, size in spots
-    ]
+        x = _lattice_point(rng, 0, SIDE - size)
+        y = _lattice_point(rng, 0, SIDE - size)
+        return [(x, y, size)]
 
-
-def _pair(first_leads: bool, rng: random.Random) -> list[tuple[int, int, int]]:
-    """(along, across, size) of two objects, one after the other along an axis and nearly level
-    across it.
-    """
-    sizes = rng.choice(((20, 20), (24, 24), (24, 24), (20, 24), (24, 20), (20, 28), (28, 20)))
-    near = _lattice(rng, 0, SIDE - sum(sizes))
-    far = _lattice(rng, near + sizes[0], SIDE - sizes[1])
-    across = _lattice(rng, 0, SIDE - sizes[0])
-    level = _lattice(rng, max(0, across - 8), min(SIDE - sizes[1], across + 8))
-    spots = [(near, across, sizes[0]), (far, level, sizes[1])]
-    return spots if first_leads else spots[::-1]
-
-
-def _split(layout: Layout, rng: random.Random) -> list[tuple[int, int, int]]:
-    """(along, across, size) of equal objects in the two halves of an axis, those of a half in one
-    row.
-    """
-    half = SIDE // 2
-    most = max(layout.count(place) for place in set(layout))
-    size = rng.choice({1: (20, 24), 2: (16, 20, 24), 3: (16,)}[most])
-    spots = []
-    for place in dict.fromkeys(layout):
-        start = 0 if place in ("top", "left") else half
-        along = _lattice(rng, start, start + half - size)
-        count = layout.count(place)
-        slack = (SIDE - count * size) // LATTICE
-        gaps = sorted(rng.randint(0, slack) for _ in range(count))
-        spots += [(along, i * size + gap * LATTICE, size) for i, gap in enumerate(gaps)]
+    if len(spec["include"]) == 2:
+        spots = _pair_spots(layout[0] in ("top", "left"), rng)
+    else:
+        spots = _half_spots(layout, rng)
+    if layout[0] in ("top", "bottom"):
+        return [(across, along, size) for along, across, size in spots]
     return spots
 
 
-def _lattice(rng: random.Random, low: int, high: int) -> int:
+_PAIR_SIZES = ((20, 20), (24, 24), (24, 24), (20, 24), (24, 20), (20, 28), (28, 20))
+
+
+def _pair_spots(first_leads: bool, rng: random.Random) -> list[tuple[int, int, int]]:
+    """(along, across, size) of two objects that follow each other along an axis.
+
+    They are nearly level across it.
+    """
+    near_size, far_size = rng.choice(_PAIR_SIZES)
+    near = _lattice_point(rng, 0, SIDE - near_size - far_size)
+    far = _lattice_point(rng, near + near_size, SIDE - far_size)
+    across = _lattice_point(rng, 0, SIDE - near_size)
+    level = _lattice_point(rng, max(0, across - 8), min(SIDE - far_size, across + 8))
+    spots = [(near, across, near_size), (far, level, far_size)]
+    return spots if first_leads else spots[::-1]
+
+
+def _half_spots(layout: Layout, rng: random.Random) -> list[tuple[int, int, int]]:
+    """(along, across, size) of equal objects in the two halves of an axis, each half in a row."""
+    half = SIDE // 2
+    places = dict.fromkeys(layout)
+    most = max(layout.count(place) for place in places)
+    size = rng.choice({1: (20, 24), 2: (16, 20, 24), 3: (16,)}[most])
+    spots = []
+    for place in places:
+        start = 0 if place in ("top", "left") else half
+        along = _lattice_point(rng, start, start + half - size)
+        count = layout.count(place)
+        slack = (SIDE - count * size) // LATTICE
+        gaps = sorted(rng.randint(0, slack) for _ in range(count))
+        for i, gap in enumerate(gaps):
+            spots.append((along, i * size + gap * LATTICE, size))
+    return spots
+
+
+def _lattice_point(rng: random.Random, low: int, high: int) -> int:
     """A multiple of 4 between `low` and `high`, which are multiples of 4 themselves."""
     return LATTICE * rng.randint(low // LATTICE, high // LATTICE)
 
@@ -199,57 +227,57 @@ def _lattice(rng: random.Random, low: int, high: int) -> int:
 
 
 @cache
-def patch_of(
-    name: str, color: str | None, size: int, background: int
-) -> tuple[Pixels, tuple[int, int, int, int]]:
-    """A sprite composed over a flat background, [size, size, 3], and its tight box inside the
-    patch.
-    """
+def patch_of(name: str, color: str | None, size: int, background: int) -> tuple[Pixels, Box]:
+    """Draw a sprite over a flat background, [size, size, 3]; returns its tight box in it too."""
     rgba = sprite(name, color, size)
     alpha = rgba[..., 3:].astype(np.float32) / 255
-    patch = rgba[..., :3] * alpha + np.asarray(BACKGROUNDS[background], np.float32) * (1 - alpha)
-    ys, xs = np.nonzero(rgba[..., 3] > 127)
-    return np.rint(patch).astype(np.uint8), (
-        int(xs.min()),
-        int(ys.min()),
-        int(xs.max()) + 1,
-        int(ys.max()) + 1,
-    )
+    behind = np.asarray(BACKGROUNDS[background], np.float32)
+    patch = rgba[..., :3] * alpha + behind * (1 - alpha)
+
+    rows, columns = np.nonzero(rgba[..., 3] > 127)
+    box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+    left, top, right, bottom = map(int, box)
+    return np.rint(patch).astype(np.uint8), (left, top, right, bottom)
 
 
 @cache
 def sprite(name: str, color: str | None, size: int) -> Pixels:
-    """A sprite as straight RGBA [size, size, 4], in its own colours or tinted."""
+    """Draw a sprite as straight RGBA [size, size, 4], in its own colours or tinted."""
     rgba = rasterise(name, size)
-    return rgba if color is None else np.dstack((tint(rgba, color, *_pins(name)), rgba[..., 3]))
+    if color is None:
+        return rgba
+    median, top = _luminance_pins(name)
+    return np.dstack((tint(rgba, color, median, top), rgba[..., 3]))
 
 
 @cache
-def _pins(name: str) -> tuple[float, float]:
-    """Median and largest luminance of a sprite, taken once at a fine size so that every size gets
-    the same tint.
+def _luminance_pins(name: str) -> tuple[float, float]:
+    """Median and largest luminance of a sprite.
+
+    They are taken once, at a fine size, so that every size gets the same tint.
     """
     rgba = rasterise(name, 4 * SIDE)
     solid = (rgba[..., :3] @ LUMINANCE)[rgba[..., 3] > 127]
-    return float(np.median(solid)), float(max(solid.max(), np.median(solid) + 1))
+    median = np.median(solid)
+    return float(median), float(max(solid.max(), median + 1))
 
 
 @cache
 def rasterise(name: str, size: int) -> Pixels:
+    """Render a sprite's SVG as RGBA [size, size, 4], in its own colours."""
     import resvg_py
 
-    svg = (
-        resources.files("harness.models.pictogram") / "sprites" / f"{name.replace(' ', '_')}.svg"
-    ).read_text()
+    folder = resources.files("harness.models.pictogram") / "sprites"
+    svg = (folder / f"{name.replace(' ', '_')}.svg").read_text()
     png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size))
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGBA"))
 
 
 def tint(rgba: Pixels, color: str, median: float, top: float) -> Pixels:
-    """Map luminance onto a ramp dark - reference - light, the sprite's median luminance pinned to
-    the reference.
+    """Map a sprite's luminance onto a ramp from dark over the reference colour to light.
 
-    (Pinning the extremes instead turns a red apple maroon.)
+    Its median luminance becomes the reference, `top` the lightest. (Pinning both extremes instead
+    turns a red apple maroon.)
     """
     luminance = rgba[..., :3] @ LUMINANCE
     reference = np.asarray(REFERENCE_RGB[color], np.float64)
