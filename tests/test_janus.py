@@ -13,7 +13,7 @@ import pytest
 import torch
 from runs import harness
 from safetensors.torch import load_file, save_file
-from test_company import Wanderer, costs
+from test_batch_invariance import Wanderer, costs
 from test_gridar import TWO_STEPS, Mock
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor

@@ -30,7 +30,7 @@ from harness.engine.acceptance import Draft
 from harness.engine.canvas import Canvas
 from harness.engine.draft_trees import Grown, Static, Tree
 from harness.engine.sampler import Sampler
-from harness.models import ImageModel
+from harness.models import FollowableModel, HasCollapse, ImageModel
 from harness.models import checkpoint as checkpoint_files
 from harness.models.kv_cache import KVCache, TreeMask
 from harness.models.pictogram import weights as embedded_files
@@ -238,21 +238,17 @@ def target_spec(model: ImageModel) -> TrunkSpec:
 
     Raises UserError for a model whose features cannot be followed.
     """
-    trunk = getattr(model, "trunk", None)
-    if trunk is None:
-        trunk = getattr(getattr(model, "gpt", None), "trunk", None)
-    spec: TrunkSpec | None = getattr(trunk, "spec", None)
-    if spec is None or not hasattr(model, "rotary"):
+    if not isinstance(model, FollowableModel):
         raise UserError(
             f"{model.name} has no rotary table for a feature drafter: "
             "choose drafter=pictogram_draft or its own"
         )
-    if getattr(model, "collapse", False):
+    if isinstance(model, HasCollapse) and model.collapse:
         raise UserError(
             f"{model.name} collapses its prompt, whose features the drafter needs: "
             "set +model.collapse=false"
         )
-    return spec
+    return model.trunk_spec
 
 
 def _expect_shapes(weights: LayerWeights, expected: Mapping[str, Tensor], target: str) -> None:

@@ -28,7 +28,7 @@ from harness.engine.cuda_graphs import Graphs, Staging
 from harness.engine.draft_trees import Forest
 from harness.engine.meter import Clock
 from harness.engine.slots import SlotTable
-from harness.models import ImageModel
+from harness.models import HasPrefix, ImageModel
 from harness.models.kv_cache import Mask, Prefix, TreeMask
 from harness.models.trunk import Attend
 from harness.records import Usage
@@ -437,13 +437,11 @@ class Forward:
 
 def _cached_prefixes(model: ImageModel, most: int) -> Callable[[Context], Prefix] | None:
     """Compute prefixes once for each context, if the model computes prefixes at all."""
-    compute = getattr(model, "prefix", None)
-    if compute is None:
+    if not isinstance(model, HasPrefix):
         return None
 
     @lru_cache(maxsize=most)
     def prefix_of(context: Context) -> Prefix:
-        prefix: Prefix = compute(context.text, context.like)
-        return prefix
+        return model.prefix(context.text, context.like)
 
     return prefix_of

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from harness.engine.rendering import images_at_once
-from harness.models import ImageModel
+from harness.models import HasRenderBytes, ImageModel
 from harness.records import UserError
 
 log = logging.getLogger("harness")
@@ -103,7 +103,7 @@ def estimate_need(
     activations = rows * columns * model.dim * number_bytes * PREFILL_COPIES
 
     # 3. One batch of the image decoder.
-    image_bytes = int(getattr(model, "render_bytes", 0))
+    image_bytes = model.render_bytes if isinstance(model, HasRenderBytes) else 0
 
     return MemoryNeed(
         per_slot=cache.slot_bytes + context + states + draw,
