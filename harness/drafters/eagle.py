@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from harness.engine.acceptance import Draft
 from harness.engine.canvas import Canvas
-from harness.engine.draft_trees import Grown, Static, Tree
+from harness.engine.draft_trees import GrownTree, Static, Tree
 from harness.engine.sampler import Sampler
 from harness.models import ImageModel
 from harness.models import checkpoint as files
@@ -274,7 +274,7 @@ class _Engine:
             (*places, max(1, tree.fed)), dtype=torch.bool, device=model.device
         )
 
-    def grow(self, rows: list[Canvas], left: list[int], sibling: int) -> list[Grown]:
+    def grow(self, rows: list[Canvas], left: list[int], sibling: int) -> list[GrownTree]:
         """Drafts of `rows`, which the target has seen up to their first token at least."""
         self._follow(rows)
         fed = depth = 0
