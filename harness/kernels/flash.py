@@ -132,12 +132,12 @@ def attend_part_kernel(
     seen_ptr,
     partial_ptr,
     scale_ptr,
-    q_strides,  # of slot, head, query
-    key_strides,  # of slot, head, column
-    value_strides,  # of slot, head, column
-    pos_strides,  # of slot, query
-    bias_strides,  # of slot, column
-    seen_strides,  # of slot, query, column
+    q_strides,
+    key_strides,
+    value_strides,
+    pos_strides,
+    bias_strides,
+    seen_strides,
     heads,
     width,
     length,
@@ -156,7 +156,15 @@ def attend_part_kernel(
     """Attend with some queries of one head to one part of the cache.
 
     Stores for each query the largest score, the sum of weights and the weighted sum of values.
+    Strides are those of all axes but a dense last one: slot, head, query or column.
     """
+    q_slot, q_head, q_row = q_strides
+    key_slot, key_head, key_row = key_strides
+    value_slot, value_head, value_row = value_strides
+    pos_slot, pos_row = pos_strides
+    bias_slot, bias_row = bias_strides
+    seen_slot, seen_row, seen_column = seen_strides
+
     # 1. Find out which slot, head, part and queries these are, and how far the queries reach.
     slot = (tl.program_id(0) // heads).to(tl.int64)
     head = tl.program_id(0) % heads
@@ -165,7 +173,7 @@ def attend_part_kernel(
     d = tl.arange(0, D)
     real_w = w < width
     real_d = d < dim
-    pos_at = pos_ptr + slot * pos_strides[0] + w * pos_strides[1]
+    pos_at = pos_ptr + slot * pos_slot + w * pos_row
     pos = tl.load(pos_at, mask=real_w, other=-1).to(tl.int32)
     pos = tl.where(pos < length, pos, -1)
     begin = part * KEYS * BLOCKS
@@ -173,31 +181,30 @@ def attend_part_kernel(
 
     if begin < end:
         # 2. Load the queries.
-        q_at = q_ptr + slot * q_strides[0] + head * q_strides[1]
-        q_at += w[:, None] * q_strides[2] + d[None, :]
+        q_at = q_ptr + slot * q_slot + head * q_head + w[:, None] * q_row + d[None, :]
         q = tl.load(q_at, mask=real_w[:, None] & real_d[None, :], other=0.0)
-        keys = key_ptr + slot * key_strides[0] + head * key_strides[1]
-        values = value_ptr + slot * value_strides[0] + head * value_strides[1]
+        keys_at = key_ptr + slot * key_slot + head * key_head + d[None, :]
+        values_at = value_ptr + slot * value_slot + head * value_head + d[None, :]
 
         top = tl.full((W,), float("-inf"), tl.float32)
         total = tl.zeros((W,), tl.float32)
         mixed = tl.zeros((W, D), tl.float32)
         for first in range(begin, end, KEYS):
             column = first + tl.arange(0, KEYS)
-            row = column[:, None].to(tl.int64)
+            column_1 = column[:, None].to(tl.int64)
             real = (column < end)[:, None] & real_d[None, :]
 
             # 3. Score a block of keys.
-            key = tl.load(keys + row * key_strides[2] + d[None, :], mask=real, other=0.0)
+            key = tl.load(keys_at + column_1 * key_row, mask=real, other=0.0)
             score = _product(q, tl.trans(key), PRECISION, WIDEN) * score_scale
             if BIASED:
-                bias_at = bias_ptr + slot * bias_strides[0] + column * bias_strides[1]
+                bias_at = bias_ptr + slot * bias_slot + column * bias_row
                 bias = tl.load(bias_at, mask=column < end, other=0.0).to(tl.float32)
                 score += tl.where(column[None, :] == pos[:, None], 0.0, bias[None, :])
             sees = column[None, :] <= pos[:, None]
             if MASKED:
-                seen_at = seen_ptr + slot * seen_strides[0]
-                seen_at += w[:, None] * seen_strides[1] + column[None, :] * seen_strides[2]
+                seen_at = seen_ptr + slot * seen_slot + w[:, None] * seen_row
+                seen_at += column[None, :] * seen_column
                 sees = sees & (tl.load(seen_at, mask=sees, other=0) != 0)
             score = tl.where(sees, score, float("-inf"))
 
@@ -206,7 +213,7 @@ def attend_part_kernel(
             base = tl.where(higher == float("-inf"), 0.0, higher)
             weight = tl.exp(score - base[:, None])
             shrink = tl.exp(top - base)
-            value = tl.load(values + row * value_strides[2] + d[None, :], mask=real, other=0.0)
+            value = tl.load(values_at + column_1 * value_row, mask=real, other=0.0)
             total = total * shrink + tl.sum(weight, 1)
             weight = weight.to(value.dtype)
             mixed = mixed * shrink[:, None] + _product(weight, value, PRECISION, WIDEN)
@@ -234,7 +241,7 @@ def join_parts_kernel(
     scale_ptr,
     pos_ptr,
     out_ptr,
-    pos_strides,  # of slot, query
+    pos_strides,
     heads,
     width,
     length,
@@ -244,11 +251,14 @@ def join_parts_kernel(
     PART: tl.constexpr,
 ):
     """Join, for one query of one head, the parts up to the query's own position, in order."""
+    pos_slot, pos_row = pos_strides
+
     # 1. Find out how many parts the query reaches; padding reaches none.
     place = tl.program_id(0).to(tl.int64)
+    slot = place // heads
     w = tl.program_id(1)
     d = tl.arange(0, D)
-    pos = tl.load(pos_ptr + place // heads * pos_strides[0] + w * pos_strides[1]).to(tl.int32)
+    pos = tl.load(pos_ptr + slot * pos_slot + w * pos_row).to(tl.int32)
     used = tl.where(pos < length, pos // PART + 1, 0)
 
     # 2. Add part after part, shrinking both sides to the larger score.
@@ -259,7 +269,8 @@ def join_parts_kernel(
         at = place * parts + part
         part_top = tl.load(scale_ptr + at * 2 * width + w)
         part_total = tl.load(scale_ptr + at * 2 * width + width + w)
-        part_mixed = tl.load(partial_ptr + (at * width + w) * dim + d, mask=d < dim, other=0.0)
+        part_at = partial_ptr + (at * width + w) * dim + d
+        part_mixed = tl.load(part_at, mask=d < dim, other=0.0)
         higher = tl.maximum(top, part_top)
         base = tl.where(higher == float("-inf"), 0.0, higher)
         shrink = tl.exp(top - base)

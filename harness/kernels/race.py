@@ -34,7 +34,7 @@ class Drawn(NamedTuple):
 
 
 class Signals(NamedTuple):
-    """What the text branch's logits say before a draw, at temperature 1; float64 [N] each.
+    """Signals of the text branch before a draw, at temperature 1; float64 [N] each.
 
     `entropy` in nats; `margin`, the probability by which the likeliest token leads the second;
     `kl`, the divergence from the null branch's distribution, in nats; `known`, the number of tokens
@@ -307,8 +307,10 @@ def _uniform(key_ptr, place_ptr, v):
     n = tl.program_id(0)
     spot = _mix(_mix(tl.load(place_ptr + n).to(tl.uint32)))
     other_spot = _mix(spot ^ tl.full((), 0x85EBCA6B, tl.uint32))
-    first = _mix(tl.load(key_ptr + 2 * n).to(tl.uint32) ^ spot)
-    second = _mix(tl.load(key_ptr + 2 * n + 1).to(tl.uint32) ^ other_spot)
+    first_key = tl.load(key_ptr + 2 * n).to(tl.uint32)
+    second_key = tl.load(key_ptr + 2 * n + 1).to(tl.uint32)
+    first = _mix(first_key ^ spot)
+    second = _mix(second_key ^ other_spot)
 
     # 2. 52 bits per token.
     index = v.to(tl.uint32)
