@@ -50,7 +50,7 @@ class Draft:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class DraftVerdict:
     """The target's view of a followed draft: its distributions and how many tokens were accepted.
 
     `probs_TV` [1 + G, V] begins with the distribution at the place of the first draft token. The
