@@ -1,9 +1,8 @@
-"""LANTERN's rule: what it borrows, what it leaves, and that it is exact where nothing is
-borrowed.
-"""
+"""LANTERN's rule: what it borrows and leaves; it is exact where nothing is borrowed."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +14,9 @@ from test_batch_invariance import costs
 from test_speculative import drafter
 from toy import TEXTS, ToyModel, draw, jobs
 
-from harness.engine.acceptance import Drafts, exact
+from harness.engine.acceptance import Drafts, MeasuredRule, exact
 from harness.engine.guidance import Sampling
+from harness.engine.scheduler import Delivery
 from harness.kernels.noise import ACCEPT, Noise
 from harness.records import UserError
 from methods.conformance.acceptance import conformance
@@ -33,22 +33,20 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def ready(rule: Lantern, vocab: int, seed: int = 0) -> Lantern:
-    order = (
-        torch.rand(vocab, vocab, generator=torch.Generator().manual_seed(seed))
-        .fill_diagonal_(2)
-        .argsort(1)
-    )
-    rule.table = order[:, : min(rule.k + 1, vocab - 1)]
+    """The rule with a random neighbour table, as after `expect_target`."""
+    generator = torch.Generator().manual_seed(seed)
+    distance_VV = torch.rand(vocab, vocab, generator=generator).fill_diagonal_(2)
+    rule.table = distance_VV.argsort(1)[:, : min(rule.k + 1, vocab - 1)]
     return rule
 
 
-probs = st.integers(0, 2**31).map(
-    lambda seed: (
-        torch.distributions.Dirichlet(torch.full((8,), 0.4, dtype=torch.float64)).sample()
-        if torch.manual_seed(seed)
-        else None
-    )
-)
+def draw_probs(seed: int) -> torch.Tensor:
+    """A random distribution over eight codes, most of its mass on a few."""
+    torch.manual_seed(seed)
+    return torch.distributions.Dirichlet(torch.full((8,), 0.4, dtype=torch.float64)).sample()
+
+
+probs = st.integers(0, 2**31).map(draw_probs)
 
 
 @pytest.mark.skipif(
@@ -65,12 +63,14 @@ def test_worked_values() -> None:
     probs = torch.tensor([[0.10, 0.25, 0.05, 0.30, 0.20, 0.10]])
     table = torch.tensor([[2, 1, 4, 5, 3]]).repeat(6, 1)
     x = torch.tensor([0])
-    point = torch.eye(6)[:1]
+    one_hot = torch.eye(6)[:1]
+
     additive = Lantern(2, delta=0.2, residual="code_dynamic")
     additive.table = table[:, :3]
     assert additive.acceptance_prob(probs, x).item() == pytest.approx(0.15)
-    left = additive.residual(probs, point, x)[0]
+    left = additive.residual(probs, one_hot, x)[0]
     assert (left / left.sum()).tolist() == pytest.approx([0, 0, 0, 0.75, 0, 0.25])
+
     for multiplier, count, acceptance_prob in ((4.5, 2, 0.40), (1.4, 0, 0.10)):
         rule = Lantern(3, multiplier=multiplier)
         rule.table = table[:, :4]
@@ -86,19 +86,19 @@ def test_the_bound_is_a_bound_on_total_variation(
     rule = ready(Lantern(k, delta=delta), 8)
     x = torch.tensor([token])
     surrogate = rule.surrogate(probs[None], x)[0]
+    borrowed = rule.borrow(probs[None], x).mass_R.item()
+    acceptance_prob = rule.acceptance_prob(probs[None], x).item()
+
     distance = 0.5 * (surrogate - probs).abs().sum().item()
-    assert distance == pytest.approx(rule.borrow(probs[None], x).mass_R.item(), abs=1e-12)
+    assert distance == pytest.approx(borrowed, abs=1e-12)
     assert distance <= delta + 1e-12
     assert surrogate.sum().item() == pytest.approx(1)
-    assert surrogate[token].item() == pytest.approx(rule.acceptance_prob(probs[None], x).item())
-    if (
-        delta > 0
-    ):  # (at zero nothing is borrowed, and the code's prefix may still count neighbours without mass)
+    assert surrogate[token].item() == pytest.approx(acceptance_prob)
+
+    # At zero nothing is borrowed, and the code's prefix may still count neighbours without mass.
+    if delta > 0:
         wider = ready(Lantern(k, delta=min(1.0, delta * 1.5)), 8)
-        assert (
-            wider.acceptance_prob(probs[None], x).item()
-            >= rule.acceptance_prob(probs[None], x).item() - 1e-12
-        )
+        assert wider.acceptance_prob(probs[None], x).item() >= acceptance_prob - 1e-12
 
 
 @settings(max_examples=40, deadline=None)
@@ -111,15 +111,13 @@ def test_the_bound_is_a_bound_on_total_variation(
 def test_output_stays_within_delta_of_the_target(
     probs: torch.Tensor, token: int, delta: float, residual: str
 ) -> None:
-    """One chosen candidate: accepted with its credit, else drawn from the residual; the output law
-    by enumeration.
-    """
+    """One chosen candidate, accepted or replaced from the residual: the output by enumeration."""
     rule = ready(Lantern(5, delta=delta, residual=residual), 8)
     x = torch.tensor([token])
-    point = torch.eye(8).double()
+    one_hot = torch.eye(8).double()[token]
     acceptance_prob = rule.acceptance_prob(probs[None], x).clamp(max=1).item()
-    left = rule.residual(probs[None], point[token][None], x)[0]
-    output = acceptance_prob * point[token] + (1 - acceptance_prob) * left / left.sum()
+    left = rule.residual(probs[None], one_hot[None], x)[0]
+    output = acceptance_prob * one_hot + (1 - acceptance_prob) * left / left.sum()
     assert 0.5 * (output - probs).abs().sum().item() <= delta + 1e-9
 
 
@@ -131,7 +129,8 @@ def test_where_nothing_is_borrowed_it_is_exact_token_for_token(
     residual: str, bound: dict[str, float]
 ) -> None:
     sampling = Sampling(scale=2.0, top_k=6)
-    relaxed = Speculative(drafter(), 3, Lantern(residual=residual, **bound))  # type: ignore[arg-type]
+    rule = Lantern(residual=residual, **bound)  # type: ignore[arg-type]
+    relaxed = Speculative(drafter(), 3, rule)
     strict = draw(Speculative(drafter(), 3, exact), jobs(TEXTS, 2), sampling=sampling)
     for key, delivery in draw(relaxed, jobs(TEXTS, 2), sampling=sampling).items():
         assert delivery.tokens == strict[key].tokens
@@ -139,28 +138,33 @@ def test_where_nothing_is_borrowed_it_is_exact_token_for_token(
 
 
 def test_the_released_residual_is_not_lossless_even_at_zero() -> None:
-    """Neighbours without mass pass a bound of zero, so the code's clearing fires: measured here, as
-    the notes say.
-    """
+    """Neighbours without mass pass a bound of zero, so the code clears their codes."""
     probs = torch.tensor([[0.5, 0.3, 0.2, 0.0]])
     rule = Lantern(1, delta=0.0, residual="code_dynamic")
     rule.table = torch.tensor([[3, 1], [3, 2], [0, 3], [0, 1]])
     x = torch.tensor([0])
-    point = torch.eye(4)[:1]
-    left = rule.residual(probs, point, x)[0]
-    output = 0.5 * point[0] + 0.5 * left / left.sum()
+    one_hot = torch.eye(4)[:1]
+    left = rule.residual(probs, one_hot, x)[0]
+    output = 0.5 * one_hot[0] + 0.5 * left / left.sum()
     assert 0.5 * (output - probs[0]).abs().sum() == pytest.approx(0.3)
 
 
+def count_steps(deliveries: Mapping[object, Delivery]) -> int:
+    """Decode steps of all images together."""
+    steps = 0
+    for delivery in deliveries.values():
+        steps += sum(delivery.notes["accepted"])  # type: ignore[arg-type]
+    return steps
+
+
 @pytest.mark.parametrize("residual", list(RESIDUALS))
-def test_more_is_accepted_and_company_changes_nothing(residual: str) -> None:
+def test_more_is_accepted_and_the_rule_is_batch_invariant(residual: str) -> None:
     def method() -> Speculative:
         return Speculative(drafter(), 3, Lantern(8, delta=0.4, residual=residual))
 
     strict = draw(Speculative(drafter(), 3, exact), jobs(TEXTS, 4))
     relaxed = draw(method(), jobs(TEXTS, 4))
-    rounds = [sum(sum(d.notes["accepted"]) for d in run.values()) for run in (relaxed, strict)]  # type: ignore[arg-type, misc]
-    assert rounds[0] < rounds[1]
+    assert count_steps(relaxed) < count_steps(strict)
     for key, delivery in draw(method(), jobs(TEXTS, 4)[::-1]).items():
         assert not delivery.error
         assert delivery.tokens == relaxed[key].tokens
@@ -170,13 +174,17 @@ def test_more_is_accepted_and_company_changes_nothing(residual: str) -> None:
 def test_neighbours_are_the_nearest_other_codes(metric: str, own_cache: Path) -> None:
     codebook = torch.randn(1500, 3, generator=torch.Generator().manual_seed(1))
     table = neighbours(codebook, 20, metric)
-    rows = codebook / codebook.norm(dim=1, keepdim=True) if metric == "cosine" else codebook
-    distance = np.linalg.norm(
-        rows.numpy()[:, None].astype(np.float64) - rows.numpy()[None], axis=-1
-    )
+
+    codes = codebook
+    if metric == "cosine":
+        codes = codebook / codebook.norm(dim=1, keepdim=True)
+    difference = codes.numpy()[:, None].astype(np.float64) - codes.numpy()[None]
+    distance = np.linalg.norm(difference, axis=-1)
     np.fill_diagonal(distance, np.inf)
-    assert (table.numpy() == distance.argsort(axis=1, kind="stable")[:, :20]).mean() > 0.999
+    expected = distance.argsort(axis=1, kind="stable")[:, :20]
+    assert (table.numpy() == expected).mean() > 0.999
     assert not (table == torch.arange(1500)[:, None]).any()
+
     (file,) = (own_cache / "visual-ar-tts").iterdir()
     stamp = file.stat().st_mtime_ns
     assert torch.equal(neighbours(codebook, 20, metric), table)
@@ -215,10 +223,8 @@ def test_values_out_of_range_are_refused(options: dict[str, float], words: str) 
         Lantern(**options)  # type: ignore[arg-type]
 
 
-def test_what_was_borrowed_is_noted() -> None:
-    """Two accepted tokens and one rejected: neighbours lent, their mass, and what only borrowing
-    saved.
-    """
+def test_signals_measure_what_was_borrowed() -> None:
+    """Two accepted tokens and one rejected: neighbours lent, mass, what only borrowing saved."""
     probs = torch.tensor([[0.1, 0.2, 0.3, 0.4]]).double().expand(4, 4)[None]
     rule = Lantern(2, delta=0.35)
     rule.table = torch.tensor([[1, 2, 3], [0, 2, 3], [3, 1, 0], [2, 1, 0]])
@@ -226,17 +232,24 @@ def test_what_was_borrowed_is_noted() -> None:
     drafts = Drafts(token_RG, torch.eye(4).double()[token_RG], torch.tensor([3]))
     noise = Noise(torch.tensor([[3, 4]]), torch.arange(4)[None])
     path_RG = torch.tensor([[0, 1, -1]])
-    chance = noise.uniform(ACCEPT, 1)[0, :2, 0]
-    said = {
-        name: value.item() for name, value in rule.signals(probs, drafts, noise, path_RG).items()
-    }
-    rescued = int(chance[0] >= 0.1) + int(chance[1] >= 0.2)
-    assert said == pytest.approx({"lent": 1 + 1, "lent_mass": 0.2 + 0.1, "rescued": rescued})
+    uniform = noise.uniform(ACCEPT, 1)[0, :2, 0]
+    rescued = int(uniform[0] >= 0.1) + int(uniform[1] >= 0.2)
+
+    assert isinstance(rule, MeasuredRule)
+    signals = rule.signals(probs, drafts, noise, path_RG)
+    measured = {name: value_R.item() for name, value_R in signals.items()}
+    assert measured == pytest.approx({"lent": 1 + 1, "lent_mass": 0.2 + 0.1, "rescued": rescued})
+
+
+def test_only_rules_with_signals_are_measured() -> None:
+    assert isinstance(Lantern(4, delta=0.3), MeasuredRule)
+    assert not isinstance(exact, MeasuredRule)
 
 
 def test_the_journal_says_what_was_borrowed() -> None:
     for delivery in draw(Speculative(drafter(), 3, Lantern(8, delta=0.4)), jobs(TEXTS, 2)).values():
-        tokens = sum(a * count for a, count in enumerate(delivery.notes["accepted"]))  # type: ignore[arg-type, operator, misc]
+        accepted: list[int] = delivery.notes["accepted"]  # type: ignore[assignment]
+        tokens = sum(a * count for a, count in enumerate(accepted))
         assert 0 <= delivery.notes["rescued"] <= tokens  # type: ignore[operator]
         assert 0 <= delivery.notes["lent_mass"] <= 0.4 * tokens  # type: ignore[operator]
     strict = draw(Speculative(drafter(), 3, Lantern(0, delta=0.4)), jobs(TEXTS[:1]))

@@ -1,16 +1,20 @@
-"""Draft trees: the same laws as chains and plain sampling, whatever the shape, the drafter and the
-company.
-"""
+"""Draft trees give what chains and plain sampling give, whatever the shape, drafter and batch."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 
 import pytest
 import torch
 from test_batch_invariance import costs
-from test_exactness import Joint, joint_probs, noise, p_value
+from test_exactness import (
+    Joint,
+    expect_draws_from,
+    joint_probs,
+    make_noise,
+    p_value_of_possible,
+)
 from test_lantern import own_cache as own_cache
 from test_speculative import drafter
 from toy import TEXTS, ToyModel, draw, jobs
@@ -25,19 +29,22 @@ from harness.engine.acceptance import (
     token_prob,
     verify,
 )
+from harness.engine.canvas import Canvas
 from harness.engine.draft_trees import (
-    NAMED,
+    PUBLISHED_TREES,
     Dynamic,
     Forest,
+    GrownTree,
     Static,
     Tree,
-    chain,
-    forest,
+    chain_parents,
+    index_trees,
     paths,
     without_replacement,
 )
 from harness.engine.guidance import Sampling
 from harness.engine.sampler import Sampler
+from harness.engine.scheduler import Delivery
 from harness.kernels.noise import DRAFT, DRAW, Noise
 from harness.models.trunk import causal
 from harness.records import Usage, UserError
@@ -52,16 +59,25 @@ BUSHY = Static({"": 3, "0": 2, "1": 1, "00": 2, "000": 1})
 GROWING = Dynamic(nodes=9, depth=3, top_k=3)
 
 
+def longest_acceptance(deliveries: Mapping[object, Delivery]) -> int:
+    """The most draft tokens that any decode step accepted."""
+    longest = 0
+    for delivery in deliveries.values():
+        for accepted, steps in enumerate(delivery.notes["accepted"]):  # type: ignore[arg-type]
+            if steps:
+                longest = max(longest, accepted)
+    return longest
+
+
 @pytest.mark.parametrize("tree", [BUSHY, GROWING, Static("mc_sim_7b_63")])
 @pytest.mark.parametrize("seed", [0, 9])
 def test_coupled_over_trees_is_plain_token_for_token(tree: Tree, seed: int) -> None:
     """Drafted by the target's own text branch, and by a model that has nothing to do with it."""
     plain = draw(Plain(), jobs(TEXTS, images=2))
-    drawn = draw(Speculative(drafter(seed, guided=False), tree, coupled), jobs(TEXTS, images=2))
+    method = Speculative(drafter(seed, guided=False), tree, coupled)
+    drawn = draw(method, jobs(TEXTS, images=2))
     if seed == 0:
-        assert (
-            max(max(i for i, n in enumerate(d.notes["accepted"]) if n) for d in drawn.values()) >= 2
-        )  # type: ignore[arg-type]
+        assert longest_acceptance(drawn) >= 2
     for key, delivery in drawn.items():
         assert not delivery.error
         assert delivery.tokens == plain[key].tokens
@@ -72,39 +88,42 @@ def test_coupled_over_trees_is_plain_token_for_token(tree: Tree, seed: int) -> N
 def test_greedy_trees_are_greedy_plain(tree: Tree, rule: Rule) -> None:
     greedy = Sampling(scale=2.0, temperature=0.0)
     plain = draw(Plain(), jobs(TEXTS), sampling=greedy)
-    chains = draw(
-        Speculative(drafter(0, guided=False), tree.depth, rule), jobs(TEXTS), sampling=greedy
-    )
-    drawn = draw(Speculative(drafter(0, guided=False), tree, rule), jobs(TEXTS), sampling=greedy)
+    chain_method = Speculative(drafter(0, guided=False), tree.depth, rule)
+    chains = draw(chain_method, jobs(TEXTS), sampling=greedy)
+    tree_method = Speculative(drafter(0, guided=False), tree, rule)
+    drawn = draw(tree_method, jobs(TEXTS), sampling=greedy)
     for key, delivery in drawn.items():
         assert delivery.tokens == plain[key].tokens
-    passes = [sum(d.usage.target_passes for d in run.values()) for run in (drawn, chains)]
-    assert passes[0] < passes[1]  # the likeliest child is among the tree's
+
+    # The likeliest child is among the tree's.
+    tree_passes = sum(delivery.usage.target_passes for delivery in drawn.values())
+    chain_passes = sum(delivery.usage.target_passes for delivery in chains.values())
+    assert tree_passes < chain_passes
 
 
 @pytest.mark.parametrize("rule", [exact, coupled, Lantern(5, delta=0.3, residual="code_static")])
 @pytest.mark.parametrize("sampling", [Sampling(scale=2.0), Sampling(scale=1.0, top_k=5)])
 def test_a_tree_of_one_branch_is_the_chain_token_for_token(rule: Rule, sampling: Sampling) -> None:
     chains = draw(Speculative(drafter(), 3, rule), jobs(TEXTS, 2), sampling=sampling)
-    for key, delivery in draw(
-        Speculative(drafter(), BRANCH, rule), jobs(TEXTS, 2), sampling=sampling
-    ).items():
+    trees = draw(Speculative(drafter(), BRANCH, rule), jobs(TEXTS, 2), sampling=sampling)
+    for key, delivery in trees.items():
+        chain = chains[key]
         assert not delivery.error
-        assert delivery.tokens == chains[key].tokens
-        assert delivery.notes["accepted"] == chains[key].notes["accepted"]
-        assert delivery.usage.target_positions == chains[key].usage.target_positions
+        assert delivery.tokens == chain.tokens
+        assert delivery.notes["accepted"] == chain.notes["accepted"]
+        assert delivery.usage.target_positions == chain.usage.target_positions
         if rule is not exact and rule is not coupled:
-            assert delivery.notes["rescued"] == chains[key].notes["rescued"]
-            assert delivery.notes["lent_mass"] == pytest.approx(
-                chains[key].notes["lent_mass"], abs=2e-6
-            )
+            assert delivery.notes["rescued"] == chain.notes["rescued"]
+            lent_mass = pytest.approx(chain.notes["lent_mass"], abs=2e-6)
+            assert delivery.notes["lent_mass"] == lent_mass
 
 
 def test_a_chosen_tree_of_one_branch_is_the_greedy_chain() -> None:
     tree = Dynamic(nodes=3, depth=3, top_k=1)
     greedy = Sampling(scale=2.0, temperature=0.0)
     chains = draw(Speculative(drafter(), 3), jobs(TEXTS), sampling=greedy)
-    for key, delivery in draw(Speculative(drafter(), tree), jobs(TEXTS), sampling=greedy).items():
+    trees = draw(Speculative(drafter(), tree), jobs(TEXTS), sampling=greedy)
+    for key, delivery in trees.items():
         assert delivery.notes["accepted"] == chains[key].notes["accepted"]
 
 
@@ -116,12 +135,17 @@ def test_ragged_rows_change_no_other_row(tree: Tree) -> None:
         return Speculative(drafter(), tree, Lantern(5, delta=0.3))
 
     together = draw(method(), some)
-    assert len({tuple(d.notes["accepted"]) for d in together.values()}) > 1  # type: ignore[arg-type]
-    for other in (random.Random(1).sample(some, len(some)), some[3:4]):
-        for key, delivery in draw(method(), other).items():
+    histograms = {tuple(d.notes["accepted"]) for d in together.values()}  # type: ignore[arg-type]
+    assert len(histograms) > 1
+    shuffled = random.Random(1).sample(some, len(some))
+    for others in (shuffled, some[3:4]):
+        for key, delivery in draw(method(), others).items():
             assert delivery.tokens == together[key].tokens
             assert delivery.notes == together[key].notes
             assert costs(delivery.usage) == costs(together[key].usage)
+
+
+# ------------------------------------------------------------------ the ledger and the cache
 
 
 def test_the_ledger_counts_every_node() -> None:
@@ -129,19 +153,16 @@ def test_the_ledger_counts_every_node() -> None:
         usage = delivery.usage
         accepted = delivery.notes["accepted"]
         assert usage.sampled == 16 == sum((a + 1) * count for a, count in enumerate(accepted))
-        rounds = sum(accepted)
         assert usage.skipped == usage.discarded == 0
-        most = 2 * (
-            16 - 1 + rounds * BUSHY.nodes
-        )  # every token but the last, and every node, in two branches
-        assert 2 * rounds <= usage.target_positions < most
+        steps = sum(accepted)
+        # Every token but the last, and every node, in two branches.
+        most = 2 * (16 - 1 + steps * BUSHY.nodes)
+        assert 2 * steps <= usage.target_positions < most
         assert usage.drafted_positions > 0
 
 
 def test_the_whole_tree_is_counted_while_it_fits() -> None:
-    """One round by hand: the last committed position and all nodes, in both branches; afterwards
-    the path is cached.
-    """
+    """A decode step by hand: the last committed position and all nodes, in both branches."""
     sampler = Sampler(
         ToyModel(),
         Sampling(scale=2.0),
@@ -161,7 +182,7 @@ def test_the_whole_tree_is_counted_while_it_fits() -> None:
 
 
 class Seen:
-    """Causal attention that notes each layer's keys and values."""
+    """Causal attention that records each layer's keys and values."""
 
     def __init__(self) -> None:
         self.layers: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -173,11 +194,12 @@ class Seen:
         return causal(layer, q, k, v)
 
 
+CACHE_SHAPE = (-1, -1, -1, 0, 0, 1, 3, 3, 6, 6, 4)
+
+
 @pytest.mark.parametrize("scale", [1.0, 2.0])
 def test_the_accepted_paths_cache_is_that_of_a_fresh_prefill(scale: float) -> None:
-    """Keys and values after each round, against one forward over context and tokens without a
-    cache.
-    """
+    """Keys and values after each decode step, against one forward without a cache."""
     model = ToyModel()
     sampler = Sampler(
         model, Sampling(scale=scale), slots=4, tokens_per_step=12, tree_capacity=11, prefill=(3, 4)
@@ -185,56 +207,56 @@ def test_the_accepted_paths_cache_is_that_of_a_fresh_prefill(scale: float) -> No
     contexts, guide = sampler.contexts("two dogs left of a car")
     canvas = sampler.open(contexts, guide, 7, Usage())
     other = sampler.open(*sampler.contexts("one"), 8, Usage())
-    shape = (-1, -1, -1, 0, 0, 1, 3, 3, 6, 6, 4)
     generator = torch.Generator().manual_seed(0)
     depths = []
     moved = 0
     while model.num_tokens - canvas.length > 5:
+        # 1. Draft a tree whose first node is not the likeliest.
         fresh = torch.randint(model.vocab, (11,), generator=generator)
         sampler.forward([canvas], [None])
         (probs_V,) = sampler.target_probs([canvas], [None])[:, 0]
-        fresh[[0, 1, 2]] = probs_V.topk(3).indices[[2, 0, 1]]  # the likeliest is not the first node
-        drafts = [Draft(fresh, None, shape), None]
+        fresh[[0, 1, 2]] = probs_V.topk(3).indices[[2, 0, 1]]
+        drafts = [Draft(fresh, None, CACHE_SHAPE), None]
+
+        # 2. Verify it beside a row without a draft.
         sampler.forward([canvas, other], drafts)
         before = canvas.length
         accepted = sampler.draw([canvas, other], drafts, generous)
         depths.append(accepted[0])
         moved += accepted[0] > 0 and canvas.tokens[before] != int(fresh[0])
-        for branch in canvas.branches:
-            tokens = torch.tensor(canvas.tokens)
-            x = torch.cat(
-                (
-                    model.context(branch.context.text, branch.context.like),
-                    model.embed(tokens, tokens),
-                )
-            )[None]
-            seen = Seen()
-            model.forward(x, torch.arange(x.shape[1])[None], torch.tensor([branch.start]), seen)
-            assert branch.cached == branch.start + canvas.length - 1
-            for layer, (k, v) in enumerate(seen.layers):
-                torch.testing.assert_close(
-                    sampler.table.cache.keys[layer, branch.slot, :, : branch.cached],
-                    k[:, : branch.cached],
-                )
-                torch.testing.assert_close(
-                    sampler.table.cache.values[layer, branch.slot, :, : branch.cached],
-                    v[:, : branch.cached],
-                )
+
+        # 3. Compare the cache.
+        expect_cache_of_fresh_prefill(sampler, canvas)
     assert max(depths) >= 2
     assert moved  # some path did not begin with the first node
+
+
+def expect_cache_of_fresh_prefill(sampler: Sampler, canvas: Canvas) -> None:
+    model = sampler.model
+    tokens = torch.tensor(canvas.tokens)
+    spans = sampler.branch_spans(canvas)
+    for (slot, start, cached), context in zip(spans, canvas.contexts, strict=True):
+        assert cached == start + canvas.length - 1
+        context_PD = model.context(context.text, context.like)
+        x = torch.cat((context_PD, model.embed(tokens, tokens)))[None]
+        seen = Seen()
+        model.forward(x, torch.arange(x.shape[1])[None], torch.tensor([start]), seen)
+        for layer, (k, v) in enumerate(seen.layers):
+            keys = sampler.table.cache.keys[layer, slot, :, :cached]
+            values = sampler.table.cache.values[layer, slot, :, :cached]
+            torch.testing.assert_close(keys, k[:, :cached])
+            torch.testing.assert_close(values, v[:, :cached])
 
 
 def generous(
     probs_RTV: torch.Tensor, drafts: Drafts, noise: Noise
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Accepts most children, so that paths are long."""
-    return verify(
-        probs_RTV,
-        drafts,
-        noise,
-        lambda probs_RV, token_R: token_prob(probs_RV, token_R) + 0.6,
-        residual_probs,
-    )
+
+    def more_by_far(probs_RV: torch.Tensor, token_R: torch.Tensor) -> torch.Tensor:
+        return token_prob(probs_RV, token_R) + 0.6
+
+    return verify(probs_RTV, drafts, noise, more_by_far, residual_probs)
 
 
 # ------------------------------------------------------------------ the rules keep the law
@@ -245,37 +267,48 @@ SHAPE = (-1, -1, -1, 0, 0, 1, 2)
 """Three children of the root; two below the first, one below each other."""
 
 
-def planted(target: Joint, draft: Joint, chosen: bool) -> tuple[torch.Tensor, Drafts, Noise]:
-    """Laws, drafts and noise of DRAWS trees of two depths: children drawn without replacement, or
-    the likeliest.
+def make_trees(target: Joint, draft: Joint, chosen: bool) -> tuple[torch.Tensor, Drafts, Noise]:
+    """The target's distributions, drafts and noise of DRAWS trees of two depths.
+
+    Children are drawn without replacement, or the likeliest are chosen.
     """
-    rows = noise(DRAWS, 8)
-    trees = forest((SHAPE,), len(SHAPE))
+    rows = make_noise(DRAWS, 8)
     token_RG = torch.zeros((DRAWS, len(SHAPE)), dtype=torch.int64)
-    probs_RGV = torch.zeros((DRAWS, len(SHAPE), 4)).double()
-    probs_RTV = torch.zeros((DRAWS, 8, 4)).double()
-    probs_RTV[:, 0] = target.probs[0]
+    draft_probs_RGV = torch.zeros((DRAWS, len(SHAPE), 4)).double()
+
+    # 1. Draft the children of the root, then those of its three children.
     for place in (-1, 0, 1, 2):
         nodes = [g for g, parent in enumerate(SHAPE) if parent == place]
         prefix_RP = token_RG[:, [place]] if place >= 0 else token_RG[:, :0]
         probs_RV = draft.after(0 if place < 0 else 1, prefix_RP)
         if chosen:
             token_RG[:, nodes] = probs_RV.topk(len(nodes)).indices
-            probs_RGV[:, nodes] = torch.nn.functional.one_hot(token_RG[:, nodes], 4).double()
+            one_hot_RcV = torch.nn.functional.one_hot(token_RG[:, nodes], 4)
+            draft_probs_RGV[:, nodes] = one_hot_RcV.double()
         else:
-            here = Noise(rows.key_R2, rows.position_RT[:, :1] + (place >= 0))
-            token_RG[:, nodes] = here.order(DRAFT + max(0, place), probs_RV, len(nodes))
-            probs_RGV[:, nodes] = without_replacement(probs_RV, token_RG[:, nodes])
+            noise_here = Noise(rows.key_R2, rows.position_RT[:, :1] + (place >= 0))
+            token_RG[:, nodes] = noise_here.order(DRAFT + max(0, place), probs_RV, len(nodes))
+            draft_probs_RGV[:, nodes] = without_replacement(probs_RV, token_RG[:, nodes])
+
+    # 2. Look up the target's distributions at the root and behind every node.
+    probs_RTV = torch.zeros((DRAWS, 8, 4)).double()
+    probs_RTV[:, 0] = target.probs[0]
     for g, parent in enumerate(SHAPE):
         prefix_RP = token_RG[:, [g]] if parent < 0 else token_RG[:, [parent, g]]
         probs_RTV[:, g + 1] = target.after(prefix_RP.shape[1], prefix_RP)
+
+    # 3. Give every row the same tree.
+    trees = index_trees((SHAPE,), len(SHAPE))
     many = Forest(
-        *(table.repeat(DRAWS, 0) for table in (trees.depth_RT, trees.sees_RTG, trees.child_RTC))
+        trees.depth_RT.repeat(DRAWS, 0),
+        trees.sees_RTG.repeat(DRAWS, 0),
+        trees.child_RTC.repeat(DRAWS, 0),
     )
-    return probs_RTV, Drafts(token_RG, probs_RGV, torch.full((DRAWS,), len(SHAPE)), many), rows
+    length_R = torch.full((DRAWS,), len(SHAPE))
+    return probs_RTV, Drafts(token_RG, draft_probs_RGV, length_R, many), rows
 
 
-def emitted(
+def draw_triples(
     rule: Rule, target: Joint, probs_RTV: torch.Tensor, drafts: Drafts, rows: Noise
 ) -> torch.Tensor:
     """Codes of triples: one verification, then plain draws to the end."""
@@ -285,8 +318,9 @@ def emitted(
     token_R3[:, :2] = drafts.token_RG.gather(1, path_RG[:, :2].clamp(min=0))
     token_R3.scatter_(1, count_R[:, None], next_R[:, None])
     for place in range(1, 3):
-        here = Noise(rows.key_R2, rows.position_RT[:, place : place + 1])
-        drawn_R = here.race(DRAW, target.after(place, token_R3).unsqueeze(1))[:, 0]
+        noise_here = Noise(rows.key_R2, rows.position_RT[:, place : place + 1])
+        probs_RV = target.after(place, token_R3)
+        drawn_R = noise_here.race(DRAW, probs_RV.unsqueeze(1))[:, 0]
         token_R3[:, place] = torch.where(place > count_R, drawn_R, token_R3[:, place])
     return token_R3 @ torch.tensor([16, 4, 1])
 
@@ -294,14 +328,12 @@ def emitted(
 def slightly(
     probs_RTV: torch.Tensor, drafts: Drafts, noise: Noise
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A rule with a bug: it credits every draft token with two percentage points too much."""
-    return verify(
-        probs_RTV,
-        drafts,
-        noise,
-        lambda probs_RV, token_R: token_prob(probs_RV, token_R) + 0.02,
-        residual_probs,
-    )
+    """A rule with a bug: it grants every draft token two percentage points too much."""
+
+    def slightly_more(probs_RV: torch.Tensor, token_R: torch.Tensor) -> torch.Tensor:
+        return token_prob(probs_RV, token_R) + 0.02
+
+    return verify(probs_RTV, drafts, noise, slightly_more, residual_probs)
 
 
 @pytest.mark.parametrize("chosen", [False, True], ids=["sampled", "top-k"])
@@ -309,43 +341,32 @@ def test_trees_keep_the_joint_law_and_a_bug_of_two_percent_shows(chosen: bool) -
     target = Joint(1)
     draft = Joint(2)
     joint = target.whole()
-    kept = joint > 0
-    number = torch.cumsum(kept, 0) - 1
-    given = planted(target, draft, chosen)
+    given = make_trees(target, draft, chosen)
     for rule in (exact, coupled):
-        drawn = emitted(rule, target, *given)
-        assert kept[drawn].all()
-        assert p_value(number[drawn], joint[kept]) > 1e-3
-    drawn = emitted(slightly, target, *given)
-    assert p_value(number[drawn[kept[drawn]]], joint[kept]) < 1e-6
+        expect_draws_from(draw_triples(rule, target, *given), joint)
+
+    drawn = draw_triples(slightly, target, *given)
+    assert p_value_of_possible(drawn, joint) < 1e-6
 
 
 def test_sampled_trees_and_chosen_ones_need_rules_of_their_own() -> None:
-    """Chosen children credited as if drawn, and drawn ones as if with replacement, both leave the
-    law.
+    """Chosen children tested as if drawn, and drawn ones as if with replacement, break the law.
 
-    (Drawn children credited as if chosen do not: any set of candidates keeps the law, only less of
-    it is accepted.)
+    (Drawn children tested as if chosen do not: any set of candidates keeps the law, only less of it
+    is accepted.)
     """
     target = Joint(1)
     draft = Joint(2)
     joint = target.whole()
-    kept = joint > 0
-    number = torch.cumsum(kept, 0) - 1
     for chosen in (True, False):
-        probs_RTV, drafts, rows = planted(target, draft, chosen)
-        first_R3V = draft.after(0, drafts.token_RG)[:, None].expand(-1, 3, -1)
-        wrong_R3V = (
-            without_replacement(first_R3V[:, 0], drafts.token_RG[:, :3]) if chosen else first_R3V
-        )
-        wrong = Drafts(
-            drafts.token_RG,
-            torch.cat((wrong_R3V, drafts.probs_RGV[:, 3:]), 1),
-            drafts.length_R,
-            drafts.forest,
-        )
-        drawn = emitted(exact, target, probs_RTV, wrong, rows)
-        assert p_value(number[drawn[kept[drawn]]], joint[kept]) < 1e-6
+        probs_RTV, drafts, rows = make_trees(target, draft, chosen)
+        wrong_R3V = draft.after(0, drafts.token_RG)[:, None].expand(-1, 3, -1)
+        if chosen:
+            wrong_R3V = without_replacement(wrong_R3V[:, 0], drafts.token_RG[:, :3])
+        wrong_probs_RGV = torch.cat((wrong_R3V, drafts.probs_RGV[:, 3:]), 1)
+        wrong = Drafts(drafts.token_RG, wrong_probs_RGV, drafts.length_R, drafts.forest)
+        drawn = draw_triples(exact, target, probs_RTV, wrong, rows)
+        assert p_value_of_possible(drawn, joint) < 1e-6
 
 
 @pytest.mark.parametrize(
@@ -355,14 +376,10 @@ def test_trees_keep_the_joint_law_through_the_whole_sampler(tree: Tree) -> None:
     tiny = ToyModel(grid=(1, 3), vocab=5, seed=4)
     sampling = Sampling(scale=2.0, top_k=4)
     method = Speculative(drafter(like=tiny), tree)
-    deliveries = draw(
-        method, jobs(["a cat"], images=2_500), model=tiny, sampling=sampling, slots=512
-    )
+    some = jobs(["a cat"], images=2_500)
+    deliveries = draw(method, some, model=tiny, sampling=sampling, slots=512)
     pairs = torch.tensor([d.tokens[0] * 5 + d.tokens[1] for d in deliveries.values()])
-    joint = joint_probs(tiny, sampling)
-    kept = joint > 0
-    assert kept[pairs].all()
-    assert p_value((torch.cumsum(kept, 0) - 1)[pairs], joint[kept]) > 1e-3
+    expect_draws_from(pairs, joint_probs(tiny, sampling))
 
 
 # ------------------------------------------------------------------ shapes
@@ -374,35 +391,62 @@ def test_the_published_trees_have_their_nodes() -> None:
         ("mc_sim_7b_63", [4, 8, 8, 3, 2]),
     ):
         tree = Static(name)
-        found = forest((tree.parents,), tree.nodes)
-        assert [int((found.depth_RT[0, 1:] == d + 1).sum()) for d in range(tree.depth)] == per_depth
-        assert tree.nodes == sum(per_depth) == sum(NAMED[name].values())
-        assert len(paths(tree.parents)) == len(set(range(tree.nodes)) - set(tree.parents))
+        depth_G = index_trees((tree.parents,), tree.nodes).depth_RT[0, 1:]
+        assert [int((depth_G == d + 1).sum()) for d in range(tree.depth)] == per_depth
+        assert tree.nodes == sum(per_depth) == sum(PUBLISHED_TREES[name].values())
+        leaves = set(range(tree.nodes)) - set(tree.parents)
+        assert len(paths(tree.parents)) == len(leaves)
     assert Static("naive_extend_57").widest == 7
 
 
-def test_a_dynamic_tree_keeps_the_likeliest_paths() -> None:
-    """Against every path of the law, enumerated."""
-    target = Joint(3).probs
-    tree = Dynamic(nodes=11, depth=3, top_k=4)
+class JointFeed:
+    """Distributions behind the nodes of one tree of two depths, after a `Joint`."""
 
-    def feed(rows: Sequence[int], token_AF: torch.Tensor, parent_AF: torch.Tensor) -> torch.Tensor:
-        fed.append((token_AF, parent_AF))
+    def __init__(self, probs: list[torch.Tensor]) -> None:
+        self.probs = probs
+        self.first: torch.Tensor | None = None  # the nodes that were fed first, below the root
+
+    def __call__(
+        self, _rows: object, token_AF: torch.Tensor, parent_AF: torch.Tensor
+    ) -> torch.Tensor:
+        if self.first is None:
+            self.first = token_AF[0]
         probs = []
-        for f in range(token_AF.shape[1]):
-            prefix = [int(token_AF[0, f])]
-            if (parent := int(parent_AF[0, f])) >= 0:
-                prefix.insert(0, int(fed[0][0][0, parent]))
-            probs.append(target[len(prefix)][tuple(prefix)])
+        for token, parent in zip(token_AF[0].tolist(), parent_AF[0].tolist(), strict=True):
+            prefix = (token,) if parent < 0 else (int(self.first[parent]), token)
+            probs.append(self.probs[len(prefix)][prefix])
         return torch.stack(probs)[None]
 
-    fed: list[tuple[torch.Tensor, torch.Tensor]] = []
-    (grown,) = tree.grow(target[0][None], feed, noise(1000, 3), [3])
-    score = {(a,): target[0][a] for a in range(4)}
-    score |= {(a, b): target[0][a] * target[1][a, b] for a in range(4) for b in range(4)}
-    frontier = sorted((p for p in score if len(p) == 2), key=lambda p: -score[p])[:4]
-    score |= {(*p, c): score[p] * target[2][(*p, c)] for p in frontier for c in range(4)}
-    best = sorted(score, key=lambda p: -float(score[p]))[:11]
+
+def test_a_dynamic_tree_keeps_the_likeliest_paths() -> None:
+    """Against every path of the distribution, enumerated."""
+    probs = Joint(3).probs
+    tree = Dynamic(nodes=11, depth=3, top_k=4)
+    (grown,) = tree.grow(probs[0][None], JointFeed(probs), make_noise(1000, 3), [3])
+
+    # 1. Score the paths that the tree may propose.
+    score: dict[tuple[int, ...], torch.Tensor] = {}
+    for a in range(4):
+        score[a,] = probs[0][a]
+    for a in range(4):
+        for b in range(4):
+            score[a, b] = probs[0][a] * probs[1][a, b]
+    pairs = [path for path in score if len(path) == 2]
+    frontier = sorted(pairs, key=lambda path: -score[path])[:4]
+    for path in frontier:
+        for c in range(4):
+            score[*path, c] = score[path] * probs[2][*path, c]
+
+    # 2. The tree has the eleven likeliest.
+    best = sorted(score, key=lambda path: -float(score[path]))[:11]
+    found = list_token_paths(grown)
+    assert set(found) == set(best)
+    assert len(set(found)) == 11
+    assert grown.probs_GV is None
+
+
+def list_token_paths(grown: GrownTree) -> list[tuple[int, ...]]:
+    """The tokens from the root to every node."""
     tokens = grown.token_G.tolist()
     found = []
     for node in range(len(tokens)):
@@ -412,9 +456,7 @@ def test_a_dynamic_tree_keeps_the_likeliest_paths() -> None:
             path.append(tokens[at])
             at = grown.parents[at]
         found.append(tuple(path[::-1]))
-    assert set(found) == set(best)
-    assert len(set(found)) == 11
-    assert grown.probs_GV is None
+    return found
 
 
 def test_trees_end_where_the_image_ends() -> None:
@@ -424,32 +466,37 @@ def test_trees_end_where_the_image_ends() -> None:
             assert len(delivery.tokens) == delivery.usage.sampled == 16
 
 
-def test_children_drawn_without_replacement_differ_and_their_laws_are_stages() -> None:
-    probs = torch.tensor([[0.5, 0.3, 0.2, 0.0]]).double().expand(1000, -1)
-    token_Rc = noise(1000).order(DRAFT, probs, 3)
+def test_children_drawn_without_replacement_differ_and_are_told_what_they_were_drawn_from() -> None:
+    probs_RV = torch.tensor([[0.5, 0.3, 0.2, 0.0]]).double().expand(1000, -1)
+    token_Rc = make_noise(1000).order(DRAFT, probs_RV, 3)
     assert (token_Rc.sort(1).values == torch.tensor([0, 1, 2])).all()
-    stages = without_replacement(probs, token_Rc)
-    torch.testing.assert_close(stages.sum(2), torch.ones(1000, 3).double())
-    assert token_prob(stages[:, 2], token_Rc[:, 2]).allclose(torch.ones(1000).double())
-    assert not without_replacement(probs[:1], torch.tensor([[0, 1, 2, 3]]))[
-        0, 3
-    ].any()  # nothing was left to draw
+    drawn_from_RcV = without_replacement(probs_RV, token_Rc)
+    torch.testing.assert_close(drawn_from_RcV.sum(2), torch.ones(1000, 3).double())
+    last_prob_R = token_prob(drawn_from_RcV[:, 2], token_Rc[:, 2])
+    assert last_prob_R.allclose(torch.ones(1000).double())
+
+    # Nothing is left to draw for the fourth.
+    assert not without_replacement(probs_RV[:1], torch.tensor([[0, 1, 2, 3]]))[0, 3].any()
 
 
 def test_a_repeated_sibling_is_tested_once() -> None:
-    probs = torch.tensor([[0.5, 0.5], [1, 0], [1, 0]]).double().expand(1000, -1, -1)
+    probs_RTV = torch.tensor([[0.5, 0.5], [1, 0], [1, 0]]).double().expand(1000, -1, -1)
     twice = Draft(torch.tensor([0, 0]), None, (-1, -1))
-    drafts = Drafts.stack([twice] * 1000, probs)
+    drafts = Drafts.stack([twice] * 1000, probs_RTV)
     assert drafts.probs_RGV[0].tolist() == [[1, 0], [0, 0]]
-    path_RG, next_R = verify(
-        probs,
-        drafts,
-        noise(1000, 3),
-        lambda probs_RV, token_R: torch.full((1000,), 0.5),
-        residual_probs,
-    )
+
+    def even_odds(_probs_RV: torch.Tensor, _token_R: torch.Tensor) -> torch.Tensor:
+        return torch.full((1000,), 0.5)
+
+    path_RG, next_R = verify(probs_RTV, drafts, make_noise(1000, 3), even_odds, residual_probs)
     assert ((path_RG[:, 0] == 0) | (next_R == 1)).all()
     assert 400 < (path_RG[:, 0] == 0).sum() < 600
+
+
+def test_chains_are_trees_of_one_branch() -> None:
+    assert chain_parents(3) == (-1, 0, 1)
+    assert paths(chain_parents(3)) == [[0, 1, 2]]
+    assert paths((-1, -1, 0, 0)) == [[1], [0, 2], [0, 3]]
 
 
 # ------------------------------------------------------------------ VVS over trees
@@ -468,20 +515,16 @@ def test_vvs_over_trees_skips_and_counts(tree: Tree, schedule: object) -> None:
         skips = delivery.notes["skips"]
         accepted = delivery.notes["accepted"]
         assert usage.skipped == sum(m * count for m, count in enumerate(skips))
-        assert (
-            usage.sampled
-            == sum((a + 1) * count for a, count in enumerate(accepted))
-            == 16 - usage.skipped
-        )
+        sampled = sum((a + 1) * count for a, count in enumerate(accepted))
+        assert usage.sampled == sampled == 16 - usage.skipped
         assert delivery.tokens == together[key].tokens
         assert costs(usage) == costs(together[key].usage)
 
 
 def test_vvs_over_trees_that_takes_skips_back_is_lossless_under_the_coupled_rule() -> None:
     plain = draw(Plain(), jobs(TEXTS, 2))
-    for key, delivery in draw(
-        VVS(drafter(), Uniform(2), BUSHY, coupled, post="reject"), jobs(TEXTS, 2)
-    ).items():
+    method = VVS(drafter(), Uniform(2), BUSHY, coupled, post="reject")
+    for key, delivery in draw(method, jobs(TEXTS, 2)).items():
         assert not delivery.error
         assert delivery.tokens == plain[key].tokens
         assert delivery.usage.skipped > 0
@@ -513,21 +556,20 @@ def test_never_skipping_over_trees_is_the_rule() -> None:
             r"method\.select=confidence: a dynamic tree",
         ),
         (
-            lambda: Speculative(object(), BUSHY),
+            lambda: Speculative(object(), BUSHY),  # type: ignore[arg-type]
             r"method\.gamma is a tree, and the drafter drafts chains",
-        ),  # type: ignore[arg-type]
+        ),
     ],
 )
-def test_bad_shapes_are_refused(make: object, words: str) -> None:
+def test_bad_shapes_are_refused(make: Callable[[], object], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        make()  # type: ignore[operator]
+        make()
 
 
 def test_a_tree_that_the_sampler_has_no_place_for_is_refused() -> None:
     model = ToyModel()
-    with pytest.raises(
-        UserError, match=r"sampler\.tokens_per_step=4 is too small: the method needs 10"
-    ):
+    too_small = r"sampler\.tokens_per_step=4 is too small: the method needs 10"
+    with pytest.raises(UserError, match=too_small):
         draw(Speculative(drafter(), BUSHY), jobs(TEXTS), model=model, tokens_per_step=4)
     assert model.forwards == 0
     sampler = Sampler(model, Sampling(), slots=2, tokens_per_step=3, tree_capacity=2)
@@ -536,9 +578,3 @@ def test_a_tree_that_the_sampler_has_no_place_for_is_refused() -> None:
         sampler.forward([canvas], [Draft(torch.arange(3), None, (-1, -1, -1))])
     with pytest.raises(ValueError, match="no earlier node"):
         sampler.forward([canvas], [Draft(torch.arange(2), None, (1, -1))])
-
-
-def test_chains_are_trees_of_one_branch() -> None:
-    assert chain(3) == (-1, 0, 1)
-    assert paths(chain(3)) == [[0, 1, 2]]
-    assert paths((-1, -1, 0, 0)) == [[1], [0, 2], [0, 3]]

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from harness.engine.meter import describe
-from harness.kernels import missing
+from harness.kernels import why_unused
 
 
 class Outcome:
@@ -79,7 +79,7 @@ def machine(device: torch.device) -> dict[str, str]:
     return {
         **describe(device),
         "capability": capability,
-        "kernels": missing(device) or "Triton",
+        "kernels": why_unused(device) or "Triton",
         "torch": torch.__version__,
         "python": platform.python_version(),
         "date": date.today().isoformat(),

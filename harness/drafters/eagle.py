@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from harness.engine.acceptance import Draft
 from harness.engine.canvas import Canvas
-from harness.engine.draft_trees import Grown, Static, Tree
+from harness.engine.draft_trees import GrownTree, Static, Tree
 from harness.engine.sampler import Sampler
 from harness.models import FollowableModel, HasCollapse, ImageModel
 from harness.models import checkpoint as checkpoint_files
@@ -357,7 +357,7 @@ class EagleEngine:
             (*places, max(1, tree.fed)), dtype=torch.bool, device=model.device
         )  # which nodes each place sees: itself and its ancestors
 
-    def grow(self, rows: list[Canvas], max_depth: list[int], sibling: int) -> list[Grown]:
+    def grow(self, rows: list[Canvas], max_depth: list[int], sibling: int) -> list[GrownTree]:
         """Grow a tree for each of `rows`, none deeper than its `max_depth`.
 
         The target must have seen the context of every row, and every row must have a token.

@@ -1,31 +1,43 @@
-"""The mathematics a method may plug into the sampler: guides, rules and probes, all pure and
-batched.
+"""Decide how much of a draft is kept: speculative sampling over chains and trees.
 
-Shapes: R canvases, K branches (contexts over the same image tokens), T places (1 + draft length G),
-V vocabulary.
+A drafter proposes a `Draft` for each canvas. The sampler stacks them into `Drafts`, computes the
+target's distribution behind every draft token in one forward, and calls a `Rule`, which accepts a
+path of draft tokens and draws one more token. Everything here is pure and batched: R canvases are
+verified together, and no row depends on another.
+
+To write a rule, pass an `AcceptanceProb` and a `Residual` to `verify`, or write a `Rule` from
+scratch; a rule that reports numbers of its own implements `MeasuredRule`.
+
+Shapes: R canvases, G draft tokens (nodes of a tree), T = 1 + G places (the root, which is the last
+committed token, then one behind every draft token), D depths of a tree, C children of a place,
+V vocabulary, n rows of any batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from harness.engine.draft_trees import Forest, Parents, chain, forest
+from harness.engine.draft_trees import Forest, Parents, chain_parents, index_trees
 from harness.kernels.noise import ACCEPT, DRAW, RESIDUAL, Noise
+
+# ------------------------------------------------------------------ drafts
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A proposed continuation of one canvas: `tokens` int64 [G]; `law` [G, V] that they were drawn
-    from.
+    """A proposed continuation of one canvas, a chain or a tree of G tokens.
 
-    `law` None says that the tokens were chosen deterministically. `parents` makes it a tree; None
-    is a chain. The law of a sibling is what it was drawn from after those before it: without
-    replacement, it has no mass on them. `followed` asks the sampler to keep what the target says of
-    it (`Sampler.verdict`) until the canvas changes.
+    `tokens` is int64 [G]; `probs` [G, V] holds the distributions that the tokens were drawn from,
+    None if they were chosen deterministically. `parents` makes the draft a tree, None a chain.
+    Siblings are drawn one after another without replacement: the distribution of each has no mass
+    on those before it. `followed` asks the sampler to keep the target's view of this draft for the
+    drafter (`Sampler.verdict`) until the canvas changes.
     """
 
     tokens: Tensor
@@ -38,12 +50,12 @@ class Draft:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """What the target said of a followed draft: its laws [1 + G, V], the first at the place of the
-    first draft token.
+class DraftVerdict:
+    """The target's view of a followed draft: its distributions and how many tokens were accepted.
 
-    `accepted` tokens of the draft were committed, and one more; the laws behind that one saw a
-    rejected token.
+    `probs_TV` [1 + G, V] begins with the distribution at the place of the first draft token. The
+    first `accepted` tokens of the draft were committed, and one more token; distributions behind
+    that one were computed from a rejected token.
     """
 
     draft: Draft
@@ -53,9 +65,10 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Drafts:
-    """The drafts of R canvases, padded to the longest: `length_R` says how much of each row counts.
+    """The drafts of R canvases, padded to the longest; `length_R` counts the real tokens of a row.
 
-    `forest` tells the trees; where it is None, all drafts are chains.
+    `token_RG` is int64 and `probs_RGV` is what each token was drawn from. `forest` has the shapes
+    of the trees; None means that all drafts are chains.
     """
 
     token_RG: Tensor
@@ -65,88 +78,150 @@ class Drafts:
 
     @classmethod
     def stack(cls, drafts: list[Draft | None], probs_RTV: Tensor) -> Drafts:
-        """Pad; a deterministic draft gets the law that has all its mass on the token, a repeated
-        sibling none.
+        """Pad drafts to T - 1 tokens, in the type and on the device of the target's `probs_RTV`.
+
+        The distribution of a token that was chosen rather than drawn has all its mass on that
+        token. A chosen sibling that repeats an earlier one gets no mass at all, which keeps
+        `verify` from testing it twice.
         """
+        lengths = [0 if draft is None else len(draft) for draft in drafts]
         rows = len(drafts)
         columns = probs_RTV.shape[1] - 1
         vocab = probs_RTV.shape[2]
         token_RG = probs_RTV.new_zeros((rows, columns), dtype=torch.int64)
         probs_RGV = probs_RTV.new_zeros((rows, columns, vocab))
+
         for r, draft in enumerate(drafts):
-            if draft is not None and len(draft):
-                probs = _point_probs(draft, vocab) if draft.probs is None else draft.probs
-                token_RG[r, : len(draft)] = draft.tokens
-                probs_RGV[r, : len(draft)] = probs.to(probs_RGV.dtype)
-        lengths = [0 if draft is None else len(draft) for draft in drafts]
-        return cls(
-            token_RG,
-            probs_RGV,
-            torch.tensor(lengths, device=probs_RTV.device),
-            build_forest(drafts, columns),
-        )
+            if draft is None or not len(draft):
+                continue
+            probs_GV = draft.probs
+            if probs_GV is None:
+                probs_GV = _one_hot_probs(draft, vocab)
+            token_RG[r, : lengths[r]] = draft.tokens
+            probs_RGV[r, : lengths[r]] = probs_GV.to(probs_RGV.dtype)
+
+        length_R = torch.tensor(lengths, device=probs_RTV.device)
+        return cls(token_RG, probs_RGV, length_R, build_forest(drafts, columns))
 
 
-def _point_probs(draft: Draft, vocab: int) -> Tensor:
-    probs_GV = torch.nn.functional.one_hot(draft.tokens, vocab)
+def _one_hot_probs(draft: Draft, vocab: int) -> Tensor:
+    """Distributions [G, V] of chosen tokens: one-hot, and zero for a repeated sibling."""
+    probs_GV = F.one_hot(draft.tokens, vocab)
     if draft.parents is None:
         return probs_GV
     parent_G = torch.tensor(draft.parents, device=probs_GV.device)
-    same_GG = (parent_G[:, None] == parent_G) & (draft.tokens[:, None] == draft.tokens)
-    return probs_GV * ~same_GG.tril(-1).any(1, keepdim=True)
+    same_parent_GG = parent_G[:, None] == parent_G
+    same_token_GG = draft.tokens[:, None] == draft.tokens
+    repeats_G1 = (same_parent_GG & same_token_GG).tril(-1).any(1, keepdim=True)
+    return probs_GV * ~repeats_G1
 
 
 def build_forest(drafts: Sequence[Draft | None], nodes: int) -> Forest | None:
-    """The trees of some drafts, padded to so many nodes; None where all of them are chains."""
+    """Index the trees of some drafts, padded to `nodes` nodes each; None if all are chains."""
     if all(draft is None or draft.parents is None for draft in drafts):
         return None
-    grown = [() if d is None else chain(len(d)) if d.parents is None else d.parents for d in drafts]
-    return forest(tuple(grown), nodes)
+    return index_trees(tuple(_parents_of(draft) for draft in drafts), nodes)
 
 
-Rule = Callable[[Tensor, Drafts, Noise], tuple[Tensor, Tensor]]
-"""(probs_RTV, drafts, noise) -> accepted path (draft indices [R, G], -1 padded), next token [R].
-
-`probs_RTV` are the laws at the root and behind every draft token; `noise` is that of the next T
-places, by depth. A rule may also have `signals(probs_RTV, drafts, noise, path_RG) -> {name: [R]}`:
-what it has to say of the round; the sampler adds these up over a canvas's rounds in
-`Canvas.signals`.
-"""
+def _parents_of(draft: Draft | None) -> Parents:
+    if draft is None:
+        return ()
+    if draft.parents is None:
+        return chain_parents(len(draft))
+    return draft.parents
 
 
-def _prefix(accepted_RG: Tensor) -> tuple[Tensor, Tensor]:
-    """Length of the leading run of acceptances, [R], and the chain's path of that length, [R,
-    G].
-    """
-    count_R = accepted_RG.long().cumprod(1).sum(1)
-    node_G = torch.arange(accepted_RG.shape[1], device=accepted_RG.device)
-    return count_R, torch.where(node_G < count_R[:, None], node_G, -1)
-
+# ------------------------------------------------------------------ what a rule is made of
 
 AcceptanceProb = Callable[[Tensor, Tensor], Tensor]
-"""(probs_RV, token_R) -> the probability, [R], with which a rule tests a draft token: its own, or
-what is lent to it.
+"""(probs_RV, token_R) -> float [R]: the probability that a rule grants to draft tokens.
+
+`verify` accepts a token that was drafted with probability q if u q is less than this, for a
+uniform u. `probs_RV` is what the token is tested against: the target's distribution at its place,
+normalised, less what earlier siblings of a tree took from it. `token_prob` gives the lossless test
+u q < p; a relaxed rule returns more than p. Values above q accept always, so above 1 is allowed.
+It is called for all rows at once, padding included, and must not depend on other rows.
 """
 
 
 Residual = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(probs_RV, draft_probs_RV, token_R) -> the law, up to a factor, to draw from after `token` was
-rejected.
+"""(probs_RV, draft_probs_RV, token_R) -> weights [R, V]: what is left after `token` was rejected.
+
+`probs_RV` is what the token was tested against, `draft_probs_RV` what it was drawn from. The
+weights are non-negative and need not sum to one, but must not all be zero. In a chain the next
+token is drawn from them; in a tree the next sibling is tested against them, normalised.
+`residual_probs` is the lossless choice. It is called for all rows, also where nothing was
+rejected; those results are not used.
 """
 
 
-def exact(probs_RTV: Tensor, drafts: Drafts, noise: Noise) -> tuple[Tensor, Tensor]:
-    """Speculative sampling that keeps the target's law (Leviathan et al. 2023, Algorithm 1), for
-    chains and trees.
+Rule = Callable[[Tensor, Drafts, Noise], tuple[Tensor, Tensor]]
+"""(probs_RTV, drafts, noise) -> (path_RG, next_R): accept a path of draft tokens, draw one more.
 
-    With empty drafts it is ordinary sampling: there is one code path.
+`probs_RTV` holds the target's distributions: column 0 at the root, column 1 + g behind draft token
+g; columns behind a row's last draft token have no meaning. `noise` is that of the next T positions
+of the image. The test of a token at depth d of the draft, counted from 0, uses position d and the
+lane ACCEPT; the next token uses the position behind the path and the lane DRAW or RESIDUAL.
+
+`path_RG` int64 holds the indices of the accepted draft tokens from the root downwards, each a child
+of the one before it, then -1. `next_R` int64 is the token drawn behind the path. The sampler
+commits both, so every call commits at least one token.
+
+A rule must be deterministic given its arguments, compute each row without regard to the others
+(batch invariance), and not wait for the device. With empty drafts (G = 0) it draws one token. A
+rule that needs something of the model, such as its codebook, has `expect_target(model)`, which is
+called once before drawing begins.
+"""
+
+
+@runtime_checkable
+class MeasuredRule(Protocol):
+    """A `Rule` that also reports numbers about what it accepted.
+
+    The sampler calls `signals` after each call of the rule and adds the values up over the decode
+    steps of a canvas, by name, in `Canvas.signals`.
     """
-    return verify(probs_RTV, drafts, noise, token_prob, residual_probs)
+
+    def __call__(self, probs_RTV: Tensor, drafts: Drafts, noise: Noise) -> tuple[Tensor, Tensor]:
+        """Accept a path of draft tokens and draw one more token: see `Rule`."""
+        ...
+
+    def signals(
+        self, probs_RTV: Tensor, drafts: Drafts, noise: Noise, path_RG: Tensor
+    ) -> dict[str, Tensor]:
+        """Measure one decode step, {name: [R]}; the arguments of the rule and the path it returned.
+
+        The names must be the same at every call. `tested_against` gives what accepted tokens were
+        tested against.
+        """
+        ...
 
 
 def token_prob(probs_RV: Tensor, token_R: Tensor) -> Tensor:
-    """The tokens' probabilities, [R]."""
+    """Look up the probabilities of tokens, [R]: the lossless `AcceptanceProb`."""
     return probs_RV.gather(-1, token_R.unsqueeze(-1)).squeeze(-1)
+
+
+def residual_probs(probs_RV: Tensor, draft_probs_RV: Tensor, _token_R: Tensor) -> Tensor:
+    """Compute max(p - q, 0), what the draft leaves of the target: the lossless `Residual`.
+
+    Where it is zero everywhere, p equals q up to rounding; then any weights will do, and p is the
+    natural choice.
+    """
+    left_RV = (probs_RV - draft_probs_RV).clamp(min=0)
+    return torch.where(left_RV.amax(1, keepdim=True) == 0, probs_RV, left_RV)
+
+
+# ------------------------------------------------------------------ verification
+
+
+def exact(probs_RTV: Tensor, drafts: Drafts, noise: Noise) -> tuple[Tensor, Tensor]:
+    """Verify chains or trees so that the output follows the target's distribution: a `Rule`.
+
+    Speculative sampling (Leviathan et al. 2023, Algorithm 1). With empty drafts it is ordinary
+    sampling: there is one code path.
+    """
+    return verify(probs_RTV, drafts, noise, token_prob, residual_probs)
 
 
 def verify(
@@ -156,44 +231,79 @@ def verify(
     acceptance_prob: AcceptanceProb,
     residual: Residual,
 ) -> tuple[Tensor, Tensor]:
-    """Accept draft tokens while u q < credit, where q is the chance they were drafted with."""
+    """Accept draft tokens while u q < `acceptance_prob`; return the path and the next token.
+
+    q is the probability a token was drafted with and u a uniform. Arguments and results are those
+    of a `Rule`; after a rejection the next token comes from `residual`.
+    """
     if drafts.forest is not None:
         return _verify_trees(probs_RTV, drafts, drafts.forest, noise, acceptance_prob, residual)
+
     columns = drafts.token_RG.shape[1]
     if columns == 0:
-        return drafts.token_RG, noise.race(DRAW, probs_RTV)[:, 0]
-    acceptance_prob_n = acceptance_prob(
-        probs_RTV[:, :columns].flatten(0, 1), drafts.token_RG.flatten()
-    )
-    return verify_chain(
-        probs_RTV, drafts, noise, acceptance_prob_n.unflatten(0, (-1, columns)), residual
-    )
+        return drafts.token_RG, _draw_one(noise, DRAW, probs_RTV[:, 0])
+
+    probs_nV = probs_RTV[:, :columns].flatten(0, 1)
+    acceptance_prob_n = acceptance_prob(probs_nV, drafts.token_RG.flatten())
+    acceptance_prob_RG = acceptance_prob_n.unflatten(0, (-1, columns))
+    return verify_chain(probs_RTV, drafts, noise, acceptance_prob_RG, residual)
 
 
 def verify_chain(
     probs_RTV: Tensor, drafts: Drafts, noise: Noise, acceptance_prob_RG: Tensor, residual: Residual
 ) -> tuple[Tensor, Tensor]:
-    """Walk down a chain: accept a token while u q < credit, where q is the chance it was drafted
-    with.
+    """Accept the leading tokens of chains while u q < `acceptance_prob_RG`, then draw one more.
 
     `acceptance_prob_RG` is the target's probability of each draft token, or what a relaxed rule
-    lends it. The first rejected position is drawn from `residual`; after a full acceptance the
-    bonus token is drawn from the target's law.
+    grants it; q is the probability it was drafted with. The first rejected position is drawn from
+    `residual`; after a full acceptance the bonus token is drawn from the target's distribution.
+    Needs G > 0; returns path and next token of a `Rule`.
     """
-    columns = drafts.token_RG.shape[1]
-    drafted_RG = torch.arange(columns, device=probs_RTV.device) < drafts.length_R[:, None]
-    count_R, path_RG = _prefix(
-        (acceptance_threshold(drafts, noise) < acceptance_prob_RG) & drafted_RG
-    )
+    # 1. Accept the leading run of tokens that pass their test.
+    passes_RG = acceptance_threshold(drafts, noise) < acceptance_prob_RG
+    count_R, path_RG = _accept_leading_run(passes_RG & _is_drafted(drafts))
 
-    row = torch.arange(len(count_R), device=probs_RTV.device)
-    last_R = count_R.clamp(max=columns - 1)
-    probs_RV = probs_RTV[row, count_R]
-    here = noise.at(count_R)
-    left_RV = residual(probs_RV, drafts.probs_RGV[row, last_R], drafts.token_RG[row, last_R])
-    rejected_R = here.race(RESIDUAL, left_RV.unsqueeze(1))[:, 0]
-    bonus_R = here.race(DRAW, probs_RV.unsqueeze(1))[:, 0]
-    return path_RG, torch.where(count_R < drafts.length_R, rejected_R, bonus_R)
+    # 2. Look up both distributions where each row stopped.
+    row_R = torch.arange(len(count_R), device=probs_RTV.device)
+    column_R = count_R.clamp(max=drafts.token_RG.shape[1] - 1)
+    probs_RV = probs_RTV[row_R, count_R]
+    draft_probs_RV = drafts.probs_RGV[row_R, column_R]
+    token_R = drafts.token_RG[row_R, column_R]
+
+    # 3. Draw the next token: from the residual after a rejection, else from the target.
+    noise_here = noise.at(count_R)
+    left_RV = residual(probs_RV, draft_probs_RV, token_R)
+    replacement_R = _draw_one(noise_here, RESIDUAL, left_RV)
+    bonus_R = _draw_one(noise_here, DRAW, probs_RV)
+    return path_RG, torch.where(count_R < drafts.length_R, replacement_R, bonus_R)
+
+
+def acceptance_threshold(drafts: Drafts, noise: Noise) -> Tensor:
+    """Compute u q of every token of chains, [R, G]: the acceptance probability must exceed it."""
+    draft_prob_RG = token_prob(drafts.probs_RGV, drafts.token_RG)
+    uniform_RG = noise.uniform(ACCEPT, 1)[:, : draft_prob_RG.shape[1], 0]
+    return uniform_RG * draft_prob_RG
+
+
+def _is_drafted(drafts: Drafts) -> Tensor:
+    """True for the real tokens of chains, False for padding, [R, G]."""
+    column_G = torch.arange(drafts.token_RG.shape[1], device=drafts.token_RG.device)
+    return column_G < drafts.length_R[:, None]
+
+
+def _accept_leading_run(passes_RG: Tensor) -> tuple[Tensor, Tensor]:
+    """Length of the leading run of passed tests, [R], and the path of that length, [R, G]."""
+    count_R = passes_RG.long().cumprod(1).sum(1)
+    column_G = torch.arange(passes_RG.shape[1], device=passes_RG.device)
+    return count_R, torch.where(column_G < count_R[:, None], column_G, -1)
+
+
+def _draw_one(noise: Noise, lane: int, weights_RV: Tensor) -> Tensor:
+    """Draw one token a row from weights of any sum; `noise` is that of one position a row."""
+    return noise.race(lane, weights_RV.unsqueeze(1))[:, 0]
+
+
+# ------------------------------------------------------------------ verification of trees
 
 
 def _verify_trees(
@@ -204,145 +314,217 @@ def _verify_trees(
     acceptance_prob: AcceptanceProb,
     residual: Residual,
 ) -> tuple[Tensor, Tensor]:
-    """Walk down trees: at each place test the children in order, each against what its elder
-    siblings left.
+    """Walk down trees from the root: test the children of a place, step to the first accepted one.
 
-    The first that is accepted is the next place. Where none is, the walk ends and draws from what
-    they all left; at a leaf, from the target's law. It keeps the target's law for children drawn
-    one after another and for chosen ones alike, since each test is that of a chain against the law
-    its child came from. A child that could not have been drafted is passed over.
+    Children are tested in drafting order, each against what its rejected siblings left. Where none
+    is accepted, the walk ends and the next token is drawn from what they all left; at a leaf, from
+    the target's distribution. With a lossless test and residual this keeps the target's
+    distribution, for children drawn one after another and for chosen ones alike, since each test is
+    that of a chain against the distribution that the child came from.
     """
-    nodes = drafts.token_RG.shape[1]
     child_RTC = torch.from_numpy(trees.child_RTC).to(probs_RTV.device)
-    row_R = torch.arange(len(probs_RTV), device=probs_RTV.device)
-    chance_RDC = noise.uniform(ACCEPT, child_RTC.shape[2])
-    node_R = torch.full_like(row_R, -1)
-    left_RV = probs_RTV[:, 0]
-    alive_R = node_R < 0
-    spoilt_R = node_R > 0  # spoilt: a child of this place was rejected
+    siblings = child_RTC.shape[2]
+    uniform_RTC = noise.uniform(ACCEPT, siblings)
     path_RG = torch.full_like(drafts.token_RG, -1)
+    walk = _TreeWalk.from_root(probs_RTV)
+
     for depth in range(trees.depth):
-        moved_R = torch.zeros_like(alive_R)
-        next_R = node_R
-        for rank in range(child_RTC.shape[2]):
-            child_R = child_RTC[row_R, node_R + 1, rank]
-            at_R = child_R.clamp(min=0)
-            token_R = drafts.token_RG[row_R, at_R]
-            draft_probs_RV = drafts.probs_RGV[row_R, at_R]
-            draft_R = token_prob(draft_probs_RV, token_R)
-            tested_R = alive_R & ~moved_R & (child_R >= 0) & (draft_R > 0)
-            taken_R = tested_R & (
-                chance_RDC[:, depth, rank] * draft_R < acceptance_prob(left_RV, token_R)
+        # 1. Test the children of each walk's place, in drafting order, until one is accepted.
+        child_RC = child_RTC[walk.row_R, walk.place_R]
+        accepted_R = torch.full_like(walk.place_R, -1)
+        for rank in range(siblings):
+            passes_R = walk.test_child(
+                drafts,
+                child_RC[:, rank],
+                uniform_RTC[:, depth, rank],
+                walk.active_R & (accepted_R < 0),
+                acceptance_prob,
+                residual,
             )
-            rejected_R = tested_R & ~taken_R
-            after_RV = residual(left_RV, draft_probs_RV, token_R)
-            left_RV = torch.where(
-                rejected_R[:, None], after_RV / after_RV.sum(1, keepdim=True), left_RV
-            )
-            next_R = torch.where(taken_R, child_R, next_R)
-            moved_R = moved_R | taken_R
-            spoilt_R = spoilt_R | rejected_R
-        node_R = next_R
-        alive_R = moved_R
-        spoilt_R = spoilt_R & ~moved_R
-        left_RV = torch.where(moved_R[:, None], probs_RTV[row_R, node_R + 1], left_RV)
-        path_RG[:, depth] = torch.where(moved_R, node_R, -1)
-    here = noise.at((path_RG >= 0).sum(1).clamp(max=nodes))
-    residual_R, draw_R = (here.race(lane, left_RV.unsqueeze(1))[:, 0] for lane in (RESIDUAL, DRAW))
-    return path_RG, torch.where(spoilt_R, residual_R, draw_R)
+            accepted_R = torch.where(passes_R, child_RC[:, rank], accepted_R)
+
+        # 2. Step down to the accepted children; walks without one end.
+        walk.step_down(accepted_R, probs_RTV)
+        path_RG[:, depth] = accepted_R
+
+    # 3. Draw the next token where each walk ended.
+    noise_here = noise.at((path_RG >= 0).sum(1))
+    replacement_R = _draw_one(noise_here, RESIDUAL, walk.left_RV)
+    bonus_R = _draw_one(noise_here, DRAW, walk.left_RV)
+    return path_RG, torch.where(walk.rejected_R, replacement_R, bonus_R)
 
 
-def acceptance_threshold(drafts: Drafts, noise: Noise) -> Tensor:
-    """u q of every draft token, [R, G]: it is accepted where that is less than the credit it has
-    with the target.
-    """
-    draft_RG = drafts.probs_RGV.gather(-1, drafts.token_RG.unsqueeze(-1)).squeeze(-1)
-    return noise.uniform(ACCEPT, 1)[:, : draft_RG.shape[1], 0] * draft_RG
+@dataclass(slots=True)
+class _TreeWalk:
+    """Walks of R rows down their draft trees, one depth at a time."""
+
+    row_R: Tensor  # 0 to R - 1
+    place_R: Tensor  # int64: where each walk stands, 0 the root, 1 + g at draft node g
+    left_RV: Tensor  # what the next child is tested against: the target, less rejected children
+    active_R: Tensor  # bool: False once the walk has ended
+    rejected_R: Tensor  # bool: a child of this place was tested and rejected
+
+    @classmethod
+    def from_root(cls, probs_RTV: Tensor) -> _TreeWalk:
+        row_R = torch.arange(len(probs_RTV), device=probs_RTV.device)
+        return cls(
+            row_R=row_R,
+            place_R=torch.zeros_like(row_R),
+            left_RV=probs_RTV[:, 0],
+            active_R=torch.ones_like(row_R, dtype=torch.bool),
+            rejected_R=torch.zeros_like(row_R, dtype=torch.bool),
+        )
+
+    def test_child(
+        self,
+        drafts: Drafts,
+        child_R: Tensor,
+        uniform_R: Tensor,
+        waiting_R: Tensor,
+        acceptance_prob: AcceptanceProb,
+        residual: Residual,
+    ) -> Tensor:
+        """Test one child of each place in the rows that are `waiting`; True where it is accepted.
+
+        `child_R` is -1 where there is no such child. A child that could not have been drafted
+        (q = 0) is neither accepted nor rejected.
+        """
+        node_R = child_R.clamp(min=0)
+        token_R = drafts.token_RG[self.row_R, node_R]
+        draft_probs_RV = drafts.probs_RGV[self.row_R, node_R]
+        draft_prob_R = token_prob(draft_probs_RV, token_R)
+
+        tested_R = waiting_R & (child_R >= 0) & (draft_prob_R > 0)
+        passes_R = uniform_R * draft_prob_R < acceptance_prob(self.left_RV, token_R)
+        rejected_R = tested_R & ~passes_R
+
+        self.left_RV = _subtract_rejected(
+            rejected_R, self.left_RV, draft_probs_RV, token_R, residual
+        )
+        self.rejected_R = self.rejected_R | rejected_R
+        return tested_R & passes_R
+
+    def step_down(self, accepted_R: Tensor, probs_RTV: Tensor) -> None:
+        """Move to the accepted children, where nothing is rejected yet; -1 ends a walk."""
+        moved_R = accepted_R >= 0
+        self.place_R = torch.where(moved_R, accepted_R + 1, self.place_R)
+        probs_RV = probs_RTV[self.row_R, self.place_R]
+        self.left_RV = torch.where(moved_R[:, None], probs_RV, self.left_RV)
+        self.rejected_R = self.rejected_R & ~moved_R
+        self.active_R = moved_R
+
+
+def _subtract_rejected(
+    rejected_n: Tensor, left_nV: Tensor, draft_probs_nV: Tensor, token_n: Tensor, residual: Residual
+) -> Tensor:
+    """Replace `left_nV` by its normalised residual in the rows whose token was rejected."""
+    residual_nV = residual(left_nV, draft_probs_nV, token_n)
+    normalised_nV = residual_nV / residual_nV.sum(1, keepdim=True)
+    return torch.where(rejected_n[:, None], normalised_nV, left_nV)
+
+
+# ------------------------------------------------------------------ what was tested
 
 
 def tested_against(
     probs_RTV: Tensor, drafts: Drafts, noise: Noise, path_RG: Tensor, residual: Residual
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What accepted tokens were tested against: laws [R, D, V], tokens [R, D] and u q [R, D] along
-    the path.
+    """Reconstruct the tests that the tokens of an accepted path passed, for `MeasuredRule.signals`.
 
-    In a tree the law is what the token's elder siblings left by `residual`. Columns behind the path
-    mean nothing.
+    Returns, along the path, what each token was tested against [R, D, V], the tokens [R, D] and
+    their thresholds u q [R, D]; D is G for chains. In a tree a token was tested against what its
+    earlier siblings left by `residual`. Columns behind the path have no meaning.
     """
-    if drafts.forest is None:
-        return (
-            probs_RTV[:, : path_RG.shape[1]],
-            drafts.token_RG,
-            acceptance_threshold(drafts, noise),
-        )
-    columns = drafts.forest.depth
-    path_RG = path_RG[:, :columns]
-    row_R1 = torch.arange(len(path_RG), device=path_RG.device).unsqueeze(1)
-    above_RG = torch.nn.functional.pad(path_RG[:, :-1] + 1, (1, 0))
-    children_RGC = torch.from_numpy(drafts.forest.child_RTC).to(path_RG.device)[row_R1, above_RG]
-    rank_RG = (children_RGC == path_RG.unsqueeze(2)).int().argmax(2)
-    left_nV = probs_RTV[row_R1, above_RG].flatten(0, 1)
-    for rank in range(children_RGC.shape[2] - 1):
-        elder_RG = children_RGC[:, :, rank].clamp(min=0)
-        token_n, draft_probs_nV = (
-            table[row_R1, elder_RG].flatten(0, 1) for table in (drafts.token_RG, drafts.probs_RGV)
-        )
-        after_nV = residual(left_nV, draft_probs_nV, token_n)
-        before_n = (rank < rank_RG).flatten() & (token_prob(draft_probs_nV, token_n) > 0)
-        left_nV = torch.where(before_n[:, None], after_nV / after_nV.sum(1, keepdim=True), left_nV)
-    at_RG = path_RG.clamp(min=0)
-    token_RG = drafts.token_RG.gather(1, at_RG)
-    chance_RGC = noise.uniform(ACCEPT, children_RGC.shape[2])[:, :columns]
-    threshold_RG = chance_RGC.gather(2, rank_RG.unsqueeze(2))[..., 0] * token_prob(
-        drafts.probs_RGV[row_R1, at_RG], token_RG
-    )
-    return left_nV.unflatten(0, path_RG.shape), token_RG, threshold_RG
+    if drafts.forest is not None:
+        return _tested_in_trees(probs_RTV, drafts, drafts.forest, noise, path_RG, residual)
+    columns = path_RG.shape[1]
+    return probs_RTV[:, :columns], drafts.token_RG, acceptance_threshold(drafts, noise)
 
 
-def residual_probs(probs_RV: Tensor, draft_probs_RV: Tensor, _token_R: Tensor) -> Tensor:
-    """max(p - q, 0): what the drafts left of the target's law.
+def _tested_in_trees(
+    probs_RTV: Tensor,
+    drafts: Drafts,
+    trees: Forest,
+    noise: Noise,
+    path_RG: Tensor,
+    residual: Residual,
+) -> tuple[Tensor, Tensor, Tensor]:
+    # 1. Find for each step of the path the place above it and its rank among that place's children.
+    path_RD = path_RG[:, : trees.depth]
+    row_R1 = torch.arange(len(path_RD), device=path_RD.device).unsqueeze(1)
+    above_RD = F.pad(path_RD[:, :-1] + 1, (1, 0))
+    child_RTC = torch.from_numpy(trees.child_RTC).to(path_RD.device)
+    child_RDC = child_RTC[row_R1, above_RD]
+    rank_RD = (child_RDC == path_RD.unsqueeze(2)).int().argmax(2)
 
-    Where it is zero everywhere, p equals q up to rounding; then any law will do, and p is the
-    natural one.
-    """
-    left_RV = (probs_RV - draft_probs_RV).clamp(min=0)
-    return torch.where(left_RV.amax(1, keepdim=True) == 0, probs_RV, left_RV)
+    # 2. Subtract the earlier siblings, which were all rejected, in drafting order.
+    left_nV = probs_RTV[row_R1, above_RD].flatten(0, 1)
+    siblings = child_RDC.shape[2]
+    for rank in range(siblings - 1):
+        sibling_RD = child_RDC[:, :, rank].clamp(min=0)
+        token_n = drafts.token_RG[row_R1, sibling_RD].flatten()
+        draft_probs_nV = drafts.probs_RGV[row_R1, sibling_RD].flatten(0, 1)
+        could_be_drafted_n = token_prob(draft_probs_nV, token_n) > 0
+        rejected_n = (rank < rank_RD).flatten() & could_be_drafted_n
+        left_nV = _subtract_rejected(rejected_n, left_nV, draft_probs_nV, token_n, residual)
+    left_RDV = left_nV.unflatten(0, path_RD.shape)
+
+    # 3. Recompute u q of the accepted tokens.
+    node_RD = path_RD.clamp(min=0)
+    token_RD = drafts.token_RG.gather(1, node_RD)
+    draft_prob_RD = token_prob(drafts.probs_RGV[row_R1, node_RD], token_RD)
+    uniform_RDC = noise.uniform(ACCEPT, siblings)[:, : trees.depth]
+    uniform_RD = uniform_RDC.gather(2, rank_RD.unsqueeze(2))[..., 0]
+    return left_RDV, token_RD, uniform_RD * draft_prob_RD
+
+
+# ------------------------------------------------------------------ coupled verification
 
 
 def coupled(probs_RTV: Tensor, drafts: Drafts, noise: Noise) -> tuple[Tensor, Tensor]:
-    """Draw at every position what plain sampling would draw; accept while the draft agrees.
+    """Accept a draft token where plain sampling draws that very token: a `Rule`.
 
-    Lossless token for token, for any drafter: the oracle that tests speculation, slower than
-    `exact`.
+    Lossless token for token, for any drafter: the oracle that tests speculation. It accepts less
+    than `exact`.
     """
     if drafts.forest is not None:
         return _coupled_trees(probs_RTV, drafts, drafts.forest, noise)
-    drawn_RT = noise.race(DRAW, probs_RTV)
     columns = drafts.token_RG.shape[1]
-    drafted_RG = torch.arange(columns, device=probs_RTV.device) < drafts.length_R[:, None]
-    count_R, path_RG = _prefix((drawn_RT[:, :columns] == drafts.token_RG) & drafted_RG)
+    drawn_RT = noise.race(DRAW, probs_RTV)
+    agrees_RG = drawn_RT[:, :columns] == drafts.token_RG
+    count_R, path_RG = _accept_leading_run(agrees_RG & _is_drafted(drafts))
     return path_RG, drawn_RT.gather(1, count_R[:, None])[:, 0]
 
 
 def _coupled_trees(
     probs_RTV: Tensor, drafts: Drafts, trees: Forest, noise: Noise
 ) -> tuple[Tensor, Tensor]:
+    """Walk down trees along the tokens that plain sampling draws, while a child has that token."""
     child_RTC = torch.from_numpy(trees.child_RTC).to(probs_RTV.device)
     row_R = torch.arange(len(probs_RTV), device=probs_RTV.device)
-    node_R = torch.full_like(row_R, -1)
-    alive_R = torch.ones_like(row_R, dtype=torch.bool)
+    place_R = torch.zeros_like(row_R)  # 0 the root, 1 + g at draft node g
+    active_R = torch.ones_like(row_R, dtype=torch.bool)
     path_RG = torch.full_like(drafts.token_RG, -1)
-    drawn_R = noise.at(torch.zeros_like(row_R)).race(DRAW, probs_RTV[:, :1])[:, 0]
+
+    # 1. Draw at the root what plain sampling draws there.
+    noise_here = noise.at(torch.zeros_like(row_R))
+    drawn_R = _draw_one(noise_here, DRAW, probs_RTV[:, 0])
+
     for depth in range(trees.depth):
-        child_RC = child_RTC[row_R, node_R + 1]
-        fits_RC = (child_RC >= 0) & (
-            drafts.token_RG.gather(1, child_RC.clamp(min=0)) == drawn_R[:, None]
-        )
-        alive_R = alive_R & fits_RC.any(1)
-        child_R = child_RC.gather(1, fits_RC.int().argmax(1, keepdim=True))[:, 0]
-        node_R = torch.where(alive_R, child_R, node_R)
-        path_RG[:, depth] = torch.where(alive_R, child_R, -1)
-        here = noise.at(torch.full_like(row_R, depth + 1))
-        probs_RV = probs_RTV[row_R, node_R + 1]
-        drawn_R = torch.where(alive_R, here.race(DRAW, probs_RV.unsqueeze(1))[:, 0], drawn_R)
+        # 2. Find the child that carries the drawn token; a walk without one ends.
+        child_RC = child_RTC[row_R, place_R]
+        token_RC = drafts.token_RG.gather(1, child_RC.clamp(min=0))
+        agrees_RC = (child_RC >= 0) & (token_RC == drawn_R[:, None])
+        active_R = active_R & agrees_RC.any(1)
+
+        # 3. Step down to it.
+        first_R1 = agrees_RC.int().argmax(1, keepdim=True)
+        child_R = child_RC.gather(1, first_R1)[:, 0]
+        place_R = torch.where(active_R, child_R + 1, place_R)
+        path_RG[:, depth] = torch.where(active_R, child_R, -1)
+
+        # 4. Draw at the new place; a walk that ended keeps its last token.
+        noise_here = noise.at(torch.full_like(row_R, depth + 1))
+        next_R = _draw_one(noise_here, DRAW, probs_RTV[row_R, place_R])
+        drawn_R = torch.where(active_R, next_R, drawn_R)
     return path_RG, drawn_R

@@ -15,7 +15,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from harness.engine.acceptance import Verdict
+from harness.engine.acceptance import DraftVerdict
 from harness.engine.guidance import Guide
 from harness.engine.rendering import Picture
 from harness.records import Usage
@@ -100,7 +100,7 @@ class Canvas:
         self.ledger = ledger  # of the job
         self.guide = guide
         self.branches: list[Branch] = []
-        self.verdict: Verdict | None = None  # of the last draw, if its draft is followed
+        self.verdict: DraftVerdict | None = None  # of the last draw, if its draft is followed
         self.logits_depth = NO_LOGITS  # logits are at hand behind so many draft tokens
         self._total = total
         self._tokens: list[int] = []

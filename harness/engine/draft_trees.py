@@ -1,12 +1,13 @@
-"""Draft trees: what shape they have, how a drafter grows them, and who is whose parent.
+"""Draft trees: their shapes, how a drafter grows them, and the tables that verification reads.
 
-A tree's nodes are drafted tokens, parents before children; a node names its parent, an earlier node
-or -1 for the last committed token (the root, which is no node). Static trees draw children without
-replacement (EAGLE, LANTERN++); dynamic trees take the likeliest (EAGLE-2), so they are chosen, not
-drawn, and another acceptance rule applies.
+The nodes of a tree are drafted tokens, numbered so that parents come before children. A node names
+its parent: an earlier node, or -1 for the root, which is the last committed token and no node
+itself. Static trees draw children without replacement (EAGLE, LANTERN++). Dynamic trees take the
+likeliest (EAGLE-2): their nodes are chosen, not drawn, so another acceptance rule applies.
 
-Shapes: R rows, G nodes, T = 1 + G places (the root, then the nodes), C siblings, c children of one
-place, F nodes fed at once, k children proposed, V vocabulary.
+Shapes: R rows, A rows that are still drafting, G nodes, T = 1 + G places (the root, then the
+nodes), C siblings, c children of one place, F nodes expanded at once, k children proposed, P
+proposals, V vocabulary.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ from harness.kernels.noise import DRAFT, Noise
 from harness.records import UserError
 
 Parents = tuple[int, ...]
-"""Parent of every node: an earlier node, or -1 for the root."""
+"""The parent of every node: an earlier node, or -1 for the root."""
 
 
 @dataclass(frozen=True, slots=True)
-class Grown:
-    """A tree grown for one row: `token_G`, its parents, and `probs_GV` each token was drawn from
-    (None: chosen).
+class GrownTree:
+    """A tree grown for one row: its tokens and parents.
+
+    `probs_GV` holds the distributions that the tokens were drawn from, None if they were chosen.
     """
 
     token_G: Tensor
@@ -39,19 +41,21 @@ class Grown:
 
 
 Feed = Callable[[Sequence[int], Tensor, Tensor], Tensor]
-"""(rows, token_AF, parent_AF) -> probs_AFV: laws behind F new nodes of A rows; parents index the
-nodes fed so far.
+"""(rows, token_AF, parent_AF) -> probs_AFV: compute the drafter's distributions behind new nodes.
+
+`rows` are the A rows that draft on, each with F new nodes. `parent_AF` numbers the nodes fed so far
+in the order of feeding, -1 for the root.
 """
 
 
 class Tree(Protocol):
-    """The shape of a draft tree."""
+    """The shape of a draft tree, and how to grow one."""
 
-    depth: int  # longest path, the root not counted
-    nodes: int  # at most
-    fed: int  # nodes whose laws a drafter computes, at most
-    widest: int  # of them at one depth, at most
-    chosen: bool  # its nodes are chosen, not drawn: drafts come without laws
+    depth: int  # tokens on the longest path
+    nodes: int  # drafted tokens, at most
+    fed: int  # nodes that have children, so that the drafter must be fed with them, at most
+    widest: int  # of these at one depth, at most
+    chosen: bool  # True if nodes are chosen, not drawn: drafts come without distributions
 
     def grow(
         self,
@@ -61,76 +65,71 @@ class Tree(Protocol):
         max_depth: Sequence[int],
         greedy: bool = False,
         sibling: int = 0,
-    ) -> list[Grown]:
-        """Trees of R rows from the laws at their roots, none deeper than its row's `room`.
+    ) -> list[GrownTree]:
+        """Grow a tree for each of R rows from the drafter's distributions at the roots.
 
-        `noise` is that of the next `depth` places; a `greedy` tree is chosen in the order of the
-        laws, whatever its kind. Siblings draw in lanes of their own.
+        No tree becomes deeper than `max_depth` of its row allows. `noise` is that of the next
+        `depth` positions. A `greedy` tree takes the likeliest children, whatever its kind. Several
+        drafts of one canvas are told apart by `sibling`: each draws in random lanes of its own.
         """
         ...
 
 
 # ------------------------------------------------------------------ static trees
 
-NAMED: dict[str, dict[str, int]] = {
+PUBLISHED_TREES: dict[str, dict[str, int]] = {
     "naive_extend_57": {
-        "": 5, "0": 4, "1": 3, "2": 3, "3": 2, "4": 1,
+        "": 5,
+        "0": 4, "1": 3, "2": 3, "3": 2, "4": 1,
         "00": 4, "01": 3, "02": 3, "03": 2, "10": 2, "11": 1, "20": 1,
         "000": 4, "001": 3, "002": 2, "003": 1, "010": 2, "011": 1, "020": 1,
         "0000": 3, "0001": 2, "0010": 2, "0011": 1, "0020": 1,
     },
     "mc_sim_7b_63": {
-        "": 4, "0": 3, "1": 2, "2": 2, "3": 1, "00": 3, "01": 2, "02": 2, "10": 1, "000": 3, "0000": 2,
+        "": 4,
+        "0": 3, "1": 2, "2": 2, "3": 1,
+        "00": 3, "01": 2, "02": 2, "10": 1,
+        "000": 3,
+        "0000": 2,
     },
 }  # fmt: skip
-"""Published trees: children kept at each place, named by the ranks on the way to it (LANTERN's and
-EAGLE's).
-"""
+"""Published trees (LANTERN's and EAGLE's): children per place, named by the ranks on its path."""
 
 
 class Static:
-    """A fixed tree: at each place so many children, drawn without replacement (EAGLE-1, LANTERN++).
+    """A fixed tree: as many children at each place as given, drawn without replacement.
 
-    `children` names a published tree, or gives the number of children at each place: "" is the
-    root, "0" its first child, "01" that child's second. Raises UserError for an unknown name, a
-    place without its parent, a rank above 9.
+    EAGLE-1 and LANTERN++ draft such trees. `children` names a published tree, or gives the number
+    of children at each place: "" is the root, "0" its first child, "01" that child's second. Raises
+    UserError for an unknown name, a place without its parent, a rank above 9.
     """
 
     chosen = False
 
     def __init__(self, children: str | Mapping[str, int]) -> None:
-        if isinstance(children, str):
-            if children not in NAMED:
-                raise UserError(
-                    f"tree.children={children}: choose {', '.join(NAMED)}, or give the children per place"
-                )
-            children = NAMED[children]
-        counts = {str(place): int(count) for place, count in children.items() if count}
-        for place, count in counts.items():
-            parent = place[:-1]
-            rank = place[-1:]
-            known = not place or (rank.isdigit() and int(rank) < counts.get(parent, 0))
-            if not known or not 0 < count <= 10:
-                raise UserError(
-                    f"tree.children[{place!r}]={count}: a place follows its parent's, with 1 to 10 children"
-                )
-        if not counts:
-            raise UserError("tree.children is empty: draft at least one token")
-        nodes = [place + str(rank) for place in counts for rank in range(counts[place])]
-        nodes.sort(key=lambda place: (len(place), place))
+        counts = _read_child_counts(children)
+        nodes = _name_nodes(counts)
+        number = {"": -1}
+        for i, node in enumerate(nodes):
+            number[node] = i
         self.depth = len(nodes[-1])
         self.nodes = len(nodes)
+        self.parents: Parents = tuple(number[node[:-1]] for node in nodes)
         self._counts = counts
-        index = {place: i for i, place in enumerate(["", *nodes])}
-        self.parents: Parents = tuple(index[place[:-1]] - 1 for place in nodes)
-        inner = [place for place in ["", *nodes] if place in counts]
-        self._levels = [[place for place in inner if len(place) == d] for d in range(self.depth)]
-        self._first = [
-            index[level[0] + "0"] - 1 for level in self._levels
-        ]  # first node of each depth
-        self._node = {place: i - 1 for place, i in index.items()}
+        self._number = number
+
+        # The places that have children, by depth: entry 0 holds the root.
+        self._levels: list[list[str]] = [[] for _ in range(self.depth)]
+        for place in ["", *nodes]:
+            if place in counts:
+                self._levels[len(place)].append(place)
         self.widest = max(map(len, self._levels))
         self.fed = sum(map(len, self._levels[1:]))
+
+        # How many nodes are no deeper than 0, 1, ..., `depth`.
+        self._nodes_to_depth: list[int] = []
+        for d in range(self.depth + 1):
+            self._nodes_to_depth.append(sum(len(node) <= d for node in nodes))
 
     def grow(
         self,
@@ -140,80 +139,145 @@ class Static:
         max_depth: Sequence[int],
         greedy: bool = False,
         sibling: int = 0,
-    ) -> list[Grown]:
-        probs_RFV = probs_RV.unsqueeze(1)
-        fed = {"": -1}
-        tokens = []
-        stages = []
+    ) -> list[GrownTree]:
+        """Draw the tree depth by depth: see `Tree.grow`."""
+        probs_RFV = probs_RV.unsqueeze(1)  # behind the places of the current depth
+        feeding_number = {"": -1}
+        tokens: list[Tensor] = []
+        child_probs: list[Tensor] = []
+
         for d, level in enumerate(self._levels):
-            here = noise.at(torch.full_like(noise.position_RT[:, 0], d))
+            # 1. Draw the children of every place at this depth.
+            noise_here = noise.at(torch.full_like(noise.position_RT[:, 0], d))
             for f, place in enumerate(level):
-                lane = DRAFT + sibling * self.widest + f
                 count = self._counts[place]
-                token_Rc = (
-                    likeliest(probs_RFV[:, f], count)
-                    if greedy
-                    else here.order(lane, probs_RFV[:, f], count)
-                )
-                tokens.append(token_Rc)
-                if not greedy:
-                    stages.append(without_replacement(probs_RFV[:, f], token_Rc))
+                if greedy:
+                    tokens.append(find_largest(probs_RFV[:, f], count))
+                else:
+                    lane = DRAFT + sibling * self.widest + f
+                    token_Rc = noise_here.order(lane, probs_RFV[:, f], count)
+                    tokens.append(token_Rc)
+                    child_probs.append(without_replacement(probs_RFV[:, f], token_Rc))
+
+            # 2. Stop at the last depth, or where no row may become deeper.
             active = [r for r, most in enumerate(max_depth) if most > d + 1]
             if d + 1 == self.depth or not active:
                 break
-            following = self._levels[d + 1]
-            token_RG = torch.cat(tokens, 1)
-            token_RF = token_RG[:, [self._node[place] for place in following]]
-            parent_F = torch.tensor([fed[place[:-1]] for place in following])
-            fed |= {place: len(fed) - 1 + i for i, place in enumerate(following)}
+
+            # 3. Feed the new nodes that have children; rows that stopped keep zeros.
+            next_level = self._levels[d + 1]
+            nodes_F = [self._number[place] for place in next_level]
+            token_RF = torch.cat(tokens, 1)[:, nodes_F]
+            parent_F = torch.tensor([feeding_number[place[:-1]] for place in next_level])
+            for place in next_level:
+                feeding_number[place] = len(feeding_number) - 1
             probs_AFV = feed(active, token_RF[active], parent_F.expand(len(active), -1))
             probs_RFV = probs_AFV.new_zeros((len(max_depth), *probs_AFV.shape[1:]))
             probs_RFV[active] = probs_AFV
-        token_RG = torch.cat(tokens, 1)
-        stage_RGV = None if greedy else torch.cat(stages, 1)
+
+        probs_RGV = None if greedy else torch.cat(child_probs, 1)
+        return self._cut_to_depth(max_depth, torch.cat(tokens, 1), probs_RGV)
+
+    def _cut_to_depth(
+        self, max_depth: Sequence[int], token_RG: Tensor, probs_RGV: Tensor | None
+    ) -> list[GrownTree]:
         grown = []
         for r, most in enumerate(max_depth):
-            count = self._first[most] if most < self.depth else self.nodes
-            grown.append(
-                Grown(
-                    token_RG[r, :count],
-                    self.parents[:count],
-                    None if stage_RGV is None else stage_RGV[r, :count],
-                )
-            )
+            count = self._nodes_to_depth[min(most, self.depth)]
+            probs_GV = None if probs_RGV is None else probs_RGV[r, :count]
+            grown.append(GrownTree(token_RG[r, :count], self.parents[:count], probs_GV))
         return grown
 
 
-def without_replacement(probs_RV: Tensor, token_Rc: Tensor) -> Tensor:
-    """Laws [R, c, V] that tokens drawn one after another without replacement come from.
+def _read_child_counts(children: str | Mapping[str, int]) -> dict[str, int]:
+    """Children per place, of a published tree or as given. Raises UserError for bad shapes."""
+    if isinstance(children, str):
+        if children not in PUBLISHED_TREES:
+            raise UserError(
+                f"tree.children={children}: choose {', '.join(PUBLISHED_TREES)}, "
+                "or give the children per place"
+            )
+        children = PUBLISHED_TREES[children]
 
-    The i-th has no mass on the tokens before it. Where nothing is left it is zero everywhere: no
-    such draw is possible.
+    counts = {str(place): int(count) for place, count in children.items() if count}
+    for place, count in counts.items():
+        if not _is_place(place, counts) or not 0 < count <= 10:
+            raise UserError(
+                f"tree.children[{place!r}]={count}: "
+                "a place follows its parent's, with 1 to 10 children"
+            )
+    if not counts:
+        raise UserError("tree.children is empty: draft at least one token")
+    return counts
+
+
+def _name_nodes(counts: Mapping[str, int]) -> list[str]:
+    """Nodes by the ranks on their path, in drafting order: depth by depth, then by rank."""
+    nodes = []
+    for place, count in counts.items():
+        for rank in range(count):
+            nodes.append(place + str(rank))
+    return sorted(nodes, key=lambda node: (len(node), node))
+
+
+def _is_place(place: str, counts: Mapping[str, int]) -> bool:
+    """True for the root, and for a child that its parent has."""
+    if not place:
+        return True
+    rank = place[-1]
+    return rank.isdigit() and int(rank) < counts.get(place[:-1], 0)
+
+
+def without_replacement(probs_RV: Tensor, token_Rc: Tensor) -> Tensor:
+    """Compute what tokens drawn one after another without replacement were drawn from, [R, c, V].
+
+    The i-th distribution has no mass on the tokens before it. Where nothing is left it is zero
+    everywhere: no such draw is possible.
     """
-    left_RcV = probs_RV.unsqueeze(1).repeat(1, token_Rc.shape[1], 1)
-    for i in range(token_Rc.shape[1] - 1):
-        left_RcV[:, i + 1 :].scatter_(
-            2, token_Rc[:, i, None, None].expand(-1, token_Rc.shape[1] - i - 1, 1), 0
-        )
+    children = token_Rc.shape[1]
+    left_RcV = probs_RV.unsqueeze(1).repeat(1, children, 1)
+    for i in range(children - 1):
+        later = children - 1 - i
+        drawn_Rc1 = token_Rc[:, i, None, None].expand(-1, later, 1)
+        left_RcV[:, i + 1 :].scatter_(2, drawn_Rc1, 0)
     total_Rc1 = left_RcV.sum(2, keepdim=True)
     return torch.where(total_Rc1 > 0, left_RcV / total_Rc1, 0)
 
 
-def likeliest(probs: Tensor, count: int) -> Tensor:
-    """The `count` likeliest tokens over the last axis, ties to the lowest index."""
-    return probs.sort(dim=-1, descending=True, stable=True).indices[..., :count]
+def find_largest(values: Tensor, count: int) -> Tensor:
+    """Return the indices of the `count` largest values over the last axis, ties to the lowest."""
+    return values.sort(dim=-1, descending=True, stable=True).indices[..., :count]
 
 
 # ------------------------------------------------------------------ dynamic trees
 
 
+@dataclass(slots=True)
+class _Frontier:
+    """The nodes [R, F] of the current depth that propose children."""
+
+    token_RF: Tensor
+    score_RF: Tensor  # float64: log-probability of the path from the root
+    fed_parent_RF: Tensor  # the parent's number among the nodes fed so far, -1 for the root
+    proposal_RF: Tensor  # the node's own number among all proposals
+
+
+@dataclass(slots=True)
+class _Proposals:
+    """All nodes [R, P] proposed so far, of which the likeliest become the tree."""
+
+    token_RP: Tensor
+    parent_RP: Tensor  # the parent's number among the proposals, -1 for the root
+    score_RP: Tensor  # float64: log-probability of the path; -inf where there is no proposal
+
+
 class Dynamic:
-    """A tree that goes where the drafter is sure: its likeliest nodes by the probability of the
-    path (EAGLE-2).
+    """A tree that grows where the drafter is sure: it keeps the likeliest paths (EAGLE-2).
 
     At each of `depth` depths the `top_k` likeliest nodes propose their `top_k` likeliest tokens; of
-    all proposals the `nodes` likeliest are kept. Published: 58 nodes, depth 5, top_k 10. Raises
-    UserError for values below 1, and for more nodes than are ever proposed.
+    all proposals the `nodes` likeliest are kept, by the probability of the path. Published: 58
+    nodes, depth 5, top_k 10. Raises UserError for values below 1, and for more nodes than are ever
+    proposed.
     """
 
     chosen = True
@@ -242,56 +306,93 @@ class Dynamic:
         max_depth: Sequence[int],
         greedy: bool = False,
         sibling: int = 0,
-    ) -> list[Grown]:
-        rows = len(probs_RV)
-        k = min(self.top_k, probs_RV.shape[1])
-        token_RF = likeliest(probs_RV, k)
-        score_RF = probs_RV.double().gather(1, token_RF).log()
-        parent_RF = torch.full_like(token_RF, -1)
-        pools = [(token_RF, parent_RF, score_RF)]
-        origin_RF = torch.arange(k, device=probs_RV.device).expand(
-            rows, k
-        )  # the frontier's numbers in the pool
+    ) -> list[GrownTree]:
+        """Choose the likeliest nodes depth by depth: see `Tree.grow`. Nothing is random."""
+        frontier = self._choose_children_of_root(probs_RV)
+        root_RF = torch.full_like(frontier.token_RF, -1)
+        proposals = [_Proposals(frontier.token_RF, root_RF, frontier.score_RF)]
         for d in range(1, self.depth):
             active = [r for r, most in enumerate(max_depth) if most > d]
             if not active:
                 break
-            row_A = _index(active, probs_RV)
-            probs_AFV = feed(active, token_RF[row_A], parent_RF[row_A])
-            token_AFk = likeliest(probs_AFV, k)
-            score_AFk = score_RF[row_A].unsqueeze(2) + probs_AFV.double().gather(2, token_AFk).log()
-            token_Rn = torch.zeros((rows, k * k), dtype=torch.int64, device=probs_RV.device)
-            score_Rn = score_RF.new_full((rows, k * k), -torch.inf)
-            token_Rn[row_A] = token_AFk.flatten(1)
-            score_Rn[row_A] = score_AFk.flatten(1)
-            pools.append((token_Rn, origin_RF.repeat_interleave(k, 1), score_Rn))
-            best_RF = likeliest(score_Rn, k)
-            token_RF = token_Rn.gather(1, best_RF)
-            score_RF = score_Rn.gather(1, best_RF)
-            origin_RF = k + (d - 1) * k * k + best_RF
-            parent_RF = (d - 1) * k + best_RF // k
-        token_RP, parent_RP, score_RP = (torch.cat(parts, 1) for parts in zip(*pools, strict=True))
-        kept_RG = likeliest(score_RP, self.nodes)
-        kept_RG = (
-            kept_RG.masked_fill(score_RP.gather(1, kept_RG) == -torch.inf, score_RP.shape[1])
-            .sort(1)
-            .values
+            active_A = torch.tensor(active, dtype=torch.int64, device=probs_RV.device)
+            token_AF = frontier.token_RF[active_A]
+            probs_AFV = feed(active, token_AF, frontier.fed_parent_RF[active_A])
+            proposed = _propose_children(frontier, probs_AFV, active_A)
+            frontier = _choose_frontier(proposed, d, frontier.token_RF.shape[1])
+            proposals.append(proposed)
+
+        everything = _Proposals(
+            torch.cat([some.token_RP for some in proposals], 1),
+            torch.cat([some.parent_RP for some in proposals], 1),
+            torch.cat([some.score_RP for some in proposals], 1),
         )
-        table = torch.stack(
-            (kept_RG, parent_RP.gather(1, kept_RG.clamp(max=score_RP.shape[1] - 1)))
-        ).tolist()
-        grown = []
-        for r, (kept, parents) in enumerate(zip(*table, strict=True)):
-            number = {
-                origin: node for node, origin in enumerate(kept) if origin < score_RP.shape[1]
-            }
-            chosen = tuple(number.get(parent, -1) for parent in parents[: len(number)])
-            grown.append(Grown(token_RP[r, kept_RG[r, : len(number)]], chosen, None))
-        return grown
+        return _keep_likeliest(everything, self.nodes)
+
+    def _choose_children_of_root(self, probs_RV: Tensor) -> _Frontier:
+        """The likeliest children of the root."""
+        children = min(self.top_k, probs_RV.shape[1])
+        token_RF = find_largest(probs_RV, children)
+        proposal_F = torch.arange(children, device=probs_RV.device)
+        return _Frontier(
+            token_RF=token_RF,
+            score_RF=probs_RV.double().gather(1, token_RF).log(),
+            fed_parent_RF=torch.full_like(token_RF, -1),
+            proposal_RF=proposal_F.expand(len(probs_RV), children),
+        )
 
 
-def _index(rows: Sequence[int], like: Tensor) -> Tensor:
-    return torch.tensor(rows, dtype=torch.int64, device=like.device)
+def _propose_children(frontier: _Frontier, probs_AFV: Tensor, active_A: Tensor) -> _Proposals:
+    """The k likeliest children of each of the k frontier nodes, [R, k k]."""
+    rows, k = frontier.token_RF.shape
+    token_AFk = find_largest(probs_AFV, k)
+    log_prob_AFk = probs_AFV.double().gather(2, token_AFk).log()
+    score_AFk = frontier.score_RF[active_A].unsqueeze(2) + log_prob_AFk
+
+    token_RP = torch.zeros((rows, k * k), dtype=torch.int64, device=frontier.token_RF.device)
+    score_RP = frontier.score_RF.new_full((rows, k * k), -torch.inf)
+    token_RP[active_A] = token_AFk.flatten(1)
+    score_RP[active_A] = score_AFk.flatten(1)
+    return _Proposals(token_RP, frontier.proposal_RF.repeat_interleave(k, 1), score_RP)
+
+
+def _choose_frontier(proposed: _Proposals, depth: int, k: int) -> _Frontier:
+    """The k likeliest of the nodes proposed at one depth, which propose the next ones.
+
+    Proposals are numbered through: k children of the root, then k k at each depth. Fed nodes are
+    numbered likewise, k at each depth.
+    """
+    best_RF = find_largest(proposed.score_RP, k)
+    first_fed = (depth - 1) * k
+    first_proposal = k + (depth - 1) * k * k
+    return _Frontier(
+        token_RF=proposed.token_RP.gather(1, best_RF),
+        score_RF=proposed.score_RP.gather(1, best_RF),
+        fed_parent_RF=first_fed + best_RF // k,
+        proposal_RF=first_proposal + best_RF,
+    )
+
+
+def _keep_likeliest(proposals: _Proposals, nodes: int) -> list[GrownTree]:
+    """Trees of the likeliest proposals, in the order of proposing, so that parents come first."""
+    count = proposals.score_RP.shape[1]
+
+    # 1. Choose the likeliest; `count` stands for none and is sorted to the end.
+    best_RG = find_largest(proposals.score_RP, nodes)
+    nothing_RG = proposals.score_RP.gather(1, best_RG) == -torch.inf
+    kept_RG = best_RG.masked_fill(nothing_RG, count).sort(1).values
+    parent_RG = proposals.parent_RP.gather(1, kept_RG.clamp(max=count - 1))
+
+    # 2. Renumber the parents; a likely node's parent is likelier still, so it was kept.
+    grown = []
+    table = torch.stack((kept_RG, parent_RG)).tolist()
+    for r, (kept, parents) in enumerate(zip(*table, strict=True)):
+        node_of = {proposal: g for g, proposal in enumerate(kept) if proposal < count}
+        length = len(node_of)
+        renumbered = tuple(node_of.get(parent, -1) for parent in parents[:length])
+        token_G = proposals.token_RP[r, kept_RG[r, :length]]
+        grown.append(GrownTree(token_G, renumbered, None))
+    return grown
 
 
 # ------------------------------------------------------------------ who is whose parent
@@ -299,64 +400,74 @@ def _index(rows: Sequence[int], like: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Forest:
-    """The trees of R drafts, padded to G nodes each; a padding node is nobody's child and has depth
-    0.
+    """The trees of R drafts as tables, padded to G nodes each.
+
+    A padding node is nobody's child and has depth 0.
     """
 
-    depth_RT: np.ndarray  # int64: the root's is 0
-    sees_RTG: np.ndarray  # bool: the nodes on the way to a place, itself included
-    child_RTC: (
-        np.ndarray
-    )  # int64: the nodes below a place in drafting order, -1 where there is none
+    depth_RT: np.ndarray  # int64: tokens on the path to a place, 0 at the root
+    sees_RTG: np.ndarray  # bool: the nodes on the path to a place, itself included
+    child_RTC: np.ndarray  # int64: the children of a place in drafting order, padded with -1
 
     @property
     def depth(self) -> int:
+        """Count the tokens on the longest path of all trees."""
         return int(self.depth_RT.max(initial=0))
 
 
 @lru_cache(maxsize=4)
-def forest(parents: tuple[Parents, ...], nodes: int) -> Forest:
-    """Depths, ancestors and children of some trees. Raises ValueError for a parent that is no
-    earlier node.
+def index_trees(parents: tuple[Parents, ...], nodes: int) -> Forest:
+    """Tabulate depths, ancestors and children of trees, padded to `nodes` nodes each.
+
+    Raises ValueError for a parent that is no earlier node.
     """
-    rows = np.arange(len(parents))
-    parent_RG = np.full((len(parents), nodes), -1)
-    real_RG = np.zeros((len(parents), nodes), dtype=bool)
-    for r, parent in enumerate(parents):
-        parent_RG[r, : len(parent)] = parent
-        real_RG[r, : len(parent)] = True
+    # 1. Pad.
+    trees = len(parents)
+    parent_RG = np.full((trees, nodes), -1)
+    real_RG = np.zeros((trees, nodes), dtype=bool)
+    for r, parents_G in enumerate(parents):
+        parent_RG[r, : len(parents_G)] = parents_G
+        real_RG[r, : len(parents_G)] = True
     if not ((parent_RG >= -1) & (parent_RG < np.arange(nodes))).all():
         raise ValueError(f"a draft tree names a parent that is no earlier node: {parents}")
-    depth_RT = np.zeros((len(parents), 1 + nodes), dtype=np.int64)
-    born_RT = np.zeros_like(depth_RT)
+
+    # 2. Follow the nodes in order: each continues the path of the place above it.
+    row_R = np.arange(trees)
+    depth_RT = np.zeros((trees, 1 + nodes), dtype=np.int64)
+    sees_RTG = np.zeros((trees, 1 + nodes, nodes), dtype=bool)
+    children_RT = np.zeros_like(depth_RT)
     rank_RG = np.zeros_like(parent_RG)
-    sees_RTG = np.zeros((len(parents), 1 + nodes, nodes), dtype=bool)
     for g in range(nodes):
-        above = parent_RG[:, g] + 1
-        sees_RTG[:, g + 1] = sees_RTG[rows, above]
+        above_R = parent_RG[:, g] + 1
+        sees_RTG[:, g + 1] = sees_RTG[row_R, above_R]
         sees_RTG[:, g + 1, g] = True
-        depth_RT[:, g + 1] = (depth_RT[rows, above] + 1) * real_RG[:, g]
-        rank_RG[:, g] = born_RT[rows, above]
-        born_RT[rows, above] += real_RG[:, g]
-    child_RTC = np.full((*depth_RT.shape, max(1, born_RT.max(initial=0))), -1)
-    row, node = real_RG.nonzero()
-    child_RTC[row, parent_RG[row, node] + 1, rank_RG[row, node]] = node
+        depth_RT[:, g + 1] = (depth_RT[row_R, above_R] + 1) * real_RG[:, g]
+        rank_RG[:, g] = children_RT[row_R, above_R]
+        children_RT[row_R, above_R] += real_RG[:, g]
+
+    # 3. List the children of every place.
+    siblings = max(1, children_RT.max(initial=0))
+    child_RTC = np.full((trees, 1 + nodes, siblings), -1)
+    row_n, node_n = real_RG.nonzero()
+    above_n = parent_RG[row_n, node_n] + 1
+    child_RTC[row_n, above_n, rank_RG[row_n, node_n]] = node_n
     return Forest(depth_RT, sees_RTG, child_RTC)
 
 
-def chain(length: int) -> Parents:
-    """The parents of a tree of one branch."""
+def chain_parents(length: int) -> Parents:
+    """Return the parents of a tree of one path."""
     return tuple(range(-1, length - 1))
 
 
 def paths(parents: Parents) -> list[list[int]]:
-    """Nodes from the root to every leaf, leaves in drafting order."""
+    """List the nodes from the root to every leaf, leaves in drafting order."""
     inner = set(parents)
     found = []
     for leaf in range(len(parents)):
-        if leaf not in inner:
-            path = [leaf]
-            while parents[path[-1]] >= 0:
-                path.append(parents[path[-1]])
-            found.append(path[::-1])
+        if leaf in inner:
+            continue
+        path = [leaf]
+        while parents[path[-1]] >= 0:
+            path.append(parents[path[-1]])
+        found.append(path[::-1])
     return found

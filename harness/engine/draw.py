@@ -20,7 +20,15 @@ import torch
 from torch import Tensor
 
 from harness import kernels
-from harness.engine.acceptance import Draft, Drafts, Rule, Verdict, build_forest, exact
+from harness.engine.acceptance import (
+    Draft,
+    Drafts,
+    DraftVerdict,
+    MeasuredRule,
+    Rule,
+    build_forest,
+    exact,
+)
 from harness.engine.canvas import Canvas, ledgers_of
 from harness.engine.draft_trees import Forest
 from harness.engine.guidance import Guide, Sampling, cfg, unguided, warp
@@ -245,7 +253,7 @@ class TokenDraw:
             draft = drafts[i]
             if draft is not None and i in followed_probs:
                 probs_TV = followed_probs[i][: 1 + len(draft)]
-                canvas.verdict = Verdict(draft, probs_TV, row.accepted)
+                canvas.verdict = DraftVerdict(draft, probs_TV, row.accepted)
         return accepted
 
     def _apply(
@@ -260,8 +268,9 @@ class TokenDraw:
         stacked = Drafts.stack(list(drafts), probs_RTV)
         noise = self.noise(rows, probs_RTV.shape[1])
         path_RG, next_R = rule(probs_RTV, stacked, noise)
-        measure = getattr(rule, "signals", None)
-        signals = {} if measure is None else measure(probs_RTV, stacked, noise, path_RG)
+        signals: dict[str, Tensor] = {}
+        if isinstance(rule, MeasuredRule):
+            signals = rule.signals(probs_RTV, stacked, noise, path_RG)
 
         # 2. Line up the accepted tokens and the next one.
         accepted_R1 = (path_RG >= 0).sum(1, keepdim=True)

@@ -1,5 +1,7 @@
-"""How the logits of a canvas's branches become one distribution: guides, and the warp by
-temperature, top-k and top-p.
+"""Turn the logits of a canvas's branches into one distribution: guidance, then temperature and
+filters.
+
+Shapes: R canvases, K branches (the null branch first, where there is one), T places, V vocabulary.
 """
 
 from __future__ import annotations
@@ -8,22 +10,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from harness.records import UserError
 
 Guide = Callable[[Tensor, Tensor], Tensor]
-"""(logits_RKTV, scale_R) -> logits_RTV: how the branches of a canvas become one prediction."""
+"""(logits_RKTV, scale_R) -> logits_RTV: combine the branches of a canvas into one prediction."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How a law is made of logits, for target and drafter alike.
+    """How logits become a distribution, for target and drafter alike.
 
     `scale` is the usual guidance scale, null + scale * (text - null); 1 switches guidance off.
     `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 keep everything. `interval` k >= 0 guides the
-    first k + 2 tokens only and takes the scale 1 for the others (LlamaGen `generate.py`,
-    cfg_interval). Raises UserError for values out of range.
+    first k + 2 tokens only and uses scale 1 for the others (LlamaGen `generate.py`, cfg_interval);
+    -1 guides all. Raises UserError for values out of range.
     """
 
     scale: float = 1.0
@@ -47,40 +50,54 @@ class Sampling:
             raise UserError(f"sampling.top_p={self.top_p}: must be in (0, 1]")
         if self.interval < -1:
             raise UserError(
-                f"sampling.interval={self.interval}: must be -1 (guide always) or the last guided step"
+                f"sampling.interval={self.interval}: "
+                "must be -1 (guide always) or the last guided step"
             )
 
 
 def unguided(logits_RKTV: Tensor, _scale_R: Tensor) -> Tensor:
-    """The only branch, as it is."""
+    """Return the logits of the first branch as they are: the `Guide` of one branch."""
     return logits_RKTV[:, 0]
 
 
 def cfg(logits_RKTV: Tensor, scale_R: Tensor) -> Tensor:
-    """Classifier-free guidance over the branches (null, text): null + scale * (text - null)."""
-    null, text = logits_RKTV.unbind(1)
-    return null + scale_R.to(null.dtype)[:, None, None] * (text - null)
+    """Apply classifier-free guidance to the branches (null, text): null + scale * (text - null)."""
+    null_RTV, text_RTV = logits_RKTV.unbind(1)
+    scale_R11 = scale_R.to(null_RTV.dtype)[:, None, None]
+    return null_RTV + scale_R11 * (text_RTV - null_RTV)
 
 
 def warp(logits: Tensor, sampling: Sampling) -> Tensor:
-    """Law over the last axis: temperature, top-k (ties at the k-th survive), top-p, softmax, in
-    this order.
+    """Turn logits into probabilities over the last axis, as `sampling` says.
 
-    Top-p keeps the smallest prefix of the sorted law that exceeds p, the crossing token included
-    (LlamaGen `generate.py`, top_k_top_p_filtering).
+    Temperature, top-k, top-p and softmax, in this order; temperature 0 gives all the mass to the
+    likeliest token.
     """
     if sampling.temperature == 0:
-        return torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
+        return F.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
     logits = logits / sampling.temperature
     if 0 < sampling.top_k < logits.shape[-1]:
-        kth = logits.topk(sampling.top_k, dim=-1, sorted=False).values.amin(-1, keepdim=True)
-        logits = logits.masked_fill(logits < kth, -torch.inf)
+        logits = _mask_below_top_k(logits, sampling.top_k)
     if sampling.top_p < 1:
-        ordered, order = logits.sort(dim=-1, descending=True, stable=True)
-        before = ordered.softmax(-1).cumsum(-1).roll(1, -1)
-        before[..., 0] = 0.0
-        dropped = torch.zeros_like(logits, dtype=torch.bool).scatter(
-            -1, order, before > sampling.top_p
-        )
-        logits = logits.masked_fill(dropped, -torch.inf)
+        logits = _mask_outside_top_p(logits, sampling.top_p)
     return logits.softmax(-1)
+
+
+def _mask_below_top_k(logits: Tensor, top_k: int) -> Tensor:
+    """Mask all logits below the k-th largest with -inf; ties at the k-th survive."""
+    largest = logits.topk(top_k, dim=-1, sorted=False).values
+    kth = largest.amin(-1, keepdim=True)
+    return logits.masked_fill(logits < kth, -torch.inf)
+
+
+def _mask_outside_top_p(logits: Tensor, top_p: float) -> Tensor:
+    """Mask with -inf all but the smallest set of likeliest tokens whose mass exceeds `top_p`.
+
+    The token that crosses the bound is kept (LlamaGen `generate.py`, top_k_top_p_filtering).
+    """
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+    mass_before = ordered.softmax(-1).cumsum(-1).roll(1, -1)
+    mass_before[..., 0] = 0.0
+    nothing = torch.zeros_like(logits, dtype=torch.bool)
+    dropped = nothing.scatter(-1, order, mass_before > top_p)
+    return logits.masked_fill(dropped, -torch.inf)

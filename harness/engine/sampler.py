@@ -26,7 +26,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
-from harness.engine.acceptance import Draft, Rule, Verdict
+from harness.engine.acceptance import Draft, DraftVerdict, Rule
 from harness.engine.bursts import BurstDecode
 from harness.engine.canvas import Canvas, Context, ledgers_of
 from harness.engine.cuda_graphs import Graphs
@@ -327,7 +327,7 @@ class Sampler:
 
     # ------------------------------------------------------------------ for drafters
 
-    def verdict(self, canvas: Canvas) -> Verdict | None:
+    def verdict(self, canvas: Canvas) -> DraftVerdict | None:
         """Return what the last draw said of its draft.
 
         None if the draft was not followed or the canvas has changed since.

@@ -1,9 +1,13 @@
-"""Kernels of our own for CUDA, written in Triton, and whether this device can use them.
+"""Kernels of our own for CUDA, written in Triton, and the decision whether a device uses them.
 
-Each has a portable form elsewhere, in torch, which serves where these do not; `missing` says why
-they do not. Triton is imported when a device is first asked about that could use them.
+| module | kernels |
+|---|---|
+| `flash` | decode attention over the used part of the cache |
+| `race` | guided draws, and the signals that probes read of branches |
 
-flash  decode attention over the used part of the cache      race  guided draws, and the signals of branches
+Each has a portable counterpart in torch, which is used where the kernel is not. Triton is imported
+when a device is first asked about that could use it. `noise` is plain torch, `trial` tests the
+kernels before they are used.
 """
 
 from __future__ import annotations
@@ -20,14 +24,14 @@ from torch import Tensor
 log = logging.getLogger("harness")
 
 LEAST_CAPABILITY = (8, 0)
-"""Of a CUDA device: the first that multiplies bfloat16."""
+"""The first compute capability of CUDA devices that multiply bfloat16."""
 
 
 def attention(
     device: torch.device, dtype: torch.dtype = torch.float32
 ) -> Callable[..., Tensor] | None:
-    """`flash.attend`, or None where kernels are not used or do not compute in that type."""
-    if missing(device):
+    """Return `flash.attend`, or None if the device uses no kernels or they do not take the type."""
+    if why_unused(device):
         return None
     from harness.kernels.flash import TYPES, attend
 
@@ -37,10 +41,11 @@ def attention(
 def guided_draw(
     device: torch.device, vocab: int = 0, top_p: float = 1.0
 ) -> Callable[..., tuple[Tensor, Tensor]] | None:
-    """`race.draw`, or None where kernels are not used or a law is asked for that they do not
-    make.
+    """Return `race.draw`, or None if the device uses no kernels.
+
+    Also None for top-p and for vocabularies that are too large, which the kernel does not do.
     """
-    if missing(device) or top_p < 1:
+    if why_unused(device) or top_p < 1:
         return None
     from harness.kernels.race import MOST_TOKENS, draw
 
@@ -48,43 +53,48 @@ def guided_draw(
 
 
 def confidence(device: torch.device, vocab: int = 0) -> Callable[..., tuple[Tensor, ...]] | None:
-    """`race.signals`, or None as `guided_draw`."""
+    """Return `race.measure_signals`, or None under the conditions of `guided_draw`."""
     if guided_draw(device, vocab) is None:
         return None
-    from harness.kernels.race import signals
+    from harness.kernels.race import measure_signals
 
-    return signals
+    return measure_signals
 
 
 @lru_cache
-def missing(device: torch.device) -> str:
-    """Why kernels are not used on a device, in words; empty where they are. What is found out is
-    found out once.
+def why_unused(device: torch.device) -> str:
+    """Say why a device uses no kernels; an empty string if it uses them.
 
-    On the CPU they run under Triton's interpreter (TRITON_INTERPRET=1) alone, which is for tests.
+    A device is examined once. On the CPU the kernels run under Triton's interpreter alone
+    (TRITON_INTERPRET=1), which is for tests.
     """
-    if device.type != "cuda" and not (
-        device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
-    ):
+    interpreted = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+    if device.type != "cuda" and not interpreted:
         return f"{device.type} is no CUDA device"
-    reason = _unfit(device)
+    reason = _find_obstacle(device)
     if reason:
         log.warning("kernels are not used, torch's own operations are: %s", reason)
     return reason
 
 
-def _unfit(device: torch.device) -> str:
+def _find_obstacle(device: torch.device) -> str:
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
+
     if device.type == "cuda":
         if not torch.cuda.is_available():
             return "torch finds no CUDA device"
         has = torch.cuda.get_device_capability(device)
         if has < LEAST_CAPABILITY:
-            return f"the device's compute capability is {has[0]}.{has[1]}, they need {LEAST_CAPABILITY[0]}.0"
-    try:
-        from harness.kernels.trial import disagreement
+            return (
+                f"the device's compute capability is {has[0]}.{has[1]}, "
+                f"they need {LEAST_CAPABILITY[0]}.0"
+            )
 
-        return disagreement(device)
+    try:
+        from harness.kernels.trial import find_disagreement
+
+        return find_disagreement(device)
     except Exception as error:  # whatever compilers and drivers raise
-        return f"they do not compile or run: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        first_line = str(error).strip().partition("\n")[0]
+        return f"they do not compile or run: {type(error).__name__}: {first_line}"

@@ -1,9 +1,10 @@
 """Counter-based randomness: every draw is a pure function of (key, position, lane, index).
 
-There is no generator state, so no result depends on company, order, interruption or batch;
-truncating a canvas and drawing again gives the same tokens, and candidate i of one method shares
-its noise with candidate i of another. Integer hashing is identical on CPU and CUDA. Shapes: R rows,
-T positions, V vocabulary.
+There is no generator state, so no result depends on order, interruption or what else is in the
+batch; truncating a canvas and drawing again gives the same tokens, and candidate i of one method
+shares its noise with candidate i of another. Integer hashing is identical on CPU and CUDA.
+
+Shapes: R rows, T positions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,34 +19,32 @@ DRAW = 0
 ACCEPT = 1
 RESIDUAL = 2
 DRAFT = 7
-"""Lanes: independent streams at one position for drawing, accepting a draft, drawing a residual,
-drafting.
-
-A draft's siblings use the lanes that follow its own.
+"""Lanes: independent numbers at one position for drawing a token, testing a draft token, drawing
+from a residual, drafting. The siblings of a draft use the lanes that follow its own.
 """
+
+SPARSE = 4
+"""On a CPU a race leaves zero weights out if fewer than one weight in so many is above zero."""
 
 _WORD = 0xFFFFFFFF
-SPARSE = 4
-"""On a CPU a race is run by the weights above zero alone where they are fewer than one in so
-many.
-"""
 
 
 def derive(*parts: str | int) -> int:
-    """A 64-bit key from names and numbers: (seed, prompt id, image, candidate), or a parent key and
-    a reason.
+    """Hash names and numbers into a 64-bit key.
+
+    The parts are (seed, prompt id, image, candidate), or a parent key and a reason.
     """
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
 def words(key: int) -> tuple[int, int]:
-    """A 64-bit key as the two 32-bit words that `Noise` hashes."""
+    """Split a 64-bit key into the two 32-bit words that `Noise` hashes."""
     return key >> 32, key & _WORD
 
 
 def _mix(x: Tensor) -> Tensor:
-    """The lowbias32 hash of 32-bit words held in int64 (Wellons, "hash-prospector")."""
+    """Hash 32-bit words held in int64 with lowbias32 (Wellons, "hash-prospector")."""
     x = x ^ (x >> 16)
     x = (x * 0x7FEB352D) & _WORD
     x = x ^ (x >> 15)
@@ -54,7 +53,7 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def _uniform(first: Tensor, second: Tensor, index: Tensor) -> Tensor:
-    """Uniforms of two words and an index, float64."""
+    """Make uniforms of two words and an index, float64."""
     high = _mix(_mix(index ^ first) ^ second)
     low = _mix(_mix(index ^ second) ^ _mix(first ^ 0xC2B2AE35))
     return ((high << 20 | low >> 12).double() + 0.5) * 2.0**-52
@@ -62,58 +61,66 @@ def _uniform(first: Tensor, second: Tensor, index: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """The noise of R rows at T consecutive positions each: `key_R2` two words per row,
-    `position_RT` int64.
-    """
+    """The noise of R rows at T positions each: `key_R2` two words a row, `position_RT` int64."""
 
     key_R2: Tensor
     position_RT: Tensor
 
     def uniform(self, lane: int, count: int) -> Tensor:
-        """Uniforms in the open interval (0, 1) with 52 bits, float64 [R, T, count]."""
+        """Compute uniforms in the open interval (0, 1) with 52 bits, float64 [R, T, count]."""
         first_RT, second_RT = self._words(lane)
-        return _uniform(
-            first_RT.unsqueeze(-1),
-            second_RT.unsqueeze(-1),
-            torch.arange(count, device=first_RT.device),
-        )
+        index = torch.arange(count, device=first_RT.device)
+        return _uniform(first_RT.unsqueeze(-1), second_RT.unsqueeze(-1), index)
 
     def _words(self, lane: int) -> tuple[Tensor, Tensor]:
-        """What a lane's uniforms at every position are made of, two words, [R, T] each."""
-        spot = _mix(_mix(self.position_RT) ^ (lane * 0x9E3779B9 & _WORD))
-        return _mix(self.key_R2[:, :1] ^ spot), _mix(self.key_R2[:, 1:] ^ _mix(spot ^ 0x85EBCA6B))
+        """The two words of a lane at every position, [R, T] each, that its uniforms are made of."""
+        spot_RT = _mix(_mix(self.position_RT) ^ (lane * 0x9E3779B9 & _WORD))
+        first_RT = _mix(self.key_R2[:, :1] ^ spot_RT)
+        second_RT = _mix(self.key_R2[:, 1:] ^ _mix(spot_RT ^ 0x85EBCA6B))
+        return first_RT, second_RT
 
     def salted(self, salt_R: Tensor) -> Noise:
-        """Noise independent of this one at the same places, another for every salt: for what is
-        drawn repeatedly.
+        """Return noise independent of this one at the same positions, different for every salt.
+
+        For draws that are repeated at a position.
         """
-        return Noise(_mix(self.key_R2 ^ _mix(salt_R + 0x27D4EB2F).unsqueeze(1)), self.position_RT)
+        salt_R1 = _mix(salt_R + 0x27D4EB2F).unsqueeze(1)
+        return Noise(_mix(self.key_R2 ^ salt_R1), self.position_RT)
 
     def at(self, offset_R: Tensor) -> Noise:
-        """The noise of one position a row: the `offset`-th of its T."""
+        """Return the noise of one position a row: the `offset`-th of its T."""
         return Noise(self.key_R2, self.position_RT.gather(1, offset_R.unsqueeze(1)))
 
     def race(self, lane: int, weight_RTV: Tensor) -> Tensor:
-        """Draw from laws given up to a factor: argmax of weight / -log u, int64 [R, T]. Zero
-        weights never win.
+        """Draw tokens, int64 [R, T], by an exponential race: argmax of weight / -log u.
+
+        Weights need not sum to one; zero weights never win.
         """
-        if weight_RTV.device.type == "cpu":  # elsewhere counting them would wait for the device
+        if weight_RTV.device.type == "cpu":  # on a GPU, counting them would wait for the device
             r, t, v = weight_RTV.nonzero(as_tuple=True)
             if SPARSE * len(v) < weight_RTV.numel():
-                first_RT, second_RT = (
-                    word.expand(weight_RTV.shape[:2]) for word in self._words(lane)
-                )
-                speed_RTV = torch.zeros_like(weight_RTV, dtype=torch.float64)
-                speed_RTV[r, t, v] = (
-                    weight_RTV[r, t, v].double()
-                    / -_uniform(first_RT[r, t], second_RT[r, t], v).log()
-                )
-                return speed_RTV.argmax(-1)
-        return (weight_RTV.double() / -self.uniform(lane, weight_RTV.shape[-1]).log()).argmax(-1)
+                return self._race_nonzero(lane, weight_RTV, r, t, v)
+        uniform_RTV = self.uniform(lane, weight_RTV.shape[-1])
+        return (weight_RTV.double() / -uniform_RTV.log()).argmax(-1)
+
+    def _race_nonzero(
+        self, lane: int, weight_RTV: Tensor, r: Tensor, t: Tensor, v: Tensor
+    ) -> Tensor:
+        """The same race among the entries (r, t, v) alone."""
+        first_RT, second_RT = self._words(lane)
+        first_RT = first_RT.expand(weight_RTV.shape[:2])
+        second_RT = second_RT.expand(weight_RTV.shape[:2])
+        uniform_n = _uniform(first_RT[r, t], second_RT[r, t], v)
+
+        speed_RTV = torch.zeros_like(weight_RTV, dtype=torch.float64)
+        speed_RTV[r, t, v] = weight_RTV[r, t, v].double() / -uniform_n.log()
+        return speed_RTV.argmax(-1)
 
     def order(self, lane: int, weight_RV: Tensor, count: int) -> Tensor:
-        """The first `count` of a race at one position: draws without replacement, int64 [R, count];
-        T is 1.
+        """Draw `count` tokens without replacement, int64 [R, count]: the first of a race.
+
+        Needs the noise of one position a row (T = 1).
         """
-        time_RV = weight_RV.double() / -self.uniform(lane, weight_RV.shape[-1])[:, 0].log()
-        return time_RV.sort(dim=-1, descending=True, stable=True).indices[:, :count]
+        uniform_RV = self.uniform(lane, weight_RV.shape[-1])[:, 0]
+        speed_RV = weight_RV.double() / -uniform_RV.log()
+        return speed_RV.sort(dim=-1, descending=True, stable=True).indices[:, :count]

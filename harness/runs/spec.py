@@ -24,7 +24,7 @@ from harness.engine.meter import Meter, describe, warm_up
 from harness.engine.method_spec import MethodSpec
 from harness.engine.sampler import Sampler
 from harness.engine.scheduler import Delivery, Scheduler
-from harness.kernels import missing
+from harness.kernels import why_unused
 from harness.models.checkpoint import device_named
 from harness.records import Job, Prompt, Timing, UserError, digest, dump, one_line
 from harness.runs.folder import SCHEMA, fingerprint
@@ -222,7 +222,7 @@ class Point:
             peak_memory_gb=meter.peak_memory_gb,
             machine={
                 **describe(self.model.device),
-                "kernels": missing(self.model.device) or "Triton",
+                "kernels": why_unused(self.model.device) or "Triton",
                 **self.stamp,
             },
         )
