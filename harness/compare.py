@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.cli import say
+from harness.cli import print_error
 from harness.records import UserError
 from harness.results import stats
 from harness.results.ranking import Group
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         print("\n".join(words(*(find_run(name, chosen.results) for name in (chosen.a, chosen.b)))))
     except UserError as error:
-        return say(error)
+        return print_error(error)
     return 0
 
 

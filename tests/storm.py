@@ -220,11 +220,11 @@ class Sweep:
         """What `python -m harness` does once its configurations are composed."""
         from harness.results.publish import publish
         from harness.results.wandb import NoTracking
-        from harness.runs.stages import run
+        from harness.runs.stages import run_stages
 
         folders: list[Path] = []
         for method in methods:
-            run(*self._points[method], NoTracking(), folders.append)
+            run_stages(*self._points[method], NoTracking(), folders.append)
         if reported:
             publish(Path("results"), folders, NoTracking())
 

@@ -18,7 +18,7 @@ import harness.cli
 from harness.records import UserError
 from harness.results.claims import read_claims
 from harness.runs.read import Run
-from harness.runs.spec import Point
+from harness.runs.spec import build_run_spec
 
 CONF = Path(__file__).parent.parent / "conf"
 
@@ -39,9 +39,9 @@ def hydra() -> Iterator[None]:
 @pytest.mark.parametrize("method", options("method"))
 @pytest.mark.parametrize("sampler", options("sampler"))
 def test_every_method_builds_on_every_sampler(method: str, sampler: str) -> None:
-    point = Point(compose("config", [f"method={method}", f"sampler={sampler}"]), choices(method))
-    assert point.sampler["slots"] >= point.method.rows * point.method.branches
-    assert point.method.tokens_per_step == point.sampler["tokens_per_step"]
+    point = build_run_spec(compose("config", [f"method={method}", f"sampler={sampler}"]), choices(method))
+    assert point.sampler_sizes["slots"] >= point.method.rows * point.method.branches
+    assert point.method.tokens_per_step == point.sampler_sizes["tokens_per_step"]
     assert len(point.fingerprint) == 8
 
 
@@ -56,10 +56,10 @@ def test_every_benchmark_builds_or_says_which_files_it_lacks(
     monkeypatch.setattr("urllib.request.urlopen", nobody)
     config = compose("config", [f"benchmark={benchmark}"])
     if "pictogram" in benchmark:
-        assert Point(config, choices("plain")).jobs
+        assert build_run_spec(config, choices("plain")).plan.jobs
         return
     with pytest.raises(UserError, match=r"set benchmark\.metadata=PATH") as error:
-        Point(config, choices("plain"))
+        build_run_spec(config, choices("plain"))
     assert "\n" not in str(error.value)
 
 
@@ -71,12 +71,12 @@ def test_every_model_builds_or_says_which_weights_it_lacks(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     config = compose("config", [f"model={model}"])
     if "pictogram" in config.model._target_:
-        assert Point(config, choices("plain")).jobs
+        assert build_run_spec(config, choices("plain")).plan.jobs
         return
     with pytest.raises(
         UserError, match=r"set model.checkpoint=PATH|model.weights=random is for measuring"
     ) as error:
-        Point(config, choices("plain"))
+        build_run_spec(config, choices("plain"))
     assert "\n" not in str(error.value)
 
 
@@ -127,21 +127,21 @@ def test_each_result_relevant_change_changes_the_fingerprint() -> None:
         "sampler.slots=32",
     ]
     fingerprints = [
-        Point(compose("config", [change]), choices("plain")).fingerprint
+        build_run_spec(compose("config", [change]), choices("plain")).fingerprint
         for change in ["seed=0", *changes]
     ]
     assert len(set(fingerprints)) == len(fingerprints)
-    same = Point(
+    same = build_run_spec(
         compose("config", ["results=x", "stages=[score]", "device=cpu"]), choices("plain")
     ).fingerprint
     assert same == fingerprints[0]
 
 
 def test_a_part_that_is_switched_off_shows_in_the_leaderboard() -> None:
-    point = Point(
+    point = build_run_spec(
         compose("config", ["method=gridar", "method.stages.quarter=null"]), choices("gridar")
     )
-    assert point.record()["run"]["params"] == "stages.quarter=None"
+    assert point.describe()["run"]["params"] == "stages.quarter=None"
 
 
 def choices(method: str) -> dict[str, str]:

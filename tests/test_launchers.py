@@ -20,8 +20,8 @@ from submitit.slurm.test_slurm import mocked_slurm
 
 from harness import cli
 from harness.records import UserError
-from harness.runs.lock import writers
-from harness.sweeps.ledger import Event, Ledger, ledgers, read_events
+from harness.runs.lock import find_writers
+from harness.sweeps.ledger import Event, Ledger, ledger_folder, read_events
 from harness.sweeps.worker import Work
 
 SWEEP = ("-m", *TOY, "method=plain,toy_best")
@@ -102,7 +102,7 @@ def test_slurm_gets_an_array_and_once_more_what_was_preempted(
     parameters = {**config.hydra.launcher.parameters, "timeout_min": 60, "slurm_partition": "gpu"}
     launcher = module.Submitit("slurm", 2, None, str(tmp_path / "logs/%j"), parameters)
     monkeypatch.setattr(
-        launcher, "_work", lambda job: Work(cli.command, job.arguments, str(tmp_path))
+        launcher, "_work", lambda job: Work(cli.run_command, job.arguments, str(tmp_path))
     )
 
     with mocked_slurm() as slurm:
@@ -140,7 +140,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def events(cwd: Path) -> list[Event]:
     return [
-        event for path in ledgers(cwd / "results").glob("*.jsonl") for event in read_events(path)
+        event for path in ledger_folder(cwd / "results").glob("*.jsonl") for event in read_events(path)
     ]
 
 
@@ -175,7 +175,7 @@ def test_two_workers_give_what_one_process_gives(
 def busy(cwd: Path) -> Iterator[int]:
     """Processes that write a run folder now."""
     for folder in (path.parent for path in (cwd / "results").rglob("config.yaml")):
-        yield from (writer.pid for writer in writers(folder))
+        yield from (writer.pid for writer in find_writers(folder))
 
 
 def lines(cwd: Path) -> int:

@@ -28,7 +28,7 @@ from harness.engine.scheduler import Delivery, Scheduler
 from harness.engine.session import Method, Session
 from harness.models.trunk import Attend
 from harness.records import Job, UserError
-from harness.runs.spec import Point
+from harness.runs.spec import build_run_spec
 from methods.plain import Plain
 from methods.scalingar import ScalingAR
 from methods.sjd import SJD
@@ -165,20 +165,20 @@ def test_numerics_name_a_run_and_are_checked(tmp_path: Path) -> None:
         choices = {"method": "plain", "benchmark": "pictogram"}
         some = ["benchmark.prompts=2"]
         constant, fast = (
-            Point(compose("config", [*some, f"numerics={n}"]), choices)
+            build_run_spec(compose("config", [*some, f"numerics={n}"]), choices)
             for n in ("constant", "fast")
         )
         assert constant.fingerprint != fast.fingerprint
-        assert [point.record()["run"]["numerics"] for point in (constant, fast)] == [
+        assert [point.describe()["run"]["numerics"] for point in (constant, fast)] == [
             "constant",
             "fast",
         ]
-        assert "compact" not in constant.sampler
-        assert fast.sampler["compact"] is True
+        assert "compact" not in constant.sampler_sizes
+        assert fast.sampler_sizes["compact"] is True
         with pytest.raises(UserError, match="numerics=quick: choose from constant, fast"):
-            Point(compose("config", [*some, "numerics=quick"]), choices)
+            build_run_spec(compose("config", [*some, "numerics=quick"]), choices)
         with pytest.raises(UserError, match="numerics=fast to have it recorded"):
-            Point(compose("config", [*some, "+sampler.compact=true"]), choices)
+            build_run_spec(compose("config", [*some, "+sampler.compact=true"]), choices)
 
 
 def test_fast_results_stand_apart_in_the_leaderboard(tmp_path: Path) -> None:

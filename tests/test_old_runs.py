@@ -15,7 +15,7 @@ import pytest
 import torch
 from runs import harness, timeless
 
-from harness.runs.instantiate import build
+from harness.runs.instantiate import build_object
 from harness.runs.read import read_run
 
 DATA = Path(__file__).parent / "data" / "old_run"
@@ -82,4 +82,4 @@ def test_its_configuration_still_builds() -> None:
     run = read_run(run_folder(DATA, "eagle_static"))
     tree = run.config["method"]["gamma"]
     assert tree["_target_"] == "harness.trees.Static"
-    assert build(tree).fed > 0
+    assert build_object(tree).fed > 0

@@ -35,7 +35,7 @@ PROMISES = {
         "test_shards.test_another_number_of_shares_draws_nothing_twice",
         "test_kill_storm.test_a_storm_of_kills_changes_nothing",
         "test_resume.test_generating_and_scoring_apart_gives_the_same",
-        "test_repeat.test_every_kind_of_method_keeps_the_promise_of_constant_numerics",
+        "test_reproducibility.test_every_kind_of_method_keeps_the_promise_of_constant_numerics",
         "test_reliability.test_a_clock_that_goes_backwards_changes_nothing",
     ],
     "R3 a finished sweep does not sample; one more point computes one point": [
@@ -71,7 +71,7 @@ PROMISES = {
     ],
     "R9 bad input is refused with the value and the remedy": [
         "test_cli.test_bad_input_is_refused_in_one_line",
-        "test_repeat.test_bad_options_are_one_line",
+        "test_reproducibility.test_bad_options_are_one_line",
         "test_llamagen.test_a_bad_checkpoint_is_one_line",
         "test_janus.test_a_checkpoint_of_another_size_is_refused",
         "test_geneval_files.test_a_bad_line_is_named_by_number_and_problem",

@@ -19,7 +19,7 @@ from storm import fork
 from harness import cli
 from harness.records import Job, Prompt, UserError
 from harness.runs.folder import RunFolder
-from harness.runs.lock import Shard, writers
+from harness.runs.lock import Shard, find_writers
 
 RUN = (*TOY, "method=toy_best")
 
@@ -104,7 +104,7 @@ def test_a_share_has_one_writer_and_a_run_one_number_of_shares(tmp_path: Path) -
 
     with opened("0/2") as first, opened("1/2") as second:
         assert [len(folder.missing()) for folder in (first, second)] == [3, 2]
-        assert [(writer.shard, writer.done) for writer in writers(tmp_path / "run")] == [
+        assert [(writer.shard, writer.done) for writer in find_writers(tmp_path / "run")] == [
             ("0/2", 0),
             ("1/2", 0),
         ]
@@ -112,14 +112,14 @@ def test_a_share_has_one_writer_and_a_run_one_number_of_shares(tmp_path: Path) -
             opened("1/2")
         with pytest.raises(UserError, match="written in shares 0/2"):
             opened("1/3")
-    assert writers(tmp_path / "run") == []
+    assert find_writers(tmp_path / "run") == []
     with opened("0/3"):
         pass
 
 
 def command(*arguments: str) -> None:
     with Path("said.txt").open("a", buffering=1) as file, redirect_stderr(file):
-        os._exit(cli.command(arguments))
+        os._exit(cli.run_command(arguments))
 
 
 def test_processes_that_create_a_run_at_once_share_it(

@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -16,15 +16,17 @@ from pathlib import Path
 import pytest
 import toy
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig
 from runs import TOY, deterministic, folders, harness
 from storm import fork
 
 from harness import cli
 from harness.records import Job, Prompt
+from harness.runs import source
 from harness.runs.folder import RunFolder
 from harness.runs.lock import Shard
-from harness.runs.spec import Point
-from harness.sweeps.ledger import Event, ledgers, names, outcomes, read_events
+from harness.runs.spec import RunSpec
+from harness.sweeps.ledger import Event, ledger_folder, list_outcomes, name_points, read_events
 
 FEW = (*TOY, "benchmark.prompts=4", "benchmark.pause=0.02")
 SWEEP = ("-m", *FEW, "method=plain,toy_best")
@@ -51,27 +53,27 @@ def cwd(done: Path, tmp_path: Path) -> Path:
 def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Names the methods of points that are built, and "forward" for each forward of the target."""
     built: list[str] = []
-    make = Point.__init__
+    build = source.build_run_spec
     forward = toy.ToyModel.forward
 
-    def making(self: Point, config: object, choices: dict[str, str]) -> None:
+    def build_and_note(config: DictConfig, choices: Mapping[str, str]) -> RunSpec:
         built.append(choices["method"])
-        make(self, config, choices)  # type: ignore[arg-type]
+        return build(config, choices)
 
-    def forwarding(self: toy.ToyModel, *inputs: object) -> object:
+    def forward_and_note(self: toy.ToyModel, *inputs: object) -> object:
         built.append("forward")
         return forward(self, *inputs)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(Point, "__init__", making)
-        patch.setattr(toy.ToyModel, "forward", forwarding)
+        patch.setattr(source, "build_run_spec", build_and_note)
+        patch.setattr(toy.ToyModel, "forward", forward_and_note)
         yield built
 
 
 def events(cwd: Path) -> list[Event]:
     return [
         event
-        for path in sorted(ledgers(cwd / "results").glob("*.jsonl"))
+        for path in sorted(ledger_folder(cwd / "results").glob("*.jsonl"))
         for event in read_events(path)
     ]
 
@@ -120,7 +122,7 @@ def test_a_point_is_left_out_only_if_its_folder_is_complete(
         journal = folder / ("records-0.jsonl" if harm == "record" else "scores.jsonl")
         journal.write_text("".join(journal.read_text().splitlines(keepends=True)[1:]))
     else:
-        monkeypatch.setattr("harness.sweeps.ledger._changed", lambda path, was: "toy.py" in path)
+        monkeypatch.setattr("harness.sweeps.ledger._has_changed", lambda path, was: "toy.py" in path)
     with counted(monkeypatch) as built:
         code, said = harness(cwd, *SWEEP, "stages=[generate,score]")
     assert code == 0, said
@@ -149,7 +151,7 @@ def test_failures_stand_in_a_table_and_are_tried_again(
     with counted(monkeypatch) as built:
         code, said = harness(tmp_path, *FAULTY)
     assert (code, set(built)) == (0, {"toy_faulty", "forward"}), said
-    assert len(list(ledgers(tmp_path / "results").iterdir())) == 1
+    assert len(list(ledger_folder(tmp_path / "results").iterdir())) == 1
 
 
 def test_a_sweep_may_stop_at_its_first_failure(tmp_path: Path) -> None:
@@ -189,8 +191,8 @@ def test_a_share_whose_worker_died_has_failed() -> None:
         Event("started", "c", "p", "1/2", folder="a/b/c"),
         Event("finished", "c", "p", "0/2"),
     ]
-    first, second = outcomes(lines)
-    assert names([first, second]) == ["the defaults"] * 2
+    first, second = list_outcomes(lines)
+    assert name_points([first, second]) == ["the defaults"] * 2
     assert (first.event, second.event, second.shard, second.code) == (
         "finished",
         "failed",
@@ -201,7 +203,7 @@ def test_a_share_whose_worker_died_has_failed() -> None:
 
 
 def test_a_torn_line_of_a_ledger_is_cut_off_by_the_next(cwd: Path) -> None:
-    (path,) = ledgers(cwd / "results").iterdir()
+    (path,) = ledger_folder(cwd / "results").iterdir()
     path.write_bytes(path.read_bytes()[:-20])
     code, said = harness(cwd, *SWEEP)
     assert code == 0 and "2 of 2 points are finished" in said
@@ -281,7 +283,7 @@ def test_a_preempted_sweep_goes_on_until_it_is_the_same(tmp_path: Path, done: Pa
     codes = []
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, None):
         before = drawn(tmp_path)
-        pid = fork(tmp_path, lambda: os._exit(cli.command(SWEEP)))
+        pid = fork(tmp_path, lambda: os._exit(cli.run_command(SWEEP)))
         while number and drawn(tmp_path) < before + 3:
             time.sleep(0.005)
         began = time.monotonic()

@@ -20,7 +20,7 @@ import yaml
 from harness.results import claims
 from harness.results.leaderboard import Board, excluded_line, heading, protocols, resolved, to_csv
 from harness.runs.journal import write_atomic
-from harness.runs.read import options
+from harness.runs.read import format_options
 
 LEGEND = (
     "Score: mean over categories of prompt means, with its 95 % interval (cluster bootstrap over prompts). Tie: runs "
@@ -168,7 +168,7 @@ def eval_results(board: Board, i: int) -> str:
 
 def _cells(row: pd.Series) -> list[str]:
     return [
-        f"{row['method']} {options(row['params'], row['candidates'])}".strip()
+        f"{row['method']} {format_options(row['params'], row['candidates'])}".strip()
         + (", one at a time" if row["concurrency"] == 1 else "")
         + (
             f" ({row['missing'] + row['failed']} images missing)"

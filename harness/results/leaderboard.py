@@ -26,7 +26,7 @@ from harness.records import STAGES, TIMES, SampleRecord, UserError
 from harness.results import stats
 from harness.results.ranking import CURRENCIES, Curve, Group
 from harness.runs.journal import write_atomic
-from harness.runs.read import Protocol, Run, find_runs, read_run
+from harness.runs.read import RankingProtocol, Run, find_runs, read_run
 
 Cell = str | int | float | None
 
@@ -205,7 +205,7 @@ def project(runs: Iterable[Run]) -> Board:
     )
 
 
-def _pools(run: Run, protocol: Protocol) -> bool:
+def _pools(run: Run, protocol: RankingProtocol) -> bool:
     """Whether it is plain sampling under the same protocol but for its number of images."""
     alike = run.protocol._replace(images_per_prompt=0) == protocol._replace(images_per_prompt=0)
     return alike and run.about["method"] == "plain" and run.complete

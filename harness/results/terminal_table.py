@@ -9,7 +9,7 @@ import pandas as pd
 
 from harness.records import printable
 from harness.results.leaderboard import COLUMNS, TASKS, heading, protocols, signed
-from harness.runs.read import options
+from harness.runs.read import format_options
 
 WIDTH = 140
 """Characters that the printed table may fill."""
@@ -70,7 +70,7 @@ def _printed(runs: pd.DataFrame) -> list[str]:
 def _names(runs: pd.DataFrame, width: int) -> list[list[str]]:
     columns = [
         ["method", *map(str, runs["method"])],
-        ["params", *map(options, runs["params"], runs["candidates"])],
+        ["params", *map(format_options, runs["params"], runs["candidates"])],
     ]
     for name in ("seed", "concurrency"):
         if runs[name].nunique(dropna=False) > 1:
