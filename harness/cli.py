@@ -209,7 +209,7 @@ class Command:
         self.folders.append(folder)
         if attempt.part is None:
             return
-        from harness.sweeps.ledger import find_outside_files
+        from harness.sweeps.finished import find_outside_files
 
         options = {
             name: value

@@ -122,7 +122,7 @@ def test_a_point_is_left_out_only_if_its_folder_is_complete(
         journal = folder / ("records-0.jsonl" if harm == "record" else "scores.jsonl")
         journal.write_text("".join(journal.read_text().splitlines(keepends=True)[1:]))
     else:
-        monkeypatch.setattr("harness.sweeps.ledger._has_changed", lambda path, was: "toy.py" in path)
+        monkeypatch.setattr("harness.sweeps.finished.has_changed", lambda path, was: "toy.py" in path)
     with counted(monkeypatch) as built:
         code, said = harness(cwd, *SWEEP, "stages=[generate,score]")
     assert code == 0, said

@@ -16,7 +16,7 @@ from harness.results.terminal_table import render_table
 from harness.results.wandb import Tracker
 from harness.runs.journal import write_atomic
 from harness.runs.lock import hold_lock
-from harness.sweeps.ledger import hash_results
+from harness.sweeps.finished import hash_results
 
 
 def publish(

@@ -126,10 +126,11 @@ def build_run_spec(config: DictConfig, choices: Mapping[str, str]) -> RunSpec:
     )
 
     # 5. The name of all that results depend on.
+    method_config = resolve_config(config.method)
     identity = {
         "model": [model.name, model.revision, str(model.dtype), model_config],
         "sampling": resolve_config(config.model.sampling),
-        "method": [choices["method"], resolve_config(config.method), method_spec.part_ids],
+        "method": [choices["method"], method_config, method_spec.part_ids],
         "benchmark": plan.identify(),
         "sampler": restore_size_names(sampler_sizes),
         "numerics": config.numerics,

@@ -20,6 +20,7 @@ from harness.runs.plan import IncompleteRunError
 if TYPE_CHECKING:
     from harness.runs.folder import RunFolder
     from harness.runs.plan import Plan
+    from harness.runs.source import RunSource
 
 log = logging.getLogger("harness")
 
@@ -56,7 +57,7 @@ def run_stages(
     """
     from harness.runs.folder import RunFolder
     from harness.runs.lock import Shard
-    from harness.runs.score import prepare_judge, score_images, write_summary
+    from harness.runs.score import prepare_judge
     from harness.runs.source import build_source
 
     # 1. Build the run: all that can be refused is refused here.
@@ -66,38 +67,53 @@ def run_stages(
     if "estimate" in config.stages:
         _print_estimate(plan, config, choices["benchmark"])
         return
-    with_scores = "score" in config.stages
 
     # 2. Prepare the judge of a new run first: what cannot be judged leaves no folder.
     path = source.folder(Path(config.results))
     is_new = not path.exists()
-    if is_new and with_scores:
+    if is_new and "score" in config.stages:
         prepare_judge(plan.benchmark, plan.jobs)
 
+    # 3. Claim the folder, and fill it.
     with (
         RunFolder(path, source.describe(), plan.jobs, shard) as folder,
         _follow(dashboard, folder, config) as track,
     ):
         on_claimed(path)
-
-        # 3. See what is there, and what is not.
-        source.import_images(folder)
-        missing = folder.missing()
-        _log_progress(plan, folder, source.missing_word)
-        if not is_new and with_scores:
-            prepare_judge(plan.benchmark, [*missing, *folder.unscored(plan.benchmark.judge)])
-
-        # 4. Draw what is missing, and score it meanwhile.
-        if "generate" in config.stages and missing:
-            source.generate(missing, folder, track)
-
-        # 5. Score the rest, and sum up.
-        if with_scores:
-            score_images(plan.benchmark, folder, folder.unscored(plan.benchmark.judge))
-            track()
-            write_summary(plan.benchmark, folder)
-
+        _fill_folder(source, folder, config, track, is_new=is_new)
         _expect_complete(plan, folder, config)
+
+
+def _fill_folder(
+    source: RunSource,
+    folder: RunFolder,
+    config: DictConfig,
+    track: Callable[[], None],
+    *,
+    is_new: bool,
+) -> None:
+    """Draw and score the images of the share that are missing."""
+    from harness.runs.score import prepare_judge, score_images, write_summary
+
+    benchmark = source.plan.benchmark
+    with_scores = "score" in config.stages
+
+    # 1. See what is there, and what is not.
+    source.import_images(folder)
+    missing = folder.missing()
+    _log_progress(source.plan, folder, source.missing_word)
+    if not is_new and with_scores:
+        prepare_judge(benchmark, [*missing, *folder.unscored(benchmark.judge)])
+
+    # 2. Draw what is missing, and score it meanwhile.
+    if "generate" in config.stages and missing:
+        source.generate(missing, folder, track)
+
+    # 3. Score the rest, and sum up.
+    if with_scores:
+        score_images(benchmark, folder, folder.unscored(benchmark.judge))
+        track()
+        write_summary(benchmark, folder)
 
 
 def _print_estimate(plan: Plan, config: DictConfig, benchmark: str) -> None:

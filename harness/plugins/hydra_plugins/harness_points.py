@@ -22,7 +22,8 @@ from hydra.core.override_parser.types import Override
 from harness import cli
 from harness.records import UserError
 from harness.runs.instantiate import COMMAND_OPTIONS
-from harness.sweeps.ledger import KnownPoints, Ledger, is_command_option, key_point
+from harness.sweeps.finished import KnownPoints, key_point
+from harness.sweeps.ledger import Ledger, is_command_option
 
 Point = list[str]
 """The overrides of one run."""
@@ -67,14 +68,20 @@ class PointSweeper(BasicSweeper):
 
     def _list_points(self, overrides: list[Override]) -> list[Point]:
         """Multiply the points with what sweeps on the command line; each one is listed once."""
-        typed = [*OverridesParser.create().parse_overrides(self.always), *overrides]
-        grid = [job for batch in BasicSweeper.split_arguments(typed, None) for job in batch]
+        typed = OverridesParser.create().parse_overrides(self.always)
+        typed += overrides
         typed_keys = {override.get_key_element() for override in typed}
-        points: dict[tuple[str, ...], None] = {}
+        grid: list[Point] = []
+        for batch in BasicSweeper.split_arguments(typed, None):
+            grid += batch
+
+        points: list[Point] = []
         for point in self.points:
             own = self._keep_overrides(point, typed_keys)
-            points |= {tuple(job + own): None for job in grid}
-        return [list(point) for point in points]
+            for job in grid:
+                if job + own not in points:
+                    points.append(job + own)
+        return points
 
     def _keep_overrides(self, point: Point, typed_keys: set[str]) -> Point:
         """Return a point's overrides, without those that were typed, after replacements."""
@@ -88,29 +95,30 @@ class PointSweeper(BasicSweeper):
 
     def _plan_jobs(self, points: list[Point], overrides: list[Override]) -> list[Point]:
         """Return the jobs of the points that are not finished; the ledger tells of all."""
-        assert self.config is not None and self.hydra_context is not None
         config = self.config
-        self._expect_one_value(overrides)
+        assert config is not None
+        _expect_one_value(config.shards, overrides)
 
         # 1. Leave out the points that are finished.
-        results = Path(config.results)
-        known = KnownPoints(results)
-        sources = config.hydra.runtime.config_sources
-        searched = [source.path for source in sources if source.provider == "command-line"]
-        keys = [key_point(point, searched) for point in points]
-        folders = [known.find_finished(key, config.stages) for key in keys]
-        waiting = [point for point, folder in zip(points, folders, strict=True) if folder is None]
+        known = KnownPoints(Path(config.results))
+        searched = self._searched_folders()
+        waiting: list[Point] = []
+        plan: list[tuple[Point, str, str | None]] = []
+        for point in points:
+            key = key_point(point, searched)
+            folder = known.find_finished(key, config.stages)
+            plan.append((point, key, folder))
+            if folder is None:
+                waiting.append(point)
 
         # 2. Refuse the sweep if one of the others does not compose.
         if waiting:
             super().validate_batch_is_legal(waiting)
 
         # 3. Write the plan into the ledger.
-        experiment = str(config.hydra.runtime.choices.get("experiment") or "sweep")
-        typed = [override.input_line or "" for override in overrides]
-        ledger = Ledger.open_sweep(results, experiment, typed, self.claims)
+        ledger = self._open_ledger(overrides)
         jobs: list[Point] = []
-        for point, key, folder in zip(points, keys, folders, strict=True):
+        for point, key, folder in plan:
             shown = [override for override in point if not is_command_option(override)]
             if folder is not None:
                 ledger.write("skipped", point=key, folder=folder, overrides=shown)
@@ -123,15 +131,28 @@ class PointSweeper(BasicSweeper):
         cli.lead_sweep(ledger, config, is_fresh=bool(waiting))
         return jobs
 
-    def _expect_one_value(self, overrides: list[Override]) -> None:
-        """Raise UserError for a bad number of shares, and for a swept option of the command."""
+    def _searched_folders(self) -> list[str]:
+        """List the folders of configuration that the command line added."""
         assert self.config is not None
-        shards = self.config.shards
-        if not isinstance(shards, int) or shards < 1:
-            raise UserError(f"shards={shards}: give the number of shares of each run, 1 or more")
-        for override in overrides:
-            if override.key_or_group in COMMAND_OPTIONS and override.is_sweep_override():
-                raise UserError(f"{override.key_or_group} is of the whole sweep: give it one value")
+        sources = self.config.hydra.runtime.config_sources
+        return [source.path for source in sources if source.provider == "command-line"]
+
+    def _open_ledger(self, overrides: list[Override]) -> Ledger:
+        assert self.config is not None
+        choices = self.config.hydra.runtime.choices
+        experiment = str(choices.get("experiment") or "sweep")
+        typed = [override.input_line or "" for override in overrides]
+        return Ledger.open_sweep(Path(self.config.results), experiment, typed, self.claims)
+
+
+def _expect_one_value(shards: object, overrides: list[Override]) -> None:
+    """Raise UserError for a bad number of shares, and for a swept option of the command."""
+    if not isinstance(shards, int) or shards < 1:
+        raise UserError(f"shards={shards}: give the number of shares of each run, 1 or more")
+    for override in overrides:
+        name = override.key_or_group
+        if name in COMMAND_OPTIONS and override.is_sweep_override():
+            raise UserError(f"{name} is of the whole sweep: give it one value")
 
 
 def _share_out(point: Point, shards: int, part_of: str) -> Iterator[Point]:
