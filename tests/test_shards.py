@@ -10,6 +10,7 @@ import signal
 import time
 from contextlib import redirect_stderr
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -43,8 +44,8 @@ def read_drawn(cwd: Path) -> dict[str, list[tuple[str, int]]]:
 def test_shares_are_balanced_and_make_up_the_whole() -> None:
     jobs = list(range(47))
     for count in (1, 2, 3, 5):
-        shares = [list(Shard(index, count).of(jobs)) for index in range(count)]
-        assert sorted(sum(shares, [])) == jobs
+        shares = [Shard(index, count).of(jobs) for index in range(count)]
+        assert sorted(chain.from_iterable(shares)) == jobs
         sizes = [len(share) for share in shares]
         assert max(sizes) - min(sizes) <= 1
 
@@ -87,7 +88,7 @@ def test_another_number_of_shares_draws_nothing_twice(
 
     whole_lines, _, _ = torn.read_bytes().rpartition(b"\n")
     torn.write_bytes(whole_lines + b"\n")
-    keys = sum(read_drawn(tmp_path).values(), [])
+    keys = list(chain.from_iterable(read_drawn(tmp_path).values()))
     assert len(keys) == len(set(keys)) == 48
     assert deterministic(tmp_path) == whole
 
