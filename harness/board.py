@@ -19,12 +19,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.cli import say
+from harness.cli import print_error
 from harness.records import SampleRecord, UserError
 from harness.results.exports import to_markdown, write_exports
 from harness.results.leaderboard import Board, build
 from harness.results.report import panels, write_figures, write_thumbnail
-from harness.runs.journal import journals, write_atomic
+from harness.runs.journal import find_journals, write_atomic
 from harness.runs.read import Run, find_runs, read_run
 
 JOURNALS = ("jobs.jsonl", "records-*.jsonl", "scores*.jsonl", "timings-*.jsonl")
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return pack(chosen.source, chosen.target, chosen.experiment)
     except UserError as error:
-        return say(error)
+        return print_error(error)
 
 
 def pack(source: Path, target: Path, experiment: str) -> int:
@@ -99,7 +99,9 @@ def pack(source: Path, target: Path, experiment: str) -> int:
 def _packed(folder: Path) -> dict[str, bytes]:
     """A run folder's files, journals compressed; equal files give equal bytes."""
     files = {"config.yaml": (folder / "config.yaml").read_bytes()}
-    for path in (path for name in JOURNALS for path in journals(folder, name) if path.exists()):
+    for path in (
+        path for name in JOURNALS for path in find_journals(folder, name) if path.exists()
+    ):
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         if path.name.startswith("records-"):
             data = _thinned(data)

@@ -3,9 +3,9 @@
 python -m harness method=best_of_n                      one run, one folder, resumable
 python -m harness -m method=plain,best_of_n             a sweep
 python -m harness -m experiment=demo                    a listed sweep
-python -m harness -m experiment=demo hydra/launcher=submitit_local shards=2     the same by several workers
-python -m harness stages=[report]                       leaderboard.csv from the journals, no computing
-python -m harness benchmark=tiif stages=[estimate]      calls and tokens that a judge would be asked for, no computing
+python -m harness -m experiment=demo hydra/launcher=submitit_local shards=2     by several workers
+python -m harness stages=[report]                       leaderboard.csv from the journals alone
+python -m harness benchmark=tiif stages=[estimate]      calls and tokens that its judge would take
 """
 
 from __future__ import annotations
@@ -16,317 +16,339 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import hydra
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.records import UserError, one_line
-from harness.runs.instantiate import OF_THE_COMMAND, build, container
-from harness.runs.preemption import PREEMPTED, Preempted, leave, preemptible
-from harness.runs.stages import IncompleteRunError, expect_stages, run
+from harness.runs.instantiate import COMMAND_OPTIONS, build_object, resolve_config
+from harness.runs.plan import IncompleteRunError
+from harness.runs.preemption import PREEMPTED, Preempted, end_process, preemptible
+from harness.runs.stages import expect_stages, run_stages
+from harness.sweeps.overrides import defer_swept_options
 
 if TYPE_CHECKING:
-    from harness.sweeps.ledger import Event, Happening, Ledger
+    from harness.sweeps.ledger import Event, Ledger, Status, SweepPart
 
 log = logging.getLogger("harness")
 
 
-@dataclass
-class _Outcome:
-    """What the runs of this process left for its end."""
-
-    results: Path | None = None  # where to report; None = nowhere
-    logger: Any = None
-    folders: list[Path] = field(default_factory=list)
-    failures: list[tuple[str, int]] = field(default_factory=list)  # message and exit code
-    sweep: Ledger | None = None  # that this process leads
-    fresh: bool = True  # whether anything may have changed since the last report
-    job: _Job | None = None
-
-
-_outcome = _Outcome()
-
-
 def main() -> None:
-    """Entry point.
+    """Carry out the command line.
 
     Exit code 0 if every run ended well, 1 if images failed, 2 for a mistake in the command, 130
     after Ctrl-C, 143 and the like (128 + signal) when asked to leave.
     """
-    code = command(sys.argv[1:])
+    code = run_command(sys.argv[1:])
     if code in PREEMPTED:
-        leave(code)
+        end_process(code)
     sys.exit(code)
 
 
-def command(arguments: Sequence[str]) -> int:
-    """Carry out a command; returns its exit code."""
-    global _outcome
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us, and we print them in one line
+def run_command(arguments: Sequence[str]) -> int:
+    """Carry out a command, and return its exit code."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us, who print them in one line
     _expect_one_home()
     enable_plugins()
-    logging.getLogger("hydra").setLevel(
-        logging.WARNING
-    )  # the line of each run says which point it is
-    _outcome = _Outcome()
+    logging.getLogger("hydra").setLevel(logging.WARNING)  # each run logs its own line
+    command = Command()
+    current = _CURRENT.set(command)
     argv = sys.argv
-    sys.argv = [sys.argv[0], *_with_their_points(list(arguments))]
+    sys.argv = [sys.argv[0], *defer_swept_options(arguments)]
     try:
-        with preemptible(_last_words):
-            _app()
-            _end()
+        with preemptible(command.record_preemption):
+            command.run_jobs()
+            command.finish()
     except (UserError, OSError, HydraException, OmegaConfBaseException) as error:
-        return say(remedy(one_line(error)))
+        return print_error(explain_unknown_option(one_line(error)))
     except KeyboardInterrupt:
-        return say("interrupted; run the same command again to continue", code=130)
+        return print_error("interrupted; run the same command again to continue", code=130)
     except Preempted as error:
-        return say(error, error.code)
+        return print_error(error, error.code)
     finally:
         sys.argv = argv
-    return max((code for _, code in _outcome.failures), default=0)
+        _CURRENT.reset(current)
+    return max((failure.code for failure in command.failures), default=0)
 
 
-def lead(ledger: Ledger, config: DictConfig, fresh: bool) -> None:
-    """The sweeper's word: this process leads a sweep, whose runs may be computed elsewhere."""
-    _outcome.sweep = ledger
-    _outcome.logger = config.logger
-    _outcome.fresh = fresh
-    _outcome.results = Path(config.results) if "report" in config.stages else None
+class Failure(NamedTuple):
+    """What is printed at the end for a run that did not end well, and its exit code."""
+
+    message: str
+    code: int
 
 
-def _end() -> None:
-    """What comes after the last run: the report, and the table of what failed."""
-    rows: list[tuple[str, Event]] = []
-    if _outcome.sweep:
-        from harness.sweeps.ledger import names, outcomes
+@dataclass(frozen=True)
+class Attempt:
+    """One run of a command: how messages name it, and which part of a sweep it is."""
 
-        events = _outcome.sweep.events()
-        results = _outcome.sweep.path.parent.parent
-        _outcome.folders = list(
-            dict.fromkeys(results / event.folder for event in events if event.folder)
+    name: str
+    part: SweepPart | None
+
+    @classmethod
+    def of(cls, config: DictConfig, hydra_config: HydraConf) -> Attempt:
+        """Describe the run that Hydra has just composed."""
+        prefix = f"{hydra_config.job.override_dirname}: "
+        part_of = hydra_config.sweeper.get("part_of")
+        if part_of is None:
+            return cls(prefix if hydra_config.mode == RunMode.MULTIRUN else "", None)
+        from harness.sweeps.ledger import SweepPart
+
+        return cls(prefix, SweepPart.parse(Path(config.results), part_of, str(config.shard)))
+
+    def write(self, status: Status, **about: Any) -> None:
+        """Write what became of it into the sweep's ledger, if it belongs to one."""
+        if self.part is not None:
+            self.part.write(status, **about)
+
+
+@dataclass
+class Command:
+    """One command: it carries out its runs, and keeps what they leave for its end."""
+
+    results: Path | None = None  # where to report; None: nowhere
+    logger: Any = None  # configuration of the dashboards
+    folders: list[Path] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    sweep: Ledger | None = None  # the one that this process leads
+    is_fresh: bool = True  # whether anything may have changed since the last report
+    attempt: Attempt | None = None  # the run that is carried out now
+
+    def run_jobs(self) -> None:
+        """Compose the configuration, and carry out each run that it asks for."""
+        compose = hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
+        compose(self.run_job)()
+
+    def run_job(self, config: DictConfig) -> None:
+        """Carry out one run: all there is, or a job of a sweep.
+
+        A failing one is kept for the end: it does not stop the others.
+        """
+        self.attempt = Attempt.of(config, HydraConfig.get())
+        try:
+            self._carry_out(config, self.attempt)
+        except IncompleteRunError as error:
+            self._fail(str(error), 1)
+        except (UserError, OSError) as error:
+            self._fail(str(error), 2)
+        except (Preempted, KeyboardInterrupt):
+            self.record_preemption()
+            raise
+        except Exception as error:
+            self._fail_unexpectedly(error)
+        finally:
+            self.attempt = None
+
+    def lead_sweep(self, ledger: Ledger, config: DictConfig, *, is_fresh: bool) -> None:
+        """Make this process the leader of a sweep, whose runs may be computed elsewhere."""
+        self.sweep = ledger
+        self.logger = config.logger
+        self.is_fresh = is_fresh
+        self.results = Path(config.results) if "report" in config.stages else None
+
+    def record_preemption(self) -> None:
+        """Write into the ledger that the run of this moment was preempted."""
+        if self.attempt is not None:
+            self.attempt.write("preempted", code=1, error="preempted")
+
+    def finish(self) -> None:
+        """Report on the results folder, and print what did not end well."""
+        unfinished = self._read_sweep(self.sweep) if self.sweep is not None else []
+        try:
+            if self.results is not None and (self.folders or not self.failures):
+                from harness.results.publish import publish
+
+                tracker = build_object(self.logger)
+                publish(self.results, self.folders, tracker, fresh=self.is_fresh)
+        finally:
+            if self.sweep is not None:
+                _print_unfinished(unfinished)
+            else:
+                for failure in self.failures:
+                    print_error(failure.message, failure.code)
+
+    # ------------------------------------------------------------------ one run
+
+    def _carry_out(self, config: DictConfig, attempt: Attempt) -> None:
+        hydra_config = HydraConfig.get()
+        expect_stages(config)
+        if hydra_config.mode != RunMode.MULTIRUN and attempt.part is None:
+            _expect_single_run(config, hydra_config)
+
+        # 1. Whether there will be a report; the leader of a sweep knows without its jobs.
+        dashboard = build_object(config.logger)
+        if attempt.part is None and "report" in config.stages:
+            self.results = Path(config.results)
+            self.logger = config.logger
+        if set(config.stages) == {"report"}:
+            return
+
+        # 2. Whether the sweep goes on.
+        if config.on_error == "stop" and _has_failed_sweep(attempt):
+            error = "not run, because another point failed (on_error=stop)"
+            attempt.write("not run", code=1, error=error)
+            return
+
+        # 3. The run itself.
+        choices = {group: str(chosen) for group, chosen in hydra_config.runtime.choices.items()}
+        run_stages(config, choices, dashboard, partial(self._note_folder, config, attempt))
+        attempt.write("finished")
+
+    def _note_folder(self, config: DictConfig, attempt: Attempt, folder: Path) -> None:
+        """Note the folder of a run that has begun, for the report and for the sweep's ledger."""
+        self.folders.append(folder)
+        if attempt.part is None:
+            return
+        from harness.sweeps.finished import find_outside_files
+
+        options = {
+            name: value
+            for name, value in resolve_config(config).items()
+            if name not in COMMAND_OPTIONS
+        }
+        below = str(folder.relative_to(config.results))
+        attempt.write("started", folder=below, files=find_outside_files(options))
+
+    def _fail(self, message: str, code: int) -> None:
+        assert self.attempt is not None
+        self.attempt.write("failed", error=one_line(message), code=code)
+        self.failures.append(Failure(f"{self.attempt.name}{message}", code))
+
+    def _fail_unexpectedly(self, error: Exception) -> None:
+        """Tell a shortage of memory, which the user can mend, from a fault of the program."""
+        from harness.engine.memory import LESS_MEMORY, short_of_memory
+
+        assert self.attempt is not None
+        if short_of_memory(error):
+            reason = one_line(error)[:120]
+            self._fail(f"the device's memory is too small ({reason}): {LESS_MEMORY}", 2)
+            return
+        log.exception("%s failed", self.attempt.name or "the run")
+        self._fail(f"{type(error).__name__}: {error}", 1)
+
+    # ------------------------------------------------------------------ a sweep
+
+    def _read_sweep(self, ledger: Ledger) -> list[tuple[str, Event]]:
+        """Take folders and failures from a sweep's ledger, whoever computed its runs.
+
+        Returns what did not end well: points, or shares of them, with their names.
+        """
+        from harness.sweeps.ledger import list_outcomes, name_points
+
+        events = ledger.events()
+        results = ledger.path.parent.parent
+        folders = [results / event.folder for event in events if event.folder]
+        self.folders = list(dict.fromkeys(folders))
+
+        outcomes = list_outcomes(events)
+        unfinished = []
+        for name, outcome in zip(name_points(outcomes), outcomes, strict=True):
+            if outcome.event != "finished":
+                share = f" (share {outcome.shard})" if outcome.shard != "0/1" else ""
+                unfinished.append((f"{name}{share}", outcome))
+        self.failures = [Failure(end.error, end.code or 1) for _, end in unfinished]
+        return unfinished
+
+
+_CURRENT: ContextVar[Command] = ContextVar("command")
+"""The command that is carried out now, for `lead_sweep` alone.
+
+Hydra makes the sweeper by itself, from its configuration, so that nothing else can hand it on.
+"""
+
+
+def lead_sweep(ledger: Ledger, config: DictConfig, *, is_fresh: bool) -> None:
+    """Tell the current command that it leads a sweep; for the sweeper.
+
+    `is_fresh` says whether anything is computed, so that the last report may be outdated.
+    """
+    _CURRENT.get().lead_sweep(ledger, config, is_fresh=is_fresh)
+
+
+def _expect_single_run(config: DictConfig, hydra_config: HydraConf) -> None:
+    """Raise UserError for what only a sweep can be."""
+    if hydra_config.sweeper.get("points"):
+        experiment = hydra_config.runtime.choices["experiment"]
+        raise UserError(f"experiment={experiment} is a sweep: add -m")
+    if config.shards != 1:
+        raise UserError(
+            f"shards={config.shards} is for sweeps: "
+            f"add -m, or set shard=0/{config.shards} and so on"
         )
-        ends = outcomes(events)
-        rows = [
-            (name, end)
-            for name, end in zip(names(ends), ends, strict=True)
-            if end.event != "finished"
-        ]
-        _outcome.failures = [(end.error, end.code or 1) for _, end in rows]
-    try:
-        if _outcome.results is not None and (_outcome.folders or not _outcome.failures):
-            from harness.results.publish import publish
-
-            tracker = build(_outcome.logger)
-            publish(_outcome.results, _outcome.folders, tracker, fresh=_outcome.fresh)
-    finally:
-        if _outcome.sweep:
-            _say_failed(rows)
-        else:
-            for message, code in _outcome.failures:
-                say(message, code)
 
 
-def _say_failed(rows: Sequence[tuple[str, Event]]) -> None:
-    """A table of the points, or shares of them, that did not end well."""
-    for name, end in rows:
-        say(
-            f"{name}{f' (share {end.shard})' if end.shard != '0/1' else ''}: {end.error or end.event}"
-        )
-    if rows:
+def _has_failed_sweep(attempt: Attempt) -> bool:
+    """Whether another part of the same sweep has failed."""
+    return attempt.part is not None and attempt.part.ledger.has_failure()
+
+
+def _print_unfinished(unfinished: Sequence[tuple[str, Event]]) -> None:
+    """Print a table of the points, or shares of them, that did not end well."""
+    for name, end in unfinished:
+        print_error(f"{name}: {end.error or end.event}")
+    if unfinished:
         print(
-            f"{len(rows)} of the sweep's runs did not end well; the same command tries them again",
+            f"{len(unfinished)} of the sweep's runs did not end well; "
+            "the same command tries them again",
             file=sys.stderr,
         )
 
 
-def _last_words() -> None:
-    """What is still said if leaving takes too long."""
-    if _outcome.job:
-        _outcome.job.write("preempted", code=1, error="preempted")
-
-
-def _with_their_points(arguments: list[str]) -> list[str]:
-    """The arguments of a sweep, where options of a swept part go with each point.
-
-    Hydra composes a sweep once without its swept values, and refuses `method.gamma=8` there if the
-    default method has no gamma. As a sweep of one value it is left to the points.
-    """
-    if not {"-m", "--multirun"} & set(arguments):
-        return arguments
-    parser = OverridesParser.create()
-    parsed = {}
-    for argument in arguments:
-        with suppress(HydraException):
-            (parsed[argument],) = parser.parse_overrides([argument])
-    swept = {
-        one.key_or_group
-        for one in parsed.values()
-        if one.is_sweep_override() or one.key_or_group == "experiment"
-    }
-
-    def with_points(argument: str) -> str:
-        one = parsed.get(argument)
-        if one is None or one.is_sweep_override() or "." not in one.key_or_group or one.is_delete():
-            return argument
-        if not swept & {one.key_or_group.split(".")[0], "experiment"}:
-            return argument
-        return f"{argument.partition('=')[0]}=choice({one.get_value_element_as_str()})"
-
-    return [with_points(argument) for argument in arguments]
-
-
-@dataclass(frozen=True)
-class _Job:
-    """A run, and where its fate is written if it is a sweep's."""
-
-    name: str = ""
-    ledger: Ledger | None = None
-    point: str = ""
-    shard: str = ""
-
-    @classmethod
-    def of(cls, config: DictConfig, hydra_config: HydraConf) -> _Job:
-        part_of = hydra_config.sweeper.get("part_of")
-        if part_of is None:
-            return cls(
-                f"{hydra_config.job.override_dirname}: "
-                if hydra_config.mode == RunMode.MULTIRUN
-                else ""
-            )
-        from harness.sweeps.ledger import Ledger
-
-        ledger, point = Ledger.of(Path(config.results), part_of)
-        return cls(f"{hydra_config.job.override_dirname}: ", ledger, point, str(config.shard))
-
-    def write(self, event: Happening, **about: Any) -> None:
-        if self.ledger:
-            self.ledger.write(event, point=self.point, shard=self.shard, **about)
-
-    def fail(self, message: str, code: int) -> None:
-        self.write("failed", error=one_line(message), code=code)
-        _outcome.failures.append((f"{self.name}{message}", code))
-
-
-@hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
-def _app(config: DictConfig) -> None:
-    """One run: all there is, or a job of a sweep. A failing one is kept for the end: it does not
-    stop the others.
-    """
-    job = _outcome.job = _Job.of(config, HydraConfig.get())
-    try:
-        _carry_out(config, job)
-    except IncompleteRunError as error:
-        job.fail(str(error), 1)
-    except (UserError, OSError) as error:
-        job.fail(str(error), 2)
-    except (Preempted, KeyboardInterrupt):
-        _last_words()
-        raise
-    except Exception as error:
-        from harness.engine.memory import LESS_MEMORY, short_of_memory
-
-        if short_of_memory(error):
-            job.fail(
-                f"the device's memory is too small ({one_line(error)[:120]}): {LESS_MEMORY}", 2
-            )
-            return
-        log.exception("%s failed", job.name or "the run")
-        job.fail(f"{type(error).__name__}: {error}", 1)
-    finally:
-        _outcome.job = None
-
-
-def _carry_out(config: DictConfig, job: _Job) -> None:
-    hydra_config = HydraConfig.get()
-    expect_stages(config)
-    if hydra_config.mode != RunMode.MULTIRUN and not job.ledger:
-        if hydra_config.sweeper.get("points"):
-            raise UserError(
-                f"experiment={hydra_config.runtime.choices['experiment']} is a sweep: add -m"
-            )
-        if config.shards != 1:
-            raise UserError(
-                f"shards={config.shards} is for sweeps: add -m, or set shard=0/{config.shards} and so on"
-            )
-    tracker = build(config.logger)
-    if not job.ledger and "report" in config.stages:
-        _outcome.results = Path(config.results)
-        _outcome.logger = config.logger
-    if set(config.stages) == {"report"}:
-        return
-    if job.ledger and config.on_error == "stop" and job.ledger.failed():
-        job.write("not run", code=1, error="not run, because another point failed (on_error=stop)")
-        return
-
-    def begin(folder: Path) -> None:
-        _outcome.folders.append(folder)
-        if job.ledger:
-            from harness.sweeps.ledger import files_of
-
-            options = {
-                name: value
-                for name, value in container(config).items()
-                if name not in OF_THE_COMMAND
-            }
-            job.write(
-                "started", folder=str(folder.relative_to(config.results)), files=files_of(options)
-            )
-
-    run(
-        config,
-        {group: str(choice) for group, choice in hydra_config.runtime.choices.items()},
-        tracker,
-        begin,
-    )
-    job.write("finished")
-
-
-# ------------------------------------------------------------------ the edges
+# ------------------------------------------------------------------ what all commands need
 
 
 def enable_plugins() -> None:
-    """Let Hydra find our sweeper and launchers: it looks in the namespace package `hydra_plugins`
-    only.
+    """Let Hydra find our sweeper and launchers.
+
+    It looks for plugins in the namespace package `hydra_plugins` only.
     """
     folder = str(Path(__file__).parent / "plugins")
     if folder not in sys.path:
         sys.path.append(folder)
 
 
+def explain_unknown_option(message: str) -> str:
+    """Return a better remedy for an unknown option; other messages are returned as they are.
+
+    Hydra advises to append the option with a plus, but nothing would read it.
+    """
+    unknown = re.match(r"Could not override '(?P<key>[^']+)'", message)
+    if not unknown:
+        return message
+    return (
+        f"unknown option {unknown['key']!r}: "
+        "add `--cfg job` to the command without it to see the options there are"
+    )
+
+
+def print_error(message: BaseException | str, code: int = 2) -> int:
+    """Print an error in one line, and return the exit code."""
+    print(f"error: {one_line(message)}", file=sys.stderr)
+    return code
+
+
 def _expect_one_home() -> None:
-    """`methods`, `benchmarks` and `conf` are common names: stop if another package's are found
-    first.
+    """Stop if another package's `methods`, `benchmarks` or `conf` are found before ours.
+
+    Their names are common.
     """
     home = Path(__file__).resolve().parent.parent
     for name in ("methods", "benchmarks", "conf"):
         spec = importlib.util.find_spec(name)
         found = Path(spec.origin).resolve().parent.parent if spec and spec.origin else None
         if found != home:
-            sys.exit(
-                say(
-                    f"package {name!r} is found in {found}, not beside harness in {home}: run from another folder"
-                )
+            message = (
+                f"package {name!r} is found in {found}, not beside harness in {home}: "
+                "run from another folder"
             )
-
-
-def remedy(message: str) -> str:
-    """Hydra advises to append an option it does not know; nothing would read it."""
-    unknown = re.match(r"Could not override '(?P<key>[^']+)'", message)
-    if not unknown:
-        return message
-    return f"unknown option {unknown['key']!r}: add `--cfg job` to the command without it to see the options there are"
-
-
-def say(message: BaseException | str, code: int = 2) -> int:
-    print(f"error: {one_line(message)}", file=sys.stderr)
-    return code
+            sys.exit(print_error(message))

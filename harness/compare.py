@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.cli import say
+from harness.cli import print_error
 from harness.records import UserError
 from harness.results import stats
 from harness.results.ranking import RankedGroup
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         b = find_run(chosen.b, chosen.results)
         print("\n".join(describe_comparison(a, b)))
     except UserError as error:
-        return say(error)
+        return print_error(error)
     return 0
 
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.cli import say
+from harness.cli import print_error
 from harness.compare import find_run
 from harness.records import UserError
 from harness.results.stats import (
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lines = plan_prompts(components, chosen.difference / 100, chosen.power, chosen.prompts)
         print("\n".join(lines))
     except UserError as error:
-        return say(error)
+        return print_error(error)
     return 0
 
 

@@ -1,16 +1,18 @@
-"""Does a run come out the same in other company, in another order, in pieces, in other shapes?
-Drawn again to see.
+"""Draw a run again in other ways, and see whether it comes out the same.
 
-The numerics `constant` promise the first five variations in every bit. The sizes of the sampler are
-part of a run's fingerprint: what other sizes change is measured here, and promised by nobody.
+The other ways are another order, one image at a time, in shares, with interruptions, and with other
+sizes of the sampler. Numerics `constant` promise that all but the last agree in every bit (batch
+invariance). The sampler's sizes are part of a run's fingerprint: what other sizes change is
+measured here, and promised by nobody.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from copy import copy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import Any
 
 import hydra
 import numpy as np
@@ -21,17 +23,26 @@ from omegaconf import open_dict
 from harness.cli import enable_plugins
 from harness.engine.scheduler import Delivery
 from harness.records import TIMES, Job, UserError
+from harness.runs.execute import Executor
 from harness.runs.lock import Shard
-from harness.runs.spec import Point
+from harness.runs.spec import RunSpec, build_run_spec
 
 Drawn = dict[tuple[str, int], Delivery]
-"""What became of every job."""
+"""The delivery of every job, by prompt id and number."""
+
+SHARES = 3
+"""Shares of the variation "3 shards"."""
+DEFAULT = "experiment=determinism"
+"""The sweep that is drawn unless others are asked for."""
+SELECTIONS = ("method=", "experiment=", "+experiment=")
+"""Beginnings of options that ask for others."""
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Of so many images drawn twice: how many agree in tokens, pixels, notes and costs, how many in
-    tokens at least.
+    """How many of the images that were drawn twice agree.
+
+    `bits` of them agree in tokens, pixels, notes and costs, `tokens` in tokens at least.
     """
 
     images: int
@@ -45,167 +56,197 @@ class Agreement:
     def __str__(self) -> str:
         if self.exact:
             return "bits"
-        return (
-            "tokens"
-            if self.tokens == self.images
-            else f"differs ({self.tokens / self.images:.0%} same tokens)"
-        )
+        if self.tokens == self.images:
+            return "tokens"
+        return f"differs ({self.tokens / self.images:.0%} same tokens)"
 
 
 @dataclass(frozen=True, slots=True)
 class Variation:
-    """Another way to draw a run. `promised`: the numerics `constant` say that it agrees in every
-    bit.
+    """Another way to draw a run.
+
+    `promised`: numerics `constant` promise that it agrees in every bit.
     """
 
     name: str
     promised: bool
-    draw: Callable[[Point], Drawn]
+    draw: Callable[[RunSpec], Drawn]
 
 
-def points(overrides: Sequence[str]) -> Iterator[tuple[str, Point]]:
-    """The points of a sweep given as on the command line, named by their method;
-    experiment=determinism unless told.
+def compose_runs(overrides: Sequence[str]) -> Iterator[tuple[str, RunSpec]]:
+    """Build the runs of a sweep that is given as on the command line, named by their method.
 
     Raises UserError, or Hydra's own errors, for what cannot be composed.
     """
-    parser = OverridesParser.create()
-    if not any(
-        override.startswith(("method=", "experiment=", "+experiment=")) for override in overrides
-    ):
-        overrides = ["experiment=determinism", *overrides]
+    if not any(override.startswith(SELECTIONS) for override in overrides):
+        overrides = [DEFAULT, *overrides]
     enable_plugins()
     with hydra.initialize_config_module("conf", version_base="1.3"):
-        (jobs,) = BasicSweeper.split_arguments(parser.parse_overrides(list(overrides)), None)
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        (jobs,) = BasicSweeper.split_arguments(parsed, None)
         for job in jobs:
-            listed = hydra.compose(
-                "config", list(job), return_hydra_config=True
-            ).hydra.sweeper.points or [[]]
-            for more in listed:
-                config = hydra.compose("config", [*job, *more], return_hydra_config=True)
-                choices = {
-                    group: str(choice) for group, choice in config.hydra.runtime.choices.items()
-                }
-                with open_dict(config):
-                    del config["hydra"]
-                yield choices["method"], Point(config, choices)
+            sweep = hydra.compose("config", list(job), return_hydra_config=True)
+            for point in sweep.hydra.sweeper.points or [[]]:
+                yield _compose_run([*job, *point])
 
 
-def audit(point: Point) -> dict[str, Agreement]:
-    """How far each variation agrees with the run as configured. Raises UserError if an image cannot
-    be drawn.
+def audit(spec: RunSpec) -> dict[str, Agreement]:
+    """Compare each variation with the run as configured.
+
+    Raises UserError if an image cannot be drawn.
     """
-    first = _draw(point, point.jobs)
-    return {variation.name: _agreement(first, variation.draw(point)) for variation in VARIATIONS}
+    first = _draw(spec, spec.plan.jobs)
+    return {variation.name: _compare(first, variation.draw(spec)) for variation in VARIATIONS}
 
 
-def broken(found: dict[str, Agreement]) -> list[str]:
-    """Variations that differ though their agreement is promised."""
-    return [one.name for one in VARIATIONS if one.promised and not found[one.name].exact]
+def find_broken_promises(found: Mapping[str, Agreement]) -> list[str]:
+    """List the variations that differ though their agreement is promised."""
+    return [
+        variation.name
+        for variation in VARIATIONS
+        if variation.promised and not found[variation.name].exact
+    ]
 
 
-def table(rows: Sequence[tuple[str, dict[str, Agreement]]]) -> str:
-    """Methods against variations, in Markdown."""
-    lines = [["method", *(one.name for one in VARIATIONS)], ["---"] * (1 + len(VARIATIONS))]
-    lines += [[f"`{name}`", *(str(found[one.name]) for one in VARIATIONS)] for name, found in rows]
+def format_table(rows: Sequence[tuple[str, Mapping[str, Agreement]]]) -> str:
+    """Write a table of methods and variations in Markdown."""
+    names = [variation.name for variation in VARIATIONS]
+    lines = [["method", *names], ["---"] * (1 + len(names))]
+    for method, found in rows:
+        lines.append([f"`{method}`", *(str(found[name]) for name in names)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _compose_run(overrides: Sequence[str]) -> tuple[str, RunSpec]:
+    config = hydra.compose("config", list(overrides), return_hydra_config=True)
+    choices = {group: str(chosen) for group, chosen in config.hydra.runtime.choices.items()}
+    with open_dict(config):
+        del config["hydra"]
+    return choices["method"], build_run_spec(config, choices)
 
 
 # ------------------------------------------------------------------ variations
 
 
-def _draw(point: Point, jobs: Sequence[Job]) -> Drawn:
+def _draw(spec: RunSpec, jobs: Sequence[Job]) -> Drawn:
+    """Draw jobs to their end. Raises UserError for one that fails."""
     drawn: Drawn = {}
 
-    def deliver(delivery: Delivery) -> None:
+    def keep(delivery: Delivery) -> None:
         if delivery.image is None:
-            raise UserError(
-                f"{delivery.job.prompt.id} image {delivery.job.image} cannot be drawn: {delivery.error}"
-            )
+            job = delivery.job
+            raise UserError(f"{job.prompt.id} image {job.image} cannot be drawn: {delivery.error}")
         drawn[delivery.job.key] = delivery
 
-    point.draw(jobs, deliver)
+    Executor(spec).draw(jobs, keep)
     return drawn
 
 
-def _shards(point: Point) -> Drawn:
-    return {
-        key: one for i in range(3) for key, one in _draw(point, Shard(i, 3).of(point.jobs)).items()
-    }
+def _draw_again(spec: RunSpec) -> Drawn:
+    return _draw(spec, spec.plan.jobs)
 
 
-def _interrupted(point: Point) -> Drawn:
-    """Stopped twice with others in flight, and begun again with what is left."""
+def _draw_backwards(spec: RunSpec) -> Drawn:
+    return _draw(spec, spec.plan.jobs[::-1])
+
+
+def _draw_one_by_one(spec: RunSpec) -> Drawn:
+    return _draw_with_sizes(spec, concurrency=1)
+
+
+def _draw_shares(spec: RunSpec) -> Drawn:
     drawn: Drawn = {}
-    for stop in (len(point.jobs) // 3, 2 * len(point.jobs) // 3, len(point.jobs)):
-        left = [job for job in point.jobs if job.key not in drawn]
-
-        def deliver(delivery: Delivery, stop: int = stop) -> None:
-            drawn[delivery.job.key] = delivery
-            if len(drawn) == stop:
-                raise _StopError
-
-        with suppress(_StopError):
-            point.draw(left, deliver)
+    for index in range(SHARES):
+        drawn |= _draw(spec, Shard(index, SHARES).of(spec.plan.jobs))
     return drawn
 
 
-class _StopError(Exception):
+def _draw_interrupted(spec: RunSpec) -> Drawn:
+    """Stop twice with other jobs in flight, and begin again with what is left."""
+    drawn: Drawn = {}
+    jobs = spec.plan.jobs
+    for stop in (len(jobs) // 3, 2 * len(jobs) // 3, len(jobs)):
+        left = [job for job in jobs if job.key not in drawn]
+        with suppress(_InterruptionError):
+            Executor(spec).draw(left, _Interruption(drawn, stop))
+    return drawn
+
+
+class _InterruptionError(Exception):
     """An interruption."""
 
 
-def _shaped(point: Point, **sizes: object) -> Drawn:
-    """Drawn by a sampler of other sizes."""
-    other = copy(point)
-    other.sampler = {**point.sampler, **sizes}
-    return _draw(other, point.jobs)
+@dataclass(frozen=True, slots=True)
+class _Interruption:
+    """Keep deliveries, and interrupt the run once there are `stop` of them."""
+
+    drawn: Drawn
+    stop: int
+
+    def __call__(self, delivery: Delivery) -> None:
+        self.drawn[delivery.job.key] = delivery
+        if len(self.drawn) == self.stop:
+            raise _InterruptionError
 
 
-def _fewer(point: Point) -> int:
-    """Half the slots, or what one image needs; or twice as many if there are no more than that."""
-    least = point.method.rows * point.method.branches
-    slots = int(point.sampler["slots"])
-    return max(least, slots // 2) if slots > least else 2 * slots
+def _draw_with_other_slots(spec: RunSpec) -> Drawn:
+    """Draw with half the slots, or what one image needs; with twice as many if that is all."""
+    least = spec.method_spec.slots
+    slots = int(spec.sampler_sizes["slots"])
+    other = max(least, slots // 2) if slots > least else 2 * slots
+    return _draw_with_sizes(spec, slots=other)
 
 
-def _other(size: int) -> int:
+def _draw_with_other_prefill(spec: RunSpec) -> Drawn:
+    rows, columns = spec.sampler_sizes["prefill"]
+    return _draw_with_sizes(spec, prefill=[_other_size(rows), columns])
+
+
+def _draw_with_other_render_batch(spec: RunSpec) -> Drawn:
+    return _draw_with_sizes(spec, render_batch=_other_size(spec.sampler_sizes["render_batch"]))
+
+
+def _other_size(size: int) -> int:
     return size // 2 if size > 1 else 2
 
 
+def _draw_with_sizes(spec: RunSpec, **sizes: object) -> Drawn:
+    """Draw by a sampler of other sizes."""
+    other = dataclasses.replace(spec, sampler_sizes={**spec.sampler_sizes, **sizes})
+    return _draw(other, spec.plan.jobs)
+
+
 VARIATIONS = (
-    Variation("again", True, lambda point: _draw(point, point.jobs)),
-    Variation("backwards", True, lambda point: _draw(point, point.jobs[::-1])),
-    Variation("one by one", True, lambda point: _shaped(point, concurrency=1)),
-    Variation("3 shards", True, _shards),
-    Variation("interrupted", True, _interrupted),
-    Variation("other slots", False, lambda point: _shaped(point, slots=_fewer(point))),
-    Variation(
-        *("other prefill", False),
-        lambda point: _shaped(
-            point, prefill=[_other(point.sampler["prefill"][0]), point.sampler["prefill"][1]]
-        ),
-    ),
-    Variation(
-        *("other render batch", False),
-        lambda point: _shaped(point, render_batch=_other(point.sampler["render_batch"])),
-    ),
+    Variation("again", True, _draw_again),
+    Variation("backwards", True, _draw_backwards),
+    Variation("one by one", True, _draw_one_by_one),
+    Variation("3 shards", True, _draw_shares),
+    Variation("interrupted", True, _draw_interrupted),
+    Variation("other slots", False, _draw_with_other_slots),
+    Variation("other prefill", False, _draw_with_other_prefill),
+    Variation("other render batch", False, _draw_with_other_render_batch),
 )
 
 
 # ------------------------------------------------------------------ agreement
 
 
-def _agreement(first: Drawn, second: Drawn) -> Agreement:
-    tokens = [one.tokens == second[key].tokens for key, one in first.items()]
-    return Agreement(
-        len(first), sum(_same(one, second[key]) for key, one in first.items()), sum(tokens)
-    )
+def _compare(first: Drawn, second: Drawn) -> Agreement:
+    tokens = 0
+    bits = 0
+    for key, delivery in first.items():
+        tokens += delivery.tokens == second[key].tokens
+        bits += _is_same(delivery, second[key])
+    return Agreement(len(first), bits, tokens)
 
 
-def _same(one: Delivery, other: Delivery) -> bool:
+def _is_same(one: Delivery, other: Delivery) -> bool:
+    """Whether two drawings of a job agree in every bit, apart from what they took."""
     assert one.image is not None and other.image is not None
-    facts = [
-        (d.tokens, d.notes, {k: v for k, v in asdict(d.usage).items() if k not in TIMES})
-        for d in (one, other)
-    ]
-    return facts[0] == facts[1] and np.array_equal(one.image, other.image)
+    return _list_facts(one) == _list_facts(other) and np.array_equal(one.image, other.image)
+
+
+def _list_facts(delivery: Delivery) -> list[Any]:
+    usage = dataclasses.asdict(delivery.usage)
+    costs = {name: value for name, value in usage.items() if name not in TIMES}
+    return [delivery.tokens, delivery.notes, costs]

@@ -1,7 +1,7 @@
-"""`python -m harness.sweep status FOLDER`: how far the sweeps of a results folder are; read only,
-while they run.
+"""`python -m harness.sweep status FOLDER`: how far the sweeps of a results folder are.
 
-Exit code 0 once everything planned is done, 1 before, 2 for a mistake in the command.
+It only reads, also while they run. Exit code 0 once everything planned is done, 1 before, 2 for a
+mistake in the command.
 """
 
 from __future__ import annotations
@@ -9,29 +9,32 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.cli import say
+from harness.cli import print_error
 from harness.records import UserError
-from harness.runs.lock import Shard, Writer, writers
+from harness.runs.lock import Shard, Writer, find_writers
 from harness.runs.read import Run, find_runs, read_run
-from harness.sweeps.ledger import Event, ledgers, names, read_events
+from harness.sweeps.ledger import Event, ledger_folder, name_points, read_events
 
 COLUMNS = ("planned", "done", "failed", "running")
+UNITS = (("d", 86400), ("h", 3600), ("min", 60))
+"""Units of time that are used from twice their length on, in seconds."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Carry out the command line, and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m harness.sweep", description=__doc__)
     kinds = parser.add_subparsers(dest="kind", required=True)
     status = kinds.add_parser("status", help="planned, done, failed, running, time left")
     status.add_argument("folder", type=Path, nargs="?", default=Path("results"))
     chosen = parser.parse_args(arguments)
     try:
-        return show(chosen.folder)
+        return print_status(chosen.folder)
     except UserError as error:
-        return say(error)
+        return print_error(error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,121 +42,143 @@ class Progress:
     """How far a run is, or a point that has no folder yet."""
 
     name: str
-    planned: int | None = None  # images
+    planned: int | None = None  # images; None: nobody has begun it
     done: int = 0
     failed: int = 0
     writers: Sequence[Writer] = ()
     images_per_s: float = 0.0  # of those who write it
-    error: str = ""  # how the sweep last left it
+    error: str = ""  # of the last attempt, if that left something undone
 
     @property
     def complete(self) -> bool:
         return self.done == self.planned
 
 
-def show(results: Path) -> int:
-    """Print how far each sweep is, and each run that no sweep asked for."""
+@dataclass(frozen=True, slots=True)
+class PlannedPoint:
+    """A point of a sweep's last start."""
+
+    event: Event  # that planned it, or left it out because it was finished
+    folder: str  # below results; "" before there is one
+    error: str  # what went wrong with a share of it
+
+
+def print_status(results: Path) -> int:
+    """Print how far each sweep is, and each run that belongs to none; returns the exit code."""
     runs = {str(folder.relative_to(results)): folder for folder in find_runs(results)}
-    sweeps = {path.stem: _points(path) for path in sorted(ledgers(results).glob("*.jsonl"))}
-    known = {folder for points in sweeps.values() for _, folder, _ in points}
-    rows = {
-        sweep: [
-            _progress(name, runs.get(folder), error)
-            for name, (_, folder, error) in zip(
-                names([event for event, _, _ in points]), points, strict=True
-            )
+    tables: dict[str, list[Progress]] = {}
+    in_sweeps: set[str] = set()
+    for path in sorted(ledger_folder(results).glob("*.jsonl")):
+        points = _read_points(path)
+        names = name_points([point.event for point in points])
+        in_sweeps |= {point.folder for point in points}
+        tables[path.stem] = [
+            _measure_progress(name, runs.get(point.folder), point.error)
+            for name, point in zip(names, points, strict=True)
         ]
-        for sweep, points in sweeps.items()
-    }
-    if others := [name for name in runs if name not in known]:
-        rows["runs of no sweep"] = [_progress(name, runs[name], "") for name in others]
-    if not rows:
+    if others := [name for name in runs if name not in in_sweeps]:
+        tables["runs of no sweep"] = [_measure_progress(name, runs[name], "") for name in others]
+    if not tables:
         raise UserError(f"{results}: no sweep and no run")
-    for name, points in rows.items():
-        print(_table(name, points), end="\n\n")
-    return 0 if all(point.complete for points in rows.values() for point in points) else 1
+
+    is_done = True
+    for name, rows in tables.items():
+        print(_format_table(name, rows), end="\n\n")
+        is_done = is_done and all(row.complete for row in rows)
+    return 0 if is_done else 1
 
 
-def _points(path: Path) -> list[tuple[Event, str, str]]:
-    """The points of a sweep's last start: each with its folder, "" before there is one, and what
-    went wrong there.
-    """
-    events = read_events(path)
-    last = [event.call for event in events if event.event == "begun"][-1:]
+def _read_points(ledger: Path) -> list[PlannedPoint]:
+    """Read the points of a sweep's last start."""
+    events = read_events(ledger)
+    calls = [event.call for event in events if event.event == "begun"]
+    last = [event for event in events if event.call in calls[-1:]]
+
     folders = {event.point: event.folder for event in events if event.folder}
-    errors = {(event.point, event.shard): event.error for event in events if event.call in last}
-    wrong = {point: error for (point, _), error in errors.items() if error}
+    shares = {(event.point, event.shard): event.error for event in last}
+    errors = {point: error for (point, _), error in shares.items() if error}
     return [
-        (event, folders.get(event.point, ""), wrong.get(event.point, ""))
-        for event in events
-        if event.call in last and event.event in ("planned", "skipped")
+        PlannedPoint(event, folders.get(event.point, ""), errors.get(event.point, ""))
+        for event in last
+        if event.event in ("planned", "skipped")
     ]
 
 
-def _progress(name: str, folder: Path | None, error: str) -> Progress:
+def _measure_progress(name: str, folder: Path | None, error: str) -> Progress:
     if folder is None:
         return Progress(name, error=error)
     run = read_run(folder)
-    now = writers(folder)
-    speed = sum(_images_per_s(run, writer) for writer in now)
+    writers = find_writers(folder)
     return Progress(
         name,
-        len(run.planned),
-        len(run.done),
-        len(run.failed),
-        now,
-        speed,
-        "" if run.complete else error,
+        planned=len(run.planned),
+        done=len(run.done),
+        failed=len(run.failed),
+        writers=writers,
+        images_per_s=sum(_images_per_s(run, writer) for writer in writers),
+        error="" if run.complete else error,
     )
 
 
 def _images_per_s(run: Run, writer: Writer) -> float:
-    """What a writer has delivered since it began; 0 where clocks disagree."""
+    """Return how fast a writer has delivered since it began; 0 where clocks disagree."""
     share = Shard.parse(writer.shard).of(list(run.planned))
-    made = sum(key in run.done for key in share) - writer.done
-    passed_s = time.time() - writer.since
-    return max(0.0, made / passed_s) if passed_s > 0 else 0.0
+    delivered = sum(key in run.done for key in share) - writer.done
+    elapsed_s = time.time() - writer.since
+    return max(0.0, delivered / elapsed_s) if elapsed_s > 0 else 0.0
 
 
-def _table(name: str, points: Sequence[Progress]) -> str:
-    """A sweep as text: a line for each point, one for all, and what failed."""
-    wide = max(len(point.name) for point in points)
-    lines = [f"{name}: {len(points)} points, {sum(point.complete for point in points)} done"]
-    lines.append("  ".join([" " * wide, *(f"{column:>8}" for column in COLUMNS)]).rstrip())
-    for point in points:
-        shares = " ".join(writer.shard for writer in point.writers) or "-"
-        cells = [_count(point.planned), str(point.done), str(point.failed), shares]
-        lines.append("  ".join([f"{point.name:{wide}}", *(f"{cell:>8}" for cell in cells)]))
-    lines += [*_sum(points), *(f"  {point.name}: {point.error}" for point in points if point.error)]
+# ------------------------------------------------------------------ text
+
+
+def _format_table(name: str, rows: Sequence[Progress]) -> str:
+    """Write a sweep as text: a line for each point, one for all, and what failed."""
+    width = max(len(row.name) for row in rows)
+    lines = [f"{name}: {len(rows)} points, {sum(row.complete for row in rows)} done"]
+    lines.append(_format_row("", COLUMNS, width).rstrip())
+    for row in rows:
+        planned = "?" if row.planned is None else str(row.planned)
+        shares = " ".join(writer.shard for writer in row.writers) or "-"
+        lines.append(
+            _format_row(row.name, (planned, str(row.done), str(row.failed), shares), width)
+        )
+    lines.append(_format_sum(rows))
+    lines += [f"  {row.name}: {row.error}" for row in rows if row.error]
     return "\n".join(lines)
 
 
-def _sum(points: Sequence[Progress]) -> Iterator[str]:
-    known = [point.planned for point in points if point.planned is not None]
-    unknown = len(points) - len(known)
-    each = sum(known) / len(known) if known else 0.0
-    done = sum(point.done for point in points)
-    failed = sum(point.failed for point in points)
-    left = sum(known) + unknown * each - done
-    busy = sum(len(point.writers) for point in points)
-    speed = sum(point.images_per_s for point in points)
-    plan = f"{sum(known)}{f' + about {unknown * each:.0f}' if unknown else ''} images planned"
-    when = (
-        "none left"
-        if not left
-        else f"about {_span(left / speed)} left"
-        if speed
-        else "time left unknown"
+def _format_row(name: str, cells: Sequence[str], width: int) -> str:
+    return "  ".join([f"{name:{width}}", *(f"{cell:>8}" for cell in cells)])
+
+
+def _format_sum(rows: Sequence[Progress]) -> str:
+    """Sum up the rows; points that nobody has begun count as large as the others on average."""
+    known = [row.planned for row in rows if row.planned is not None]
+    unknown = len(rows) - len(known)
+    estimate = unknown * (sum(known) / len(known)) if known else 0.0
+    done = sum(row.done for row in rows)
+    failed = sum(row.failed for row in rows)
+    workers = sum(len(row.writers) for row in rows)
+    images_per_s = sum(row.images_per_s for row in rows)
+
+    about = f" + about {estimate:.0f}" if unknown else ""
+    left = _format_left(sum(known) + estimate - done, images_per_s)
+    return (
+        f"{sum(known)}{about} images planned, {done} done, {failed} failed, "
+        f"{workers} workers running, {left}"
     )
-    yield f"{plan}, {done} done, {failed} failed, {busy} workers running, {when}"
 
 
-def _count(planned: int | None) -> str:
-    return "?" if planned is None else str(planned)
+def _format_left(images: float, images_per_s: float) -> str:
+    if not images:
+        return "none left"
+    if not images_per_s:
+        return "time left unknown"
+    return f"about {_format_seconds(images / images_per_s)} left"
 
 
-def _span(seconds: float) -> str:
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+def _format_seconds(seconds: float) -> str:
+    for unit, size in UNITS:
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds:.0f} s"

@@ -20,12 +20,15 @@ from harness.results.columns import TIMED
 
 TESTS = Path(__file__).parent
 TOY = ("--config-dir", str(TESTS / "toy_conf"), "model=toy", "benchmark=toy", "sampler.slots=24")
+"""Options of a run on the toy model."""
+ENTRY = {"harness": "harness.cli", "harness.bench": "harness.bench.__main__"}
+"""Modules whose `main` lies in another one."""
 
 
 def start(
     cwd: Path, *arguments: str, output: int | IO[bytes] = subprocess.PIPE
 ) -> subprocess.Popen:
-    """`python -m harness` of this checkout in a process of its own."""
+    """Start `python -m harness` of this checkout in a process of its own."""
     environment = {
         **os.environ,
         "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}",
@@ -38,12 +41,10 @@ def start(
 
 
 def harness(cwd: Path, *arguments: str, module: str = "harness") -> tuple[int, str]:
-    """Exit code and output of a command, run inside this process: a fresh one costs seconds of
-    imports.
+    """Run a command inside this process, and return its exit code and output.
+
+    A process of its own would cost seconds of imports.
     """
-    entry = {"harness": "harness.cli", "harness.bench": "harness.bench.__main__"}.get(
-        module, module
-    )
     output = io.StringIO()
     before = Path.cwd()
     argv = sys.argv
@@ -51,7 +52,7 @@ def harness(cwd: Path, *arguments: str, module: str = "harness") -> tuple[int, s
     os.chdir(cwd)
     try:
         with redirect_stdout(output), redirect_stderr(output):
-            code = import_module(entry).main()
+            code = import_module(ENTRY.get(module, module)).main()
     except SystemExit as stop:
         code = int(stop.code or 0)
     finally:
@@ -60,14 +61,16 @@ def harness(cwd: Path, *arguments: str, module: str = "harness") -> tuple[int, s
     return int(code or 0), output.getvalue()
 
 
+def count_records(cwd: Path) -> int:
+    """Count the whole lines of all journals of images below a folder."""
+    return sum(journal.read_bytes().count(b"\n") for journal in cwd.rglob("records-*.jsonl"))
+
+
 def kill_after(cwd: Path, lines: int, *arguments: str) -> None:
     """Run a command and `kill -9` it once its journals have `lines` lines (at once, for 0)."""
     process = start(cwd, *arguments)
     while process.poll() is None:
-        if (
-            sum(journal.read_bytes().count(b"\n") for journal in cwd.rglob("records-*.jsonl"))
-            >= lines
-        ):
+        if count_records(cwd) >= lines:
             process.send_signal(signal.SIGKILL)
             break
         time.sleep(0.002)
@@ -75,51 +78,58 @@ def kill_after(cwd: Path, lines: int, *arguments: str) -> None:
 
 
 def folders(cwd: Path) -> list[Path]:
+    """List the run folders of a working directory."""
     return sorted(path.parent for path in (cwd / "results").rglob("config.yaml"))
 
 
 def deterministic(cwd: Path) -> dict[str, object]:
-    """Everything below results/ that must not depend on kills: images, journals as sets, the CSV
-    without its times.
+    """Read everything below results/ that must not depend on kills.
 
-    The commit is left out too: it may move while tests run.
+    That is images, journals as sorted lines, and the CSV without its times. The commit is left out
+    too: it may move while tests run.
     """
     content: dict[str, object] = {}
     for folder in folders(cwd):
         name = str(folder.relative_to(cwd))
         for file in ("config.yaml", "jobs.jsonl"):
             content[f"{name}/{file}"] = (folder / file).read_bytes()
-        content |= {
-            str(image.relative_to(cwd)): image.read_bytes() for image in folder.rglob("*.png")
-        }
-        lines = [
-            line
-            for path in folder.glob("records-*.jsonl")
-            for line in path.read_text().splitlines()
-        ]
-        content[f"{name}/records"] = sorted(
-            json.dumps(timeless(line), sort_keys=True) for line in lines
-        )
-        scores = [
-            line for path in folder.glob("scores*.jsonl") for line in path.read_text().splitlines()
-        ]
-        content[f"{name}/scores"] = sorted(scores)
+        for image in folder.rglob("*.png"):
+            content[str(image.relative_to(cwd))] = image.read_bytes()
+        records = (timeless(line) for line in _read_lines(folder, "records-*.jsonl"))
+        content[f"{name}/records"] = sorted(json.dumps(row, sort_keys=True) for row in records)
+        content[f"{name}/scores"] = sorted(_read_lines(folder, "scores*.jsonl"))
     if (board := cwd / "results/leaderboard.csv").exists():
-        rows = csv.DictReader(board.read_text().splitlines())
-        content["csv"] = [
-            {k: v for k, v in row.items() if k not in (*TIMED, "commit")} for row in rows
-        ]
+        content["csv"] = _read_board(board)
     return content
 
 
+def _read_lines(folder: Path, name: str) -> list[str]:
+    """Read the lines of all files of a name."""
+    lines = []
+    for path in folder.glob(name):
+        lines += path.read_text().splitlines()
+    return lines
+
+
+def _read_board(board: Path) -> list[dict[str, str]]:
+    """Read a leaderboard without the columns that differ between two makings of the same runs."""
+    rows = []
+    for row in csv.DictReader(board.read_text().splitlines()):
+        for column in (*TIMED, "commit"):
+            row.pop(column, None)
+        rows.append(row)
+    return rows
+
+
 def finished(cwd: Path, *arguments: str) -> dict[str, object]:
-    """What a command that must succeed leaves behind, as far as it must not depend on kills."""
+    """Run a command that must succeed, and read what it leaves behind (see `deterministic`)."""
     code, output = harness(cwd, *arguments)
     assert code == 0, output
     return deterministic(cwd)
 
 
 def timeless(line: str) -> dict[str, object]:
+    """Parse a line of a journal of images, without what differs between two drawings."""
     record = json.loads(SampleRecord.from_json(line).to_json())
     for name in TIMES:
         record["usage"].pop(name)

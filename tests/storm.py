@@ -2,11 +2,13 @@
 
 python tests/storm.py FOLDER --scene toy --kills 20 --points 40 --commands 2
 
-Sweeps of every kind of method are forked from a process that has torch, the models and the
-configurations at hand, and killed (SIGKILL) at random instants; killed at chosen instants, in front
-of and in the middle of the writes, fsyncs and renames of the product's own code; and killed as the
-real command. After each kill the folder is examined, and run on until it is complete; then its
-images, records, scores and table must be those of a sweep that nobody disturbed.
+There are three kinds of kills, all by SIGKILL. Sweeps of every kind of method are forked from a
+process that has torch, the models and the configurations at hand, and killed at random instants;
+forks are killed at chosen instants, in front of and in the middle of the writes, fsyncs and renames
+of the product's own code; and the real command is killed.
+
+After each kill the folder is examined, and run on until it is complete; then its images, records,
+scores and table must be those of a sweep that nobody disturbed.
 """
 
 from __future__ import annotations
@@ -36,13 +38,21 @@ from runs import TOY, deterministic, start
 from harness.records import SampleRecord, Score, digest
 
 SCENES = {
-    "toy": ([*TOY, "benchmark.prompts=2"], ["plain", "toy_best", "toy_scalingar", "toy_gridar", "toy_speculative"]),
+    "toy": (
+        [*TOY, "benchmark.prompts=2"],
+        ["plain", "toy_best", "toy_scalingar", "toy_gridar", "toy_speculative"],
+    ),
     "pictogram": (
-        ["sampler.slots=16", "sampler.prefill=[4,32]", "sampler.render_batch=4", "benchmark.prompts=3",
-         "benchmark.images=1"],
+        [
+            "sampler.slots=16",
+            "sampler.prefill=[4,32]",
+            "sampler.render_batch=4",
+            "benchmark.prompts=3",
+            "benchmark.images=1",
+        ],
         ["plain", "best_of_n", "scalingar", "gridar", "speculative"],
     ),
-}  # fmt: skip
+}
 """Overrides of a sweep on few prompts, and its methods."""
 JOURNALS = {"records": SampleRecord.from_json, "scores": Score.from_json}
 
@@ -55,9 +65,8 @@ class Seen:
     """What lay in a results folder: whole journal lines, and the images that they call finished."""
 
     lines: dict[Path, bytes] = field(default_factory=dict)
-    finished: dict[tuple[Path, str, int], str] = field(
-        default_factory=dict
-    )  # sha256 by run folder and image
+    finished: dict[tuple[Path, str, int], str] = field(default_factory=dict)
+    """The sha256 of each finished image, by run folder, prompt id and number."""
 
 
 @dataclass
@@ -68,7 +77,7 @@ class Findings:
     finished: int = 0  # images that were called finished when a kill came, summed over kills
     lost: list[str] = field(default_factory=list)
     corrupt: list[str] = field(default_factory=list)
-    folders: int = 0
+    folders: int = 0  # that were completed
     unequal: list[str] = field(default_factory=list)
 
     @property
@@ -76,44 +85,34 @@ class Findings:
         return not (self.lost or self.corrupt or self.unequal)
 
     def log(self, name: str, seconds: float) -> str:
+        """Tell all of it in a few lines."""
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.kills.items()))
-        return "\n".join(
-            [
-                f"{name}: {self.kills.total()} kills ({kinds}) in {seconds:.0f} s",
-                f"  finished images at the kills {self.finished}, lost {len(self.lost)}, "
-                f"corrupt files {len(self.corrupt)}",
-                f"  completed folders {self.folders}, equal to the undisturbed one {self.folders - len(self.unequal)}",
-                *(f"  ! {what}" for what in (*self.lost, *self.corrupt, *self.unequal)),
-            ]
-        )
+        equal = self.folders - len(self.unequal)
+        lines = [
+            f"{name}: {self.kills.total()} kills ({kinds}) in {seconds:.0f} s",
+            f"  finished images at the kills {self.finished}, lost {len(self.lost)}, "
+            f"corrupt files {len(self.corrupt)}",
+            f"  completed folders {self.folders}, equal to the undisturbed one {equal}",
+        ]
+        lines += [f"  ! {what}" for what in (*self.lost, *self.corrupt, *self.unequal)]
+        return "\n".join(lines)
 
 
 def examine(cwd: Path, before: Seen, findings: Findings) -> Seen:
-    """Compare a folder after a kill with what was there before it."""
+    """Compare a folder after a kill with what was there before it; returns what is there now."""
     seen = Seen()
     for journal in sorted(cwd.rglob("*.jsonl")):
-        whole, _, _ = journal.read_bytes().rpartition(b"\n")
-        seen.lines[journal] = whole
-        parse = JOURNALS.get(journal.name.split("-")[0].removesuffix(".jsonl"), json.loads)
-        for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
-            try:
-                row = parse(line)
-            except Exception as error:
-                findings.corrupt.append(f"{journal}, line {number}: {error!r}")
-                continue
-            if isinstance(row, SampleRecord) and row.status == "done":
-                seen.finished[journal.parent, row.prompt_id, row.image] = row.image_sha
-                file = journal.parent / row.path
-                if not file.is_file() or digest(file.read_bytes()) != row.image_sha:
-                    findings.corrupt.append(
-                        f"{journal}, line {number}: {row.path} is not the image it speaks of"
-                    )
+        examine_journal(journal, seen, findings)
+
+    # 1. Nothing that was there before is gone.
     for journal, whole in before.lines.items():
         if not seen.lines.get(journal, b"").startswith(whole):
             findings.lost.append(f"{journal}: a whole line is gone")
     for key, sha in before.finished.items():
         if seen.finished.get(key) != sha:
             findings.lost.append(f"{key}: a finished image is gone")
+
+    # 2. Pictures and tables are whole.
     for picture in cwd.rglob("*.png"):
         try:
             with Image.open(picture) as image:
@@ -128,23 +127,42 @@ def examine(cwd: Path, before: Seen, findings: Findings) -> Seen:
     return seen
 
 
+def examine_journal(journal: Path, seen: Seen, findings: Findings) -> None:
+    """Read a journal's whole lines; each must be readable, and tell the truth about its image."""
+    whole, _, _ = journal.read_bytes().rpartition(b"\n")
+    seen.lines[journal] = whole
+    kind = journal.name.split("-")[0].removesuffix(".jsonl")
+    parse = JOURNALS.get(kind, json.loads)
+    for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
+        place = f"{journal}, line {number}"
+        try:
+            row = parse(line)
+        except Exception as error:
+            findings.corrupt.append(f"{place}: {error!r}")
+            continue
+        if isinstance(row, SampleRecord) and row.status == "done":
+            seen.finished[journal.parent, row.prompt_id, row.image] = row.image_sha
+            file = journal.parent / row.path
+            if not file.is_file() or digest(file.read_bytes()) != row.image_sha:
+                findings.corrupt.append(f"{place}: {row.path} is not the image it speaks of")
+
+
 # ------------------------------------------------------------------ instants between durable steps
 
 
 class Instants:
-    """The instants of this process at which a kill could hurt: before and amid writes, before
-    fsyncs, before renames.
+    """The instants of this process at which a kill could hurt.
 
-    They are counted, and the one numbered `deadly` is the last. A write that is cut leaves half of
-    its bytes.
+    They come before and amid writes, before fsyncs and before renames. They are counted, and at the
+    one numbered `deadly` the process kills itself. A write that is cut leaves half of its bytes.
     """
 
     def __init__(self, deadly: int = -1) -> None:
         self.deadly = deadly
-        self.passed = list[str]()
+        self.reached = list[str]()
 
     def arm(self) -> None:
-        """From now on, what the process does to files that it writes passes here."""
+        """From now on, watch what the process does to files that it writes."""
         fsync = os.fsync
         replace = os.replace
         opened = io.open
@@ -152,13 +170,12 @@ class Instants:
 
         class Raw(io.FileIO):
             def write(self, data: Any) -> int:  # type: ignore[override]
-                instants.reach("write", str(self.name))
-                instants.reach(
-                    "half",
-                    str(self.name),
-                    lambda: super(Raw, self).write(bytes(data)[: len(data) // 2]),
-                )
-                return super().write(data)
+                path = str(self.name)
+                half = bytes(data)[: len(data) // 2]
+                write = super().write
+                instants.reach("write", path)
+                instants.reach("half", path, lambda: write(half))
+                return write(data)
 
         def watched_open(file: Any, mode: str = "r", *rest: Any, **options: Any) -> Any:
             if mode in ("wb", "ab"):
@@ -178,25 +195,22 @@ class Instants:
         os.replace = watched_replace  # type: ignore[assignment]
 
     def reach(self, step: str, path: str, first: Callable[[], object] = lambda: None) -> None:
-        if len(self.passed) == self.deadly:
+        """Count an instant; at the deadly one do `first`, and die."""
+        if len(self.reached) == self.deadly:
             first()
             os.kill(os.getpid(), signal.SIGKILL)
-        self.passed.append(f"{step} {Path(path).name}")
+        self.reached.append(f"{step} {Path(path).name}")
 
 
 # ------------------------------------------------------------------ the sweep
 
 
 class Sweep:
-    """A sweep whose configurations are composed once, so that a fork of this process needs little
-    time for it.
-    """
+    """A sweep whose configurations are composed once, so that a fork of this process is quick."""
 
     def __init__(self, scene: str) -> None:
-        from hydra import compose
         from hydra._internal.hydra import Hydra
         from hydra._internal.utils import create_config_search_path
-        from omegaconf import open_dict
 
         from harness import cli
 
@@ -208,30 +222,40 @@ class Sweep:
             places.prepend("storm", f"file://{overrides[1]}")
             overrides = overrides[2:]
         Hydra.create_main_hydra2("storm", places)
-        self._points = {}
-        for method in self.methods:
-            config = compose("config", [*overrides, f"method={method}"], return_hydra_config=True)
-            choices = {group: str(choice) for group, choice in config.hydra.runtime.choices.items()}
-            with open_dict(config):
-                del config["hydra"]
-            self._points[method] = config, choices
+        self._composed = {
+            method: compose_run([*overrides, f"method={method}"]) for method in self.methods
+        }
 
-    def run(self, methods: Sequence[str], reported: bool = True) -> None:
-        """What `python -m harness` does once its configurations are composed."""
+    def run(self, methods: Sequence[str], with_report: bool = True) -> None:
+        """Do what `python -m harness` does once its configurations are composed."""
         from harness.results.publish import publish
         from harness.results.wandb import NoTracking
-        from harness.runs.stages import run
+        from harness.runs.stages import run_stages
 
         folders: list[Path] = []
         for method in methods:
-            run(*self._points[method], NoTracking(), folders.append)
-        if reported:
+            config, choices = self._composed[method]
+            run_stages(config, choices, NoTracking(), folders.append)
+        if with_report:
             publish(Path("results"), folders, NoTracking())
 
 
+def compose_run(overrides: Sequence[str]) -> tuple[Any, dict[str, str]]:
+    """Compose a run's configuration, and the options that were chosen in each group."""
+    from hydra import compose
+    from omegaconf import open_dict
+
+    config = compose("config", list(overrides), return_hydra_config=True)
+    choices = {group: str(choice) for group, choice in config.hydra.runtime.choices.items()}
+    with open_dict(config):
+        del config["hydra"]
+    return config, choices
+
+
 def fork(cwd: Path, work: Callable[[], None]) -> int:
-    """Carry out `work` in `cwd`, in a child whose output goes to a file there. Returns its process
-    id.
+    """Carry out `work` in a child, in `cwd`. Returns its process id.
+
+    Its output goes to a file there.
     """
     sys.stdout.flush()
     if pid := os.fork():
@@ -251,8 +275,11 @@ def fork(cwd: Path, work: Callable[[], None]) -> int:
         os._exit(code)
 
 
-def ended(pid: int, within_s: float) -> bool:
-    """Whether a child ended by itself in that time; else it is killed. A failed one is an error."""
+def ends_in_time(pid: int, within_s: float) -> bool:
+    """Whether a child ends by itself in that time; else it is killed.
+
+    Raises RuntimeError for one that fails.
+    """
     until = time.monotonic() + within_s
     while time.monotonic() < until:
         done, status = os.waitpid(pid, os.WNOHANG)
@@ -271,8 +298,9 @@ def ended(pid: int, within_s: float) -> bool:
 
 
 class Storm:
-    """Kills over sweeps in folders of their own below `home`; `findings` says what became of
-    them.
+    """Kills over sweeps, in folders of their own below `home`.
+
+    `findings` has what became of them.
     """
 
     def __init__(self, scene: str, home: Path, seed: int) -> None:
@@ -283,74 +311,96 @@ class Storm:
         self.began = time.monotonic()
         self.sweep = Sweep(scene)
         self._expected = dict[tuple[str, ...], dict[str, object]]()
-        before = Path.cwd()
-        cwd = self._folder("warm")
-        os.chdir(cwd)
-        with redirect_stdout(io.StringIO()):
-            self.sweep.run(self.sweep.methods)  # from now on, forks find everything loaded
-        os.chdir(before)
+        self._warm_up()
         began = time.monotonic()
         self._undisturbed(self.sweep.methods)
         self.whole_s = time.monotonic() - began
 
     def at_random(self, kills: int) -> None:
-        """Kill forks of the whole sweep, its methods in any order, until it is complete; again,
-        until enough.
+        """Kill forks of the whole sweep, until it is complete; and again, until it was enough.
+
+        The methods come in any order.
         """
         while self.findings.kills["at random instants"] < kills:
             methods = self.rng.sample(self.sweep.methods, len(self.sweep.methods))
             cwd = self._folder("random")
             seen = Seen()
-            while not ended(self._fork(cwd, methods), self.rng.expovariate(4 / self.whole_s)):
+            while not ends_in_time(
+                self._fork(cwd, methods), self.rng.expovariate(4 / self.whole_s)
+            ):
                 seen = self._killed("at random instants", cwd, seen)
             self._complete(cwd, methods, seen)
 
     def at_instants(self, most: int | None = None) -> None:
-        """Kill each method's run, and one report, at each instant, or two methods' at so many; then
-        complete it.
+        """Kill each method's run, and one report, at each instant; then complete it.
+
+        With `most` it is two methods', at so many instants.
         """
-        methods = (
-            self.sweep.methods
-            if most is None
-            else self.rng.sample(self.sweep.methods, 2 if most else 0)
-        )
-        instants = [
-            (method, report, i)
-            for method in methods
-            for report in (method == self.sweep.methods[0],)
-            for i in range(self._count(method, report))
-        ]
-        for method, report, i in self.rng.sample(instants, len(instants))[:most]:
+        methods = self.sweep.methods
+        if most is not None:
+            methods = self.rng.sample(methods, 2 if most else 0)
+        instants = []
+        for method in methods:
+            with_report = method == self.sweep.methods[0]
+            for instant in range(self._count(method, with_report)):
+                instants.append((method, with_report, instant))
+        for method, with_report, instant in self.rng.sample(instants, len(instants))[:most]:
             cwd = self._folder("instant")
-            assert not ended(self._fork(cwd, [method], report, Instants(i)), 600), (
-                f"instant {i} of {method} never came"
-            )
+            deadly = self._fork(cwd, [method], with_report, Instants(instant))
+            assert not ends_in_time(deadly, 600), f"instant {instant} of {method} never came"
             seen = self._killed("at chosen instants", cwd, Seen())
-            assert ended(self._fork(cwd, [method], report), 600)
-            self._complete(cwd, [method], seen, report)
+            assert ends_in_time(self._fork(cwd, [method], with_report), 600)
+            self._complete(cwd, [method], seen, with_report)
 
     def of_the_command(self, kills: int) -> None:
-        """Kill `python -m harness`, one time in five before it has drawn anything, else while it
-        draws.
-        """
+        """Kill `python -m harness`: one time in five before it draws anything, else meanwhile."""
         while self.findings.kills["of the command"] < kills:
             cwd = self._folder("command")
             seen = Seen()
-            while not self._command(cwd):
+            while not self._run_command(cwd):
                 seen = self._killed("of the command", cwd, seen)
             self._complete(cwd, self.sweep.methods, seen)
 
-    def _command(self, cwd: Path) -> bool:
+    def log(self) -> str:
+        """Tell what happened so far; also in log.txt, for whoever cannot wait."""
+        return self.findings.log(self.scene, time.monotonic() - self.began)
+
+    # ------------------------------------------------------------------ processes
+
+    def _warm_up(self) -> None:
+        """Run the sweep in this process, so that forks find everything loaded."""
+        before = Path.cwd()
+        os.chdir(self._folder("warm"))
+        with redirect_stdout(io.StringIO()):
+            self.sweep.run(self.sweep.methods)
+        os.chdir(before)
+
+    def _fork(
+        self,
+        cwd: Path,
+        methods: Sequence[str],
+        with_report: bool = True,
+        instants: Instants | None = None,
+    ) -> int:
+        def work() -> None:
+            if instants:
+                instants.arm()
+            self.sweep.run(methods, with_report)
+            if instants:
+                (cwd / "instants").write_text("\n".join(instants.reached))
+
+        return fork(cwd, work)
+
+    def _run_command(self, cwd: Path) -> bool:
         """Run the command for a while; whether it came to its end."""
-        begun = (cwd / "output.txt").stat().st_size if (cwd / "output.txt").exists() else 0
-        with (cwd / "output.txt").open("ab") as output:
+        log = cwd / "output.txt"
+        former = log.stat().st_size if log.exists() else 0
+        with log.open("ab") as output:
             process = start(cwd, *self.sweep.command, output=output)
-        early = self.rng.random() < 0.2
-        while (
-            not early
-            and process.poll() is None
-            and b"planned," not in (cwd / "output.txt").read_bytes()[begun:]
-        ):
+        is_early = self.rng.random() < 0.2
+        while not is_early and process.poll() is None:
+            if b"planned," in log.read_bytes()[former:]:
+                break
             time.sleep(0.01)
         try:
             code = process.wait(self.rng.expovariate(2 / self.whole_s))
@@ -361,68 +411,47 @@ class Storm:
             raise RuntimeError(f"{cwd}: the command ended with exit code {code}")
         return code == 0
 
+    def _count(self, method: str, with_report: bool) -> int:
+        """Count the instants that a run has."""
+        cwd = self._folder(f"count-{method}")
+        assert ends_in_time(self._fork(cwd, [method], with_report, Instants()), 600)
+        return len((cwd / "instants").read_text().splitlines())
+
+    # ------------------------------------------------------------------ folders
+
     def _folder(self, kind: str) -> Path:
         folder = self.home / f"{kind}-{self.findings.kills.total()}"
         folder.mkdir(parents=True)
         return folder
 
-    def _fork(
-        self,
-        cwd: Path,
-        methods: Sequence[str],
-        report: bool = True,
-        instants: Instants | None = None,
-    ) -> int:
-        def work() -> None:
-            if instants:
-                instants.arm()
-            self.sweep.run(methods, report)
-            if instants:
-                (cwd / "instants").write_text("\n".join(instants.passed))
-
-        return fork(cwd, work)
-
-    def _count(self, method: str, report: bool) -> int:
-        """How many instants a run has."""
-        cwd = self._folder(f"count-{method}")
-        assert ended(self._fork(cwd, [method], report, Instants()), 600)
-        return len((cwd / "instants").read_text().splitlines())
-
     def _killed(self, kind: str, cwd: Path, before: Seen) -> Seen:
         self.findings.kills[kind] += 1
         return examine(cwd, before, self.findings)
 
-    def _undisturbed(self, methods: Sequence[str], report: bool = True) -> dict[str, object]:
-        """What lies on disk after a sweep without kills."""
-        name = (*sorted(methods), str(report))
+    def _undisturbed(self, methods: Sequence[str], with_report: bool = True) -> dict[str, object]:
+        """Return what lies on disk after a sweep without kills."""
+        name = (*sorted(methods), str(with_report))
         if name not in self._expected:
             cwd = self._folder(f"undisturbed-{len(self._expected)}")
-            assert ended(self._fork(cwd, methods, report), 3600)
+            assert ends_in_time(self._fork(cwd, methods, with_report), 3600)
             self._expected[name] = deterministic(cwd)
         return self._expected[name]
 
     def _complete(
-        self, cwd: Path, methods: Sequence[str], before: Seen, report: bool = True
+        self, cwd: Path, methods: Sequence[str], before: Seen, with_report: bool = True
     ) -> None:
-        """Compare a completed folder with the undisturbed one; it is not needed any more if they
-        agree.
-        """
+        """Compare a completed folder with the undisturbed one, and remove it if they agree."""
         examine(cwd, before, self.findings)
-        expected = self._undisturbed(methods, report)
+        expected = self._undisturbed(methods, with_report)
         found = deterministic(cwd)
         self.findings.folders += 1
         if found == expected and self.findings.good:
             shutil.rmtree(cwd)
         elif found != expected:
-            names = sorted(
-                k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k)
-            )
-            self.findings.unequal.append(f"{cwd}: {', '.join(names)}")
+            names = sorted(expected.keys() | found.keys())
+            unequal = [name for name in names if expected.get(name) != found.get(name)]
+            self.findings.unequal.append(f"{cwd}: {', '.join(unequal)}")
         (self.home / "log.txt").write_text(self.log())
-
-    def log(self) -> str:
-        """What happened so far; also in log.txt, for whoever cannot wait."""
-        return self.findings.log(self.scene, time.monotonic() - self.began)
 
 
 def main() -> int:

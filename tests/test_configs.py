@@ -11,20 +11,28 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from runs import harness as run_harness
 
 import harness.cli
 from harness.records import UserError
 from harness.results.claims import read_claims
 from harness.runs.read import Run
-from harness.runs.spec import Point
+from harness.runs.spec import RunSpec, build_run_spec
 
 CONF = Path(__file__).parent.parent / "conf"
+EXPERIMENT = "experiment"
 
 
 def options(group: str) -> list[str]:
+    """The options of a group of configurations."""
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def build_spec(*overrides: str, method: str = "plain") -> RunSpec:
+    """Build a run whose method is called `method`, of the embedded benchmark."""
+    config = compose("config", list(overrides))
+    return build_run_spec(config, {"method": method, "benchmark": "pictogram"})
 
 
 @pytest.fixture(autouse=True)
@@ -36,30 +44,32 @@ def hydra() -> Iterator[None]:
     GlobalHydra.instance().clear()
 
 
+# ------------------------------------------------------------------ parts of a run
+
+
 @pytest.mark.parametrize("method", options("method"))
 @pytest.mark.parametrize("sampler", options("sampler"))
 def test_every_method_builds_on_every_sampler(method: str, sampler: str) -> None:
-    point = Point(compose("config", [f"method={method}", f"sampler={sampler}"]), choices(method))
-    assert point.sampler["slots"] >= point.method.rows * point.method.branches
-    assert point.method.tokens_per_step == point.sampler["tokens_per_step"]
-    assert len(point.fingerprint) == 8
+    spec = build_spec(f"method={method}", f"sampler={sampler}", method=method)
+    assert spec.sampler_sizes["slots"] >= spec.method.rows * spec.method.branches
+    assert spec.method.tokens_per_step == spec.sampler_sizes["tokens_per_step"]
+    assert len(spec.fingerprint) == 8
 
 
 @pytest.mark.parametrize("benchmark", options("benchmark"))
 def test_every_benchmark_builds_or_says_which_files_it_lacks(
     benchmark: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def nobody(*_: object, **__: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise OSError("no network in tests")
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("urllib.request.urlopen", nobody)
-    config = compose("config", [f"benchmark={benchmark}"])
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
     if "pictogram" in benchmark:
-        assert Point(config, choices("plain")).jobs
+        assert build_spec(f"benchmark={benchmark}").plan.jobs
         return
     with pytest.raises(UserError, match=r"set benchmark\.metadata=PATH") as error:
-        Point(config, choices("plain"))
+        build_spec(f"benchmark={benchmark}")
     assert "\n" not in str(error.value)
 
 
@@ -71,12 +81,11 @@ def test_every_model_builds_or_says_which_weights_it_lacks(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     config = compose("config", [f"model={model}"])
     if "pictogram" in config.model._target_:
-        assert Point(config, choices("plain")).jobs
+        assert build_spec(f"model={model}").plan.jobs
         return
-    with pytest.raises(
-        UserError, match=r"set model.checkpoint=PATH|model.weights=random is for measuring"
-    ) as error:
-        Point(config, choices("plain"))
+    words = r"set model.checkpoint=PATH|model.weights=random is for measuring"
+    with pytest.raises(UserError, match=words) as error:
+        build_spec(f"model={model}")
     assert "\n" not in str(error.value)
 
 
@@ -84,9 +93,8 @@ def test_every_model_builds_or_says_which_weights_it_lacks(
     ("group", "option"), [(g, o) for g in ("detector", "colors") for o in options(g)]
 )
 def test_every_part_of_an_evaluator_mounts_and_has_a_name(group: str, option: str) -> None:
-    config = compose(
-        "config", ["benchmark=geneval", f"{group}@benchmark.{group}={option}", "device=cpu"]
-    )
+    chosen = f"{group}@benchmark.{group}={option}"
+    config = compose("config", ["benchmark=geneval", chosen, "device=cpu"])
     if "revision" in config.benchmark[group]:
         config.benchmark[group].revision = "0123456789"  # else the hub is asked for the newest
     made = instantiate(config.benchmark[group])
@@ -96,88 +104,83 @@ def test_every_part_of_an_evaluator_mounts_and_has_a_name(group: str, option: st
 
 @pytest.mark.parametrize("judge", options("judge"))
 def test_every_judge_mounts_where_judges_go(judge: str) -> None:
-    config = compose(
-        "config",
-        ["method=best_of_n", f"judge@method.reward={judge}", f"judge@benchmark.judge={judge}"],
-    )
+    mounted = [f"judge@{place}={judge}" for place in ("method.reward", "benchmark.judge")]
+    config = compose("config", ["method=best_of_n", *mounted])
     assert config.method.reward == config.benchmark.judge
 
 
-def test_the_demo_leaves_no_method_out() -> None:
-    """Every method's class is shown; of its presets one is enough."""
-    points = compose("config", ["experiment=demo"], return_hydra_config=True).hydra.sweeper.points
-    shown = {
-        override.split("=")[1]
-        for point in points
-        for override in point
-        if override.startswith("method=")
-    }
-    classes = {
-        name: compose("config", [f"method={name}"]).method._target_ for name in options("method")
-    }
-    assert {classes[name] for name in shown} == set(classes.values())
+# ------------------------------------------------------------------ what names a run
 
 
 def test_each_result_relevant_change_changes_the_fingerprint() -> None:
     changes = [
+        "seed=0",
         "seed=1",
         "method=best_of_n",
         "benchmark.prompts=6",
         "model.sampling.scale=3",
         "sampler.slots=32",
     ]
-    fingerprints = [
-        Point(compose("config", [change]), choices("plain")).fingerprint
-        for change in ["seed=0", *changes]
-    ]
+    fingerprints = [build_spec(change).fingerprint for change in changes]
     assert len(set(fingerprints)) == len(fingerprints)
-    same = Point(
-        compose("config", ["results=x", "stages=[score]", "device=cpu"]), choices("plain")
-    ).fingerprint
-    assert same == fingerprints[0]
+    same = build_spec("results=x", "stages=[score]", "device=cpu")
+    assert same.fingerprint == fingerprints[0]
 
 
 def test_a_part_that_is_switched_off_shows_in_the_leaderboard() -> None:
-    point = Point(
-        compose("config", ["method=gridar", "method.stages.quarter=null"]), choices("gridar")
-    )
-    assert point.record()["run"]["params"] == "stages.quarter=None"
+    spec = build_spec("method=gridar", "method.stages.quarter=null", method="gridar")
+    assert spec.describe()["run"]["params"] == "stages.quarter=None"
 
 
-def choices(method: str) -> dict[str, str]:
-    return {"method": method, "benchmark": "pictogram"}
+# ------------------------------------------------------------------ experiments
 
 
-TABLES = [
-    name
-    for name in options("experiment")
-    if "claims:" in (CONF / "experiment" / f"{name}.yaml").read_text()
-]
+def has_claims(experiment: str) -> bool:
+    """Whether an experiment is compared with published tables."""
+    return "claims:" in (CONF / EXPERIMENT / f"{experiment}.yaml").read_text()
 
 
-@pytest.mark.parametrize("experiment", TABLES)
+def compose_experiment(experiment: str, *overrides: str) -> DictConfig:
+    command = [f"{EXPERIMENT}={experiment}", *overrides]
+    return compose("config", command, return_hydra_config=True)
+
+
+def test_the_demo_leaves_no_method_out() -> None:
+    """Every method's class is shown; of its presets one is enough."""
+    classes = {
+        name: compose("config", [f"method={name}"]).method._target_ for name in options("method")
+    }
+    shown = set()
+    for point in compose_experiment("demo").hydra.sweeper.points:
+        for override in point:
+            group, _, option = override.partition("=")
+            if group == "method":
+                shown.add(classes[option])
+    assert shown == set(classes.values())
+
+
+@pytest.mark.parametrize("experiment", filter(has_claims, options(EXPERIMENT)))
 def test_a_papers_table_measures_every_claim_that_this_project_can(experiment: str) -> None:
     """Each published number of its sources has a point of the same model, method and options."""
-    sweeper = compose(
-        "config", [f"experiment={experiment}"], return_hydra_config=True
-    ).hydra.sweeper
+    sweeper = compose_experiment(experiment).hydra.sweeper
     claims = [claim for claim in read_claims() if claim.source in sweeper.claims]
     assert {claim.source for claim in claims} == set(sweeper.claims)
-    runs = [_planned(experiment, list(point)) for point in sweeper.points]
-    here = [
+    measurable = [
         claim
         for claim in claims
         if claim.model in options("model")
         and claim.method in options("method")
         and claim.benchmark in ("", *options("benchmark"))
     ]
-    assert here
-    assert [claim for claim in here if not any(claim.describes(run) for run in runs)] == []
+    assert measurable
+    runs = [plan_run(experiment, list(point)) for point in sweeper.points]
+    for claim in measurable:
+        assert any(claim.describes(run) for run in runs), claim
 
 
-def _planned(experiment: str, point: list[str]) -> Run:
+def plan_run(experiment: str, point: list[str]) -> Run:
     """What a claim looks at of the run that a point would be."""
-    config = compose("config", [f"experiment={experiment}", *point], return_hydra_config=True)
+    config = compose_experiment(experiment, *point)
     chosen = config.hydra.runtime.choices
     method = OmegaConf.to_container(config.method)
     about = {"model": config.model.name, "method": chosen.method, "benchmark": chosen.benchmark}
@@ -185,10 +188,10 @@ def _planned(experiment: str, point: list[str]) -> Run:
 
 
 def rehearse(experiment: str, cwd: Path, *more: str) -> None:
+    """Run a sweep on the embedded model, with few prompts."""
     GlobalHydra.instance().clear()
-    code, said = run_harness(
-        cwd, "-m", f"experiment={experiment}", "hydra/sweeper=rehearsal", *more
-    )
+    command = ("-m", f"{EXPERIMENT}={experiment}", "hydra/sweeper=rehearsal", *more)
+    code, said = run_harness(cwd, *command)
     assert code == 0, said
 
 
@@ -197,9 +200,12 @@ def test_a_papers_table_can_be_rehearsed_on_the_embedded_model(tmp_path: Path) -
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("experiment", options("experiment"))
+@pytest.mark.parametrize("experiment", options(EXPERIMENT))
 def test_every_experiment_can_be_rehearsed(experiment: str, tmp_path: Path) -> None:
     rehearse(experiment, tmp_path)
+
+
+# ------------------------------------------------------------------ plugins
 
 
 @pytest.mark.parametrize("launcher", options("hydra/launcher"))

@@ -12,18 +12,21 @@ import pytest
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
-from omegaconf import DictConfig
 
 import harness.cli
 from harness.records import Prompt
 from harness.runs import spec
 
-KEPT: dict[str, str] = json.loads(Path(__file__).with_name("fingerprints.json").read_text())
+RECORDED: dict[str, str] = json.loads(Path(__file__).with_name("fingerprints.json").read_text())
 """Options of a run -> its fingerprint, as it was when the list was made."""
-FILES = ("benchmark=geneval", "benchmark=tiif", "benchmark=tiif_testmini")
-"""Benchmarks whose prompts are files that tests do not have: their configuration is held over a
-stub's prompts.
-"""
+STUBBED = {
+    "benchmark=geneval",
+    "benchmark=pictogram",
+    "benchmark=tiif",
+    "benchmark=tiif_pictogram",
+    "benchmark=tiif_testmini",
+}
+"""Benchmarks whose configuration is held over a stub's prompts: some read files that tests lack."""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -35,35 +38,46 @@ def hydra() -> Iterator[None]:
     GlobalHydra.instance().clear()
 
 
-def stub() -> Any:
-    prompts = [Prompt("stub/0", "a red circle", "one")]
-    judge = SimpleNamespace(id="stub-judge")
-    return SimpleNamespace(version="stub 1", images=2, judge=judge, prompts=lambda: prompts)
+def stub_benchmark() -> SimpleNamespace:
+    return SimpleNamespace(
+        name="stub",
+        version="stub 1",
+        images=2,
+        judge=SimpleNamespace(id="stub-judge"),
+        prompts=lambda: [Prompt("stub/0", "a red circle", "one")],
+        score=lambda items: [],
+    )
 
 
-@pytest.mark.parametrize("options", sorted(KEPT))
+def is_stubbed(options: str) -> bool:
+    """Whether a benchmark is among the options; the embedded ones are if they are the only one."""
+    named = STUBBED & set(options.split())
+    embedded = {name for name in named if "pictogram" in name}
+    return bool(named - embedded) or options in embedded
+
+
+@pytest.mark.parametrize("options", sorted(RECORDED))
 def test_a_presets_fingerprint_is_the_recorded_one(
     options: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     overrides = options.split()
     chosen = dict(one.split("=", 1) for one in overrides if "." not in one.partition("=")[0])
     config = compose("config", overrides)
+    build_object = spec.build_object
+
     if "model" in chosen:  # its configuration alone is held, over the embedded model's weights
-        embedded = spec.build(
-            {k: v for k, v in spec.container(compose("config").model).items() if k != "sampling"},
-            device="cpu",
-        )
+        embedded_config = spec.resolve_config(compose("config").model)
+        del embedded_config["sampling"]
+        embedded = build_object(embedded_config, device="cpu")
         monkeypatch.setattr(spec, "load_model", lambda *_: embedded)
-    if (
-        any(option in FILES for option in overrides)
-        or options == "benchmark=pictogram"
-        or options == "benchmark=tiif_pictogram"
-    ):
-        build = spec.build
 
-        def build_stub(part: DictConfig, **extra: Any) -> Any:
-            return stub() if str(part._target_).startswith("benchmarks.") else build(part, **extra)
+    if is_stubbed(options):
 
-        monkeypatch.setattr(spec, "build", build_stub)
+        def build_stub(part: Any, **extra: Any) -> Any:
+            is_benchmark = str(part._target_).startswith("benchmarks.")
+            return stub_benchmark() if is_benchmark else build_object(part, **extra)
+
+        monkeypatch.setattr(spec, "build_object", build_stub)
+
     choices = {"method": "plain", "benchmark": "pictogram", **chosen}
-    assert spec.Point(config, choices).fingerprint == KEPT[options]
+    assert spec.build_run_spec(config, choices).fingerprint == RECORDED[options]

@@ -1,5 +1,4 @@
-"""R1, R2: `kill -9` at any instant loses no finished image, corrupts no file, and changes no byte
-of what is made.
+"""R1, R2: `kill -9` at any instant loses no finished image, corrupts no file, and changes no byte.
 
 `pytest -m kill_storm -s` shows the log of the whole storm; the quick suite has a breeze of the same
 code.
@@ -17,8 +16,8 @@ from runs import TESTS, TOY, folders, harness
 from storm import Findings, Seen, examine
 
 
-def storm(folder: Path, scene: str, *options: str) -> str:
-    """The log of a storm, in a process that was made for being forked."""
+def run_storm(folder: Path, scene: str, *options: str) -> str:
+    """Let a storm loose in a process that was made for being forked, and return its log."""
     environment = {**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(TESTS / "storm.py"), str(folder), "--scene", scene, *options]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -28,7 +27,7 @@ def storm(folder: Path, scene: str, *options: str) -> str:
 
 
 def test_a_breeze_of_kills_changes_nothing(tmp_path: Path) -> None:
-    log = storm(tmp_path / "storm", "toy", "--kills", "4", "--points", "4")
+    log = run_storm(tmp_path / "storm", "toy", "--kills", "4", "--points", "4")
     assert "lost 0, corrupt files 0" in log
 
 
@@ -43,7 +42,7 @@ def test_a_breeze_of_kills_changes_nothing(tmp_path: Path) -> None:
 def test_a_storm_of_kills_changes_nothing(
     scene: str, options: tuple[str, ...], tmp_path: Path
 ) -> None:
-    log = storm(tmp_path / "storm", scene, *options)
+    log = run_storm(tmp_path / "storm", scene, *options)
     assert "lost 0, corrupt files 0" in log
 
 
@@ -51,25 +50,32 @@ def test_the_examination_sees_what_a_kill_must_not_do(tmp_path: Path) -> None:
     code, output = harness(tmp_path, *TOY, "benchmark.prompts=3")
     assert code == 0, output
     (folder,) = folders(tmp_path)
-    before = examine(tmp_path, Seen(), findings := Findings())
-    assert findings.good and len(before.finished) == 6
+    findings = Findings()
+    before = examine(tmp_path, Seen(), findings)
+    assert findings.good
+    assert len(before.finished) == 6
 
-    def found() -> list[int]:
-        examine(tmp_path, before, findings := Findings())
+    def examine_again() -> list[int]:
+        """Count what is lost and what is corrupt."""
+        findings = Findings()
+        examine(tmp_path, before, findings)
         return [len(findings.lost), len(findings.corrupt)]
 
     journal = folder / "records-0.jsonl"
     picture = folder / "images/00000/0.png"
     lines = journal.read_bytes()
     pixels = picture.read_bytes()
+
     journal.write_bytes(lines[:-9])
-    assert found() == [2, 0]  # the line, and the image that only it knew
+    assert examine_again() == [2, 0]  # the line, and the image that only it knew
     journal.write_bytes(lines.replace(b'"done"', b'"d', 1))
-    assert found() == [2, 1]
+    assert examine_again() == [2, 1]
     journal.write_bytes(lines)
+
     picture.write_bytes(pixels[:60])
-    assert found() == [0, 2]  # not what the journal says, and no picture
+    assert examine_again() == [0, 2]  # not what the journal says, and no picture
     picture.write_bytes(pixels)
+
     table = tmp_path / "results/leaderboard.csv"
     table.write_bytes(table.read_bytes()[:-40])
-    assert found() == [0, 1]
+    assert examine_again() == [0, 1]

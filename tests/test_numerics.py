@@ -1,5 +1,5 @@
-"""What results may depend on: `constant` on the job alone, `fast` also on its company; and compact
-forwards.
+"""What results may depend on: with numerics `constant` on the job alone, with `fast` also on what
+else is in the batch; and compact forwards, which skip idle slots.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from harness.engine.scheduler import Delivery, Scheduler
 from harness.engine.session import Method, Session
 from harness.models.trunk import Attend
 from harness.records import Job, UserError
-from harness.runs.spec import Point
+from harness.runs.spec import RunSpec, build_run_spec
 from methods.plain import Plain
 from methods.scalingar import ScalingAR
 from methods.sjd import SJD
@@ -36,6 +36,7 @@ from methods.speculative import Speculative
 from methods.zipar import ZipAR
 
 Drawn = dict[tuple[str, int], Delivery]
+"""The delivery of each job, by prompt id and number."""
 
 
 class Watched(ToyModel):
@@ -50,24 +51,23 @@ class Watched(ToyModel):
         return super().forward(x_BWD, pos_BW, start_B, attend)
 
 
-def compactly(
+def draw_compactly(
     method: Method, some: Sequence[Job], model: ToyModel, slots: int, concurrency: int | None = 1
 ) -> Drawn:
-    sampler = Sampler(
-        model,
-        Sampling(scale=2.0),
-        slots=slots,
-        prefill=(3, 4),
-        compact=True,
-        **MethodSpec.of(method).sampler_sizes(),
-    )
-    done: Drawn = {}
-    Scheduler(method, sampler, seed=0, concurrency=concurrency).run(
-        some, lambda d: done.update({d.job.key: d})
-    )
+    """Draw jobs with forwards that skip idle slots; asserts that every slot is free afterwards."""
+    sizes = MethodSpec.of(method).sampler_sizes()
+    sampling = Sampling(scale=2.0)
+    sampler = Sampler(model, sampling, slots=slots, prefill=(3, 4), compact=True, **sizes)
+    scheduler = Scheduler(method, sampler, seed=0, concurrency=concurrency)
+    drawn: Drawn = {}
+
+    def keep(delivery: Delivery) -> None:
+        assert not delivery.error
+        drawn[delivery.job.key] = delivery
+
+    scheduler.run(some, keep)
     assert sampler.free == slots
-    assert not any(delivery.error for delivery in done.values())
-    return done
+    return drawn
 
 
 class Pruned:
@@ -107,23 +107,24 @@ def test_alone_a_job_is_drawn_again_in_every_bit(name: str) -> None:
     some = jobs(TEXTS[:3])
     method = METHODS[name](model)
     slots = method.rows * method.branches
-    forth = compactly(method, some, model, slots)
-    back = compactly(method, some[::-1], model, slots)
+    forth = draw_compactly(method, some, model, slots)
+    back = draw_compactly(method, some[::-1], model, slots)
     for key, delivery in forth.items():
-        assert (delivery.tokens, delivery.notes) == (back[key].tokens, back[key].notes)
-        assert costs(delivery.usage) == costs(back[key].usage)
+        again = back[key]
+        assert (delivery.tokens, delivery.notes) == (again.tokens, again.notes)
+        assert costs(delivery.usage) == costs(again.usage)
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_moving_streams_loses_nothing_of_them(name: str) -> None:
+def test_moving_branches_loses_nothing_of_them(name: str) -> None:
     """In float64 no shape is seen in a token: compact forwards draw what constant ones draw, at the
     same cost.
     """
     method = METHODS[name](ToyModel())
-    constant = draw(method, jobs(TEXTS[:4]), slots=16)
-    for key, delivery in compactly(
-        method, jobs(TEXTS[:4]), ToyModel(), 16, concurrency=None
-    ).items():
+    some = jobs(TEXTS[:4])
+    constant = draw(method, some, slots=16)
+    compact = draw_compactly(method, some, ToyModel(), 16, concurrency=None)
+    for key, delivery in compact.items():
         assert delivery.tokens == constant[key].tokens
         if name != "eagle":  # which makes its pairs again where a branch was moved
             assert costs(delivery.usage) == costs(constant[key].usage)
@@ -131,7 +132,7 @@ def test_moving_streams_loses_nothing_of_them(name: str) -> None:
 
 def test_closed_candidates_shorten_the_step() -> None:
     model = Watched()
-    compactly(Pruned(), jobs(TEXTS[:1]), model, 8)
+    draw_compactly(Pruned(), jobs(TEXTS[:1]), model, 8)
     assert [rows for rows, columns in model.shapes if columns == 1] == [8] * 4 + [4] * 4 + [2] * 8
 
 
@@ -146,7 +147,7 @@ def test_columns_that_nobody_needs_are_not_fed() -> None:
             return canvas
 
     model = Watched()
-    compactly(Once(), jobs(TEXTS[:1]), model, 2)
+    draw_compactly(Once(), jobs(TEXTS[:1]), model, 2)
     decoded = [shape for shape in model.shapes if shape[0] == 2]
     assert decoded[0] == (2, 4)
     assert set(decoded[1:]) == {(2, 1)}
@@ -154,31 +155,29 @@ def test_columns_that_nobody_needs_are_not_fed() -> None:
 
 def test_a_bucket_holds_what_is_alive() -> None:
     model = Watched()
-    compactly(Plain(), jobs(TEXTS[:3]), model, 16, concurrency=None)
-    assert {rows for rows, columns in model.shapes if columns == 1} == {
-        8
-    }  # three images of two branches
+    draw_compactly(Plain(), jobs(TEXTS[:3]), model, 16, concurrency=None)
+    decoded = {rows for rows, columns in model.shapes if columns == 1}
+    assert decoded == {8}  # three images of two branches
 
 
-def test_numerics_name_a_run_and_are_checked(tmp_path: Path) -> None:
+def build_spec(*overrides: str) -> RunSpec:
+    config = compose("config", ["benchmark.prompts=2", *overrides])
+    return build_run_spec(config, {"method": "plain", "benchmark": "pictogram"})
+
+
+def test_numerics_name_a_run_and_are_checked() -> None:
     with initialize_config_module("conf", version_base="1.3"):
-        choices = {"method": "plain", "benchmark": "pictogram"}
-        some = ["benchmark.prompts=2"]
-        constant, fast = (
-            Point(compose("config", [*some, f"numerics={n}"]), choices)
-            for n in ("constant", "fast")
-        )
+        constant = build_spec("numerics=constant")
+        fast = build_spec("numerics=fast")
         assert constant.fingerprint != fast.fingerprint
-        assert [point.record()["run"]["numerics"] for point in (constant, fast)] == [
-            "constant",
-            "fast",
-        ]
-        assert "compact" not in constant.sampler
-        assert fast.sampler["compact"] is True
+        assert constant.describe()["run"]["numerics"] == "constant"
+        assert fast.describe()["run"]["numerics"] == "fast"
+        assert "compact" not in constant.sampler_sizes
+        assert fast.sampler_sizes["compact"] is True
         with pytest.raises(UserError, match="numerics=quick: choose from constant, fast"):
-            Point(compose("config", [*some, "numerics=quick"]), choices)
+            build_spec("numerics=quick")
         with pytest.raises(UserError, match="numerics=fast to have it recorded"):
-            Point(compose("config", [*some, "+sampler.compact=true"]), choices)
+            build_spec("+sampler.compact=true")
 
 
 def test_fast_results_stand_apart_in_the_leaderboard(tmp_path: Path) -> None:

@@ -15,11 +15,13 @@ import pytest
 import torch
 from runs import harness, timeless
 
-from harness.runs.instantiate import build
+from harness.runs.instantiate import build_object
 from harness.runs.read import read_run
 
 DATA = Path(__file__).parent / "data" / "old_run"
 COMMAND = ("benchmark.prompts=6", "benchmark.images=2", "seed=7")
+COLUMNS = ("method", "params", "fingerprint", "images", "seed")
+"""Of a leaderboard: what names a run."""
 
 
 @pytest.fixture(scope="module")
@@ -42,17 +44,16 @@ def test_it_is_completed_to_what_an_undisturbed_run_left(resumed: Path) -> None:
     here = f"{torch.__version__.split('+')[0]} {torch.backends.cpu.get_cpu_capability()}"
     if here != "2.15.0 AVX512":
         pytest.skip(f"the old run was drawn by torch 2.15.0 with AVX512, this is {here}")
-    mine = run_folder(resumed, "eagle_static")
-    for journal, reference in (("records-0.jsonl", "records"), ("scores.jsonl", "scores")):
-        made = (mine / journal).read_text().splitlines()
-        kept = (DATA / f"eagle_static-{reference}.jsonl").read_text().splitlines()
-        if reference == "scores":
-            assert sorted(made) == sorted(kept)
-            continue
-        assert {shown(line) for line in made} == {shown(line) for line in kept}
+    folder = run_folder(resumed, "eagle_static")
+    scores = (folder / "scores.jsonl").read_text().splitlines()
+    kept_scores = (DATA / "eagle_static-scores.jsonl").read_text().splitlines()
+    assert sorted(scores) == sorted(kept_scores)
+    records = (folder / "records-0.jsonl").read_text().splitlines()
+    kept_records = (DATA / "eagle_static-records.jsonl").read_text().splitlines()
+    assert {unstamped(line) for line in records} == {unstamped(line) for line in kept_records}
 
 
-def shown(line: str) -> str:
+def unstamped(line: str) -> str:
     """A record without what differs between two drawings of the same image."""
     record = timeless(line)
     record["stamp"] = {}
@@ -60,21 +61,27 @@ def shown(line: str) -> str:
 
 
 def test_it_is_reported_beside_a_finished_one(resumed: Path) -> None:
-    columns = ("method", "params", "fingerprint", "images", "seed")
-    rows = list(csv.DictReader((resumed / "results/leaderboard.csv").read_text().splitlines()))
-    before = list(csv.DictReader((DATA / "leaderboard.csv").read_text().splitlines()))
+    rows = read_board(resumed / "results/leaderboard.csv")
+    before = read_board(DATA / "leaderboard.csv")
     before = [row for row in before if row["method"] in ("plain", "eagle_static")]
     assert list(rows[0]) == list(before[0])
-    assert [[row[c] for c in columns] for row in rows] == [
-        [row[c] for c in columns] for row in before
-    ]
+    assert [name_run(row) for row in rows] == [name_run(row) for row in before]
+
+
+def read_board(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def name_run(row: dict[str, str]) -> list[str]:
+    return [row[column] for column in COLUMNS]
 
 
 def test_it_passes_its_audit(resumed: Path) -> None:
     for method in ("plain", "eagle_static"):
         folder = str(run_folder(resumed, method))
         code, said = harness(resumed, "run", folder, "--again", "0", module="harness.check")
-        assert (code, said.splitlines()[-1].endswith(" 0 failed")) == (0, True), said
+        last = said.splitlines()[-1]
+        assert code == 0 and last.endswith(" 0 failed"), said
 
 
 def test_its_configuration_still_builds() -> None:
@@ -82,4 +89,4 @@ def test_its_configuration_still_builds() -> None:
     run = read_run(run_folder(DATA, "eagle_static"))
     tree = run.config["method"]["gamma"]
     assert tree["_target_"] == "harness.trees.Static"
-    assert build(tree).fed > 0
+    assert build_object(tree).fed > 0

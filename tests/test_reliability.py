@@ -1,5 +1,4 @@
-"""The promises of reliability, R1 to R10: where each is tested; and the tests of bad disks,
-journals and clocks.
+"""The promises of reliability, R1 to R10, and where each is tested; bad disks, journals and clocks.
 
 Kills have a file of their own (test_kill_storm), and so have hostile files and secrets
 (test_hostile).
@@ -35,7 +34,7 @@ PROMISES = {
         "test_shards.test_another_number_of_shares_draws_nothing_twice",
         "test_kill_storm.test_a_storm_of_kills_changes_nothing",
         "test_resume.test_generating_and_scoring_apart_gives_the_same",
-        "test_repeat.test_every_kind_of_method_keeps_the_promise_of_constant_numerics",
+        "test_reproducibility.test_every_kind_of_method_keeps_the_promise_of_constant_numerics",
         "test_reliability.test_a_clock_that_goes_backwards_changes_nothing",
     ],
     "R3 a finished sweep does not sample; one more point computes one point": [
@@ -71,7 +70,7 @@ PROMISES = {
     ],
     "R9 bad input is refused with the value and the remedy": [
         "test_cli.test_bad_input_is_refused_in_one_line",
-        "test_repeat.test_bad_options_are_one_line",
+        "test_reproducibility.test_bad_options_are_one_line",
         "test_llamagen.test_a_bad_checkpoint_is_one_line",
         "test_janus.test_a_checkpoint_of_another_size_is_refused",
         "test_geneval_files.test_a_bad_line_is_named_by_number_and_problem",
@@ -92,13 +91,19 @@ PROMISES = {
 }
 
 
+def list_tests(file: str) -> list[str]:
+    """List the functions of a test file."""
+    tree = ast.parse((TESTS / f"{file}.py").read_text())
+    return [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+
+
 @pytest.mark.parametrize("promise", PROMISES, ids=lambda promise: promise.split()[0])
 def test_every_promise_has_its_tests(promise: str) -> None:
     for test in PROMISES[promise]:
         file, _, name = test.partition(".")
-        tree = ast.parse((TESTS / f"{file}.py").read_text())
-        functions = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
-        assert name in functions or (not name and functions), f"{promise}: {test} is gone"
+        functions = list_tests(file)
+        is_there = name in functions if name else bool(functions)
+        assert is_there, f"{promise}: {test} is gone"
 
 
 # ------------------------------------------------------------------ disks
@@ -118,8 +123,8 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     disk.mkdir()
 
     def mount(options: str) -> Path:
-        asked = ["mount", "-t", "tmpfs", "-o", f"size=4m,{options}", "none", str(disk)]
-        if not shutil.which("mount") or subprocess.run(asked, capture_output=True).returncode:
+        command = ["mount", "-t", "tmpfs", "-o", f"size=4m,{options}", "none", str(disk)]
+        if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
             pytest.skip(
                 "no file system may be mounted here; the disk that fails in any write stands for it"
             )
@@ -130,9 +135,18 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
         subprocess.run(["umount", str(disk)], capture_output=True)
 
 
-def errors(output: str) -> list[str]:
+def list_errors(output: str) -> list[str]:
+    """List the errors that a command printed, in a line each."""
     assert "Traceback" not in output, output
     return [line for line in output.splitlines() if line.startswith("error: ")]
+
+
+def fill_disk(file: Path) -> None:
+    """Write into a file until the disk is full."""
+    with pytest.raises(OSError), file.open("wb") as ballast:
+        while True:
+            ballast.write(bytes(4096))
+            ballast.flush()
 
 
 def test_a_full_disk_is_one_line_and_nothing_is_lost(
@@ -142,22 +156,22 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(
     code, output = harness(disk, *RUN, "stages=[generate,score]")
     assert code == 0, output
     (folder,) = folders(disk)
-    lines = (folder / "records-0.jsonl").read_text().splitlines(keepends=True)
-    (folder / "records-0.jsonl").write_text("".join(lines[:2]))
-    ballast = disk / "ballast"
-    with pytest.raises(OSError), ballast.open("wb") as file:
-        while True:
-            file.write(bytes(4096))
-            file.flush()
+    journal = folder / "records-0.jsonl"
+    lines = journal.read_text().splitlines(keepends=True)
+    kept = "".join(lines[:2])
+    journal.write_text(kept)
+
+    fill_disk(disk / "ballast")
     for stages in ("generate,score", "report"):
         code, output = harness(disk, *RUN, f"stages=[{stages}]")
-        (error,) = errors(output)
-        assert code == 2 and "No space left on device" in error and "make room" in error
-    assert (folder / "records-0.jsonl").read_text().startswith("".join(lines[:2]))
-    ballast.unlink()
-    shutil.copytree(
-        disk / "results", disk.parent / "results"
-    )  # the report's page needs more than this disk has
+        (error,) = list_errors(output)
+        assert code == 2
+        assert "No space left on device" in error and "make room" in error
+    assert journal.read_text().startswith(kept)
+
+    # The report's page needs more than this disk has.
+    (disk / "ballast").unlink()
+    shutil.copytree(disk / "results", disk.parent / "results")
     code, output = harness(disk.parent, *RUN)
     assert code == 0, output
     assert deterministic(disk.parent) == undisturbed
@@ -173,41 +187,38 @@ def test_a_disk_that_fails_in_any_write_is_one_line_and_nothing_is_lost(
     left = 0
     number = 0
 
-    def failing(fd: int) -> None:
+    def fail_in_time(fd: int) -> None:
         nonlocal left
         left -= 1
         if left < 0:
             raise OSError(number, os.strerror(number))
         fsync(fd)
 
-    monkeypatch.setattr(os, "fsync", failing)
+    monkeypatch.setattr(os, "fsync", fail_in_time)
     for left, number in ((0, errno.EROFS), (3, errno.ENOSPC), (6, errno.EIO)):  # noqa: B007
         code, output = harness(tmp_path, *RUN, "stages=[generate,score]")
-        (error,) = errors(output)
-        assert (
-            code == 2
-            and os.strerror(number) in error
-            and "results" in error
-            and "the same command" in error
-        )
+        (error,) = list_errors(output)
+        assert code == 2
+        for words in (os.strerror(number), "results", "the same command"):
+            assert words in error
         assert not list(tmp_path.rglob(".*.png.*"))
     monkeypatch.setattr(os, "fsync", fsync)
+
     found = finished(tmp_path, *RUN)
+    expected = dict(undisturbed)
     (records,) = [name for name in found if name.endswith("/records")]
-    assert set(found.pop(records)) == set(undisturbed[records])  # type: ignore[call-overload]
-    assert found == {name: value for name, value in undisturbed.items() if name != records}
+    assert set(found.pop(records)) == set(expected.pop(records))  # type: ignore[call-overload]
+    assert found == expected
 
 
 def test_a_read_only_folder_is_one_line(small_disk: Callable[[str], Path], tmp_path: Path) -> None:
     disk = small_disk("ro")
     for command in ([*RUN], [*RUN, "stages=[report]"]):
         code, output = harness(tmp_path, *command, f"results={disk}/results")
-        (error,) = errors(output)
-        assert (
-            code == 2
-            and str(disk) in error
-            and ("Read-only" in error or "no such results folder" in error)
-        )
+        (error,) = list_errors(output)
+        assert code == 2
+        assert str(disk) in error
+        assert "Read-only" in error or "no such results folder" in error
 
 
 def test_a_line_that_is_there_twice_counts_once(
@@ -216,10 +227,11 @@ def test_a_line_that_is_there_twice_counts_once(
     harness(tmp_path, *RUN)
     (folder,) = folders(tmp_path)
     for journal in ("records-0.jsonl", "scores.jsonl"):
-        text = (folder / journal).read_text()
-        (folder / journal).write_text(text + text.splitlines(keepends=True)[0])
+        lines = (folder / journal).read_text().splitlines(keepends=True)
+        (folder / journal).write_text("".join([*lines, lines[0]]))
     code, output = harness(tmp_path, *RUN)
-    assert code == 0 and "6 done, 0 to draw" in output
+    assert code == 0
+    assert "6 done, 0 to draw" in output
     assert deterministic(tmp_path)["csv"] == undisturbed["csv"]
 
 
@@ -230,15 +242,14 @@ def test_a_clock_that_goes_backwards_changes_nothing(
     tmp_path: Path, undisturbed: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The day may change under a run; what lasts is measured with clocks that only go forward."""
-    now = [2e9]
+    now = 2e9
 
-    def backwards() -> float:
-        now[0] -= 3600
-        return now[0]
+    def go_backwards() -> float:
+        nonlocal now
+        now -= 3600
+        return now
 
-    monkeypatch.setattr("time.time", backwards)
+    monkeypatch.setattr("time.time", go_backwards)
     assert finished(tmp_path, *RUN) == undisturbed
     (folder,) = folders(tmp_path)
-    assert not [
-        line for line in (folder / "records-0.jsonl").read_text().splitlines() if '_s":-' in line
-    ]
+    assert '_s":-' not in (folder / "records-0.jsonl").read_text()

@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.cli import enable_plugins, remedy, say
+from harness.cli import enable_plugins, explain_unknown_option, print_error
 from harness.engine.memory import cap_memory, short_of_memory
 from harness.models.checkpoint import device_named
 from harness.records import UserError, one_line
@@ -34,20 +34,20 @@ def main() -> None:
     logging.getLogger("hydra").setLevel(logging.WARNING)
     name, *options = sys.argv[1:] or [""]
     if name not in NAMES:
-        sys.exit(say(f"bench {name!r}: choose from {', '.join(NAMES)}"))
+        sys.exit(print_error(f"bench {name!r}: choose from {', '.join(NAMES)}"))
     sys.argv[1:] = [f"+bench={name}", *options]
     _held.clear()
     try:
         _app()
     except (UserError, HydraException, OmegaConfBaseException) as error:
-        sys.exit(say(remedy(one_line(error))))
+        sys.exit(print_error(explain_unknown_option(one_line(error))))
     except Exception as error:
         if not short_of_memory(error):
             raise
         said = f"the device's memory is too small for this bench ({one_line(error)[:120]})"
-        sys.exit(say(f"{said}: set fewer images in batch=, or a smaller model="))
+        sys.exit(print_error(f"{said}: set fewer images in batch=, or a smaller model="))
     except KeyboardInterrupt:
-        sys.exit(say("interrupted: the batch sizes before this one are written", code=130))
+        sys.exit(print_error("interrupted: the batch sizes before this one are written", code=130))
     sys.exit(0 if _held else 1)
 
 

@@ -14,7 +14,7 @@ from harness.bench.outcome import Outcome
 from harness.bench.sampler import TEXTS, expect_names, expect_plan, random_model
 from harness.bench.timing import interleave
 from harness.records import UserError
-from harness.runs.instantiate import build
+from harness.runs.instantiate import build_object
 
 
 def run(config: DictConfig) -> bool:
@@ -48,7 +48,7 @@ def run(config: DictConfig) -> bool:
 
 def _judge(name: str) -> Any:
     try:
-        return build(hydra.compose("config", overrides=[f"+judge@judge={name}"]).judge)
+        return build_object(hydra.compose("config", overrides=[f"+judge@judge={name}"]).judge)
     except hydra.errors.HydraException as error:
         raise UserError(f"judges={name}: {error}") from None
 

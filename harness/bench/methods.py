@@ -33,7 +33,7 @@ from harness.engine.sampler import Sampler
 from harness.engine.scheduler import Delivery, Scheduler
 from harness.engine.session import Method
 from harness.records import Job, Prompt, UserError
-from harness.runs.instantiate import build
+from harness.runs.instantiate import build_object
 
 LEAST = 4
 """Images that a timed call draws at least."""
@@ -161,7 +161,9 @@ def _terminating(config: DictConfig, name: str, model: Any, sampling: Sampling) 
 def method_named(name: str, *options: str) -> Method:
     """A configured method. Raises UserError for one that there is not."""
     try:
-        made: Method = build(hydra.compose("config", overrides=[f"method={name}", *options]).method)
+        made: Method = build_object(
+            hydra.compose("config", overrides=[f"method={name}", *options]).method
+        )
     except hydra.errors.HydraException as error:
         raise UserError(f"methods={name}: {error}") from None
     return made

@@ -40,7 +40,7 @@ from harness.engine.scheduler import Delivery, Scheduler
 from harness.engine.session import Session
 from harness.models.janus import Janus
 from harness.records import Job, Prompt, UserError, dump
-from harness.runs.instantiate import container
+from harness.runs.instantiate import resolve_config
 from harness.runs.spec import load_model
 
 log = logging.getLogger("harness")
@@ -129,7 +129,7 @@ def random_model(config: DictConfig) -> tuple[Any, Sampling]:
     if config.model.get("weights") == "published":
         with open_dict(config):
             config.model.weights = "random"
-    settings = container(config.model)
+    settings = resolve_config(config.model)
     sampling = Sampling(**settings.pop("sampling"))
     return load_model(dump(settings), str(config.device)), sampling
 

@@ -21,7 +21,7 @@ import yaml
 from harness.results.claims import compare_with_claims
 from harness.results.leaderboard import Board, excluded_line, heading, protocols, resolved, to_csv
 from harness.runs.journal import write_atomic
-from harness.runs.read import options
+from harness.runs.read import format_options
 
 LEGEND = (
     "Score: mean over categories of prompt means, with its 95 % interval (cluster bootstrap over "
@@ -211,7 +211,7 @@ def to_eval_results(board: Board, i: int) -> str:
 
 def _cells(row: pd.Series) -> list[str]:
     """Return a run's cells in the order of HEADS."""
-    changed = options(row["params"], row["candidates"])
+    changed = format_options(row["params"], row["candidates"])
     method = f"{row['method']} {changed}".strip()
     if row["concurrency"] == 1:
         method += ", one at a time"

@@ -27,7 +27,7 @@ from harness.results.metrics import Metric, curve_rows, run_identity, run_metric
 from harness.results.ranking import PLAIN, RankedGroup
 from harness.results.rows import Row, leaderboard_rows
 from harness.runs.journal import write_atomic
-from harness.runs.read import Protocol, Run, find_runs, read_run
+from harness.runs.read import Run, find_runs, read_run
 
 DIGITS = {column.name: column.digits for column in LEADERBOARD.columns}
 """Digits after the decimal point of a column; 4 for those that are not there."""
@@ -90,11 +90,11 @@ def _group_by_protocol(runs: list[Run]) -> Iterable[RankedGroup]:
         yield RankedGroup(list(members), pool)
 
 
-def _protocol(run: Run) -> Protocol:
+def _protocol(run: Run) -> RankingProtocol:
     return run.protocol
 
 
-def _is_in_pool(run: Run, protocol: Protocol) -> bool:
+def _is_in_pool(run: Run, protocol: RankingProtocol) -> bool:
     """True for complete plain runs of the protocol, whatever their number of images per prompt."""
     any_number = run.protocol._replace(images_per_prompt=protocol.images_per_prompt)
     return any_number == protocol and run.about["method"] == PLAIN and run.complete

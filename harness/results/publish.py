@@ -15,8 +15,8 @@ from harness.results.report import write_report
 from harness.results.terminal_table import render_table
 from harness.results.wandb import Tracker
 from harness.runs.journal import write_atomic
-from harness.runs.lock import alone
-from harness.sweeps.ledger import state_of
+from harness.runs.lock import hold_lock
+from harness.sweeps.finished import hash_results
 
 
 def publish(
@@ -30,9 +30,9 @@ def publish(
 
     if not results.is_dir():
         raise UserError(f"{results}: no such results folder")
-    with alone(results / ".report.lock"):
+    with hold_lock(results / ".report.lock"):
         before = results / ".reported"
-        state = state_of(results, [*map(str, folders), repr(vars(tracker))])
+        state = hash_results(results, [*map(str, folders), repr(vars(tracker))])
         if not fresh and before.exists() and before.read_text() == state:
             print(f"{results / 'leaderboard.csv'}: nothing has changed since it was written")
             return

@@ -11,7 +11,6 @@ import pandas as pd
 from harness.records import printable
 from harness.results.columns import LEADERBOARD, TASKS
 from harness.results.leaderboard import heading, protocols, signed
-from harness.runs.read import options
 
 WIDTH = 140
 """Characters that a line may fill."""
@@ -87,7 +86,7 @@ def _render_runs(runs: pd.DataFrame) -> list[str]:
 def _name_columns(runs: pd.DataFrame, width: int) -> list[list[str]]:
     """Return method and options, and what else tells the runs apart, cut to a width."""
     methods = map(str, runs["method"])
-    params = map(options, runs["params"], runs["candidates"])
+    params = map(format_options, runs["params"], runs["candidates"])
     columns = [["method", *methods], ["params", *params]]
     for name in ("seed", "concurrency"):
         if runs[name].nunique(dropna=False) > 1:

@@ -1,10 +1,14 @@
-"""Images made elsewhere, as a run: scored, summed up and resumed like ours, and kept out of
-leaderboards.
+"""Import images that somebody else made, as a run.
+
+It is scored, summed up and resumed like others, and kept out of leaderboards. Its method is
+recorded as "elsewhere".
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,81 +16,116 @@ import hydra
 from omegaconf import DictConfig
 
 from harness.records import Job, SampleRecord, Usage, UserError, digest
-from harness.runs.folder import RunFolder, fingerprint
-from harness.runs.instantiate import build, container
-from harness.runs.spec import Point
+from harness.runs.benchmark import Key, reads_folders
+from harness.runs.fingerprint import fingerprint
+from harness.runs.folder import RunFolder
+from harness.runs.instantiate import build_object, resolve_config
+from harness.runs.plan import Plan
+
+METHOD = "elsewhere"
+"""The method's name in journals and folders of imported images."""
 
 
-class Elsewhere(Point):
-    """The parts of a run whose images a benchmark found in a folder (`benchmark.images=FOLDER`): no
-    model, no method.
+@dataclass(frozen=True)
+class ImportedRun:
+    """A run whose images lie in the folder `benchmark.images=FOLDER`: no model, no method."""
 
-    The fingerprint names the images' content, so a changed folder is another run.
-    """
-
-    def __init__(self, config: DictConfig, choices: dict[str, str]) -> None:
-        self.source = Path(str(config.benchmark.images)).expanduser()
-        if not self.source.is_dir():
-            raise UserError(
-                f"benchmark.images={config.benchmark.images}: neither a number nor a folder of images"
-            )
-        if not hasattr(hydra.utils.get_class(config.benchmark._target_), "reads_folders"):
-            raise UserError(
-                f"benchmark={choices['benchmark']} has no folder layout: give benchmark.images a number"
-            )
-        if "generate" in config.stages:
-            raise UserError(
-                f"benchmark.images={self.source} has its images already: set stages=[score]"
-            )
-        self.config = config
-        self.choices = {**choices, "method": "elsewhere"}
-        self._take(build(config.benchmark))
-        self.found: dict[tuple[str, int], Path] = self.benchmark.found
-        self._shas = {key: digest(path.read_bytes()) for key, path in self.found.items()}
-        settings = {name: value for name, value in self.settings.items() if name != "images"}
-        content = [[*key, sha] for key, sha in sorted(self._shas.items())]
-        self.fingerprint = fingerprint(
-            {
-                "benchmark": [self.benchmark.version, settings, self.prompts_sha, self.judge],
-                "images": content,
-            }
-        )
+    config: DictConfig
+    benchmark_choice: str  # the name of the benchmark's configuration
+    source: Path
+    plan: Plan
+    image_shas: Mapping[Key, str]
+    fingerprint: str
+    missing_word = "missing"
 
     def folder(self, results: Path) -> Path:
-        return results / self.choices["benchmark"] / self._name / f"elsewhere-{self.fingerprint}"
+        """Return where the run's folder is below a results folder."""
+        name = f"{METHOD}-{self.fingerprint}"
+        return results / self.benchmark_choice / self._source_name() / name
 
-    @property
-    def _name(self) -> str:
-        """The folder's name, as far as it can be one below results."""
+    def describe(self) -> dict[str, Any]:
+        """Return what config.yaml says.
+
+        That is the benchmark's configuration, and under `run` what a leaderboard would read.
+        """
+        made = {
+            "model": self._source_name(),
+            "method": METHOD,
+            "params": "",
+            "seed": 0,
+            "numerics": "",
+            "asked": {},
+        }
+        described = self.plan.describe(
+            made, benchmark=self.benchmark_choice, fingerprint=self.fingerprint
+        )
+        return {"benchmark": resolve_config(self.config.benchmark), "run": described}
+
+    def import_images(self, folder: RunFolder) -> None:
+        """Put the images into the run folder, as links, and into its journal."""
+        found = self.plan.benchmark.found
+        for job in folder.missing():
+            if job.key in found:
+                folder.link_image(self._make_record(job, folder), found[job.key])
+
+    def generate(self, jobs: Sequence[Job], folder: RunFolder, track: Callable[[], None]) -> None:
+        """Refuse to draw. Raises UserError."""
+        raise _has_its_images(self.source)
+
+    def _source_name(self) -> str:
+        """Return the images' folder's name, as far as it can be one below results."""
         return re.sub(r"[^\w.+-]|^\.+", "_", self.source.resolve().name) or "images"
 
-    def adopt(self, folder: RunFolder) -> None:
-        """Put the images into the run folder, as links, and into its journal."""
-        for job in folder.missing():
-            if job.key in self.found:
-                folder.adopt(self._record(job, folder), self.found[job.key])
-
-    def _record(self, job: Job, folder: RunFolder) -> SampleRecord:
+    def _make_record(self, job: Job, folder: RunFolder) -> SampleRecord:
         return SampleRecord(
             prompt_id=job.prompt.id,
             image=job.image,
             category=job.prompt.category,
             status="done",
             usage=Usage(),
-            image_sha=self._shas[job.key],
-            path=str(folder.file(job).relative_to(folder.path)),
+            image_sha=self.image_shas[job.key],
+            path=str(folder.image_file(job).relative_to(folder.path)),
         )
 
-    def record(self) -> dict[str, Any]:
-        """What config.yaml says: the benchmark's configuration, and under `run` what a leaderboard
-        would read.
-        """
-        made = {
-            "model": self._name,
-            "method": "elsewhere",
-            "params": "",
-            "seed": 0,
-            "numerics": "",
-            "asked": {},
-        }
-        return {"benchmark": container(self.config.benchmark), "run": self._about(made)}
+
+def build_imported_run(config: DictConfig, choices: Mapping[str, str]) -> ImportedRun:
+    """Build a run of the images in `benchmark.images`.
+
+    The fingerprint names the images' content, so that a changed folder is another run. Raises
+    UserError if there is no such folder, if the benchmark reads none, or if images are to be drawn.
+    """
+    # 1. The folder, and whether anything can be done with it.
+    source = Path(str(config.benchmark.images)).expanduser()
+    if not source.is_dir():
+        raise UserError(
+            f"benchmark.images={config.benchmark.images}: neither a number nor a folder of images"
+        )
+    if not reads_folders(hydra.utils.get_class(config.benchmark._target_)):
+        raise UserError(
+            f"benchmark={choices['benchmark']} has no folder layout: give benchmark.images a number"
+        )
+    if "generate" in config.stages:
+        raise _has_its_images(source)
+
+    # 2. The benchmark, and the images that it found there.
+    plan = Plan.of(build_object(config.benchmark), config.benchmark)
+    found = plan.benchmark.found
+    image_shas = {key: digest(path.read_bytes()) for key, path in found.items()}
+
+    # 3. The name of all that scores depend on; where the folder lies is not part of it.
+    identity = {
+        "benchmark": plan.identify(without=("images",)),
+        "images": [[*key, sha] for key, sha in sorted(image_shas.items())],
+    }
+    return ImportedRun(
+        config=config,
+        benchmark_choice=choices["benchmark"],
+        source=source,
+        plan=plan,
+        image_shas=image_shas,
+        fingerprint=fingerprint(identity),
+    )
+
+
+def _has_its_images(source: Path) -> UserError:
+    return UserError(f"benchmark.images={source} has its images already: set stages=[score]")

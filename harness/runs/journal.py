@@ -11,20 +11,21 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TypeVar
 
-from harness.records import (
-    UserError,
-    one_line,
-)
+from harness.records import UserError, one_line
 
 _Row = TypeVar("_Row")
 
 
+# ------------------------------------------------------------------ writing
+
+
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, or a kill, sees either nothing or all of it. Raises UserError
-    where it cannot.
+    """Write a file so that a reader, or a kill, sees either nothing or all of it.
+
+    Raises UserError where it cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with _writable(path):
+    with explain_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("wb") as file:
@@ -38,67 +39,25 @@ def write_atomic(path: Path, data: bytes) -> None:
             raise
 
 
-def append(path: Path, line: str) -> None:
-    """Append a line to a journal that several processes write: whole, and behind whole ones."""
-    with _writable(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            _mend(path)
-            _append(file, line)
-
-
-@contextmanager
-def _writable(path: Path) -> Iterator[None]:
-    """A full or read-only disk is for the user to mend: raises UserError instead of OSError."""
-    try:
-        yield
-    except OSError as error:
-        why = one_line(error.strerror or error)
-        raise UserError(
-            f"{path}: cannot be written ({why}): make room or choose another results=, then run the same command again"
-        ) from error
-
-
-def read_lines(path: Path, parse: Callable[[str], _Row]) -> Iterator[_Row]:
-    """Parsed lines of a journal, `.gz` or not; a torn last line, left by a kill, is passed over.
-
-    Raises UserError with the line number for any other line that cannot be read.
-    """
-    try:
-        data = path.read_bytes()
-        *lines, tail = (gzip.decompress(data) if path.suffix == ".gz" else data).split(b"\n")
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(
-            f"{path}: cannot be read ({one_line(getattr(error, 'strerror', None) or error)})"
-        ) from None
-    for number, line in enumerate([*lines, tail] if tail else lines, start=1):
-        try:
-            yield parse(line.decode())
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            if number > len(lines):
-                return
-            raise UserError(
-                f"{path}, line {number}: cannot be read ({one_line(error)}); restore or delete it"
-            ) from None
-
-
-def journals(folder: Path, name: str) -> list[Path]:
-    """A run folder's files of that name ("records-*.jsonl": every shard), packed ones (`.gz`) among
-    them.
-    """
-    found = sorted([*folder.glob(name), *folder.glob(f"{name}.gz")])
-    return found or [folder / name]
-
-
-def _append(file: IO[bytes], line: str) -> None:
-    with _writable(Path(file.name)):
+def append_line(file: IO[bytes], line: str) -> None:
+    """Append a line to an open journal; when this returns, it is on disk."""
+    with explain_write_errors(Path(file.name)):
         file.write(line.encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
 
 
-def _mend(path: Path) -> None:
+def append_shared_line(path: Path, line: str) -> None:
+    """Append a line to a journal that several processes write: whole, and behind whole ones."""
+    with explain_write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            cut_torn_line(path)
+            append_line(file, line)
+
+
+def cut_torn_line(path: Path) -> None:
     """Cut off the torn last line of a journal that is about to be appended to."""
     if not path.exists():
         return
@@ -107,3 +66,62 @@ def _mend(path: Path) -> None:
     if whole < len(data):
         with path.open("r+b") as file:
             file.truncate(whole)
+
+
+@contextmanager
+def explain_write_errors(path: Path) -> Iterator[None]:
+    """Raise UserError instead of OSError: a full or read-only disk is for the user to mend."""
+    try:
+        yield
+    except OSError as error:
+        reason = one_line(error.strerror or error)
+        raise UserError(
+            f"{path}: cannot be written ({reason}): make room or choose another results=, "
+            "then run the same command again"
+        ) from error
+
+
+# ------------------------------------------------------------------ reading
+
+
+def find_journals(folder: Path, name: str) -> list[Path]:
+    """List a run folder's files of a name ("records-*.jsonl": every shard), packed ones too (.gz).
+
+    Without any, it is the one that would be there, `folder / name`.
+    """
+    found = sorted([*folder.glob(name), *folder.glob(f"{name}.gz")])
+    return found or [folder / name]
+
+
+def read_journals(folder: Path, name: str, parse: Callable[[str], _Row]) -> Iterator[_Row]:
+    """Parse the lines of a run folder's files of a name; without any, there are none."""
+    for path in find_journals(folder, name):
+        if path.exists():
+            yield from read_lines(path, parse)
+
+
+def read_lines(path: Path, parse: Callable[[str], _Row]) -> Iterator[_Row]:
+    """Parse the lines of a journal, `.gz` or not; skip a torn last line, which a kill leaves.
+
+    Raises UserError with the line number for any other line that cannot be read.
+    """
+    *lines, tail = _read_bytes(path).split(b"\n")
+    for number, line in enumerate([*lines, tail] if tail else lines, start=1):
+        try:
+            yield parse(line.decode())
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            is_torn = number > len(lines)
+            if is_torn:
+                return
+            raise UserError(
+                f"{path}, line {number}: cannot be read ({one_line(error)}); restore or delete it"
+            ) from None
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        data = path.read_bytes()
+        return gzip.decompress(data) if path.suffix == ".gz" else data
+    except (OSError, EOFError, zlib.error) as error:
+        reason = one_line(getattr(error, "strerror", None) or error)
+        raise UserError(f"{path}: cannot be read ({reason})") from None

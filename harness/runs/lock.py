@@ -1,4 +1,4 @@
-"""Who writes a run folder: shards of its jobs, and one lock per shard."""
+"""Share out a run folder among processes: shares of its jobs, and one lock per share."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Self
+from typing import IO, Self, TypeVar
 
-from harness.records import (
-    UserError,
-    dump,
-)
-from harness.runs.journal import _Row
+from harness.records import UserError, dump
 
-PROBES = 4
-"""Attempts at a lock: who asks for its holder takes it for a moment."""
+ATTEMPTS = 4
+"""Attempts at a lock: a process that asks who holds it takes it for a moment."""
+PAUSE_S = 0.1
+"""Between two attempts."""
+
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One of `count` shares of a run's jobs: every count-th, from the index-th on. Results have no
-    trace of it.
+    """One of `count` shares of a run's jobs: every count-th, from the index-th on.
+
+    It is a matter of who computes what: results have no trace of it.
     """
 
     index: int = 0
@@ -47,8 +48,8 @@ class Shard:
     def __str__(self) -> str:
         return f"{self.index}/{self.count}"
 
-    def of(self, jobs: Sequence[_Row]) -> Sequence[_Row]:
-        """Its share."""
+    def of(self, jobs: Sequence[_Item]) -> Sequence[_Item]:
+        """Return this share of jobs."""
         return jobs[self.index :: self.count]
 
     @property
@@ -79,54 +80,58 @@ class Writer:
     done: int  # images of its share that were there when it began
 
 
-def writers(folder: Path) -> list[Writer]:
-    """Who holds a lock of a run folder."""
-    return [writer for lock in sorted(folder.glob(".lock-*")) if (writer := _holder(lock))]
+def find_writers(folder: Path) -> list[Writer]:
+    """List the processes that hold a lock of a run folder."""
+    holders = (_read_holder(lock) for lock in sorted(folder.glob(".lock-*")))
+    return [holder for holder in holders if holder is not None]
 
 
 @contextmanager
-def alone(lock: Path) -> Iterator[None]:
-    """Wait until no other process is inside; for moments only."""
+def hold_lock(lock: Path) -> Iterator[None]:
+    """Hold a lock file, after waiting until no other process does; for moments only."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def _taken(folder: Path, shard: Shard) -> IO[str]:
-    """The lock of a share. Raises UserError if somebody has it, or writes other shares than those
-    of `shard.count`.
+def take_share(folder: Path, shard: Shard) -> IO[str]:
+    """Take the lock of a share, and return its open file: the lock is held until that is closed.
+
+    Raises UserError if another process has it, or writes shares of another number of them.
     """
-    for writer in writers(folder):
+    for writer in find_writers(folder):
         if Shard.parse(writer.shard).count != shard.count:
             raise UserError(
-                f"{folder} is being written in shares {writer.shard}: wait for them, or take as many"
+                f"{folder} is being written in shares {writer.shard}: "
+                "wait for them, or take as many"
             )
     lock = (folder / shard.lock).open("a+")
-    for attempt in range(PROBES):
+    for attempt in range(ATTEMPTS):
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _introduce(lock, shard, done=0)
+            write_holder(lock, shard, done=0)
             return lock
         except OSError as error:
-            if attempt + 1 == PROBES:
+            if attempt + 1 == ATTEMPTS:
                 lock.close()
                 raise UserError(
                     f"{folder} is being written by another process: wait for it, or stop it"
                 ) from error
-            time.sleep(0.1)  # somebody may only be looking who writes
+            time.sleep(PAUSE_S)  # somebody may only be looking who writes
     raise AssertionError
 
 
-def _introduce(lock: IO[str], shard: Shard, done: int) -> None:
+def write_holder(lock: IO[str], shard: Shard, done: int) -> None:
+    """Write into a lock that this process holds it, and how many images were there before."""
     writer = Writer(str(shard), os.getpid(), socket.gethostname(), time.time(), done)
     lock.truncate(0)
     lock.write(dump(dataclasses.asdict(writer)))
     lock.flush()
 
 
-def _holder(lock: Path) -> Writer | None:
-    """Who holds a lock; a holder that has not said so yet counts as nobody."""
+def _read_holder(lock: Path) -> Writer | None:
+    """Return who holds a lock; None also for a holder that has not written so yet."""
     with lock.open() as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -1,5 +1,4 @@
-"""Run folders, read: what was planned, delivered, judged, and under which protocol. Compressed
-journals read alike.
+"""Read run folders: what was planned, delivered and judged, and under which protocol.
 
 A folder holds `config.yaml` (with what the run is, under `run`), `jobs.jsonl` (the planned images),
 `records-*.jsonl` (what was delivered or failed, one file per shard), `scores*.jsonl` and, where
@@ -20,13 +19,19 @@ import pandas as pd
 import yaml
 
 from harness.records import Prompt, SampleRecord, Score, Timing, UserError, digest, dump, one_line
-from harness.runs.folder import SCHEMA
-from harness.runs.journal import journals, read_lines
+from harness.runs.fingerprint import SCHEMA
+from harness.runs.journal import find_journals, read_journals, read_lines
 
 Key = tuple[str, int]
+"""Prompt id and number of an image."""
+
+NEEDED = ("benchmark", "model", "method", "params", "fingerprint", "seed", "planned")
+"""What config.yaml must say under `run`."""
+TABLE_COLUMNS = ("prompt_id", "image", "category", "weight", "cluster", "value")
+"""Columns of `Run.table`."""
 
 
-class Protocol(NamedTuple):
+class RankingProtocol(NamedTuple):
     """What two runs must share to be put into one ranking."""
 
     benchmark: str
@@ -61,9 +66,8 @@ class Run:
     @property
     def name(self) -> str:
         """Method and options, for people."""
-        return (
-            f"{self.about['method']} {options(str(self.about['params']), self.candidates)}".strip()
-        )
+        options = format_options(str(self.about["params"]), self.candidates)
+        return f"{self.about['method']} {options}".strip()
 
     @property
     def fingerprint(self) -> str:
@@ -94,37 +98,35 @@ class Run:
         """The method's options."""
         return self.config.get("method") or {}
 
-    def image(self, record: SampleRecord) -> Path | None:
-        """A delivered image's file, if it is still there; never one outside the run folder."""
-        file = self.path / record.path
-        inside = bool(record.path) and file.resolve().is_relative_to(self.path.resolve())
-        return file if inside and file.is_file() else None
-
     @property
     def candidates(self) -> int | None:
         """Candidates of an image, for methods that have a number of them."""
         n = self.options.get("n")
         return n if isinstance(n, int) else None
 
+    def image(self, record: SampleRecord) -> Path | None:
+        """Return a delivered image's file if it is still there; never one outside the folder."""
+        file = self.path / record.path
+        is_inside = bool(record.path) and file.resolve().is_relative_to(self.path.resolve())
+        return file if is_inside and file.is_file() else None
+
     @cached_property
     def device(self) -> str:
-        """What drew its images."""
+        """The device, or devices, that drew its images."""
         return self.stamped("device")
 
     def stamped(self, name: str) -> str:
-        """What the images' stamps say of "device" or "commit", joined where they differ."""
-        return "+".join(sorted({r.stamp[name] for r in self.done.values() if r.stamp.get(name)}))
+        """Return the "device" or "commit" in the images' stamps, joined where they differ."""
+        found = {record.stamp[name] for record in self.done.values() if record.stamp.get(name)}
+        return "+".join(sorted(found))
 
     @cached_property
-    def protocol(self) -> Protocol:
+    def protocol(self) -> RankingProtocol:
         about = self.about
-        asked = [
-            [p.id, p.text, p.category, p.extra_fields] for _, p in sorted(self.prompts.items())
-        ]
-        return Protocol(
+        return RankingProtocol(
             benchmark=str(about["benchmark"]),
             version=str(about.get("version") or ""),
-            prompts_sha=str(about.get("prompts_sha") or digest(dump(asked).encode(), 16)),
+            prompts_sha=str(about.get("prompts_sha") or self._hash_prompts()),
             judge=self.judge,
             images_per_prompt=max(image for _, image in self.planned) + 1,
             numerics=str(about.get("numerics") or ""),
@@ -138,7 +140,8 @@ class Run:
         if "score" not in named:
             categories = sorted(set(self.planned.values()))
             named["score"] = dict.fromkeys(categories, 1 / len(categories))
-        return {name: dict(named[name]) for name in ["score", *sorted(set(named) - {"score"})]}
+        others = sorted(set(named) - {"score"})
+        return {name: dict(named[name]) for name in ["score", *others]}
 
     @cached_property
     def unjudged(self) -> frozenset[Key]:
@@ -149,43 +152,49 @@ class Run:
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """One row per planned image in sorted order (see stats); what was not delivered or not
-        judged has value 0.
+        """One row per planned image in sorted order, as `stats` takes them.
+
+        An image that was not delivered or not judged has value 0.
         """
-        judged = {key: score.value for key, score in self.scores.items() if key in self.done}
+        rows = []
+        for prompt_id, image in sorted(self.planned):
+            prompt = self.prompts[prompt_id]
+            category = self.planned[prompt_id, image]
+            value = self._value((prompt_id, image))
+            rows.append((prompt_id, image, category, prompt.weight, prompt.cluster, value))
+        return pd.DataFrame(rows, columns=list(TABLE_COLUMNS))
+
+    def _value(self, key: Key) -> float:
+        if key not in self.done or key not in self.scores:
+            return 0.0
+        return self.scores[key].value or 0.0
+
+    def _hash_prompts(self) -> str:
+        """Hash the prompts of a run that was made before config.yaml had their hash."""
         rows = [
-            (
-                p,
-                i,
-                self.planned[p, i],
-                self.prompts[p].weight,
-                self.prompts[p].cluster,
-                judged.get((p, i)) or 0.0,
-            )
-            for p, i in sorted(self.planned)
+            [prompt.id, prompt.text, prompt.category, prompt.extra_fields]
+            for _, prompt in sorted(self.prompts.items())
         ]
-        return pd.DataFrame(
-            rows, columns=["prompt_id", "image", "category", "weight", "cluster", "value"]
-        )
+        return digest(dump(rows).encode(), 16)
 
 
-def options(params: str, candidates: float | None) -> str:
-    """A method's changed options, and its number of candidates also where that is the
-    configuration's own.
+def format_options(params: str, candidates: float | None) -> str:
+    """List a method's changed options, and its number of candidates even where it is the default.
+
+    `params` lists the changed ones, as "n=8, reward=other"; without a number of candidates
+    `candidates` is None or NaN.
     """
     shown = params.split(", ") if params else []
-    if (
-        candidates is not None
-        and not math.isnan(candidates)
-        and not any(part.startswith("n=") for part in shown)
-    ):
+    has_candidates = candidates is not None and not math.isnan(candidates)
+    if has_candidates and not any(part.startswith("n=") for part in shown):
         shown.insert(0, f"n={candidates:.0f}")
     return ", ".join(shown)
 
 
 def find_runs(results: Path) -> list[Path]:
-    """Run folders below a results folder: benchmark/model/method-fingerprint. Raises UserError if
-    it is not there.
+    """List the run folders of a results folder: benchmark/model/method-fingerprint.
+
+    Raises UserError if there is no such results folder.
     """
     if not results.is_dir():
         raise UserError(f"{results}: no such results folder")
@@ -194,49 +203,30 @@ def find_runs(results: Path) -> list[Path]:
 
 def read_run(folder: Path) -> Run:
     """Read a run folder. Raises UserError naming it, and the line where there is one."""
-    config, about = _config(folder)
-    (jobs,) = journals(folder, "jobs.jsonl")
-    prompts: dict[str, Prompt] = {}
-    planned: dict[Key, str] = {}
-    for prompt, images in read_lines(jobs, _job):
-        prompts[prompt.id] = prompt
-        planned |= {(prompt.id, image): prompt.category for image in range(images)}
-    if not planned:
-        raise UserError(f"{jobs}: no image is planned")
-    if len(planned) != about["planned"]:
-        raise UserError(
-            f"{folder}: config.yaml plans {about['planned']} images, jobs.jsonl lists {len(planned)}"
-        )
-    done: dict[Key, SampleRecord] = {}
-    failed: set[Key] = set()
-    for journal in journals(folder, "records-*.jsonl"):
-        for record in read_lines(journal, SampleRecord.from_json) if journal.exists() else ():
-            if record.key not in planned:
-                raise UserError(
-                    f"{journal}: image {record.image} of {record.prompt_id} is not among the planned ones"
-                )
-            if record.status == "done":
-                done[record.key] = record
-            else:
-                failed.add(record.key)
-    judge, scores = _scores(folder, str(about.get("judge") or ""))
-    paths = [path for path in journals(folder, "timings-*.jsonl") if path.exists()]
-    timings = tuple(timing for path in paths for timing in read_lines(path, Timing.from_json))
+    config, about = _read_config(folder)
+    prompts, planned = _read_plan(folder, about["planned"])
+    done, failed = _read_records(folder, planned)
+    judge, scores = _read_scores(folder, str(about.get("judge") or ""))
+    timings = read_journals(folder, "timings-*.jsonl", Timing.from_json)
     return Run(
-        folder,
-        config,
-        about,
-        prompts,
-        planned,
-        done,
-        frozenset(failed - done.keys()),
-        scores,
-        judge,
-        timings,
+        path=folder,
+        config=config,
+        about=about,
+        prompts=prompts,
+        planned=planned,
+        done=done,
+        failed=failed,
+        scores=scores,
+        judge=judge,
+        timings=tuple(timings),
     )
 
 
-def _config(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+# ------------------------------------------------------------------ files of a run folder
+
+
+def _read_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read config.yaml, and the mapping under `run` in it."""
     path = folder / "config.yaml"
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
@@ -249,25 +239,30 @@ def _config(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise UserError(
             f"{path}: written in schema {schema}, this version reads up to {SCHEMA}: update it"
         )
-    needed = ("benchmark", "model", "method", "params", "fingerprint", "seed", "planned")
-    if absent := [name for name in needed if name not in about]:
+    if absent := [name for name in NEEDED if name not in about]:
         raise UserError(f"{path}: run.{absent[0]} is missing")
     return config, about
 
 
-def _scores(folder: Path, judge: str) -> tuple[str, dict[Key, Score]]:
-    paths = [path for path in journals(folder, "scores*.jsonl") if path.exists()]
-    lines = [score for path in paths for score in read_lines(path, Score.from_json)]
-    judges = {judge} if judge else {score.judge for score in lines}
-    if len(judges) > 1:
-        names = ", ".join(sorted(judges))
+def _read_plan(folder: Path, count: int) -> tuple[dict[str, Prompt], dict[Key, str]]:
+    """Read the prompts by id, and the category of each planned image, `count` of them."""
+    (journal,) = find_journals(folder, "jobs.jsonl")
+    prompts: dict[str, Prompt] = {}
+    planned: dict[Key, str] = {}
+    for prompt, images in read_lines(journal, _parse_planned):
+        prompts[prompt.id] = prompt
+        planned |= {(prompt.id, image): prompt.category for image in range(images)}
+    if not planned:
+        raise UserError(f"{journal}: no image is planned")
+    if len(planned) != count:
         raise UserError(
-            f"{paths[0]}: scores of several judges ({names}); one row needs one judge, named as run.judge"
+            f"{folder}: config.yaml plans {count} images, jobs.jsonl lists {len(planned)}"
         )
-    return "".join(judges), {(s.prompt_id, s.image): s for s in lines if s.judge in judges}
+    return prompts, planned
 
 
-def _job(line: str) -> tuple[Prompt, int]:
+def _parse_planned(line: str) -> tuple[Prompt, int]:
+    """Parse a line of jobs.jsonl: a prompt, and the number of its images."""
     row = json.loads(line)
     prompt = Prompt(
         row["prompt_id"],
@@ -277,3 +272,38 @@ def _job(line: str) -> tuple[Prompt, int]:
         cluster=row.get("cluster", ""),
     )
     return prompt, int(row["images"])
+
+
+def _read_records(
+    folder: Path, planned: Mapping[Key, str]
+) -> tuple[dict[Key, SampleRecord], frozenset[Key]]:
+    """Read the delivered images, and which others have failed."""
+    done: dict[Key, SampleRecord] = {}
+    failed: set[Key] = set()
+    for journal in find_journals(folder, "records-*.jsonl"):
+        for record in read_lines(journal, SampleRecord.from_json) if journal.exists() else ():
+            if record.key not in planned:
+                raise UserError(
+                    f"{journal}: image {record.image} of {record.prompt_id} is not among the "
+                    "planned ones"
+                )
+            if record.status == "done":
+                done[record.key] = record
+            else:
+                failed.add(record.key)
+    return done, frozenset(failed - done.keys())
+
+
+def _read_scores(folder: Path, judge: str) -> tuple[str, dict[Key, Score]]:
+    """Read the scores of `judge`, or of the only judge there is if that is ""; and who it is."""
+    scores = list(read_journals(folder, "scores*.jsonl", Score.from_json))
+    judges = {judge} if judge else {score.judge for score in scores}
+    if len(judges) > 1:
+        journal = find_journals(folder, "scores*.jsonl")[0]
+        names = ", ".join(sorted(judges))
+        raise UserError(
+            f"{journal}: scores of several judges ({names}); "
+            "one row needs one judge, named as run.judge"
+        )
+    by_image = {(score.prompt_id, score.image): score for score in scores if score.judge in judges}
+    return "".join(judges), by_image

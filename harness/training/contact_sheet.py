@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from harness.cli import say
+from harness.cli import print_error
 from harness.judges.pictogram import PictogramReward
 from harness.models.pictogram import weights as files
 from harness.models.pictogram import world
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         path = files.find_set(chosen.weights) / "IMAGES.png" if drawn else PAGE
         (drawn or page()).quantize(128).save(path, optimize=True)
     except UserError as error:
-        return say(error)
+        return print_error(error)
     print(path)
     return 0
 

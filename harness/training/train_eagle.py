@@ -27,7 +27,7 @@ from harness.kernels.noise import derive
 from harness.models import ImageModel
 from harness.models.trunk import Attend, TrunkSpec
 from harness.records import Usage, UserError
-from harness.runs.instantiate import container
+from harness.runs.instantiate import resolve_config
 from harness.training import loop as training
 
 FRESH_EVERY = 12
@@ -61,7 +61,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(given.seed)
     with hydra.initialize_config_module("conf", version_base="1.3"):
-        config = container(hydra.compose("config", [f"model={given.model}"]).model)
+        config = resolve_config(hydra.compose("config", [f"model={given.model}"]).model)
     sampling = Sampling(**config.pop("sampling"))
     whole = (
         {"collapse": False} if "llamagen" in config["_target_"] else {}

@@ -1,9 +1,9 @@
-"""Hydra launchers: a sweep's jobs on several workers, by submitit (this machine, or Slurm) or by
-Ray.
+"""Hydra launchers: a sweep's jobs on several workers, by submitit or by Ray.
 
-A job is a command line (harness/worker.py), so that a worker needs nothing of this process, and
-what became of it stands in the sweep's ledger. Hydra's own plugins for these engines start all jobs
-of this machine at once, on its first GPU, and give up at the first that fails.
+submitit works on this machine, or submits to Slurm. A job is a command line
+(harness/sweeps/worker.py), so that a worker needs nothing of this process, and what became of it
+stands in the sweep's ledger. Hydra's own plugins for these engines start all jobs of this machine
+at once, on its first GPU, and give up at the first that fails.
 """
 
 from __future__ import annotations
@@ -24,50 +24,45 @@ from omegaconf import DictConfig, OmegaConf
 
 from harness import cli
 from harness.records import UserError, one_line
-from harness.sweeps.ledger import Ledger
+from harness.sweeps.ledger import SweepPart
 from harness.sweeps.worker import Work, carry_out
 
 POLL_S = 0.2
+"""Seconds between two looks at the workers of this machine; ten times as many on Slurm."""
 ATTEMPTS = 3
-"""Of a job whose workers die."""
+"""Times that a job is tried whose workers die."""
 
-for _name in (
-    "submitit_local",
-    "submitit_slurm",
-    "ray",
-):  # Hydra holds a config against any of its name in the store
+# Hydra holds a configuration against any of its name in the store: take those plugins' out.
+for _name in ("submitit_local", "submitit_slurm", "ray"):
     ConfigStore.instance().repo.get("hydra", {}).get("launcher", {}).pop(f"{_name}.yaml", None)
 
 
-class _Job:
-    """A command line on its way."""  # no dataclass: Hydra loads plugins without entering them in sys.modules
+class Submission:
+    """A job as workers get it: a command line, and the part of a sweep that it computes."""
 
-    def __init__(self, arguments: tuple[str, ...], ledger: Ledger, point: str, shard: str) -> None:
+    # No dataclass: Hydra loads plugins without entering them in sys.modules.
+
+    def __init__(self, arguments: tuple[str, ...], part: SweepPart) -> None:
         self.arguments = arguments
-        self.ledger = ledger
-        self.point = point
-        self.shard = shard
-        self.attempts = 0
+        self.part = part
+        self.deaths = 0  # workers that ended without writing why
 
-    @property
-    def fate(self) -> str:
-        """The last that the ledger says of it."""
-        mine = [e for e in self.ledger.events() if (e.point, e.shard) == (self.point, self.shard)]
-        return mine[-1].event if mine else ""
+    def needs_worker(self) -> bool:
+        """Whether another worker has to try the job, after one has ended.
 
-    def ended(self) -> bool:
-        """Whether its worker, which is gone, had the last word; if not, the job may be tried
-        again.
+        A job that was preempted is tried as often as it takes, one whose workers die ATTEMPTS
+        times.
         """
-        fate = self.fate
-        if fate in ("finished", "failed", "not run"):
-            return True
-        self.attempts += fate != "preempted"
-        return self.attempts >= ATTEMPTS
+        status = self.part.status
+        if status in ("finished", "failed", "not run"):
+            return False
+        if status != "preempted":
+            self.deaths += 1
+        return self.deaths < ATTEMPTS
 
 
 class _Workers(Launcher):
-    """What both have in common: jobs as command lines, and a GPU each where there are GPUs."""
+    """What both launchers have in common: jobs as command lines, and a GPU each if there are."""
 
     def __init__(self, workers: int | None, gpus: int | None) -> None:
         self._workers = workers
@@ -76,7 +71,7 @@ class _Workers(Launcher):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Raises UserError for numbers that cannot be."""
+        """Take the sweep's configuration. Raises UserError for impossible numbers."""
         self.config = config
         for name, value, least in (("workers", self._workers, 1), ("gpus", self._gpus, 0)):
             if value is not None and value < least:
@@ -86,47 +81,48 @@ class _Workers(Launcher):
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
         """Carry out all jobs; returns when each has ended, well or not."""
-        jobs = [self._job(list(overrides)) for overrides in job_overrides]
+        jobs = [self._make_submission(list(overrides)) for overrides in job_overrides]
         if jobs:
-            self._carry_out(jobs)
-        ended = []
+            self.carry_out_all(jobs)
+        returns = []
         for overrides in job_overrides:
-            ended.append(JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED))
-            ended[-1].return_value = None
-        return ended
+            job_return = JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED)
+            job_return.return_value = None
+            returns.append(job_return)
+        return returns
 
-    def _carry_out(self, jobs: Sequence[_Job]) -> None:
+    def carry_out_all(self, jobs: Sequence[Submission]) -> None:
+        """Give the jobs to workers until each has ended."""
         raise NotImplementedError
 
-    def _job(self, overrides: list[str]) -> _Job:
-        said = dict(override.split("=", 1) for override in overrides)
-        part_of = said.get("hydra.sweeper.part_of")
+    def make_work(self, job: Submission, **environment: str) -> Work:
+        """Pack up a job for a worker that is to have these environment variables."""
+        plugins = str(Path(__file__).parent.parent)
+        path = tuple(os.path.abspath(place) for place in sys.path if place != plugins)
+        return Work(cli.run_command, job.arguments, os.getcwd(), path, environment)
+
+    def _make_submission(self, overrides: list[str]) -> Submission:
+        values = dict(override.split("=", 1) for override in overrides)
+        part_of = values.get("hydra.sweeper.part_of")
         if part_of is None:
             raise UserError(
                 f"stages={list(self.config.stages)} computes nothing: leave hydra/launcher out"
             )
-        ledger, point = Ledger.of(Path(self.config.results), part_of)
-        sources = self.config.hydra.runtime.config_sources
+        part = SweepPart.parse(Path(self.config.results), part_of, values.get("shard", "0/1"))
         searched = [
-            f"--config-dir={source.path}" for source in sources if source.provider == "command-line"
+            f"--config-dir={source.path}"
+            for source in self.config.hydra.runtime.config_sources
+            if source.provider == "command-line"
         ]
-        return _Job((*searched, *overrides), ledger, point, said.get("shard", "0/1"))
-
-    def _work(self, job: _Job, **environment: str) -> Work:
-        path = tuple(
-            os.path.abspath(place)
-            for place in sys.path
-            if place != str(Path(__file__).parent.parent)
-        )
-        return Work(cli.command, job.arguments, os.getcwd(), path, environment)
+        return Submission((*searched, *overrides), part)
 
 
 class Submitit(_Workers):
-    """Jobs by submitit: `cluster: local` keeps `workers` processes busy here, slurm submits all as
-    a job array.
+    """Launch jobs by submitit, on this machine or by Slurm.
 
-    A preempted job goes back into its queue (`Work.checkpoint`); one that submitit gives up, or
-    whose worker died, is submitted again. `parameters` are those of submitit's executor.
+    `cluster: local` keeps `workers` processes busy here, slurm submits all jobs as an array. A
+    preempted job goes back into its queue (`Work.checkpoint`); one that submitit gives up, or whose
+    worker died, is submitted again. `parameters` are those of submitit's executor.
     """
 
     def __init__(
@@ -140,54 +136,58 @@ class Submitit(_Workers):
         super().__init__(workers, gpus)
         self._cluster = cluster
         self._folder = folder
-        self._parameters = (
-            OmegaConf.to_container(parameters)
-            if OmegaConf.is_config(parameters)
-            else dict(parameters)
-        )
+        if OmegaConf.is_config(parameters):
+            self._parameters = OmegaConf.to_container(parameters)
+        else:
+            self._parameters = dict(parameters)
 
-    def _carry_out(self, jobs: Sequence[_Job]) -> None:
+    def carry_out_all(self, jobs: Sequence[Submission]) -> None:
         import submitit
 
         executor = submitit.AutoExecutor(folder=self._folder, cluster=self._cluster)
         executor.update_parameters(**self._parameters)  # type: ignore[arg-type]
         if self._cluster == "local":
             self._keep_busy(jobs, executor.submit)
-            return
+        else:
+            self._submit_array(jobs, executor)
+
+    def _submit_array(self, jobs: Sequence[Submission], executor: Any) -> None:
+        """Submit all jobs at once, and again those that have to be tried again."""
         executor.update_parameters(gpus_per_node=1 if self._gpus is None else self._gpus)
         if self._workers:
             executor.update_parameters(slurm_array_parallelism=self._workers)
         with executor.batch():
-            running = [(job, executor.submit(self._work(job))) for job in jobs]
+            running = [(job, executor.submit(self.make_work(job))) for job in jobs]
         while running:
             time.sleep(10 * POLL_S)
             gone = [(job, sent) for job, sent in running if sent.done()]
-            again = [job for job, _ in gone if not job.ended()]
+            again = [job for job, _ in gone if job.needs_worker()]
             running = [pair for pair in running if pair not in gone]
-            running += [(job, executor.submit(self._work(job))) for job in again]
+            running += [(job, executor.submit(self.make_work(job))) for job in again]
 
-    def _keep_busy(self, jobs: Sequence[_Job], submit: Callable[[Work], Any]) -> None:
-        """Give each worker a job, and another when it is done."""
+    def _keep_busy(self, jobs: Sequence[Submission], submit: Callable[[Work], Any]) -> None:
+        """Give each worker of this machine a job, and another when it is done."""
         waiting = deque(jobs)
-        places = deque(_places(self._workers, self._gpus))
-        running: list[tuple[_Job, str, Any]] = []
-        print(
-            f"{len(waiting)} jobs for {len(places)} workers, whose output is in {Path(self._folder).parent}"
-        )
+        free_gpus = deque(assign_gpus(self._workers, self._gpus))
+        running: list[tuple[Submission, str, Any]] = []
+        logs = Path(self._folder).parent
+        print(f"{len(waiting)} jobs for {len(free_gpus)} workers, whose output is in {logs}")
         try:
             while waiting or running:
-                while waiting and places:
+                # 1. Every idle worker takes a job.
+                while waiting and free_gpus:
                     job = waiting.popleft()
-                    place = places.popleft()
-                    running.append(
-                        (job, place, submit(self._work(job, CUDA_VISIBLE_DEVICES=place)))
-                    )
+                    gpus = free_gpus.popleft()
+                    work = self.make_work(job, CUDA_VISIBLE_DEVICES=gpus)
+                    running.append((job, gpus, submit(work)))
                 time.sleep(POLL_S)
+
+                # 2. Workers that have ended are idle, and their jobs perhaps not done.
                 for entry in [entry for entry in running if entry[2].done()]:
-                    job, place, _ = entry
+                    job, gpus, _ = entry
                     running.remove(entry)
-                    places.append(place)
-                    if not job.ended():
+                    free_gpus.append(gpus)
+                    if job.needs_worker():
                         waiting.appendleft(job)
         finally:
             for _, _, sent in running:
@@ -195,8 +195,9 @@ class Submitit(_Workers):
 
 
 class Ray(_Workers):
-    """Jobs as tasks of a Ray cluster: the one at `address`, or one that is started here. Its GPUs
-    are Ray's to give.
+    """Launch jobs as tasks of a Ray cluster: the one at `address`, or one that is started here.
+
+    Its GPUs are Ray's to give.
     """
 
     def __init__(
@@ -206,7 +207,7 @@ class Ray(_Workers):
         self._cpus = cpus
         self._address = address
 
-    def _carry_out(self, jobs: Sequence[_Job]) -> None:
+    def carry_out_all(self, jobs: Sequence[Submission]) -> None:
         try:
             import ray
         except ImportError as error:
@@ -214,58 +215,73 @@ class Ray(_Workers):
                 "hydra/launcher=ray needs Ray: pip install 'visual-ar-tts[ray]'"
             ) from error
 
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        here: dict[str, Any] = {}
-        if not self._address:
-            processors = len(_places(self._workers, self._gpus)) * self._cpus
-            here = {"num_cpus": processors, "include_dashboard": False}
+        self._join_cluster(ray)
         try:
-            ray.init(address=self._address, configure_logging=False, **here)
-        except Exception as error:
-            raise UserError(f"Ray has no cluster for this sweep: {one_line(error)}") from error
-        try:
-            each = (
-                self._gpus
-                if self._gpus is not None
-                else float(ray.cluster_resources().get("GPU", 0) > 0)
-            )
-            task = ray.remote(carry_out).options(num_cpus=self._cpus, num_gpus=each, max_retries=0)
-            threads = os.environ.get("OMP_NUM_THREADS", "1")  # Ray sets it itself
-            waiting = deque(jobs)
-            running = dict[Any, _Job]()
-            print(f"{len(waiting)} jobs for {self._workers or 'as many as fit'} workers")
-            while waiting or running:
-                while waiting and len(running) < (self._workers or len(jobs)):
-                    job = waiting.popleft()
-                    running[task.remote(self._work(job, OMP_NUM_THREADS=threads))] = job
-                gone, _ = ray.wait(list(running), num_returns=1)
-                for one in gone:
-                    job = running.pop(one)
-                    if not job.ended():
-                        waiting.appendleft(job)
+            self._keep_busy(ray, jobs)
         finally:
             ray.shutdown()
 
+    def _join_cluster(self, ray: Any) -> None:
+        """Connect to the cluster, or start one. Raises UserError where there is none."""
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        local: dict[str, Any] = {}
+        if not self._address:
+            processors = len(assign_gpus(self._workers, self._gpus)) * self._cpus
+            local = {"num_cpus": processors, "include_dashboard": False}
+        try:
+            ray.init(address=self._address, configure_logging=False, **local)
+        except Exception as error:
+            raise UserError(f"Ray has no cluster for this sweep: {one_line(error)}") from error
 
-def _places(workers: int | None, gpus: int | None) -> list[str]:
-    """What each worker of this machine may see of its GPUs; without GPUs as many as there are
-    processors to use.
+    def _keep_busy(self, ray: Any, jobs: Sequence[Submission]) -> None:
+        """Keep as many tasks running as there may be workers, until all jobs have ended."""
+        has_gpus = ray.cluster_resources().get("GPU", 0) > 0
+        gpus = float(has_gpus) if self._gpus is None else self._gpus
+        task = ray.remote(carry_out).options(num_cpus=self._cpus, num_gpus=gpus, max_retries=0)
+        threads = os.environ.get("OMP_NUM_THREADS", "1")  # Ray sets it itself
+        waiting = deque(jobs)
+        running = dict[Any, Submission]()
+        print(f"{len(waiting)} jobs for {self._workers or 'as many as fit'} workers")
+        while waiting or running:
+            while waiting and len(running) < (self._workers or len(jobs)):
+                job = waiting.popleft()
+                running[task.remote(self.make_work(job, OMP_NUM_THREADS=threads))] = job
+            gone, _ = ray.wait(list(running), num_returns=1)
+            for reference in gone:
+                job = running.pop(reference)
+                if job.needs_worker():
+                    waiting.appendleft(job)
+
+
+def assign_gpus(workers: int | None, gpus: int | None) -> list[str]:
+    """Return what each worker of this machine sees of its GPUs, for CUDA_VISIBLE_DEVICES.
+
+    Each gets `gpus` of them, one by default; there are `workers` workers, or as many as there are
+    GPUs for. Without GPUs there are as many as there are processors to use. Raises UserError where
+    there are too few GPUs.
     """
-    import torch
-
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    visible = (
-        named.split(",") if named else [str(index) for index in range(torch.cuda.device_count())]
-    )
-    visible = [name for name in visible if name.strip()] if torch.cuda.device_count() else []
+    visible = _visible_gpus()
     each = gpus if gpus is not None else min(1, len(visible))
     if each == 0:
         return [""] * (workers or len(os.sched_getaffinity(0)))
     if each * (workers or 1) > len(visible):
         raise UserError(
-            f"hydra.launcher.workers={workers} with {each} GPUs each, but {len(visible)} are visible: take fewer"
+            f"hydra.launcher.workers={workers} with {each} GPUs each, "
+            f"but {len(visible)} are visible: take fewer"
         )
-    places = [
+    shares = [
         ",".join(visible[first : first + each]) for first in range(0, len(visible) - each + 1, each)
     ]
-    return places[: workers or len(places)]
+    return shares[: workers or len(shares)]
+
+
+def _visible_gpus() -> list[str]:
+    """List this machine's GPUs by the names or numbers that CUDA_VISIBLE_DEVICES may have."""
+    import torch
+
+    count = torch.cuda.device_count()
+    if not count:
+        return []
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = named.split(",") if named else [str(index) for index in range(count)]
+    return [name for name in visible if name.strip()]

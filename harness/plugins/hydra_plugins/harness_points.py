@@ -1,17 +1,18 @@
-"""A Hydra sweeper for uneven sweeps, resumable and shared out: an explicit list of points, each a
-list of overrides.
+"""A Hydra sweeper for uneven sweeps: a list of points, resumable and shared out.
 
-Hydra's own sweeper knows only full grids, and forgets. `hydra.sweeper.points` lists points;
-whatever sweeps on the command line is multiplied with them, and what is said there of one thing
-wins over the points. Points that a ledger knows as finished are left out, the others are shared out
-(`shards`) and handed to the launcher. Without points it sweeps as Hydra's basic sweeper does. It
-lives in this namespace folder because Hydra looks for plugins nowhere else (hydra-core,
+Hydra's own sweeper knows only full grids, and forgets. `hydra.sweeper.points` lists points, each a
+list of overrides. Whatever sweeps on the command line is multiplied with them, and an override of
+the command line wins over a point's. Points that a ledger knows as finished are left out; the
+others are shared out (`shards`) and handed to the launcher. Without points it sweeps as Hydra's
+basic sweeper does.
+
+It lives in this namespace folder because Hydra looks for plugins nowhere else (hydra-core,
 `core/plugins.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -20,18 +21,20 @@ from hydra.core.override_parser.types import Override
 
 from harness import cli
 from harness.records import UserError
-from harness.runs.instantiate import OF_THE_COMMAND
-from harness.sweeps.ledger import Known, Ledger, of_the_command, point_key
+from harness.runs.instantiate import COMMAND_OPTIONS
+from harness.sweeps.finished import KnownPoints, key_point
+from harness.sweeps.ledger import Ledger, is_command_option
 
 Point = list[str]
+"""The overrides of one run."""
 
 
 class PointSweeper(BasicSweeper):
-    """Runs every point of `points`, in order, as one multirun.
+    """Run every point of `points`, in order, as one multirun.
 
     `claims` names tables of harness/claimed.yaml that the sweep is to be compared with. `always`
-    and `instead` make a rehearsal of a sweep: overrides for all points, and what those that a point
-    has are replaced with (null: dropped).
+    and `instead` make a rehearsal of a sweep: overrides for all points, and replacements of
+    overrides that a point has (null: dropped).
     """
 
     def __init__(
@@ -40,7 +43,7 @@ class PointSweeper(BasicSweeper):
         claims: Sequence[str] = (),
         always: Sequence[str] = (),
         instead: Mapping[str, str | None] | None = None,
-        part_of: str | None = None,  # told to jobs, never by people
+        part_of: str | None = None,  # given to jobs, never by people
         max_batch_size: int | None = None,
         params: dict[str, str] | None = None,
     ) -> None:
@@ -53,71 +56,107 @@ class PointSweeper(BasicSweeper):
     def split_arguments(  # type: ignore[override]
         self, overrides: list[Override], max_batch_size: int | None
     ) -> list[list[Point]]:
-        """Batches of jobs, each a list of overrides."""
-        jobs = self._points(overrides)
+        """Return batches of jobs, each a list of overrides."""
+        jobs = self._list_points(overrides)
         if self.config is not None and {"generate", "score"} & set(self.config.stages):
-            jobs = self._plan(jobs, overrides)
+            jobs = self._plan_jobs(jobs, overrides)
         size = max_batch_size or max(1, len(jobs))
         return [jobs[first : first + size] for first in range(0, len(jobs), size)]
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
-        """Done before anything was planned."""
+        """Check nothing: that is done before anything is planned."""
 
-    def _points(self, overrides: list[Override]) -> list[Point]:
-        """All points, each once."""
-        typed = [*OverridesParser.create().parse_overrides(self.always), *overrides]
-        given = [job for batch in BasicSweeper.split_arguments(typed, None) for job in batch]
-        said = {override.get_key_element() for override in typed}
-        jobs = [job + self._of_its_own(point, said) for point in self.points for job in given]
-        return [list(job) for job in dict.fromkeys(tuple(job) for job in jobs)]
+    def _list_points(self, overrides: list[Override]) -> list[Point]:
+        """Multiply the points with what sweeps on the command line; each one is listed once."""
+        typed = OverridesParser.create().parse_overrides(self.always)
+        typed += overrides
+        typed_keys = {override.get_key_element() for override in typed}
+        grid: list[Point] = []
+        for batch in BasicSweeper.split_arguments(typed, None):
+            grid += batch
 
-    def _of_its_own(self, point: Point, said: set[str]) -> Point:
-        """A point's overrides that are not said otherwise, with what is to stand instead of
-        them.
-        """
-        own = []
+        points: list[Point] = []
+        for point in self.points:
+            own = self._keep_overrides(point, typed_keys)
+            for job in grid:
+                if job + own not in points:
+                    points.append(job + own)
+        return points
+
+    def _keep_overrides(self, point: Point, typed_keys: set[str]) -> Point:
+        """Return a point's overrides, without those that were typed, after replacements."""
+        kept = []
         for override in point:
             key, _, value = override.partition("=")
-            stands = self.instead.get(key, value)
-            if key not in said and stands is not None:
-                own.append(f"{key}={stands}")
-        return own
+            replacement = self.instead.get(key, value)
+            if key not in typed_keys and replacement is not None:
+                kept.append(f"{key}={replacement}")
+        return kept
 
-    def _plan(self, points: list[Point], overrides: list[Override]) -> list[Point]:
-        """The jobs of the points that are not finished, all noted in the sweep's ledger."""
-        assert self.config is not None and self.hydra_context is not None
-        shards = self.config.shards
-        if not isinstance(shards, int) or shards < 1:
-            raise UserError(f"shards={shards}: give the number of shares of each run, 1 or more")
-        if swept := [
-            one.key_or_group
-            for one in overrides
-            if one.key_or_group in OF_THE_COMMAND and one.is_sweep_override()
-        ]:
-            raise UserError(f"{swept[0]} is of the whole sweep: give it one value")
-        results = Path(self.config.results)
-        known = Known(results)
-        sources = self.config.hydra.runtime.config_sources
-        searched = [source.path for source in sources if source.provider == "command-line"]
-        keys = [point_key(point, searched) for point in points]
-        folders = [known.finished(key, self.config.stages) for key in keys]
-        waiting = [point for point, folder in zip(points, folders, strict=True) if folder is None]
+    def _plan_jobs(self, points: list[Point], overrides: list[Override]) -> list[Point]:
+        """Return the jobs of the points that are not finished; the ledger tells of all."""
+        config = self.config
+        assert config is not None
+        _expect_one_value(config.shards, overrides)
+
+        # 1. Leave out the points that are finished.
+        known = KnownPoints(Path(config.results))
+        searched = self._searched_folders()
+        waiting: list[Point] = []
+        plan: list[tuple[Point, str, str | None]] = []
+        for point in points:
+            key = key_point(point, searched)
+            folder = known.find_finished(key, config.stages)
+            plan.append((point, key, folder))
+            if folder is None:
+                waiting.append(point)
+
+        # 2. Refuse the sweep if one of the others does not compose.
         if waiting:
             super().validate_batch_is_legal(waiting)
-        choices = self.config.hydra.runtime.choices
-        said = [override.input_line or "" for override in overrides]
-        ledger = Ledger.begin(results, str(choices.get("experiment") or "sweep"), said, self.claims)
-        jobs = []
-        for point, key, folder in zip(points, keys, folders, strict=True):
-            shown = [override for override in point if not of_the_command(override)]
+
+        # 3. Write the plan into the ledger.
+        ledger = self._open_ledger(overrides)
+        jobs: list[Point] = []
+        for point, key, folder in plan:
+            shown = [override for override in point if not is_command_option(override)]
             if folder is not None:
                 ledger.write("skipped", point=key, folder=folder, overrides=shown)
                 continue
-            ledger.write("planned", point=key, overrides=shown, shards=shards)
-            for index in range(shards):
-                shard = [f"shard={index}/{shards}"] if shards > 1 else []
-                jobs.append([*point, *shard, f"hydra.sweeper.part_of={ledger.part(key)}"])
-        if done := len(points) - len(waiting):
-            print(f"{done} of {len(points)} points are finished and left out")
-        cli.lead(ledger, self.config, fresh=bool(waiting))
+            ledger.write("planned", point=key, overrides=shown, shards=config.shards)
+            jobs += _share_out(point, config.shards, ledger.name_point(key))
+
+        if finished := len(points) - len(waiting):
+            print(f"{finished} of {len(points)} points are finished and left out")
+        cli.lead_sweep(ledger, config, is_fresh=bool(waiting))
         return jobs
+
+    def _searched_folders(self) -> list[str]:
+        """List the folders of configuration that the command line added."""
+        assert self.config is not None
+        sources = self.config.hydra.runtime.config_sources
+        return [source.path for source in sources if source.provider == "command-line"]
+
+    def _open_ledger(self, overrides: list[Override]) -> Ledger:
+        assert self.config is not None
+        choices = self.config.hydra.runtime.choices
+        experiment = str(choices.get("experiment") or "sweep")
+        typed = [override.input_line or "" for override in overrides]
+        return Ledger.open_sweep(Path(self.config.results), experiment, typed, self.claims)
+
+
+def _expect_one_value(shards: object, overrides: list[Override]) -> None:
+    """Raise UserError for a bad number of shares, and for a swept option of the command."""
+    if not isinstance(shards, int) or shards < 1:
+        raise UserError(f"shards={shards}: give the number of shares of each run, 1 or more")
+    for override in overrides:
+        name = override.key_or_group
+        if name in COMMAND_OPTIONS and override.is_sweep_override():
+            raise UserError(f"{name} is of the whole sweep: give it one value")
+
+
+def _share_out(point: Point, shards: int, part_of: str) -> Iterator[Point]:
+    """Make a job for each share of a point."""
+    for index in range(shards):
+        shard = [f"shard={index}/{shards}"] if shards > 1 else []
+        yield [*point, *shard, f"hydra.sweeper.part_of={part_of}"]

@@ -19,7 +19,7 @@ import numpy as np
 from harness.records import Prompt, SampleRecord, Score
 from harness.results.leaderboard import Board
 from harness.results.ranking import RankedGroup
-from harness.runs.read import Protocol, Run
+from harness.runs.read import RankingProtocol, Run
 from harness.runs.trace_codec import unpack_series
 
 Row = Mapping[str, Any]
@@ -59,7 +59,7 @@ class Shown:
 class Panel:
     """Runs of one protocol, best first, over the same entries."""
 
-    protocol: Protocol
+    protocol: RankingProtocol
     shown: Sequence[Shown]
 
     @property

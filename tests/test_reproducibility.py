@@ -1,5 +1,5 @@
-"""The audit of determinism: what it promises holds for every kind of method, and it sees a method
-that breaks it.
+"""The audit of reproducibility: what is promised holds for every kind of method, and a method that
+breaks the promise is found out.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ TOY = (
     "benchmark=toy",
     "benchmark.prompts=3",
 )
+METHODS = ["plain", "toy_scalingar", "toy_gridar", "toy_speculative"]
+"""A method of each kind."""
 
 
 class Counting:
@@ -40,31 +42,35 @@ class Counting:
 
 
 def audit(cwd: Path, *options: str) -> tuple[int, list[str]]:
-    code, output = harness(
-        cwd, "repeat", *TOY, "sampler.slots=24", *options, module="harness.check"
-    )
+    """Run `harness.check repeat` on the toy model: its exit code, and the lines that it prints."""
+    command = ("repeat", *TOY, "sampler.slots=24", *options)
+    code, output = harness(cwd, *command, module="harness.check")
     return code, output.splitlines()
 
 
+def table_rows(lines: list[str]) -> list[list[str]]:
+    """The cells of the table that an audit prints."""
+    return [line.split(" | ") for line in lines if line.startswith("| `")]
+
+
 def test_every_kind_of_method_keeps_the_promise_of_constant_numerics(tmp_path: Path) -> None:
-    methods = ["plain", "toy_scalingar", "toy_gridar", "toy_speculative"]
-    code, lines = audit(tmp_path, f"method={','.join(methods)}")
+    code, lines = audit(tmp_path, f"method={','.join(METHODS)}")
     assert code == 0, lines
-    rows = [line.split(" | ") for line in lines if line.startswith("| `")]
-    assert [row[0] for row in rows] == [f"| `{method}`" for method in methods]
-    assert all(row[1:6] == ["bits"] * 5 for row in rows)
-    assert lines[-1] == f"{len(VARIATIONS) * len(methods)} passed, 0 failed"
+    rows = table_rows(lines)
+    assert [row[0] for row in rows] == [f"| `{method}`" for method in METHODS]
+    for row in rows:
+        assert row[1:6] == ["bits"] * 5
+    assert lines[-1] == f"{len(VARIATIONS) * len(METHODS)} passed, 0 failed"
     assert not list(tmp_path.iterdir())
 
 
-def test_a_method_that_knows_its_company_is_found_out(tmp_path: Path) -> None:
+def test_a_method_that_knows_of_other_images_is_found_out(tmp_path: Path) -> None:
     code, lines = audit(tmp_path, "method=toy_counting")
     assert code == 1
-    (row,) = [line for line in lines if line.startswith("| `")]
-    assert "differs (0% same tokens)" in row.split(" | ")[1]
-    assert (
-        "toy_counting, again: promised to agree in every bit, but differs (0% same tokens)" in lines
-    )
+    (row,) = table_rows(lines)
+    assert "differs (0% same tokens)" in row[1]
+    broken = "toy_counting, again: promised to agree in every bit, but differs (0% same tokens)"
+    assert broken in lines
 
 
 @pytest.mark.parametrize(
@@ -77,4 +83,6 @@ def test_a_method_that_knows_its_company_is_found_out(tmp_path: Path) -> None:
 )
 def test_bad_options_are_one_line(options: list[str], words: list[str], tmp_path: Path) -> None:
     code, lines = audit(tmp_path, *options)
-    assert code == 2 and len(lines) == 1 and all(word in lines[0] for word in words), lines
+    assert code == 2, lines
+    (line,) = lines
+    assert all(word in line for word in words), line

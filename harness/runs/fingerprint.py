@@ -1,0 +1,94 @@
+"""Name results: what a run's fingerprint is made of, and what it leaves out.
+
+A fingerprint is eight hexadecimal digits over everything that images and scores depend on. Commands
+with equal fingerprints share one run folder. Classes and options that were renamed are still
+recorded under their first name, so that an earlier folder stays the folder of the same command.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from harness.records import Prompt, digest, dump
+
+SCHEMA = 1
+"""Format of run folders, part of every fingerprint. Folders of a newer format are refused."""
+
+RECORDED_AS = {
+    "benchmarks.tiif.vqa_model.VQAJudge": "benchmarks.tiif.interview.Interview",
+    "benchmarks.tiif_pictogram.detector_vqa.DetectorVQA": "benchmarks.tiif_pictogram.looking.Eyes",
+    "harness.engine.draft_trees.Dynamic": "harness.trees.Dynamic",
+    "harness.engine.draft_trees.Static": "harness.trees.Static",
+}
+"""Classes that have moved, and the names under which fingerprints know them for good."""
+
+SIZES_RECORDED_AS = {"tokens_per_step": "width", "tree_capacity": "room"}
+"""Sizes of the sampler, and the names under which fingerprints know them for good."""
+
+PLACES = frozenset(
+    {
+        # where a file or a device is
+        "metadata",
+        "checkpoint",
+        "device",
+        "images_of",
+        # how a judge's endpoint is reached
+        "base_url",
+        "needs_key",
+        "timeout_s",
+        "retries",
+        "backoff_s",
+        "longest_pause_s",
+        "concurrency",
+    }
+)
+"""Options of a benchmark, at any depth, that say where something is or how it is reached.
+
+They name no result: the content is named by the benchmark's version, prompts and judge id.
+"""
+
+
+def fingerprint(identity: Mapping[str, Any]) -> str:
+    """Return eight hexadecimal digits that name `identity`, everything a result depends on."""
+    named = dump({"schema": SCHEMA, **_restore_class_names(identity)})
+    return hashlib.blake2b(named.encode(), digest_size=4).hexdigest()
+
+
+def restore_size_names(sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a sampler's sizes under the names that fingerprints know them by."""
+    return {SIZES_RECORDED_AS.get(name, name): size for name, size in sizes.items()}
+
+
+def drop_places(settings: Any) -> Any:
+    """Return a benchmark's settings without those that say where something is (`PLACES`)."""
+    if not isinstance(settings, dict):
+        return settings
+    return {name: drop_places(value) for name, value in settings.items() if name not in PLACES}
+
+
+def hash_prompts(prompts: Iterable[Prompt]) -> str:
+    """Return the sha256 of all that prompts ask for, answer keys included."""
+    return digest(dump([_identify_prompt(prompt) for prompt in prompts]).encode())
+
+
+def _identify_prompt(prompt: Prompt) -> list[Any]:
+    """List what names a prompt; weight and cluster only where they are set."""
+    identity: list[Any] = [prompt.id, prompt.text, prompt.category, dict(prompt.spec)]
+    return [*identity, prompt.extra_fields] if prompt.extra_fields else identity
+
+
+def _restore_class_names(value: Any) -> Any:
+    """Return the same values, with the recorded name at each `_target_` whose class has moved."""
+    if isinstance(value, Mapping):
+        return {key: _restore_entry(key, inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_restore_class_names(inner) for inner in value]
+    return value
+
+
+def _restore_entry(key: Any, value: Any) -> Any:
+    if key == "_target_":
+        return RECORDED_AS.get(value, value)
+    return _restore_class_names(value)

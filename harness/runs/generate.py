@@ -1,0 +1,177 @@
+"""Generate the images of a run: save each as it is drawn, and score them meanwhile."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Self
+
+import torch
+from tqdm import tqdm
+
+from harness.engine.meter import Meter, describe
+from harness.engine.scheduler import Delivery
+from harness.records import Job, SampleRecord, Timing, digest, one_line
+from harness.runs.execute import Executor
+from harness.runs.folder import RunFolder, encode_png, hash_tokens, image_path
+from harness.runs.plan import IncompleteRunError
+from harness.runs.score import score_images
+
+log = logging.getLogger("harness")
+
+BATCH = 32
+"""Images that are scored at a time while others are drawn."""
+PROGRESS_S = 30
+"""Seconds between two lines of progress where there is no terminal."""
+
+
+class Generation:
+    """Draw jobs into a run folder, and score delivered images in batches if `with_scores`.
+
+    `track` is called after each batch of scores. With `stop_on_error` the first job that fails
+    raises IncompleteRunError; otherwise it is recorded, and the others go on.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        folder: RunFolder,
+        *,
+        with_scores: bool,
+        stop_on_error: bool,
+        track: Callable[[], None],
+    ) -> None:
+        device = executor.spec.model.device
+        self._executor = executor
+        self._benchmark = executor.spec.plan.benchmark
+        self._folder = folder
+        self._with_scores = with_scores
+        self._stop_on_error = stop_on_error
+        self._track = track
+        self._stamp = {"commit": _find_commit(), **describe(device), "torch": torch.__version__}
+        self._meter = Meter(device)
+        self._unscored: list[Job] = []
+
+    def run(self, jobs: Sequence[Job]) -> None:
+        """Draw the jobs, and write down what that took."""
+        with _Progress(self._folder.path.name, len(jobs)) as progress:
+            timing = self._executor.measure(jobs, partial(self._take, progress), self._meter)
+        self._folder.save_timing(timing)
+        self._log_speed(timing)
+
+    def _take(self, progress: _Progress, delivery: Delivery) -> None:
+        """Take an image, or an error, from the scheduler."""
+        # 1. Save it: whatever comes next, a kill loses it no more.
+        self._folder.save_record(self._make_record(delivery), delivery.image)
+
+        # 2. Report a failure.
+        if delivery.image is None:
+            self._report_failure(delivery)
+
+        # 3. Score a batch, on the judge's time.
+        elif self._with_scores:
+            self._unscored.append(delivery.job)
+            if len(self._unscored) >= BATCH:
+                with self._meter.pause():
+                    self._score_batch(progress)
+
+        # 4. Show how far the run is.
+        progress.advance()
+
+    def _make_record(self, delivery: Delivery) -> SampleRecord:
+        job = delivery.job
+        image = delivery.image
+        return SampleRecord(
+            prompt_id=job.prompt.id,
+            image=job.image,
+            category=job.prompt.category,
+            status="failed" if image is None else "done",
+            usage=delivery.usage,
+            tokens_sha=hash_tokens(delivery.tokens),
+            image_sha="" if image is None else digest(encode_png(image)),
+            path="" if image is None else image_path(job.prompt, job.image),
+            error=delivery.error,
+            notes=delivery.notes,
+            stamp={**self._stamp, **self._executor.stamp},
+        )
+
+    def _report_failure(self, delivery: Delivery) -> None:
+        job = delivery.job
+        log.warning("%s image %d failed: %s", job.prompt.id, job.image, one_line(delivery.error))
+        if self._stop_on_error:
+            raise IncompleteRunError(
+                f"{self._folder.path}: {job.prompt.id} image {job.image}: {delivery.error}"
+            )
+
+    def _score_batch(self, progress: _Progress) -> None:
+        progress.add_scores(score_images(self._benchmark, self._folder, self._unscored))
+        self._unscored.clear()
+        self._track()
+
+    def _log_speed(self, timing: Timing) -> None:
+        path = self._folder.path
+        images_per_s = timing.images / timing.seconds
+        utilisation = timing.fed / max(1, timing.rounds * timing.slots)
+        log.info(
+            "%s: %.3g images/s, slot utilisation %.0f %%", path, images_per_s, 100 * utilisation
+        )
+        if timing.warm_up > 1 and not timing.warm:
+            log.warning("%s: not warm after %d images: its seconds may drift", path, timing.warm_up)
+
+
+@lru_cache(maxsize=1)
+def _find_commit() -> str:
+    """Return the commit of the checkout that this code runs from, or the installed version."""
+    root = Path(__file__).parent.parent.parent
+    if (root / ".git").exists():
+        command = ["git", "-C", str(root), "rev-parse", "--short", "HEAD"]
+        answer = subprocess.run(command, capture_output=True, text=True)
+        if answer.returncode == 0:
+            return answer.stdout.strip()
+    try:
+        return version("visual-ar-tts")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+class _Progress:
+    """Show a bar with ETA and running score on a terminal; elsewhere log a line now and then."""
+
+    def __init__(self, name: str, total: int) -> None:
+        self._name = name  # a disabled bar does not keep it
+        self._bar = tqdm(total=total, desc=name, unit="img", disable=None, smoothing=0.05)
+        self._values: list[float] = []
+        self._last_line = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def advance(self) -> None:
+        """Count one image."""
+        self._bar.update()
+        if not self._bar.disable:
+            return
+        self._bar.n += 1  # a disabled bar does not count
+        if time.monotonic() - self._last_line > PROGRESS_S:
+            self._last_line = time.monotonic()
+            log.info(
+                "%s: %d of %d%s", self._name, self._bar.n, self._bar.total, self._running_score()
+            )
+
+    def add_scores(self, values: Sequence[float | None]) -> None:
+        """Count scores; an image that the judge could not score is wrong."""
+        self._values += [value or 0.0 for value in values]
+        self._bar.set_postfix_str(self._running_score().strip(", "))
+
+    def _running_score(self) -> str:
+        if not self._values:
+            return ""
+        return f", score {sum(self._values) / len(self._values):.3f}"

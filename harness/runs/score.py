@@ -1,0 +1,55 @@
+"""Score delivered images with a benchmark's judge, and sum up what it said."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+
+from harness.records import Job
+from harness.runs.benchmark import BenchmarkSpec
+from harness.runs.folder import RunFolder
+from harness.runs.journal import write_atomic
+from harness.runs.lock import hold_lock
+
+log = logging.getLogger("harness")
+
+
+def prepare_judge(benchmark: BenchmarkSpec, jobs: Sequence[Job]) -> None:
+    """Let the benchmark refuse images that its judge cannot score, and log what the others cost.
+
+    Raises UserError where the judge cannot be had.
+    """
+    if not jobs:
+        return
+    benchmark.ready()
+    if benchmark.estimate is not None:
+        log.info("%s", benchmark.estimate([job.prompt for job in jobs]))
+
+
+def score_images(
+    benchmark: BenchmarkSpec, folder: RunFolder, jobs: Iterable[Job]
+) -> list[float | None]:
+    """Score delivered images; each score is in the journal before the next one is asked for."""
+    values = []
+    for score in benchmark.score([(job.prompt, folder.image_file(job)) for job in jobs]):
+        folder.save_score(score)
+        values.append(score.value)
+    return values
+
+
+def write_summary(benchmark: BenchmarkSpec, folder: RunFolder) -> None:
+    """Write what the benchmark says about all scores of the run so far.
+
+    It goes to the log and summary.txt, and into files of the benchmark's own. Of several shares
+    the last one to end sees, and writes, all scores.
+    """
+    with hold_lock(folder.path / ".lock"):
+        scores = folder.read_scores(benchmark.judge)
+        if benchmark.summarise is not None:
+            lines = list(benchmark.summarise(scores))
+            text = "".join(f"{line}\n" for line in lines)
+            write_atomic(folder.path / "summary.txt", text.encode())
+            for line in lines:
+                log.info("%s", line)
+        for name, content in benchmark.files(scores, folder.path).items():
+            write_atomic(folder.path / name, content.encode())

@@ -1,0 +1,182 @@
+"""Know which points of a sweep are finished, without loading a model or composing anything.
+
+A point is finished if a ledger says which run folder is its own, if that folder is complete, and if
+nothing that the point reads has changed since. Files are compared by size and time of change.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from harness.records import UserError, digest, dump
+from harness.runs.folder import is_intact
+from harness.runs.read import find_runs, read_run
+from harness.sweeps.ledger import Event, is_command_option, ledger_folder, read_events
+
+ENDPOINT_VARIABLES = ("VLM_BASE_URL", "VLM_MODEL")
+"""Environment variables from which a judge without an address of its own takes one."""
+
+PROJECT = Path(__file__).resolve().parents[2]
+PROJECT_FOLDERS = tuple(PROJECT / name for name in ("harness", "methods", "benchmarks", "conf"))
+"""Folders of the project's own code and configuration."""
+
+
+class KnownPoints:
+    """The points that the ledgers of a results folder know."""
+
+    def __init__(self, results: Path) -> None:
+        self._results = results
+        self._started: dict[str, Event] = {}
+        for path in sorted(ledger_folder(results).glob("*.jsonl")):
+            for event in read_events(path):
+                if event.event == "started":
+                    self._started[event.point] = event
+
+    def find_finished(self, point: str, stages: Iterable[str]) -> str | None:
+        """Return the folder, below results, of a point that has nothing left to do; else None."""
+        event = self._started.get(point)
+        if event is None:
+            return None
+        for path, state in event.files.items():
+            if has_changed(path, state):
+                return None
+        return event.folder if is_complete(self._results / event.folder, stages) else None
+
+
+def is_complete(folder: Path, stages: Iterable[str]) -> bool:
+    """Whether every planned image of a run folder is there, byte for byte.
+
+    If `stages` ask for scores, all images must be scored, too.
+    """
+    try:
+        run = read_run(folder)
+    except UserError:
+        return False
+    if "score" in stages and not run.scores.keys() >= run.planned.keys():
+        return False
+    return run.complete and all(is_intact(folder, record) for record in run.done.values())
+
+
+def key_point(overrides: Iterable[str], searched: Iterable[str]) -> str:
+    """Name a point without composing its configuration.
+
+    The key is made of what was asked for, and of all of the project that could change it;
+    `searched` are further folders of configuration. A key that differs without need costs little:
+    the point is built then, and found complete by its fingerprint.
+    """
+    named = sorted(override for override in overrides if not is_command_option(override))
+    endpoint = [os.environ.get(name, "") for name in ENDPOINT_VARIABLES]
+    project = _hash_project(tuple(searched))
+    return digest(dump([named, endpoint, project]).encode(), 16)
+
+
+def hash_results(results: Path, about: Sequence[str]) -> str:
+    """Hash all that a report of a results folder follows from.
+
+    That is the run folders' journals, the project, and `about`: what was asked for.
+    """
+    journals: list[tuple[str, int, int]] = []
+    for run in find_runs(results):
+        for path in sorted(run.glob("[!.]*.*")):
+            if path.is_file():
+                journals.append((str(path.relative_to(results)), *stat_file(path)))
+    return digest(dump([journals, list(about), _hash_project(())]).encode())
+
+
+@lru_cache(maxsize=4)
+def _hash_project(searched: tuple[str, ...]) -> str:
+    """Hash code, configuration and shipped weights, by name, size and time of change."""
+    states: list[tuple[str, int, int]] = []
+    for folder in (*PROJECT_FOLDERS, *map(Path, searched)):
+        states += [(name, *stat) for name, stat in walk_files(folder)]
+    return digest(dump(states).encode(), 16)
+
+
+# ------------------------------------------------------------------ files that a point reads
+
+
+def find_outside_files(config: Any) -> dict[str, list[int]]:
+    """Find the files and folders outside the project that a plain configuration names.
+
+    The files of classes are among them. Returns the state of each (see `state_of`).
+    """
+    found: dict[str, list[int]] = {}
+    for option, text in _list_texts(config):
+        path = _find_module(text) if option == "_target_" else Path(text).expanduser()
+        with suppress(OSError, ValueError):
+            if path and path.exists() and not _is_of_project(path):
+                found[str(path)] = state_of(path)
+    return found
+
+
+def _list_texts(config: Any, option: str = "") -> Iterator[tuple[str, str]]:
+    """List the texts of a nested configuration, each with its option's name."""
+    if isinstance(config, Mapping):
+        for key, value in config.items():
+            yield from _list_texts(value, str(key))
+    elif isinstance(config, list):
+        for value in config:
+            yield from _list_texts(value, option)
+    elif isinstance(config, str) and config:
+        yield option, config
+
+
+def _find_module(target: str) -> Path | None:
+    """Find the file of the module that a `_target_` lies in."""
+    module, _, _ = target.rpartition(".")
+    with suppress(ImportError, ValueError):
+        spec = importlib.util.find_spec(module)
+        return Path(spec.origin) if spec and spec.origin else None
+    return None
+
+
+def _is_of_project(path: Path) -> bool:
+    resolved = path.resolve()
+    return any(resolved.is_relative_to(folder) for folder in PROJECT_FOLDERS)
+
+
+# ------------------------------------------------------------------ states of files
+
+
+class FileStat(NamedTuple):
+    """Size and time of change of a file."""
+
+    size: int
+    changed_ns: int
+
+
+def has_changed(path: str, state: Sequence[int]) -> bool:
+    """Whether a file or folder is no longer in that state."""
+    try:
+        return state_of(Path(path)) != list(state)
+    except OSError:
+        return True
+
+
+def state_of(path: Path) -> list[int]:
+    """Return size, last time of change and number of files, of a file or of all below a folder."""
+    if not path.is_dir():
+        return [*stat_file(path), 1]
+    stats = [stat for _, stat in walk_files(path)]
+    size = sum(stat.size for stat in stats)
+    last = max((stat.changed_ns for stat in stats), default=0)
+    return [size, last, len(stats)]
+
+
+def walk_files(folder: Path) -> Iterator[tuple[str, FileStat]]:
+    """List all files below a folder, by name, without compiled Python."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts:
+            yield str(path.relative_to(folder)), stat_file(path)
+
+
+def stat_file(path: Path) -> FileStat:
+    """Read size and time of change of a file."""
+    stat = path.stat()
+    return FileStat(stat.st_size, stat.st_mtime_ns)

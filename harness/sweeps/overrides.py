@@ -1,0 +1,51 @@
+"""Prepare the command line of a sweep for Hydra."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+
+MULTIRUN = {"-m", "--multirun"}
+EXPERIMENT = "experiment"
+"""The group whose choice may sweep anything."""
+
+
+def defer_swept_options(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments of a sweep, with options of a swept part left to each point.
+
+    Hydra composes a sweep once without its swept values, and would refuse `method.gamma=8` there if
+    the default method has no gamma. Written as a sweep of one value it belongs to the points.
+    """
+    if not MULTIRUN & set(arguments):
+        return list(arguments)
+    parsed = _parse(arguments)
+    swept = {
+        override.key_or_group
+        for override in parsed.values()
+        if override.is_sweep_override() or override.key_or_group == EXPERIMENT
+    }
+    return [_defer(argument, parsed.get(argument), swept) for argument in arguments]
+
+
+def _parse(arguments: Sequence[str]) -> Mapping[str, Override]:
+    """Parse the arguments that are overrides."""
+    parser = OverridesParser.create()
+    parsed = {}
+    for argument in arguments:
+        with suppress(HydraException):
+            (parsed[argument],) = parser.parse_overrides([argument])
+    return parsed
+
+
+def _defer(argument: str, override: Override | None, swept: set[str]) -> str:
+    """Return an argument as a sweep of one value if it is an option of a swept part."""
+    if override is None or override.is_sweep_override() or override.is_delete():
+        return argument
+    part, dot, _ = override.key_or_group.partition(".")
+    if not dot or not swept & {part, EXPERIMENT}:
+        return argument
+    return f"{argument.partition('=')[0]}=choice({override.get_value_element_as_str()})"
