@@ -284,7 +284,11 @@ def test_a_cache_built_in_pieces_equals_a_fresh_one(sampler: Sampler) -> None:
 
 def drafter() -> DraftModel:
     """The same tiny model with one layer as the draft."""
-    return DraftModel(lambda device="cpu": tiny(size={**SIZE, "layers": 1}, device=device), True)  # type: ignore[arg-type,return-value]
+
+    def draft_model(device: Any = "cpu") -> Any:
+        return tiny(size={**SIZE, "layers": 1}, device=device)
+
+    return DraftModel(draft_model, True)
 
 
 METHODS: dict[str, Callable[[], Method]] = {
