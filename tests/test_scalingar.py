@@ -1,17 +1,15 @@
-"""ScalingAR: the spec's worked values, an independent reference, and the laws of pruning and
-guidance.
-"""
+"""ScalingAR: worked values, an independent reference, and the laws of pruning and guidance."""
 
 from __future__ import annotations
 
 import json
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import hydra
 import numpy as np
@@ -23,7 +21,7 @@ from toy import DEVICES, TEXTS, ToyModel, draw, jobs
 from harness.engine.canvas import Canvas
 from harness.engine.guidance import Sampling, cfg
 from harness.engine.sampler import Sampler
-from harness.engine.scheduler import Scheduler
+from harness.engine.scheduler import Delivery, Scheduler
 from harness.engine.session import Session
 from harness.records import TIMES, UserError
 from methods.conformance.scalingar import conformance, settings_of
@@ -37,9 +35,16 @@ from methods.scalingar import (
     SchedulerSettings,
     TerminationSettings,
 )
-from methods.scalingar.group import Group
-from methods.scalingar.policy import Termination, guidance
-from methods.scalingar.profile import conditional, guided, quantile, rebound, smooth
+from methods.scalingar.group import CandidateGroup
+from methods.scalingar.policy import Termination, guidance_scales
+from methods.scalingar.profile import (
+    Observation,
+    probe_conditional,
+    probe_guided,
+    quantile,
+    rebound,
+    smooth,
+)
 from methods.scalingar.settings import PAPER
 from methods.scalingar.trace import read_trace
 
@@ -56,18 +61,46 @@ OFF = Policy(termination=False, scheduler=False)
 # ------------------------------------------------------------------ an independent reference
 
 PAPER_OPTIONS: dict[str, Any] = {
-    "alpha_H": 0.5, "alpha_M": 0.5, "lambda_tok": 0.2, "lambda_I": 0.2, "w_tok": 0.65, "w_blk": 0.35, "b": 4, "q": 0.1,
-    "w_I": 0.75, "w_D": 0.25, "p": 0.2, "lambda_theta": 0.2, "W0": 0.125, "delta_steps": 32, "delta_rec": 0.05,
-    "alpha": 0.3, "beta": 0.4, "gamma": 0.4, "W_roll": 64, "W_var": 32, "pct_lo": 5, "pct_hi": 95, "eps": 1e-6,
-    "min_alive": 1, "recovery_mode": "window_end", "rebound_ref": "since_flag", "recovery_enabled": True,
-    "channel_token": True, "channel_block": True, "channel_cond": True, "policy_termination": True,
-    "policy_scheduler": True, "scheduler_form": "additive",
-}  # fmt: skip
+    "alpha_H": 0.5,
+    "alpha_M": 0.5,
+    "lambda_tok": 0.2,
+    "lambda_I": 0.2,
+    "w_tok": 0.65,
+    "w_blk": 0.35,
+    "b": 4,
+    "q": 0.1,
+    "w_I": 0.75,
+    "w_D": 0.25,
+    "p": 0.2,
+    "lambda_theta": 0.2,
+    "W0": 0.125,
+    "delta_steps": 32,
+    "delta_rec": 0.05,
+    "alpha": 0.3,
+    "beta": 0.4,
+    "gamma": 0.4,
+    "W_roll": 64,
+    "W_var": 32,
+    "pct_lo": 5,
+    "pct_hi": 95,
+    "eps": 1e-6,
+    "min_alive": 1,
+    "recovery_mode": "window_end",
+    "rebound_ref": "since_flag",
+    "recovery_enabled": True,
+    "channel_token": True,
+    "channel_block": True,
+    "channel_cond": True,
+    "policy_termination": True,
+    "policy_scheduler": True,
+    "scheduler_form": "additive",
+}
 
 
 class Reference:
-    """The specification's equations for one prompt, a candidate at a time, in its own symbols; no
-    shared arithmetic.
+    """The specification's equations for one prompt, a candidate at a time, in its own symbols.
+
+    No arithmetic is shared with the method.
     """
 
     def __init__(self, n: int, h: int, w: int, s_base: float, **options: Any) -> None:
@@ -85,78 +118,104 @@ class Reference:
         self.theta: float | None = None
 
     def history(self, i: int, name: str, window: int | None = None) -> list[float]:
+        """A candidate's values of the last `window` steps, or of all."""
         values = [row[i][name] for row in self.rows if i in row]
         return values if window is None else values[-window:]
 
     def pool(self, name: str) -> list[float]:
-        return [value for i in self.live for value in self.history(i, name, self.o.W_roll)]
+        """The last values of all live candidates."""
+        values = []
+        for i in self.live:
+            values += self.history(i, name, self.o.W_roll)
+        return values
 
     def average(self, i: int, name: str, weight: float, value: float) -> float:
+        """The exponential moving average of `name` with its new value."""
         before = [row[i][name] for row in self.rows[:-1]]
         return value if not before else (1 - weight) * before[-1] + weight * value
 
     def observe(
         self, cond: dict[int, np.ndarray], uncond: dict[int, np.ndarray]
     ) -> dict[int, float]:
-        o = self.o
+        """Take in the logits of a step, and return the guidance scales of the live candidates."""
         self.rows.append({i: {} for i in self.live})
+        now = self.rows[-1]
         for i in self.live:
-            row = self.rows[-1][i]
-            p, p_u = (np.exp(x - x.max()) / np.exp(x - x.max()).sum() for x in (cond[i], uncond[i]))
-            row["Hn"] = -sum(v * math.log(v) for v in p if v > 0) / math.log(len(p))
-            row["m"] = sorted(p)[-1] - sorted(p)[-2]
-            row["K"] = sum(a * math.log(a / b) for a, b in zip(p, p_u, strict=True))
-            u = o.alpha_H * row["Hn"] + o.alpha_M * (1 - row["m"])
-            row["s_tok"] = self.average(i, "s_tok", o.lambda_tok, 1 - u)
-            row["e"] = self.worst_blocks(i)
+            self.read_logits(i, now[i], cond[i], uncond[i])
         e = self.pool("e")
         K = self.pool("K")
-        lo, hi = np.percentile(e, [o.pct_lo, o.pct_hi])
-        mu = np.mean(K)
-        sigma = np.std(K)
         for i in self.live:
-            row = self.rows[-1][i]
-            spread = len(e) >= 2 and hi - lo >= 1e-6
-            row["B"] = 1 - min(1.0, max(0.0, (row["e"] - lo) / (hi - lo))) if spread else 0.5
-            z = min(10, max(-10, (row["K"] - mu) / (sigma + o.eps)))
-            row["D"] = (
-                1 / (1 + math.exp(-z)) if len(K) >= 2 and sigma >= 1e-6 and o.channel_cond else 0.5
-            )
-            w_tok = o.w_tok
-            w_blk = o.w_blk
-            if not o.channel_token:
-                w_tok = 0
-                w_blk = 1
-            if not o.channel_block:
-                w_tok = 1
-                w_blk = 0
-            w_I, w_D, alpha = (o.w_I, o.w_D, o.alpha) if o.channel_cond else (1, 0, 0)
-            row["I"] = self.average(i, "I", o.lambda_I, w_tok * row["s_tok"] + w_blk * row["B"])
-            row["C"] = w_I * row["I"] + w_D * row["D"]
-            lowest = min(self.history(i, "C"))
-            row["R"] = (row["C"] - lowest) / (abs(lowest) + o.eps)
-            row["var_I"] = float(np.var(self.history(i, "I", o.W_var)))
-            correction = alpha * (1 - row["D"]) + o.beta * row["var_I"] - o.gamma * row["R"]
-            wanted = (
-                self.s_base * (1 + correction)
-                if o.scheduler_form == "relative"
-                else self.s_base + correction
-            )
-            row["scale"] = (
-                min(2 * self.s_base, max(1.0, wanted)) if o.policy_scheduler else self.s_base
-            )
-        return {i: self.rows[-1][i]["scale"] for i in self.live}
+            self.unify(i, now[i], e, K)
+            now[i]["scale"] = self.scale(i, now[i])
+        return {i: now[i]["scale"] for i in self.live}
+
+    def read_logits(
+        self, i: int, row: dict[str, float], cond: np.ndarray, uncond: np.ndarray
+    ) -> None:
+        """Signals that depend on one candidate alone."""
+        o = self.o
+        p = np.exp(cond - cond.max()) / np.exp(cond - cond.max()).sum()
+        p_u = np.exp(uncond - uncond.max()) / np.exp(uncond - uncond.max()).sum()
+        row["Hn"] = -sum(v * math.log(v) for v in p if v > 0) / math.log(len(p))
+        row["m"] = sorted(p)[-1] - sorted(p)[-2]
+        row["K"] = sum(a * math.log(a / b) for a, b in zip(p, p_u, strict=True))
+        u = o.alpha_H * row["Hn"] + o.alpha_M * (1 - row["m"])
+        row["s_tok"] = self.average(i, "s_tok", o.lambda_tok, 1 - u)
+        row["e"] = self.worst_blocks(i)
 
     def worst_blocks(self, i: int) -> float:
+        """Mean entropy of the worst blocks begun (Eq. 6)."""
         begun: dict[tuple[int, int], list[float]] = {}
         for place, entropy in enumerate(self.history(i, "Hn")):
-            begun.setdefault((place // self.w // self.o.b, place % self.w // self.o.b), []).append(
-                entropy
-            )
+            row, column = divmod(place, self.w)
+            block = (row // self.o.b, column // self.o.b)
+            begun.setdefault(block, []).append(entropy)
         means = sorted((sum(block) / len(block) for block in begun.values()), reverse=True)
-        return float(np.mean(means[: max(1, math.ceil(self.o.q * len(means)))]))
+        count = max(1, math.ceil(self.o.q * len(means)))
+        return float(np.mean(means[:count]))
+
+    def unify(self, i: int, row: dict[str, float], e: list[float], K: list[float]) -> None:
+        """Normalise within the group's pools, and unify (Eq. 6 to 8)."""
+        o = self.o
+        lo, hi = np.percentile(e, [o.pct_lo, o.pct_hi])
+        row["B"] = 0.5
+        if len(e) >= 2 and hi - lo >= 1e-6:
+            row["B"] = 1 - min(1.0, max(0.0, (row["e"] - lo) / (hi - lo)))
+
+        sigma = np.std(K)
+        row["D"] = 0.5
+        if len(K) >= 2 and sigma >= 1e-6 and o.channel_cond:
+            z = min(10, max(-10, (row["K"] - np.mean(K)) / (sigma + o.eps)))
+            row["D"] = 1 / (1 + math.exp(-z))
+
+        w_tok, w_blk = self.intrinsic_weights()
+        row["I"] = self.average(i, "I", o.lambda_I, w_tok * row["s_tok"] + w_blk * row["B"])
+        row["C"] = o.w_I * row["I"] + o.w_D * row["D"] if o.channel_cond else row["I"]
+        lowest = min(self.history(i, "C"))
+        row["R"] = (row["C"] - lowest) / (abs(lowest) + o.eps)
+        row["var_I"] = float(np.var(self.history(i, "I", o.W_var)))
+
+    def intrinsic_weights(self) -> tuple[float, float]:
+        if not self.o.channel_token:
+            return 0, 1
+        if not self.o.channel_block:
+            return 1, 0
+        return self.o.w_tok, self.o.w_blk
+
+    def scale(self, i: int, row: dict[str, float]) -> float:
+        """Guidance scale (Eq. 10)."""
+        o = self.o
+        if not o.policy_scheduler:
+            return self.s_base
+        alpha = o.alpha if o.channel_cond else 0
+        correction = alpha * (1 - row["D"]) + o.beta * row["var_I"] - o.gamma * row["R"]
+        wanted = self.s_base + correction
+        if o.scheduler_form == "relative":
+            wanted = self.s_base * (1 + correction)
+        return min(2 * self.s_base, max(1.0, wanted))
 
     def terminate(self) -> list[int]:
+        """End candidates after a step (Alg. 1, lines 15 to 18)."""
         o = self.o
         t = self.t
         row = self.rows[-1]
@@ -164,12 +223,15 @@ class Reference:
         if not o.policy_termination or t < math.ceil(o.W0 * self.h * self.w) or len(self.live) == 1:
             return []
         level = float(np.quantile([row[i]["C"] for i in self.live], o.p))
-        self.theta = (
-            level
-            if self.theta is None
-            else (1 - o.lambda_theta) * self.theta + o.lambda_theta * level
-        )
-        doomed = [i for i in self.live if self.judge(i, t, row[i]["C"], row[i]["R"], self.theta)]
+        if self.theta is None:
+            self.theta = level
+        else:
+            self.theta = (1 - o.lambda_theta) * self.theta + o.lambda_theta * level
+
+        doomed = []
+        for i in self.live:
+            if self.has_to_go(i, t, row[i]["C"], row[i]["R"], self.theta):
+                doomed.append(i)
         while doomed and len(self.live) - len(doomed) < o.min_alive:
             spared = max(doomed, key=lambda i: (row[i]["C"], -i))
             doomed.remove(spared)
@@ -179,8 +241,8 @@ class Reference:
             self.live.remove(i)
         return doomed
 
-    def judge(self, i: int, t: int, c: float, r: float, theta: float) -> bool:
-        """Whether a candidate has to go."""
+    def has_to_go(self, i: int, t: int, c: float, r: float, theta: float) -> bool:
+        """Whether a candidate is below the threshold and may not recover any more."""
         o = self.o
         if not o.recovery_enabled:
             return c < theta
@@ -197,29 +259,37 @@ class Reference:
             return c < theta and rise < o.delta_rec
         if i not in self.flag:
             return False
+
         over = t - self.flag[i] >= o.delta_steps
         if o.recovery_mode == "window_any":
-            if rise >= o.delta_rec:
-                del self.flag[i]
-                return False
-            return over
-        if over and not (c < theta or rise < o.delta_rec):
+            recovered = rise >= o.delta_rec
+        else:
+            recovered = over and c >= theta and rise >= o.delta_rec
+        if recovered:
             del self.flag[i]
-            return False
-        return over
+        return over and not recovered
 
     def winner(self) -> int:
         return max(self.live, key=lambda i: (self.rows[-1][i]["C"], -i))
 
 
 OURS = {
-    "Hn": "entropy", "m": "margin", "K": "kl", "s_tok": "token", "e": "trouble", "B": "stability", "I": "intrinsic",
-    "D": "influence", "C": "confidence", "R": "rebound",
-}  # fmt: skip
+    "Hn": "entropy",
+    "m": "margin",
+    "K": "kl",
+    "s_tok": "token",
+    "e": "trouble",
+    "B": "stability",
+    "I": "intrinsic",
+    "D": "influence",
+    "C": "confidence",
+    "R": "rebound",
+}
+"""The profile's series by the specification's symbols."""
 
 
-def ours(n: int, h: int, w: int, s_base: float, **options: Any) -> Group:
-    return Group(settings_of({**PAPER_OPTIONS, **options}), n, (h, w), s_base)
+def ours(n: int, h: int, w: int, s_base: float, **options: Any) -> CandidateGroup:
+    return CandidateGroup(settings_of({**PAPER_OPTIONS, **options}), n, (h, w), s_base)
 
 
 def no_probs() -> torch.Tensor:
@@ -228,13 +298,16 @@ def no_probs() -> torch.Tensor:
 
 def signals(cond_NV: np.ndarray, uncond_NV: np.ndarray) -> list[dict[str, float]]:
     """What the sampler's `look` would answer."""
-    named = conditional(torch.from_numpy(np.stack((uncond_NV, cond_NV), 1))[:, :, None], no_probs)
-    return [{name: float(value[i]) for name, value in named.items()} for i in range(len(cond_NV))]
+    logits_NKTV = torch.from_numpy(np.stack((uncond_NV, cond_NV), 1))[:, :, None]
+    named = probe_conditional(logits_NKTV, no_probs)
+    rows = torch.stack(list(named.values()), 1).tolist()
+    return [dict(zip(named, row, strict=True)) for row in rows]
 
 
 def random_logits(n: int, steps: int, seed: int, vocab: int = 12) -> tuple[np.ndarray, np.ndarray]:
-    """Candidates whose difficulty and obedience drift, so that signals rise and fall; step 0 is
-    common to all.
+    """Logits [steps, n, vocab] of text and null branch; step 0 is common to all candidates.
+
+    Difficulty and obedience of the candidates drift, so that their signals rise and fall.
     """
     rng = np.random.default_rng(seed)
     drift = np.cumsum(rng.normal(0, 0.35, (2, steps, n)), 1)
@@ -246,23 +319,21 @@ def random_logits(n: int, steps: int, seed: int, vocab: int = 12) -> tuple[np.nd
     return cond, uncond
 
 
-def agree(group: Group, reference: Reference, t: int) -> None:
-    """All signals, guidance and flags of step t are equal."""
+def expect_agreement(group: CandidateGroup, reference: Reference, t: int) -> None:
+    """Assert that all signals, scales and flags of step t are equal."""
     assert group.live.tolist() == reference.live
     for i, row in reference.rows[t].items():
         for symbol, name in OURS.items():
-            assert getattr(group.profile, name)[t, i] == pytest.approx(row[symbol], abs=1e-9), (
-                t,
-                i,
-                name,
-            )
+            got = getattr(group.profile, name)[t, i]
+            assert got == pytest.approx(row[symbol], abs=1e-9), (t, i, name)
         assert group.variance_TN[t, i] == pytest.approx(row["var_I"], abs=1e-9)
         assert group.scale_TN[t, i] == pytest.approx(row["scale"], abs=1e-9)
     for i in reference.live:
         assert group.termination.flag_N[i] == reference.flag.get(i, -1)
 
 
-def replay(n: int, h: int, w: int, seed: int, **options: Any) -> tuple[Group, Reference]:
+def replay(n: int, h: int, w: int, seed: int, **options: Any) -> tuple[CandidateGroup, Reference]:
+    """Run ours and the reference over the same logits, comparing them after every step."""
     cond, uncond = random_logits(n, h * w, seed)
     group = ours(n, h, w, 7.5, **options)
     reference = Reference(n, h, w, 7.5, **options)
@@ -274,7 +345,7 @@ def replay(n: int, h: int, w: int, seed: int, **options: Any) -> tuple[Group, Re
         assert sorted(group.terminate()) == sorted(reference.terminate())
         if reference.theta is not None and not math.isnan(group.threshold_T[t]):
             assert group.threshold_T[t] == pytest.approx(reference.theta, abs=1e-9)
-        agree(group, reference, t)
+        expect_agreement(group, reference, t)
     assert group.terminated_at == reference.terminated_at
     assert group.winner() == reference.winner()
     return group, reference
@@ -295,7 +366,7 @@ def test_profile_and_policy_agree_with_the_reference_step_by_step(
     }
     group, _ = replay(n, h, w, seed=n, **options)
     if n == 8 and reference == "since_flag":
-        assert len(group.live) < 8, "nothing was terminated: the comparison says little"
+        assert len(group.live) < 8, "nothing was terminated: the comparison shows little"
 
 
 SWITCHES: list[dict[str, Any]] = [
@@ -323,10 +394,9 @@ def test_every_switch_agrees_with_the_reference_and_changes_something(
     short = {"delta_steps": 3, "W_roll": 10, "W_var": 6}
     group, _ = replay(6, 6, 6, 1, **short, **switch)
     full, _ = replay(6, 6, 6, 1, **short)
-    assert not (
-        group.terminated_at == full.terminated_at
-        and np.array_equal(group.scale_TN, full.scale_TN, equal_nan=True)
-    )
+    same_ends = group.terminated_at == full.terminated_at
+    same_scales = np.array_equal(group.scale_TN, full.scale_TN, equal_nan=True)
+    assert not (same_ends and same_scales)
 
 
 # ------------------------------------------------------------------ worked values
@@ -343,16 +413,31 @@ def test_worked_signals() -> None:
     assert smooth(np.array([0.1875]), np.array([0.6]), 0.2) == pytest.approx(0.27)
 
 
-def test_worked_threshold_rebound_and_guidance() -> None:
+def test_worked_threshold() -> None:
     confidence = np.array([0.7, 0.2, 0.5, 0.6, 0.4])
     assert quantile(confidence, 0.2) == pytest.approx(0.36)
     stage = Termination(TerminationSettings(warmup_share=0), RecoverySettings(), 5, 16, 1e-6)
     for shift in (0.0, 0.05):
-        stage.update(0, np.arange(5), confidence + shift, np.zeros(5), np.zeros(5, bool))
-    assert stage.threshold == pytest.approx(0.8 * 0.36 + 0.2 * 0.41) == pytest.approx(0.37)
+        seen = Observation(
+            t=0,
+            live=np.arange(5),
+            confidence_R=confidence + shift,
+            rebound_R=np.zeros(5),
+            unclear_R=np.zeros(5, bool),
+        )
+        stage.update(seen)
+    assert stage.threshold == pytest.approx(0.8 * 0.36 + 0.2 * 0.41)
+    assert stage.threshold == pytest.approx(0.37)
+
+
+def test_worked_rebound_and_guidance() -> None:
     assert rebound(np.array(0.33), np.array(0.30), 1e-6) == pytest.approx(0.1, abs=1e-5)
-    scale, clamped = guidance(
-        SchedulerSettings(), 7.5, np.array([1 - 0.4]), np.array([0.01]), np.array([0.1])
+    scale, clamped = guidance_scales(
+        SchedulerSettings(),
+        base=7.5,
+        drift_R=np.array([1 - 0.4]),
+        variance_R=np.array([0.01]),
+        rebound_R=np.array([0.1]),
     )
     assert scale == pytest.approx(7.644)
     assert not clamped.any()
@@ -361,7 +446,7 @@ def test_worked_threshold_rebound_and_guidance() -> None:
 @pytest.mark.parametrize(
     ("logits", "trust"), [(np.zeros(8), 0.0), (np.r_[1000.0, np.zeros(7)], 1.0)]
 )
-def test_uniform_laws_are_trusted_not_at_all_and_one_hot_laws_fully(
+def test_uniform_probs_are_trusted_not_at_all_and_one_hot_ones_fully(
     logits: np.ndarray, trust: float
 ) -> None:
     (seen,) = signals(logits[None], logits[None])
@@ -371,19 +456,21 @@ def test_uniform_laws_are_trusted_not_at_all_and_one_hot_laws_fully(
     assert group.profile.token[0, 0] == pytest.approx(trust)
 
 
-def test_equal_streams_have_no_divergence_and_no_use_for_a_scale() -> None:
-    logits = torch.randn(3, 1, 1, 16, generator=torch.Generator().manual_seed(0)).expand(
-        -1, 2, -1, -1
-    )
-    assert conditional(logits, no_probs)["kl"].abs().max() == 0
-    assert torch.equal(cfg(logits, torch.full((3,), 1.5)), cfg(logits, torch.full((3,), 9.0)))
+def test_equal_branches_have_no_divergence_and_no_use_for_a_scale() -> None:
+    logits = torch.randn(3, 1, 1, 16, generator=torch.Generator().manual_seed(0))
+    logits = logits.expand(-1, 2, -1, -1)
+    weak = torch.full((3,), 1.5)
+    strong = torch.full((3,), 9.0)
+    assert probe_conditional(logits, no_probs)["kl"].abs().max() == 0
+    assert torch.equal(cfg(logits, weak), cfg(logits, strong))
 
 
 def test_masked_ids_count_nowhere() -> None:
     logits = torch.randn(2, 2, 1, 10, generator=torch.Generator().manual_seed(0))
     masked = torch.cat((logits, torch.full((2, 2, 1, 5), -torch.inf)), -1)
-    for name, value in conditional(logits, no_probs).items():
-        assert torch.allclose(conditional(masked, no_probs)[name], value)
+    seen = probe_conditional(masked, no_probs)
+    for name, value in probe_conditional(logits, no_probs).items():
+        assert torch.allclose(seen[name], value)
 
 
 def test_step_zero_is_neutral() -> None:
@@ -411,10 +498,40 @@ def test_a_signal_that_is_no_number_is_neutral_counted_and_no_reason_to_end() ->
 # ------------------------------------------------------------------ on the sampler
 
 
-def drawn(method: ScalingAR, n_jobs: int = 6, **options: Any) -> dict:
-    return draw(
-        method, jobs(TEXTS[:n_jobs]), slots=options.pop("slots", 4 * method.rows), **options
-    )
+class Opening:
+    """A session that keeps the canvases it opens; all else is done by the real one."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.canvases: list[Canvas] = []
+
+    def open(self, n: int = 1) -> list[Canvas]:
+        self.canvases = self.session.open(n)
+        return self.canvases
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.session, name)
+
+
+class Watched(ScalingAR):
+    """Keeps every canvas of every prompt, ended ones included."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.opened: dict[str, list[Canvas]] = {}
+
+    async def generate(self, prompt: str, s: Session) -> Canvas:
+        opening = Opening(s)
+        chosen = await super().generate(prompt, cast(Session, opening))
+        self.opened[prompt] = opening.canvases
+        return chosen
+
+
+Deliveries = dict[tuple[str, int], Delivery]
+
+
+def drawn(method: ScalingAR, **options: Any) -> Deliveries:
+    return draw(method, jobs(TEXTS), slots=4 * method.rows, **options)
 
 
 def test_one_candidate_without_policies_is_plain() -> None:
@@ -425,104 +542,103 @@ def test_one_candidate_without_policies_is_plain() -> None:
             assert getattr(delivery.usage, name) == getattr(plain[key].usage, name)
 
 
-def test_without_guidance_it_is_refused_before_any_compute_where_two_streams_are_needed() -> None:
+@pytest.mark.parametrize(
+    "method", [ScalingAR(4), ScalingAR(4, policy=OFF), ScalingAR(4, channel=Channel(cond=False))]
+)
+def test_without_guidance_it_is_refused_where_two_branches_are_needed(method: ScalingAR) -> None:
     model = ToyModel()
-    unguided = Sampling(scale=1.0)
-    for method in (
-        ScalingAR(4),
-        ScalingAR(4, policy=OFF),
-        ScalingAR(4, channel=Channel(cond=False)),
-    ):
-        with pytest.raises(UserError, match="the method needs it"):
-            Scheduler(method, Sampler(model, unguided, slots=8), seed=0)
+    sampler = Sampler(model, Sampling(scale=1.0), slots=8)
+    with pytest.raises(UserError, match="the method needs it"):
+        Scheduler(method, sampler, seed=0)
     assert model.forwards == 0
+
+
+def test_the_intrinsic_channel_alone_needs_no_guidance() -> None:
+    unguided = Sampling(scale=1.0)
     intrinsic = ScalingAR(1, channel=Channel(cond=False), policy=OFF)
     plain = draw(Plain(), jobs(TEXTS), sampling=unguided)
     for key, delivery in drawn(intrinsic, sampling=unguided).items():
         assert delivery.tokens == plain[key].tokens
 
 
-@pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Canvas]]:
-    """Every canvas of every prompt, ended ones included."""
-    canvases: dict[str, list[Canvas]] = {}
-    plain_open = Session.open
-
-    def open_and_keep(session: Session, n: int = 1) -> list[Canvas]:
-        canvases[session._state.job.prompt.id] = plain_open(session, n)
-        return canvases[session._state.job.prompt.id]
-
-    monkeypatch.setattr(Session, "open", open_and_keep)
-    return canvases
-
-
 @pytest.mark.parametrize("mode", MODES)
-def test_pruning_a_candidate_changes_no_tokens_of_the_others(
-    mode: str, opened: dict[str, list[Canvas]]
-) -> None:
-    """At a fixed guidance scale; the scheduler's statistics are the group's, so with it on
-    survivors feel a loss.
-    """
+def test_pruning_a_candidate_changes_no_tokens_of_the_others(mode: str) -> None:
+    """This holds at a fixed guidance scale: the scheduler's statistics are those of the group."""
     recovery = replace(SHORT, mode=mode, rebound=0.3)
-    pruned = drawn(ScalingAR(6, recovery=recovery, policy=Policy(scheduler=False)))
-    some = {prompt: [c.tokens for c in canvases] for prompt, canvases in opened.items()}
-    assert any(min(map(len, tokens)) < 16 for tokens in some.values())
-    drawn(ScalingAR(6, policy=OFF))
-    for (prompt, _), delivery in pruned.items():
-        for i, canvas in enumerate(opened[prompt]):
-            assert some[prompt][i] == canvas.tokens[: len(some[prompt][i])]
-        assert delivery.tokens == some[prompt][delivery.notes["chosen"]]
+    method = Watched(6, recovery=recovery, policy=Policy(scheduler=False))
+    unpruned = Watched(6, policy=OFF)
+    deliveries = drawn(method)
+    drawn(unpruned)
+    ended = 0
+    for delivery in deliveries.values():
+        text = delivery.job.prompt.text
+        canvases = method.opened[text]
+        for pruned, whole in zip(canvases, unpruned.opened[text], strict=True):
+            assert pruned.tokens == whole.tokens[: pruned.length]
+            ended += pruned.length < 16
+        chosen = cast(int, delivery.notes["chosen"])
+        assert delivery.tokens == canvases[chosen].tokens
+    assert ended > 0
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_tokens_sampled_are_the_steps_that_candidates_lived(
-    mode: str, opened: dict[str, list[Canvas]]
-) -> None:
+def test_tokens_sampled_are_the_steps_that_candidates_lived(mode: str) -> None:
     n = 6
     steps = 16
     warmup = 2
-    for (prompt, _), delivery in drawn(ScalingAR(n, recovery=replace(SHORT, mode=mode))).items():
-        ended = delivery.notes["terminated_at"]
+    method = Watched(n, recovery=replace(SHORT, mode=mode))
+    for delivery in drawn(method).values():
+        ended = cast(list[int | None], delivery.notes["terminated_at"])
         lived = [steps if last is None else last + 1 for last in ended]
-        assert lived == [canvas.length for canvas in opened[prompt]]
+        canvases = method.opened[delivery.job.prompt.text]
+        assert lived == [canvas.length for canvas in canvases]
         assert delivery.usage.sampled == delivery.usage.visual_tokens == sum(lived)
         assert delivery.usage.discarded == sum(lived) - steps
         assert steps + (n - 1) * warmup <= sum(lived) <= n * steps
-    for delivery in drawn(ScalingAR(n, policy=Policy(termination=False))).values():
-        assert delivery.usage.sampled == n * steps
+
+
+def test_without_termination_all_candidates_are_drawn_to_their_end() -> None:
+    for delivery in drawn(ScalingAR(6, policy=Policy(termination=False))).values():
+        assert delivery.usage.sampled == 6 * 16
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_tokens_and_trace_do_not_depend_on_company(dtype: torch.dtype, device: str) -> None:
+def test_what_else_is_in_the_batch_changes_neither_tokens_nor_trace(
+    dtype: torch.dtype, device: str
+) -> None:
     method = ScalingAR(5, recovery=SHORT)
     some = jobs(TEXTS, images=2)
     model = ToyModel(dtype=dtype, device=device)
     together = draw(method, some, model=model, slots=20)
     shuffled = random.Random(1).sample(some, len(some))
     alone = draw(method, shuffled[:2], model=model, slots=20, concurrency=1)
-    slots = (
-        34 if dtype == torch.float64 else 20
-    )  # the shape of a forward shows in the last bits of float32
-    for other in (draw(method, shuffled, model=model, slots=slots), alone):
-        for key, delivery in other.items():
-            assert not delivery.error
-            assert (delivery.tokens, delivery.notes) == (together[key].tokens, together[key].notes)
-            same = dict.fromkeys(TIMES, 0.0)
-            assert replace(delivery.usage, **same) == replace(together[key].usage, **same)
+    # The shape of a forward shows in the last bits of float32.
+    slots = 34 if dtype == torch.float64 else 20
+    in_another_order = draw(method, shuffled, model=model, slots=slots)
+    same_times = dict.fromkeys(TIMES, 0.0)
+    for key, delivery in (*in_another_order.items(), *alone.items()):
+        expected = together[key]
+        assert not delivery.error
+        assert (delivery.tokens, delivery.notes) == (expected.tokens, expected.notes)
+        assert replace(delivery.usage, **same_times) == replace(expected.usage, **same_times)
+
+
+def decode_steps(policy: Policy) -> int:
+    """Decode steps of a whole run under a policy, with slots for two prompts."""
+    sampler = Sampler(ToyModel(), Sampling(scale=2.0), slots=24)
+    method = ScalingAR(6, policy=policy, recovery=RecoverySettings(enabled=False))
+    Scheduler(method, sampler, seed=0).run(jobs(TEXTS, images=2), lambda delivery: None)
+    return sampler.decode_steps
 
 
 def test_slots_of_ended_candidates_serve_other_prompts_in_the_same_run() -> None:
-    rounds = []
-    for policy in (Policy(), Policy(termination=False)):
-        sampler = Sampler(ToyModel(), Sampling(scale=2.0), slots=24)
-        method = ScalingAR(6, policy=policy, recovery=RecoverySettings(enabled=False))
-        Scheduler(method, sampler, seed=0).run(jobs(TEXTS, images=2), lambda delivery: None)
-        rounds.append(sampler.decode_steps)
-    assert rounds[0] < rounds[1] == 6 * 16
+    without_termination = decode_steps(Policy(termination=False))
+    assert without_termination == 6 * 16
+    assert decode_steps(Policy()) < without_termination
 
 
-class Recorded(ScalingAR):
+class Recorded(Watched):
     """Keeps the logits it is shown; one prompt at a time, so that rows are the live candidates."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -530,36 +646,32 @@ class Recorded(ScalingAR):
         self.shown: list[torch.Tensor] = []
         signals_of = self.probe
 
-        def keep(
+        def record(
             logits_RKTV: torch.Tensor, probs: Callable[[], torch.Tensor]
         ) -> dict[str, torch.Tensor]:
             self.shown.append(logits_RKTV.clone())
             return signals_of(logits_RKTV, probs)
 
-        self.probe = keep
+        self.probe = record
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_a_whole_run_is_the_reference_and_each_scale_guides_its_own_step(
-    mode: str, opened: dict[str, list[Canvas]]
+def expect_guided_draws(
+    canvases: Sequence[Canvas],
+    t: int,
+    text: dict[int, np.ndarray],
+    null: dict[int, np.ndarray],
+    scales: dict[int, float],
 ) -> None:
-    method = Recorded(6, recovery=replace(SHORT, mode=mode), scheduler=SchedulerSettings(drift=2.0))
-    (delivery,) = draw(method, jobs(TEXTS[:1]), slots=12, sampling=Sampling(scale=3.0)).values()
-    reference = Reference(6, 4, 4, 3.0, recovery_mode=mode, delta_steps=3, alpha=2.0)
-    (canvases,) = opened.values()
-    for t, logits_RKTV in enumerate(method.shown):
-        live = list(reference.live)
-        null, text = ({i: logits_RKTV[r, k, 0].numpy() for r, i in enumerate(live)} for k in (0, 1))
-        for i, scale in reference.observe(text, null).items():
-            probs = torch.from_numpy(null[i] + scale * (text[i] - null[i])).log_softmax(-1)
-            assert canvases[i].log_probs[t] == pytest.approx(
-                float(probs[canvases[i].tokens[t]]), abs=1e-9
-            )
-        reference.terminate()
-    assert delivery.notes["terminated_at"] == reference.terminated_at
-    assert delivery.notes["chosen"] == reference.winner()
-    assert delivery.tokens == canvases[reference.winner()].tokens
-    trace = read_trace(delivery.notes)
+    """Assert that tokens of step t were drawn under that step's scales."""
+    for i, scale in scales.items():
+        logits = torch.from_numpy(null[i] + scale * (text[i] - null[i]))
+        token = canvases[i].tokens[t]
+        expected = float(logits.log_softmax(-1)[token])
+        assert canvases[i].log_probs[t] == pytest.approx(expected, abs=1e-9)
+
+
+def expect_trace(trace: dict[str, np.ndarray], reference: Reference) -> None:
+    """Assert that a journal's series are the reference's, to the precision they are kept in."""
     names = {
         "C": "confidence",
         "I": "intrinsic",
@@ -569,31 +681,57 @@ def test_a_whole_run_is_the_reference_and_each_scale_guides_its_own_step(
         "scale": "scale",
     }
     for symbol, name in names.items():
-        for i in range(6):
+        for i in range(reference.n):
             values = [row[i][symbol] for row in reference.rows if i in row]
-            assert trace[name][:, i] == pytest.approx(
-                values + [math.nan] * (16 - len(values)), abs=6e-4, nan_ok=True
-            )
+            values += [math.nan] * (16 - len(values))
+            assert trace[name][:, i] == pytest.approx(values, abs=6e-4, nan_ok=True)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_whole_run_is_the_reference_and_each_scale_guides_its_own_step(mode: str) -> None:
+    method = Recorded(6, recovery=replace(SHORT, mode=mode), scheduler=SchedulerSettings(drift=2.0))
+    (delivery,) = draw(method, jobs(TEXTS[:1]), slots=12, sampling=Sampling(scale=3.0)).values()
+    reference = Reference(6, 4, 4, 3.0, recovery_mode=mode, delta_steps=3, alpha=2.0)
+    (canvases,) = method.opened.values()
+    for t, logits_RKTV in enumerate(method.shown):
+        live = list(reference.live)
+        null = {i: logits_RKTV[r, 0, 0].numpy() for r, i in enumerate(live)}
+        text = {i: logits_RKTV[r, 1, 0].numpy() for r, i in enumerate(live)}
+        scales = reference.observe(text, null)
+        expect_guided_draws(canvases, t, text, null, scales)
+        reference.terminate()
+    assert delivery.notes["terminated_at"] == reference.terminated_at
+    assert delivery.notes["chosen"] == reference.winner()
+    assert delivery.tokens == canvases[reference.winner()].tokens
+    expect_trace(read_trace(delivery.notes), reference)
     assert len(json.dumps(delivery.notes)) < 2000
 
 
-def test_guided_prev_reads_the_law_under_the_previous_scale() -> None:
-    method = Recorded(1, entropy_source="guided_prev", scheduler=SchedulerSettings(drift=2.0))
-    (delivery,) = draw(method, jobs(TEXTS[:1]), slots=2, sampling=Sampling(scale=3.0)).values()
+def test_guided_prev_reads_the_distribution_under_the_previous_scale() -> None:
+    scheduler = SchedulerSettings(drift=2.0)
+    sampling = Sampling(scale=3.0)
+    method = Recorded(1, entropy_source="guided_prev", scheduler=scheduler)
+    (delivery,) = draw(method, jobs(TEXTS[:1]), slots=2, sampling=sampling).values()
     trace = read_trace(delivery.notes)
     scale = 3.0
-    plain = ScalingAR(1, scheduler=SchedulerSettings(drift=2.0))
-    (other,) = draw(plain, jobs(TEXTS[:1]), slots=2, sampling=Sampling(scale=3.0)).values()
-    assert other.notes["trace"]["entropy"] != delivery.notes["trace"]["entropy"]  # type: ignore[index,call-overload]
     for t, logits_RKTV in enumerate(method.shown):
         null, text = logits_RKTV[0, :, 0]
-        entropy = torch.special.entr((null + scale * (text - null)).softmax(-1)).sum() / math.log(
-            32
-        )
+        probs = (null + scale * (text - null)).softmax(-1)
+        entropy = torch.special.entr(probs).sum() / math.log(32)
         assert trace["entropy"][t, 0] == pytest.approx(float(entropy), abs=2e-3)
         scale = trace["scale"][t, 0]
+
+    plain = ScalingAR(1, scheduler=scheduler)
+    (other,) = draw(plain, jobs(TEXTS[:1]), slots=2, sampling=sampling).values()
+    assert (
+        cast(Any, other.notes)["trace"]["entropy"] != cast(Any, delivery.notes)["trace"]["entropy"]
+    )
+
+
+def test_the_guided_probe_reads_the_probs_it_is_given() -> None:
     probs = torch.full((1, 1, 4), 0.25)
-    assert guided(torch.randn(1, 2, 1, 4), lambda: probs)["entropy"].item() == pytest.approx(1)
+    seen = probe_guided(torch.randn(1, 2, 1, 4), lambda: probs)
+    assert seen["entropy"].item() == pytest.approx(1)
 
 
 # ------------------------------------------------------------------ configuration and conformance
@@ -650,26 +788,42 @@ def test_every_conformance_case_passes() -> None:
     assert passed == 39
 
 
+def first_case(folder: Path) -> dict[str, Any]:
+    """The first case of the conformance file, with its arrays at hand in `folder`."""
+    case = json.loads(SHARED.read_text().splitlines()[0])
+    (folder / case["inputs"]).symlink_to(SHARED.with_name(case["inputs"]))
+    return case
+
+
+def check_case(folder: Path, case: dict[str, Any]) -> tuple[int, int, list[str]]:
+    (folder / "cases.jsonl").write_text(json.dumps(case) + "\n")
+    return conformance(folder / "cases.jsonl")
+
+
 @needs_shared
 @pytest.mark.parametrize(
-    ("field", "value", "said"),
+    ("field", "value", "message"),
     [("winner", 0, "winner: expected 0, got 3"), ("tokens", 7, "tokens: expected 7, got 321")],
 )
 def test_a_wrong_expectation_is_reported(
-    tmp_path: Path, field: str, value: object, said: str
+    tmp_path: Path, field: str, value: object, message: str
 ) -> None:
-    case = json.loads(SHARED.read_text().splitlines()[0])
-    (tmp_path / case["inputs"]).symlink_to(SHARED.with_name(case["inputs"]))
-    for change in ({}, {field: value}):
-        case["expected"] |= change
-        (tmp_path / "cases.jsonl").write_text(json.dumps(case) + "\n")
-        result = conformance(tmp_path / "cases.jsonl")
-        assert result[:2] == ((0, 1) if change else (1, 0))
-    assert result[2] == [f"sar-001 (defaults with a short window): {said}"]
-    case["options"]["q"] = case["options"]["p"] = 0.7
-    case["expected"] = json.loads(SHARED.read_text().splitlines()[0])["expected"]
-    (tmp_path / "cases.jsonl").write_text(json.dumps(case) + "\n")
-    assert conformance(tmp_path / "cases.jsonl")[1] == 1
+    case = first_case(tmp_path)
+    assert check_case(tmp_path, case) == (1, 0, [])
+    case["expected"][field] = value
+    assert check_case(tmp_path, case) == (
+        0,
+        1,
+        [f"sar-001 (defaults with a short window): {message}"],
+    )
+
+
+@needs_shared
+def test_other_options_do_not_meet_the_expectations(tmp_path: Path) -> None:
+    case = first_case(tmp_path)
+    case["options"]["q"] = 0.7
+    case["options"]["p"] = 0.7
+    assert check_case(tmp_path, case)[1] == 1
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"id": "x"}'])
