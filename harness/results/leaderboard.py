@@ -27,7 +27,7 @@ from harness.results.metrics import Metric, curve_rows, run_identity, run_metric
 from harness.results.ranking import PLAIN, RankedGroup
 from harness.results.rows import Row, leaderboard_rows
 from harness.runs.journal import write_atomic
-from harness.runs.read import Run, find_runs, read_run
+from harness.runs.read import RankingProtocol, Run, find_runs, read_run
 
 DIGITS = {column.name: column.digits for column in LEADERBOARD.columns}
 """Digits after the decimal point of a column; 4 for those that are not there."""

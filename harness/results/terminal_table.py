@@ -11,6 +11,7 @@ import pandas as pd
 from harness.records import printable
 from harness.results.columns import LEADERBOARD, TASKS
 from harness.results.leaderboard import heading, protocols, signed
+from harness.runs.read import format_options
 
 WIDTH = 140
 """Characters that a line may fill."""
