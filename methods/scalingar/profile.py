@@ -18,15 +18,13 @@ from harness import confidence
 from methods.scalingar.settings import Channel, ProfileSettings
 
 NEUTRAL = 0.5
-"""Influence and stability where nothing can be told: no spread yet, or a signal that is not a
-number.
-"""
+"""Influence and stability without a spread yet, or where a signal is not a number."""
 
 FLAT = 1e-6
 """Spread below which a pool of values cannot order a new one."""
 
 Z_LIMIT = 10
-"""Largest z-score that is told apart from larger ones."""
+"""Largest z-score, up or down; larger ones count as this."""
 
 Array = np.ndarray
 
