@@ -6,13 +6,16 @@ import hashlib
 import io
 import json
 import re
+import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import pytest
 from tiif_folder import write_folder, write_lines
 
+from benchmarks.tiif.benchmark import Tiif
 from benchmarks.tiif.files import COMMIT, official_hashes, read_split
 from benchmarks.tiif.scores import LENGTHS, OFFICIAL, weighted_mean
 from benchmarks.tiif.vqa_benchmark import VQABenchmark
@@ -219,3 +222,17 @@ def test_impossible_numbers_are_refused(tmp_path: Path) -> None:
         VQABenchmark(prompts, judge, OFFICIAL, images=0)
     with pytest.raises(UserError, match=r"benchmark\.judge\.attempts=0"):
         VQAJudge(Nobody(), attempts=0)  # type: ignore[arg-type]
+
+
+def test_a_missing_ocr_is_refused_before_anything_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ready(Nobody):
+        def ready(self) -> None: ...
+
+    monkeypatch.setitem(sys.modules, "rapidocr", None)
+    judge = VQAJudge(Ready())  # type: ignore[arg-type]
+    options: dict[str, Any] = {"metadata": str(write_folder(tmp_path)), "allow_other_version": True}
+    Tiif(judge, "testmini", ocr=False, **options).ready()
+    with pytest.raises(UserError, match="needs rapidocr, which is not installed"):
+        Tiif(judge, "testmini", **options).ready()
