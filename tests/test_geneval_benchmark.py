@@ -1,12 +1,10 @@
-"""GenEval from prompts to the reference's files, with tiny networks: verdicts, resume, folders made
-elsewhere.
-"""
+"""GenEval from prompts to the reference's files, with tiny networks: verdicts, resume, imports."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from tiny_evaluator import picture, write_clip, write_config
 
 from benchmarks.geneval import GenEval
 from benchmarks.geneval.__main__ import main
-from benchmarks.geneval.colors import Clip, Question
+from benchmarks.geneval.colors import Clip, ColorQuestion
 from benchmarks.geneval.mmdet_backend import Mmdet
 from benchmarks.geneval.summary import read_results, summarize
 from benchmarks.geneval.verdict import COLORS
@@ -26,7 +24,9 @@ from harness.records import Score, UserError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "geneval" / "evaluation_metadata.jsonl"
 LOW = {"threshold": 0.011, "counting_threshold": 0.011}
-"""What random weights see is seen without confidence."""
+"""Thresholds for random weights, which are never confident."""
+TAGS = ("single_object", "two_object", "colors", "counting")
+"""Tasks of the prompts that the embedded model knows, in their order."""
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +45,12 @@ def judges(files: Path) -> tuple[Mmdet, Clip]:
 
 
 def row(tag: str, *include: dict, exclude: Sequence[dict] = ()) -> dict:
-    made = {"tag": tag, "include": list(include)}
+    """Make a row of a metadata file."""
+    made: dict[str, Any] = {"tag": tag, "include": list(include)}
     if exclude:
         made["exclude"] = list(exclude)
-    return {**made, "prompt": f"a photo: {tag} {[tuple(clause.values()) for clause in include]}"}
+    values = [tuple(clause.values()) for clause in include]
+    return {**made, "prompt": f"a photo: {tag} {values}"}
 
 
 def clause(name: str, count: int = 1, **more: object) -> dict:
@@ -65,6 +67,7 @@ ROWS = [
 
 
 def write(path: Path, rows: Sequence[dict]) -> str:
+    """Write a metadata file; returns its path."""
     path.write_text("".join(json.dumps(one) + "\n" for one in rows))
     return str(path)
 
@@ -82,6 +85,7 @@ class Idle:
 
 
 def idle(**options: Any) -> GenEval:
+    """Make a benchmark that judges nothing."""
     return GenEval(Idle(), Idle(), **options)  # type: ignore[arg-type]
 
 
@@ -139,44 +143,46 @@ def test_classes_leave_prompts_out_and_say_so(
 # --- verdicts -------------------------------------------------------------------------------------
 
 
+def make_cases(image: np.ndarray, detector: Mmdet, colors: Clip) -> list[tuple[dict, bool]]:
+    """Look at an image first, then make rows of which it is known whether the image is right."""
+    (found,) = detector.detect([image], LOW["threshold"])
+    best = max(found, key=lambda one: one.score)
+    (scores,) = colors.scores([ColorQuestion(image, best)])
+    color = COLORS[int(np.argmax(scores))]
+    other = COLORS[int(np.argmin(scores))]
+    names = [one.name for one in found]
+    name = best.name
+    count = min(16, names.count(name))
+    absent = next(one for one in ("cat", "dog", "bus") if one not in names)
+    one_more = clause(name, count + 1)
+    return [
+        (row("single_object", clause(name)), True),
+        (row("two_object", clause(name), clause(absent)), False),
+        (row("colors", clause(name, color=color)), True),
+        (row("colors", clause(name, color=other)), False),
+        (row("counting", clause(name, count), exclude=[one_more]), True),
+        (row("counting", one_more), False),
+    ]
+
+
 def test_images_are_judged_by_what_the_networks_see(
     judges: tuple[Mmdet, Clip], tmp_path: Path
 ) -> None:
-    """Prompts are made after looking, so that what is right is known; the benchmark judges all in
-    one batch.
-    """
+    """The benchmark judges all images together, the expectation is made one by one."""
     detector, colors = judges
     rows = []
     expected = []
     paths = []
     for seed in range(4):
         image = picture(seed)
-        (found,) = detector.detect([image], LOW["threshold"])
-        best = max(found, key=lambda one: one.score)
-        count = min(16, sum(one.name == best.name for one in found))
-        (looks,) = colors.scores([Question(image, best)])
-        color = COLORS[int(np.argmax(looks))]
-        other = COLORS[int(np.argmin(looks))]
-        absent = next(
-            name for name in ("cat", "dog", "bus") if name not in {one.name for one in found}
-        )
-        cases = [
-            (row("single_object", clause(best.name)), True),
-            (row("two_object", clause(best.name), clause(absent)), False),
-            (row("colors", clause(best.name, color=color)), True),
-            (row("colors", clause(best.name, color=other)), False),
-            (
-                row("counting", clause(best.name, count), exclude=[clause(best.name, count + 1)]),
-                True,
-            ),
-            (row("counting", clause(best.name, count + 1)), False),
-        ]
-        for made, right in cases:
+        for made, right in make_cases(image, detector, colors):
             rows.append({**made, "prompt": f"{seed}: {made['prompt']}"})
             expected.append(float(right))
-            paths.append(tmp_path / f"{len(rows)}" / "0.png")
-            paths[-1].parent.mkdir()
-            Image.fromarray(image).save(paths[-1])
+            path = tmp_path / f"{len(rows)}" / "0.png"
+            path.parent.mkdir()
+            Image.fromarray(image).save(path)
+            paths.append(path)
+
     metadata = write(tmp_path / "rows.jsonl", rows)
     benchmark = GenEval(detector, colors, metadata, allow_other_version=True, images=1, options=LOW)
     scores = list(benchmark.score(zip(benchmark.prompts(), paths, strict=True)))
@@ -185,6 +191,7 @@ def test_images_are_judged_by_what_the_networks_see(
     assert scores == [Score.from_json(score.to_json()) for score in scores]
     assert scores[3].detail["reasons"][0].startswith("expected ")
     assert [len(look) for look in scores[2].detail["colors"].values()] == [10]
+
     summary = benchmark.summarise(scores)
     assert "Total images: 24" in summary
     assert "colors           = 50.00% (4 / 8)" in summary
@@ -204,16 +211,16 @@ def test_what_cannot_be_read_is_unjudged_and_spoils_nothing(
     assert [score.value is None for score in scores] == [True, False, True]
     assert "cannot be read" in scores[0].detail["unjudged"]
     assert scores[2].detail["unjudged"] == "2.png is missing"
-    (result,) = [
-        json.loads(line)
-        for line in benchmark.files(scores[:1], files)["results.jsonl"].splitlines()
-    ]
+
+    (line,) = benchmark.files(scores[:1], files)["results.jsonl"].splitlines()
+    result = json.loads(line)
     assert (result["correct"], result["details"]) == (False, "{}")
     assert result["reason"].startswith("unjudged: 0.png cannot be read")
     assert benchmark.summarise([]) == ["no image was scored"]
 
 
 def tiny(judges: tuple[Mmdet, Clip], files: Path, **options: Any) -> GenEval:
+    """Make a benchmark over ROWS with the tiny networks."""
     return GenEval(
         *judges,
         str(files / "metadata.jsonl"),
@@ -226,23 +233,29 @@ def tiny(judges: tuple[Mmdet, Clip], files: Path, **options: Any) -> GenEval:
 
 
 def arguments(files: Path, *more: str) -> list[str]:
+    """Write the command of a run over ROWS with the tiny networks."""
     return [
-        *("model=pictogram_16", "benchmark=geneval", "method=plain", "device=cpu"),
-        *("benchmark.images=2", "benchmark.classes=model"),
-        *(f"benchmark.metadata={files / 'metadata.jsonl'}", "benchmark.allow_other_version=true"),
-        *(f"benchmark.detector.config={files / 'tiny.py'}", "benchmark.detector.weights=random"),
-        *("benchmark.detector.short_side=64", f"benchmark.colors.model={files / 'tiny_clip.json'}"),
-        *(
-            "benchmark.colors.weights=random",
-            *(f"benchmark.options.{name}={value}" for name, value in LOW.items()),
-        ),
+        "model=pictogram_16",
+        "benchmark=geneval",
+        "method=plain",
+        "device=cpu",
+        "benchmark.images=2",
+        "benchmark.classes=model",
+        f"benchmark.metadata={files / 'metadata.jsonl'}",
+        "benchmark.allow_other_version=true",
+        f"benchmark.detector.config={files / 'tiny.py'}",
+        "benchmark.detector.weights=random",
+        "benchmark.detector.short_side=64",
+        f"benchmark.colors.model={files / 'tiny_clip.json'}",
+        "benchmark.colors.weights=random",
+        *(f"benchmark.options.{name}={value}" for name, value in LOW.items()),
         *more,
     ]
 
 
 @pytest.fixture(scope="module")
 def run(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of the embedded model."""
+    """Make a run of the embedded model."""
     cwd = tmp_path_factory.mktemp("run")
     code, output = harness(cwd, *arguments(files))
     assert code == 0, output
@@ -254,85 +267,116 @@ def run(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_leaves_the_references_files_and_stays_off_the_leaderboard(run: Path) -> None:
     results = read_results(run / "results.jsonl")
-    assert [result.tag for result in results] == [t for t in TAGS for _ in range(2)]
+    assert [result.tag for result in results] == [tag for tag in TAGS for _ in range(2)]
     assert all(Path(result.filename).name in ("0.png", "1.png") for result in results)
     assert json.loads(results[0].metadata) == ROWS[0]
-    said = (run / "summary.txt").read_text()
-    assert said.startswith("\n".join(summarize(results).lines()))
-    assert "PARTIAL: 4 of 5 prompts" in said
+    summary = (run / "summary.txt").read_text()
+    assert summary.startswith("\n".join(summarize(results).lines()))
+    assert "PARTIAL: 4 of 5 prompts" in summary
     assert (run.parents[2] / "leaderboard.csv").read_text().count("\n") == 1  # the header
-
-
-TAGS = ("single_object", "two_object", "colors", "counting")
 
 
 def test_scoring_resumes_where_it_was_killed(run: Path, files: Path, tmp_path: Path) -> None:
     shutil.copytree(run.parents[2], tmp_path / "results")
     (folder,) = folders(tmp_path)
-    whole = {name: (folder / name).read_text() for name in ("scores.jsonl", "summary.txt")}
-    lines = whole["scores.jsonl"].splitlines(keepends=True)
-    (folder / "scores.jsonl").write_text("".join(lines[:3]) + lines[3][:50])
+    scores = folder / "scores.jsonl"
+    summary = folder / "summary.txt"
+    whole = (scores.read_text(), summary.read_text())
+    lines = whole[0].splitlines(keepends=True)
+    scores.write_text("".join(lines[:3]) + lines[3][:50])
     (folder / "results.jsonl").unlink()
+
     code, output = harness(tmp_path, *arguments(files, "stages=[score]"))
     assert code == 0, output
-    assert {name: (folder / name).read_text() for name in whole} == whole
+    assert (scores.read_text(), summary.read_text()) == whole
     assert len(read_results(folder / "results.jsonl")) == 8
-    before = (folder / "scores.jsonl").stat().st_mtime_ns
+
+    before = scores.stat().st_mtime_ns
     harness(tmp_path, *arguments(files, "stages=[score]"))
-    assert (folder / "scores.jsonl").stat().st_mtime_ns == before
+    assert scores.stat().st_mtime_ns == before
 
 
-def test_an_exported_run_scores_the_same_elsewhere(
+@pytest.fixture(scope="module")
+def exported(run: Path, files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Export the run in the reference's layout."""
+    folder = tmp_path_factory.mktemp("exported") / "official images"
+    metadata = str(files / "metadata.jsonl")
+    assert main(["export", str(run), str(folder), "--metadata", metadata]) == 0
+    return folder
+
+
+def import_arguments(files: Path, folder: Path) -> list[str]:
+    """Write the command that scores the images of a folder; the stages are left to choose."""
+    command = [one for one in arguments(files) if one != "benchmark.classes=model"]
+    return [*command, "benchmark.classes=[cat,dog,cup,car,bird]", f"benchmark.images={folder}"]
+
+
+def read_scores(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "scores.jsonl").read_text().splitlines()]
+
+
+def test_an_export_has_the_references_layout(
     run: Path, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    folder = tmp_path / "official images"
-    metadata = ["--metadata", str(files / "metadata.jsonl")]
-    assert main(["export", str(run), str(folder), *metadata]) == 0
+    folder = tmp_path / "out"
+    export = ["export", str(run), str(folder), "--metadata", str(files / "metadata.jsonl")]
+    assert main(export) == 0
     assert f"{folder}: 8 images" in capsys.readouterr().out
     assert json.loads((folder / "00003/metadata.jsonl").read_text()) == ROWS[3]
-    assert (folder / "00003/samples/0001.png").read_bytes() == (
-        run / "images/00003/1.png"
-    ).read_bytes()
-    assert main(["export", str(run), str(folder), *metadata]) == 2
+    copy = (folder / "00003/samples/0001.png").read_bytes()
+    assert copy == (run / "images/00003/1.png").read_bytes()
+    assert main(export) == 2
     assert "is not empty" in capsys.readouterr().err
 
-    elsewhere = [a for a in arguments(files) if a != "benchmark.classes=model"]
-    elsewhere += ["benchmark.classes=[cat,dog,cup,car,bird]", f"benchmark.images={folder}"]
-    code, output = harness(tmp_path, *elsewhere)
-    assert (code, "set stages=[score]" in output) == (2, True)
-    code, output = harness(tmp_path, *elsewhere[:-1], "benchmark.images=four")
-    assert (code, "benchmark.images=four: neither a number nor a folder" in output) == (2, True)
-    code, output = harness(
-        tmp_path, "benchmark=pictogram", f"benchmark.images={folder}", "stages=[score]"
-    )
-    assert (code, "benchmark=pictogram has no folder layout" in output) == (2, True)
-    code, output = harness(tmp_path, *elsewhere, "stages=[score]")
+
+def test_an_exported_run_scores_the_same_when_it_is_imported(
+    run: Path, exported: Path, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = shutil.copytree(exported, tmp_path / "official images")
+    command = import_arguments(files, folder)
+    code, output = harness(tmp_path, *command, "stages=[score]")
     assert code == 0, output
-    assert "Parsing model" not in output  # open_clip's talk
+    assert "Parsing model" not in output  # open_clip's logging
     assert "2 images a prompt where the reference has 4" in output
     (made,) = folders(tmp_path)
     assert made.parent.name == "official_images"
-    ours, theirs = ([json.loads(line) for line in (f / "scores.jsonl").open()] for f in (run, made))
-    assert ours == theirs
+    assert read_scores(made) == read_scores(run)
     names = [result.filename for result in read_results(made / "results.jsonl")]
     assert names[0] == str(folder / "00000/samples/0000.png")
-    code, output = harness(tmp_path, *elsewhere, "stages=[score,report]")
+
+    code, output = harness(tmp_path, *command, "stages=[score,report]")
     assert (code, len(folders(tmp_path))) == (0, 1)
     code, output = harness(tmp_path, "run", str(made), module="harness.check")
     assert (code, output) == (0, "9 passed, 0 failed\n")
+    capsys.readouterr()
     assert main(["summary", str(made / "results.jsonl")]) == 0
     assert capsys.readouterr().out.startswith("Summary\n=======\nTotal images: 8")
 
     Image.fromarray(picture(0)).save(folder / "00000/samples/0000.png")
-    code, output = harness(tmp_path, *elsewhere, "stages=[score]")
+    code, output = harness(tmp_path, *command, "stages=[score]")
     assert (code, len(folders(tmp_path))) == (0, 2)  # other images are another run
     assert "images of several sizes: 7 of 48 x 48, 1 of 64 x 64" in output
 
 
-# --- folders made elsewhere -----------------------------------------------------------------------
+def test_images_that_cannot_be_imported_are_refused(
+    exported: Path, files: Path, tmp_path: Path
+) -> None:
+    command = import_arguments(files, exported)
+    code, output = harness(tmp_path, *command)
+    assert (code, "set stages=[score]" in output) == (2, True)
+    code, output = harness(tmp_path, *command[:-1], "benchmark.images=four")
+    assert (code, "benchmark.images=four: neither a number nor a folder" in output) == (2, True)
+    pictogram = ("benchmark=pictogram", f"benchmark.images={exported}", "stages=[score]")
+    code, output = harness(tmp_path, *pictogram)
+    assert (code, "benchmark=pictogram has no folder layout" in output) == (2, True)
+    assert not folders(tmp_path)
 
 
-def official(folder: Path, images: dict[int, Sequence[str]]) -> Path:
+# --- imported folders -----------------------------------------------------------------------------
+
+
+def write_images(folder: Path, images: dict[int, Sequence[str]]) -> Path:
+    """Write a folder of the reference's layout: images of these names, by the row's number."""
     for number, names in images.items():
         samples = folder / f"{number:05d}" / "samples"
         samples.mkdir(parents=True)
@@ -343,6 +387,7 @@ def official(folder: Path, images: dict[int, Sequence[str]]) -> Path:
 
 
 def read(folder: Path, files: Path, **options: Any) -> GenEval:
+    """Make a benchmark over ROWS that imports a folder's images."""
     options = {"metadata": str(files / "metadata.jsonl"), "allow_other_version": True, **options}
     return idle(**options, images=str(folder))
 
@@ -351,7 +396,7 @@ def test_images_are_found_as_the_reference_finds_them(
     files: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     four = ["00000.png", "00001.png", "00002.png", "00010.png"]
-    folder = official(tmp_path / "images", {0: four, 1: four[::-1], 3: four[:3]})
+    folder = write_images(tmp_path / "images", {0: four, 1: four[::-1], 3: four[:3]})
     (folder / "00000/samples/grid.png").touch()
     (folder / "00000/grid.png").touch()
     (folder / "notes").mkdir()
@@ -369,40 +414,47 @@ def test_images_are_found_as_the_reference_finds_them(
     assert list(only.found) == [("geneval/00000", i) for i in range(4)]
 
 
+def with_metadata(*rows: object) -> Callable[[Path], None]:
+    """Replace the folder's row by these lines."""
+
+    def replace_row(folder: Path) -> None:
+        text = "".join(json.dumps(one) + "\n" for one in rows)
+        (folder / "00000/metadata.jsonl").write_text(text)
+
+    return replace_row
+
+
+def without_metadata(folder: Path) -> None:
+    (folder / "00000/metadata.jsonl").unlink()
+
+
+def without_images(folder: Path) -> None:
+    (folder / "00000/samples/0000.png").unlink()
+
+
+def with_a_row_twice(folder: Path) -> None:
+    shutil.copytree(folder / "00000", folder / "00001")
+
+
 @pytest.mark.parametrize(
     ("break_it", "problem"),
     [
+        (shutil.rmtree, "a number of images per prompt, or a folder of GenEval's layout"),
+        (without_images, "no image; GenEval's layout is"),
+        (without_metadata, "00000/metadata.jsonl: no metadata row"),
+        (with_metadata(*ROWS), "no metadata row"),
+        (with_metadata([]), "expected one JSON object, found list"),
         (
-            lambda folder: shutil.rmtree(folder),
-            "a number of images per prompt, or a folder of GenEval's layout",
-        ),
-        (
-            lambda folder: (folder / "00000/samples/0000.png").unlink(),
-            "no image; GenEval's layout is",
-        ),
-        (
-            lambda folder: (folder / "00000/metadata.jsonl").unlink(),
-            "00000/metadata.jsonl: no metadata row",
-        ),
-        (lambda folder: write(folder / "00000/metadata.jsonl", ROWS), "no metadata row"),
-        (
-            lambda folder: (folder / "00000/metadata.jsonl").write_text("[]"),
-            "expected one JSON object, found list",
-        ),
-        (
-            lambda folder: write(folder / "00000/metadata.jsonl", [{**ROWS[0], "prompt": "other"}]),
+            with_metadata({**ROWS[0], "prompt": "other"}),
             "'other' is no row of the benchmark's metadata; set benchmark.metadata to the file",
         ),
-        (
-            lambda folder: shutil.copytree(folder / "00000", folder / "00001"),
-            "another folder has the same row",
-        ),
+        (with_a_row_twice, "another folder has the same row"),
     ],
 )
 def test_a_folder_of_another_layout_is_refused(
-    break_it: Any, problem: str, files: Path, tmp_path: Path
+    break_it: Callable[[Path], None], problem: str, files: Path, tmp_path: Path
 ) -> None:
-    folder = official(tmp_path / "images", {0: ["0000.png"]})
+    folder = write_images(tmp_path / "images", {0: ["0000.png"]})
     break_it(folder)
     with pytest.raises(UserError) as caught:
         read(folder, files)
@@ -411,7 +463,7 @@ def test_a_folder_of_another_layout_is_refused(
 
 
 def test_a_folder_without_the_prompts_asked_for_is_refused(files: Path, tmp_path: Path) -> None:
-    folder = official(tmp_path / "images", {0: ["0000.png"]})
+    folder = write_images(tmp_path / "images", {0: ["0000.png"]})
     with pytest.raises(UserError, match="no image of the 1 prompts asked for"):
         read(folder, files, classes=["zebra"])
 

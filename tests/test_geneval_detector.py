@@ -1,12 +1,12 @@
-"""GenEval's evaluator, the true networks at a tiny size: what mmdet and open_clip say themselves is
-the measure.
-"""
+"""GenEval's evaluator, the true networks at a tiny size, held against mmdet and open_clip."""
 
 from __future__ import annotations
 
 import os
 import pickle
 import re
+import shutil
+import sys
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tiny_evaluator import BASE, picture, write_clip, write_config
 
 from benchmarks.geneval import mmcv_ops
-from benchmarks.geneval.colors import Clip, Question, crop
-from benchmarks.geneval.detector import CLASSES, Found, instances
+from benchmarks.geneval.colors import Clip, ColorQuestion, crop_object
+from benchmarks.geneval.detector import CLASSES, Instance, read_instances
 from benchmarks.geneval.mmdet_backend import OFFICIAL, SHA256, Mmdet
 from benchmarks.geneval.transformers_backend import Transformers
 from benchmarks.geneval.verdict import COLORS
@@ -61,12 +61,9 @@ def test_the_stand_in_has_what_the_detector_needs_and_refuses_the_rest(detector:
     from mmcv.utils import ext_loader
 
     assert not mmcv_ops.install()  # once is enough
-    kept = nms(
-        torch.tensor([[0.0, 0, 10, 10], [1, 1, 10, 10], [20, 20, 30, 30]]),
-        torch.tensor([0.9, 0.8, 0.7]),
-        0.5,
-    )
-    assert kept[1].tolist() == [0, 2]
+    boxes = torch.tensor([[0.0, 0, 10, 10], [1, 1, 10, 10], [20, 20, 30, 30]])
+    _, kept = nms(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.5)
+    assert kept.tolist() == [0, 2]
     with pytest.raises(NotImplementedError, match="'softnms' needs a compiled mmcv"):
         ext_loader.load_ext("_ext", []).softnms()
 
@@ -75,9 +72,13 @@ def test_attention_that_returns_garbage_is_found_out(
     detector: Mmdet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mmcv_ops.expect_sound_attention(torch.device("cpu"))
-    extension = __import__("sys").modules["mmcv._ext"]
+    extension = sys.modules["mmcv._ext"]
     right = extension.ms_deform_attn_forward
-    monkeypatch.setattr(extension, "ms_deform_attn_forward", lambda *a, **k: right(*a, **k) * 1.01)
+
+    def wrong(*args: Any, **options: Any) -> Any:
+        return right(*args, **options) * 1.01
+
+    monkeypatch.setattr(extension, "ms_deform_attn_forward", wrong)
     with pytest.raises(UserError, match="deformable attention is wrong on cpu"):
         mmcv_ops.expect_sound_attention(torch.device("cpu"))
 
@@ -97,19 +98,22 @@ def test_detections_are_those_of_mmdet(detector: Mmdet) -> None:
 
     init_default_scope("mmdet")
     network: Any = detector.network
-    network.cfg = detector._read_config()
+    network.cfg = detector.read_config()
     pipeline = network.cfg.test_dataloader.dataset.pipeline
     pipeline[0].to_float32 = False  # mmdet 2, and so the reference, resizes bytes
     pipeline[1].scale = (107, 64)
     for seed in range(3):
         image = picture(seed)
-        theirs = inference_detector(
-            network, np.ascontiguousarray(image[:, :, ::-1])
-        ).pred_instances.numpy()
-        ours = sorted(detector.detect([image], 0.0)[0], key=lambda found: (found.name, found.score))
+        ours = detector.detect([image], 0.0)[0]
+        ours.sort(key=lambda found: (found.name, found.score))
+
+        image_BGR = np.ascontiguousarray(image[:, :, ::-1])
+        theirs = inference_detector(network, image_BGR).pred_instances.numpy()
+        names = [CLASSES[label] for label in theirs.labels]
+        order = sorted(range(len(theirs)), key=lambda i: (names[i], theirs.scores[i]))
+
         assert len(ours) == len(theirs) == 100
-        order = sorted(range(100), key=lambda i: (CLASSES[theirs.labels[i]], theirs.scores[i]))
-        assert [found.name for found in ours] == [CLASSES[theirs.labels[i]] for i in order]
+        assert [found.name for found in ours] == [names[i] for i in order]
         np.testing.assert_allclose([found.score for found in ours], theirs.scores[order], rtol=1e-5)
         np.testing.assert_array_equal([found.box for found in ours], theirs.bboxes[order])
         np.testing.assert_array_equal([found.mask for found in ours], theirs.masks[order])
@@ -120,14 +124,18 @@ def test_a_padded_input_is_read_as_mmdet_reads_it(detector: Mmdet) -> None:
     random = torch.Generator().manual_seed(1)
     class_QC = torch.randn(20, 81, generator=random) * 3
     mask_Qhw = torch.randn(20, 16, 24, generator=random)
+    ours = read_instances(
+        class_QC, mask_Qhw, padded=(64, 96), used=(50, 90), picture=(75, 135), floor=0.15
+    )
+
     upsampled = F.interpolate(mask_Qhw[None], (64, 96), mode="bilinear", align_corners=False)
     sample: Any = type("Sample", (), {"metainfo": {"img_shape": (50, 90), "ori_shape": (75, 135)}})
-    (theirs,) = network.panoptic_fusion_head.predict(
+    (results,) = network.panoptic_fusion_head.predict(
         class_QC[None], upsampled, [sample], rescale=True
     )
-    theirs = theirs["ins_results"]
-    ours = instances(class_QC, mask_Qhw, (64, 96), (50, 90), (75, 135), 0.15)
+    theirs = results["ins_results"]
     wanted = [i for i, score in enumerate(theirs.scores.tolist()) if score > 0.15]
+
     assert 5 < len(ours) == len(wanted) < 100
     for found, i in zip(ours, wanted, strict=True):
         assert found.name == CLASSES[theirs.labels[i]]
@@ -141,16 +149,19 @@ def test_pictures_are_resized_padded_with_gray_and_normalised(detector: Mmdet) -
     assert (used, tuple(pixels_CHW.shape)) == ((64, 96), (3, 64, 96))
     pixels_CHW, used = detector.prepare(np.full((20, 60, 3), (10, 20, 30), np.uint8))
     assert (used, tuple(pixels_CHW.shape)) == ((36, 107), (3, 64, 128))
-    colors = [
-        pixels_CHW[:, y, x] * torch.tensor((58.395, 57.12, 57.375))
-        for y, x in ((0, 0), (35, 106), (36, 0))
-    ]
     means = torch.tensor((123.675, 116.28, 103.53))
-    for got, wanted in zip(colors, ((10, 20, 30), (10, 20, 30), (128, 128, 128)), strict=True):
-        torch.testing.assert_close(got + means, torch.tensor(wanted).float(), atol=1e-3, rtol=0)
+    deviations = torch.tensor((58.395, 57.12, 57.375))
+    wanted_at = {
+        (0, 0): (10, 20, 30),
+        (35, 106): (10, 20, 30),
+        (36, 0): (128, 128, 128),  # padding
+    }
+    for (y, x), wanted in wanted_at.items():
+        got = pixels_CHW[:, y, x] * deviations + means
+        torch.testing.assert_close(got, torch.tensor(wanted).float(), atol=1e-3, rtol=0)
 
 
-def test_no_detection_depends_on_its_company(config: str) -> None:
+def test_no_detection_depends_on_what_else_is_in_the_batch(config: str) -> None:
     several = Mmdet(config, weights="random", batch=3, **SMALL)
     pictures = [picture(0), picture(1), picture(2, 96, 64), picture(3), picture(4), picture(5)]
     together = several.detect(pictures, FLOOR)
@@ -160,17 +171,16 @@ def test_no_detection_depends_on_its_company(config: str) -> None:
     assert several.detect([], FLOOR) == []
 
 
-def describe(found: list[Found]) -> list[tuple]:
+def describe(found: list[Instance]) -> list[tuple]:
+    """Make detections comparable, masks included."""
     return [(one.name, one.box, one.score, one.mask.tobytes()) for one in found]
 
 
-def test_a_checkpoint_gives_its_weights_and_its_name(
-    detector: Mmdet, config: str, folder: Path
-) -> None:
+def write_checkpoint(path: Path, detector: Mmdet) -> str:
+    """Write what mmengine keeps: weights, and metadata and logs beside them."""
     from mmengine.config import ConfigDict
     from mmengine.logging import HistoryBuffer
 
-    history = HistoryBuffer([0.5, 0.25], [1, 1])
     meta = {
         "cfg": "model = 1",
         "dataset_meta": {"classes": CLASSES},
@@ -180,41 +190,46 @@ def test_a_checkpoint_gives_its_weights_and_its_name(
     checkpoint = {
         "meta": meta,
         "state_dict": detector.network.state_dict(),
-        "message_hub": {"loss": history},
+        "message_hub": {"loss": HistoryBuffer([0.5, 0.25], [1, 1])},
     }
-    path = folder / "whole.pth"
     torch.save(checkpoint, path)
-    loaded = Mmdet(config, checkpoint=str(path), **SMALL)
-    assert not loaded.random
+    return str(path)
+
+
+def test_a_checkpoint_gives_its_weights_and_its_name(
+    detector: Mmdet, config: str, folder: Path
+) -> None:
     image = picture(7)
-    assert describe(loaded.detect([image], FLOOR)[0]) == describe(
-        detector.detect([image], FLOOR)[0]
-    )
+    wanted = describe(detector.detect([image], FLOOR)[0])
+    path = write_checkpoint(folder / "whole.pth", detector)
+    loaded = Mmdet(config, checkpoint=path, **SMALL)
+    assert not loaded.random
+    assert describe(loaded.detect([image], FLOOR)[0]) == wanted
     assert loaded.id.split("-")[:2] == ["mmdet", "tiny"]
-    assert Mmdet(
-        config, checkpoint=str(path), **{**SMALL, "short_side": 96}
-    ).id == loaded.id.replace("@64", "@96")
-    as_numpy_1_wrote(path)
-    older = Mmdet(config, checkpoint=str(path), **SMALL)
+    larger = Mmdet(config, checkpoint=path, **{**SMALL, "short_side": 96})
+    assert larger.id == loaded.id.replace("@64", "@96")
+
+    rename_numpy_as_numpy_1(Path(path))
+    older = Mmdet(config, checkpoint=path, **SMALL)
     assert older.id != loaded.id
     older.load()
+
     safe = folder / "whole.safetensors"
     save_file(detector.network.state_dict(), safe)
     assert describe(Mmdet(config, checkpoint=str(safe), **SMALL).detect([image], FLOOR)[0])
 
 
-def as_numpy_1_wrote(path: Path) -> None:
-    """Name NumPy's functions as files of 2022 do."""
+def rename_numpy_as_numpy_1(path: Path) -> None:
+    """Name NumPy's functions in a checkpoint as files of 2022 do."""
     with zipfile.ZipFile(path) as file:
         parts = {name: file.read(name) for name in file.namelist()}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as file:
         for name, content in parts.items():
-            file.writestr(
-                name, content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
-            )
+            older = content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+            file.writestr(name, older)
 
 
-class Borrowed:
+class Misused:
     """Asks for an attribute as the logs in checkpoints do, but for one that could be misused."""
 
     def __reduce__(self) -> tuple:
@@ -224,6 +239,8 @@ class Borrowed:
 
 
 class Hostile:
+    """Makes a folder when it is unpickled."""
+
     def __init__(self, path: Path) -> None:
         self.path = path
 
@@ -234,39 +251,50 @@ class Hostile:
 def test_a_checkpoint_that_would_run_code_is_refused(config: str, tmp_path: Path) -> None:
     trap = tmp_path / "trap"
     path = tmp_path / "hostile.pth"
-    torch.save({"state_dict": {}, "meta": Borrowed()}, path)
-    with pytest.raises(UserError, match="could run code"):
+
+    def load() -> None:
         Mmdet(config, checkpoint=str(path), **SMALL).load()
+
+    torch.save({"state_dict": {}, "meta": Misused()}, path)
+    with pytest.raises(UserError, match="could run code"):
+        load()
     torch.save({"state_dict": {}, "meta": Hostile(trap)}, path)
     with pytest.raises(
         UserError, match=r"more than tensors in it \(posix\.mkdir\), .* could run code"
     ):
-        Mmdet(config, checkpoint=str(path), **SMALL).load()
+        load()
     path.write_bytes(pickle.dumps({"state_dict": {}, "meta": Hostile(trap)}, protocol=2))
     with pytest.raises(UserError, match=r"could run code"):
-        Mmdet(config, checkpoint=str(path), **SMALL).load()
+        load()
     assert not trap.exists()
 
 
-def renamed(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {
-        name.replace("attn.in_proj", "attentions.0.in_proj"): value for name, value in state.items()
-    }
+def without_level_embedding(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in state.items() if "level_embed" not in name}
+
+
+def with_attention_renamed(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    renamed = {}
+    for name, value in state.items():
+        renamed[name.replace("attn.in_proj", "attentions.0.in_proj")] = value
+    return renamed
+
+
+def with_more_classes(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {**state, "panoptic_head.cls_embed.weight": torch.zeros(134, 32)}
+
+
+def without_tensors(state: dict[str, torch.Tensor]) -> dict[str, int]:
+    return {"a": 3}
 
 
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (
-            lambda state: {k: v for k, v in state.items() if "level_embed" not in k},
-            "1 are missing (such as panoptic",
-        ),
-        (renamed, "are unknown (such as panoptic_head.transformer_decoder"),
-        (
-            lambda state: {**state, "panoptic_head.cls_embed.weight": torch.zeros(134, 32)},
-            "1 have another shape (such as panoptic_head.cls_embed.weight)",
-        ),
-        (lambda state: {"a": 3}, "no weights by name"),
+        (without_level_embedding, "1 are missing (such as panoptic"),
+        (with_attention_renamed, "are unknown (such as panoptic_head.transformer_decoder"),
+        (with_more_classes, "1 have another shape (such as panoptic_head.cls_embed.weight)"),
+        (without_tensors, "no weights by name"),
     ],
 )
 def test_a_checkpoint_of_another_network_is_refused(
@@ -295,14 +323,15 @@ def test_other_configurations_are_refused(tmp_path: Path, config: str) -> None:
         Mmdet(config)
     with pytest.raises(UserError, match=r"nowhere\.pth: cannot be read"):
         Mmdet(checkpoint=str(tmp_path / "nowhere.pth"))
-    for wrong in (
+    wrong_options: list[dict[str, Any]] = [
         {"weights": "good"},
         {"short_side": 3},
         {"batch": 0},
         {"weights": "random", "checkpoint": config},
-    ):
+    ]
+    for options in wrong_options:
         with pytest.raises(UserError, match=r"benchmark\.detector"):
-            Mmdet(**wrong)
+            Mmdet(**options)
 
 
 # --- transformers ---------------------------------------------------------------------------------
@@ -310,7 +339,7 @@ def test_other_configurations_are_refused(tmp_path: Path, config: str) -> None:
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint folder of transformers, as on the hub."""
+    """Make a checkpoint folder of transformers, as on the hub."""
     from transformers import (
         Mask2FormerConfig,
         Mask2FormerForUniversalSegmentation,
@@ -354,59 +383,55 @@ def test_the_transformers_backend_reads_raw_outputs_as_the_reference_does(hub: P
     image = picture(0, 72, 48)
     found = Transformers(str(hub), device="cpu").detect([image], 0.001)[0]
     network = Mask2FormerForUniversalSegmentation.from_pretrained(hub).eval()
+    inputs = AutoImageProcessor.from_pretrained(hub)(image.copy(), return_tensors="pt")
     with torch.no_grad():
-        made = network(**AutoImageProcessor.from_pretrained(hub)(image.copy(), return_tensors="pt"))
-    chance = made.class_queries_logits[0].softmax(-1)[:, :-1]
-    mask = F.interpolate(made.masks_queries_logits, (64, 96), mode="bilinear")
-    mask = F.interpolate(mask, (48, 72), mode="bilinear")[0]
-    quality = [float(m.sigmoid()[m > 0].mean()) if (m > 0).any() else 0.0 for m in mask]
-    scores = sorted(
-        ((float(chance[q, c]) * quality[q], CLASSES[c]) for q in range(20) for c in range(80)),
-        reverse=True,
-    )
-    most_likely = sorted(found, key=lambda one: one.score, reverse=True)[:10]
-    assert [one.name for one in most_likely] == [name for _, name in scores[:10]]
+        outputs = network(**inputs)
+
+    prob_QC = outputs.class_queries_logits[0].softmax(-1)[:, :-1]
+    mask = F.interpolate(outputs.masks_queries_logits, (64, 96), mode="bilinear")
+    mask_QHW = F.interpolate(mask, (48, 72), mode="bilinear")[0]
+    scores = []
+    for q in range(20):
+        inside = mask_QHW[q] > 0
+        quality = float(mask_QHW[q].sigmoid()[inside].mean()) if inside.any() else 0.0
+        scores += [(float(prob_QC[q, c]) * quality, CLASSES[c]) for c in range(80)]
+    scores.sort(reverse=True)
+
+    best = sorted(found, key=lambda one: one.score, reverse=True)[:10]
+    assert [one.name for one in best] == [name for _, name in scores[:10]]
     np.testing.assert_allclose(
-        [one.score for one in most_likely], [score for score, _ in scores[:10]], rtol=1e-4
+        [one.score for one in best], [score for score, _ in scores[:10]], rtol=1e-4
     )
 
 
-def test_the_transformers_backend_names_what_it_is(
-    hub: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert (
-        Transformers(revision="0123456789ab").id
-        == "transformers-mask2former-swin-small-coco-instance-01234567"
-    )
-    assert re.fullmatch(r"transformers-tiny-coco-instance-[0-9a-f]{8}", Transformers(str(hub)).id)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(
-        UserError, match=r"cannot be had .* set benchmark\.detector\.model to a folder"
-    ):
-        Transformers("nobody/nothing")
+def test_the_transformers_backend_names_what_it_is(hub: Path) -> None:
+    pinned = Transformers(revision="0123456789ab")
+    assert pinned.id == "transformers-mask2former-swin-small-coco-instance-01234567"
+    newest = Transformers(str(hub))
+    assert re.fullmatch(r"transformers-tiny-coco-instance-[0-9a-f]{8}", newest.id)
     random = Transformers(str(hub), weights="random", short_side=96, device="cpu")
     assert (random.random, random.id) == (True, "transformers-tiny-coco-instance-random@96")
     assert random.detect([picture(0), picture(1)], 0.001)[1]
-    with pytest.raises(
-        UserError, match=r"cannot be had .* set benchmark\.detector\.model to a folder"
-    ):
+
+
+def test_a_transformers_model_that_cannot_be_had_is_refused(
+    hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    remedy = r"cannot be had .* set benchmark\.detector\.model to a folder"
+    with pytest.raises(UserError, match=remedy):
+        Transformers("nobody/nothing")
+    with pytest.raises(UserError, match=remedy):
         Transformers(str(hub / "nowhere"), weights="random", device="cpu").load()
     with pytest.raises(UserError, match=r"device=cuda:77 is not usable here"):
         Transformers(str(hub), device="cuda:77").load()
 
 
 def test_a_transformers_checkpoint_without_its_head_is_refused(hub: Path, tmp_path: Path) -> None:
-    import shutil
-
-    from safetensors.torch import load_file
-
     shutil.copytree(hub, tmp_path / "torn")
-    state = load_file(hub / "model.safetensors")
-    save_file(
-        {k: v for k, v in state.items() if "class_predictor" not in k},
-        tmp_path / "torn/model.safetensors",
-        {"format": "pt"},
-    )
+    whole = load_file(hub / "model.safetensors")
+    torn = {name: value for name, value in whole.items() if "class_predictor" not in name}
+    save_file(torn, tmp_path / "torn/model.safetensors", {"format": "pt"})
     with pytest.raises(
         UserError, match=r"lacks 2 tensors of a Mask2Former, such as class_predictor"
     ):
@@ -418,18 +443,19 @@ def test_a_transformers_checkpoint_without_its_head_is_refused(hub: Path, tmp_pa
 
 def half_masked(
     image: np.ndarray, name: str = "cup", box: tuple = (8.0, 4.0, 40.0, 60.0)
-) -> Question:
+) -> ColorQuestion:
+    """Ask about an object in `box` whose mask is the left half of a picture."""
     mask = np.zeros(image.shape[:2], bool)
     mask[:, :32] = True
-    return Question(image, Found(name, box, 0.9, mask))
+    return ColorQuestion(image, Instance(name, box, 0.9, mask))
 
 
 def test_a_crop_is_gray_outside_the_mask() -> None:
     question = half_masked(np.full((64, 64, 3), (200, 10, 30), np.uint8))
-    made = crop(question.image, question.found)
-    assert made.size == (32, 56)
-    assert made.getpixel((23, 0)) == (200, 10, 30)
-    assert made.getpixel((24, 0)) == (153, 153, 153)
+    crop = crop_object(question.image, question.instance)
+    assert crop.size == (32, 56)
+    assert crop.getpixel((23, 0)) == (200, 10, 30)
+    assert crop.getpixel((24, 0)) == (153, 153, 153)
 
 
 def test_colors_are_those_of_open_clip(clip: Clip) -> None:
@@ -440,30 +466,29 @@ def test_colors_are_those_of_open_clip(clip: Clip) -> None:
         half_masked(picture(1), "teddy bear", (0.0, 0.0, 64.0, 20.0)),
     ]
     got = clip.scores(questions)
-    model = clip._model
+    network = clip.network
     tokenizer = open_clip.get_tokenizer("tiny_clip")
-    assert any(type(module).__name__ == "QuickGELU" for module in model.modules())
+    assert any(type(module).__name__ == "QuickGELU" for module in network.modules())
     for question, scores in zip(questions, got, strict=True):
+        name = question.instance.name
+        pixels_CHW = clip.preprocess(crop_object(question.image, question.instance))
         with torch.no_grad():
-            image = F.normalize(
-                model.encode_image(clip._transform(crop(question.image, question.found))[None])
-            )
+            image = F.normalize(network.encode_image(pixels_CHW[None]))
             for color, score in zip(COLORS, scores, strict=True):
-                name = question.found.name
-                texts = [f"a photo of a {color} {name}", f"a photo of a {color}-colored {name}"]
-                text = F.normalize(
-                    model.encode_text(tokenizer([*texts, f"a photo of a {color} object"]))
-                )
-                assert score == pytest.approx(
-                    float((image @ F.normalize(text.mean(0), dim=0))[0]), abs=1e-5
-                )
+                texts = [
+                    f"a photo of a {color} {name}",
+                    f"a photo of a {color}-colored {name}",
+                    f"a photo of a {color} object",
+                ]
+                text = F.normalize(network.encode_text(tokenizer(texts)))
+                wanted = float((image @ F.normalize(text.mean(0), dim=0))[0])
+                assert score == pytest.approx(wanted, abs=1e-5)
 
 
-def test_no_color_depends_on_its_company(folder: Path, clip: Clip) -> None:
+def test_no_color_depends_on_what_else_is_in_the_batch(folder: Path, clip: Clip) -> None:
     several = Clip(write_clip(folder), weights="random", device="cpu", batch=3)
-    questions = [
-        half_masked(picture(seed), name) for seed, name in enumerate(("cup", "dog", "cup", "cat"))
-    ]
+    names = ("cup", "dog", "cup", "cat")
+    questions = [half_masked(picture(seed), name) for seed, name in enumerate(names)]
     together = several.scores(questions)
     assert [several.scores([question])[0] for question in questions] == together
     np.testing.assert_allclose(clip.scores(questions), together, atol=1e-5)
@@ -492,7 +517,7 @@ def test_a_clip_checkpoint_is_read_as_weights_only(
 ) -> None:
     clip.load()
     path = tmp_path / "clip.pt"
-    torch.save(clip._model.state_dict(), path)
+    torch.save(clip.network.state_dict(), path)
     loaded = Clip(write_clip(folder), checkpoint=str(path), device="cpu")
     assert loaded.scores([half_masked(picture(2))]) == clip.scores([half_masked(picture(2))])
     assert loaded.id != clip.id

@@ -41,14 +41,15 @@ CASE = {
 
 
 def write(folder: Path, *lines: object) -> Path:
+    """Write a file of these lines: texts as they are, all others as JSON."""
     path = folder / "file.jsonl"
-    path.write_text(
-        "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
-    )
+    texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    path.write_text("".join(text + "\n" for text in texts))
     return path
 
 
-def include(**changes: object) -> dict:
+def cat_with(**changes: object) -> dict:
+    """Change the only clause of the row CAT."""
     return {**CAT, "include": [{**CAT["include"][0], **changes}]}
 
 
@@ -76,19 +77,19 @@ def test_ids_are_row_indices(tmp_path: Path) -> None:
         ({**CAT, "include": {}}, "'include' must be a list"),
         ({**CAT, "include": []}, "no clause"),
         ({**CAT, "include": ["cat"]}, "include clause 0: expected a JSON object"),
-        (include(count=0), "'count' must be a whole number of at least 1, found 0"),
-        (include(count=True), "'count' must be a whole number"),
-        (include(colour="red"), "unknown key 'colour'"),
-        (include(color="beige"), "unknown color 'beige'"),
-        (include(color=["red"]), "unknown color"),
-        (include(**{"class": "wolf"}), "unknown class 'wolf'"),
+        (cat_with(count=0), "'count' must be a whole number of at least 1, found 0"),
+        (cat_with(count=True), "'count' must be a whole number"),
+        (cat_with(colour="red"), "unknown key 'colour'"),
+        (cat_with(color="beige"), "unknown color 'beige'"),
+        (cat_with(color=["red"]), "unknown color"),
+        (cat_with(**{"class": "wolf"}), "unknown class 'wolf'"),
         (
-            include(position=["left of", 0]),
+            cat_with(position=["left of", 0]),
             "'position' refers to clause 0, which is not an earlier one",
         ),
-        (include(position=["near", 0]), "unknown relation 'near'"),
-        (include(position=["above", -1]), "must be a clause index, found -1"),
-        (include(position="above"), "'position' must be [relation, clause index]"),
+        (cat_with(position=["near", 0]), "unknown relation 'near'"),
+        (cat_with(position=["above", -1]), "must be a clause index, found -1"),
+        (cat_with(position="above"), "'position' must be [relation, clause index]"),
         (
             {**CAT, "exclude": [{"class": "cat", "count": 2, "color": "red"}]},
             "exclude clause 0: unknown key 'color'",
@@ -148,6 +149,7 @@ def test_a_malformed_case_is_named(tmp_path: Path, case: dict, problem: str) -> 
 
 
 def result(tag: str, correct: bool, prompt: str = "p", image: int = 0) -> dict:
+    """Make a row of a result file, with a key that the reference does not write."""
     row = {
         "filename": f"{prompt}/{image}.png",
         "tag": tag,
@@ -159,7 +161,8 @@ def result(tag: str, correct: bool, prompt: str = "p", image: int = 0) -> dict:
 
 
 def test_the_summary_is_macro_over_tasks_and_says_what_is_missing(tmp_path: Path) -> None:
-    rows = [result("colors", i == 0, "a", i) for i in range(4)] + [result("position", True, "b")]
+    rows = [result("colors", i == 0, "a", i) for i in range(4)]
+    rows.append(result("position", True, "b"))
     summary = summarize(read_results(write(tmp_path, *rows)))
     assert (summary.total_images, summary.total_prompts) == (5, 2)
     assert (summary.image_accuracy, summary.prompt_accuracy) == (0.4, 1.0)

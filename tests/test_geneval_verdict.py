@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pytest
 
-from benchmarks.geneval.verdict import Options, Verdict, keep, overlap, relations, verdict
+from benchmarks.geneval.verdict import (
+    Options,
+    Verdict,
+    keep_detections,
+    overlap,
+    relations,
+    verdict,
+)
 
 
 @dataclass
@@ -21,7 +29,11 @@ def judge(
     detections: list[Seen], *include: dict, exclude: tuple[dict, ...] = (), tag: str = "two_object"
 ) -> Verdict:
     spec = {"tag": tag, "include": list(include), "exclude": list(exclude)}
-    return verdict(detections, spec, lambda _, indices: [detections[i].color for i in indices])
+
+    def color_of(_: str, indices: Sequence[int]) -> list[str]:
+        return [detections[i].color for i in indices]
+
+    return verdict(detections, spec, color_of)
 
 
 def clause(name: str, count: int = 1, **more: object) -> dict:
@@ -30,28 +42,34 @@ def clause(name: str, count: int = 1, **more: object) -> dict:
 
 def test_scores_are_compared_strictly_and_as_32_bit_floats() -> None:
     seen = [Seen("cat", score=score) for score in (0.3, 0.3 + 1e-9, 0.301)]
-    assert keep(seen, "single_object") == {"cat": [2]}
+    assert keep_detections(seen, "single_object") == {"cat": [2]}
 
 
 def test_counting_has_its_own_threshold() -> None:
-    assert keep([Seen("cat", score=0.9), Seen("cat", score=0.91)], "counting") == {"cat": [1]}
+    assert keep_detections([Seen("cat", score=0.9), Seen("cat", score=0.91)], "counting") == {
+        "cat": [1]
+    }
 
 
 def test_the_cap_keeps_the_most_confident() -> None:
     seen = [Seen("cat", score=0.5 + i / 100) for i in range(20)]
-    assert keep(seen, "colors") == {"cat": list(range(19, 3, -1))}
+    assert keep_detections(seen, "colors") == {"cat": list(range(19, 3, -1))}
 
 
 def test_suppression_is_off_by_default_and_spares_what_a_dropped_box_overlapped() -> None:
-    chain = [Seen("cat", (x, 0, x + 9, 9), score) for x, score in ((0, 0.9), (4, 0.8), (8, 0.7))]
-    assert keep(chain, "colors") == {"cat": [0, 1, 2]}
-    assert keep(chain, "colors", Options(max_overlap=0.4)) == {"cat": [0, 2]}
+    chain = [
+        Seen("cat", (0, 0, 9, 9), 0.9),
+        Seen("cat", (4, 0, 13, 9), 0.8),
+        Seen("cat", (8, 0, 17, 9), 0.7),
+    ]
+    assert keep_detections(chain, "colors") == {"cat": [0, 1, 2]}
+    assert keep_detections(chain, "colors", Options(max_overlap=0.4)) == {"cat": [0, 2]}
 
 
 def test_overlap_counts_inclusive_pixels_and_suppresses_at_equality() -> None:
     pair = [Seen("cat", (0, 0, 9, 9), 0.9), Seen("cat", (0, 0, 9, 4), 0.8)]
     assert overlap(pair[0].box, pair[1].box) == 0.5
-    assert keep(pair, "colors", Options(max_overlap=0.5)) == {"cat": [0]}
+    assert keep_detections(pair, "colors", Options(max_overlap=0.5)) == {"cat": [0]}
     assert overlap((0, 0, -1, -1), (0, 0, -1, -1)) == 0
 
 
@@ -62,12 +80,11 @@ def test_missing_objects_are_named_and_every_clause_is_evaluated() -> None:
 
 
 def test_counting_is_exact_through_include_and_exclude() -> None:
-    want = {"exclude": (clause("cat", 3),), "tag": "counting"}
-    assert judge([Seen("cat")] * 2, clause("cat", 2), **want).correct
-    assert judge([Seen("cat")] * 3, clause("cat", 2), **want).reasons == (
-        "expected cat<3, found 3",
-    )
-    assert judge([Seen("cat")], clause("cat", 2), **want).reasons == ("expected cat>=2, found 1",)
+    exactly_two = {"exclude": (clause("cat", 3),), "tag": "counting"}
+    one, two, three = (judge([Seen("cat")] * n, clause("cat", 2), **exactly_two) for n in (1, 2, 3))
+    assert one.reasons == ("expected cat>=2, found 1",)
+    assert two.correct
+    assert three.reasons == ("expected cat<3, found 3",)
 
 
 def test_color_is_asked_of_the_most_confident_only() -> None:
@@ -101,16 +118,16 @@ ABOVE_RIGHT = (50, 0, 60, 10)
         (RIGHT, ABOVE_RIGHT, ["below"]),
         (ABOVE_RIGHT, LEFT, ["above", "right of"]),
         (LEFT, LEFT, []),
-        (
-            (2, 0, 12, 10),
-            (0, 0, 10, 10),
-            [],
-        ),  # an offset of a tenth of both widths shrinks to nothing
-        ((4, 0, 14, 10), (0, 0, 10, 10), []),  # (4 - 2) / 4 is not more than a half
+        # An offset of a tenth of both widths shrinks to nothing.
+        ((2, 0, 12, 10), (0, 0, 10, 10), []),
+        # (4 - 2) / 4 is not more than a half.
+        ((4, 0, 14, 10), (0, 0, 10, 10), []),
         ((4.1, 0, 14.1, 10), (0, 0, 10, 10), ["right of"]),
     ],
 )
-def test_relations(a: tuple, b: tuple, expected: list[str]) -> None:
+def test_relations_need_half_of_the_offset_along_their_axis(
+    a: tuple, b: tuple, expected: list[str]
+) -> None:
     assert relations(a, b) == expected
 
 

@@ -1,4 +1,4 @@
-"""The embedded model's benchmark: which prompts it asks, and what it makes of images."""
+"""The embedded model's benchmark: which prompts it takes, and how it scores images."""
 
 from __future__ import annotations
 
@@ -43,9 +43,8 @@ class FakeDetector:
         self.calls.append(len(images))
         if any(image.shape != (4, 4, 3) or image.dtype != np.uint8 for image in images):
             raise ValueError("not a picture of 4x4x3")
-        return [
-            [Seen("cat", (0, 0, 2.04, 2), 0.5, "red")] * int(image[0, 0, 0]) for image in images
-        ]
+        cat = Seen("cat", (0, 0, 2.04, 2), 0.5, "red")
+        return [[cat] * int(image[0, 0, 0]) for image in images]
 
 
 CATS = Prompt("t/0", "", "counting", {"tag": "counting", "include": [{"class": "cat", "count": 2}]})
@@ -57,11 +56,13 @@ def picture(path: Path, cats: int, size: int = 4, mode: str = "RGB") -> Path:
 
 
 def test_prompts_are_seeded_distinct_and_of_all_tasks() -> None:
-    a, b, c = (Pictogram(FakeDetector(), total=60, seed=seed) for seed in (0, 0, 1))
-    assert a.prompts() == b.prompts() != c.prompts()
-    assert {prompt.category for prompt in a.prompts()} == set(TASKS)
-    assert len({prompt.text for prompt in a.prompts()}) == 60
-    assert a.prompts()[7].id == "pictogram/00007"
+    first, again, other = (
+        Pictogram(FakeDetector(), total=60, seed=seed).prompts() for seed in (0, 0, 1)
+    )
+    assert first == again != other
+    assert {prompt.category for prompt in first} == set(TASKS)
+    assert len({prompt.text for prompt in first}) == 60
+    assert first[7].id == "pictogram/00007"
 
 
 def test_fewer_prompts_are_an_even_subset_under_the_same_ids() -> None:
@@ -96,15 +97,12 @@ def test_impossible_numbers_are_refused() -> None:
 
 
 def row(name: str) -> str:
-    return (
-        json.dumps(
-            {"tag": "single_object", "include": [{"class": name, "count": 1}], "prompt": name}
-        )
-        + "\n"
-    )
+    """Write a line of a metadata file: a prompt for one object."""
+    include = [{"class": name, "count": 1}]
+    return json.dumps({"tag": "single_object", "include": include, "prompt": name}) + "\n"
 
 
-def test_official_prompts_of_unknown_classes_are_left_out_and_said(
+def test_official_prompts_of_unknown_classes_are_left_out_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "metadata.jsonl"
@@ -122,27 +120,23 @@ def test_official_prompts_of_unknown_classes_are_left_out_and_said(
 @pytest.mark.skipif(
     not SHARED.is_dir(), reason="GenEval's data files are not beside the repository"
 )
-def test_the_official_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_official_file_is_taken_from_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     cached_path("geneval").mkdir(parents=True)
     shutil.copy(SHARED / "evaluation_metadata.jsonl", cached_path("geneval"))
     benchmark = Pictogram(FakeDetector(), metadata="official")
-    assert ids(benchmark) == ids(
-        Pictogram(FakeDetector(), metadata=str(SHARED / "evaluation_metadata.jsonl"))
-    )
+    by_path = Pictogram(FakeDetector(), metadata=str(SHARED / "evaluation_metadata.jsonl"))
+    assert ids(benchmark) == ids(by_path)
     assert len(benchmark.prompts()) + benchmark.left_out == 553
-    assert {name for prompt in benchmark.prompts() for name in classes(prompt)} <= set(
-        FakeDetector.classes
-    )
-
-
-def classes(prompt: Prompt) -> set[str]:
-    return {clause["class"] for clause in prompt.spec["include"]}
+    clauses = [clause for prompt in benchmark.prompts() for clause in prompt.spec["include"]]
+    assert {clause["class"] for clause in clauses} <= set(FakeDetector.classes)
 
 
 def test_images_are_judged_in_order_and_in_batches(tmp_path: Path) -> None:
     detector = FakeDetector()
-    paths = [picture(tmp_path / f"{i}.png", i % 4) for i in range(BATCH + 3)]
+    paths = [picture(tmp_path / f"{i}.png", cats=i % 4) for i in range(BATCH + 3)]
     scores = list(Pictogram(detector, total=12).score((CATS, path) for path in paths))
     assert [score.image for score in scores] == list(range(BATCH + 3))
     assert [score.value for score in scores[:4]] == [0.0, 0.0, 1.0, 1.0]
@@ -157,25 +151,27 @@ def test_images_are_judged_in_order_and_in_batches(tmp_path: Path) -> None:
 
 def test_the_threshold_holds_for_counting_too(tmp_path: Path) -> None:
     path = picture(tmp_path / "0.png", 2)
-    values = [
-        next(Pictogram(FakeDetector(), total=12, threshold=t).score([(CATS, path)])).value
-        for t in (0.4, 0.5)
-    ]
+    values = []
+    for threshold in (0.4, 0.5):
+        benchmark = Pictogram(FakeDetector(), total=12, threshold=threshold)
+        (score,) = benchmark.score([(CATS, path)])
+        values.append(score.value)
     assert values == [1.0, 0.0]
 
 
 def test_what_cannot_be_judged_has_no_value_and_spoils_nothing(tmp_path: Path) -> None:
     good = picture(tmp_path / "0.png", 2)
-    gray = picture(tmp_path / "1.png", 2, mode="RGBA")
+    transparent = picture(tmp_path / "1.png", 2, mode="RGBA")
     large = picture(tmp_path / "2.png", 2, size=5)
     missing = tmp_path / "3.png"
-    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
-    Image.fromarray(noise).save(tmp_path / "4.png")
     torn = tmp_path / "4.png"
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(torn)
     torn.write_bytes(torn.read_bytes()[:3000])
     empty = tmp_path / "5.png"
     empty.touch()
-    items = [(CATS, path) for path in (good, gray, large, missing, torn, empty)]
+
+    items = [(CATS, path) for path in (good, transparent, large, missing, torn, empty)]
     scores = list(Pictogram(FakeDetector(), total=12).score(items))
     assert [score.value for score in scores] == [1.0, 1.0, None, None, None, None]
     assert scores[2].detail == {"unjudged": "not a picture of 4x4x3"}

@@ -6,17 +6,20 @@ import hashlib
 import io
 import json
 import re
+import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import pytest
-from benchmarks.tiif.questionnaire import Questionnaire
 from tiif_folder import write_folder, write_lines
 
+from benchmarks.tiif.benchmark import Tiif
 from benchmarks.tiif.files import COMMIT, official_hashes, read_split
-from benchmarks.tiif.interview import Interview
-from benchmarks.tiif.scores import OFFICIAL, weighted
+from benchmarks.tiif.scores import LENGTHS, OFFICIAL, weighted_mean
+from benchmarks.tiif.vqa_benchmark import VQABenchmark
+from benchmarks.tiif.vqa_model import VQAJudge
 from harness.records import Prompt, UserError
 from harness.runs.folder import image_path
 
@@ -38,12 +41,13 @@ def test_the_pinned_hashes_are_the_published_set() -> None:
 
 @with_data
 @pytest.mark.parametrize(
-    ("split", "scenes", "questions", "dimensions"),
+    ("split", "scenes", "questions", "noes", "dimensions"),
     [
         (
             "test",
             2538,
             12160,
+            329,
             {
                 "numeracy": (75, 514),
                 "text": (300, 2088),
@@ -51,27 +55,33 @@ def test_the_pinned_hashes_are_the_published_set() -> None:
                 "shape+2d": (33, 164),
             },
         ),
-        ("testmini", 277, 1446, {"numeracy": (8, 48), "text": (30, 221), "real_world": (25, 268)}),
+        (
+            "testmini",
+            277,
+            1446,
+            34,
+            {"numeracy": (8, 48), "text": (30, 221), "real_world": (25, 268)},
+        ),
     ],
 )
-def test_the_published_files(
-    split: str, scenes: int, questions: int, dimensions: dict[str, tuple[int, int]]
+def test_the_published_files_have_the_published_numbers(
+    split: str, scenes: int, questions: int, noes: int, dimensions: dict[str, tuple[int, int]]
 ) -> None:
     prompts, version = read(SHARED, split, allow=False)
     assert version == f"{split}@{COMMIT[:8]}"
     assert Counter(p.category.split("/")[0] for p in prompts) == {"short": scenes, "long": scenes}
-    assert {p.category for p in prompts} == {
-        f"{n}/{d}" for n in ("short", "long") for d in OFFICIAL.dimensions
-    }
+    categories = {f"{length}/{name}" for length in LENGTHS for name in OFFICIAL.dimensions}
+    assert {p.category for p in prompts} == categories
     assert sum(p.weight for p in prompts) == 2 * questions
     for dimension, counts in dimensions.items():
         there = [p for p in prompts if p.category == f"long/{dimension}"]
         assert (len(there), sum(p.weight for p in there)) == counts
+
     clusters = Counter(p.cluster for p in prompts)
     assert len(clusters) == scenes and set(clusters.values()) == {2}
     assert len({image_path(p, 0) for p in prompts}) == len(prompts)
-    no = sum(answer == "no" for p in prompts for answer in p.spec["answers"])
-    assert no == {"test": 2 * 329, "testmini": 2 * 34}[split]
+    answers = Counter(answer for p in prompts for answer in p.spec["answers"])
+    assert answers["no"] == 2 * noes
     words = next(p for p in prompts if p.id == "tiif/text/short/0").spec["words"]
     assert words == ["drink", "tea", "eat", "cake", "relax", "enjoy", "delight"]
 
@@ -81,13 +91,11 @@ def test_the_published_files(
 def test_a_judge_that_always_says_yes_scores_above_every_model(split: str, overall: float) -> None:
     keys: dict[str, list[bool]] = {}
     for prompt in read(SHARED, split)[0]:
-        keys.setdefault(prompt.category, []).extend(
-            answer == "yes" for answer in prompt.spec["answers"]
-        )
+        answers = [answer == "yes" for answer in prompt.spec["answers"]]
+        keys.setdefault(prompt.category, []).extend(answers)
     accuracy = {category: sum(yes) / len(yes) for category, yes in keys.items()}
-    assert weighted(OFFICIAL.aggregates(accuracy)["score"], accuracy) == pytest.approx(
-        overall, abs=5e-4
-    )
+    score = weighted_mean(OFFICIAL.aggregates(accuracy)["score"], accuracy)
+    assert score == pytest.approx(overall, abs=5e-4)
 
 
 @with_data
@@ -99,12 +107,13 @@ def test_a_download_is_pinned_file_by_file_and_kept(
     class Reply(io.BytesIO):
         headers: dict[str, str] = {}  # noqa: RUF012
 
-    def served(url: str, timeout: float) -> Reply:
+    def serve(url: str, timeout: float) -> Reply:
         asked.append(url)
-        return Reply((SHARED / unquote(url.partition("/data/")[2])).read_bytes())
+        path = unquote(url.partition("/data/")[2])
+        return Reply((SHARED / path).read_bytes())
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("urllib.request.urlopen", served)
+    monkeypatch.setattr("urllib.request.urlopen", serve)
     first = read_split("tiif", "testmini", None, False)
     assert len(asked) == 78 and all(f"/TIIF-Bench/{COMMIT}/data/testmini_" in url for url in asked)
     assert not any("+" in url for url in asked) and sum("%2B" in url for url in asked) == 60
@@ -180,28 +189,50 @@ def test_prompt_and_question_files_belong_together(tmp_path: Path) -> None:
         read(tmp_path)
 
 
-def test_fewer_prompts_keep_both_lengths_of_a_scene(tmp_path: Path) -> None:
-    class Nobody:
-        id = "nobody"
-        tokens = ()
-        served = ()
+class Nobody:
+    """A VQA model that is never asked."""
 
+    id = "nobody"
+    tokens = ()
+    served = ()
+
+
+def test_fewer_prompts_keep_both_lengths_of_a_scene(tmp_path: Path) -> None:
     prompts, _ = read(write_folder(tmp_path, rows=3))
-    some = {
-        n: Questionnaire(prompts, Interview(Nobody()), OFFICIAL, wanted=n).prompts()
-        for n in (2, 78, 100)
-    }  # type: ignore[arg-type]
-    for n, chosen in some.items():
-        assert len(chosen) == n
+    judge = VQAJudge(Nobody())  # type: ignore[arg-type]
+    some = {}
+    for wanted in (2, 78, 100):
+        some[wanted] = VQABenchmark(prompts, judge, OFFICIAL, wanted=wanted).prompts()
+    for wanted, chosen in some.items():
+        assert len(chosen) == wanted
         assert set(Counter(p.cluster for p in chosen).values()) == {2}
     assert {p.category for p in some[78]} == {p.category for p in prompts}
     assert {p.id for p in some[2]} < {p.id for p in some[78]} < {p.id for p in some[100]}
+
+
+def test_impossible_numbers_are_refused(tmp_path: Path) -> None:
+    prompts, _ = read(write_folder(tmp_path, rows=3))
+    judge = VQAJudge(Nobody())  # type: ignore[arg-type]
     for wrong in (0, 3, 236):
         with pytest.raises(
             UserError, match=f"benchmark.prompts={wrong}: choose an even number up to the 234"
         ):
-            Questionnaire(prompts, Interview(Nobody()), OFFICIAL, wanted=wrong)  # type: ignore[arg-type]
+            VQABenchmark(prompts, judge, OFFICIAL, wanted=wrong)
     with pytest.raises(UserError, match=r"benchmark\.images=0"):
-        Questionnaire(prompts, Interview(Nobody()), OFFICIAL, images=0)  # type: ignore[arg-type]
+        VQABenchmark(prompts, judge, OFFICIAL, images=0)
     with pytest.raises(UserError, match=r"benchmark\.judge\.attempts=0"):
-        Interview(Nobody(), attempts=0)  # type: ignore[arg-type]
+        VQAJudge(Nobody(), attempts=0)  # type: ignore[arg-type]
+
+
+def test_a_missing_ocr_is_refused_before_anything_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ready(Nobody):
+        def ready(self) -> None: ...
+
+    monkeypatch.setitem(sys.modules, "rapidocr", None)
+    judge = VQAJudge(Ready())  # type: ignore[arg-type]
+    options: dict[str, Any] = {"metadata": str(write_folder(tmp_path)), "allow_other_version": True}
+    Tiif(judge, "testmini", ocr=False, **options).ready()
+    with pytest.raises(UserError, match="needs rapidocr, which is not installed"):
+        Tiif(judge, "testmini", **options).ready()

@@ -1,5 +1,7 @@
-"""The embedded TIIF-style benchmark: its texts are the model's, its questions the judge's, its key
-is what is drawn.
+"""The embedded TIIF-style benchmark.
+
+Its texts are of the model's grammar, the judge understands its questions, and its answers are true
+of what is drawn.
 """
 
 from __future__ import annotations
@@ -15,12 +17,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hydra.utils import get_class
 from PIL import Image
 from runs import folders, harness
 
-from benchmarks.tiif.interview import Asked, Interview, message
+from benchmarks.tiif.vqa_model import ImageAnswers, ImageQuestions, VQAJudge, write_message
 from benchmarks.tiif_pictogram import GROUPS, TiifPictogram
-from benchmarks.tiif_pictogram.looking import Eyes
+from benchmarks.tiif_pictogram.detector_vqa import DetectorVQA
 from harness.judges.pictogram import PictogramDetector
 from harness.models.pictogram import world
 from harness.models.pictogram.grammar import (
@@ -33,6 +36,7 @@ from harness.models.pictogram.grammar import (
 from harness.records import Prompt, UserError
 
 CLASSES = CLASS_SETS["pictogram_80"]
+EMPTY = np.zeros((48, 48, 3), np.uint8)
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,7 @@ class Seen:
 
 
 class Perfect:
-    """A detector that knows what was drawn, by the picture's bytes; any other picture is empty to
-    it.
-    """
+    """A detector that knows by a picture's bytes what was drawn; it finds nothing in any other."""
 
     id = "perfect"
     classes = CLASSES
@@ -62,11 +64,12 @@ class Perfect:
 
 @cache
 def prompts(scenes: int = 90, seed: int = 0) -> list[Prompt]:
-    return TiifPictogram(Interview(Eyes(Perfect())), scenes=scenes, seed=seed).prompts()
+    judge = VQAJudge(DetectorVQA(Perfect()))
+    return TiifPictogram(judge, scenes=scenes, seed=seed).prompts()
 
 
-def scene(prompt: Prompt, detector: Perfect) -> np.ndarray:
-    """A picture that shows what a prompt says."""
+def draw_scene(prompt: Prompt, detector: Perfect) -> np.ndarray:
+    """Draw what a prompt says, and tell the detector."""
     found = parse_layout(prompt.text)
     assert found is not None
     pixels, placed = world.draw_scene(found[0], random.Random(prompt.id), found[1])
@@ -76,10 +79,13 @@ def scene(prompt: Prompt, detector: Perfect) -> np.ndarray:
     return pixels
 
 
+def questions_of(prompt: Prompt, picture: np.ndarray) -> ImageQuestions:
+    return ImageQuestions(prompt.id, prompt.spec["questions"], picture)
+
+
 def test_prompts_are_pairs_of_six_dimensions_in_the_models_own_words() -> None:
-    assert Counter(p.category for p in prompts()) == {
-        f"{n}/{d}": 15 for n in ("short", "long") for d in GROUPS.dimensions
-    }
+    categories = [f"{n}/{d}" for n in ("short", "long") for d in GROUPS.dimensions]
+    assert Counter(p.category for p in prompts()) == dict.fromkeys(categories, 15)
     assert len({p.text for p in prompts()}) == len({p.id for p in prompts()}) == 180
     for short, long in zip(prompts()[::2], prompts()[1::2], strict=True):
         assert (short.cluster, short.spec, short.weight) == (long.cluster, long.spec, long.weight)
@@ -94,64 +100,60 @@ def test_prompts_are_pairs_of_six_dimensions_in_the_models_own_words() -> None:
 
 def test_prompts_are_seeded_and_a_smaller_set_is_part_of_a_larger_one() -> None:
     assert [p.id for p in prompts(30)] != [p.id for p in prompts()]
-    assert {p.id: p for p in prompts()} | {p.id: p for p in prompts(30)} == {
-        p.id: p for p in prompts()
-    }
+    by_id = {p.id: p for p in prompts()}
+    assert all(by_id[p.id] == p for p in prompts(30))
     assert not {p.text for p in prompts(6, seed=1)} & {p.text for p in prompts(6)}
     with pytest.raises(UserError, match=r"benchmark\.scenes=5: at least one for each of the 6"):
         prompts(5)
     with pytest.raises(UserError, match="different scenes of dimension numeracy cannot be had"):
         prompts(6 * 300)
     with pytest.raises(UserError, match=r"benchmark\.classes=birds: choose from pictogram_16"):
-        TiifPictogram(Interview(Eyes(Perfect())), classes="birds")
+        TiifPictogram(VQAJudge(DetectorVQA(Perfect())), classes="birds")
 
 
-def test_the_key_is_what_a_true_picture_shows_and_nothing_else() -> None:
+def is_right(answered: ImageAnswers, prompt: Prompt) -> bool:
+    return answered.answers == tuple(prompt.spec["answers"])
+
+
+def test_the_right_answers_are_those_about_a_true_picture_only() -> None:
     detector = Perfect()
-    judge = Interview(Eyes(detector))
-    pictures = [scene(p, detector) for p in prompts()]
-    asked = [
-        Asked(p.id, p.spec["questions"], picture)
-        for p, picture in zip(prompts(), pictures, strict=True)
-    ]
-    for prompt, heard in zip(prompts(), judge.ask(asked), strict=True):
-        assert heard.answers == tuple(prompt.spec["answers"]), (prompt, heard)
-    wrong = [Asked(a.key, a.questions, b.image) for a, b in pairwise(asked)]
-    wrong_answers = [heard.answers for heard in judge.ask(wrong)]
-    right = [a == tuple(p.spec["answers"]) for a, p in zip(wrong_answers, prompts(), strict=False)]
-    assert all(wrong_answers) and sum(right) < 0.55 * len(
-        right
-    )  # the two wordings of a scene show the same
-    empty = judge.ask(
-        [Asked(p.id, p.spec["questions"], np.zeros((48, 48, 3), np.uint8)) for p in prompts()]
-    )
-    assert {word for heard in empty for word in heard.answers or ()} == {"no"}
+    judge = VQAJudge(DetectorVQA(detector))
+    asked = [questions_of(p, draw_scene(p, detector)) for p in prompts()]
+    for prompt, answered in zip(prompts(), judge.ask(asked), strict=True):
+        assert is_right(answered, prompt), (prompt, answered)
+
+    swapped = [ImageQuestions(a.key, a.questions, b.image) for a, b in pairwise(asked)]
+    about_others = judge.ask(swapped)
+    assert all(answered.answers for answered in about_others)
+    right = [is_right(*pair) for pair in zip(about_others, prompts(), strict=False)]
+    assert sum(right) < 0.55 * len(right)  # the two wordings of a scene show the same
+
+    about_empty = judge.ask([questions_of(p, EMPTY) for p in prompts()])
+    words_of_empty = {word for answered in about_empty for word in answered.answers or ()}
+    assert words_of_empty == {"no"}
 
 
 def test_the_shipped_judge_sees_what_is_drawn() -> None:
     detector = Perfect()
     some = prompts(36)
-    judge = Interview(Eyes(PictogramDetector()))
-    heard = judge.ask([Asked(p.id, p.spec["questions"], scene(p, detector)) for p in some])
-    right = [
-        a == b
-        for one, p in zip(heard, some, strict=True)
-        for a, b in zip(one.answers or (), p.spec["answers"], strict=True)
-    ]
+    judge = VQAJudge(DetectorVQA(PictogramDetector()))
+    answered = judge.ask([questions_of(p, draw_scene(p, detector)) for p in some])
+    right = []
+    for one, prompt in zip(answered, some, strict=True):
+        pairs = zip(one.answers or (), prompt.spec["answers"], strict=True)
+        right += [answer == expected for answer, expected in pairs]
     assert np.mean(right) > 0.97
     assert judge.id.startswith("pictogram-judge-") and "-eyes-0.4-" in judge.id
 
 
-def test_each_kind_of_question_is_answered_by_looking() -> None:
+def test_each_kind_of_question_is_answered_by_what_is_seen() -> None:
     detector = Perfect()
     picture = np.ones((48, 48, 3), np.uint8)
     detector.drawn[picture.tobytes()] = [
-        *(
-            Seen("bus", (2, 2, 18, 18), "red"),
-            Seen("bus", (4, 28, 20, 44), "red"),
-            Seen("cat", (30, 4, 46, 20), "white"),
-        ),
-        Seen("bus", (30, 28, 46, 44), "blue", score=0.3),  # not sure enough
+        Seen("bus", (2, 2, 18, 18), "red"),
+        Seen("bus", (4, 28, 20, 44), "red"),
+        Seen("cat", (30, 4, 46, 20), "white"),
+        Seen("bus", (30, 28, 46, 44), "blue", score=0.3),  # below the threshold
     ]
     asked = {
         "Is there a bus in the image?": "yes: red bus 0.90, red bus 0.90",
@@ -167,38 +169,41 @@ def test_each_kind_of_question_is_answered_by_looking() -> None:
         "Is the bus right of the cat?": "no: red bus 0.90, white cat 0.90, left of",
         "Is the bus below the dog?": "no: red bus 0.90, nothing, no relation",
     }
-    eyes = Eyes(detector)
-    (reply,) = eyes.reply([message("any", list(asked))], [picture], "")
-    assert reply.splitlines() == list(asked.values())  # type: ignore[union-attr]
-    assert eyes.reply(["Is it art?"], [picture], "") == [
-        "Unknown: no question that a detector understands"
-    ]
-    replies = eyes.reply(
-        ["Is there a bus in the image?"] * 2, [picture, np.zeros((9, 9, 3), np.uint8)], ""
-    )
+    model = DetectorVQA(detector)
+    (reply,) = model.reply([write_message("any", list(asked))], [picture], "")
+    assert reply is not None and reply.splitlines() == list(asked.values())
+    (reply,) = model.reply(["Is it art?"], [picture], "")
+    assert reply == "Unknown: no question that a detector understands"
+    small = np.zeros((9, 9, 3), np.uint8)
+    replies = model.reply(["Is there a bus in the image?"] * 2, [picture, small], "")
     assert replies == ["yes: red bus 0.90, red bus 0.90", "Unreadable: not a picture of 48x48x3"]
 
 
-def test_a_run_of_the_embedded_model(tmp_path: Path) -> None:
+def test_configurations_of_older_runs_still_name_the_judge() -> None:
+    assert get_class("benchmarks.tiif.interview.Interview") is VQAJudge
+    assert get_class("benchmarks.tiif_pictogram.looking.Eyes") is DetectorVQA
+
+
+def test_a_run_of_the_embedded_model_is_summed_up(tmp_path: Path) -> None:
     command = ("benchmark=tiif_pictogram", "benchmark.prompts=12", "sampler.slots=24")
-    code, said = harness(tmp_path, *command, "stages=[generate,score]")
-    assert code == 0, said
+    code, output = harness(tmp_path, *command, "stages=[generate,score]")
+    assert code == 0, output
     (folder,) = folders(tmp_path)
     summary = (folder / "summary.txt").read_text()
     cells = dict(re.findall(r"^(\S+) +(\d\S+ / \d\S+)$", summary, re.MULTILINE))
     assert set(cells) == {*GROUPS.dimensions, "basic", "advanced", "overall"}
-    short, long = (
-        {name: float(cell.split(" / ")[side]) for name, cell in cells.items()} for side in (0, 1)
-    )
-    for found in (short, long):
-        assert found["basic"] == pytest.approx(
-            np.mean([found[d] for d in GROUPS.dimensions[:3]]), abs=0.02
-        )
-        assert found["overall"] == pytest.approx((found["basic"] + found["advanced"]) / 2, abs=0.02)
+
+    overall = []
+    for side in (0, 1):
+        found = {name: float(cell.split(" / ")[side]) for name, cell in cells.items()}
+        basic = np.mean([found[dimension] for dimension in GROUPS.dimensions[:3]])
+        assert found["basic"] == pytest.approx(basic, abs=0.02)
+        both = (found["basic"] + found["advanced"]) / 2
+        assert found["overall"] == pytest.approx(both, abs=0.02)
+        overall.append(found["overall"])
     score = float(summary.partition(", score ")[2].split()[0])
-    assert 10 < score < 100 and score == pytest.approx(
-        (short["overall"] + long["overall"]) / 2, abs=0.02
-    )
+    assert 10 < score < 100 and score == pytest.approx(np.mean(overall), abs=0.02)
+
     picture = next(folder.rglob("images/numeracy/long/0/0.png"))
     assert Image.open(picture).size == (48, 48)
     before = (folder / "scores.jsonl").read_bytes()

@@ -1,10 +1,9 @@
-"""TIIF-Bench's arithmetic: replies, groups and rendered text, held against the reference's own
-numbers.
-"""
+"""TIIF-Bench's arithmetic: replies, groups and rendered text, held against the reference."""
 
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +14,8 @@ from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFont
 from runs import harness
 
-from benchmarks.tiif.answers import read_fairly, read_strictly, refused
-from benchmarks.tiif.scores import LENGTHS, OFFICIAL, weighted
+from benchmarks.tiif.answers import is_refusal, read_fairly, read_strictly
+from benchmarks.tiif.scores import LENGTHS, OFFICIAL, weighted_mean
 from benchmarks.tiif.text import RapidOcr, distance, gned, read_words, recall
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "tiif_bench"
@@ -31,14 +30,13 @@ with_data = pytest.mark.skipif(
 @pytest.mark.parametrize(
     ("file", "cases"), [("conformance.jsonl", 76), ("released_testmini_counts.jsonl", 40)]
 )
-def test_conformance(file: str, cases: int, tmp_path: Path) -> None:
-    code, said = harness(tmp_path, "tiif", str(SHARED / file), module="harness.check")
-    assert (code, said.splitlines()[-1]) == (0, f"{cases} passed, 0 failed"), said
+def test_the_reference_scripts_agree(file: str, cases: int, tmp_path: Path) -> None:
+    code, output = harness(tmp_path, "tiif", str(SHARED / file), module="harness.check")
+    assert (code, output.splitlines()[-1]) == (0, f"{cases} passed, 0 failed"), output
 
 
 @with_data
-def test_conformance_can_fail(tmp_path: Path) -> None:
-    """One wrong expectation of each kind, and each is found."""
+def test_a_wrong_expectation_of_each_kind_is_found(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (SHARED / "conformance.jsonl").read_text().splitlines()]
     kinds = {
         row["kind"]: row
@@ -53,79 +51,71 @@ def test_conformance_can_fail(tmp_path: Path) -> None:
     released["groups"]["basic_relation"]["long"] += 0.001
     file = tmp_path / "wrong.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in [*kinds.values(), released]))
-    code, said = harness(tmp_path, "tiif", str(file), module="harness.check")
-    assert (code, said.splitlines()[-1]) == (1, "0 passed, 5 failed"), said
+    code, output = harness(tmp_path, "tiif", str(file), module="harness.check")
+    assert (code, output.splitlines()[-1]) == (1, "0 passed, 5 failed"), output
     file.write_text('{"kind": "guess"}\n')
-    code, said = harness(tmp_path, "tiif", str(file), module="harness.check")
-    assert code == 2 and "line 1: not a conformance case: unknown kind 'guess'" in said
+    code, output = harness(tmp_path, "tiif", str(file), module="harness.check")
+    assert code == 2 and "line 1: not a conformance case: unknown kind 'guess'" in output
 
 
-# Percentages recomputed with the reference scripts from the released answers: overall, basic, its
-# three groups, advanced, its three groups, style, text, real world; short and long.
-PUBLISHED = {
-    ("gpt-4o", "Infinity"): (
-        *(
-            (62.24, 62.49),
-            (73.21, 75.63),
-            (74.50, 77.00),
-            (73.00, 77.86),
-            (72.13, 72.04),
-            (63.57, 59.34),
-        ),
-        *(
-            (74.27, 64.87),
-            (60.52, 55.76),
-            (60.45, 59.98),
-            (80.00, 73.33),
-            (10.86, 24.43),
-            (54.48, 57.09),
-        ),
-    ),
-    ("qwen2.5-vl-72b", "Janus-Pro"): (
-        *(
-            (65.38, 61.10),
-            (74.99, 73.19),
-            (74.50, 78.00),
-            (73.69, 70.51),
-            (76.77, 71.04),
-            (61.77, 56.03),
-        ),
-        *(
-            (65.71, 66.48),
-            (62.01, 55.62),
-            (61.16, 49.34),
-            (56.67, 43.33),
-            (38.46, 42.08),
-            (79.48, 73.51),
-        ),
-    ),
+# Percentages recomputed with the reference scripts from the released answers: short and long.
+INFINITY_BY_GPT_4O = {
+    "overall": (62.24, 62.49),
+    "basic": (73.21, 75.63),
+    "basic_attribute": (74.50, 77.00),
+    "basic_relation": (73.00, 77.86),
+    "basic_reasoning": (72.13, 72.04),
+    "advanced": (63.57, 59.34),
+    "advanced_attribute_relation": (74.27, 64.87),
+    "advanced_attribute_reasoning": (60.52, 55.76),
+    "advanced_relation_reasoning": (60.45, 59.98),
+    "style": (80.00, 73.33),
+    "text": (10.86, 24.43),
+    "real_world": (54.48, 57.09),
 }
-NAMES = (
-    *("overall", "basic", "basic_attribute", "basic_relation", "basic_reasoning", "advanced"),
-    *("advanced_attribute_relation", "advanced_attribute_reasoning", "advanced_relation_reasoning"),
-    *("style", "text", "real_world"),
-)
+JANUS_PRO_BY_QWEN = {
+    "overall": (65.38, 61.10),
+    "basic": (74.99, 73.19),
+    "basic_attribute": (74.50, 78.00),
+    "basic_relation": (73.69, 70.51),
+    "basic_reasoning": (76.77, 71.04),
+    "advanced": (61.77, 56.03),
+    "advanced_attribute_relation": (65.71, 66.48),
+    "advanced_attribute_reasoning": (62.01, 55.62),
+    "advanced_relation_reasoning": (61.16, 49.34),
+    "style": (56.67, 43.33),
+    "text": (38.46, 42.08),
+    "real_world": (79.48, 73.51),
+}
 
 
 @with_data
-@pytest.mark.parametrize(("judge", "model"), PUBLISHED)
-def test_released_counts_give_the_published_scores(judge: str, model: str) -> None:
-    rows = [
-        json.loads(line)
-        for line in (SHARED / "released_testmini_counts.jsonl").read_text().splitlines()
-    ]
+@pytest.mark.parametrize(
+    ("judge", "model", "published"),
+    [
+        ("gpt-4o", "Infinity", INFINITY_BY_GPT_4O),
+        ("qwen2.5-vl-72b", "Janus-Pro", JANUS_PRO_BY_QWEN),
+    ],
+)
+def test_released_counts_give_the_published_scores(
+    judge: str, model: str, published: dict[str, tuple[float, float]]
+) -> None:
+    lines = (SHARED / "released_testmini_counts.jsonl").read_text().splitlines()
+    rows = map(json.loads, lines)
     counts = next(row["counts"] for row in rows if (row["judge"], row["model"]) == (judge, model))
-    accuracy = {f"{n}/{d}": cell[n][0] / cell[n][1] for d, cell in counts.items() for n in LENGTHS}
-    means = {
-        name: weighted(share, accuracy) for name, share in OFFICIAL.aggregates(accuracy).items()
-    }
-    for name, published in zip(NAMES, PUBLISHED[judge, model], strict=True):
-        for length, value in zip(LENGTHS, published, strict=True):
-            found = means.get(f"{length}/{name}", accuracy.get(f"{length}/{name}"))
-            assert found is not None and 100 * found == pytest.approx(value, abs=0.016), (
-                name,
-                length,
-            )
+    accuracy = {}
+    for dimension, by_length in counts.items():
+        for length, (correct, total, *_) in by_length.items():
+            accuracy[f"{length}/{dimension}"] = correct / total
+
+    means = {}
+    for name, weights in OFFICIAL.aggregates(accuracy).items():
+        means[name] = weighted_mean(weights, accuracy)
+    values = {**accuracy, **means}
+    for name, by_length in published.items():
+        for length, value in zip(LENGTHS, by_length, strict=True):
+            found = values[f"{length}/{name}"]
+            assert 100 * found == pytest.approx(value, abs=0.016), (name, length)
     assert means["score"] == pytest.approx((means["short/overall"] + means["long/overall"]) / 2)
     assert means["short/designer"] == accuracy["short/real_world"]
 
@@ -136,26 +126,22 @@ def test_released_counts_give_the_published_scores(judge: str, model: str) -> No
 def test_dimensions_and_groups_are_as_many_as_published() -> None:
     assert len(OFFICIAL.dimensions) == len(set(OFFICIAL.dimensions)) == 39
     means = OFFICIAL.means(OFFICIAL.dimensions)
-    assert {name: len(means[name]) for name in ("basic", "advanced", "designer", "overall")} == {
-        "basic": 12,
-        "advanced": 26,
-        "designer": 1,
-        "overall": 39,
-    }
+    sizes = {"basic": 12, "advanced": 26, "designer": 1, "overall": 39}
+    assert {name: len(means[name]) for name in sizes} == sizes
     assert all(sum(share.values()) == pytest.approx(1) for share in means.values())
     assert means["overall"]["text"] == pytest.approx(1 / 9)  # one ninth, though one dimension of 39
 
 
-@given(
-    st.sets(st.sampled_from([f"{n}/{d}" for n in LENGTHS for d in OFFICIAL.dimensions]), min_size=1)
-)
-def test_means_are_of_what_is_there(categories: set[str]) -> None:
+CATEGORIES = [f"{length}/{name}" for length in LENGTHS for name in OFFICIAL.dimensions]
+
+
+@given(st.sets(st.sampled_from(CATEGORIES), min_size=1))
+def test_means_are_over_the_categories_that_are_present(categories: set[str]) -> None:
     named = OFFICIAL.aggregates(categories)
-    assert all(
-        set(share) <= categories and sum(share.values()) == pytest.approx(1)
-        for share in named.values()
-    )
-    assert all(weight > 0 for share in named.values() for weight in share.values())
+    for weights in named.values():
+        assert set(weights) <= categories
+        assert sum(weights.values()) == pytest.approx(1)
+        assert all(weight > 0 for weight in weights.values())
     assert set(named["score"]) == categories
 
 
@@ -192,29 +178,12 @@ def test_decoration_is_forgiven_and_doubt_is_not(
     assert read_fairly(reply, questions) == (None if answers is None else tuple(answers.split()))
 
 
-LINE = st.sampled_from(
-    [
-        "yes",
-        "No.",
-        "**yes**",
-        "1. yes",
-        "2. No",
-        "3) yes",
-        "- no",
-        "nothing",
-        "",
-        " Yes, 2 cats",
-        "None",
-        "a. no",
-        "No one",
-    ]
-)
+LINES = ("yes", "No.", "**yes**", "1. yes", "2. No", "3) yes", "- no", "nothing", "")
+LINES += (" Yes, 2 cats", "None", "a. no", "No one")
 
 
-@given(st.lists(LINE, max_size=6).map("\n".join), st.integers(0, 4))
-def test_the_fair_reading_keeps_what_the_reference_reads_or_says_nothing(
-    reply: str, questions: int
-) -> None:
+@given(st.lists(st.sampled_from(LINES), max_size=6).map("\n".join), st.integers(0, 4))
+def test_the_fair_reading_is_the_references_or_none(reply: str, questions: int) -> None:
     strict = read_strictly(reply, questions)
     fair = read_fairly(reply, questions)
     assert fair is None or (len(fair) == questions and set(fair) <= {"yes", "no"})
@@ -228,7 +197,7 @@ def test_the_fair_reading_keeps_what_the_reference_reads_or_says_nothing(
     "reply", ["", " \n", "I'm sorry, but I can't help with that.", "I am unable to view images."]
 )
 def test_refusals_are_told_from_gibberish(reply: str) -> None:
-    assert refused(reply) and not refused("the picture shows two cats")
+    assert is_refusal(reply) and not is_refusal("the picture shows two cats")
 
 
 # --- rendered text --------------------------------------------------------------------------------
@@ -237,24 +206,25 @@ WORD = st.text("abcd", max_size=5)
 
 
 @given(WORD, WORD, WORD)
-def test_distance_is_one(a: str, b: str, c: str) -> None:
+def test_distance_is_a_normalised_edit_distance(a: str, b: str, c: str) -> None:
     assert 0 <= distance(a, b) == distance(b, a) <= 1
     assert (distance(a, b) == 0) == (a == b)
-    edits = [distance(x, y) * max(len(x), len(y)) for x, y in ((a, b), (b, c), (a, c))]
-    assert edits[2] <= edits[0] + edits[1] + 1e-9
+    assert edits(a, c) <= edits(a, b) + edits(b, c) + 1e-9
+
+
+def edits(a: str, b: str) -> float:
+    return distance(a, b) * max(len(a), len(b))
 
 
 @given(st.lists(WORD, max_size=4), st.lists(WORD, max_size=4), st.randoms())
-def test_gned_knows_no_order_and_recall_no_surplus(
-    expected: list[str], read: list[str], rng
+def test_gned_ignores_the_order_and_recall_ignores_surplus_words(
+    expected: list[str], read: list[str], rng: random.Random
 ) -> None:
     shuffled = rng.sample(read, len(read))
-    assert 0 <= gned(expected, read) <= 1
-    assert (
-        gned(expected, read)
-        == pytest.approx(gned(expected, shuffled))
-        == pytest.approx(gned(read, expected))
-    )
+    found = gned(expected, read)
+    assert 0 <= found <= 1
+    assert found == pytest.approx(gned(expected, shuffled))
+    assert found == pytest.approx(gned(read, expected))
     assert gned(read, shuffled) == 0
     if expected:
         assert recall(expected, [*expected, *read]) == 1
@@ -267,7 +237,8 @@ def reader() -> RapidOcr:
     return RapidOcr()
 
 
-def drawn(*lines: str) -> np.ndarray:
+def draw_text(*lines: str) -> np.ndarray:
+    """Draw lines of text on a plain ground, uint8 [H, W, 3]."""
     image = Pillow.new("RGB", (512, 320), (236, 232, 220))
     pen = ImageDraw.Draw(image)
     font = ImageFont.load_default(44)
@@ -276,22 +247,20 @@ def drawn(*lines: str) -> np.ndarray:
     return np.asarray(image)
 
 
-def test_ocr_reads_what_was_drawn(reader: RapidOcr) -> None:
-    words = read_words(reader.read(drawn("OPEN DAILY", "coffee shop", "Relax")))
+def test_ocr_reads_what_was_draw_text(reader: RapidOcr) -> None:
+    words = read_words(reader.read(draw_text("OPEN DAILY", "coffee shop", "Relax")))
     wanted = ["open", "daily", "coffee", "shop", "relax"]
     assert sorted(words) == sorted(wanted)
     assert (gned(wanted, words), recall(wanted, words)) == (0.0, 1.0)
-    assert gned([*wanted, "tea"], words) == pytest.approx(1 / 6) and recall(
-        [*wanted, "tea"], words
-    ) == pytest.approx(5 / 6)
-    assert gned(["garden"], words) > 0.7 and recall(["garden"], words) == 0
+    assert gned([*wanted, "tea"], words) == pytest.approx(1 / 6)
+    assert recall([*wanted, "tea"], words) == pytest.approx(5 / 6)
+    assert gned(["garden"], words) > 0.7
+    assert recall(["garden"], words) == 0
 
 
 def test_a_picture_without_text_is_one_empty_word(reader: RapidOcr) -> None:
-    assert reader.read(drawn()) == []
+    assert reader.read(draw_text()) == []
     assert read_words([]) == [""]
-    assert (gned(["tea", "cake"], read_words([])), recall(["tea", "cake"], read_words([]))) == (
-        1.0,
-        0.0,
-    )
+    assert gned(["tea", "cake"], read_words([])) == 1.0
+    assert recall(["tea", "cake"], read_words([])) == 0.0
     assert reader.id.startswith("rapidocr-")

@@ -1,6 +1,4 @@
-"""GenEval's evaluator at a size for tests: the same networks, thousands of times smaller, with
-random weights.
-"""
+"""GenEval's evaluator for tests: the same networks, much smaller and with random weights."""
 
 from __future__ import annotations
 
@@ -43,7 +41,7 @@ CLIP = {
 
 
 def write_config(folder: Path, more: str = "", base: str = BASE) -> str:
-    """A configuration of mmdet, beside its own."""
+    """Write a configuration of mmdet that inherits one of its own; returns its path."""
     spec = find_spec("mmdet")
     assert spec and spec.submodule_search_locations
     configs = Path(spec.submodule_search_locations[0]) / ".mim" / "configs" / "mask2former"
@@ -53,14 +51,14 @@ def write_config(folder: Path, more: str = "", base: str = BASE) -> str:
 
 
 def write_clip(folder: Path) -> str:
-    """A model of open_clip."""
+    """Write the description of an open_clip model; returns its path."""
     path = folder / "tiny_clip.json"
     path.write_text(json.dumps(CLIP))
     return str(path)
 
 
 def picture(seed: int, width: int = 64, height: int = 64) -> np.ndarray:
-    """Some colored shapes on a plain ground, uint8 [H, W, 3]."""
+    """Draw colored shapes on a plain ground, uint8 [H, W, 3]."""
     rng = np.random.default_rng(seed)
     image = Image.new("RGB", (width, height), tuple(rng.integers(150, 255, 3).tolist()))
     draw = ImageDraw.Draw(image)

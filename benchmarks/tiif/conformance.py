@@ -25,7 +25,7 @@ UNROUNDED = 1.5e-4
 """How far the reference's double rounding can lead it from the exact mean."""
 
 Counts = Mapping[str, Mapping[str, Sequence[int]]]
-"""Numbers of right and of all answers, by dimension and length."""
+"""Numbers of right and of all answers, by dimension and length; released ones count images, too."""
 Column = tuple[str, str, str]
 """A model, a dimension and a length."""
 
@@ -130,7 +130,7 @@ def _compare_groups(counts: Counts, expected: Mapping[str, Any]) -> Iterator[str
 def _accuracy_by_dimension(counts: Counts, length: str) -> dict[str, float]:
     accuracy = {}
     for dimension, by_length in counts.items():
-        correct, total = by_length.get(length, (0, 0))
+        correct, total, *_ = by_length.get(length, (0, 0))
         if total:
             accuracy[dimension] = correct / total
     return accuracy
