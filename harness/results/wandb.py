@@ -33,7 +33,7 @@ from harness.results.dashboards import (
 )
 from harness.results.leaderboard import Board
 from harness.runs.journal import write_atomic
-from harness.runs.read import read_run
+from harness.runs.read import Run, read_run
 
 log = logging.getLogger("harness")
 
@@ -101,11 +101,14 @@ class Wandb:
 
         A dashboard that fails is left with a warning; the run goes on.
         """
-        page = describe_planned(read_run(folder))
+        run = read_run(folder)
+        page = describe_planned(run)
         with ExitStack() as stack:
-            yield LiveProgress(
-                folder, open_dashboard=lambda: stack.enter_context(self.open_page(page, results))
-            ).send
+
+            def open_dashboard() -> Any:
+                return stack.enter_context(self.open_page(page, results))
+
+            yield LiveProgress(run, open_dashboard).send
 
     def publish(self, board: Board, results: Path) -> str:
         """See `Tracker`. Leaves alone what was published before, equal and to the same place."""
@@ -201,12 +204,11 @@ class LiveProgress:
     Images scored by an earlier process are sent with the first new ones.
     """
 
-    def __init__(self, folder: Path, open_dashboard: Callable[[], Any]) -> None:
-        run = read_run(folder)
+    def __init__(self, run: Run, open_dashboard: Callable[[], Any]) -> None:
         self._open_dashboard = open_dashboard
         self._dashboard: Any = None
         self._has_failed = False
-        self._journals = ScoredImages(folder, run.judge)
+        self._journals = ScoredImages(run.path, run.judge)
         self._progress = Progress(len(run.planned))
         self._unsent = self._progress.add(self._journals.read_new())
 
@@ -298,7 +300,7 @@ def _expect_wandb() -> None:
     """Raise UserError if wandb is not installed."""
     try:
         import wandb  # noqa: F401
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise UserError(
             "logger=wandb needs the package wandb, which is not installed: "
             "pip install 'visual-ar-tts[wandb]'"
