@@ -8,6 +8,7 @@ All lengths are pixels.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -49,6 +50,8 @@ Key = tuple[str, int]
 """An image of a run: prompt id and number of the image."""
 Grade = tuple[float, Key]
 """The reward of an image, and the image."""
+Corner = tuple[int, int]
+"""Left and upper edge."""
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 
@@ -63,40 +66,30 @@ def write_contact_sheet(folders: Sequence[Path], path: Path, rows: int = 12) -> 
     """
     runs = [read_run(folder) for folder in dict.fromkeys(folders)]
     prompts = _spread_over_categories(list(runs[0].prompts.values()), rows)
-    runs = [run for run in runs if any(prompt.id in run.prompts for prompt in prompts)]
+    shown_ids = {prompt.id for prompt in prompts}
+    runs = [run for run in runs if not shown_ids.isdisjoint(run.prompts)]
 
     width = PROMPT_WIDTH + len(runs) * PITCH + GAP
     height = RUN_NAME_HEIGHT + len(prompts) * PITCH + GAP
-    sheet = Image.new("RGB", (width, height), "white")
+    sheet = Sheet(width, height)
 
-    _draw_run_names(sheet, runs)
-    for row, prompt in enumerate(prompts):
-        _draw_prompt_row(sheet, RUN_NAME_HEIGHT + row * PITCH, prompt, runs)
-    write_atomic(path, _png(sheet))
-    return path
-
-
-def _draw_run_names(sheet: Image.Image, runs: Sequence[Run]) -> None:
-    font = ImageFont.load_default(17)
-    pen = ImageDraw.Draw(sheet)
     for column, run in enumerate(runs):
+        x = PROMPT_WIDTH + column * PITCH
         method = str(run.about["method"]).replace("_", " ")
-        name = _wrap(f"{method} {run.about['params']}", font, TILE)
-        corner = (PROMPT_WIDTH + column * PITCH, 12)
-        pen.multiline_text(corner, name, font=font, fill=INK)
+        sheet.write((x, 12), f"{method} {run.about['params']}", size=17, width=TILE)
 
+    for row, prompt in enumerate(prompts):
+        y = RUN_NAME_HEIGHT + row * PITCH
+        width = PROMPT_WIDTH - 3 * GAP
+        category = prompt.category.replace("_", " ")
+        sheet.write((GAP, y + 6), prompt.text, size=15, width=width, spacing=5)
+        sheet.write((GAP, y + TILE - 22), category, size=15, ink=QUIET_INK)
+        for column, run in enumerate(runs):
+            x = PROMPT_WIDTH + column * PITCH
+            sheet.paste((x, y), run, (prompt.id, 0))
 
-def _draw_prompt_row(sheet: Image.Image, y: int, prompt: Prompt, runs: Sequence[Run]) -> None:
-    """Draw a prompt, its category below, and its first image of each run."""
-    font = ImageFont.load_default(15)
-    pen = ImageDraw.Draw(sheet)
-    text = _wrap(prompt.text, font, PROMPT_WIDTH - 3 * GAP)
-    category = prompt.category.replace("_", " ")
-    pen.multiline_text((GAP, y + 6), text, font=font, fill=INK, spacing=5)
-    pen.text((GAP, y + TILE - 22), category, font=font, fill=QUIET_INK)
-
-    for column, run in enumerate(runs):
-        _paste(sheet, (PROMPT_WIDTH + column * PITCH, y), run, (prompt.id, 0))
+    write_atomic(path, sheet.png())
+    return path
 
 
 # --- one run --------------------------------------------------------------------------------------
@@ -115,12 +108,14 @@ def render_contact_sheet(run: Run, pictures: int = 16, columns: int = 4) -> byte
     if not prompts:
         return None
 
-    rows = -(-len(prompts) // columns)
-    sheet = Image.new("RGB", (GAP + columns * PITCH, GAP + rows * PITCH), "white")
+    rows = math.ceil(len(prompts) / columns)
+    sheet = Sheet(GAP + columns * PITCH, GAP + rows * PITCH)
     for i, prompt in enumerate(prompts):
         row, column = divmod(i, columns)
-        _paste(sheet, (GAP + column * PITCH, GAP + row * PITCH), run, (prompt.id, 0))
-    return _png(sheet)
+        x = GAP + column * PITCH
+        y = GAP + row * PITCH
+        sheet.paste((x, y), run, (prompt.id, 0))
+    return sheet.png()
 
 
 # --- one run, by a reward -------------------------------------------------------------------------
@@ -139,20 +134,18 @@ def draw_reward_range(run: Run, reward: Judge, each: int = 3) -> Image.Image:
     row_height = TILE + CAPTION_HEIGHT + 3 * GAP
     width = CATEGORY_WIDTH + len(PARTS) * part_width
     height = PART_NAME_HEIGHT + len(grades) * row_height
-    sheet = Image.new("RGB", (width, height), "white")
+    sheet = Sheet(width, height)
 
-    font = ImageFont.load_default(17)
-    pen = ImageDraw.Draw(sheet)
     for i, part in enumerate(PARTS):
-        pen.text((CATEGORY_WIDTH + i * part_width, 8), part, font=font, fill=INK)
+        sheet.write((CATEGORY_WIDTH + i * part_width, 8), part, size=17)
 
     for row, (category, graded) in enumerate(grades.items()):
         y = PART_NAME_HEIGHT + row * row_height
-        name = category.replace("_", "\n")
-        pen.multiline_text((GAP, y + 6), name, font=font, fill=INK)
+        sheet.write((GAP, y + 6), category.replace("_", "\n"), size=17)
         for i, keys in enumerate(_split_range(graded, each)):
-            _draw_captioned(sheet, (CATEGORY_WIDTH + i * part_width, y), run, keys)
-    return sheet
+            x = CATEGORY_WIDTH + i * part_width
+            _draw_captioned(sheet, (x, y), run, keys)
+    return sheet.image
 
 
 def _grade_images(run: Run, reward: Judge) -> Mapping[str, list[Grade]]:
@@ -177,43 +170,70 @@ def _split_range(graded: Sequence[Grade], each: int) -> tuple[list[Key], ...]:
     return keys[:each], keys[middle : middle + each], keys[-each:]
 
 
-def _draw_captioned(
-    sheet: Image.Image, corner: tuple[int, int], run: Run, keys: Sequence[Key]
-) -> None:
+def _draw_captioned(sheet: Sheet, corner: Corner, run: Run, keys: Sequence[Key]) -> None:
     """Draw images in a row, each with its prompt below."""
     left, y = corner
-    font = ImageFont.load_default(14)
-    pen = ImageDraw.Draw(sheet)
     for column, key in enumerate(keys):
         x = left + column * PITCH
-        _paste(sheet, (x, y), run, key)
-        caption = _wrap(run.prompts[key[0]].text, font, TILE)
-        pen.multiline_text((x, y + TILE + 6), caption, font=font, fill=INK)
+        prompt = run.prompts[key[0]]
+        sheet.paste((x, y), run, key)
+        sheet.write((x, y + TILE + 6), prompt.text, size=14, width=TILE)
 
 
 # --- parts of a sheet -----------------------------------------------------------------------------
 
 
-def _paste(sheet: Image.Image, corner: tuple[int, int], run: Run, key: Key) -> None:
-    """Draw an image in the frame of its verdict; an empty grey frame if it cannot be read."""
-    x, y = corner
-    pen = ImageDraw.Draw(sheet)
-    pen.rectangle((x, y, x + TILE, y + TILE), outline=UNJUDGED)
+class Sheet:
+    """A white image of that size, on which pictures and texts are drawn."""
 
-    file = _image_file(run, key)
-    if file is None:
-        return
-    try:
-        with Image.open(file, formats=FORMATS) as image:
-            picture = image.convert("RGB").resize((TILE, TILE), Image.Resampling.NEAREST)
-    except UNREADABLE:
-        return
-    sheet.paste(picture, corner)
+    def __init__(self, width: int, height: int) -> None:
+        self.image = Image.new("RGB", (width, height), "white")
+        self._pen = ImageDraw.Draw(self.image)
 
-    if key in run.scores:
-        is_right = (run.scores[key].value or 0.0) >= 0.5
-        frame = (x - 3, y - 3, x + TILE + 2, y + TILE + 2)
-        pen.rectangle(frame, outline=RIGHT if is_right else WRONG, width=4)
+    def write(
+        self,
+        corner: Corner,
+        text: str,
+        *,
+        size: int,
+        width: int | None = None,
+        ink: str = INK,
+        spacing: int = 4,
+    ) -> None:
+        """Write a text below and right of `corner`, in lines of at most `width`.
+
+        `size` is that of the font, `spacing` the gap between lines.
+        """
+        font = ImageFont.load_default(size)
+        if width is not None:
+            text = _wrap(text, font, width)
+        self._pen.multiline_text(corner, text, font=font, fill=ink, spacing=spacing)
+
+    def paste(self, corner: Corner, run: Run, key: Key) -> None:
+        """Draw an image in the frame of its verdict; an empty grey frame if it cannot be read."""
+        x, y = corner
+        self._pen.rectangle((x, y, x + TILE, y + TILE), outline=UNJUDGED)
+        file = _image_file(run, key)
+        if file is None:
+            return
+        try:
+            with Image.open(file, formats=FORMATS) as image:
+                picture = image.convert("RGB").resize((TILE, TILE), Image.Resampling.NEAREST)
+        except UNREADABLE:
+            return
+        self.image.paste(picture, corner)
+
+        score = run.scores.get(key)
+        if score is not None:
+            is_right = (score.value or 0.0) >= 0.5
+            frame = (x - 3, y - 3, x + TILE + 2, y + TILE + 2)
+            self._pen.rectangle(frame, outline=RIGHT if is_right else WRONG, width=4)
+
+    def png(self) -> bytes:
+        """Return the image as a PNG file."""
+        buffer = io.BytesIO()
+        self.image.save(buffer, format="PNG")
+        return buffer.getvalue()
 
 
 def _image_file(run: Run, key: Key) -> Path | None:
@@ -234,12 +254,6 @@ def _spread_over_categories(prompts: Sequence[Prompt], count: int) -> list[Promp
 
     order = list(waiting)
     return sorted(chosen[:count], key=lambda prompt: order.index(prompt.category))
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 def _wrap(text: str, font: Font, width: int) -> str:

@@ -72,8 +72,10 @@ class Page:
 
 def describe_board(board: Board, pictures: int) -> Iterator[Page]:
     """Yield the page of each run, with at most `pictures` of its images, then of each protocol."""
-    for run, (_, row) in zip(board.runs, board.frame.iterrows(), strict=True):
-        metrics = board.metrics[board.metrics["fingerprint"] == run.fingerprint]
+    rows = [row for _, row in board.frame.iterrows()]
+    fingerprints = board.metrics["fingerprint"]
+    for run, row in zip(board.runs, rows, strict=True):
+        metrics = board.metrics[fingerprints == run.fingerprint]
         yield _describe_run(run, row, metrics, pictures)
     for frame in protocols(board.frame):
         protocol_id = frame["protocol"].iloc[0]
@@ -157,9 +159,11 @@ def _prompt_table(run: Run) -> Table:
         reason: Any = ""
         for image in range(run.protocol.images_per_prompt):
             score = run.scores.get((prompt.id, image))
-            value = None if score is None else score.value
-            values.append(0.0 if value is None else value)
-            if score is not None and (value or 0) < 1:
+            if score is None:
+                values.append(0.0)
+                continue
+            values.append(score.value or 0.0)
+            if values[-1] < 1:
                 reason = reason or score.detail.get("reasons") or ""
 
         mean = sum(values) / len(values)
@@ -202,11 +206,13 @@ def _curve_points(curve: Curve, currency: Currency) -> list[Line]:
     """Return a scaling curve's points, each with its 95 % interval if there is one."""
     prefix, budget_name = BUDGETS[currency]
     words = (curve.method, curve.params, f"seed {curve.seed}")
-    name = f"{prefix}/{', '.join(filter(None, words))}"
-    has_interval = bool(curve.quality_D.size)
-    ends = np.quantile(curve.quality_D, [0.025, 0.975], axis=1) if has_interval else None
+    family = ", ".join(filter(None, words))
+    name = f"{prefix}/{family}"
+    ends = None
+    if curve.quality_D.size:
+        ends = np.quantile(curve.quality_D, [0.025, 0.975], axis=1)
 
-    points = []
+    points: list[Line] = []
     for i, budget in enumerate(curve.budgets):
         point = {budget_name: float(budget), name: float(curve.quality[i])}
         if ends is not None:
