@@ -1,9 +1,9 @@
-"""`python -m harness.board pack SOURCE TARGET`: a results folder made small enough to publish.
+"""`python -m harness.board pack SOURCE TARGET`: make a results folder small enough to publish.
 
-Keeps what tables are derived from (configurations, prompts, journals, scores; journals compressed)
-and leaves images out, but for a few thumbnails, and most traces and partial pictures of candidates,
-which only figures are made of. `python -m harness 'stages=[report]' results=TARGET` then writes the
-same tables from it, byte for byte.
+Keeps what tables are derived from: configurations, prompts, journals and scores, compressed. Leaves
+out images, but for a few thumbnails, and what only figures are made of: most traces and partial
+pictures of candidates. `python -m harness 'stages=[report]' results=TARGET` then writes the same
+tables from it, byte for byte.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.cli import print_error
-from harness.records import SampleRecord, UserError
+from harness.records import Prompt, SampleRecord, UserError
 from harness.results.exports import to_markdown, write_exports
 from harness.results.leaderboard import Board, build
 from harness.results.report import panels, write_figures, write_thumbnail
@@ -29,13 +29,42 @@ from harness.runs.read import Run, find_runs, read_run
 
 JOURNALS = ("jobs.jsonl", "records-*.jsonl", "scores*.jsonl", "timings-*.jsonl")
 MOST_MB = 16.0
+"""Size of a board's packed journals, at most."""
 THUMBNAILS = 200
-"""Most of them."""
+"""Thumbnails of a board, at most."""
 DETAILED = 128
 """Records of a journal that keep the traces and pictures in their notes, at most."""
+FIGURE_ONLY = ("trace", "pictures")
+"""Notes that only figures are made of."""
+README = """# Board
+
+{runs} complete runs, without their images. They were made, in a folder of their own, by
+
+```
+python -m harness -m experiment={experiment} results=FOLDER
+python -m harness.board pack FOLDER results/board
+```
+
+at {commits}. The tables here follow from the journals alone; this writes them again, byte for byte:
+
+```
+python -m harness 'stages=[report]' results=results/board
+```
+
+`leaderboard.csv` has a row for each run, `metrics.csv` one for each run and metric, \
+`curves.csv` one for each method
+and currency; `export/` holds Markdown, LaTeX, the hub's format, and what papers claim.
+
+Seconds were measured on a shared machine, whose load differed between runs: \
+compare tokens and passes.
+
+{figures}
+
+{table}"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m harness.board", description=__doc__)
     kinds = parser.add_subparsers(dest="kind", required=True)
     packing = kinds.add_parser("pack", help="pack the complete runs of a results folder")
@@ -57,139 +86,168 @@ def pack(source: Path, target: Path, experiment: str) -> int:
     Raises UserError for a source without a complete run, for a target with runs that are not
     packed, and where the journals are larger than a board may be.
     """
+    # 1. Refuse, before anything is written.
     runs = [read_run(folder) for folder in find_runs(source)]
-    complete = [run for run in runs if run.complete and not run.unjudged and not run.excluded]
+    complete = [run for run in runs if _may_be_packed(run)]
     if not complete:
         raise UserError(
             f"{source}: none of its {len(runs)} runs is complete; run its sweep again to finish it"
         )
     former = find_runs(target) if target.is_dir() else []
-    if open_ones := [folder for folder in former if not (folder / "records-0.jsonl.gz").exists()]:
-        raise UserError(f"{open_ones[0]} is not packed, and would be lost: choose another target")
-    packed = {
-        run.path.relative_to(source) / name: data
-        for run in complete
-        for name, data in _packed(run.path).items()
-    }
+    for folder in former:
+        if not (folder / "records-0.jsonl.gz").exists():
+            raise UserError(f"{folder} is not packed, and would be lost: choose another target")
+
+    packed = _pack_runs(complete, source)
     size_mb = sum(map(len, packed.values())) / 1e6
     if size_mb > MOST_MB:
         raise UserError(
             f"{source}: its journals take {size_mb:.1f} MB packed, a board at most {MOST_MB:g} MB"
         )
+
+    # 2. Replace the former board's runs.
     for folder in former:
         shutil.rmtree(folder)
     for path, data in packed.items():
         write_atomic(target / path, data)
-    board = build(target)
-    write_exports(board, target / "export")
-    largest = sorted(panels(board), key=lambda panel: -len(panel.shown))[:2]
-    shutil.rmtree(target / "figures", ignore_errors=True)
-    plots = write_figures(largest, target / "figures", only=("scaling",), kind="svg")
-    write_atomic(target / "README.md", _readme(board, experiment, plots).encode())
-    _thumbnails(complete, target / "report" / "thumbs")
+
+    # 3. Derive all else from the packed runs.
+    _write_tables(target, experiment)
+    _write_thumbnails(complete, target / "report" / "thumbs")
+
     for run in runs:
         if run not in complete:
-            print(
-                f"left out: {run.path} ({run.excluded or _gap(len(run.planned) - len(run.done), len(run.unjudged))})"
-            )
+            print(f"left out: {run.path} ({_reason_left_out(run)})")
     print(f"{target}: {len(complete)} runs, {size_mb:.2f} MB of journals")
     return 0
 
 
-def _packed(folder: Path) -> dict[str, bytes]:
-    """A run folder's files, journals compressed; equal files give equal bytes."""
+def _may_be_packed(run: Run) -> bool:
+    return run.complete and not run.unjudged and not run.excluded
+
+
+def _reason_left_out(run: Run) -> str:
+    missing = len(run.planned) - len(run.done)
+    return run.excluded or f"{missing} images missing, {len(run.unjudged)} unjudged"
+
+
+# --- journals -------------------------------------------------------------------------------------
+
+
+def _pack_runs(runs: Sequence[Run], source: Path) -> dict[Path, bytes]:
+    """Return the packed files of all runs, by their places below `source`."""
+    packed = {}
+    for run in runs:
+        for name, data in _pack_run(run.path).items():
+            packed[run.path.relative_to(source) / name] = data
+    return packed
+
+
+def _pack_run(folder: Path) -> dict[str, bytes]:
+    """Return a run folder's files, journals compressed; equal files give equal bytes."""
     files = {"config.yaml": (folder / "config.yaml").read_bytes()}
-    for path in (
-        path for name in JOURNALS for path in find_journals(folder, name) if path.exists()
-    ):
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        if path.name.startswith("records-"):
-            data = _thinned(data)
-        files[path.name.removesuffix(".gz") + ".gz"] = gzip.compress(data, mtime=0)
+    for name in JOURNALS:
+        for path in find_journals(folder, name):
+            if path.exists():
+                plain_name = path.name.removesuffix(".gz")
+                files[f"{plain_name}.gz"] = _pack_journal(path)
     return files
 
 
-def _thinned(journal: bytes) -> bytes:
-    """A journal of records of which no more than `DETAILED`, spread evenly, have traces or
-    pictures.
-    """
+def _pack_journal(path: Path) -> bytes:
+    """Return a journal compressed, and thinned if it is one of records."""
+    data = path.read_bytes()
+    if path.suffix == ".gz":
+        data = gzip.decompress(data)
+    if path.name.startswith("records-"):
+        data = _thin_records(data)
+    return gzip.compress(data, mtime=0)
+
+
+def _thin_records(journal: bytes) -> bytes:
+    """Remove traces and pictures from all but `DETAILED` records, spread evenly."""
     lines = journal.splitlines(keepends=True)
-    heavy = [
-        number for number, line in enumerate(lines) if b'"trace":' in line or b'"pictures":' in line
-    ]
-    for number in set(heavy) - set(heavy[:: math.ceil(len(heavy) / DETAILED) or 1]):
+    detailed = []
+    for number, line in enumerate(lines):
+        if b'"trace":' in line or b'"pictures":' in line:
+            detailed.append(number)
+
+    every = math.ceil(len(detailed) / DETAILED) or 1
+    for number in set(detailed) - set(detailed[::every]):
         record = SampleRecord.from_json(lines[number].decode())
-        lines[number] = (
-            f"{dataclasses.replace(record, notes=_light(record.notes)).to_json()}\n".encode()
-        )
+        thinned = dataclasses.replace(record, notes=_thin_notes(record.notes))
+        lines[number] = f"{thinned.to_json()}\n".encode()
     return b"".join(lines)
 
 
-def _light(note: Any) -> Any:
-    """Notes without what only figures are made of, at any depth."""
-    if isinstance(note, Mapping):
-        return {
-            name: _light(value) for name, value in note.items() if name not in ("trace", "pictures")
-        }
-    return [_light(value) for value in note] if isinstance(note, list) else note
+def _thin_notes(notes: Any) -> Any:
+    """Return notes without what only figures are made of, at any depth."""
+    if isinstance(notes, Mapping):
+        kept = [name for name in notes if name not in FIGURE_ONLY]
+        return {name: _thin_notes(notes[name]) for name in kept}
+    if isinstance(notes, list):
+        return [_thin_notes(value) for value in notes]
+    return notes
 
 
-def _gap(missing: int, unjudged: int) -> str:
-    return f"{missing} images missing, {unjudged} unjudged"
+# --- what is derived ------------------------------------------------------------------------------
 
 
-def _thumbnails(runs: Sequence[Run], folder: Path) -> None:
-    """The first images of some prompts, in turn from each category, for every run that has them: a
-    few rows of gallery.
+def _write_tables(target: Path, experiment: str) -> None:
+    """Write tables, exports, README, and scaling curves of the two largest panels."""
+    board = build(target)
+    write_exports(board, target / "export")
 
-    Older ones are removed. A prompt is shown for all of its runs or not at all.
+    figures = target / "figures"
+    largest = sorted(panels(board), key=lambda panel: -len(panel.shown))[:2]
+    shutil.rmtree(figures, ignore_errors=True)
+    names = write_figures(largest, figures, only=("scaling",), kind="svg")
+
+    write_atomic(target / "README.md", _readme(board, experiment, names).encode())
+
+
+def _readme(board: Board, experiment: str, figures: Sequence[str]) -> str:
+    commits = set()
+    for run in board.runs:
+        commits |= {record.stamp.get("commit", "") for record in run.done.values()}
+    return README.format(
+        runs=len(board.runs),
+        experiment=experiment,
+        commits=" ".join(sorted(commits)),
+        figures="\n".join(f"![{name}](figures/{name}.svg)" for name in figures),
+        table=to_markdown(board),
+    )
+
+
+def _write_thumbnails(runs: Sequence[Run], folder: Path) -> None:
+    """Write at most `THUMBNAILS` thumbnails, in place of older ones: a few rows of the gallery.
+
+    Takes the first image of prompts of each category in turn. A prompt is shown for all runs that
+    have it or for none.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    prompts = {prompt.id: prompt for run in runs for prompt in run.prompts.values()}
+    written = 0
+    for prompt_id in _prompts_by_turns(runs):
+        key = (prompt_id, 0)
+        by_image = {run.done[key].image_sha: run for run in runs if key in run.done}
+        if written + len(by_image) > THUMBNAILS:
+            return
+        for run in by_image.values():
+            written += bool(write_thumbnail(run, key, folder))
+
+
+def _prompts_by_turns(runs: Sequence[Run]) -> list[str]:
+    """Return the ids of all prompts: the first of each category, then the second, ..."""
+    prompts: dict[str, Prompt] = {}
+    for run in runs:
+        prompts |= run.prompts
     turns: Counter[str] = Counter()
     order: list[tuple[int, str]] = []
-    for prompt in sorted(prompts.values(), key=lambda prompt: prompt.id):
-        order.append((turns[prompt.category], prompt.id))
-        turns[prompt.category] += 1
-    made = 0
-    for _, prompt_id in sorted(order):
-        shown = {
-            run.done[prompt_id, 0].image_sha: run for run in runs if (prompt_id, 0) in run.done
-        }
-        if made + len(shown) > THUMBNAILS:
-            return
-        made += sum(bool(write_thumbnail(run, (prompt_id, 0), folder)) for run in shown.values())
-
-
-def _readme(board: Board, experiment: str, plots: Sequence[str]) -> str:
-    commits = " ".join(
-        sorted(
-            {record.stamp.get("commit", "") for run in board.runs for record in run.done.values()}
-        )
-    )
-    return f"""# Board
-
-{len(board.runs)} complete runs, without their images. They were made, in a folder of their own, by
-
-```
-python -m harness -m experiment={experiment} results=FOLDER
-python -m harness.board pack FOLDER results/board
-```
-
-at {commits}. The tables here follow from the journals alone; this writes them again, byte for byte:
-
-```
-python -m harness 'stages=[report]' results=results/board
-```
-
-`leaderboard.csv` has a row for each run, `metrics.csv` one for each run and metric, `curves.csv` one for each method
-and currency; `export/` holds Markdown, LaTeX, the hub's format, and what papers claim.
-
-Seconds were measured on a shared machine, whose load differed between runs: compare tokens and passes.
-
-{chr(10).join(f"![{name}](figures/{name}.svg)" for name in plots)}
-
-{to_markdown(board)}"""
+    for prompt_id in sorted(prompts):
+        category = prompts[prompt_id].category
+        order.append((turns[category], prompt_id))
+        turns[category] += 1
+    return [prompt_id for _, prompt_id in sorted(order)]
 
 
 if __name__ == "__main__":

@@ -44,9 +44,19 @@ RETIRED_PROSE = {
 }
 
 
+RECORDED_PLACES = {
+    "harness/trees.py",
+    "benchmarks/tiif/interview.py",
+    "benchmarks/tiif_pictogram/looking.py",
+}
+"""Re-exports at places that configurations of earlier runs name."""
+
+
 def files(*folders: str) -> Iterator[Path]:
     for folder in folders:
-        yield from sorted((ROOT / folder).rglob("*.py"))
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            if str(path.relative_to(ROOT)) not in RECORDED_PLACES:
+                yield path
 
 
 def tokens(path: Path) -> Iterator[tokenize.TokenInfo]:

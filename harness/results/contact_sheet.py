@@ -1,11 +1,15 @@
-"""Pictures of runs: prompts down and runs across with the same seed in every row, and images of a
-single run.
+"""Draw contact sheets: images of several runs side by side, and images of a single run.
+
+A sheet is a white RGB image with a frame around every picture. The frame is green where the
+benchmark's judge found the image right, red where it did not, and grey where it was not asked.
+All lengths are pixels.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,152 +22,247 @@ from harness.runs.journal import write_atomic
 from harness.runs.read import Run, read_run
 
 TILE = 144
+"""Side of a picture, whatever the size of the image."""
 GAP = 10
-TEXT = 270
-TOP = 76
-LEFT = 100  # pixels
+PITCH = TILE + GAP
+"""From the corner of one picture to that of the next."""
+
+PROMPT_WIDTH = 270
+"""Column on the left of a sheet of runs, with the prompts."""
+RUN_NAME_HEIGHT = 76
+"""Row at the top of a sheet of runs, with their methods and options."""
+
+CATEGORY_WIDTH = 100
+"""Column on the left of a sheet of rewards, with the categories."""
+PART_NAME_HEIGHT = 40
+"""Row at the top of a sheet of rewards."""
+PARTS = ("best", "median", "worst")
+CAPTION_HEIGHT = 3 * 19
+"""Three lines of text below a picture."""
+
 RIGHT = "#2e9e5b"
 WRONG = "#d0453e"
 UNJUDGED = "#cccccc"
+INK = "#222222"
+QUIET_INK = "#888888"
+
+Key = tuple[str, int]
+"""An image of a run: prompt id and number of the image."""
+Grade = tuple[float, Key]
+"""The reward of an image, and the image."""
+Corner = tuple[int, int]
+"""Left and upper edge."""
+Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 
-def write_sheet(folders: Sequence[Path], path: Path, rows: int = 12) -> Path:
-    """Write the sheet of runs that share prompts: at most `rows` prompts, spread over the
-    categories.
+# --- several runs ---------------------------------------------------------------------------------
 
-    A green frame says that the benchmark's judge found the image right, a red one that it did not.
+
+def write_contact_sheet(folders: Sequence[Path], path: Path, rows: int = 12) -> Path:
+    """Write a PNG with a row for each prompt and a column for each run; returns `path`.
+
+    Shows the first image of at most `rows` prompts of the first run, spread over its categories.
+    Runs that share none of these prompts, because they are of another benchmark, are left out.
     """
     runs = [read_run(folder) for folder in dict.fromkeys(folders)]
-    prompts = _spread(list(runs[0].prompts.values()), rows)
-    runs = [
-        run for run in runs if any(prompt.id in run.prompts for prompt in prompts)
-    ]  # not of another benchmark
-    font = ImageFont.load_default(15)
-    bold = ImageFont.load_default(17)
-    size = (TEXT + len(runs) * (TILE + GAP) + GAP, TOP + len(prompts) * (TILE + GAP) + GAP)
-    sheet = Image.new("RGB", size, "white")
-    pen = ImageDraw.Draw(sheet)
+    prompts = _spread_over_categories(list(runs[0].prompts.values()), rows)
+    shown_ids = {prompt.id for prompt in prompts}
+    runs = [run for run in runs if not shown_ids.isdisjoint(run.prompts)]
+
+    width = PROMPT_WIDTH + len(runs) * PITCH + GAP
+    height = RUN_NAME_HEIGHT + len(prompts) * PITCH + GAP
+    sheet = Sheet(width, height)
+
     for column, run in enumerate(runs):
-        head = f"{str(run.about['method']).replace('_', ' ')} {run.about['params']}"
-        place = (TEXT + column * (TILE + GAP), 12)
-        pen.multiline_text(place, _wrapped(head, bold, TILE), font=bold, fill="#222222")
+        x = PROMPT_WIDTH + column * PITCH
+        method = str(run.about["method"]).replace("_", " ")
+        sheet.write((x, 12), f"{method} {run.about['params']}", size=17, width=TILE)
+
     for row, prompt in enumerate(prompts):
-        y = TOP + row * (TILE + GAP)
-        words = _wrapped(prompt.text, font, TEXT - 3 * GAP)
-        pen.multiline_text((GAP, y + 6), words, font=font, fill="#222222", spacing=5)
-        pen.text((GAP, y + TILE - 22), prompt.category.replace("_", " "), font=font, fill="#888888")
+        y = RUN_NAME_HEIGHT + row * PITCH
+        width = PROMPT_WIDTH - 3 * GAP
+        category = prompt.category.replace("_", " ")
+        sheet.write((GAP, y + 6), prompt.text, size=15, width=width, spacing=5)
+        sheet.write((GAP, y + TILE - 22), category, size=15, ink=QUIET_INK)
         for column, run in enumerate(runs):
-            _paste(sheet, (TEXT + column * (TILE + GAP), y), run, (prompt.id, 0))
-    write_atomic(path, _png(sheet))
+            x = PROMPT_WIDTH + column * PITCH
+            sheet.paste((x, y), run, (prompt.id, 0))
+
+    write_atomic(path, sheet.png())
     return path
 
 
-def contact_sheet(run: Run, pictures: int = 16, columns: int = 4) -> bytes | None:
-    """PNG bytes of some of a run's images, spread over its categories; None where no image is
-    there.
+# --- one run --------------------------------------------------------------------------------------
+
+
+def render_contact_sheet(run: Run, pictures: int = 16, columns: int = 4) -> bytes | None:
+    """Return a PNG with at most `pictures` images of a run, spread over its categories.
+
+    Returns None if no image of the run is on the disk.
     """
-    there = [prompt for prompt in run.prompts.values() if _file(run, (prompt.id, 0)) is not None]
-    chosen = _spread(there, pictures)
-    if not chosen:
+    with_image = []
+    for prompt in run.prompts.values():
+        if _image_file(run, (prompt.id, 0)) is not None:
+            with_image.append(prompt)
+    prompts = _spread_over_categories(with_image, pictures)
+    if not prompts:
         return None
-    lines = -(-len(chosen) // columns)
-    sheet = Image.new("RGB", (GAP + columns * (TILE + GAP), GAP + lines * (TILE + GAP)), "white")
-    for i, prompt in enumerate(chosen):
-        place = (GAP + i % columns * (TILE + GAP), GAP + i // columns * (TILE + GAP))
-        _paste(sheet, place, run, (prompt.id, 0))
-    return _png(sheet)
+
+    rows = math.ceil(len(prompts) / columns)
+    sheet = Sheet(GAP + columns * PITCH, GAP + rows * PITCH)
+    for i, prompt in enumerate(prompts):
+        row, column = divmod(i, columns)
+        x = GAP + column * PITCH
+        y = GAP + row * PITCH
+        sheet.paste((x, y), run, (prompt.id, 0))
+    return sheet.png()
 
 
-def range_sheet(run: Run, reward: Judge, each: int = 3) -> Image.Image:
-    """A run's best, median and worst images by a reward, `each` of them, a line for each category.
+# --- one run, by a reward -------------------------------------------------------------------------
 
-    Raises UserError where no image is there.
+
+def draw_reward_range(run: Run, reward: Judge, each: int = 3) -> Image.Image:
+    """Draw a run's best, median and worst images by a reward, `each` of them for each category.
+
+    Raises UserError if no image of the run is on the disk.
     """
-    graded: dict[str, list[tuple[float, tuple[str, int]]]] = {}
+    grades = _grade_images(run, reward)
+    if not grades:
+        raise UserError(f"{run.path}: no image of it is there to be shown")
+
+    part_width = each * PITCH + 2 * GAP
+    row_height = TILE + CAPTION_HEIGHT + 3 * GAP
+    width = CATEGORY_WIDTH + len(PARTS) * part_width
+    height = PART_NAME_HEIGHT + len(grades) * row_height
+    sheet = Sheet(width, height)
+
+    for i, part in enumerate(PARTS):
+        sheet.write((CATEGORY_WIDTH + i * part_width, 8), part, size=17)
+
+    for row, (category, graded) in enumerate(grades.items()):
+        y = PART_NAME_HEIGHT + row * row_height
+        sheet.write((GAP, y + 6), category.replace("_", "\n"), size=17)
+        for i, keys in enumerate(_split_range(graded, each)):
+            x = CATEGORY_WIDTH + i * part_width
+            _draw_captioned(sheet, (x, y), run, keys)
+    return sheet.image
+
+
+def _grade_images(run: Run, reward: Judge) -> Mapping[str, list[Grade]]:
+    """Ask the reward about every image on the disk -> category -> graded images."""
+    grades: dict[str, list[Grade]] = {}
     for key, record in sorted(run.done.items()):
         prompt = run.prompts[key[0]]
         file = run.image(record)
         if file is None:
             continue
-        with Image.open(file, formats=FORMATS) as picture:
-            (grade,) = reward([prompt.text], [np.asarray(picture.convert("RGB"))])
-        graded.setdefault(prompt.category, []).append((grade or 0.0, key))
-    if not graded:
-        raise UserError(f"{run.path}: no image of it is there to be shown")
-    font = ImageFont.load_default(14)
-    bold = ImageFont.load_default(17)
-    caption = 3 * 19
-    wide = 3 * (each * (TILE + GAP) + 2 * GAP)
-    high = TILE + caption + 3 * GAP
-    sheet = Image.new("RGB", (LEFT + wide, 40 + len(graded) * high), "white")
-    pen = ImageDraw.Draw(sheet)
-    for i, head in enumerate(("best", "median", "worst")):
-        pen.text((LEFT + i * wide // 3, 8), head, font=bold, fill="#222222")
-    for line, (category, grades) in enumerate(graded.items()):
-        y = 40 + line * high
-        keys = [key for _, key in sorted(grades, reverse=True)]
-        pen.multiline_text((GAP, y + 6), category.replace("_", "\n"), font=bold, fill="#222222")
-        middle = max(0, (len(keys) - each) // 2)
-        for i, some in enumerate((keys[:each], keys[middle : middle + each], keys[-each:])):
-            for column, key in enumerate(some):
-                x = LEFT + i * wide // 3 + column * (TILE + GAP)
-                _paste(sheet, (x, y), run, key)
-                words = _wrapped(run.prompts[key[0]].text, font, TILE)
-                pen.multiline_text((x, y + TILE + 6), words, font=font, fill="#222222")
-    return sheet
+        with Image.open(file, formats=FORMATS) as image:
+            pixels = np.asarray(image.convert("RGB"))
+        (grade,) = reward([prompt.text], [pixels])
+        grades.setdefault(prompt.category, []).append((grade or 0.0, key))
+    return grades
 
 
-def _paste(sheet: Image.Image, place: tuple[int, int], run: Run, key: tuple[str, int]) -> None:
-    """An image in a frame that tells its verdict; an empty frame where it is not there or not
-    whole.
-    """
-    (x, y) = place
-    pen = ImageDraw.Draw(sheet)
-    pen.rectangle((x, y, x + TILE, y + TILE), outline=UNJUDGED)
-    file = _file(run, key)
-    if file is None:
-        return
-    try:
-        with Image.open(file, formats=FORMATS) as picture:
-            sheet.paste(
-                picture.convert("RGB").resize((TILE, TILE), Image.Resampling.NEAREST), place
-            )
-    except UNREADABLE:
-        return
-    if key in run.scores:
-        right = (run.scores[key].value or 0.0) >= 0.5
-        pen.rectangle(
-            (x - 3, y - 3, x + TILE + 2, y + TILE + 2), outline=RIGHT if right else WRONG, width=4
-        )
+def _split_range(graded: Sequence[Grade], each: int) -> tuple[list[Key], ...]:
+    """Return the images of each of PARTS, best first."""
+    keys = [key for _, key in sorted(graded, reverse=True)]
+    middle = max(0, (len(keys) - each) // 2)
+    return keys[:each], keys[middle : middle + each], keys[-each:]
 
 
-def _file(run: Run, key: tuple[str, int]) -> Path | None:
-    """The image's file, if the image was delivered and is still there."""
+def _draw_captioned(sheet: Sheet, corner: Corner, run: Run, keys: Sequence[Key]) -> None:
+    """Draw images in a row, each with its prompt below."""
+    left, y = corner
+    for column, key in enumerate(keys):
+        x = left + column * PITCH
+        prompt = run.prompts[key[0]]
+        sheet.paste((x, y), run, key)
+        sheet.write((x, y + TILE + 6), prompt.text, size=14, width=TILE)
+
+
+# --- parts of a sheet -----------------------------------------------------------------------------
+
+
+class Sheet:
+    """A white image of that size, on which pictures and texts are drawn."""
+
+    def __init__(self, width: int, height: int) -> None:
+        self.image = Image.new("RGB", (width, height), "white")
+        self._pen = ImageDraw.Draw(self.image)
+
+    def write(
+        self,
+        corner: Corner,
+        text: str,
+        *,
+        size: int,
+        width: int | None = None,
+        ink: str = INK,
+        spacing: int = 4,
+    ) -> None:
+        """Write a text below and right of `corner`, in lines of at most `width`.
+
+        `size` is that of the font, `spacing` the gap between lines.
+        """
+        font = ImageFont.load_default(size)
+        if width is not None:
+            text = _wrap(text, font, width)
+        self._pen.multiline_text(corner, text, font=font, fill=ink, spacing=spacing)
+
+    def paste(self, corner: Corner, run: Run, key: Key) -> None:
+        """Draw an image in the frame of its verdict; an empty grey frame if it cannot be read."""
+        x, y = corner
+        self._pen.rectangle((x, y, x + TILE, y + TILE), outline=UNJUDGED)
+        file = _image_file(run, key)
+        if file is None:
+            return
+        try:
+            with Image.open(file, formats=FORMATS) as image:
+                picture = image.convert("RGB").resize((TILE, TILE), Image.Resampling.NEAREST)
+        except UNREADABLE:
+            return
+        self.image.paste(picture, corner)
+
+        score = run.scores.get(key)
+        if score is not None:
+            is_right = (score.value or 0.0) >= 0.5
+            frame = (x - 3, y - 3, x + TILE + 2, y + TILE + 2)
+            self._pen.rectangle(frame, outline=RIGHT if is_right else WRONG, width=4)
+
+    def png(self) -> bytes:
+        """Return the image as a PNG file."""
+        buffer = io.BytesIO()
+        self.image.save(buffer, format="PNG")
+        return buffer.getvalue()
+
+
+def _image_file(run: Run, key: Key) -> Path | None:
+    """Return the image's file; None if the image was not delivered or its file is gone."""
     record = run.done.get(key)
     return run.image(record) if record is not None else None
 
 
-def _spread(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
-    """At most `count` prompts taken in turn from each category, sorted by category."""
-    by_category: dict[str, list[Prompt]] = {}
+def _spread_over_categories(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
+    """Take at most `count` prompts, one of each category in turn; sorted by category."""
+    waiting: dict[str, list[Prompt]] = {}
     for prompt in prompts:
-        by_category.setdefault(prompt.category, []).append(prompt)
-    order = list(by_category)
+        waiting.setdefault(prompt.category, []).append(prompt)
+
     chosen: list[Prompt] = []
-    while len(chosen) < count and any(by_category.values()):
-        chosen += [some.pop(0) for some in by_category.values() if some]
+    while len(chosen) < count and any(waiting.values()):
+        chosen += [some.pop(0) for some in waiting.values() if some]
+
+    order = list(waiting)
     return sorted(chosen[:count], key=lambda prompt: order.index(prompt.category))
 
 
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def _wrapped(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:
+def _wrap(text: str, font: Font, width: int) -> str:
+    """Break a text into lines of at most `width` pixels; a longer word has a line of its own."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
-        lines = [*lines[:-1], longer] if font.getlength(longer) <= width else [*lines, word]
+        if font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
     return "\n".join(lines)

@@ -1,5 +1,10 @@
-"""Write all that a results folder adds up to: tables, exports, contact sheet, report page and
-dashboard.
+"""Publish a results folder: write everything that is derived from the journals of its runs.
+
+leaderboard.csv, metrics.csv, curves.csv   tables (harness/results/leaderboard.py)
+export/                                    Markdown, LaTeX, the hub's format (exports.py)
+sheet.png                                  contact sheet of some runs (contact_sheet.py)
+report/index.html                          figures and gallery (report/)
+wandb/                                     dashboards, if a logger is chosen (wandb.py)
 """
 
 from __future__ import annotations
@@ -8,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.records import UserError
-from harness.results.contact_sheet import write_sheet
+from harness.results.contact_sheet import write_contact_sheet
 from harness.results.exports import write_exports
 from harness.results.leaderboard import build, excluded_line
 from harness.results.report import write_report
@@ -22,32 +27,46 @@ from harness.sweeps.finished import hash_results
 def publish(
     results: Path, folders: Sequence[Path], tracker: Tracker, *, fresh: bool = True
 ) -> None:
-    """Write tables and pages of a results folder, one process at a time: who comes last has seen
-    all journals.
+    """Write tables, exports, contact sheet, report and dashboards of a results folder.
 
-    If nothing is `fresh`, and no journal has changed since the last report, that one stands.
+    The contact sheet shows the runs in `folders`; without any there is none, and the report gets
+    its figures as PDF. If nothing is `fresh` and no journal has changed since the last call,
+    nothing is written. Processes that end at the same time publish one after another, so that the
+    last one has read all journals. Raises UserError if there is no such folder.
     """
-
     if not results.is_dir():
         raise UserError(f"{results}: no such results folder")
+
     with hold_lock(results / ".report.lock"):
-        before = results / ".reported"
+        published = results / ".reported"
         state = hash_results(results, [*map(str, folders), repr(vars(tracker))])
-        if not fresh and before.exists() and before.read_text() == state:
+        is_unchanged = published.exists() and published.read_text() == state
+        if is_unchanged and not fresh:
             print(f"{results / 'leaderboard.csv'}: nothing has changed since it was written")
             return
-        board = build(results)
-        write_exports(board, results / "export")
-        print(render_table(board.frame))
-        print(f"\n{results / 'leaderboard.csv'}: {len(board.runs)} runs")
-        if board.excluded:
-            print(excluded_line(board))
-        if folders:
-            print(f"{write_sheet(list(folders), results / 'sheet.png')}: prompts x methods")
-        page = write_report(
-            results, board, figures=not folders
-        )  # they take seconds: only where the report is all
-        print(f"{page}: figures and gallery")
-        if said := tracker.publish(board, results):
-            print(said)
-        write_atomic(before, state.encode())
+
+        _write_all(results, folders, tracker)
+        write_atomic(published, state.encode())
+
+
+def _write_all(results: Path, folders: Sequence[Path], tracker: Tracker) -> None:
+    """Write and print each part, from the quickest to the slowest."""
+    # 1. Tables.
+    board = build(results)
+    write_exports(board, results / "export")
+    print(render_table(board.frame))
+    print(f"\n{results / 'leaderboard.csv'}: {len(board.runs)} runs")
+    if board.excluded:
+        print(excluded_line(board))
+
+    # 2. Pictures. PDF figures take seconds: they are drawn only if no run was made before.
+    if folders:
+        sheet = write_contact_sheet(list(folders), results / "sheet.png")
+        print(f"{sheet}: prompts x methods")
+    page = write_report(results, board, figures=not folders)
+    print(f"{page}: figures and gallery")
+
+    # 3. Dashboards.
+    summary = tracker.publish(board, results)
+    if summary:
+        print(summary)

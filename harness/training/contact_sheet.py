@@ -22,7 +22,7 @@ from harness.models.pictogram import weights as files
 from harness.models.pictogram import world
 from harness.models.pictogram.grammar import CLASSES, COLORS, DEFAULT
 from harness.records import UserError
-from harness.results.contact_sheet import range_sheet
+from harness.results.contact_sheet import draw_reward_range
 from harness.runs.read import read_run
 
 PAGE = files.FOLDER.parent / "sprites" / "SHEET.png"
@@ -47,7 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     chosen = parser.parse_args(arguments)
     try:
-        drawn = chosen.run and range_sheet(read_run(chosen.run), PictogramReward(chosen.weights))
+        drawn = chosen.run and draw_reward_range(
+            read_run(chosen.run), PictogramReward(chosen.weights)
+        )
         path = files.find_set(chosen.weights) / "IMAGES.png" if drawn else PAGE
         (drawn or page()).quantize(128).save(path, optimize=True)
     except UserError as error:

@@ -1,8 +1,9 @@
-"""From the leaderboard to what the page and the figures show: plain values, a pure function of the
-journals.
+"""Collect what the page and the figures show, as plain values, from the leaderboard and journals.
 
 The runs that may be compared (one protocol) form a `Panel`. An image is an *entry*, numbered prompt
-* images + image; every run of a panel has the same entries in the same order.
+* images + image; every run of a panel has the same entries in the same order. Everything here is a
+pure function of the journals. Names of arrays carry suffixes: `N` candidates, `T` tokens of an
+image in raster order.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
@@ -18,38 +19,42 @@ import numpy as np
 
 from harness.records import Prompt, SampleRecord, Score
 from harness.results.leaderboard import Board
-from harness.results.ranking import RankedGroup
+from harness.results.ranking import PLAIN, RankedGroup
 from harness.runs.read import RankingProtocol, Run
 from harness.runs.trace_codec import unpack_series
 
 Row = Mapping[str, Any]
 """A run's line of the leaderboard: column -> value."""
+Key = tuple[str, int]
+"""An image of a run: prompt id and number of the image."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A run with its leaderboard row, and how it is called and drawn in every figure."""
+    """A run with its leaderboard row, and its name, colour and symbol in every figure."""
 
     run: Run
     row: Row
     options: str  # "n=8, seed 1"
-    family: str  # what a scaling curve connects: the method and its options, less the number of candidates
+    family: str  # method and options without the number of candidates: a scaling curve
     plain: str | None  # id of the plain run that it is compared with
     color: int = 0  # a number for each method, 0 for plain
     symbol: int = 0  # a number for each family of a method
 
     @property
     def id(self) -> str:
-        """The fingerprint, fit for a file's name."""
+        """Return the fingerprint with only such letters as may be in a file's name."""
         return _id(self.run)
 
     @property
     def label(self) -> str:
-        return _method(self.run) + (f" ({self.options})" if self.options else "")
+        """Return method and options, as figures name the run."""
+        method = _method(self.run)
+        return f"{method} ({self.options})" if self.options else method
 
     @property
     def seconds(self) -> float:
-        """Device and judge seconds of a delivered image; of a latency run, those on the wall."""
+        """Return device and judge seconds of a delivered image; wall seconds of a latency run."""
         if self.run.concurrency == 1:
             return float(self.row["wall_s"])
         return float(self.row["device_s"]) + float(self.row["judge_s"])
@@ -64,62 +69,68 @@ class Panel:
 
     @property
     def title(self) -> str:
+        """Return the heading of the panel: benchmark and model."""
         return f"{self.protocol.benchmark} on {self.protocol.model}"
 
     @property
     def prompts(self) -> list[Prompt]:
+        """Return the prompts in the order of the entries."""
         return list(self.shown[0].run.prompts.values())
 
     @property
     def baseline(self) -> str | None:
-        """The plain run that the first of the others is compared with."""
+        """Return the id of the plain run that the best of the others is compared with."""
         return next((one.plain for one in self.shown if one.plain), None)
 
-    def keys(self) -> list[tuple[str, int]]:
-        return [
-            (prompt.id, image)
-            for prompt in self.prompts
-            for image in range(self.protocol.images_per_prompt)
-        ]
+    def keys(self) -> list[Key]:
+        """Return prompt id and image of every entry."""
+        images = range(self.protocol.images_per_prompt)
+        return [(prompt.id, image) for prompt in self.prompts for image in images]
 
 
 def panels(board: Board) -> list[Panel]:
-    """The panels of a leaderboard, in the order of their first rows."""
-    rows = {
-        id(run): _row(row)
-        for run, row in zip(board.runs, board.frame.to_dict("records"), strict=True)
-    }
-    place = {id(run): i for i, run in enumerate(board.runs)}
+    """Return a panel for each protocol of a leaderboard, in the order of their first rows."""
+    rows: dict[int, Row] = {}
+    places: dict[int, int] = {}
+    lines = board.frame.to_dict("records")
+    for place, (run, line) in enumerate(zip(board.runs, lines, strict=True)):
+        rows[id(run)] = {str(name): value for name, value in line.items()}
+        places[id(run)] = place
+
     found = []
-    for protocol, members in groupby(
-        sorted(board.runs, key=lambda run: run.protocol), key=lambda run: run.protocol
-    ):
+    for protocol, members in groupby(sorted(board.runs, key=_protocol), key=_protocol):
         runs = list(members)
-        shown = _dressed(runs, [rows[id(run)] for run in runs])
-        found.append(
-            (min(place[id(run)] for run in runs), Panel(protocol, sorted(shown, key=_best_first)))
-        )
+        shown = _dress(runs, [rows[id(run)] for run in runs])
+        first = min(places[id(run)] for run in runs)
+        found.append((first, Panel(protocol, sorted(shown, key=_best_first))))
     return [panel for _, panel in sorted(found, key=lambda one: one[0])]
 
 
-def _row(row: Mapping[Any, Any]) -> Row:
-    return {str(name): value for name, value in row.items()}
+def _protocol(run: Run) -> RankingProtocol:
+    return run.protocol
 
 
-def _dressed(runs: Sequence[Run], rows: Sequence[Row]) -> list[Shown]:
+def _dress(runs: Sequence[Run], rows: Sequence[Row]) -> list[Shown]:
+    """Give each run of a panel its name, colour and symbol."""
     group = RankedGroup(runs)
-    methods = sorted({str(run.about["method"]) for run in runs} - {"plain"})
+    methods = sorted({str(run.about["method"]) for run in runs} - {PLAIN})
     families: dict[str, list[str]] = {}
     shown = []
     for run, row in zip(runs, rows, strict=True):
         method = str(run.about["method"])
         plain = group.plain_of(run)
         one = Shown(
-            run, row, _options(run, runs), _family(run), None if plain is None else _id(plain)
+            run=run,
+            row=row,
+            options=_options(run, runs),
+            family=_family(run),
+            plain=None if plain is None else _id(plain),
         )
+
         known = families.setdefault(method, [])
-        known += [] if one.family in known else [one.family]
-        color = 0 if method == "plain" else 1 + methods.index(method)
+        if one.family not in known:
+            known.append(one.family)
+        color = 0 if method == PLAIN else 1 + methods.index(method)
         shown.append(replace(one, color=color, symbol=known.index(one.family)))
     return shown
 
@@ -133,25 +144,30 @@ def _method(run: Run) -> str:
 
 
 def _options(run: Run, among: Sequence[Run]) -> str:
-    """A run's options, the number of candidates first, and what else tells it from the others."""
+    """Join a run's options, the number of candidates first, and what tells it from the others."""
     words = [option for option in str(run.about["params"]).split(", ") if option]
+
     n = run.options.get("n")
     if isinstance(n, int) and f"n={n}" not in words:
         words.insert(0, f"n={n}")
-    if len({other.about["seed"] for other in among}) > 1:
+
+    seeds = {other.about["seed"] for other in among}
+    if len(seeds) > 1:
         words.append(f"seed {run.about['seed']}")
-    if len({other.concurrency for other in among}) > 1 and run.concurrency:
+
+    concurrencies = {other.concurrency for other in among}
+    if len(concurrencies) > 1 and run.concurrency:
         words.append(f"{run.concurrency} at a time")
     return ", ".join(words)
 
 
 def _family(run: Run) -> str:
-    options = [
-        option
-        for option in str(run.about["params"]).split(", ")
-        if not re.fullmatch(r"n=\d+|", option)
-    ]
-    return ", ".join([_method(run), *options])
+    """Join method and options without the number of candidates."""
+    words = [_method(run)]
+    for option in str(run.about["params"]).split(", "):
+        if not re.fullmatch(r"n=\d+|", option):
+            words.append(option)
+    return ", ".join(words)
 
 
 def _best_first(one: Shown) -> tuple[float, str, str]:
@@ -176,36 +192,51 @@ class Dot:
 
 FRONTS = {"tokens": "budget", "seconds": "budget_s"}
 """Front -> the leaderboard's column with its cost."""
+PLAIN_COST = 1.01
+"""Runs that cost more have a budget above plain sampling's."""
 
 
 def dots(panel: Panel, front: str) -> list[Dot]:
-    """Each run with its cost on a front, by rising cost; none where there is no plain run to
-    measure by.
+    """Return the runs with a known cost on a front, by rising cost.
+
+    Costs are relative to plain sampling: without a plain run there are none.
     """
     found = []
     for one in panel.shown:
-        score, low, high = (float(one.row[name]) for name in ("score", "ci_low", "ci_high"))
-        cost = float(one.row[FRONTS[front]])
-        efficient = one.row[f"front_{front}"] == "yes"
-        found.append(Dot(one, cost, score, low, high, efficient))
-    return sorted((dot for dot in found if dot.cost > 0), key=lambda dot: (dot.cost, -dot.score))
+        dot = Dot(
+            one=one,
+            cost=float(one.row[FRONTS[front]]),
+            score=float(one.row["score"]),
+            low=float(one.row["ci_low"]),
+            high=float(one.row["ci_high"]),
+            efficient=one.row[f"front_{front}"] == "yes",
+        )
+        if dot.cost > 0:
+            found.append(dot)
+    return sorted(found, key=lambda dot: (dot.cost, -dot.score))
 
 
 def curves(panel: Panel) -> list[tuple[str, list[Dot]]]:
-    """Families with two or more budgets of visual tokens above plain's, from plain sampling on."""
-    families: dict[tuple[str, str | None, int | None], list[Dot]] = {}
+    """Return the scaling curves: family -> dots over visual tokens, the plain run's first.
+
+    A curve is a family with two or more budgets above plain sampling's, all compared with the same
+    plain run and drawn with the same number of images at a time.
+    """
     every = dots(panel, "tokens")
+    by_id = {dot.one.id: dot for dot in every}
+    families: dict[tuple[str, str | None, int | None], list[Dot]] = {}
     for dot in every:
-        if dot.cost > 1.01:
-            families.setdefault(
-                (dot.one.family, dot.one.plain, dot.one.run.concurrency), []
-            ).append(dot)
-    plain = {dot.one.id: dot for dot in every}
-    return [
-        (family, [*([plain[start]] if start in plain else []), *some])
-        for (family, start, _), some in families.items()
-        if len({dot.cost for dot in some}) > 1
-    ]
+        if dot.cost > PLAIN_COST:
+            family = (dot.one.family, dot.one.plain, dot.one.run.concurrency)
+            families.setdefault(family, []).append(dot)
+
+    found = []
+    for (name, plain, _), members in families.items():
+        budgets = {dot.cost for dot in members}
+        if len(budgets) > 1:
+            start = [by_id[plain]] if plain in by_id else []
+            found.append((name, [*start, *members]))
+    return found
 
 
 SPENT = {
@@ -221,10 +252,9 @@ SPENT = {
 
 
 def spent(one: Shown) -> dict[str, float]:
-    """Mean seconds of an image by stage; with one image at a time also what the host needs besides,
-    to the whole.
+    """Return the mean seconds of an image by stage; {} if the journal is older than stages are.
 
-    Empty where the journal is older than stages are.
+    With one image at a time, `host` is the rest of the wall seconds.
     """
     if math.isnan(float(one.row["decode_s"])):
         return {}
@@ -238,141 +268,183 @@ def spent(one: Shown) -> dict[str, float]:
 
 
 def noted(one: Shown, name: str) -> list[tuple[SampleRecord, Any]]:
-    """Delivered records that carry a note, in the order of their keys."""
-    return [
-        (record, record.notes[name])
-        for _, record in sorted(one.run.done.items())
-        if name in record.notes
-    ]
+    """Return delivered records that carry the note `name`, with it, in the order of their keys."""
+    found = []
+    for _, record in sorted(one.run.done.items()):
+        if name in record.notes:
+            found.append((record, record.notes[name]))
+    return found
 
 
 def acceptance(one: Shown) -> dict[str, list[int]]:
-    """Rounds by tokens accepted (`accepted`), and by tokens committed unseen (`skips`), over all
-    images.
+    """Return histograms over all images: how many decode steps accepted 0, 1, 2, ... tokens.
+
+    `accepted` counts draft tokens that the target accepted, `skips` tokens that were committed
+    without asking it. Histograms without a count are left out.
     """
     found = {}
     for name in ("accepted", "skips"):
-        histograms = [[int(count) for count in value] for _, value in noted(one, name)]
-        if histograms and any(map(any, histograms)):
-            length = max(
-                1 + max(i for i, count in enumerate(h) if count) for h in histograms if any(h)
-            )
-            found[name] = [sum(h[i] for h in histograms if i < len(h)) for i in range(length)]
+        counts: list[int] = []
+        for _, histogram in noted(one, name):
+            _add_counts(counts, histogram)
+        while counts and not counts[-1]:
+            counts.pop()
+        if counts:
+            found[name] = counts
     return found
+
+
+def _add_counts(counts: list[int], histogram: Sequence[float]) -> None:
+    """Add a histogram to `counts`, which grows to its length."""
+    counts += [0] * (len(histogram) - len(counts))
+    for i, count in enumerate(histogram):
+        counts[i] += int(count)
 
 
 @dataclass(frozen=True, slots=True)
 class Confidence:
-    """ScalingAR's own confidence over a run: maps [T] in raster order, and what happened at each
-    step.
-    """
+    """ScalingAR's own confidence over a run, averaged over images; NaN where nothing was drawn."""
 
     side: int  # tokens in a row of the image
-    right_T: np.ndarray  # mean confidence of delivered candidates whose image was judged right
+    right_T: np.ndarray  # confidence of delivered candidates whose image was judged right
     wrong_T: np.ndarray
     delivered_T: np.ndarray
-    ended_T: np.ndarray  # mean confidence of candidates that were terminated later
+    ended_T: np.ndarray  # confidence of candidates that were terminated later
     threshold_T: np.ndarray
-    alive_T: np.ndarray  # mean number of candidates alive
-    terminated_T: np.ndarray  # candidates whose last step this was, over all images
+    alive_T: np.ndarray  # number of candidates alive
+    terminated_T: np.ndarray  # candidates whose last step this was, summed over images
+
+
+@dataclass(slots=True)
+class _Traces:
+    """The traces of a run: series [T], one for each image or candidate."""
+
+    right: list[np.ndarray] = field(default_factory=list)
+    wrong: list[np.ndarray] = field(default_factory=list)
+    delivered: list[np.ndarray] = field(default_factory=list)
+    ended: list[np.ndarray] = field(default_factory=list)
+    threshold: list[np.ndarray] = field(default_factory=list)
+    alive: list[np.ndarray] = field(default_factory=list)
 
 
 def confidence(one: Shown) -> Confidence | None:
-    """None where no record carries a trace."""
-    delivered: list[np.ndarray] = []
-    right: list[np.ndarray] = []
-    wrong: list[np.ndarray] = []
-    ended = []
-    thresholds = []
-    alive = []
-    for record, trace in noted(one, "trace"):
-        last = record.notes["terminated_at"]
-        confidence_NT = _lives(
-            unpack_series(trace["confidence"]), last, unpack_series(trace["threshold"])
-        )
-        delivered.append(confidence_NT[record.notes["chosen"]])
-        score = one.run.scores.get(record.key)
-        if score is not None and score.value is not None:
-            (right if score.value >= 0.5 else wrong).append(delivered[-1])
-        ended += [confidence_NT[i] for i, step in enumerate(last) if step is not None]
-        thresholds.append(unpack_series(trace["threshold"]))
-        alive.append((~np.isnan(confidence_NT)).sum(0))
-    if not alive:
+    """Average the confidence traces of a run; None if no record carries one."""
+    traces = _collect_traces(one)
+    if not traces.alive:
         return None
-    alive_T = np.mean(alive, axis=0)
-    total_T = np.sum(alive, axis=0)
+
+    alive_T = np.mean(traces.alive, axis=0)
+    total_T = np.sum(traces.alive, axis=0)
     steps = len(alive_T)
+    side = math.isqrt(steps)
     return Confidence(
-        side=math.isqrt(steps) if math.isqrt(steps) ** 2 == steps else steps,
-        right_T=_mean(right, steps),
-        wrong_T=_mean(wrong, steps),
-        delivered_T=_mean(delivered, steps),
-        ended_T=_mean(ended, steps),
-        threshold_T=_mean(thresholds, steps),
+        side=side if side * side == steps else steps,
+        right_T=_mean(traces.right, steps),
+        wrong_T=_mean(traces.wrong, steps),
+        delivered_T=_mean(traces.delivered, steps),
+        ended_T=_mean(traces.ended, steps),
+        threshold_T=_mean(traces.threshold, steps),
         alive_T=alive_T,
         terminated_T=np.append(total_T[:-1] - total_T[1:], 0),
     )
 
 
-def _lives(
-    values: np.ndarray, terminated_at: Sequence[int | None], threshold_T: np.ndarray
+def _collect_traces(one: Shown) -> _Traces:
+    """Unpack the noted traces, and sort their series by what became of the candidate."""
+    traces = _Traces()
+    for record, trace in noted(one, "trace"):
+        terminated_at = record.notes["terminated_at"]
+        threshold_T = unpack_series(trace["threshold"])
+        values = unpack_series(trace["confidence"])
+        confidence_NT = _spread_over_candidates(values, terminated_at, len(threshold_T))
+
+        delivered_T = confidence_NT[record.notes["chosen"]]
+        traces.delivered.append(delivered_T)
+        score = one.run.scores.get(record.key)
+        if score is not None and score.value is not None:
+            judged = traces.right if score.value >= 0.5 else traces.wrong
+            judged.append(delivered_T)
+
+        for candidate, step in enumerate(terminated_at):
+            if step is not None:
+                traces.ended.append(confidence_NT[candidate])
+        traces.threshold.append(threshold_T)
+        traces.alive.append((~np.isnan(confidence_NT)).sum(0))
+    return traces
+
+
+def _spread_over_candidates(
+    values: np.ndarray, terminated_at: Sequence[int | None], steps: int
 ) -> np.ndarray:
-    """A noted series, kept for live candidates only, step by step -> [N, T] with NaN after a
-    candidate's end.
+    """Unfold a noted series -> [N, T], NaN after a candidate's last step.
+
+    A series holds, step by step, a value for each candidate that is alive.
     """
-    steps = len(threshold_T)
     last_N = np.array([steps - 1 if last is None else last for last in terminated_at])
-    lived_TN = np.arange(steps)[:, None] <= last_N
-    values_TN = np.full(lived_TN.shape, np.nan)
-    values_TN[lived_TN] = values
+    is_alive_TN = np.arange(steps)[:, None] <= last_N
+    values_TN = np.full(is_alive_TN.shape, np.nan)
+    values_TN[is_alive_TN] = values
     return values_TN.T
 
 
 def _mean(series: Sequence[np.ndarray], steps: int) -> np.ndarray:
-    """Mean over what is there at each step; NaN where nothing is."""
+    """Average the known values of each step -> [T]; NaN for a step without one."""
     if not series:
         return np.full(steps, np.nan)
-    there = ~np.isnan(series)
-    count_T = there.sum(0)
+    is_known = ~np.isnan(series)
+    count_T = is_known.sum(0)
     with np.errstate(invalid="ignore"):
-        return np.where(there, series, 0).sum(0) / count_T
+        return np.where(is_known, series, 0).sum(0) / count_T
 
 
 def stages(one: Shown) -> list[dict[str, Any]]:
-    """GridAR's stops over a run: how many candidates the verifier refused, were replaced, were
-    given other words.
+    """Sum up GridAR's stops over a run: a mapping of counts for each stage, in order.
+
+    Counts images and candidates, and the candidates that the verifier called impossible, that were
+    replaced by a copy of another, and that went on with a reworded prompt; further its calls
+    without an answer and its malformed answers.
     """
     found: dict[str, dict[str, Any]] = {}
     for record, stops in noted(one, "stages"):
         prompt = one.run.prompts[record.prompt_id].text
         for stop in stops:
-            sums = found.setdefault(
-                stop["stage"], {"stage": stop["stage"], "images": 0, "candidates": 0}
-            )
-            sums["images"] += 1
-            possible, source, texts = (
-                stop.get(name) or [] for name in ("possible", "source", "texts")
-            )
-            sums["candidates"] += max(len(possible), len(texts))
-            for name, count in (
-                ("impossible", possible.count(False)),
-                ("replaced", sum(s != i for i, s in enumerate(source))),
-                ("reworded", sum(text != prompt for text in texts)),
-                ("unanswered", int(stop.get("failed") or 0) + int(stop.get("unanswered") or 0)),
-                ("malformed", int(stop.get("malformed") or 0)),
-            ):
-                sums[name] = sums.get(name, 0) + count
+            name = stop["stage"]
+            sums = found.setdefault(name, {"stage": name, "images": 0, "candidates": 0})
+            for counted, count in _count_stop(stop, prompt).items():
+                sums[counted] = sums.get(counted, 0) + count
     return list(found.values())
 
 
-def replaced_entries(one: Shown, keys: Sequence[tuple[str, int]], most: int) -> list[int]:
-    """Entries in which GridAR replaced a candidate, the busiest first, as far as their pictures
-    were noted.
+def _count_stop(stop: Mapping[str, Any], prompt: str) -> dict[str, int]:
+    """Count what happened to the candidates of one image at one stop."""
+    possible = stop.get("possible") or []
+    texts = stop.get("texts") or []
+    return {
+        "images": 1,
+        "candidates": max(len(possible), len(texts)),
+        "impossible": possible.count(False),
+        "replaced": _count_replaced(stop),
+        "reworded": sum(text != prompt for text in texts),
+        "unanswered": int(stop.get("failed") or 0) + int(stop.get("unanswered") or 0),
+        "malformed": int(stop.get("malformed") or 0),
+    }
+
+
+def _count_replaced(stop: Mapping[str, Any]) -> int:
+    """Count the candidates that became a copy of another."""
+    source = stop.get("source") or []
+    return sum(origin != candidate for candidate, origin in enumerate(source))
+
+
+def replaced_entries(one: Shown, keys: Sequence[Key], most: int) -> list[int]:
+    """Return at most `most` entries with noted pictures in which GridAR replaced candidates.
+
+    The entries with the most replaced candidates come first.
     """
     index = {key: i for i, key in enumerate(keys)}
     busy = []
     for record, stops in noted(one, "stages"):
-        replaced = sum(s != i for stop in stops for i, s in enumerate(stop.get("source") or []))
+        replaced = sum(map(_count_replaced, stops))
         if replaced and any(stop.get("pictures") for stop in stops):
             busy.append((-replaced, index[record.key]))
     return [entry for _, entry in sorted(busy)[:most]]
@@ -381,41 +453,44 @@ def replaced_entries(one: Shown, keys: Sequence[tuple[str, int]], most: int) -> 
 # --- images ---------------------------------------------------------------------------------------
 
 
-def reason(run: Run, key: tuple[str, int]) -> str:
-    """Why an image counts as it does, in a line: the judge's words, or what kept it from being
-    judged.
-    """
+def reason(run: Run, key: Key) -> str:
+    """Say in a line why an image counts as it does: the judge's words, or why it has no score."""
     if key not in run.done:
         return "failed: the same command draws it again" if key in run.failed else "not drawn yet"
     score = run.scores.get(key)
     if score is None:
         return "not judged yet"
-    said = (
-        score.detail.get("reasons")
-        or score.detail.get("unjudged")
-        or score.detail.get("reason")
-        or ""
-    )
-    return (
-        said
-        if isinstance(said, str)
-        else "; ".join(map(str, said))
-        if isinstance(said, Iterable)
-        else str(said)
-    )
+
+    detail = score.detail
+    reasons = detail.get("reasons") or detail.get("unjudged") or detail.get("reason") or ""
+    if isinstance(reasons, Iterable) and not isinstance(reasons, str):
+        return "; ".join(map(str, reasons))
+    return str(reasons)
 
 
 def boxes(score: Score | None) -> list[list[Any]]:
-    """What the judge kept: [class, x1, y1, x2, y2, confidence, color or ""], in pixels."""
+    """Return the boxes that the judge kept: [class, x1, y1, x2, y2, confidence, color], in pixels.
+
+    The confidence may be None and the color "". A journal may say anything: what does not look
+    like a box is left out.
+    """
     kept = score.detail.get("kept") if score is not None else None
+    if not isinstance(kept, Mapping):
+        return []
     found: list[list[Any]] = []
-    for name, some in kept.items() if isinstance(kept, Mapping) else ():
-        for box in some if isinstance(some, Sequence) else ():
-            if (
-                isinstance(box, Sequence)
-                and len(box) >= 4
-                and all(isinstance(v, int | float) for v in box[:4])
-            ):
-                confidence, color, *_ = (*box[4:6], None, None)
+    for name, boxes_of_class in kept.items():
+        if not isinstance(boxes_of_class, Sequence):
+            continue
+        for box in boxes_of_class:
+            if _is_box(box):
+                confidence = box[4] if len(box) > 4 else None
+                color = box[5] if len(box) > 5 else None
                 found.append([str(name), *box[:4], confidence, color or ""])
     return found
+
+
+def _is_box(value: object) -> bool:
+    """True for a sequence that begins with four numbers."""
+    if not isinstance(value, Sequence) or len(value) < 4:
+        return False
+    return all(isinstance(number, int | float) for number in value[:4])

@@ -1,7 +1,7 @@
-"""The page's figures as vector PDF, one column of a paper wide, in colours that colour-blind
-readers tell apart.
+"""Draw the page's figures as vector PDF, one column of a paper wide.
 
-Equal journals give equal files: nothing of the clock or of the machine is written.
+Colours are told apart by colour-blind readers too. Equal journals give equal files: neither the
+time nor the machine is written.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from harness.results.report.collect import (
+    Confidence,
     Dot,
     Panel,
     Shown,
@@ -32,8 +33,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH = 3.35
-HEIGHT = 2.3
 """Inches: one column."""
+HEIGHT = 2.3
+"""Inches, without the legend."""
 PALETTE = (
     *("#6f6b64", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#3a9bd9"),
     *("#882255", "#2a9d8f", "#7d7d1f", "#332288", "#e69f00", "#9e4fbf", "#4b7a4b"),
@@ -44,6 +46,10 @@ MARKERS = "osD^PX*v"
 LETTERS = 28
 """Longest label of a legend in two columns."""
 GREY = "#b9b4aa"
+"""Runs that are off the front."""
+INK = "#6f6b64"
+"""Lines that belong to no method."""
+THRESHOLD = "#b8431b"
 STYLE: Any = {
     "font.size": 8,
     "axes.titlesize": 8,
@@ -65,6 +71,10 @@ STYLE: Any = {
     "svg.hashsalt": "figures",  # names inside the file are drawn from it
 }
 UNDATED: dict[str, Any] = {"pdf": {"CreationDate": None, "Producer": None}, "svg": {"Date": None}}
+"""Metadata for each kind of file: None keeps the time and the program's version out."""
+
+Draw = Callable[["Figure"], object]
+"""Draws into an empty figure."""
 
 
 def write_figures(
@@ -74,24 +84,24 @@ def write_figures(
     only: Collection[str] = (),
     kind: Literal["pdf", "svg"] = "pdf",
 ) -> list[str]:
-    """Write every figure that the panels have data for; returns their names, "<number of the
-    panel>-<figure>".
+    """Write every figure that the panels have data for; returns their names.
 
-    `only` names some figures: "scaling", "pareto_tokens", ...
+    A name is "<number of the panel>-<figure>". `only` chooses figures: "scaling", "pareto_tokens",
+    ... See `list_figures` for all of them.
     """
     import matplotlib
     from matplotlib.figure import Figure
 
-    logging.getLogger("fontTools").setLevel(
-        logging.WARNING
-    )  # it lists each font table that it leaves out
+    # fontTools logs each font table that it leaves out
+    logging.getLogger("fontTools").setLevel(logging.WARNING)
+
     folder.mkdir(parents=True, exist_ok=True)
     names = []
     with matplotlib.rc_context(STYLE):
         for i, panel in enumerate(panels):
-            for name, draw in (
-                (name, draw) for name, draw in _figures(panel) if not only or name in only
-            ):
+            for name, draw in list_figures(panel):
+                if only and name not in only:
+                    continue
                 figure = Figure(figsize=(WIDTH, HEIGHT))
                 draw(figure)
                 figure.savefig(folder / f"{i}-{name}.{kind}", metadata=UNDATED[kind])
@@ -99,88 +109,107 @@ def write_figures(
     return names
 
 
-def _figures(panel: Panel) -> Iterator[tuple[str, Callable[[Figure], object]]]:
-    """The figures of a panel, by the names that the page knows them by."""
-    tokens = dots(panel, "tokens")
-    seconds = dots(panel, "seconds")
-    if len(tokens) > 1:
-        yield "scaling", partial(_scaling, panel=panel)
-        yield (
-            "pareto_tokens",
-            partial(_front, found=tokens, cost="visual tokens, relative to plain"),
-        )
-    if len(seconds) > 1:
-        yield (
-            "pareto_seconds",
-            partial(_front, found=seconds, cost="device and judge seconds, relative to plain"),
-        )
-    if any(one.seconds > 0 for one in panel.shown):
-        yield "bubbles", partial(_bubbles, panel=panel)
-    if any(map(spent, panel.shown)):
-        yield "spent", partial(_spent, panel=panel)
-    for name, title in (
-        ("accepted", "draft tokens accepted"),
-        ("skips", "tokens committed unseen"),
-    ):
-        found = [(one, counts[name]) for one in panel.shown if name in (counts := acceptance(one))]
-        if found:
-            yield (
-                {"accepted": "acceptance"}.get(name, name),
-                partial(_histogram, found=found, title=title),
-            )
+def list_figures(panel: Panel) -> Iterator[tuple[str, Draw]]:
+    """Yield the figures of a panel, by the names that the page knows them by."""
+    yield from _list_cost_figures(panel)
+    yield from _list_histograms(panel)
     for one in panel.shown:
-        if confidence(one) is not None:
-            yield f"confidence-{one.id}", partial(_maps, one=one)
-            yield f"pruning-{one.id}", partial(_timeline, one=one)
+        found = confidence(one)
+        if found is not None:
+            yield f"confidence-{one.id}", partial(_draw_maps, found=found)
+            yield f"pruning-{one.id}", partial(_draw_timeline, one=one, found=found)
 
 
-def _scaling(figure: Figure, panel: Panel) -> None:
+def _list_cost_figures(panel: Panel) -> Iterator[tuple[str, Draw]]:
+    tokens = dots(panel, "tokens")
+    if len(tokens) > 1:
+        cost = "visual tokens, relative to plain"
+        yield "scaling", partial(_draw_scaling, panel=panel)
+        yield "pareto_tokens", partial(_draw_front, found=tokens, cost=cost)
+
+    seconds = dots(panel, "seconds")
+    if len(seconds) > 1:
+        cost = "device and judge seconds, relative to plain"
+        yield "pareto_seconds", partial(_draw_front, found=seconds, cost=cost)
+
+    if any(one.seconds > 0 for one in panel.shown):
+        yield "bubbles", partial(_draw_bubbles, panel=panel)
+    if any(spent(one) for one in panel.shown):
+        yield "spent", partial(_draw_spent, panel=panel)
+
+
+def _list_histograms(panel: Panel) -> Iterator[tuple[str, Draw]]:
+    histograms = (
+        ("accepted", "acceptance", "draft tokens accepted"),
+        ("skips", "skips", "tokens committed unseen"),
+    )
+    for counted, name, title in histograms:
+        found = []
+        for one in panel.shown:
+            counts = acceptance(one)
+            if counted in counts:
+                found.append((one, counts[counted]))
+        if found:
+            yield name, partial(_draw_histogram, found=found, title=title)
+
+
+# --- cost and quality -----------------------------------------------------------------------------
+
+
+def _draw_scaling(figure: Figure, panel: Panel) -> None:
+    """Draw score over visual tokens: a line for each family, a dot for each run that is in none."""
     axes = figure.subplots()
-    inside = set()
-    for family, some in curves(panel):
-        color, marker = _look(some[-1].one)
-        cost, score, low, high = np.array(
-            [(dot.cost, dot.score, dot.low, dot.high) for dot in some]
-        ).T
+    in_curves = set()
+    for family, members in curves(panel):
+        color, marker = _look(members[-1].one)
+        cost = np.array([dot.cost for dot in members])
+        score = np.array([dot.score for dot in members])
+        low = np.array([dot.low for dot in members])
+        high = np.array([dot.high for dot in members])
         axes.fill_between(cost, low, high, color=color, alpha=0.14, linewidth=0)
         axes.plot(cost, score, color=color, marker=marker, label=family)
-        inside |= {dot.one.id for dot in some}
-    for dot in dots(panel, "tokens"):
-        if dot.one.id not in inside:
-            _point(axes, dot, label=dot.one.label)
-    _doubling(axes, [dot.cost for dot in dots(panel, "tokens")])
+        in_curves |= {dot.one.id for dot in members}
+
+    every = dots(panel, "tokens")
+    for dot in every:
+        if dot.one.id not in in_curves:
+            _draw_dot(axes, dot, label=dot.one.label)
+
+    _set_doubling_axis(axes, [dot.cost for dot in every])
     axes.set(xlabel="budget: visual tokens, plain = 1", ylabel="score")
-    _legend(figure)
+    _add_legend(figure)
 
 
-def _front(figure: Figure, found: Sequence[Dot], cost: str) -> None:
+def _draw_front(figure: Figure, found: Sequence[Dot], cost: str) -> None:
+    """Draw score over cost: efficient runs in colour on a dotted line, the others in grey."""
     axes = figure.subplots()
-    best = [dot for dot in found if dot.efficient]
     for dot in found:
-        _point(axes, dot, color=None if dot.efficient else GREY)
+        _draw_dot(axes, dot, color=None if dot.efficient else GREY)
+
+    best = [dot for dot in found if dot.efficient]
     middle = math.sqrt(found[0].cost * found[-1].cost)
-    for dot, after in zip_longest(best, best[1:]):
-        left = dot.cost > middle and not (
-            after and after.cost < 1.6 * dot.cost
-        )  # a near neighbour needs that place
-        place: Any = {"xytext": (-4, 4) if left else (4, -9), "ha": "right" if left else "left"}
-        axes.annotate(
-            dot.one.label, (dot.cost, dot.score), textcoords="offset points", fontsize=6.5, **place
-        )
-    axes.step(
-        [d.cost for d in best],
-        [d.score for d in best],
-        where="post",
-        color="#6f6b64",
-        ls=":",
-        lw=0.8,
-        zorder=1,
-    )
-    _doubling(axes, [dot.cost for dot in found])
+    for dot, following in zip_longest(best, best[1:]):
+        # labels of the dearer half stand on the left, unless a near neighbour needs that place
+        is_crowded = following is not None and following.cost < 1.6 * dot.cost
+        _label_dot(axes, dot, on_left=dot.cost > middle and not is_crowded)
+
+    costs = [dot.cost for dot in best]
+    scores = [dot.score for dot in best]
+    axes.step(costs, scores, where="post", color=INK, ls=":", lw=0.8, zorder=1)
+    _set_doubling_axis(axes, [dot.cost for dot in found])
     axes.set(xlabel=cost, ylabel="score")
 
 
-def _bubbles(figure: Figure, panel: Panel) -> None:
+def _label_dot(axes: Axes, dot: Dot, *, on_left: bool) -> None:
+    place: Any = {"xytext": (4, -9), "ha": "left"}
+    if on_left:
+        place = {"xytext": (-4, 4), "ha": "right"}
+    at = (dot.cost, dot.score)
+    axes.annotate(dot.one.label, at, textcoords="offset points", fontsize=6.5, **place)
+
+
+def _draw_bubbles(figure: Figure, panel: Panel) -> None:
+    """Draw score over seconds; the area is the memory that the target needs for one image."""
     axes = figure.subplots()
     memory = [float(one.run.about.get("memory_gb") or 0) for one in panel.shown]
     most = max(memory)
@@ -188,80 +217,87 @@ def _bubbles(figure: Figure, panel: Panel) -> None:
         if one.seconds > 0:
             size = 20 + 200 * gb / most if most else 30
             color, _ = _look(one)
-            axes.scatter(
-                one.seconds,
-                one.row["score"],
-                s=size,
-                color=color,
-                alpha=0.65,
-                lw=0.8,
-                label=one.label,
-            )
+            look: Any = {"s": size, "color": color, "alpha": 0.65, "lw": 0.8}
+            axes.scatter(one.seconds, one.row["score"], label=one.label, **look)
+
+    memory_note = "; area: memory" if most else ""
     axes.set_xscale("log")
-    axes.set(
-        xlabel="device and judge seconds an image" + ("; area: memory" if most else ""),
-        ylabel="score",
-    )
-    _plain_ticks(axes, [one.seconds for one in panel.shown if one.seconds > 0])
-    _legend(figure, size=20)
+    axes.set(xlabel=f"device and judge seconds an image{memory_note}", ylabel="score")
+    _set_decimal_ticks(axes, [one.seconds for one in panel.shown if one.seconds > 0])
+    _add_legend(figure, size=20)
 
 
-def _spent(figure: Figure, panel: Panel) -> None:
+def _draw_spent(figure: Figure, panel: Panel) -> None:
+    """Draw a stacked bar for each run: its mean seconds of an image by stage."""
     axes = figure.subplots()
-    shown = [(one, found) for one in panel.shown[::-1] if (found := spent(one))]
-    stages = [stage for stage in shown[0][1] if any(found.get(stage) for _, found in shown)]
-    stages += (
-        ["host"] if any("host" in found for _, found in shown) and "host" not in stages else []
-    )
-    before = np.zeros(len(shown))
-    for stage, color in zip(stages, PALETTE[1:], strict=False):
-        seconds = np.array([found.get(stage, 0.0) for _, found in shown])
-        axes.barh(
-            [one.label for one, _ in shown],
-            seconds,
-            left=before,
-            height=0.7,
-            color=color,
-            label=stage,
-        )
-        before += seconds
+    labels = []
+    found = []
+    for one in reversed(panel.shown):
+        seconds = spent(one)
+        if seconds:
+            labels.append(one.label)
+            found.append(seconds)
+
+    before = np.zeros(len(found))
+    for stage, color in zip(_used_stages(found), PALETTE[1:], strict=False):
+        values = np.array([seconds.get(stage, 0.0) for seconds in found])
+        axes.barh(labels, values, left=before, height=0.7, color=color, label=stage)
+        before += values
+
     axes.set(xlabel="seconds an image")
     axes.grid(visible=False, axis="y")
-    _legend(figure)
-    figure.set_size_inches(WIDTH, figure.get_figheight() + 0.14 * max(0, len(shown) - 8))
+    _add_legend(figure)
+    extra_rows = max(0, len(found) - 8)
+    figure.set_size_inches(WIDTH, figure.get_figheight() + 0.14 * extra_rows)
 
 
-def _histogram(figure: Figure, found: Sequence[tuple[Shown, list[int]]], title: str) -> None:
+def _used_stages(found: Sequence[dict[str, float]]) -> list[str]:
+    """Return the stages in which any run spent time, `host` last."""
+    stages = []
+    for stage in found[0]:
+        if any(seconds.get(stage) for seconds in found):
+            stages.append(stage)
+    if "host" not in stages and any("host" in seconds for seconds in found):
+        stages.append("host")
+    return stages
+
+
+# --- what methods noted ---------------------------------------------------------------------------
+
+
+def _draw_histogram(figure: Figure, found: Sequence[tuple[Shown, list[int]]], title: str) -> None:
+    """Draw, side by side, what share of each run's decode steps had 0, 1, 2, ... such tokens."""
     axes = figure.subplots()
     width = 0.8 / len(found)
     for i, (one, counts) in enumerate(found):
         total = sum(counts)
-        mean = sum(j * count for j, count in enumerate(counts)) / total
-        at = np.arange(len(counts)) + (i - (len(found) - 1) / 2) * width
+        mean = sum(tokens * count for tokens, count in enumerate(counts)) / total
+        offset = (i - (len(found) - 1) / 2) * width
+        color, _ = _look(one)
         axes.bar(
-            at,
+            np.arange(len(counts)) + offset,
             np.array(counts) / total,
             0.9 * width,
-            color=_look(one)[0],
+            color=color,
             label=f"{one.label} ({mean:.2f})",
         )
     axes.set_xticks(range(max(len(counts) for _, counts in found)))
-    axes.set(xlabel=f"{title} in a round", ylabel="share of rounds")
-    _legend(figure)
+    axes.set(xlabel=f"{title} in a decode step", ylabel="share of decode steps")
+    _add_legend(figure)
 
 
-def _maps(figure: Figure, one: Shown) -> None:
-    found = confidence(one)
-    assert found is not None
+def _draw_maps(figure: Figure, found: Confidence) -> None:
+    """Draw the mean confidence at each place of the image, for right, wrong and ended ones."""
     every = {
         "right images": found.right_T,
         "wrong images": found.wrong_T,
         "ended early": found.ended_T,
     }
     maps = {name: values_T for name, values_T in every.items() if not np.isnan(values_T).all()}
-    figure.set_size_inches(WIDTH, WIDTH / 3 + 0.25)
     values = np.concatenate(list(maps.values()))
     limits: dict[str, Any] = {"vmin": np.nanmin(values), "vmax": np.nanmax(values)}
+
+    figure.set_size_inches(WIDTH, WIDTH / 3 + 0.25)
     grid = figure.subplots(1, len(maps), squeeze=False)[0]
     for axes, (name, values_T) in zip(grid, maps.items(), strict=True):
         image = axes.imshow(values_T.reshape(-1, found.side), cmap="viridis", **limits)
@@ -270,42 +306,45 @@ def _maps(figure: Figure, one: Shown) -> None:
     figure.colorbar(image, ax=list(grid), shrink=0.8, label="confidence")
 
 
-def _timeline(figure: Figure, one: Shown) -> None:
-    found = confidence(one)
-    assert found is not None
+def _draw_timeline(figure: Figure, one: Shown, found: Confidence) -> None:
+    """Draw candidates alive as an area, and confidence and threshold as lines, over the tokens."""
     color, _ = _look(one)
     axes = figure.subplots()
+
     alive = axes.twinx()
-    alive.fill_between(
-        range(len(found.alive_T)), found.alive_T, step="post", color=color, alpha=0.16, linewidth=0
-    )
+    steps = range(len(found.alive_T))
+    area: Any = {"step": "post", "color": color, "alpha": 0.16, "linewidth": 0}
+    alive.fill_between(steps, found.alive_T, **area)
     alive.set(ylabel="candidates alive", ylim=(0, 1.02 * found.alive_T.max()))
     alive.grid(visible=False)
     alive.spines["right"].set_visible(True)
-    axes.set_zorder(2)
+
+    axes.set_zorder(2)  # lines above the area
     axes.patch.set_visible(False)
     axes.plot(found.delivered_T, color=color, label="delivered")
-    axes.plot(found.ended_T, color="#6f6b64", label="end early")
-    axes.plot(found.threshold_T, color="#b8431b", ls=":", label="threshold")
+    axes.plot(found.ended_T, color=INK, label="end early")
+    axes.plot(found.threshold_T, color=THRESHOLD, ls=":", label="threshold")
     axes.set(xlabel="token", ylabel="confidence")
-    _legend(figure)
+    _add_legend(figure)
 
 
 # --- parts of figures -----------------------------------------------------------------------------
 
 
 def _look(one: Shown) -> tuple[str, str]:
+    """Return a run's colour and marker."""
     return PALETTE[one.color % len(PALETTE)], MARKERS[one.symbol % len(MARKERS)]
 
 
-def _point(axes: Axes, dot: Dot, color: str | None = None, label: str | None = None) -> None:
-    own, marker = _look(dot.one)
+def _draw_dot(axes: Axes, dot: Dot, color: str | None = None, label: str | None = None) -> None:
+    """Draw a run with its interval, in the colour of its method unless another is given."""
+    method_color, marker = _look(dot.one)
     error = None if math.isnan(dot.low) else [[dot.score - dot.low], [dot.high - dot.score]]
     axes.errorbar(
         dot.cost,
         dot.score,
         yerr=error,
-        color=color or own,
+        color=color or method_color,
         marker=marker,
         ls="",
         elinewidth=0.7,
@@ -313,37 +352,38 @@ def _point(axes: Axes, dot: Dot, color: str | None = None, label: str | None = N
     )
 
 
-def _doubling(axes: Axes, costs: Sequence[float]) -> None:
-    """A log2 axis with a tick at each power of two."""
-    axes.set_xscale("log", base=2)
+def _set_doubling_axis(axes: Axes, costs: Sequence[float]) -> None:
+    """Make the x axis log2, with a tick at each power of two."""
     low = math.floor(math.log2(min(costs)) + 0.01)
     high = math.ceil(math.log2(max(costs)) - 0.01)
     ticks = [2.0**power for power in range(low, high + 1)]
-    axes.set_xticks(ticks, [f"{tick:g}" if tick >= 1 else f"1/{1 / tick:g}" for tick in ticks])
+    labels = [f"{tick:g}" if tick >= 1 else f"1/{1 / tick:g}" for tick in ticks]
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, labels)
     axes.minorticks_off()
 
 
-def _plain_ticks(axes: Axes, values: Sequence[float]) -> None:
-    """Ticks at 1, 2 and 5 times powers of ten on a log axis."""
+def _set_decimal_ticks(axes: Axes, values: Sequence[float]) -> None:
+    """Set ticks at 1, 2 and 5 times powers of ten on a log axis."""
     low = min(values) / 1.4
     high = max(values) * 1.4
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks = [
-        tick
-        for power in powers
-        for digit in (1, 2, 5)
-        if low <= (tick := digit * 10.0**power) <= high
-    ]
+    ticks = []
+    for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1):
+        for digit in (1, 2, 5):
+            tick = digit * 10.0**power
+            if low <= tick <= high:
+                ticks.append(tick)
     axes.set_xlim(low, high)
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
 
 
-def _legend(figure: Figure, size: float | None = None) -> None:
-    """Below the axes, which grows the figure where the legend needs several rows."""
+def _add_legend(figure: Figure, size: float | None = None) -> None:
+    """Put a legend below the axes; the figure grows by its rows. `size`: area of its markers."""
     handles, labels = figure.axes[0].get_legend_handles_labels()
     columns = 2 if max(map(len, labels), default=0) <= LETTERS else 1
-    figure.set_size_inches(WIDTH, HEIGHT + 0.13 * math.ceil(len(labels) / columns))
+    rows = math.ceil(len(labels) / columns)
+    figure.set_size_inches(WIDTH, HEIGHT + 0.13 * rows)
     legend = figure.legend(
         handles,
         labels,
@@ -352,5 +392,6 @@ def _legend(figure: Figure, size: float | None = None) -> None:
         columnspacing=1,
         handletextpad=0.4,
     )
-    for handle in legend.legend_handles if size else ():
-        handle.set_sizes([size])  # type: ignore[union-attr]
+    if size is not None:
+        for handle in legend.legend_handles:
+            handle.set_sizes([size])  # type: ignore[union-attr]

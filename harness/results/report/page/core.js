@@ -1,5 +1,5 @@
 "use strict";
-// What every part of the page uses: data, elements, numbers, colours, and the state that the address carries.
+// What all views share: data, elements, numbers, colours, and the state that the address carries.
 
 const report = { boards: [], galleries: null, details: {}, figures: [] };
 
@@ -10,7 +10,7 @@ const PALETTES = {
     "#ffc04d", "#c98be6", "#8fc48f", "#d98f6a", "#9aa8e8", "#f08aa8", "#4fc3cf", "#a3b4c4"],
 };
 
-// ---- elements: text is always set as text, never as markup
+// ---- elements: text is set as text, never as markup
 
 function element(make, tag, properties, children) {
   const node = make(tag);

@@ -1,10 +1,10 @@
 "use strict";
-// One image, large: boxes, reasons, costs, and what its method noted.
+// The dialog of one image: large, with boxes, reasons, costs, and what its method noted.
 
 const dialog = document.getElementById("detail");
 let opened = null; // { entry, id, gallery, entries, runs }
 
-/** Show an entry; `among` are the entries and runs that the arrow keys walk over. */
+/** Show an entry in the dialog; the arrow keys walk over the entries and runs in `among`. */
 function openDetail(entry, id, gallery, among) {
   const { entries, runs } = among || { entries: gallery.prompts.flatMap((_, p) => Array.from({ length: gallery.images }, (_, i) => p * gallery.images + i)), runs: shownRuns() };
   opened = { entry, id, gallery, entries, runs };
@@ -13,7 +13,7 @@ function openDetail(entry, id, gallery, among) {
   if (!dialog.open) dialog.showModal();
 }
 
-/** Open what the address names, if it names an image. */
+/** Open the dialog if the address names an image. */
 function showDetail() {
   if (!state.run || !runOf(state.run)) return dialog.open && dialog.close();
   return withGallery().then((gallery) => {
@@ -76,7 +76,7 @@ function drawDetail() {
   }, (error) => facts.append(h("dt", { text: error.message })));
 }
 
-/** The image itself instead of its thumbnail, where it is still there. */
+/** Replace a thumbnail by the image itself, if its file still exists. */
 function addLarge(frame, source) {
   const large = new Image();
   large.alt = "";
@@ -84,14 +84,14 @@ function addLarge(frame, source) {
   large.src = source;
 }
 
-// ---- what a method noted about one image
+// ---- notes of a method about one image
 
 async function drawNotes(node, notes) {
   const parts = [];
   if (notes.scores) parts.push(candidatesOf(notes));
   if (notes.stages) parts.push(...notes.stages.map(stopOf));
-  if (notes.accepted) parts.push(countsOf("Rounds by draft tokens accepted", notes.accepted));
-  if (notes.skips && notes.skips.some(Boolean)) parts.push(countsOf("Rounds by tokens committed unseen", notes.skips));
+  if (notes.accepted) parts.push(countsOf("Decode steps by draft tokens accepted", notes.accepted));
+  if (notes.skips && notes.skips.some(Boolean)) parts.push(countsOf("Decode steps by tokens committed unseen", notes.skips));
   if (notes.trace) parts.push(await traceOf(notes));
   node.replaceChildren(...parts);
 }
@@ -137,10 +137,10 @@ function timeline(series, threshold, notes, low, high) {
     series.map((values, i) => notes.terminated_at[i] !== null && svg("text", { x: x(notes.terminated_at[i]), y: y(values[notes.terminated_at[i]]) + 4, "text-anchor": "middle", text: "×" })));
 }
 
-/** Numbers of a packed series (harness/notes.py); NaN where one is missing. */
+/** Unpack a series of numbers (harness/runs/trace_codec.py); NaN for a missing one. */
 async function unpack(text) {
   const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
-  const planes = new Uint8Array(await new Response(stream).arrayBuffer()), half = planes.length / 2;
+  const inflated = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+  const planes = new Uint8Array(await new Response(inflated).arrayBuffer()), half = planes.length / 2;
   return Array.from({ length: half }, (_, i) => planes[i] + 256 * planes[half + i]).map((n) => (n === 65535 ? NaN : n / 1000));
 }

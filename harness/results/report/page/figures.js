@@ -1,13 +1,13 @@
 "use strict";
-// Scaling curves, fronts, bubbles and stages, drawn when they come into sight.
+// Figures of the results: scaling curves, fronts, bubbles and stages, drawn when they come into sight.
 
 const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "star", "hexagon", "triangle-down"];
 
 function showFigures(view, one) {
   const cards = [
     one.fronts.tokens.length > 1 && ["scaling", "Scaling curves", "Score over budget: visual tokens drawn for an image, plain sampling being 1. Bands are 95 % intervals.", drawScaling, "whole"],
-    one.fronts.tokens.length > 1 && ["pareto_tokens", "At equal visual tokens", "What no other run beats with fewer tokens stands on the line; the rest is grey.", (n) => drawFront(n, one.fronts.tokens, "visual tokens, relative to plain")],
-    one.fronts.seconds.length > 1 && ["pareto_seconds", "At equal seconds", "The same with device and judge seconds: a verifier costs seconds, not tokens.", (n) => drawFront(n, one.fronts.seconds, "device and judge seconds, relative to plain")],
+    one.fronts.tokens.length > 1 && ["pareto_tokens", "At equal visual tokens", "Runs that no other beats with as few tokens stand on the line; the rest is grey.", (n) => drawFront(n, one.fronts.tokens, "visual tokens, relative to plain")],
+    one.fronts.seconds.length > 1 && ["pareto_seconds", "At equal seconds", "The same over device and judge seconds: a verifier costs seconds, not tokens.", (n) => drawFront(n, one.fronts.seconds, "device and judge seconds, relative to plain")],
     ["bubbles", "Quality, seconds and memory", memoryCaption(one), drawBubbles, "whole"],
     one.runs.some((run) => run.spent.decode) && ["spent", "Where the seconds go", "Mean seconds of an image by stage. With one image at a time (SingleStream) the bar is the whole latency; with many (Offline) it is the image's share of the device.", drawSpent, "whole"],
   ].filter(Boolean);
@@ -18,7 +18,7 @@ function memoryCaption(one) {
   return one.runs.some((run) => run.memory_gb) ? "Score over seconds an image; areas are the memory that the target needs for one image, judges and drafters apart." : "Score over seconds an image. These runs do not say how much memory they need.";
 }
 
-/** Cards whose plots are drawn when they come near the window; returns what undoes them. */
+/** Add cards whose plots are drawn when they come near the window; returns a function that removes the plots. */
 function plotCards(view, cards) {
   const grid = h("section", { class: "cards" });
   view.append(grid);
@@ -84,9 +84,9 @@ function drawScaling(node) {
   const one = board(), traces = [];
   const inCurves = new Set(one.curves.flatMap((curve) => curve.dots.map((dot) => dot.id)));
   for (const curve of one.curves) {
-    const own = runOf(curve.dots.at(-1).id), color = colour(own), known = curve.dots.filter((dot) => dot.low !== null);
+    const last = runOf(curve.dots.at(-1).id), color = colour(last), known = curve.dots.filter((dot) => dot.low !== null);
     traces.push({ x: [...known.map((d) => d.cost), ...known.map((d) => d.cost).reverse()], y: [...known.map((d) => d.high), ...known.map((d) => d.low).reverse()], fill: "toself", fillcolor: faded(color, 0.13), line: { width: 0 }, hoverinfo: "skip", showlegend: false, mode: "lines" });
-    traces.push({ x: curve.dots.map((d) => d.cost), y: curve.dots.map((d) => d.score), name: escaped(words(curve.family)), mode: "lines+markers", line: { color, width: 2 }, marker: { color, size: 8, symbol: SYMBOLS[own.symbol] }, hovertemplate: curve.dots.map(about) });
+    traces.push({ x: curve.dots.map((d) => d.cost), y: curve.dots.map((d) => d.score), name: escaped(words(curve.family)), mode: "lines+markers", line: { color, width: 2 }, marker: { color, size: 8, symbol: SYMBOLS[last.symbol] }, hovertemplate: curve.dots.map(about) });
   }
   for (const dot of one.fronts.tokens.filter((d) => !inCurves.has(d.id))) {
     const color = colour(runOf(dot.id));
@@ -104,7 +104,7 @@ function drawFront(node, dots, title) {
   ], { xaxis: doubling(dots.map((d) => d.cost), `${title} (log2)`), yaxis: { title: "score" }, showlegend: false });
 }
 
-/** Labels of the dearer half stand on the left, unless the next point is near and needs that place. */
+/** True for labels of the dearer half, unless the next point is near and needs that place. */
 const labelLeft = (dot, next, dots) => dot.cost ** 2 > dots[0].cost * dots.at(-1).cost && !(next && next.cost < 1.6 * dot.cost);
 
 function drawBubbles(node) {

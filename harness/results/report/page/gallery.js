@@ -1,5 +1,5 @@
 "use strict";
-// One prompt across methods in a row, with the same seed. Only the rows in sight exist.
+// The gallery: a row for each prompt and image, with a column for each run. Only the rows in sight exist.
 
 const withGallery = () => load("data/gallery.js").then(() => report.galleries[state.board]);
 const OUTCOMES = { "": "any outcome", wins: "wins against plain", losses: "losses against plain", nobody: "right for nobody", everybody: "right for all", open: "failed or unjudged" };
@@ -23,7 +23,7 @@ function shownRuns() {
   return runs.sort((a, b) => (b.id === one.baseline) - (a.id === one.baseline));
 }
 
-/** The entries that the filters let through, in order. */
+/** Return the entries that the filters select, in order. */
 function entriesOf(gallery, runs) {
   const one = board(), columns = runs.map((run) => gallery.runs[run.id]), plain = gallery.runs[one.baseline];
   const others = runs.filter((run) => run.id !== one.baseline).map((run) => gallery.runs[run.id]);
@@ -169,11 +169,11 @@ const clamp = (value, count) => Math.max(0, Math.min(count - 1, value));
 function methodPicker(one, change) {
   const chosen = new Set(shownRuns().map((run) => run.id));
   const summary = h("summary", {});
-  const say = () => (summary.textContent = chosen.size === one.runs.length ? "all methods" : `${chosen.size} of ${one.runs.length} methods`);
+  const showCount = () => (summary.textContent = chosen.size === one.runs.length ? "all methods" : `${chosen.size} of ${one.runs.length} methods`);
   const inputs = [];
   const apply = () => {
     inputs.forEach(([input, run]) => (input.checked = chosen.has(run.id)));
-    say();
+    showCount();
     change(chosen.size === one.runs.length ? "" : [...chosen].join(","));
   };
   const options = one.runs.map((run) => {
@@ -184,7 +184,7 @@ function methodPicker(one, change) {
     return h("div", { class: "choice" }, h("label", {}, input, h("i", { class: "dot", style: `background:${colour(run)}` }), run.label), only);
   });
   const everything = h("button", { text: "all", onclick: () => { one.runs.forEach((run) => chosen.add(run.id)); apply(); } });
-  say();
+  showCount();
   const picker = h("details", { class: "picker" }, summary, h("div", { class: "menu" }, everything, options));
   picker.addEventListener("keydown", (event) => event.key === "Escape" && (picker.open = false));
   picker.addEventListener("focusout", (event) => !picker.contains(event.relatedTarget) && event.relatedTarget && (picker.open = false));
@@ -217,7 +217,7 @@ function verdict(column, entry) {
   return value ? ["✓", "right"] : ["✗", "wrong"];
 }
 
-/** The thumbnail, or a quiet sheet where the image is gone. */
+/** Show the thumbnail, or a placeholder if the image is gone. */
 function picture(column, entry) {
   const gone = () => h("span", { class: "gone", text: column.drawn[entry] ? "image not kept" : "no image" });
   if (!column.thumb[entry]) return gone();
@@ -238,7 +238,7 @@ function overlayRow(row, gallery, runs, entry) {
     detailOf(gallery, runs[i].id, entry).then((detail) => row.isConnected && state.boxes === "1" && overlay(frame, detail, gallery.runs[runs[i].id].size), () => null));
 }
 
-/** What the judge kept, over the image: `size` is the image's own, or what the boxes span. */
+/** Draw the boxes that the judge kept over an image; without its `size`, over the area that they span. */
 function overlay(frame, detail, size, labels = false) {
   frame.querySelectorAll(".boxes").forEach((layer) => layer.remove());
   const found = detail.boxes || [];

@@ -1,13 +1,13 @@
 "use strict";
-// What methods noted about themselves: accepted drafts, ScalingAR's confidence, GridAR's stops.
+// The view of what methods noted: accepted drafts, ScalingAR's confidence, GridAR's stops.
 
 function showInside(view) {
   const one = board();
   view.append(h("section", { class: "head" }, h("h1", { text: "Inside the methods" }), h("p", { class: "lead", text: "What the methods wrote into their journals while they drew." })));
   const cards = [];
-  if (one.acceptance.length) cards.push(["acceptance", "Accepted draft tokens", "Share of the verification rounds that accepted so many draft tokens; the mean stands in brackets.", drawAcceptance, "whole"]);
+  if (one.acceptance.length) cards.push(["acceptance", "Accepted draft tokens", "Share of the decode steps that accepted so many draft tokens; the mean stands in brackets.", drawAcceptance, "whole"]);
   const skipping = one.acceptance.filter((run) => run.skips);
-  if (skipping.length) cards.push(["skips", "Committed unseen", "Share of the skipping rounds that committed so many tokens without asking the target.", (node) => drawHistogram(node, skipping, "skips", "tokens committed unseen in a round"), "whole"]);
+  if (skipping.length) cards.push(["skips", "Committed unseen", "Share of the skipping decode steps that committed so many tokens without asking the target.", (node) => drawHistogram(node, skipping, "skips", "tokens committed unseen in a decode step"), "whole"]);
   const undo = cards.length ? plotCards(view, cards) : null;
   const more = one.confidence.map((found) => confidenceCard(view, found));
   for (const found of one.stages) stagesCard(view, found);
@@ -18,14 +18,14 @@ function showInside(view) {
 
 // ---- speculative decoding
 
-const drawAcceptance = (node) => drawHistogram(node, board().acceptance.filter((run) => run.accepted), "accepted", "draft tokens accepted in a round");
+const drawAcceptance = (node) => drawHistogram(node, board().acceptance.filter((run) => run.accepted), "accepted", "draft tokens accepted in a decode step");
 
 function drawHistogram(node, found, name, title) {
   plot(node, found.map((each) => {
     const run = runOf(each.id), counts = each[name], total = counts.reduce((a, b) => a + b, 0);
     const mean = counts.reduce((sum, count, i) => sum + i * count, 0) / total;
-    return { type: "bar", x: counts.map((_, i) => i), y: counts.map((count) => count / total), name: `${escaped(run.label)} (${mean.toFixed(2)})`, marker: { color: colour(run) }, hovertemplate: `<b>${escaped(run.label)}</b><br>%{x} tokens: %{y:.1%} of ${whole(total)} rounds<extra></extra>` };
-  }), { barmode: "group", bargap: 0.25, bargroupgap: 0.08, xaxis: { title, dtick: 1 }, yaxis: { title: "share of rounds", tickformat: ".0%" } });
+    return { type: "bar", x: counts.map((_, i) => i), y: counts.map((count) => count / total), name: `${escaped(run.label)} (${mean.toFixed(2)})`, marker: { color: colour(run) }, hovertemplate: `<b>${escaped(run.label)}</b><br>%{x} tokens: %{y:.1%} of ${whole(total)} decode steps<extra></extra>` };
+  }), { barmode: "group", bargap: 0.25, bargroupgap: 0.08, xaxis: { title, dtick: 1 }, yaxis: { title: "share of decode steps", tickformat: ".0%" } });
 }
 
 // ---- ScalingAR
@@ -37,7 +37,7 @@ function shade(share) {
   return SCALE[i].map((value, channel) => Math.round(value + (SCALE[i + 1][channel] - value) * (at - i)));
 }
 
-/** A map of values in raster order as a crisp canvas; missing values are transparent. */
+/** Draw values in raster order as a map on a canvas; missing values are transparent. */
 function heatMap(values, side, low, high) {
   const rows = Math.ceil(values.length / side), canvas = h("canvas", { class: "map", width: side, height: rows });
   const pixels = new ImageData(side, rows);
@@ -88,12 +88,12 @@ function stagesCard(view, found) {
   const head = ["Stop", "Candidates seen", "Impossible", "Replaced", "Reworded", "Unanswered", "Malformed"];
   view.append(h("section", { class: "cards" }, h("article", { class: "card whole" },
     h("h2", { text: `${run.label}: stops` }),
-    h("p", { text: "What the verifier said when a part of the image was drawn." }),
+    h("p", { text: "What the verifier answered when a part of the image was drawn." }),
     h("div", { class: "scroll" }, h("table", { class: "plainly" },
       h("thead", {}, h("tr", {}, head.map((text, i) => h("th", { text, class: i ? "number" : "" })))),
       h("tbody", {}, found.stages.map((stop) => h("tr", {}, h("th", { scope: "row", text: stop.stage }),
         [whole(stop.candidates), percent(stop.impossible, stop.candidates), percent(stop.replaced, stop.candidates), percent(stop.reworded, stop.candidates), whole(stop.unanswered), whole(stop.malformed)].map((text) => h("td", { class: "number", text }))))))),
-    found.examples.length > 0 && h("p", { class: "above", text: "Images in which it replaced candidates: what it was shown, and what it said. Select one to see all of it." }),
+    found.examples.length > 0 && h("p", { class: "above", text: "Images in which it replaced candidates, with what it was shown and what it answered. Select one to see it whole." }),
     h("div", { class: "examples" }, found.examples.map((example) => exampleFigure(run, example))))));
 }
 
@@ -106,7 +106,7 @@ function exampleFigure(run, example) {
   return link;
 }
 
-/** The pictures of a stop, each with the verdicts on its strips from top to bottom. */
+/** Show the pictures of a stop, each with the verdicts on its strips from top to bottom. */
 function composites(stop) {
   const pictures = stop.pictures || [], possible = stop.possible || [];
   const strips = pictures.length ? possible.length / pictures.length : 0;

@@ -1,8 +1,8 @@
 "use strict";
-// Which view is shown, and the keys and buttons that every view shares.
+// Shows the view that the address names; keys and buttons that all views share.
 
 const VIEWS = { results: showResults, inside: showInside, gallery: showGallery };
-let leave = null; // what the view that is shown must undo
+let leave = null; // removes the listeners of the shown view
 
 function show() {
   readAddress();

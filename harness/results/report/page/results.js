@@ -1,19 +1,19 @@
 "use strict";
-// The leaderboard, and under it the figures.
+// The view of results: the leaderboard, and the figures below it.
 
 function showResults(view) {
   const one = board();
   view.append(
     h("section", { class: "head" }, h("h1", { text: words(one.title) }), h("p", { class: "lead", text: lead(one) })),
     h("section", { class: "wide" }, leaderboard(one)),
-    notes(one),
+    remarksOf(one),
   );
   const undo = showFigures(view, one);
   view.append(claims());
   return undo;
 }
 
-/** Published numbers, apart from what was measured and loaded when they are asked for. */
+/** Show published numbers, apart from measured ones; their file is loaded when they are opened. */
 function claims() {
   const box = h("details", { class: "card" }, h("summary", {}, h("h2", { text: "Claimed elsewhere" }), " published numbers, not measured here"));
   box.addEventListener("toggle", () => load("data/claims.js").then(() => box.open && !box.querySelector("table") && box.append(claimsTable())));
@@ -38,18 +38,18 @@ function lead(one) {
     `judged by ${one.judge || "nobody yet"}. Lines are 95 % intervals over prompts; the dashed line is plain sampling.`;
 }
 
-function notes(one) {
-  const said = [];
-  if (one.runs.length === 1) said.push("One run only: there is nothing to compare it with yet.");
-  else if (!one.baseline) said.push("There is no plain run on this board, so nothing is compared with plain, and budgets are not known.");
+function remarksOf(one) {
+  const remarks = [];
+  if (one.runs.length === 1) remarks.push("One run only: there is nothing to compare it with yet.");
+  else if (!one.baseline) remarks.push("There is no plain run on this board, so nothing is compared with plain, and budgets are not known.");
   for (const run of one.runs)
     for (const name of ["failed", "missing", "unjudged"])
-      if (run[name]) said.push(`${run.label}: ${run[name]} images ${name}, counted as wrong.`);
-  for (const [kin, words] of [["same", "the judge itself"], ["family", "a relative of the judge, which may share its blind spots"]]) {
-    const some = one.runs.filter((run) => run.reward_is_judge === kin);
-    if (some.length) said.push(`Chosen by ${words}: ${some.map((run) => run.label).join("; ")}.`);
+      if (run[name]) remarks.push(`${run.label}: ${run[name]} images ${name}, counted as wrong.`);
+  for (const [overlap, words] of [["same", "the judge itself"], ["family", "a relative of the judge, which may share its blind spots"]]) {
+    const some = one.runs.filter((run) => run.reward_is_judge === overlap);
+    if (some.length) remarks.push(`Chosen by ${words}: ${some.map((run) => run.label).join("; ")}.`);
   }
-  return said.length > 0 && h("section", {}, h("ul", { class: "notes" }, said.map((text) => h("li", { text }))));
+  return remarks.length > 0 && h("section", {}, h("ul", { class: "notes" }, remarks.map((text) => h("li", { text }))));
 }
 
 // ---- leaderboard
