@@ -345,7 +345,8 @@ def expect_sums(cwd: Path, folder: Path) -> None:
     """Sum the scores up by hand, and compare leaderboard and summary with that."""
     value = {}
     for score in read_scores(folder):
-        value[score.prompt_id.removeprefix("tiif_testmini/")] = score.value or 0.0
+        assert score.value is not None
+        value[score.prompt_id.removeprefix("tiif_testmini/")] = score.value
     overall = {}
     for length in ("short", "long"):
         groups = []
