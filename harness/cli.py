@@ -150,7 +150,7 @@ class Command:
             self.attempt = None
 
     def lead_sweep(self, ledger: Ledger, config: DictConfig, *, is_fresh: bool) -> None:
-        """Make this process the leader of a sweep, whose runs may be computed elsewhere."""
+        """Make this process the leader of a sweep, whose runs other processes may compute."""
         self.sweep = ledger
         self.logger = config.logger
         self.is_fresh = is_fresh

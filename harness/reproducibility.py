@@ -113,7 +113,8 @@ def format_table(rows: Sequence[tuple[str, Mapping[str, Agreement]]]) -> str:
     names = [variation.name for variation in VARIATIONS]
     lines = [["method", *names], ["---"] * (1 + len(names))]
     for method, found in rows:
-        lines.append([f"`{method}`", *(str(found[name]) for name in names)])
+        agreements = [str(found[name]) for name in names]
+        lines.append([f"`{method}`", *agreements])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -132,13 +133,13 @@ def _draw(spec: RunSpec, jobs: Sequence[Job]) -> Drawn:
     """Draw jobs to their end. Raises UserError for one that fails."""
     drawn: Drawn = {}
 
-    def keep(delivery: Delivery) -> None:
+    def collect(delivery: Delivery) -> None:
         if delivery.image is None:
             job = delivery.job
             raise UserError(f"{job.prompt.id} image {job.image} cannot be drawn: {delivery.error}")
         drawn[delivery.job.key] = delivery
 
-    Executor(spec).draw(jobs, keep)
+    Executor(spec).draw(jobs, collect)
     return drawn
 
 
@@ -165,7 +166,8 @@ def _draw_interrupted(spec: RunSpec) -> Drawn:
     """Stop twice with other jobs in flight, and begin again with what is left."""
     drawn: Drawn = {}
     jobs = spec.plan.jobs
-    for stop in (len(jobs) // 3, 2 * len(jobs) // 3, len(jobs)):
+    stops = (len(jobs) // 3, 2 * len(jobs) // 3, len(jobs))
+    for stop in stops:
         left = [job for job in jobs if job.key not in drawn]
         with suppress(_InterruptionError):
             Executor(spec).draw(left, _Interruption(drawn, stop))

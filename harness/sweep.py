@@ -134,37 +134,43 @@ def _images_per_s(run: Run, writer: Writer) -> float:
 def _format_table(name: str, rows: Sequence[Progress]) -> str:
     """Write a sweep as text: a line for each point, one for all, and what failed."""
     width = max(len(row.name) for row in rows)
-    lines = [f"{name}: {len(rows)} points, {sum(row.complete for row in rows)} done"]
-    lines.append(_format_row("", COLUMNS, width).rstrip())
+    done = sum(row.complete for row in rows)
+    lines = [
+        f"{name}: {len(rows)} points, {done} done",
+        _format_row("", COLUMNS, width).rstrip(),
+    ]
     for row in rows:
         planned = "?" if row.planned is None else str(row.planned)
         shares = " ".join(writer.shard for writer in row.writers) or "-"
-        lines.append(
-            _format_row(row.name, (planned, str(row.done), str(row.failed), shares), width)
-        )
+        cells = (planned, str(row.done), str(row.failed), shares)
+        lines.append(_format_row(row.name, cells, width))
     lines.append(_format_sum(rows))
-    lines += [f"  {row.name}: {row.error}" for row in rows if row.error]
+    for row in rows:
+        if row.error:
+            lines.append(f"  {row.name}: {row.error}")
     return "\n".join(lines)
 
 
 def _format_row(name: str, cells: Sequence[str], width: int) -> str:
-    return "  ".join([f"{name:{width}}", *(f"{cell:>8}" for cell in cells)])
+    padded = [f"{cell:>8}" for cell in cells]
+    return "  ".join([name.ljust(width), *padded])
 
 
 def _format_sum(rows: Sequence[Progress]) -> str:
     """Sum up the rows; points that nobody has begun count as large as the others on average."""
     known = [row.planned for row in rows if row.planned is not None]
     unknown = len(rows) - len(known)
-    estimate = unknown * (sum(known) / len(known)) if known else 0.0
+    planned = sum(known)
+    estimate = unknown * (planned / len(known)) if known else 0.0
     done = sum(row.done for row in rows)
     failed = sum(row.failed for row in rows)
     workers = sum(len(row.writers) for row in rows)
     images_per_s = sum(row.images_per_s for row in rows)
 
     about = f" + about {estimate:.0f}" if unknown else ""
-    left = _format_left(sum(known) + estimate - done, images_per_s)
+    left = _format_left(planned + estimate - done, images_per_s)
     return (
-        f"{sum(known)}{about} images planned, {done} done, {failed} failed, "
+        f"{planned}{about} images planned, {done} done, {failed} failed, "
         f"{workers} workers running, {left}"
     )
 

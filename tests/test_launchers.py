@@ -130,7 +130,7 @@ def test_slurm_gets_an_array_and_once_more_what_was_preempted(
     assert not rounds
 
     scripts = [path.read_text() for path in tmp_path.rglob("*.sh")]
-    (script,) = [text for text in scripts if "--array" in text]
+    script = next(text for text in scripts if "--array" in text)
     for option in (
         "--array=0-2%2",
         "--gpus-per-node=1",

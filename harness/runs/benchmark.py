@@ -30,8 +30,8 @@ class Benchmark(Protocol):
     """Prompts, and scores for images of them: the members that every benchmark has.
 
     It may have more, which `BenchmarkSpec` describes one by one: `aggregates`, `summarise`,
-    `files`, `estimate`, `ready`, `excluded`, and for images that were made by somebody else
-    `reads_folders` (on the class) and `found`.
+    `files`, `estimate`, `ready`, `excluded`, and for imported images `reads_folders` (on the class)
+    and `found`.
     """
 
     @property
@@ -164,9 +164,9 @@ class BenchmarkSpec:
 
 
 def reads_folders(benchmark_class: type) -> bool:
-    """Whether a benchmark takes a folder of images that somebody else made (`benchmark.images`).
+    """Return whether a benchmark takes a folder of imported images (`benchmark.images`).
 
-    Such a class has `reads_folders = True`, and lists the images in `found`.
+    Such a class has `reads_folders = True`; what it made of the folder is in `found`.
     """
     return bool(getattr(benchmark_class, "reads_folders", False))
 

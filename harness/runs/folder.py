@@ -139,7 +139,7 @@ class RunFolder:
         return [job for job in delivered if (*job.key, judge) not in self._scored]
 
     def read_scores(self, judge: str) -> list[Score]:
-        """Read what `judge` said of images of all shares until now."""
+        """Read the scores that `judge` gave to images of all shares until now."""
         scores = read_journals(self.path, "scores*.jsonl", Score.from_json)
         return [score for score in scores if score.judge == judge]
 
@@ -237,7 +237,7 @@ def image_path(prompt: Prompt, image: int) -> str:
 
 
 def is_intact(folder: Path, record: SampleRecord) -> bool:
-    """Whether a journal line speaks of a delivered image that is still there, byte for byte."""
+    """Return whether a record is of a delivered image that is still there, byte for byte."""
     file = folder / record.path
     return (
         record.status == "done" and file.is_file() and digest(file.read_bytes()) == record.image_sha

@@ -117,8 +117,8 @@ class Run:
 
     def stamped(self, name: str) -> str:
         """Return the "device" or "commit" in the images' stamps, joined where they differ."""
-        found = {record.stamp[name] for record in self.done.values() if record.stamp.get(name)}
-        return "+".join(sorted(found))
+        found = {record.stamp.get(name) or "" for record in self.done.values()}
+        return "+".join(sorted(found - {""}))
 
     @cached_property
     def protocol(self) -> RankingProtocol:
@@ -146,9 +146,8 @@ class Run:
     @cached_property
     def unjudged(self) -> frozenset[Key]:
         """Delivered images without a value."""
-        return frozenset(
-            key for key in self.done if key not in self.scores or self.scores[key].value is None
-        )
+        judged = {key for key, score in self.scores.items() if score.value is not None}
+        return frozenset(self.done.keys() - judged)
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -305,5 +304,8 @@ def _read_scores(folder: Path, judge: str) -> tuple[str, dict[Key, Score]]:
             f"{journal}: scores of several judges ({names}); "
             "one row needs one judge, named as run.judge"
         )
-    by_image = {(score.prompt_id, score.image): score for score in scores if score.judge in judges}
+    by_image = {}
+    for score in scores:
+        if score.judge in judges:
+            by_image[score.prompt_id, score.image] = score
     return "".join(judges), by_image

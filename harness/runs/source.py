@@ -61,15 +61,18 @@ class DrawnRun:
         return self.spec.plan
 
     def folder(self, results: Path) -> Path:
+        """Return where the run's folder is below a results folder."""
         return self.spec.folder(results)
 
     def describe(self) -> dict[str, Any]:
+        """Return what config.yaml says."""
         return self.spec.describe()
 
     def import_images(self, folder: RunFolder) -> None:
         """Import nothing: all images are drawn."""
 
     def generate(self, jobs: Sequence[Job], folder: RunFolder, track: Callable[[], None]) -> None:
+        """Draw images into the run folder, and score them meanwhile if scores are asked for."""
         config = self.spec.config
         generation = Generation(
             self.executor,

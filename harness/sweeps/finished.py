@@ -50,7 +50,7 @@ class KnownPoints:
 
 
 def is_complete(folder: Path, stages: Iterable[str]) -> bool:
-    """Whether every planned image of a run folder is there, byte for byte.
+    """Return whether every planned image of a run folder is there, byte for byte.
 
     If `stages` ask for scores, all images must be scored, too.
     """
@@ -58,9 +58,10 @@ def is_complete(folder: Path, stages: Iterable[str]) -> bool:
         run = read_run(folder)
     except UserError:
         return False
-    if "score" in stages and not run.scores.keys() >= run.planned.keys():
+    unscored = run.planned.keys() - run.scores.keys()
+    if not run.complete or ("score" in stages and unscored):
         return False
-    return run.complete and all(is_intact(folder, record) for record in run.done.values())
+    return all(is_intact(folder, record) for record in run.done.values())
 
 
 def key_point(overrides: Iterable[str], searched: Iterable[str]) -> str:
@@ -85,8 +86,10 @@ def hash_results(results: Path, about: Sequence[str]) -> str:
     for run in find_runs(results):
         for path in sorted(run.glob("[!.]*.*")):
             if path.is_file():
-                journals.append((str(path.relative_to(results)), *stat_file(path)))
-    return digest(dump([journals, list(about), _hash_project(())]).encode())
+                name = str(path.relative_to(results))
+                journals.append((name, *stat_file(path)))
+    project = _hash_project(())
+    return digest(dump([journals, list(about), project]).encode())
 
 
 @lru_cache(maxsize=4)
@@ -152,7 +155,7 @@ class FileStat(NamedTuple):
 
 
 def has_changed(path: str, state: Sequence[int]) -> bool:
-    """Whether a file or folder is no longer in that state."""
+    """Return whether a file or folder is no longer in that state."""
     try:
         return state_of(Path(path)) != list(state)
     except OSError:

@@ -77,7 +77,7 @@ class Ledger:
         return ledger
 
     def name_point(self, point: str) -> str:
-        """Return what a job is told about its sweep, as `hydra.sweeper.part_of`."""
+        """Return a point's full name, which its jobs get as `hydra.sweeper.part_of`."""
         return f"{self.path.stem}/{self.call}/{point}"
 
     def write(self, status: Status, **about: Any) -> None:
@@ -101,7 +101,7 @@ class Ledger:
         return [event for event in read_events(self.path) if event.call == self.call]
 
     def has_failure(self) -> bool:
-        """Whether a point has failed since."""
+        """Return whether a point has failed since."""
         return any(event.event == "failed" for event in self.events())
 
 
@@ -115,7 +115,7 @@ class SweepPart:
 
     @classmethod
     def parse(cls, results: Path, part_of: str, shard: str) -> Self:
-        """Read what a job was told as `hydra.sweeper.part_of` (see `Ledger.name_point`)."""
+        """Read the `hydra.sweeper.part_of` of a job (see `Ledger.name_point`)."""
         name, call, point = part_of.split("/")
         return cls(Ledger(ledger_folder(results) / f"{name}.jsonl", call), point, shard)
 
@@ -134,7 +134,7 @@ class SweepPart:
 
 
 def is_command_option(override: str) -> bool:
-    """Whether an override says how a sweep is carried out, and not what it computes."""
+    """Return whether an override says how a sweep is carried out, and not what it computes."""
     key = override.lstrip("+~").partition("=")[0]
     group = key.split("/")[0]
     return key.split(".")[0] in COMMAND_OPTIONS or group.split(".")[0] == "hydra"

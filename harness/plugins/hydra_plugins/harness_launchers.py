@@ -48,7 +48,7 @@ class Submission:
         self.deaths = 0  # workers that ended without writing why
 
     def needs_worker(self) -> bool:
-        """Whether another worker has to try the job, after one has ended.
+        """Return whether another worker has to try the job, after one has ended.
 
         A job that was preempted is tried as often as it takes, one whose workers die ATTEMPTS
         times.
@@ -142,6 +142,7 @@ class Submitit(_Workers):
             self._parameters = dict(parameters)
 
     def carry_out_all(self, jobs: Sequence[Submission]) -> None:
+        """Give the jobs to submitit until each has ended."""
         import submitit
 
         executor = submitit.AutoExecutor(folder=self._folder, cluster=self._cluster)
@@ -208,6 +209,7 @@ class Ray(_Workers):
         self._address = address
 
     def carry_out_all(self, jobs: Sequence[Submission]) -> None:
+        """Give the jobs to Ray until each has ended. Raises UserError where it is missing."""
         try:
             import ray
         except ImportError as error:
