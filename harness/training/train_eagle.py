@@ -12,6 +12,7 @@ import argparse
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import hydra
 import torch
@@ -247,7 +248,8 @@ class Lesson:
         # 1. Guess each next feature from a noisy one and the token behind it.
         noise_BLD = (torch.rand(shape, generator=generator, device=device) - 0.5) * NOISE
         noisy_BLD = self.feature_BLD.float() + noise_BLD
-        rotary_BL2 = self.model.rotary(self.pos_BL[:, 1:], self.start_B)  # type: ignore[attr-defined]
+        model: Any = self.model  # of a kind that has rotary positions
+        rotary_BL2 = model.rotary(self.pos_BL[:, 1:], self.start_B)
         with torch.autocast(device.type, dtype=torch.bfloat16):
             guess_BLD = layer(
                 self.x_BLD[:, 1:].float(), noisy_BLD[:, :-1], rotary_BL2, self._attend()
