@@ -1,6 +1,4 @@
-"""Headless Chromium, driven over a pipe: pages are opened from disk, keys pressed, pictures
-taken.
-"""
+"""Drive headless Chromium over a pipe: open pages from disk, press keys, take pictures."""
 
 from __future__ import annotations
 
@@ -16,16 +14,44 @@ from typing import Any, Self
 
 import pytest
 
-CHROMIUM = (
-    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-)
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next((path for name in NAMES if (path := shutil.which(name))), None)
 needs_chromium = pytest.mark.skipif(
     CHROMIUM is None, reason="Chromium is not installed: the page is not opened"
 )
+OPTIONS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
+    "--remote-debugging-pipe",
+)
+KEY_CODES = {
+    "Enter": 13,
+    "Escape": 27,
+    "ArrowLeft": 37,
+    "ArrowUp": 38,
+    "ArrowRight": 39,
+    "ArrowDown": 40,
+}
+POLLING = """
+new Promise((done, fail) => {
+  const until = performance.now() + %d;
+  const look = () => {
+    let value;
+    try { value = (%s) } catch { value = null }
+    if (value) done(value);
+    else if (performance.now() > until) fail(new Error('never true: ' + %s));
+    else setTimeout(look, 20);
+  };
+  look();
+})
+"""
 
 
 class Browser:
-    """A browser with one page. `errors` are what the page threw or complained of."""
+    """A browser with one page; `errors` lists what the page threw or logged as an error."""
 
     def __init__(self, width: int = 1320, height: int = 900) -> None:
         self._home = tempfile.mkdtemp()
@@ -34,27 +60,23 @@ class Browser:
         self._send = os.fdopen(to_browser, "wb")
         self._receive = os.fdopen(from_browser, "rb")
 
-        def wire() -> None:  # Chromium reads from descriptor 3 and writes to 4
+        def connect_pipes() -> None:  # Chromium reads from descriptor 3 and writes to 4
             os.dup2(os.dup(self._in), 3)
             os.dup2(os.dup(self._out), 4)
 
-        command = [
-            str(CHROMIUM),
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-dev-shm-usage",
-        ]
-        command += ["--hide-scrollbars", "--remote-debugging-pipe", f"--user-data-dir={self._home}"]
+        # 1. Start Chromium at the other ends of both pipes.
+        window = (f"--user-data-dir={self._home}", f"--window-size={width},{height}")
         self._process = subprocess.Popen(
-            [*command, f"--window-size={width},{height}", "about:blank"],
-            preexec_fn=wire,
+            [str(CHROMIUM), *OPTIONS, *window, "about:blank"],
+            preexec_fn=connect_pipes,
             close_fds=False,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
         os.close(self._in)
         os.close(self._out)
+
+        # 2. Attach to its page.
         self._number = 0
         self._session = ""
         self.errors: list[str] = []
@@ -66,6 +88,7 @@ class Browser:
         self.size(width, height)
 
     def size(self, width: int, height: int) -> None:
+        """Set the size of the page, in CSS pixels; a narrow one is a phone's."""
         self._ask(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -81,45 +104,36 @@ class Browser:
         self.wait("document.documentElement.dataset.painted")
 
     def evaluate(self, expression: str) -> Any:
+        """Return the value of an expression. Raises AssertionError if it throws."""
         found = self._ask(
             "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True
         )
         if "exceptionDetails" in found:
-            raise AssertionError(
-                found["exceptionDetails"].get("exception", {}).get("description", found)
-            )
+            exception = found["exceptionDetails"].get("exception", {})
+            raise AssertionError(exception.get("description", found))
         return found["result"].get("value")
 
     def wait(self, condition: str, seconds: float = 30) -> Any:
-        """Wait for an expression to be true; returns its value."""
-        polling = (
-            "new Promise((done, fail) => { const until = performance.now() + %d; const look = () => {"
-            " let value; try { value = (%s) } catch { value = null }"
-            " if (value) done(value); else if (performance.now() > until) fail(new Error('never true: ' + %s));"
-            " else setTimeout(look, 20); }; look(); })"
-        )
-        return self.evaluate(polling % (1000 * seconds, condition, json.dumps(condition)))
+        """Wait for an expression to be true; return its value."""
+        return self.evaluate(POLLING % (1000 * seconds, condition, json.dumps(condition)))
 
     def press(self, key: str) -> None:
-        text = {"text": key} if len(key) == 1 else {"text": "\r"} if key == "Enter" else {}
-        code = {
-            "Enter": 13,
-            "Escape": 27,
-            "ArrowLeft": 37,
-            "ArrowUp": 38,
-            "ArrowRight": 39,
-            "ArrowDown": 40,
-        }.get(key, 0)
-        for kind in ("keyDown", "keyUp"):
-            extra = text if kind == "keyDown" else {}
-            self._ask(
-                "Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, **extra
-            )
+        """Press and release a key."""
+        text = {}
+        if key == "Enter":
+            text = {"text": "\r"}
+        elif len(key) == 1:
+            text = {"text": key}
+        press = {"key": key, "windowsVirtualKeyCode": KEY_CODES.get(key, 0)}
+        self._ask("Input.dispatchKeyEvent", type="keyDown", **press, **text)
+        self._ask("Input.dispatchKeyEvent", type="keyUp", **press)
 
     def picture(self, path: Path) -> None:
+        """Write a PNG of what the page shows."""
         path.write_bytes(base64.b64decode(self._ask("Page.captureScreenshot")["data"]))
 
     def _ask(self, method: str, **parameters: Any) -> Any:
+        """Call a method of Chromium's debugging protocol, and return its result."""
         self._number += 1
         message = {"id": self._number, "method": method, "params": parameters}
         if self._session:
@@ -132,14 +146,17 @@ class Browser:
                 if "error" in answer:
                     raise AssertionError(f"{method}: {answer['error']['message']}")
                 return answer["result"]
-            if answer.get("method") == "Runtime.exceptionThrown":
-                details = answer["params"]["exceptionDetails"]
-                self.errors.append(details.get("exception", {}).get("description", details["text"]))
-            if (
-                answer.get("method") == "Log.entryAdded"
-                and answer["params"]["entry"]["level"] == "error"
-            ):
-                self.errors.append(answer["params"]["entry"]["text"])
+            self._note_error(answer)
+
+    def _note_error(self, event: dict[str, Any]) -> None:
+        """Keep what an event says of an error of the page."""
+        if event.get("method") == "Runtime.exceptionThrown":
+            details = event["params"]["exceptionDetails"]
+            self.errors.append(details.get("exception", {}).get("description", details["text"]))
+        if event.get("method") == "Log.entryAdded":
+            entry = event["params"]["entry"]
+            if entry["level"] == "error":
+                self.errors.append(entry["text"])
 
     def _read(self) -> dict[str, Any]:
         data = bytearray()

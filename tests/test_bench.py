@@ -1,8 +1,13 @@
-"""The bench measures what it says: the same images on both sides, paired ratios, and its files."""
+"""The bench measures what it says: the same images on both sides, paired ratios, and its files.
+
+Its rows are appended, with date, commit and machine, and no row that is in a file is changed.
+"""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -11,8 +16,17 @@ import torch
 from runs import harness
 from test_janus import tiny
 
+from harness.bench.history import append_rows, read_rows
+from harness.bench.outcome import Outcome
 from harness.bench.reference import LibraryJanus
-from harness.bench.roof import Bar, Reading, all_hold, is_h100, seconds_allowed, streamed_bytes
+from harness.bench.roof import (
+    Bar,
+    Reading,
+    all_hold,
+    count_streamed_bytes,
+    is_h100,
+    seconds_allowed,
+)
 from harness.bench.timing import Times, interleave
 from harness.engine.memory import cap_memory
 from harness.models.checkpoint import device_named
@@ -20,11 +34,13 @@ from harness.models.janus import JanusNet
 from harness.models.janus_checkpoint import SIZES as JANUS
 from harness.models.llamagen import GPT, SIZES, GPTSpec
 from harness.records import UserError
+from harness.results.columns import BENCH_JUDGES
 
 TINY = (
     "model=llamagen_b", "model.image=32", "model.dtype=float32",
     "model.size={layers:2,dim:32,heads:2,hidden:48,condition:12,caption_dim:16}",
-    "+model.tokenizer={codes:40,code_dim:8,width:32,multipliers:[1,1,2],blocks:1,latent:32}", "device=cpu",
+    "+model.tokenizer={codes:40,code_dim:8,width:32,multipliers:[1,1,2],blocks:1,latent:32}",
+    "device=cpu",
 )  # fmt: skip
 
 
@@ -32,8 +48,14 @@ def bench(cwd: Path, *arguments: str) -> tuple[int, str]:
     return harness(cwd, *arguments, module="harness.bench")
 
 
+def read_bench(folder: Path, name: str) -> list[pd.Series]:
+    """The rows of the only file of a bench."""
+    (path,) = folder.glob(f"results/bench/{name}-*.csv")
+    return [row for _, row in pd.read_csv(path).iterrows()]
+
+
 def test_the_sampler_and_the_loop_compute_the_same_images(tmp_path: Path) -> None:
-    """The bench itself refuses a loop whose last logits are not the sampler's."""
+    """The bench refuses a loop whose last logits are not the sampler's."""
     code, said = bench(
         tmp_path, "sampler", *TINY, "batch=[1,3]", "blocks=2", "bars=[[3,0.0001]]", "warm_up=1"
     )
@@ -42,18 +64,10 @@ def test_the_sampler_and_the_loop_compute_the_same_images(tmp_path: Path) -> Non
     assert "bar: 3 images, times the loop's speed" in said
     (path,) = tmp_path.glob("results/bench/*.csv")
     frame = pd.read_csv(path)
-    assert list(zip(frame["batch"], frame["subject"], strict=True)) == [
-        (b, s) for b in (1, 3) for s in ("ours", "loop")
-    ]
-    positive = [
-        "tokens_per_s",
-        "ms_per_step",
-        "floor_s",
-        "share_of_floor",
-        "share_of_matvec",
-        "first_s",
-    ]
-    positive += ["copy_gb_per_s", "matvec_gb_per_s"]
+    assert frame["batch"].tolist() == [1, 1, 3, 3]
+    assert frame["subject"].tolist() == ["ours", "loop", "ours", "loop"]
+    positive = ["tokens_per_s", "ms_per_step", "floor_s", "share_of_floor", "share_of_matvec"]
+    positive += ["first_s", "copy_gb_per_s", "matvec_gb_per_s"]
     assert (frame[positive] > 0).all(axis=None)
     assert frame["kernels"].str.contains("no CUDA device").all()
     assert np.allclose(frame["share_of_floor"], frame["floor_s"] / frame["seconds"], rtol=2e-3)
@@ -64,6 +78,9 @@ def test_the_sampler_and_the_loop_compute_the_same_images(tmp_path: Path) -> Non
         tmp_path, "sampler", *TINY, "batch=[1]", "blocks=1", "bars=[[1,1e9]]", "warm_up=0"
     )
     assert code == 1, said
+
+    assert pd.read_csv(path)["batch"].tolist() == [1, 1, 3, 3, 1, 1]  # appended
+    assert frame.equals(pd.read_csv(path)[: len(frame)])
 
 
 def test_the_librarys_janus_draws_whole_images() -> None:
@@ -77,7 +94,7 @@ def test_the_librarys_janus_draws_whole_images() -> None:
     "model", [("model=pictogram_16", "device=cpu"), (*TINY, "model.sampling.scale=1")]
 )
 def test_the_loop_is_any_models(tmp_path: Path, model: tuple[str, ...]) -> None:
-    """Also of one whose prompts have positions of their own, and without guidance."""
+    """It samples models whose prompts have positions of their own, and without guidance."""
     code, said = bench(tmp_path, "sampler", *model, "batch=[2]", "blocks=1", "warm_up=0", "bars=[]")
     assert code == 0, said
     assert "ratio over reference loop: 2 images " in said
@@ -94,65 +111,53 @@ def test_methods_are_timed_against_plain(tmp_path: Path) -> None:
         "kept_light=[best_of_n_likelihood]",
     )
     assert code == 0, said  # bars do not bind on a CPU
-    plain, best = (
-        row for _, row in pd.read_csv(next(tmp_path.glob("results/bench/methods-*.csv"))).iterrows()
-    )
+    plain, best = read_bench(tmp_path, "methods")
     assert plain["speedup"] == plain["row_steps"] == 1
     assert best["row_steps"] == 4  # four candidates
     assert best["ci_low"] <= best["speedup"] <= best["ci_high"]
     assert best["bookkeeping_low"] <= best["bookkeeping"] <= best["bookkeeping_high"]
     assert 0 < best["ms_per_decode"] < best["ms_per_round"]
     assert "best_of_n_likelihood, 1 images: bookkeeping" in said
-    (ended,) = (
-        row
-        for _, row in pd.read_csv(next(tmp_path.glob("results/bench/termination-*.csv"))).iterrows()
-    )
-    assert (
-        ended["row_step_ratio"] < ended["round_ratio"] < 1
-    )  # slots are refilled, but for the queue's end
-    assert ended["excess"] == pytest.approx(ended["time_ratio"] / ended["row_step_ratio"], rel=2e-3)
+    (ended,) = read_bench(tmp_path, "termination")
+    # Slots are refilled, but for the end of the queue.
+    assert ended["row_step_ratio"] < ended["round_ratio"] < 1
+    excess = ended["time_ratio"] / ended["row_step_ratio"]
+    assert ended["excess"] == pytest.approx(excess, rel=2e-3)
     assert "scalingar, slots for 2 prompts" in said.strip().splitlines()[-1]
 
 
 def test_the_floor_is_the_specifications() -> None:
-    """Weights, and keys and values of a position, of the published models in bfloat16, from their
-    shapes.
-    """
+    """Weights, keys and values of the published models in bfloat16 follow from their shapes."""
     with torch.device("meta"):
         large = GPT(GPTSpec(SIZES["XL"], 32)).bfloat16()
         small, big = (JanusNet(JANUS[size]).bfloat16() for size in ("1B", "7B"))
-    found = [streamed_bytes(module) / 1e9 for module in (large, small, big)]
+    found = [count_streamed_bytes(module) / 1e9 for module in (large, small, big)]
     aligner = [0, 2 * 2048**2 / 1e9, 2 * 4096**2 / 1e9]  # a table here, which a step does not read
     assert found == pytest.approx(np.array([1.505, 2.550, 12.344]) - aligner, abs=2e-3)
 
+    def list_floors(read: Reading, *images: int) -> list[float]:
+        return [read.floor_s(2 * number, 3e12) for number in images]
+
     padded = Reading(1_505_000_000, 184_320, 120, 1024)
+    assert list_floors(padded, 1, 16, 64) == pytest.approx([0.59, 1.79, 5.60], abs=0.01)
     collapsed = Reading(1_505_000_000, 184_320, 1, 1024)
-    janus = Reading(2_550_000_000, 196_608, 32, 576)
-    assert [padded.floor_s(2 * images, 3e12) for images in (1, 16, 64)] == pytest.approx(
-        [0.59, 1.79, 5.60], abs=0.01
-    )
-    floors = [collapsed.floor_s(2 * images, 3e12) for images in (1, 2, 4, 8, 16, 32, 64)]
+    floors = list_floors(collapsed, 1, 2, 4, 8, 16, 32, 64)
     assert floors == pytest.approx([0.58, 0.64, 0.77, 1.03, 1.54, 2.57, 4.63], rel=0.007)
-    assert [janus.floor_s(2 * images, 3e12) for images in (1, 16)] == pytest.approx(
-        [0.51, 0.88], abs=0.01
-    )
+    janus = Reading(2_550_000_000, 196_608, 32, 576)
+    assert list_floors(janus, 1, 16) == pytest.approx([0.51, 0.88], abs=0.01)
 
 
 def test_bars_in_seconds_are_an_h100s_and_shares_elsewhere() -> None:
     collapsed = Reading(1_505_000_000, 184_320, 1, 1024)
     assert seconds_allowed(2.5, collapsed, 32, "NVIDIA H100 80GB HBM3", 2.9e12) == 2.5
-    assert seconds_allowed(2.5, collapsed, 32, "NVIDIA H200", 4.5e12) == pytest.approx(
-        2.5 * 3.0 / 4.5
-    )
-    share = collapsed.floor_s(32, 1.5e12) / seconds_allowed(
-        2.5, collapsed, 32, "NVIDIA A100", 1.5e12
-    )
+    h200_s = seconds_allowed(2.5, collapsed, 32, "NVIDIA H200", 4.5e12)
+    assert h200_s == pytest.approx(2.5 * 3.0 / 4.5)
+    a100_s = seconds_allowed(2.5, collapsed, 32, "NVIDIA A100", 1.5e12)
+    share = collapsed.floor_s(32, 1.5e12) / a100_s
     assert share == pytest.approx(collapsed.floor_s(32, 3e12) / 2.5)
-    assert [is_h100(f"NVIDIA H100 {kind}") for kind in ("80GB HBM3", "PCIe", "NVL")] == [
-        True,
-        False,
-        False,
-    ]
+    assert is_h100("NVIDIA H100 80GB HBM3")
+    assert not is_h100("NVIDIA H100 PCIe")
+    assert not is_h100("NVIDIA H100 NVL")
 
 
 def test_bars_that_bind_decide(capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,24 +166,20 @@ def test_bars_that_bind_decide(capsys: pytest.CaptureFixture[str]) -> None:
     assert not all_hold([Bar("speed", float("nan"), least=1.1)])
     assert all_hold([Bar("share", 0.1, most=0.03, binding=False)])
     assert all_hold([Bar("overhead, in the noise", -0.01, most=0.03)])
-    assert (
-        "bar: share 0.1, at most 0.03: does not hold, not binding here" in capsys.readouterr().out
-    )
+    printed = capsys.readouterr().out
+    assert "bar: share 0.1, at most 0.03: does not hold, not binding here" in printed
 
 
 def test_a_gpu_without_kernels_is_refused_or_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> torch.Tensor:
-        raise RuntimeError(
-            "CUDA error: no kernel image is available for execution on the device\nmore"
-        )
+        message = "CUDA error: no kernel image is available for execution on the device\nmore"
+        raise RuntimeError(message)
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch, "ones", fail)
     assert device_named("auto").type == "cpu"
-    with pytest.raises(
-        UserError,
-        match=r"device=cuda is not usable here \(CUDA error: no kernel image .* more\): set",
-    ):
+    refusal = r"device=cuda is not usable here \(CUDA error: no kernel image .* more\): set"
+    with pytest.raises(UserError, match=refusal):
         device_named("cuda")
 
 
@@ -227,3 +228,97 @@ def test_ratios_are_paired_and_blocks_take_turns() -> None:
     subjects = {name: lambda _, name=name: order.append(name) for name in "abc"}
     interleave(subjects, 3, torch.device("cpu"), warm_up=0)
     assert "".join(order) == "abcbcacab"
+
+
+# --- the rows of earlier benches ------------------------------------------------------------------
+
+
+@pytest.fixture
+def outcome(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Outcome:
+    """A bench of judges that has not measured anything yet."""
+    monkeypatch.chdir(tmp_path)
+    return new_outcome()
+
+
+def new_outcome() -> Outcome:
+    model = SimpleNamespace(name="tiny", device=torch.device("cpu"))
+    return Outcome(BENCH_JUDGES, model, "tiny", {"model": "tiny"})
+
+
+def test_a_row_has_date_commit_machine_and_versions(outcome: Outcome) -> None:
+    outcome.add(batch=1, judge="reward", images_per_s=12.34567, first_s=float("nan"))
+    outcome.write()
+    header, (row,) = read_rows(outcome.path)
+    assert tuple(header) == BENCH_JUDGES.names
+    assert (row["batch"], row["judge"], row["images_per_s"]) == ("1", "reward", "12.35")
+    assert row["first_s"] == row["driver"] == ""
+    for name in ("date", "commit", "machine", "device", "torch", "python", "kernels"):
+        assert row[name], name
+    assert os.uname().nodename not in row["machine"].split()
+
+
+def test_a_second_bench_appends_to_the_first(outcome: Outcome) -> None:
+    outcome.add(batch=1, judge="reward")
+    outcome.write(plot=("batch", "batch", "judge"))
+    first = outcome.path.read_bytes()
+    again = new_outcome()
+    again.add(batch=1, judge="reward")
+    again.write(plot=("batch", "batch", "judge"))
+    again.write()  # nothing is new
+    whole = again.path.read_bytes()
+    assert whole.startswith(first)
+    assert len(read_rows(again.path)[1]) == 2
+
+
+def test_an_interrupted_bench_leaves_the_rows_it_has_done(
+    outcome: Outcome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if it is stopped while a file is being written: then the file is the one before."""
+    outcome.add(batch=1, judge="reward")
+    outcome.write()
+    done = outcome.path.read_bytes()
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    outcome.add(batch=16, judge="reward")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", stop)
+        with pytest.raises(KeyboardInterrupt):
+            outcome.write()
+    assert outcome.path.read_bytes() == done
+    assert [path.name for path in outcome.path.parent.iterdir()] == [outcome.path.name]
+
+    outcome.write()
+    assert [row["batch"] for row in read_rows(outcome.path)[1]] == ["1", "16"]
+
+
+def test_rows_under_an_earlier_header_keep_their_cells(tmp_path: Path) -> None:
+    """Columns that they lack become empty; one that is described no more follows the others."""
+    path = tmp_path / "judges.csv"
+    path.write_text('images_per_s,judge,batch,retired\n1e2,"a, b",1,x\n0.10,c,2,\n')
+    append_rows(path, BENCH_JUDGES, [{"judge": "d", "batch": 3}])
+    header, rows = read_rows(path)
+    assert header == [*BENCH_JUDGES.names, "retired"]
+    assert [row["images_per_s"] for row in rows] == ["1e2", "0.10", ""]
+    assert [row["judge"] for row in rows] == ["a, b", "c", "d"]
+    assert [row["retired"] for row in rows] == ["x", "", ""]
+    assert all(row["commit"] == row["machine"] == "" for row in rows)
+
+    migrated = path.read_bytes()
+    append_rows(path, BENCH_JUDGES, [])
+    assert path.read_bytes() == migrated
+
+
+def test_a_damaged_file_is_refused_before_anything_is_measured(outcome: Outcome) -> None:
+    outcome.path.parent.mkdir(parents=True)
+    outcome.path.write_text("batch,judge\n1,reward\n1\n")
+    damaged = outcome.path.read_bytes()
+    with pytest.raises(UserError, match="line 3: 1 cells under 2 columns; mend it"):
+        new_outcome()
+    assert outcome.path.read_bytes() == damaged
+
+
+def test_a_column_that_is_not_described_cannot_be_added(outcome: Outcome) -> None:
+    with pytest.raises(AssertionError, match="does not describe colour"):
+        outcome.add(colour="red")

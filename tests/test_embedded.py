@@ -1,6 +1,4 @@
-"""The laws once more on the embedded model, at its real shapes and with its real judge and
-reward.
-"""
+"""The laws hold on the embedded model, at its shapes and with its judge and reward."""
 
 from __future__ import annotations
 
@@ -43,16 +41,15 @@ def prompts() -> list[Prompt]:
 def draw(request: pytest.FixtureRequest) -> Draw:
     model = Pictogram(device=request.param)
 
-    def drawn(method: Method, jobs: Sequence[Job]) -> dict[tuple[str, int], Delivery]:
+    def run(method: Method, jobs: Sequence[Job]) -> dict[tuple[str, int], Delivery]:
         sampler = Sampler(model, Sampling(scale=2.0), slots=16, prefill=(8, 32), render_batch=8)
         done: dict[tuple[str, int], Delivery] = {}
-        Scheduler(method, sampler, seed=0).run(
-            jobs, lambda delivery: done.update({delivery.job.key: delivery})
-        )
+        scheduler = Scheduler(method, sampler, seed=0)
+        scheduler.run(jobs, lambda delivery: done.update({delivery.job.key: delivery}))
         assert sampler.free == 16
         return done
 
-    return drawn
+    return run
 
 
 def test_batch_invariance_and_order_change_no_token(draw: Draw) -> None:
@@ -64,26 +61,27 @@ def test_batch_invariance_and_order_change_no_token(draw: Draw) -> None:
 
 
 def test_batch_invariance_changes_no_confidence(draw: Draw) -> None:
-    """Probes run on as many rows as there are: their reductions must not show it."""
+    """Probes run on as many rows as there are, which their sums must not depend on."""
     jobs = [Job(prompt, 0) for prompt in prompts()[4:]]
     together = draw(ScalingAR(4), jobs)
     alone = draw(ScalingAR(4), jobs[1:])
     for key, delivery in alone.items():
-        assert (delivery.tokens, delivery.notes) == (together[key].tokens, together[key].notes)
+        assert delivery.tokens == together[key].tokens
+        assert delivery.notes == together[key].notes
 
 
 def test_no_choice_reads_the_answer_key(draw: Draw) -> None:
-    """The reward parses the prompt's text: with every answer key falsified it chooses the same
-    candidates.
-    """
+    """The reward parses the prompt's text: with falsified answer keys it chooses the same."""
     rewarded = BestOfN(4, PictogramReward())
     honest = draw(rewarded, [Job(prompt, 0) for prompt in prompts()])
     falsified = [replace(prompt, spec={"tag": "counting", "include": []}) for prompt in prompts()]
     misled = draw(rewarded, [Job(prompt, 0) for prompt in falsified])
-    assert {k: (d.tokens, d.notes) for k, d in honest.items()} == {
-        k: (d.tokens, d.notes) for k, d in misled.items()
-    }
-    assert len({d.notes["chosen"] for d in honest.values()}) > 1  # it does choose
+    assert honest.keys() == misled.keys()
+    for key, delivery in honest.items():
+        assert delivery.tokens == misled[key].tokens
+        assert delivery.notes == misled[key].notes
+    chosen = {delivery.notes["chosen"] for delivery in honest.values()}
+    assert len(chosen) > 1  # it does choose
 
 
 def test_tokens_are_those_of_the_last_release() -> None:
@@ -92,37 +90,48 @@ def test_tokens_are_those_of_the_last_release() -> None:
     Floating-point kernels differ between processors and versions of torch: where no hashes are on
     file, none can be compared.
     """
-    place = f"torch {torch.__version__.split('+')[0]} {torch.backends.cpu.get_cpu_capability()}"
+    place = name_place()
     golden = json.loads(GOLDEN.read_text())
     model = Pictogram()
     if model.revision != golden["weights"] or place not in golden["tokens"]:
         pytest.skip(
-            f"no token hashes for {place} and weights {model.revision}: write them with this file as a script"
+            f"no token hashes for {place} and weights {model.revision}: "
+            "write them with this file as a script"
         )
-    assert hashes() == golden["tokens"][place]
+    assert hash_tokens() == golden["tokens"][place]
 
 
-def hashes() -> dict[str, str]:
-    done: dict[str, str] = {}
-    for name, method in (("plain", Plain()), ("best_of_4", BestOfN(4, PictogramReward()))):
-        sampler = Sampler(
-            Pictogram(), Sampling(scale=2.0), slots=16, prefill=(8, 32), render_batch=8
-        )
-        tokens: dict[str, tuple[int, ...]] = {}
-        jobs = [Job(prompt, 0) for prompt in prompts()]
-        Scheduler(method, sampler, seed=0).run(
-            jobs, lambda d, t=tokens: t.update({d.job.prompt.id: d.tokens})
-        )
-        done[name] = hashlib.sha256(json.dumps(tokens, sort_keys=True).encode()).hexdigest()[:16]
-    return done
+def name_place() -> str:
+    """What decides how sums are rounded: torch's version and the processor's instruction set."""
+    version = torch.__version__.split("+")[0]
+    return f"torch {version} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def hash_tokens() -> dict[str, str]:
+    """A hash of the tokens of each method."""
+    methods = {"plain": Plain(), "best_of_4": BestOfN(4, PictogramReward())}
+    return {name: hash_tokens_of(method) for name, method in methods.items()}
+
+
+def hash_tokens_of(method: Method) -> str:
+    sampler = Sampler(Pictogram(), Sampling(scale=2.0), slots=16, prefill=(8, 32), render_batch=8)
+    done: list[Delivery] = []
+    jobs = [Job(prompt, 0) for prompt in prompts()]
+    Scheduler(method, sampler, seed=0).run(jobs, done.append)
+    tokens = {delivery.job.prompt.id: delivery.tokens for delivery in done}
+    text = json.dumps(tokens, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def write_golden() -> None:
+    """Add the hashes of this place to the file; those of other weights are dropped."""
+    revision = Pictogram().revision
+    known = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {"weights": "", "tokens": {}}
+    kept = known["tokens"] if known["weights"] == revision else {}
+    golden = {"weights": revision, "tokens": {**kept, name_place(): hash_tokens()}}
+    GOLDEN.write_text(json.dumps(golden, indent=1) + "\n")
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    where = f"torch {torch.__version__.split('+')[0]} {torch.backends.cpu.get_cpu_capability()}"
-    revision = Pictogram().revision
-    known = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {"weights": "", "tokens": {}}
-    kept = known["tokens"] if known["weights"] == revision else {}
-    GOLDEN.write_text(
-        json.dumps({"weights": revision, "tokens": {**kept, where: hashes()}}, indent=1) + "\n"
-    )
+    write_golden()

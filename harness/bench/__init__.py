@@ -1,6 +1,5 @@
-"""`python -m harness.bench NAME`: how fast the sampler, the methods and the judges are, as ratios
-of one run.
+"""Measure how fast sampler, methods and judges are: `python -m harness.bench NAME`.
 
-Absolute seconds mean something on one machine only, so every number here has a partner that was
-timed beside it.
+Absolute seconds mean something on one machine only, so every number has a partner that was timed
+beside it, and is read as a ratio over it.
 """

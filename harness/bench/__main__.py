@@ -1,8 +1,8 @@
-"""`python -m harness.bench NAME [options]`: sampler, methods or judges.
+"""Run a bench: `python -m harness.bench NAME [options]`.
 
-python -m harness.bench sampler model=llamagen_b 'batch=[1,8]'     tokens a second, and ratios over the reference loops
-python -m harness.bench methods model=pictogram                    what each method's speed is over plain sampling
-python -m harness.bench judges                                     images a second of the embedded judges
+python -m harness.bench sampler model=llamagen_b 'batch=[1,8]'   its speed over reference loops
+python -m harness.bench methods model=pictogram                  their speed over plain sampling
+python -m harness.bench judges                                   images a second
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ NAMES = ("sampler", "methods", "judges")
 
 
 def main() -> None:
-    """Exit code 0 if the bench ran and the bars that bind hold, 1 if one does not, 2 for a mistake
-    in the command.
+    """Run the bench that the first argument names, and exit.
+
+    Exit code 0 if the bars that bind hold, 1 if one does not, 2 for a mistake in the command, 130
+    after Ctrl-C. Batch sizes that are done by then are in the file of the bench.
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     enable_plugins()
@@ -36,7 +38,7 @@ def main() -> None:
     if name not in NAMES:
         sys.exit(print_error(f"bench {name!r}: choose from {', '.join(NAMES)}"))
     sys.argv[1:] = [f"+bench={name}", *options]
-    _held.clear()
+    _bars_held.clear()
     try:
         _app()
     except (UserError, HydraException, OmegaConfBaseException) as error:
@@ -44,24 +46,25 @@ def main() -> None:
     except Exception as error:
         if not short_of_memory(error):
             raise
-        said = f"the device's memory is too small for this bench ({one_line(error)[:120]})"
-        sys.exit(print_error(f"{said}: set fewer images in batch=, or a smaller model="))
+        problem = f"the device's memory is too small for this bench ({one_line(error)[:120]})"
+        sys.exit(print_error(f"{problem}: set fewer images in batch=, or a smaller model="))
     except KeyboardInterrupt:
         sys.exit(print_error("interrupted: the batch sizes before this one are written", code=130))
-    sys.exit(0 if _held else 1)
+    sys.exit(0 if _bars_held else 1)
 
 
-_held: list[bool] = []
-"""Whether the bars of the bench hold; empty before its end."""
+_bars_held: list[bool] = []
+"""Holds True once a bench has ended and its bars hold: Hydra's main returns nothing."""
 
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
 def _app(config: DictConfig) -> None:
     on_cpu = device_named(str(config.device)).type == "cpu"
     with cap_memory() if on_cpu else nullcontext():
-        held = hydra.utils.get_method(config.bench)(config)
-    if held:
-        _held.append(True)
+        run_bench = hydra.utils.get_method(config.bench)
+        hold = run_bench(config)
+    if hold:
+        _bars_held.append(True)
 
 
 if __name__ == "__main__":

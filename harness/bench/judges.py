@@ -1,4 +1,4 @@
-"""Images a second that judges answer about."""
+"""Measure how many images a second judges answer about."""
 
 from __future__ import annotations
 
@@ -14,24 +14,26 @@ from harness.bench.outcome import Outcome
 from harness.bench.sampler import TEXTS, expect_names, expect_plan, random_model
 from harness.bench.timing import interleave
 from harness.records import UserError
+from harness.results.columns import BENCH_JUDGES
 from harness.runs.instantiate import build_object
 
 
 def run(config: DictConfig) -> bool:
-    """Put random images of the model's size to every judge, in batches. There are no bars."""
+    """Ask every judge about random images of the model's size, in batches. There are no bars."""
     batches, blocks, warm_up = expect_plan(config)
-    judges = {name: _judge(name) for name in expect_names(config, "judges")}
+    judges = {name: _build_judge(name) for name in expect_names(config, "judges")}
     model, _ = random_model(config)
-    outcome = Outcome(
-        "judges", model, ", ".join(judge.id for judge in judges.values()), {"model": model.name}
-    )
+    heading = ", ".join(judge.id for judge in judges.values())
+    outcome = Outcome(BENCH_JUDGES, model, heading, {"model": model.name})
+
     generator = np.random.default_rng(0)
-    side = model.decode(model.codebook.new_zeros((1, model.num_tokens)).long()).shape[1:]
+    no_tokens = model.codebook.new_zeros((1, model.num_tokens)).long()
+    size = model.decode(no_tokens).shape[1:]
     for images in batches:
-        pictures = [generator.integers(0, 256, side, dtype=np.uint8) for _ in range(images)]
+        pictures = [generator.integers(0, 256, size, dtype=np.uint8) for _ in range(images)]
         texts = [TEXTS[i % len(TEXTS)] for i in range(images)]
-        asked = {name: partial(_ask, judge, texts, pictures) for name, judge in judges.items()}
-        times = interleave(asked, blocks, model.device, warm_up=warm_up)
+        subjects = {name: partial(_ask, judge, texts, pictures) for name, judge in judges.items()}
+        times = interleave(subjects, blocks, model.device, warm_up=warm_up)
         for name in judges:
             outcome.add(
                 batch=images,
@@ -40,13 +42,13 @@ def run(config: DictConfig) -> bool:
                 first_s=times.first.get(name, math.nan),
                 spread=times.spread(name),
                 blocks=blocks,
-                warm=name not in times.unstable,
+                warm=times.is_warm(name),
             )
         outcome.write(plot=("batch", "images_per_s", "judge"))
     return True
 
 
-def _judge(name: str) -> Any:
+def _build_judge(name: str) -> Any:
     try:
         return build_object(hydra.compose("config", overrides=[f"+judge@judge={name}"]).judge)
     except hydra.errors.HydraException as error:

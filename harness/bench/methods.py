@@ -1,20 +1,20 @@
-"""Each method's speed over plain sampling, at several numbers of images in flight, over the same
-sampler.
+"""Measure each method's speed over plain sampling, over the same sampler, at several batch sizes.
 
 `speedup` is plain's time over the method's for the same prompts, judges and drafters included:
-below 1 it is slower. `row_steps` are the decoding rows it fed over plain's: what early termination
-saves, next to the seconds that it saves. `bookkeeping` is what a decoding round takes longer than
-one of plain sampling in a sampler of the same shape (as many slots, as wide), as a share of that:
-the method's own code, its rules and signals, and whatever the scheduler does for them. Prompts,
-prefills, drafts, judges and, on a CPU, image decoding are in neither; on a GPU images are decoded
-beside the rounds, and where a method waits for them with nothing else to do, that counts.
+below 1 the method is slower. `row_steps` are the active branch steps of the method over plain's:
+what early termination saves, next to the seconds that it saves. `bookkeeping` is how much longer a
+decode step takes than one of plain sampling in a sampler of the same shape (as many slots and
+tokens per step), as a share of that: the method's own code, its rules and signals, and what the
+scheduler does for them. Prompts, prefills, drafts, judges and, on a CPU, image decoding are in
+neither. On a GPU images are decoded beside the decode steps, and where a method waits for them with
+nothing else to do, that counts.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,81 +33,43 @@ from harness.engine.sampler import Sampler
 from harness.engine.scheduler import Delivery, Scheduler
 from harness.engine.session import Method
 from harness.records import Job, Prompt, UserError
+from harness.results.columns import BENCH_METHODS, BENCH_TERMINATION
 from harness.runs.instantiate import build_object
 
-LEAST = 4
+FEWEST_IMAGES = 4
 """Images that a timed call draws at least."""
-APART = ("text_s", "prefill_s", "draft_s", "judge_s")
-"""What an image takes besides decoding rounds. On a CPU also its decoding, which a GPU does beside
-them.
+OUTSIDE_DECODING: tuple[str, ...] = ("text_s", "prefill_s", "draft_s", "judge_s")
+"""Stages of an image besides decode steps. On a CPU also `render_s`, which a GPU does beside them.
 """
 
 
 def run(config: DictConfig) -> bool:
-    """Measure every method at every batch size; returns whether the bars hold, which bind on a GPU
-    only.
+    """Measure every method at every batch size; return whether the bars hold.
 
-    On a CPU a round costs what its shape costs, whatever rows are alive, and its host is its
-    device.
+    They bind on a GPU only. On a CPU a decode step costs what its shape costs, whatever branches
+    are active, and the host is the device.
     """
     batches, blocks, warm_up = expect_plan(config)
     names = ["plain", *(name for name in expect_names(config, "methods") if name != "plain")]
     methods = {name: method_named(name) for name in names}
     model, sampling = random_model(config)
-    outcome = Outcome("methods", model, f"{model.name}: {', '.join(names)}", {"model": model.name})
+    heading = f"{model.name}: {', '.join(names)}"
+    outcome = Outcome(BENCH_METHODS, model, heading, {"model": model.name})
+
     bars = []
     for images in batches:
-        works = {name: Work(method, model, sampling, images) for name, method in methods.items()}
-        alike = {
-            name: Work(methods["plain"], model, sampling, images, like=work)
-            for name, work in works.items()
-        }
-        shapes = {
-            str(work.shape): work for work in alike.values()
-        }  # one plain sampler for all of a shape
-        times = interleave({**works, **shapes}, blocks, model.device, warm_up=warm_up)
-        for name, work in works.items():
-            speedup, low, high = (
-                times.ratio("plain", name) if name != "plain" else (1.0, math.nan, math.nan)
-            )
-            rounds = _rounds({"own": work, "plain": shapes[str(work.shape)]}).ratio("own", "plain")
-            more, *ends = (
-                (0.0, math.nan, math.nan) if name == "plain" else (ratio - 1 for ratio in rounds)
-            )
-            outcome.add(
-                batch=images,
-                method=name,
-                speedup=speedup,
-                ci_low=low,
-                ci_high=high,
-                seconds_per_image=times.median(name) / work.images,
-                ms_per_round=1000 * times.median(name) / max(1, work.rounds),
-                ms_per_decode=1000 * float(np.median(list(work.decode_s.values()))),
-                bookkeeping=more,
-                bookkeeping_low=ends[0],
-                bookkeeping_high=ends[1],
-                row_steps=work.row_steps
-                / works["plain"].row_steps
-                * works["plain"].images
-                / work.images,
-                passes=work.passes,
-                first_s=times.first.get(name, math.nan),
-                spread=times.spread(name),
-                blocks=blocks,
-                warm=name not in times.unstable,
-            )
+        compared = Comparison.build(methods, model, sampling, images)
+        times = interleave(compared.subjects, blocks, model.device, warm_up=warm_up)
+        for name in names:
+            row = compared.make_row(times, name)
+            outcome.add(batch=images, method=name, **row, blocks=blocks, warm=times.is_warm(name))
             if name in config.kept_light:
-                bars.append(
-                    _bar(
-                        model,
-                        f"{name}, {images} images: bookkeeping",
-                        more,
-                        config.most_bookkeeping,
-                    )
-                )
+                what = f"{name}, {images} images: bookkeeping"
+                bars.append(_bar(model, what, row["bookkeeping"], config.most_bookkeeping))
         outcome.write(plot=("batch", "speedup", "method"))
+
     for name in config.terminating:
-        bars.append(_terminating(config, str(name), model, sampling))
+        bars.append(_measure_termination(config, str(name), model, sampling))
     return all_hold(bars)
 
 
@@ -115,51 +77,8 @@ def _bar(model: Any, what: str, measured: float, most: float) -> Bar:
     return Bar(what, measured, most=most, binding=model.device.type == "cuda")
 
 
-def _terminating(config: DictConfig, name: str, model: Any, sampling: Sampling) -> Bar:
-    """What ending candidates early saves in seconds, over what it saves in row-steps: 1 is all of
-    it.
-
-    Both methods have the same slots, for `slots_for` prompts, which are refilled from a queue of
-    `queue` prompts.
-    """
-    _, blocks, warm_up = expect_plan(config)
-    for option in ("slots_for", "queue"):
-        if not isinstance(config[option], int) or config[option] < 1:
-            raise UserError(f"{option}={config[option]}: give a number of prompts of at least 1")
-    method = method_named(name)
-    against = str(config.against)
-    best = method_named(against, f"method.n={method.rows}")
-    works = {
-        role: Work(one, model, sampling, config.slots_for, queue=config.queue)
-        for role, one in (("method", method), ("best", best))
-    }
-    times = interleave(works, blocks, model.device, warm_up=warm_up)
-    ratio, low, high = times.ratio("method", "best")
-    steps = works["method"].row_steps / works["best"].row_steps
-    outcome = Outcome(
-        "termination", model, f"{name} over {against} of {method.rows}", {"model": model.name}
-    )
-    outcome.add(
-        batch=config.slots_for,
-        queue=config.queue,
-        method=name,
-        against=f"{against} n={method.rows}",
-        time_ratio=ratio,
-        ci_low=low,
-        ci_high=high,
-        row_step_ratio=steps,
-        excess=ratio / steps,
-        round_ratio=works["method"].rounds / works["best"].rounds,
-        blocks=blocks,
-        warm=not times.unstable,
-    )
-    outcome.write()
-    what = f"{name}, slots for {config.slots_for} prompts: ratio of times over that of row-steps"
-    return _bar(model, what, ratio / steps, config.most_excess)
-
-
 def method_named(name: str, *options: str) -> Method:
-    """A configured method. Raises UserError for one that there is not."""
+    """Build a configured method. Raises UserError for one that there is not."""
     try:
         made: Method = build_object(
             hydra.compose("config", overrides=[f"method={name}", *options]).method
@@ -169,22 +88,141 @@ def method_named(name: str, *options: str) -> Method:
     return made
 
 
-def _rounds(works: Mapping[str, Work]) -> Times:
-    """Seconds of a decoding round, by block."""
-    blocks = sorted(set.intersection(*(set(work.decode_s) for work in works.values())))
-    return Times(
-        {name: np.array([work.decode_s[block] for block in blocks]) for name, work in works.items()}
+# --- speed and bookkeeping ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Methods at one batch size, and plain sampling in samplers of the same shapes."""
+
+    works: dict[str, Work]  # by method
+    plain_works: dict[str, Work]  # by shape: methods of one shape share a plain sampler
+
+    @classmethod
+    def build(
+        cls, methods: Mapping[str, Method], model: Any, sampling: Sampling, images: int
+    ) -> Comparison:
+        """Make the samplers of all methods, then those of plain sampling."""
+        works = {name: Work(method, model, sampling, images) for name, method in methods.items()}
+        plain_works = {}
+        for work in works.values():
+            plain = Work(methods["plain"], model, sampling, images, like=work)
+            plain_works[str(work.shape)] = plain
+        return cls(works, plain_works)
+
+    @property
+    def subjects(self) -> dict[str, Work]:
+        """All that is timed."""
+        return {**self.works, **self.plain_works}
+
+    def make_row(self, times: Times, name: str) -> dict[str, Any]:
+        """Return the measured columns of a method."""
+        work = self.works[name]
+        call_s = times.median(name)
+        speedup, ci_low, ci_high = _measure_speedup(times, name)
+        bookkeeping, bookkeeping_low, bookkeeping_high = self._measure_bookkeeping(name)
+        return {
+            "speedup": speedup,
+            "ci_low": ci_low,
+            "ci_high": ci_high,
+            "seconds_per_image": call_s / work.images,
+            "ms_per_round": 1000 * call_s / max(1, work.decode_steps),
+            "ms_per_decode": 1000 * float(np.median(list(work.decode_s.values()))),
+            "bookkeeping": bookkeeping,
+            "bookkeeping_low": bookkeeping_low,
+            "bookkeeping_high": bookkeeping_high,
+            "row_steps": self._compare_branch_steps(work),
+            "passes": work.passes,
+            "first_s": times.first.get(name, math.nan),
+            "spread": times.spread(name),
+        }
+
+    def _measure_bookkeeping(self, name: str) -> tuple[float, float, float]:
+        """Return how much longer a decode step takes than plain's, as a share, and its interval."""
+        if name == "plain":
+            return 0.0, math.nan, math.nan
+        work = self.works[name]
+        plain = self.plain_works[str(work.shape)]
+        ratio, low, high = _pair_decode_steps(work, plain).ratio("method", "plain")
+        return ratio - 1, low - 1, high - 1
+
+    def _compare_branch_steps(self, work: Work) -> float:
+        """Return the active branch steps of an image over those of plain sampling."""
+        plain = self.works["plain"]
+        return work.branch_steps / plain.branch_steps * plain.images / work.images
+
+
+def _measure_speedup(times: Times, name: str) -> tuple[float, float, float]:
+    """Return plain's time over the method's, and its interval."""
+    return times.ratio("plain", name) if name != "plain" else (1.0, math.nan, math.nan)
+
+
+def _pair_decode_steps(method: Work, plain: Work) -> Times:
+    """Return the seconds of a decode step of both, in the blocks that both have run."""
+    blocks = sorted(method.decode_s.keys() & plain.decode_s.keys())
+    seconds = {
+        "method": np.array([method.decode_s[block] for block in blocks]),
+        "plain": np.array([plain.decode_s[block] for block in blocks]),
+    }
+    return Times(seconds)
+
+
+# --- early termination ----------------------------------------------------------------------------
+
+
+def _measure_termination(config: DictConfig, name: str, model: Any, sampling: Sampling) -> Bar:
+    """Measure the time ratio of ending candidates early over the ratio of branch steps.
+
+    It is 1 if all that is saved in branch steps is saved in seconds. Both methods have the same
+    slots, for `slots_for` prompts, which are refilled from a queue of `queue` prompts.
+    """
+    _, blocks, warm_up = expect_plan(config)
+    for option in ("slots_for", "queue"):
+        if not isinstance(config[option], int) or config[option] < 1:
+            raise UserError(f"{option}={config[option]}: give a number of prompts of at least 1")
+
+    method = method_named(name)
+    rows = MethodSpec.of(method).rows
+    other = str(config.against)
+    against = method_named(other, f"method.n={rows}")
+    work = Work(method, model, sampling, config.slots_for, queue=config.queue)
+    whole = Work(against, model, sampling, config.slots_for, queue=config.queue)
+    times = interleave({"method": work, "best": whole}, blocks, model.device, warm_up=warm_up)
+
+    time_ratio, low, high = times.ratio("method", "best")
+    step_ratio = work.branch_steps / whole.branch_steps
+    excess = time_ratio / step_ratio
+    heading = f"{name} over {other} of {rows}"
+    outcome = Outcome(BENCH_TERMINATION, model, heading, {"model": model.name})
+    outcome.add(
+        batch=config.slots_for,
+        queue=config.queue,
+        method=name,
+        against=f"{other} n={rows}",
+        time_ratio=time_ratio,
+        ci_low=low,
+        ci_high=high,
+        row_step_ratio=step_ratio,
+        excess=excess,
+        round_ratio=work.decode_steps / whole.decode_steps,
+        blocks=blocks,
+        warm=not times.unstable,
     )
+    outcome.write()
+    what = f"{name}, slots for {config.slots_for} prompts: ratio of times over that of row-steps"
+    return _bar(model, what, excess, config.most_excess)
+
+
+# --- what is timed --------------------------------------------------------------------------------
 
 
 @dataclass
 class Work:
-    """A method drawing `images` prompts at once; every call with the same number draws the same
-    images.
+    """A method drawing `images` prompts at once; calls with the same number draw the same images.
 
-    A `queue` of prompts is drawn in the slots of `images`, as many at once as fit; otherwise
-    `images` are in flight all the time. `like` another work, it fills a sampler of that one's shape
-    once.
+    With a `queue`, so many prompts are drawn in the slots of `images`, as many at once as fit;
+    without one, `images` are in flight all the time. With `like`, another work, a sampler of that
+    one's shape is filled once. A call leaves the counts of its decode steps here.
     """
 
     method: Method
@@ -193,54 +231,64 @@ class Work:
     images: int
     queue: int | None = None
     like: Work | None = None
-    decode_s: dict[int, float] = field(
-        default_factory=dict
-    )  # seconds of a decoding round, by block
-    rounds: int = 0
-    row_steps: int = 0
-    passes: float = 0.0
+    decode_s: dict[int, float] = field(default_factory=dict)  # seconds of a decode step, by block
+    decode_steps: int = 0
+    branch_steps: int = 0  # active branches, summed over the decode steps
+    passes: float = 0.0  # target passes of an image
     shape: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
-        need = self.method.rows * self.method.branches
-        self.shape = (
-            self.like.shape
-            if self.like
-            else {"slots": need * self.images, **MethodSpec.of(self.method).sampler_sizes()}
-        )
+        spec = MethodSpec.of(self.method)
+        self.shape = {"slots": spec.slots * self.images, **spec.sampler_sizes()}
         concurrency: int | None = None
         if self.like:
-            self.images = self.shape["slots"] // need
+            self.shape = self.like.shape
+            self.images = self.shape["slots"] // spec.slots
         elif self.queue:
             self.images = self.queue
         else:
             concurrency = self.images
-            self.images = max(self.images, LEAST)
-        slots = self.shape["slots"]
-        rest = {name: value for name, value in self.shape.items() if name != "slots"}
-        rest |= {"prefill": (min(16, slots), 32), "render_batch": min(16, self.images)}
-        expect_memory(estimate_need(self.model, **rest), self.model.device, slots)
-        self.sampler = Sampler(self.model, self.sampling, slots=slots, **rest)
+            self.images = max(self.images, FEWEST_IMAGES)
+
+        sizes = dict(self.shape)
+        slots = sizes.pop("slots")
+        sizes |= {"prefill": (min(16, slots), 32), "render_batch": min(16, self.images)}
+        expect_memory(estimate_need(self.model, **sizes), self.model.device, slots)
+        self.sampler = Sampler(self.model, self.sampling, slots=slots, **sizes)
         self._scheduler = Scheduler(self.method, self.sampler, seed=0, concurrency=concurrency)
 
     def __call__(self, block: int) -> None:
-        prompts = [
-            Prompt(f"bench/{block}/{i}", TEXTS[i % len(TEXTS)], "any") for i in range(self.images)
-        ]
+        """Draw the images of a block. Raises UserError if the method fails with this model."""
+        jobs = [Job(prompt, 0) for prompt in self._list_prompts(block)]
         done: list[Delivery] = []
-        before = self.sampler.decode_steps
-        fed = self.sampler.active_branch_steps
-        wall = time.perf_counter()
+        steps_before = self.sampler.decode_steps
+        branch_steps_before = self.sampler.active_branch_steps
+
+        wall_began = time.perf_counter()
         clock = CLOCKS[self.model.device.type]
         began = clock()
-        self._scheduler.run([Job(prompt, 0) for prompt in prompts], done.append)
+        self._scheduler.run(jobs, done.append)
         seconds = clock() - began
-        wall = time.perf_counter() - wall
-        if broken := [delivery.error for delivery in done if delivery.error]:
-            raise UserError(f"{type(self.method).__name__} fails with this model: {broken[0]}")
-        self.rounds = self.sampler.decode_steps - before
-        self.row_steps = self.sampler.active_branch_steps - fed
+        wall_s = time.perf_counter() - wall_began
+
+        errors = [delivery.error for delivery in done if delivery.error]
+        if errors:
+            raise UserError(f"{type(self.method).__name__} fails with this model: {errors[0]}")
+        self.decode_steps = self.sampler.decode_steps - steps_before
+        self.branch_steps = self.sampler.active_branch_steps - branch_steps_before
         self.passes = sum(delivery.usage.target_passes for delivery in done) / len(done)
-        names = APART if self.model.device.type == "cuda" else (*APART, "render_s")
-        apart = sum(getattr(delivery.usage, name) for delivery in done for name in names)
-        self.decode_s[block] = seconds * (1 - apart / wall) / max(1, self.rounds)
+        share = sum(self._list_other_seconds(done)) / wall_s
+        self.decode_s[block] = seconds * (1 - share) / max(1, self.decode_steps)
+
+    def _list_prompts(self, block: int) -> list[Prompt]:
+        texts = [TEXTS[i % len(TEXTS)] for i in range(self.images)]
+        return [Prompt(f"bench/{block}/{i}", text, "any") for i, text in enumerate(texts)]
+
+    def _list_other_seconds(self, done: list[Delivery]) -> Iterator[float]:
+        """Yield the wall seconds of what is no part of a decode step."""
+        stages = OUTSIDE_DECODING
+        if self.model.device.type != "cuda":
+            stages = (*stages, "render_s")
+        for delivery in done:
+            for stage in stages:
+                yield getattr(delivery.usage, stage)

@@ -1,15 +1,16 @@
-"""The peers that the sampler is measured against, computing the same images from the same weights.
+"""Sample in plain loops: the peers that the sampler is measured against.
 
 `StaticLoop` samples any model the way LlamaGen's own code does (FoundationVision/LlamaGen,
 `generate.py` and `gpt.py`): padded prompts, a static cache that is attended over its whole length
 under a boolean mask by the unfused backend, keys and values copied for every layer and step, one
-multinomial draw. It is fed the sampler's tokens, so that both compute the same images; what it
-would have drawn is thrown away. `LibraryJanus` is the transformers library's Janus, with random
-weights and draws of its own.
+multinomial draw. It is fed the sampler's tokens, so that both compute the same images from the same
+weights; what it draws itself is thrown away. `LibraryJanus` is the transformers library's Janus,
+with random weights and draws of its own.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,77 +27,84 @@ from harness.models.trunk import Attend
 
 
 class StaticLoop:
-    """A model sampled by a plain loop, one image for each of `texts`. Its blocks are the sampler's,
-    fused like those.
+    """A model sampled by a plain loop, one image for each of `texts`.
 
-    Shapes: B images, Q rows (text first, then, under guidance, null, as LlamaGen stacks them), C
-    padded prompt positions (LlamaGen's own 120, elsewhere the longest prompt's), N image tokens, L
-    = C + N.
+    The model's blocks are the sampler's, fused alike. Shapes: B images, Q rows (the text branches,
+    then, under guidance, the null branches, as LlamaGen stacks them), C padded prompt positions
+    (120 in LlamaGen, otherwise those of the longest prompt), N image tokens, L = C + N.
     """
 
     def __init__(self, model: ImageModel, sampling: Sampling, texts: Sequence[str]) -> None:
         self.model = model
         self.sampling = sampling
-        asked: list[tuple[str | None, str]] = [(text, text) for text in texts]
-        asked += [(None, text) for text in texts] if sampling.scale != 1 else []
-        self._asked = asked
-        rows = self._prompts()
-        self.condition = (
-            model.gpt.spec.condition if isinstance(model, LlamaGen) else max(map(len, rows))
-        )
+        self._prompts: list[tuple[str | None, str]] = [(text, text) for text in texts]
+        if sampling.scale != 1:
+            self._prompts += [(None, text) for text in texts]
+
+        rows = self._embed_prompts()
+        self.condition = max(map(len, rows))
+        if isinstance(model, LlamaGen):
+            self.condition = model.gpt.spec.condition
         self.length = self.condition + model.num_tokens
+
         layers, _, heads, _, head_dim = model.cache(1).keys.shape
-        self.keys = torch.zeros(
-            (layers, len(rows), heads, self.length, head_dim),
-            dtype=model.dtype,
-            device=model.device,
-        )
+        shape = (layers, len(rows), heads, self.length, head_dim)
+        self.keys = torch.zeros(shape, dtype=model.dtype, device=model.device)
         self.values = torch.zeros_like(self.keys)
 
     @torch.no_grad()
     def __call__(self, token_BN: Tensor) -> Tensor:
-        """Sample all images, each token replaced by the given one; returns the last step's logits
-        [Q, V].
+        """Sample all images, each token replaced by the given one.
+
+        Returns the logits of the last step, [Q, V].
         """
-        rows = self._prompts()
-        start_Q = torch.tensor([len(row) for row in rows], device=self.model.device)
+        device = self.model.device
+
+        # 1. Pad the prompts on the left, and forward them.
+        rows = self._embed_prompts()
+        start_Q = torch.tensor([len(row) for row in rows], device=device)
         prompt_QCD = torch.stack([F.pad(row, (0, 0, self.condition - len(row), 0)) for row in rows])
-        mask_QLL = self._mask(start_Q)
-        place_C = torch.arange(self.condition, device=self.model.device)
-        logits_QV = self._draw(self._forward(prompt_QCD, place_C, start_Q, mask_QLL))
+        mask_QLL = self._make_mask(start_Q)
+        place_C = torch.arange(self.condition, device=device)
+        hidden_QCD = self._forward(prompt_QCD, place_C, start_Q, mask_QLL)
+        logits_QV = self._draw(hidden_QCD)
+
+        # 2. Feed the given tokens one by one.
         for n in range(self.model.num_tokens - 1):
             token_Q1 = token_BN[:, n : n + 1].repeat(len(rows) // len(token_BN), 1)
-            place_1 = torch.tensor([self.condition + n], device=self.model.device)
+            place_1 = torch.tensor([self.condition + n], device=device)
             x_Q1D = self.model.embed(token_Q1, torch.full_like(token_Q1, n))
-            logits_QV = self._draw(self._forward(x_Q1D, place_1, start_Q, mask_QLL))
+            hidden_Q1D = self._forward(x_Q1D, place_1, start_Q, mask_QLL)
+            logits_QV = self._draw(hidden_Q1D)
         return logits_QV
 
-    def _prompts(self) -> list[Tensor]:
-        """Prompt embeddings [P, D] of every row, of LlamaGen's as they are before they are
-        collapsed.
-        """
-        if isinstance(self.model, LlamaGen):
-            return [self.model._prompt(*asked)[0] for asked in self._asked]
-        return [self.model.context(*asked) for asked in self._asked]
+    def _embed_prompts(self) -> list[Tensor]:
+        """Embed the prompt of every row, [P, D]; LlamaGen's prompts are not collapsed."""
+        model = self.model
+        if isinstance(model, LlamaGen):
+            model = copy.copy(model)
+            model.collapse = False
+        return [model.context(text, like) for text, like in self._prompts]
 
-    def _mask(self, start_Q: Tensor) -> Tensor:
-        """Causal, without padding, but every position sees itself: bool [Q, L, L]."""
-        whole_LL = torch.ones(
-            (self.length, self.length), dtype=torch.bool, device=self.model.device
-        ).tril()
-        real_QL = torch.arange(self.length, device=self.model.device) >= (
-            self.condition - start_Q
-        ).unsqueeze(1)
-        alone_LL = torch.eye(self.length, dtype=torch.bool, device=self.model.device)
-        return (whole_LL & real_QL.unsqueeze(1)) | alone_LL
+    def _make_mask(self, start_Q: Tensor) -> Tensor:
+        """Make a causal mask without padding, bool [Q, L, L]; every position sees itself."""
+        device = self.model.device
+        square = (self.length, self.length)
+        causal_LL = torch.ones(square, dtype=torch.bool, device=device).tril()
+        padding_Q1 = (self.condition - start_Q).unsqueeze(1)
+        real_QL = torch.arange(self.length, device=device) >= padding_Q1
+        self_LL = torch.eye(self.length, dtype=torch.bool, device=device)
+        return (causal_LL & real_QL.unsqueeze(1)) | self_LL
 
     def _forward(self, x_QWD: Tensor, place_W: Tensor, start_Q: Tensor, mask_QLL: Tensor) -> Tensor:
-        pos_QW = (place_W - (self.condition - start_Q).unsqueeze(1)).clamp(min=0)
-        return self.model.forward(
-            x_QWD, pos_QW, start_Q, self._attend(place_W, mask_QLL[:, place_W].unsqueeze(1))
-        )
+        padding_Q1 = (self.condition - start_Q).unsqueeze(1)
+        pos_QW = (place_W - padding_Q1).clamp(min=0)
+        attend = self._attend_at(place_W, mask_QLL[:, place_W].unsqueeze(1))
+        return self.model.forward(x_QWD, pos_QW, start_Q, attend)
 
-    def _attend(self, place_W: Tensor, mask_Q1WL: Tensor) -> Attend:
+    def _attend_at(self, place_W: Tensor, mask_Q1WL: Tensor) -> Attend:
+        """Return attention that writes the cache at some places, and reads its whole length."""
+
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             keys = self.keys[layer]
             values = self.values[layer]
@@ -110,8 +118,9 @@ class StaticLoop:
         return attend
 
     def _draw(self, hidden_QWD: Tensor) -> Tensor:
-        """Guidance, top-k, softmax and one draw on the last position, as LlamaGen's `sample`
-        does.
+        """Guide, cut to the top k, and draw a token at the last position, as LlamaGen's `sample`.
+
+        Returns the logits before guidance, [Q, V].
         """
         logits_QV = self.model.head(hidden_QWD)[:, -1].float()
         guided_BV = logits_QV
@@ -122,15 +131,16 @@ class StaticLoop:
         if self.sampling.top_k:
             least_B1 = kept_BV.topk(min(self.sampling.top_k, kept_BV.shape[1])).values[:, -1:]
             kept_BV = kept_BV.masked_fill(kept_BV < least_B1, -torch.inf)
+
         torch.multinomial(kept_BV.softmax(-1), 1)
         return logits_QV
 
 
 class LibraryJanus:
-    """The transformers library's Janus with random weights of the model's size, guided.
+    """The transformers library's Janus with random weights of the model's size, under guidance.
 
-    Its weights are not the sampler's, which changes no cost. `generate` runs the library's own loop
-    and static cache.
+    Its weights are not the sampler's, which changes no cost. It runs the library's own loop and
+    static cache, `generate`.
     """
 
     def __init__(self, model: Janus, texts: Sequence[str]) -> None:
@@ -148,8 +158,9 @@ class LibraryJanus:
                 "max_position_embeddings": spec.positions,
             },
             vision_config={
-                "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "projection_dim": spec.trunk.dim,
-                "image_size": 16 * spec.side, "patch_size": 16, "num_image_tokens": spec.side**2,
+                "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+                "projection_dim": spec.trunk.dim, "image_size": 16 * spec.side, "patch_size": 16,
+                "num_image_tokens": spec.side**2,
             },
             vq_config={
                 "embed_dim": spec.vq.code_dim, "num_embeddings": spec.vq.codes, "base_channels": 32,
@@ -171,7 +182,7 @@ class LibraryJanus:
 
     @torch.no_grad()
     def __call__(self, _block: int = 0) -> Tensor:
-        """Token ids of all images, [B, N]."""
+        """Draw all images; return their token ids, [B, N]."""
         return self._net.generate(
             input_ids=self._words_BP,
             attention_mask=torch.ones_like(self._words_BP),

@@ -1,5 +1,4 @@
-"""The sampler's speed: tokens a second, share of what memory bandwidth allows, and ratios over
-plain loops.
+"""Measure the sampler: tokens a second, share of the memory bandwidth, ratios over plain loops.
 
 Image decoding is left out on all sides. Ratios are paired by block; see timing.py for the clock and
 roof.py for floors and bars.
@@ -11,6 +10,7 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,13 +24,13 @@ from harness.bench.roof import (
     Bar,
     Reading,
     all_hold,
-    copy_bandwidth,
-    matvec_bandwidth,
-    pairs,
-    reading,
+    bars_by_images,
+    count_reads,
+    measure_copy_bandwidth,
+    measure_matvec_bandwidth,
     seconds_allowed,
 )
-from harness.bench.timing import Times, interleave
+from harness.bench.timing import Subject, Times, interleave
 from harness.engine.canvas import Canvas
 from harness.engine.guidance import Sampling
 from harness.engine.memory import estimate_need, expect_memory
@@ -40,6 +40,7 @@ from harness.engine.scheduler import Delivery, Scheduler
 from harness.engine.session import Session
 from harness.models.janus import Janus
 from harness.records import Job, Prompt, UserError, dump
+from harness.results.columns import BENCH_SAMPLER
 from harness.runs.instantiate import resolve_config
 from harness.runs.spec import load_model
 
@@ -55,76 +56,133 @@ TEXTS = (
 
 
 def run(config: DictConfig) -> bool:
-    """Measure every batch size; returns whether the bars for this device hold (always, where there
-    are none).
-    """
+    """Measure every batch size; return whether the bars for this device hold, if it has any."""
     batches, blocks, warm_up = expect_plan(config)
     model, sampling = random_model(config)
-    device = model.device
-    branches = 1 if sampling.scale == 1 else 2
-    copied = copy_bandwidth(device)
-    multiplied = matvec_bandwidth(device, model.dtype)
-    roofs = {"copy_gb_per_s": round(copied / 1e9, 1), "matvec_gb_per_s": round(multiplied / 1e9, 1)}
-    heading = f"{model.name}, {model.num_tokens} tokens, {str(model.dtype)[6:]}"
-    outcome = Outcome(
-        "sampler", model, heading, {"model": model.name, "dtype": str(model.dtype)[6:], **roofs}
-    )
+    roof = Roof.measure(model)
+    dtype = str(model.dtype)[6:]
+    heading = f"{model.name}, {model.num_tokens} tokens, {dtype}"
+    about = {"model": model.name, "dtype": dtype, **roof.columns}
+    outcome = Outcome(BENCH_SAMPLER, model, heading, about)
+
     bars: list[Bar] = []
-    said: dict[str, list[str]] = {}
+    summaries: dict[str, list[str]] = {}
     for images in batches:
+        # 1. The sampler and its peers, which compute the same images.
         texts = [TEXTS[i % len(TEXTS)] for i in range(images)]
         drawing = Drawing(model, sampling, texts)
         loop = StaticLoop(model, sampling, texts)
-        subjects: dict[str, Callable[[int], object]] = {
-            "ours": drawing,
-            "loop": partial(_replay, loop, drawing),
-        }
+        subjects: dict[str, Subject] = {"ours": drawing, "loop": partial(_replay, loop, drawing)}
         if isinstance(model, Janus):
             subjects["library"] = LibraryJanus(model, texts)
-        times = interleave(subjects, blocks, device, warm_up=warm_up)
+
+        # 2. Time them, and see that they did compute the same.
+        times = interleave(subjects, blocks, model.device, warm_up=warm_up)
         expect_agreement(drawing, loop)
-        read = reading(model, texts)
-        _record(outcome, times, read, images, branches, copied, multiplied)
-        bars += _bars(config, model, times, read, images, branches, copied)
+
+        # 3. Rows, bars and a summary.
+        branches = images * (1 if sampling.scale == 1 else 2)
+        batch = Batch(images, branches, count_reads(model, texts), times)
+        for name in times.seconds:
+            outcome.add(**batch.make_row(name, roof))
+        bars += _list_bars(config, model, batch, roof)
         for other in subjects.keys() - {"ours"}:
             ratio = times.ratio(other, "ours")[0]
-            said.setdefault(other, []).append(f"{images} image{'s' * (images > 1)} {ratio:.2f}")
+            summary = f"{images} image{'s' * (images > 1)} {ratio:.2f}"
+            summaries.setdefault(other, []).append(summary)
         outcome.write(plot=("batch", "tokens_per_s", "subject"))
-    held = all_hold(bars)
-    for other in sorted(said, reverse=True):  # the loop's last
-        print(f"ratio over reference {other}: {', '.join(said[other])}")
-    return held
+
+    hold = all_hold(bars)
+    for other in sorted(summaries, reverse=True):  # the loop's last
+        print(f"ratio over reference {other}: {', '.join(summaries[other])}")
+    return hold
 
 
-def _bars(
-    config: DictConfig,
-    model: Any,
-    times: Times,
-    read: Reading,
-    images: int,
-    branches: int,
-    bandwidth: float,
-) -> list[Bar]:
-    """A ratio over the loop on a CPU; on a GPU seconds for all tokens of the batch."""
+@dataclass(frozen=True, slots=True)
+class Roof:
+    """The memory bandwidths of the device, in bytes a second."""
+
+    copied: float
+    multiplied: float
+
+    @classmethod
+    def measure(cls, model: Any) -> Roof:
+        """Measure them, matrix-vector products in the model's number format."""
+        copied = measure_copy_bandwidth(model.device)
+        return cls(copied, measure_matvec_bandwidth(model.device, model.dtype))
+
+    @property
+    def columns(self) -> dict[str, float]:
+        """Columns of a row, in GB a second."""
+        return {
+            "copy_gb_per_s": round(self.copied / 1e9, 1),
+            "matvec_gb_per_s": round(self.multiplied / 1e9, 1),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The measurement of one batch size."""
+
+    images: int
+    branches: int  # of all images
+    read: Reading
+    times: Times
+
+    def make_row(self, name: str, roof: Roof) -> dict[str, Any]:
+        """Return the measured columns of one subject."""
+        call_s = self.times.median(name)
+        floor_s = self.read.floor_s(self.branches, roof.copied)
+        matvec_floor_s = self.read.floor_s(self.branches, roof.multiplied)
+        ratio, low, high = self._compare(name)
+        return {
+            "batch": self.images,
+            "subject": name,
+            "tokens_per_s": self.images * self.read.tokens / call_s,
+            "ms_per_step": 1000 * call_s / self.read.tokens,
+            "seconds": call_s,
+            "spread": self.times.spread(name),
+            "floor_s": floor_s,
+            "share_of_floor": floor_s / call_s,
+            "share_of_matvec": matvec_floor_s / call_s,
+            "times_ours": ratio,
+            "ci_low": low,
+            "ci_high": high,
+            "first_s": self.times.first.get(name, math.nan),
+            "blocks": len(self.times.seconds[name]),
+            "warm": self.times.is_warm(name),
+        }
+
+    def _compare(self, name: str) -> tuple[float, float, float]:
+        """Return the time of a subject over the sampler's, and its interval."""
+        return self.times.ratio(name, "ours") if name != "ours" else (1.0, math.nan, math.nan)
+
+
+def _list_bars(config: DictConfig, model: Any, batch: Batch, roof: Roof) -> list[Bar]:
+    """List the bar of a batch size, if it has one.
+
+    On a CPU it is a ratio over the loop, on a GPU seconds for all tokens of the batch.
+    """
+    images = batch.images
     if model.device.type == "cpu":
-        least = pairs(config.bars).get(images)
-        ratio = times.ratio("loop", "ours")[0]
-        return (
-            []
-            if least is None
-            else [Bar(f"{images} images, times the loop's speed", ratio, least=least)]
-        )
-    bar_s = pairs(config.gpu_bars.get(model.name)).get(images)
+        least = bars_by_images(config.bars).get(images)
+        if least is None:
+            return []
+        ratio = batch.times.ratio("loop", "ours")[0]
+        return [Bar(f"{images} images, times the loop's speed", ratio, least=least)]
+
+    bar_s = bars_by_images(config.gpu_bars.get(model.name)).get(images)
     if bar_s is None:
         return []
     name = torch.cuda.get_device_name(model.device)
-    allowed_s = seconds_allowed(bar_s, read, images * branches, name, bandwidth)
-    return [Bar(f"{images} images, seconds", times.median("ours"), most=allowed_s)]
+    allowed_s = seconds_allowed(bar_s, batch.read, batch.branches, name, roof.copied)
+    return [Bar(f"{images} images, seconds", batch.times.median("ours"), most=allowed_s)]
 
 
 def random_model(config: DictConfig) -> tuple[Any, Sampling]:
-    """The model, with random weights where published ones would be downloaded: speed does not
-    depend on them.
+    """Load the configured model and return it with its sampling options.
+
+    Weights are random where published ones would be downloaded: speed does not depend on them.
     """
     if config.model.get("weights") == "published":
         with open_dict(config):
@@ -135,11 +193,13 @@ def random_model(config: DictConfig) -> tuple[Any, Sampling]:
 
 
 def expect_plan(config: DictConfig) -> tuple[list[int], int, int]:
-    """Batch sizes, blocks and warm-up of a bench. Raises UserError for values that nothing can be
-    timed with.
+    """Return the batch sizes, blocks and warm-up calls of a bench.
+
+    Raises UserError for values that nothing can be timed with.
     """
     batches = list(config.batch) if isinstance(config.batch, ListConfig) else [config.batch]
-    if not batches or not all(isinstance(size, int) and size >= 1 for size in batches):
+    are_sizes = all(isinstance(size, int) and size >= 1 for size in batches)
+    if not batches or not are_sizes:
         raise UserError(
             f"batch={config.batch}: give numbers of images of at least 1, as 'batch=[1,8]'"
         )
@@ -150,7 +210,7 @@ def expect_plan(config: DictConfig) -> tuple[list[int], int, int]:
 
 
 def expect_names(config: DictConfig, group: str) -> list[str]:
-    """Names of methods or judges to time. Raises UserError unless they are texts."""
+    """Return the names of methods or judges to time. Raises UserError unless they are texts."""
     names = list(config[group]) if isinstance(config[group], ListConfig) else [config[group]]
     if not names or not all(isinstance(name, str) for name in names):
         raise UserError(f"{group}={config[group]}: give names, as '{group}=[a,b]'")
@@ -158,52 +218,56 @@ def expect_names(config: DictConfig, group: str) -> list[str]:
 
 
 class Drawing:
-    """The sampler drawing `texts` from beginning to end, without decoding them: what one timed call
-    does.
+    """The sampler, drawing images of `texts` from beginning to end in each call.
+
+    The images are not decoded; the tokens of the latest call are in `token_BN`.
     """
 
     def __init__(self, model: Any, sampling: Sampling, texts: Sequence[str]) -> None:
-        method = Whole(1 if sampling.scale == 1 else 2)
-        slots = method.branches * len(texts)
         self.model = model
-        shape: dict[str, Any] = {"prefill": (min(16, slots), 32), "render_batch": 1}
-        expect_memory(estimate_need(model, tokens_per_step=1, **shape), model.device, slots)
+        self._method = WholeImage(1 if sampling.scale == 1 else 2)
+        slots = self._method.branches * len(texts)
+        sizes: dict[str, Any] = {"prefill": (min(16, slots), 32), "render_batch": 1}
+        expect_memory(estimate_need(model, tokens_per_step=1, **sizes), model.device, slots)
+
         undecoded = copy.copy(model)
-        undecoded.decode = lambda token_BN: torch.zeros((len(token_BN), 1, 1, 3), dtype=torch.uint8)
-        self._method = method
-        self._scheduler = Scheduler(
-            method, Sampler(undecoded, sampling, slots=slots, **shape), seed=0
-        )
+        undecoded.decode = _decode_nothing
+        sampler = Sampler(undecoded, sampling, slots=slots, **sizes)
+        self._scheduler = Scheduler(self._method, sampler, seed=0)
         self._jobs = [Job(Prompt(f"bench/{i}", text, "any"), 0) for i, text in enumerate(texts)]
         self.token_BN: Tensor = torch.empty((0, model.num_tokens), dtype=torch.int64)
 
     def __call__(self, _block: int = 0) -> None:
+        """Draw all images. Raises RuntimeError if one fails."""
         done: dict[tuple[str, int], Delivery] = {}
         self._scheduler.run(self._jobs, lambda delivery: done.update({delivery.job.key: delivery}))
-        if broken := [delivery.error for delivery in done.values() if delivery.error]:
-            raise RuntimeError(broken[0])
-        self.token_BN = torch.tensor(
-            [done[job.key].tokens for job in self._jobs], device=self.model.device
-        )
+        errors = [delivery.error for delivery in done.values() if delivery.error]
+        if errors:
+            raise RuntimeError(errors[0])
+        tokens = [done[job.key].tokens for job in self._jobs]
+        self.token_BN = torch.tensor(tokens, device=self.model.device)
 
     def last_logits(self) -> Tensor:
-        """Draw once more: the logits that the last token of every image was drawn from, [B, K,
-        V].
-        """
-        seen: list[Tensor] = []
+        """Draw once more, and return the logits of the last token of every image, [B, K, V]."""
+        collected: list[Tensor] = []
 
-        def keep(logits_RKTV: Tensor, _probs: Callable[[], Tensor]) -> dict[str, Tensor]:
-            seen.append(logits_RKTV[:, :, 0])
-            return {"kept": logits_RKTV[:, 0, 0, 0]}
+        def collect_logits(logits_RKTV: Tensor, _probs: Callable[[], Tensor]) -> dict[str, Tensor]:
+            collected.append(logits_RKTV[:, :, 0])
+            return {"collected": logits_RKTV[:, 0, 0, 0]}
 
-        self._method.probe = keep
+        self._method.probe = collect_logits
         self()
         self._method.probe = None
-        return torch.cat(seen)
+        return torch.cat(collected)
 
 
-class Whole:
-    """Draws an image; `probe` looks at its last token's law."""
+def _decode_nothing(token_BN: Tensor) -> Tensor:
+    """Stand in for the image decoder: one black pixel for each image."""
+    return torch.zeros((len(token_BN), 1, 1, 3), dtype=torch.uint8)
+
+
+class WholeImage:
+    """A method that draws an image; `probe` sees the logits of its last token."""
 
     rows = 1
     tokens_per_step = 1
@@ -213,6 +277,7 @@ class Whole:
         self.probe: Probe | None = None
 
     async def generate(self, _prompt: str, s: Session) -> Canvas:
+        """Draw one image, with one more call of the session where there is a probe."""
         (canvas,) = s.open()
         if self.probe:
             await s.run([canvas], until=s.num_tokens - 1)
@@ -226,46 +291,18 @@ def _replay(loop: StaticLoop, drawing: Drawing, _block: int) -> None:
 
 
 def expect_agreement(drawing: Drawing, loop: StaticLoop) -> None:
-    """Raise RuntimeError where the loop's logits of the last token are not the sampler's, but for
-    rounding.
+    """Compare the logits of the last tokens: the loop's are the sampler's, but for rounding.
+
+    Raises RuntimeError where they are not.
     """
+    # The loop stacks the text branches first.
     ours_QV = torch.cat(drawing.last_logits().unbind(1)[::-1])
-    error = float((ours_QV - loop(drawing.token_BN)).norm() / ours_QV.norm())
+    difference_QV = ours_QV - loop(drawing.token_BN)
+    error = float(difference_QV.norm() / ours_QV.norm())
     allowed = 1e-4 if drawing.model.dtype == torch.float32 else 3e-2
     if not error <= allowed:
         raise RuntimeError(
-            f"the reference loop's logits are {error:.2g} away from the sampler's; {allowed:g} is allowed"
+            f"the reference loop's logits are {error:.2g} away from the sampler's; "
+            f"{allowed:g} is allowed"
         )
     log.info("the reference loop's last logits agree with the sampler's to %.1e", error)
-
-
-def _record(
-    outcome: Outcome,
-    times: Times,
-    read: Reading,
-    images: int,
-    branches: int,
-    copied: float,
-    multiplied: float,
-) -> None:
-    for name, seconds in times.seconds.items():
-        ratio, low, high = (
-            times.ratio(name, "ours") if name != "ours" else (1.0, math.nan, math.nan)
-        )
-        outcome.add(
-            batch=images,
-            subject=name,
-            tokens_per_s=images * read.tokens / times.median(name),
-            ms_per_step=1000 * times.median(name) / read.tokens,
-            seconds=times.median(name),
-            spread=times.spread(name),
-            floor_s=read.floor_s(images * branches, copied),
-            share_of_floor=read.floor_s(images * branches, copied) / times.median(name),
-            share_of_matvec=read.floor_s(images * branches, multiplied) / times.median(name),
-            times_ours=ratio,
-            ci_low=low,
-            ci_high=high,
-            first_s=times.first.get(name, math.nan),
-            blocks=len(seconds),
-            warm=name not in times.unstable,
-        )

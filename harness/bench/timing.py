@@ -1,8 +1,7 @@
-"""Timing two or more things side by side: interleaved blocks, warm-up until stable, ratios paired
-by block.
+"""Time two or more things side by side: interleaved blocks, after a warm-up until they are stable.
 
-On a CPU the clock is the processor time of this process, which other jobs on shared cores distort
-little; on CUDA it is the wall clock between two synchronisations.
+Ratios are paired by block. On a CPU the clock is the processor time of this process, which other
+jobs on shared cores distort little; on CUDA it is the wall clock between two synchronisations.
 """
 
 from __future__ import annotations
@@ -16,17 +15,18 @@ import torch
 
 from harness.engine.meter import settled
 
+Subject = Callable[[int], object]
+"""Something to time: called with the number of a block."""
 CLOCKS = {"cuda": time.perf_counter, "cpu": time.process_time}
-"""By device."""
+"""Clock of each type of device."""
 
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Seconds of each subject, one for each block; `unstable` names those whose warm-up did not
-    settle.
+    """The seconds of each subject, one for each block.
 
-    `first` is the first call of the warm-up, with compiling and graph capture in it, which is in no
-    other number.
+    `unstable` names those whose warm-up did not settle. `first` is the first call of the warm-up,
+    with compiling and graph capture in it, which is in no other number.
     """
 
     seconds: Mapping[str, np.ndarray]
@@ -34,68 +34,76 @@ class Times:
     first: Mapping[str, float] = field(default_factory=dict)
 
     def median(self, name: str) -> float:
+        """Return the median seconds of a subject."""
         return float(np.median(self.seconds[name]))
 
     def spread(self, name: str) -> float:
-        """Half the interquartile range over the median."""
+        """Return half the interquartile range over the median."""
         low, high = np.quantile(self.seconds[name], [0.25, 0.75])
         return float((high - low) / 2 / self.median(name))
 
-    def ratio(self, slower: str, faster: str, *, draws: int = 10_000) -> tuple[float, float, float]:
-        """How many times longer `slower` takes: geometric mean over blocks, with a 95 % bootstrap
-        interval.
+    def is_warm(self, name: str) -> bool:
+        """Tell whether the warm-up of a subject settled."""
+        return name not in self.unstable
 
-        The interval is (nan, nan) for fewer than three blocks.
+    def ratio(self, slower: str, faster: str, *, draws: int = 10_000) -> tuple[float, float, float]:
+        """Return how many times longer `slower` takes, and the ends of a 95 % bootstrap interval.
+
+        It is the geometric mean over blocks. The ends are NaN for fewer than three blocks.
         """
         logs = np.log(self.seconds[slower] / self.seconds[faster])
+        ratio = float(np.exp(logs.mean()))
         if len(logs) < 3:
-            return float(np.exp(logs.mean())), np.nan, np.nan
+            return ratio, np.nan, np.nan
+
         chosen = np.random.default_rng(0).integers(0, len(logs), (draws, len(logs)))
-        low, high = np.exp(np.quantile(logs[chosen].mean(1), [0.025, 0.975]))
-        return float(np.exp(logs.mean())), float(low), float(high)
+        means = logs[chosen].mean(1)
+        low, high = np.exp(np.quantile(means, [0.025, 0.975]))
+        return ratio, float(low), float(high)
 
 
 def interleave(
-    subjects: Mapping[str, Callable[[int], object]],
-    blocks: int,
-    device: torch.device,
-    *,
-    warm_up: int,
+    subjects: Mapping[str, Subject], blocks: int, device: torch.device, *, warm_up: int
 ) -> Times:
     """Time every subject once in each block, in an order that turns by one from block to block.
 
-    A subject is called with the number of its block (the same number, the same work). It is warmed
-    up before, in block 0, until it is stable or has run `warm_up` times.
+    A subject is called with the number of its block, and does the same work for the same number.
+    Before, it is warmed up in block 0 until it is stable or has run `warm_up` times.
     """
-    before = {name: _warmed(subject, device, warm_up) for name, subject in subjects.items()}
+    # 1. Warm up one subject after the other.
+    warm_ups = {name: _warm_up(subject, device, warm_up) for name, subject in subjects.items()}
+
+    # 2. Time them in turn.
     names = list(subjects)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for block in range(blocks):
-        for name in names[block % len(names) :] + names[: block % len(names)]:
-            seconds[name].append(timed(subjects[name], block, device))
-    return Times(
-        {name: np.array(values) for name, values in seconds.items()},
-        tuple(name for name, seen in before.items() if not settled(seen)),
-        {name: seen[0] for name, seen in before.items() if seen},
-    )
+        turn = block % len(names)
+        for name in names[turn:] + names[:turn]:
+            seconds[name].append(time_call(subjects[name], block, device))
+
+    # 3. Tell which were not stable when they were timed.
+    arrays = {name: np.array(values) for name, values in seconds.items()}
+    unstable = tuple(name for name, calls in warm_ups.items() if not settled(calls))
+    first = {name: calls[0] for name, calls in warm_ups.items() if calls}
+    return Times(arrays, unstable, first)
 
 
-def timed(subject: Callable[[int], object], block: int, device: torch.device) -> float:
-    """Seconds of one call."""
-    cuda = device.type == "cuda"
+def time_call(subject: Subject, block: int, device: torch.device) -> float:
+    """Return the seconds of one call."""
+    is_cuda = device.type == "cuda"
     clock = CLOCKS[device.type]
-    if cuda:
+    if is_cuda:
         torch.cuda.synchronize(device)
     began = clock()
     subject(block)
-    if cuda:
+    if is_cuda:
         torch.cuda.synchronize(device)
     return clock() - began
 
 
-def _warmed(subject: Callable[[int], object], device: torch.device, most: int) -> list[float]:
-    """Seconds of calls until three agree."""
-    seen: list[float] = []
-    while len(seen) < most and not settled(seen):
-        seen.append(timed(subject, 0, device))
-    return seen
+def _warm_up(subject: Subject, device: torch.device, most: int) -> list[float]:
+    """Call a subject until its last calls took equally long; return the seconds of all calls."""
+    seconds: list[float] = []
+    while len(seconds) < most and not settled(seconds):
+        seconds.append(time_call(subject, 0, device))
+    return seconds

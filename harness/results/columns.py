@@ -621,6 +621,10 @@ MACHINE = (
     Column("torch", TEXT, "Version of torch.", "provenance"),
     Column("python", TEXT, "Version of Python.", "provenance"),
     Column("date", "YYYY-MM-DD", "Day of the measurement.", "provenance"),
+    Column(
+        "commit", TEXT, "Commit of the code, or its version where it is installed.", "provenance"
+    ),
+    Column("machine", TEXT, "Host: processor, CPUs, memory and system.", "provenance"),
 )
 
 BENCH_SAMPLER = Table(
@@ -760,6 +764,9 @@ Made by `python -m harness.results.columns > docs/columns.md`; do not edit.
 Files lie below the results folder. An empty cell is unknown or does not apply. Columns of
 leaderboard.csv with a dagger (†) follow from clocks: they differ between two runs of the same jobs
 on one machine with one version of the code, the others do not.
+
+A bench appends its rows to its file and keeps those of earlier days, commits and machines. Their
+cells are empty in columns that were added later.
 """
 
 

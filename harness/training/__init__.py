@@ -1,1 +1,1 @@
-"""How the embedded model and its drafters are trained, exported and verified."""
+"""Train, export and verify the embedded model and its drafters."""

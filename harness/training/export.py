@@ -1,11 +1,9 @@
 """Write a trained set into the package: `python -m harness.training.export --set pictogram_16`.
 
-`--unpack` does the reverse: it lays out checkpoints from a shipped set, so that training can go on
-elsewhere.
-
-Takes the parts whose checkpoints exist, writes them in half precision, and records in `card.json`
-what made them: seeds, CPU minutes, samples, curves and the sha256 of each file. Measurements
-already on the card stay if no file that was there changed.
+The parts whose checkpoints exist are written in half precision, and `card.json` records what made
+them: seeds, CPU minutes, samples, curves and the sha256 of each file. Measurements that are on the
+card already stay if no file that was there changed. `--unpack` does the reverse: it lays out
+checkpoints from a shipped set, so that training can go on on another machine.
 """
 
 from __future__ import annotations
@@ -29,12 +27,12 @@ from harness.training.train_generator import SPECS as GENERATORS
 from harness.training.train_tokenizer import new_vq
 
 STATE = Path("training") / "generator.pt"
-"""The generator's checkpoint in half the bits, beside the weights: what a longer training continues
-from.
+"""The generator's checkpoint in half the bits, beside the weights: a longer training continues it.
 """
 
 
 def main() -> None:
+    """Export a set, or unpack one."""
     parser = training.parser(__doc__ or "", cpu_minutes=0)
     parser.add_argument("--to", type=Path, default=files.FOLDER, help="folder of weight sets")
     parser.add_argument(
@@ -46,13 +44,14 @@ def main() -> None:
     arguments = parser.parse_args()
     options = training.options(arguments)
     folder = arguments.to / arguments.set
-    unpack(options, folder) if arguments.unpack else export(
-        options, folder, unfinished=arguments.unfinished
-    )
+    if arguments.unpack:
+        unpack(options, folder)
+    else:
+        export(options, folder, unfinished=arguments.unfinished)
 
 
 def export(options: training.Options, folder: Path, *, unfinished: bool = False) -> None:
-    """Write every part that has a checkpoint, then the card that vouches for them.
+    """Write every part that has a checkpoint, then the card with their digests.
 
     An unfinished set has no generator to load, only its checkpoint to continue from.
     """
@@ -63,6 +62,8 @@ def export(options: training.Options, folder: Path, *, unfinished: bool = False)
         progress, states = training.resume(options.checkpoint(part))
         if not states:
             continue
+
+        # 1. The weights, with what made them.
         module, config = rebuild(part, states, options)
         about = {
             "seed": states["seed"],
@@ -70,26 +71,35 @@ def export(options: training.Options, folder: Path, *, unfinished: bool = False)
             "samples": progress.samples,
         }
         if not (unfinished and part == "generator"):
-            files.write_part(
-                folder / f"{part}.safetensors",
-                module,
-                {**config, **about, "classes": list(options.classes)},
-            )
-        curve = progress.curve[:: max(1, len(progress.curve) // 24)] + progress.curve[-1:]
+            metadata = {**config, **about, "classes": list(options.classes)}
+            files.write_part(folder / f"{part}.safetensors", module, metadata)
+
+        # 2. The part's entry on the card.
         size = {"parameters": files.count_parameters(module), "steps": progress.step}
+        curve = thin_out(progress.curve)
         card["parts"][part] = {**config, **about, **size, "curve": curve}
+
+        # 3. What the generator's training continues from.
         if part == "generator":
             saved = torch.load(options.checkpoint(part), weights_only=True)
             training.write(folder / STATE, compact(saved, torch.bfloat16))
+
     sha = {file.name: files.hash_file(file) for file in sorted(folder.glob("*.safetensors"))}
     if any(sha.get(name) != before for name, before in card.get("sha256", {}).items()):
         card.pop("measured", None)
     write_card(folder, card | {"sha256": sha})
 
 
+def thin_out(curve: list[dict[str, float]], points: int = 24) -> list[dict[str, float]]:
+    """Keep about so many points of a curve, and its last one."""
+    return curve[:: max(1, len(curve) // points)] + curve[-1:]
+
+
 def unpack(options: training.Options, folder: Path) -> None:
-    """Checkpoints of every part that was trained: the generator's with its optimisers, the others'
-    with fresh ones.
+    """Write checkpoints of every part that was trained.
+
+    The generator's has its optimisers, the others start with fresh ones. Raises WeightsError where
+    there is a checkpoint already.
     """
     card = json.loads((folder / "card.json").read_text())
     for part in card["parts"]:
@@ -97,45 +107,48 @@ def unpack(options: training.Options, folder: Path) -> None:
         if path.is_file():
             raise files.WeightsError(f"{path} exists: training would lose it; move it away first")
         if part == "generator":
-            training.write(
-                path, compact(torch.load(folder / STATE, weights_only=True), torch.float32)
-            )
-            continue
-        state, config, _ = files.read_part(str(folder), part)
-        about = card["parts"][part]
-        progress = training.Progress(
-            about["steps"], about["samples"], 60 * about["cpu_min"], about["curve"]
-        )
-        saved = {
-            "progress": progress.state(),
-            "model": state,
-            "average": state,
-            "optimisers": [],
-            "seed": about["seed"],
-        }
-        rows = state.get("quantize.embedding.weight", torch.zeros(0))
-        training.write(
-            path,
-            saved
-            | {"codebook": (torch.ones(len(rows)), rows)}
-            | {key: config.get(key) for key in ("architecture", "target")},
-        )
+            saved = torch.load(folder / STATE, weights_only=True)
+            training.write(path, compact(saved, torch.float32))
+        else:
+            training.write(path, _remake_checkpoint(part, folder, card["parts"][part]))
+
+
+def _remake_checkpoint(part: str, folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
+    """Make a checkpoint from shipped weights and their entry on the card."""
+    state, config, _ = files.read_part(str(folder), part)
+    progress = training.Progress(
+        about["steps"], about["samples"], 60 * about["cpu_min"], about["curve"]
+    )
+    rows = state.get("quantize.embedding.weight", torch.zeros(0))
+    return {
+        "progress": progress.state(),
+        "model": state,
+        "average": state,
+        "optimisers": [],
+        "seed": about["seed"],
+        "codebook": (torch.ones(len(rows)), rows),
+        "architecture": config.get("architecture"),
+        "target": config.get("target"),
+    }
 
 
 def compact(value: Any, dtype: torch.dtype) -> Any:
-    """A nested checkpoint with its floating-point tensors in another precision."""
+    """Convert the floating-point tensors of a nested checkpoint to another precision."""
     if isinstance(value, torch.Tensor):
         return value.to(dtype) if value.is_floating_point() else value
     if isinstance(value, dict):
         return {key: compact(one, dtype) for key, one in value.items()}
-    return [compact(one, dtype) for one in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [compact(one, dtype) for one in value]
+    return value
 
 
 def rebuild(
     part: str, states: Mapping[str, Any], options: training.Options
 ) -> tuple[nn.Module, dict[str, object]]:
-    """The module of a checkpoint (a generator's running average) and the configuration it is stored
-    with.
+    """Return the module of a checkpoint and the configuration that it is stored with.
+
+    Of models over tokens it is the running average.
     """
     if part == "tokenizer":
         vq = new_vq()

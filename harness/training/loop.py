@@ -1,10 +1,9 @@
-"""What the training scripts share: a budget of CPU time, checkpoints that continue, schedules, and
-the Muon optimiser.
+"""Share what training scripts need: budgets, checkpoints, schedules and the Muon optimiser.
 
-Every script runs on one thread (two threads on contended cores are ten times slower: they wait for
-each other) and measures its budget in CPU time of the process, so that a busy machine trains as
-long as an idle one. Matrix products run under bfloat16 autocast, which current CPUs execute ten
-times faster than float32.
+Every script runs on one thread: two threads on contended cores are ten times slower, because they
+wait for each other. It measures its budget in CPU time of the process, so that a busy machine
+trains as long as an idle one. Matrix products run under bfloat16 autocast, which current CPUs
+execute ten times faster than float32.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ Encode = Callable[[Tensor], Tensor]
 
 @dataclass(slots=True)
 class Options:
-    """The options every training script has."""
+    """The options that every training script has."""
 
     set: str
     cpu_minutes: float
@@ -40,13 +39,16 @@ class Options:
 
     @property
     def classes(self) -> tuple[str, ...]:
+        """The classes of objects of the set."""
         return CLASS_SETS[self.set]
 
     def checkpoint(self, part: str) -> Path:
+        """Return the file that a part's training continues from."""
         return self.work / self.set / f"{part}.pt"
 
 
 def parser(description: str, *, cpu_minutes: float) -> argparse.ArgumentParser:
+    """Make a parser with the options that every script has; `cpu_minutes` is a default."""
     made = argparse.ArgumentParser(description=description)
     made.add_argument(
         "--set",
@@ -75,6 +77,7 @@ def parser(description: str, *, cpu_minutes: float) -> argparse.ArgumentParser:
 
 
 def options(arguments: argparse.Namespace) -> Options:
+    """Collect the common options of a command, and set the threads and the seed of torch."""
     torch.set_num_threads(1)
     torch.manual_seed(arguments.seed)
     return Options(
@@ -83,21 +86,21 @@ def options(arguments: argparse.Namespace) -> Options:
 
 
 def autocast() -> torch.autocast:
+    """Return a context in which matrix products are computed in bfloat16."""
     return torch.autocast("cpu", dtype=torch.bfloat16)
 
 
-def stream(seed: int, part: str, step: int) -> random.Random:
-    """The randomness of one step's data: a function of the step, so that a continued training sees
-    the same data.
+def step_rng(seed: int, part: str, step: int) -> random.Random:
+    """Return the random generator of one step's data.
+
+    It is a function of the step, so that a training that was continued sees the same data.
     """
     return random.Random(f"{seed}/{part}/{step}")
 
 
 @dataclass(slots=True)
 class Progress:
-    """How far a training is: steps, samples, CPU seconds (earlier runs included) and the curve for
-    the card.
-    """
+    """How far a training has come, earlier runs included, and its curve for the card."""
 
     step: int = 0
     samples: int = 0
@@ -106,6 +109,7 @@ class Progress:
     _since: float = field(default_factory=time.process_time)
 
     def tick(self, samples: int) -> None:
+        """Count a step and the CPU time since the last one."""
         now = time.process_time()
         self.cpu_s += now - self._since
         self._since = now
@@ -113,14 +117,17 @@ class Progress:
         self.samples += samples
 
     def share(self, cpu_minutes: float) -> float:
+        """Return the share of a budget that is spent, at most 1."""
         return min(1.0, self.cpu_s / (60 * cpu_minutes))
 
     def note(self, **numbers: float) -> None:
+        """Add a point to the curve and print it."""
         rounded = {key: round(value, 4) for key, value in numbers.items()}
         self.curve.append({"step": self.step, "cpu_min": round(self.cpu_s / 60, 2), **rounded})
         print(" ".join(f"{key} {value}" for key, value in self.curve[-1].items()), flush=True)
 
     def state(self) -> dict[str, object]:
+        """Return what a checkpoint keeps."""
         return {
             "step": self.step,
             "samples": self.samples,
@@ -136,14 +143,15 @@ def save(
     optimisers: Iterable[torch.optim.Optimizer],
     **more: object,
 ) -> None:
-    """Write a checkpoint."""
-    states = {
+    """Write a checkpoint; `more` are further states of the part."""
+    saved = {
+        "progress": progress.state(),
         "model": module.state_dict(),
-        "optimisers": [o.state_dict() for o in optimisers],
+        "optimisers": [optimiser.state_dict() for optimiser in optimisers],
         "seed": torch.initial_seed(),
         **more,
     }
-    write(path, {"progress": progress.state(), **states})
+    write(path, saved)
 
 
 def write(path: Path, saved: dict[str, Any]) -> None:
@@ -155,7 +163,7 @@ def write(path: Path, saved: dict[str, Any]) -> None:
 
 
 def resume(path: Path) -> tuple[Progress, dict[str, Any]]:
-    """Progress and states of a checkpoint, or a fresh start."""
+    """Return the progress and the states of a checkpoint; both are empty where there is none."""
     if not path.is_file():
         return Progress(), {}
     saved = torch.load(path, map_location="cpu", weights_only=True)
@@ -163,34 +171,36 @@ def resume(path: Path) -> tuple[Progress, dict[str, Any]]:
 
 
 def restore(optimisers: Sequence[torch.optim.Optimizer], states: Sequence[dict[str, Any]]) -> None:
-    """Optimisers as a checkpoint left them; one unpacked from shipped weights has none, and they
-    start anew.
+    """Put optimisers into the states of a checkpoint.
+
+    A checkpoint that was unpacked from shipped weights has none: then they start anew.
     """
     for optimiser, state in zip(optimisers, states, strict=bool(states)):
         optimiser.load_state_dict(state)
 
 
 def warm(options: Options, part: str, module: nn.Module, *, but: str = "") -> None:
-    """Begin with the weights of another set: each tensor fills the corner of its namesake that it
-    covers.
+    """Begin with the weights of another set, if the options ask for it.
 
-    Tensors whose name starts with `but` keep their random values: rows that stand for other classes
-    are of no use.
-
-    Output projections of the trunk are zero at the start, so layers and hidden units beyond the
-    corner change nothing.
+    Each tensor fills the corner that it covers of the tensor with its name. Tensors whose name
+    starts with `but` keep their random values: rows that stand for other classes are of no use.
+    Output projections of the trunk are zero at the start, so that layers and hidden units outside
+    the corner change nothing.
     """
     if options.warm is None:
         return
     state = files.read_part(options.warm, part)[0]
-    own = module.state_dict()
-    for name in own.keys() & {name for name in state if not but or not name.startswith(but)}:
-        corner = tuple(map(slice, state[name].shape))
-        own[name][corner].copy_(state[name])
+    targets = module.state_dict()
+    for name, source in state.items():
+        is_excluded = bool(but) and name.startswith(but)
+        if name not in targets or is_excluded:
+            continue
+        corner = tuple(map(slice, source.shape))
+        targets[name][corner].copy_(source)
 
 
 def descend(loss: Tensor, module: nn.Module, optimisers: Iterable[torch.optim.Optimizer]) -> None:
-    """One step downhill, the gradient's norm held to 1."""
+    """Take one step downhill, with the gradient's norm clipped to 1."""
     module.zero_grad(set_to_none=True)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
@@ -198,19 +208,20 @@ def descend(loss: Tensor, module: nn.Module, optimisers: Iterable[torch.optim.Op
         optimiser.step()
 
 
-def follow(average: nn.Module, module: nn.Module, keep: float) -> None:
-    """Move a running average of the weights."""
+def update_average(average: nn.Module, module: nn.Module, decay: float) -> None:
+    """Move a running average towards the weights."""
     with torch.no_grad():
-        for mean, now in zip(average.parameters(), module.parameters(), strict=True):
-            mean.lerp_(now, 1 - keep)
+        for mean, weight in zip(average.parameters(), module.parameters(), strict=True):
+            mean.lerp_(weight, 1 - decay)
 
 
 Compiled = TypeVar("Compiled", bound=Callable[..., Tensor])
 
 
-def compiled(function: Compiled) -> Compiled:
-    """`function` with fused kernels where a C++ compiler is at hand (2.5 times faster), else as it
-    is.
+def compile_if_possible(function: Compiled) -> Compiled:
+    """Compile a function, which is 2.5 times faster, where there is a C++ compiler.
+
+    Without one the function is returned as it is.
     """
     if shutil.which("g++") is None:
         return function
@@ -218,23 +229,31 @@ def compiled(function: Compiled) -> Compiled:
 
 
 def attend_causally(_layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention written out: on a CPU in bfloat16 its backward is far faster than the fused
-    kernel's.
+    """Attend causally, written out.
+
+    On a CPU in bfloat16 the backward pass is far faster than that of the fused kernel.
     """
     with torch.autocast("cpu", enabled=False):
         q, k, v = (x.bfloat16() for x in (q, k, v))
-        future = torch.full((q.shape[-2], q.shape[-2]), float("-inf"), dtype=q.dtype).triu(1)
-        return torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2) + future, -1) @ v
+        length, dim = q.shape[-2:]
+        future = torch.full((length, length), float("-inf"), dtype=q.dtype).triu(1)
+        scores = (q * dim**-0.5) @ k.transpose(-1, -2) + future
+        return torch.softmax(scores, -1) @ v
 
 
 def decay(share: float, *, warm: float = 0.02) -> float:
-    """Learning-rate factor: short warm-up, constant, linear to 0.02 over the second half of the
-    budget.
+    """Return the factor of the learning rate when a share of the budget is spent.
+
+    After a short warm-up it is constant, and over the second half of the budget it falls linearly
+    to 0.02.
     """
-    return min(1.0, (share + 1e-3) / warm) * min(1.0, 0.02 + 0.98 * 2 * (1 - share))
+    rise = min(1.0, (share + 1e-3) / warm)
+    fall = min(1.0, 0.02 + 0.98 * 2 * (1 - share))
+    return rise * fall
 
 
 def set_rate(optimisers: Iterable[torch.optim.Optimizer], factor: float) -> None:
+    """Set learning rates to a factor of their peaks."""
     for optimiser in optimisers:
         for group in optimiser.param_groups:
             group["lr"] = factor * group["peak"]
@@ -243,6 +262,7 @@ def set_rate(optimisers: Iterable[torch.optim.Optimizer], factor: float) -> None
 def adamw(
     parameters: Iterable[nn.Parameter], peak: float, *, weight_decay: float = 0.01
 ) -> torch.optim.AdamW:
+    """Make AdamW with a peak learning rate."""
     optimiser = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.98), weight_decay=weight_decay)
     for group in optimiser.param_groups:
         group["peak"] = peak
@@ -250,24 +270,27 @@ def adamw(
 
 
 def muon_adamw(module: nn.Module, muon: float, adam: float) -> list[torch.optim.Optimizer]:
-    """Muon for the inner matrices and kernels of a module, AdamW for what has no such shape or
-    reads embeddings.
+    """Make the optimisers of a module, with their peak learning rates.
+
+    Muon trains its inner matrices and kernels; AdamW trains embeddings, heads, and parameters of
+    other shapes.
     """
-    trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    inner = [
-        p
-        for name, p in trained
-        if p.ndim >= 2 and p.shape[0] > 4 and "embed" not in name and "head" not in name
-    ]
-    chosen = set(map(id, inner))
-    return [Muon(inner, muon), adamw([p for _, p in trained if id(p) not in chosen], adam)]
+    inner: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        is_matrix = parameter.ndim >= 2 and parameter.shape[0] > 4
+        is_inner = is_matrix and "embed" not in name and "head" not in name
+        (inner if is_inner else others).append(parameter)
+    return [Muon(inner, muon), adamw(others, adam)]
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose matrix update is orthogonalised by a quintic Newton-Schulz iteration (Jordan
-    et al., Muon, 2024).
+    """Momentum whose matrix update is orthogonalised (Jordan et al., Muon, 2024).
 
-    Convolution kernels count as matrices of output channels by everything else.
+    A quintic Newton-Schulz iteration does it. Convolution kernels are matrices of output channels
+    by all other dimensions.
     """
 
     def __init__(
@@ -277,26 +300,31 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update all weights that have a gradient."""
         assert closure is None
         for group in self.param_groups:
             for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                velocity = self.state[weight].setdefault("velocity", torch.zeros_like(weight))
-                velocity.lerp_(weight.grad, 1 - group["momentum"])
-                direction = weight.grad.lerp(velocity, group["momentum"])
-                rows = direction.flatten(1)
-                size = max(1.0, rows.shape[0] / rows.shape[1]) ** 0.5
-                weight.add_(orthogonal(rows).view_as(weight), alpha=-group["lr"] * size)
+                if weight.grad is not None:
+                    self._update(weight, group["lr"], group["momentum"])
+
+    def _update(self, weight: Tensor, rate: float, momentum: float) -> None:
+        assert weight.grad is not None
+        velocity = self.state[weight].setdefault("velocity", torch.zeros_like(weight))
+        velocity.lerp_(weight.grad, 1 - momentum)
+        direction = weight.grad.lerp(velocity, momentum)
+        rows = direction.flatten(1)
+        size = max(1.0, rows.shape[0] / rows.shape[1]) ** 0.5
+        weight.add_(orthogonalise(rows).view_as(weight), alpha=-rate * size)
 
 
-def orthogonal(matrix: Tensor, rounds: int = 5) -> Tensor:
-    """The nearest matrix with equal singular values, roughly (they land in 0.7 .. 1.2)."""
+def orthogonalise(matrix: Tensor, iterations: int = 5) -> Tensor:
+    """Find roughly the nearest matrix with equal singular values: they end in 0.7 .. 1.2."""
     x = matrix.bfloat16()
-    if tall := x.shape[0] > x.shape[1]:
+    is_tall = x.shape[0] > x.shape[1]
+    if is_tall:
         x = x.T
     x = x / (x.norm() + 1e-7)
-    for _ in range(rounds):
+    for _ in range(iterations):
         gram = x @ x.T
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    return (x.T if tall else x).to(matrix.dtype)
+    return (x.T if is_tall else x).to(matrix.dtype)

@@ -1,13 +1,13 @@
-"""Train a detector: `python -m harness.training.train_detector --arch residual --part judge --seed
-101`.
+"""Train a detector: `python -m harness.training.train_detector --arch residual --part judge`.
 
-Data are rendered scenes with blur, gain, tint and noise; once a tokenizer exists, half of each
+Data are rendered scenes with blur, gain, tint and noise. Once a tokenizer exists, half of each
 batch goes through it, with some codes swapped for neighbours. Broken objects (cut in half, merged
 from two, shuffled) are hard negatives.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
 
@@ -20,6 +20,7 @@ from harness.models.pictogram import world
 from harness.models.pictogram.detector import (
     ARCHITECTURES,
     STRIDE,
+    Detection,
     Detector,
     cell_centres,
     new_network,
@@ -33,6 +34,7 @@ from harness.training.train_tokenizer import GRID, new_vq, to_pixels
 
 BATCH = 32
 Scene = tuple[Pixels, tuple[Placed, ...]]
+"""A picture, and the objects in it that count."""
 
 
 def main() -> None:
@@ -44,6 +46,7 @@ def main() -> None:
 
 
 def train(options: training.Options, part: str, architecture: str) -> Detector:
+    """Train until the budget is spent."""
     network = new_network(architecture, len(options.classes))
     path = options.checkpoint(part)
     progress, states = training.resume(path)
@@ -54,26 +57,32 @@ def train(options: training.Options, part: str, architecture: str) -> Detector:
         network.load_state_dict(states["model"])
         training.restore(optimisers, states["optimisers"])
     vq = trained_vq(options)
+
     while (share := progress.share(options.cpu_minutes)) < 1:
+        # 1. Draw fresh scenes, some of them broken.
         network.train()
         training.set_rate(optimisers, training.decay(share))
-        rng = training.stream(options.seed, part, progress.step)
+        rng = training.step_rng(options.seed, part, progress.step)
         pixels, placed = batch(BATCH, options.classes, rng, vq)
+
+        # 2. Learn where the objects are.
         loss = step(network, pixels, targets(placed, options.classes))
         training.descend(loss, network, optimisers)
         progress.tick(BATCH)
+
+        # 3. Measure and save.
         if progress.step % 100 == 0:
-            progress.note(
-                loss=loss.item(), **measure(Detector(network, options.classes), vq, options)
-            )
+            numbers = measure(Detector(network, options.classes), vq, options)
+            progress.note(loss=loss.item(), **numbers)
             training.save(path, progress, network, optimisers, architecture=architecture)
+
     progress.note(**measure(Detector(network, options.classes), vq, options))
     training.save(path, progress, network, optimisers, architecture=architecture)
     return Detector(network, options.classes)
 
 
 def trained_vq(options: training.Options) -> VQ | None:
-    """The tokenizer of this set's checkpoint, once it is quantising."""
+    """Load the tokenizer of this set's checkpoint; None where it is not trained yet."""
     _, states = training.resume(options.checkpoint("tokenizer"))
     if not states:
         return None
@@ -88,16 +97,18 @@ def trained_vq(options: training.Options) -> VQ | None:
 def batch(
     count: int, classes: Sequence[str], rng: random.Random, vq: VQ | None
 ) -> tuple[Tensor, list[tuple[Placed, ...]]]:
-    """Pictures float32 [B, 3, 48, 48] and what is well drawn in each."""
-    scenes = [broken(one_scene(rng, classes), rng, classes) for _ in range(count)]
+    """Draw pictures, float32 [B, 3, 48, 48], and list the objects that are whole in each."""
+    scenes = [break_object(one_scene(rng, classes), rng, classes) for _ in range(count)]
     noise = np.random.default_rng(rng.getrandbits(63))
     x = to_pixels(np.stack([pixels for pixels, _ in scenes]))
     if vq is not None:
-        x[: count // 2] = through_tokenizer(vq, x[: count // 2], noise)
-    return worn(x, noise), [placed for _, placed in scenes]
+        half = count // 2
+        x[:half] = through_tokenizer(vq, x[:half], noise)
+    return wear(x, noise), [placed for _, placed in scenes]
 
 
 def one_scene(rng: random.Random, classes: Sequence[str]) -> Scene:
+    """Draw a scene: clutter, or one that a prompt of some task asks for."""
     if rng.random() < 0.5:
         return world.draw_clutter(rng, classes)
     spec = world.sample_spec(rng.choice(TASKS), classes, rng, tinted=rng.random() < 0.4)
@@ -105,55 +116,63 @@ def one_scene(rng: random.Random, classes: Sequence[str]) -> Scene:
     return world.draw_scene(spec, rng)
 
 
-def broken(scene: Scene, rng: random.Random, classes: Sequence[str]) -> Scene:
-    """In half of the scenes one object is spoilt and no longer counts."""
+def break_object(scene: Scene, rng: random.Random, classes: Sequence[str]) -> Scene:
+    """Spoil one object in half of the scenes, so that it counts no longer."""
     pixels, placed = scene
     if not placed or rng.random() > 0.5:
         return scene
+
     pixels = pixels.copy()
     spoilt = rng.choice(placed)
     x1, y1, x2, y2 = spoilt.box
     region = pixels[y1:y2, x1:x2]
-    background = np.array(_background(pixels, placed), np.uint8)
+    background = _find_background(pixels)
     kind = rng.choice(("half", "merged", "shuffled", "shuffled"))
     if kind == "half":
-        height, width = region.shape[:2]
-        cut = rng.choice(
-            (
-                np.s_[: height // 2],
-                np.s_[height // 2 :],
-                np.s_[:, : width // 2],
-                np.s_[:, width // 2 :],
-            )
-        )
-        region[cut] = background
+        _cut_half(region, background, rng)
     elif kind == "merged":
         other = rng.choice([name for name in classes if name != spoilt.name])
-        index = world.BACKGROUNDS.index(tuple(background.tolist()))
-        patch, _ = world.patch_of(
-            other, spoilt.color, 4 * ((max(region.shape[:2]) + 3) // 4), index
-        )
-        width = region.shape[1] // 2
-        region[:, width:] = patch[: region.shape[0], width : region.shape[1]]
+        _merge(region, other, spoilt.color, background)
     else:
         shuffle_blocks(region, rng)
     return pixels, tuple(one for one in placed if one is not spoilt)
 
 
-def _background(pixels: Pixels, placed: Sequence[Placed]) -> tuple[int, int, int]:
-    counts = [
-        int((pixels == np.array(color, np.uint8)).all(-1).sum()) for color in world.BACKGROUNDS
-    ]
-    return world.BACKGROUNDS[int(np.argmax(counts))]
+def _find_background(pixels: Pixels) -> int:
+    """Return the index of the background that most pixels have."""
+    counts = []
+    for color in world.BACKGROUNDS:
+        is_background = (pixels == np.array(color, np.uint8)).all(-1)
+        counts.append(int(is_background.sum()))
+    return int(np.argmax(counts))
+
+
+def _cut_half(region: Pixels, background: int, rng: random.Random) -> None:
+    """Fill one half of a region with background, in place."""
+    height, width = region.shape[:2]
+    halves = (
+        np.s_[: height // 2],
+        np.s_[height // 2 :],
+        np.s_[:, : width // 2],
+        np.s_[:, width // 2 :],
+    )
+    region[rng.choice(halves)] = np.array(world.BACKGROUNDS[background], np.uint8)
+
+
+def _merge(region: Pixels, other: str, color: str | None, background: int) -> None:
+    """Replace the right half of a region by that of another class, in place."""
+    side = 4 * ((max(region.shape[:2]) + 3) // 4)
+    patch, _ = world.patch_of(other, color, side, background)
+    height, width = region.shape[:2]
+    region[:, width // 2 :] = patch[:height, width // 2 : width]
 
 
 def shuffle_blocks(region: Pixels, rng: random.Random, size: int = 4) -> None:
     """Permute the whole blocks of a region, in place."""
-    spots = [
-        (y, x)
-        for y in range(0, region.shape[0] - size + 1, size)
-        for x in range(0, region.shape[1] - size + 1, size)
-    ]
+    height, width = region.shape[:2]
+    rows = range(0, height - size + 1, size)
+    columns = range(0, width - size + 1, size)
+    spots = list(itertools.product(rows, columns))
     blocks = [region[y : y + size, x : x + size].copy() for y, x in spots]
     rng.shuffle(blocks)
     for (y, x), block in zip(spots, blocks, strict=True):
@@ -164,70 +183,99 @@ def shuffle_blocks(region: Pixels, rng: random.Random, size: int = 4) -> None:
 def through_tokenizer(
     vq: VQ, x: Tensor, noise: np.random.Generator, *, swap: float = 0.06
 ) -> Tensor:
-    """Encode and decode, with a share of the codes replaced by one of their five nearest
-    neighbours.
+    """Encode and decode, with some of the codes replaced by one of their five nearest neighbours.
+
+    Their share differs from picture to picture; `swap` is its mean.
     """
     with training.autocast():
         codes = vq.encode(x)
         rows = vq.quantize.rows().float()
-        near = (rows @ rows.T).topk(6, dim=-1).indices
-        swapped = near[codes, torch.from_numpy(noise.integers(1, 6, codes.shape))]
-        chosen = torch.from_numpy(
-            noise.random(codes.shape) < swap * noise.integers(0, 3, (len(codes), 1))
-        )
-        y = vq.decode(torch.where(chosen, swapped, codes), GRID)
+        nearest = (rows @ rows.T).topk(6, dim=-1).indices
+        neighbour = torch.from_numpy(noise.integers(1, 6, codes.shape))
+        swapped = nearest[codes, neighbour]
+        luck = noise.random(codes.shape)
+        share = swap * noise.integers(0, 3, (len(codes), 1))
+        is_swapped = torch.from_numpy(luck < share)
+        y = vq.decode(torch.where(is_swapped, swapped, codes), GRID)
     return to_uint8(y).permute(0, 3, 1, 2).float().div(127.5).sub(1)
 
 
-def worn(x_B3HW: Tensor, noise: np.random.Generator) -> Tensor:
-    """Blur, gain, tint and noise, different for each picture; a quarter stays as it is."""
+def wear(x_B3HW: Tensor, noise: np.random.Generator) -> Tensor:
+    """Blur pictures, change gain and tint, and add noise; a quarter stays as it is."""
+
+    def draw_normal(*shape: int) -> Tensor:
+        return torch.from_numpy(noise.standard_normal(shape)).float()
+
     count = len(x_B3HW)
-    strength = torch.from_numpy(
-        (noise.random((count, 1, 1, 1)) > 0.25) * noise.random((count, 1, 1, 1))
-    ).float()
-    kernel = torch.tensor([0.25, 0.5, 0.25])
-    kernel = (kernel[:, None] * kernel)[None, None].expand(3, 1, 3, 3)
-    blurred = F.conv2d(F.pad(x_B3HW, (1, 1, 1, 1), mode="replicate"), kernel, groups=3)
+    is_worn = noise.random((count, 1, 1, 1)) > 0.25
+    strength = torch.from_numpy(is_worn * noise.random((count, 1, 1, 1))).float()
+
+    line = torch.tensor([0.25, 0.5, 0.25])
+    kernel = (line[:, None] * line)[None, None].expand(3, 1, 3, 3)
+    padded = F.pad(x_B3HW, (1, 1, 1, 1), mode="replicate")
+    blurred = F.conv2d(padded, kernel, groups=3)
     x = torch.lerp(x_B3HW, blurred, strength)
-    gain = 1 + 0.12 * torch.from_numpy(noise.standard_normal((count, 1, 1, 1))).float() * strength
-    tint = 0.05 * torch.from_numpy(noise.standard_normal((count, 3, 1, 1))).float() * strength
-    grain = 0.05 * torch.from_numpy(noise.standard_normal(tuple(x.shape))).float() * strength
+
+    gain = 1 + 0.12 * draw_normal(count, 1, 1, 1) * strength
+    tint = 0.05 * draw_normal(count, 3, 1, 1) * strength
+    grain = 0.05 * draw_normal(*x.shape) * strength
     return (x * gain + tint + grain).clamp(-1, 1)
 
 
 def targets(
     placed: Sequence[Sequence[Placed]], classes: Sequence[str]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Heat [B, C, h, w] with a soft bump at each centre, distances [B, 4, h, w], mask of central
-    cells [B, 1, h, w].
+    """Make what the network should answer for scenes.
+
+    Returns the heat [B, C, h, w] with a soft bump at each centre, the distances of a cell to the
+    sides of its object [B, 4, h, w], and a mask of the cells around centres [B, 1, h, w].
     """
     cells = SIDE // STRIDE
     heat = torch.zeros(len(placed), len(classes), cells, cells)
     sides = torch.zeros(len(placed), 4, cells, cells)
     central = torch.zeros(len(placed), 1, cells, cells)
-    centres = cell_centres(SIDE)
     for b, scene in enumerate(placed):
         for one in scene:
             x1, y1, x2, y2 = one.box
-            j, i = (
-                min(int((low + high) / 2 / STRIDE), cells - 1) for low, high in ((x1, x2), (y1, y2))
-            )
-            bump = torch.exp(
-                -((torch.arange(cells)[:, None] - i) ** 2 + (torch.arange(cells) - j) ** 2) / 1.0
-            )
+            row = _find_cell(y1, y2, cells)
+            column = _find_cell(x1, x2, cells)
             channel = heat[b, classes.index(one.name)]
-            torch.maximum(channel, bump, out=channel)
-            for u in range(max(i - 1, 0), min(i + 2, cells)):
-                for v in range(max(j - 1, 0), min(j + 2, cells)):
-                    x = float(centres[v])
-                    y = float(centres[u])
-                    sides[b, :, u, v] = torch.tensor([x - x1, y - y1, x2 - x, y2 - y])
-                    central[b, 0, u, v] = 1
+            torch.maximum(channel, _make_bump(row, column, cells), out=channel)
+            _mark_centre(sides[b], central[b], one, row, column)
     return heat, sides, central
 
 
+def _find_cell(low: float, high: float, cells: int) -> int:
+    """Return the cell of the middle of an interval of pixels."""
+    return min(int((low + high) / 2 / STRIDE), cells - 1)
+
+
+def _make_bump(row: int, column: int, cells: int) -> Tensor:
+    """Return exp(-squared distance) to a cell, [h, w]."""
+    place = torch.arange(cells)
+    squared = (place[:, None] - row) ** 2 + (place - column) ** 2
+    return torch.exp(-squared / 1.0)
+
+
+def _mark_centre(
+    sides_4hw: Tensor, central_1hw: Tensor, one: Placed, row: int, column: int
+) -> None:
+    """Write the distances to an object's sides into the cells around its centre."""
+    x1, y1, x2, y2 = one.box
+    cells = central_1hw.shape[-1]
+    centres = cell_centres(SIDE)
+    for u in range(max(row - 1, 0), min(row + 2, cells)):
+        for v in range(max(column - 1, 0), min(column + 2, cells)):
+            x = float(centres[v])
+            y = float(centres[u])
+            sides_4hw[:, u, v] = torch.tensor([x - x1, y - y1, x2 - x, y2 - y])
+            central_1hw[0, u, v] = 1
+
+
 def step(network: nn.Module, x: Tensor, wanted: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """CenterNet's focal loss on the heat (its equation 1) and an L1 loss on the distances around
+    """Return the loss of one batch.
+
+    It is CenterNet's focal loss on the heat (its equation 1) and an L1 loss on the distances around
     the centres.
     """
     heat, sides, central = wanted
@@ -249,23 +297,19 @@ def step(network: nn.Module, x: Tensor, wanted: tuple[Tensor, Tensor, Tensor]) -
 def measure(
     detector: Detector, vq: VQ | None, options: training.Options, *, count: int = 96
 ) -> dict[str, float]:
-    """Precision, recall and colour accuracy on held-out renders and, with a tokenizer, on their
-    reconstructions.
+    """Measure precision, recall and colour accuracy on held-out renders.
+
+    With a tokenizer they are also measured on its reconstructions.
     """
     rng = random.Random("held-out detector")
     scenes = [one_scene(rng, options.classes) for _ in range(count)]
     pictures = np.stack([pixels for pixels, _ in scenes])
-    numbers = dict(
-        zip(
-            ("precision", "recall", "color"),
-            accuracy(detector, list(pictures), scenes),
-            strict=True,
-        )
-    )
+    precision, recall, color = accuracy(detector, list(pictures), scenes)
+    numbers = {"precision": precision, "recall": recall, "color": color}
     if vq is not None:
         again = through_tokenizer(vq, to_pixels(pictures), np.random.default_rng(0), swap=0.0)
-        found = accuracy(detector, list(to_uint8(again).numpy()), scenes)
-        numbers |= dict(zip(("recon_precision", "recon_recall", "recon_color"), found, strict=True))
+        precision, recall, color = accuracy(detector, list(to_uint8(again).numpy()), scenes)
+        numbers |= {"recon_precision": precision, "recon_recall": recall, "recon_color": color}
     return numbers
 
 
@@ -276,19 +320,18 @@ def accuracy(
     *,
     threshold: float = 0.4,
 ) -> tuple[float, float, float]:
-    """Precision and recall at IoU 0.5 with the right class, and the share of tinted hits whose
-    colour is read right.
+    """Measure precision and recall at IoU 0.5 with the right class, and the accuracy of colours.
+
+    The last is the share of tinted hits whose colour is read right.
     """
     hits = found = wanted = colored = right = 0
     for detections, (_, placed) in zip(detector.detect(pictures), scenes, strict=True):
         kept = [one for one in detections if one.score > threshold]
-        found = found + len(kept)
-        wanted = wanted + len(placed)
+        found += len(kept)
+        wanted += len(placed)
         free = list(placed)
         for one in kept:
-            match = next(
-                (p for p in free if p.name == one.name and overlap(p.box, one.box) > 0.5), None
-            )
+            match = next((other for other in free if _is_hit(one, other)), None)
             if match is None:
                 continue
             free.remove(match)
@@ -298,11 +341,19 @@ def accuracy(
     return hits / max(found, 1), hits / max(wanted, 1), right / max(colored, 1)
 
 
+def _is_hit(detection: Detection, placed: Placed) -> bool:
+    return detection.name == placed.name and overlap(placed.box, detection.box) > 0.5
+
+
 def overlap(a: Sequence[float], b: Sequence[float]) -> float:
-    """Intersection over union of two boxes."""
-    width, height = (max(0.0, min(a[i + 2], b[i + 2]) - max(a[i], b[i])) for i in (0, 1))
-    area = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - width * height
-    return width * height / area if area > 0 else 0.0
+    """Return the intersection over union of two boxes (x1, y1, x2, y2)."""
+    width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
+    height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    intersection = width * height
+    area_a = (a[2] - a[0]) * (a[3] - a[1])
+    area_b = (b[2] - b[0]) * (b[3] - b[1])
+    union = area_a + area_b - intersection
+    return intersection / union if union > 0 else 0.0
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Train the draft: `python -m harness.training.train_draft --set pictogram_16 --cpu-minutes 8`.
 
-A small model over the same tokens, taught by the generator: on the generator's own samples and on
-encoded scenes it learns the generator's guided law at every position, so that it needs no guidance
-of its own when it drafts.
+The draft is a small model over the same tokens, taught by the generator: on samples of the
+generator and on encoded scenes it learns the generator's guided distribution at every position, so
+that it needs no guidance when it drafts.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ SCALE = 2.0
 FRESH_EVERY = 12
 """Steps between two batches of samples drawn from the generator; drawing is the expensive part."""
 KEPT = 2048
+"""Samples of the generator that are kept to learn from, the latest."""
+Sample = tuple[list[int], Tensor]
+"""Word ids of a prompt, and the tokens [N] that the generator draws for it."""
 
 
 def main() -> None:
@@ -37,6 +40,7 @@ def main() -> None:
 
 
 def train(options: training.Options) -> GPT:
+    """Train until the budget is spent; return the running average of the weights."""
     draft = GPT(SPEC)
     average = GPT(SPEC)
     path = options.checkpoint("draft")
@@ -51,59 +55,72 @@ def train(options: training.Options) -> GPT:
     vq = trained_vq(options)
     teacher = trained_generator(options)
     assert vq is not None, "train the tokenizer first"
-    teach = training.compiled(guided_probs)
-    loss_of = training.compiled(loss_of_batch)
-    own: list[tuple[list[int], Tensor]] = []
+    teach = training.compile_if_possible(guided_probs)
+    loss_of = training.compile_if_possible(loss_of_batch)
+    drawn: list[Sample] = []
+
     while (share := progress.share(options.cpu_minutes)) < 1:
+        # 1. Let the generator draw now and then, and take a batch.
         training.set_rate(optimisers, training.decay(share))
-        rng = training.stream(options.seed, "draft", progress.step)
-        if progress.step % FRESH_EVERY == 0 or not own:
-            own = (own + samples(teacher, options, rng))[-KEPT:]
-        words, tokens = batch(own, vq, options, rng)
+        rng = training.step_rng(options.seed, "draft", progress.step)
+        if progress.step % FRESH_EVERY == 0 or not drawn:
+            drawn = (drawn + draw_samples(teacher, options, rng))[-KEPT:]
+        words, tokens = batch(drawn, vq, options, rng)
+
+        # 2. Learn the generator's distributions.
         with torch.no_grad():
             probs = teach(teacher, words, tokens)
         loss = loss_of(draft, words, tokens, probs)
         training.descend(loss, draft, optimisers)
-        training.follow(average, draft, min(0.998, progress.step / (progress.step + 10)))
+        decay = min(0.998, progress.step / (progress.step + 10))
+        training.update_average(average, draft, decay)
         progress.tick(BATCH)
+
+        # 3. Measure and save.
         if progress.step % 100 == 0:
             progress.note(loss=loss.item(), acceptance=acceptance(average, probs, words, tokens))
             training.save(path, progress, draft, optimisers, average=average.state_dict())
+
     progress.note(acceptance=acceptance(average, probs, words, tokens))
     training.save(path, progress, draft, optimisers, average=average.state_dict())
     return average
 
 
 def trained_generator(options: training.Options) -> GPT:
+    """Load the running average of this set's generator."""
     _, states = training.resume(options.checkpoint("generator"))
     gpt = GPT(TEACHERS[options.set])
     gpt.load_state_dict(states["average"])
     return gpt.eval().requires_grad_(False)
 
 
-def samples(
-    teacher: GPT, options: training.Options, rng: random.Random
-) -> list[tuple[list[int], Tensor]]:
-    """Prompts of the whole grammar and what the generator draws for them."""
+def draw_samples(teacher: GPT, options: training.Options, rng: random.Random) -> list[Sample]:
+    """Let the generator draw for prompts of the whole grammar."""
     texts = [one_sample(options.classes, rng).text for _ in range(BATCH)]
     tokens = draw_tokens(teacher, texts, scale=SCALE, seed=rng.getrandbits(32))
     return [(grammar.encode(text), row) for text, row in zip(texts, tokens, strict=True)]
 
 
 def batch(
-    own: list[tuple[list[int], Tensor]], vq: VQ, options: training.Options, rng: random.Random
+    drawn: list[Sample], vq: VQ, options: training.Options, rng: random.Random
 ) -> tuple[Tensor, Tensor]:
-    """Three quarters own samples, the rest encoded scenes: word ids [B, 32] and tokens [B, N]."""
-    drawn = rng.choices(own, k=3 * BATCH // 4)
-    scenes = [one_sample(options.classes, rng) for _ in range(BATCH - len(drawn))]
+    """Choose a batch, three quarters samples of the generator, the rest encoded scenes.
+
+    Returns word ids [B, 32] and tokens [B, N].
+    """
+    chosen = rng.choices(drawn, k=3 * BATCH // 4)
+    scenes = [one_sample(options.classes, rng) for _ in range(BATCH - len(chosen))]
+    pixels = np.stack([scene.pixels for scene in scenes])
     with torch.no_grad(), training.autocast():
-        tokens = vq.encode(to_pixels(np.stack([scene.pixels for scene in scenes])))
-    words = [ids for ids, _ in drawn] + [grammar.encode(scene.text) for scene in scenes]
-    return torch.tensor(words), torch.cat((torch.stack([row for _, row in drawn]), tokens))
+        scene_tokens = vq.encode(to_pixels(pixels))
+
+    words = [ids for ids, _ in chosen] + [grammar.encode(scene.text) for scene in scenes]
+    drawn_tokens = torch.stack([tokens for _, tokens in chosen])
+    return torch.tensor(words), torch.cat((drawn_tokens, scene_tokens))
 
 
 def guided_probs(teacher: GPT, word_B32: Tensor, token_BN: Tensor) -> Tensor:
-    """The generator's law at every position under the default guidance, [B, N, V]."""
+    """Return the generator's distribution at every position under guidance, [B, N, V]."""
     words = torch.cat((word_B32, torch.zeros_like(word_B32)))
     with training.autocast():
         logits = teacher.forward_train(words, token_BN.repeat(2, 1), training.attend_causally)
@@ -112,6 +129,7 @@ def guided_probs(teacher: GPT, word_B32: Tensor, token_BN: Tensor) -> Tensor:
 
 
 def loss_of_batch(draft: GPT, word_B32: Tensor, token_BN: Tensor, probs_BNV: Tensor) -> Tensor:
+    """Return the mean cross entropy of the generator's distributions."""
     with training.autocast():
         logits = draft.forward_train(word_B32, token_BN, training.attend_causally)
     return -(probs_BNV * F.log_softmax(logits.float(), -1)).sum(-1).mean()
@@ -119,12 +137,14 @@ def loss_of_batch(draft: GPT, word_B32: Tensor, token_BN: Tensor, probs_BNV: Ten
 
 @torch.no_grad()
 def acceptance(draft: GPT, probs_BNV: Tensor, word_B32: Tensor, token_BN: Tensor) -> float:
-    """Mean chance that the exact rule accepts a drafted token, 1 - total variation, on the
-    generator's own samples.
+    """Measure the mean chance that the exact rule accepts a drafted token.
+
+    It is 1 minus the total variation, on the samples of the generator, which a batch begins with.
     """
-    own = 3 * BATCH // 4
+    count = 3 * BATCH // 4
     proposed = F.softmax(draft.forward_train(word_B32, token_BN, causal), -1)
-    return float(torch.minimum(proposed, probs_BNV)[:own].sum(-1).mean())
+    overlap_BN = torch.minimum(proposed, probs_BNV)[:count].sum(-1)
+    return float(overlap_BN.mean())
 
 
 if __name__ == "__main__":

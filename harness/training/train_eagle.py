@@ -1,10 +1,9 @@
-"""Train EAGLE's layer for a model: `python -m harness.training.train_eagle --model pictogram
---cpu-minutes 10`.
+"""Train EAGLE's layer for a model: `python -m harness.training.train_eagle --model pictogram`.
 
 The model draws pictures for training captions, and the layer learns to continue its features on
-them: the next feature, and the law that the head makes of it under the model's guidance. The
-embedded model's captions come from its grammar; others are given with --captions, one a line, none
-of a benchmark. A checkpoint continues where it ended.
+them: the next feature, and the distribution that the head makes of it under the model's guidance.
+The embedded model's captions come from its grammar; others are given with --captions, one a line,
+none of a benchmark. A checkpoint continues where it ended.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import argparse
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import hydra
 import torch
@@ -33,8 +33,11 @@ from harness.training import loop as training
 FRESH_EVERY = 12
 """Steps between two batches of pictures drawn by the model; drawing is the expensive part."""
 KEPT = 4096
+"""Drawn pictures that are kept to learn from, the latest."""
 NOISE = 0.2
 """Width of the uniform noise on the features that go in (LANTERN's training)."""
+Captions = Callable[[random.Random], str]
+"""Draws one training caption."""
 
 
 def main() -> None:
@@ -58,15 +61,16 @@ def main() -> None:
         help="folder of checkpoints: <work>/<model's name>/eagle.pt",
     )
     given = parser.parse_args()
+
     torch.set_num_threads(1)
     torch.manual_seed(given.seed)
     with hydra.initialize_config_module("conf", version_base="1.3"):
         config = resolve_config(hydra.compose("config", [f"model={given.model}"]).model)
     sampling = Sampling(**config.pop("sampling"))
-    whole = (
-        {"collapse": False} if "llamagen" in config["_target_"] else {}
-    )  # the features of all prompt positions
-    model = hydra.utils.instantiate(config, device=given.device, **whole)
+    if "llamagen" in config["_target_"]:
+        config["collapse"] = False  # the layer reads the features of all prompt positions
+    model = hydra.utils.instantiate(config, device=given.device)
+
     captions = read_captions(given.captions) if given.captions else grammar_captions(model)
     path = given.work / model.name / "eagle.pt"
     train(
@@ -80,11 +84,8 @@ def main() -> None:
     )
 
 
-Captions = Callable[[random.Random], str]
-"""One training caption."""
-
-
 def read_captions(path: Path) -> Captions:
+    """Choose captions from the lines of a file. Raises UserError where there is none."""
     try:
         lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
     except OSError as error:
@@ -95,6 +96,7 @@ def read_captions(path: Path) -> Captions:
 
 
 def grammar_captions(model: ImageModel) -> Captions:
+    """Make captions from the embedded model's grammar. Raises UserError for other models."""
     from harness.training.train_generator import one_sample
 
     if not hasattr(model, "classes"):
@@ -114,11 +116,13 @@ def train(
     batch: int,
     seed: int,
 ) -> Layer:
-    """Train until the budget of process time is spent; checkpoints go to `path`. Returns the
-    running average.
+    """Train until the budget of process time is spent; return the running average.
+
+    Checkpoints go to `path`.
     """
     spec = target_spec(model)
-    layer, average = (new_layer(spec).to(model.device) for _ in range(2))
+    layer = new_layer(spec).to(model.device)
+    average = new_layer(spec).to(model.device)
     progress, states = training.resume(path)
     optimisers = training.muon_adamw(layer, 0.02, 3e-3)
     if states:
@@ -126,35 +130,35 @@ def train(
         training.restore(optimisers, states["optimisers"])
     average.load_state_dict(states.get("average", layer.state_dict()))
     pictures: list[tuple[str, Tensor]] = []
+
     while (share := progress.share(minutes)) < 1:
+        # 1. Let the model draw now and then, and choose a batch.
         training.set_rate(optimisers, training.decay(share))
-        rng = training.stream(seed, "eagle", progress.step)
+        rng = training.step_rng(seed, "eagle", progress.step)
         if progress.step % FRESH_EVERY == 0 or not pictures:
-            pictures = (
-                pictures + draw_pictures(model, sampling, [captions(rng) for _ in range(64)], rng)
-            )[-KEPT:]
+            fresh = draw_pictures(model, sampling, [captions(rng) for _ in range(64)], rng)
+            pictures = (pictures + fresh)[-KEPT:]
         texts, tokens = zip(*rng.choices(pictures, k=batch), strict=True)
+
+        # 2. Learn to continue the model's features.
         lesson = Lesson(model, sampling, texts, torch.stack(tokens))
-        loss, overlap = lesson.loss(
-            layer, torch.Generator(model.device).manual_seed(rng.getrandbits(32))
-        )
+        generator = torch.Generator(model.device).manual_seed(rng.getrandbits(32))
+        loss, overlap = lesson.loss(layer, generator)
         training.descend(loss, layer, optimisers)
-        training.follow(average, layer, min(0.998, progress.step / (progress.step + 10)))
+        decay = min(0.998, progress.step / (progress.step + 10))
+        training.update_average(average, layer, decay)
         progress.tick(batch)
+
+        # 3. Measure and save.
         if progress.step % 50 == 0 or progress.share(minutes) == 1:
             progress.note(loss=loss.item(), acceptance=overlap)
-            training.save(
-                path,
-                progress,
-                layer,
-                optimisers,
-                average=average.state_dict(),
-                target=model.revision,
-            )
+            states = {"average": average.state_dict(), "target": model.revision}
+            training.save(path, progress, layer, optimisers, **states)
     return average
 
 
 def new_layer(spec: TrunkSpec) -> Layer:
+    """Make a layer with random matrices; its output projections and biases are zero."""
     layer = Layer(spec)
     for name, parameter in layer.named_parameters():
         if parameter.ndim == 2:
@@ -168,14 +172,13 @@ def new_layer(spec: TrunkSpec) -> Layer:
 def draw_pictures(
     model: ImageModel, sampling: Sampling, texts: Sequence[str], rng: random.Random
 ) -> list[tuple[str, Tensor]]:
-    """What the model draws for some texts, plainly."""
+    """Let the model draw images for some texts by plain sampling; return texts and tokens [N]."""
     slots = len(texts) * (1 if sampling.scale == 1 else 2)
     sampler = Sampler(model, sampling, slots=slots, prefill=(16, 32))
     seed = rng.getrandbits(32)
-    rows = [
-        sampler.open(*sampler.contexts(text), derive(seed, i), Usage())
-        for i, text in enumerate(texts)
-    ]
+    rows = []
+    for i, text in enumerate(texts):
+        rows.append(sampler.open(*sampler.contexts(text), derive(seed, i), Usage()))
     nothing = [None] * len(rows)
     while not rows[0].done:
         sampler.forward(rows, nothing)
@@ -184,8 +187,9 @@ def draw_pictures(
 
 
 class Lesson:
-    """The target's features on some pictures, teacher-forced: of the null prompt and the text, or
-    of the text alone.
+    """The target's features on some pictures, all positions at once.
+
+    Under guidance they are of the null branches and the text branches, else of the text alone.
     """
 
     @torch.no_grad()
@@ -198,29 +202,33 @@ class Lesson:
         if self.scale != 1:
             branches = [(None, text) for text in texts] + branches
             token_BN = token_BN.repeat(2, 1)
-        token_BN = token_BN.to(model.device)
+        device = model.device
+        token_BN = token_BN.to(device)
+
+        # 1. Embed prompts and tokens; the last token has no successor.
         contexts = [model.context(text, like) for text, like in branches]
-        self.start_B = torch.tensor([len(context) for context in contexts], device=model.device)
-        index_BN = torch.arange(token_BN.shape[1] - 1, device=model.device).expand(
-            len(branches), -1
-        )
+        self.start_B = torch.tensor([len(context) for context in contexts], device=device)
+        tokens = token_BN.shape[1]
+        index_BN = torch.arange(tokens - 1, device=device).expand(len(branches), -1)
         image_BND = model.embed(token_BN[:, :-1], index_BN)
         rows = [torch.cat(parts) for parts in zip(contexts, image_BND, strict=True)]
-        self.x_BLD = torch.nn.utils.rnn.pad_sequence(
-            rows, batch_first=True
-        )  # behind a causal mask padding is idle
-        self.pos_BL = torch.arange(self.x_BLD.shape[1], device=model.device).expand(len(rows), -1)
-        with (
-            training.autocast()
-            if model.device.type == "cpu"
-            else torch.autocast("cuda", enabled=False)
-        ):
-            self.feature_BLD = model.forward(
-                self.x_BLD, self.pos_BL, self.start_B, self._attend()
-            ).to(model.dtype)
-        self.image_BN = (
-            self.start_B[:, None] - 1 + torch.arange(token_BN.shape[1], device=model.device)
-        )
+        # Padding lies behind the tokens, where a causal mask makes it idle.
+        self.x_BLD = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        self.pos_BL = torch.arange(self.x_BLD.shape[1], device=device).expand(len(rows), -1)
+
+        # 2. Forward them.
+        with self._autocast():
+            feature_BLD = model.forward(self.x_BLD, self.pos_BL, self.start_B, self._attend())
+        self.feature_BLD = feature_BLD.to(model.dtype)
+
+        # 3. Find the positions whose features the tokens are drawn from.
+        self.image_BN = self.start_B[:, None] - 1 + torch.arange(tokens, device=device)
+
+    def _autocast(self) -> torch.autocast:
+        """Compute in bfloat16 on a CPU, on a GPU in the model's number format."""
+        if self.model.device.type == "cpu":
+            return training.autocast()
+        return torch.autocast("cuda", enabled=False)
 
     def _attend(self) -> Attend:
         if self.model.device.type == "cpu":
@@ -228,25 +236,32 @@ class Lesson:
         return lambda _layer, q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
     def loss(self, layer: Layer, generator: torch.Generator) -> tuple[Tensor, float]:
-        """Smooth L1 of features plus the cross entropy of guided laws; and the mean overlap of the
-        laws.
+        """Return the loss of a layer, and the mean overlap of its distributions with the target's.
 
-        The pair that predicts the second token is the first that counts; the last feature has no
+        The loss is the smooth L1 of features plus the cross entropy of guided distributions. The
+        pair that predicts the second token is the first that counts; the last feature has no
         successor.
         """
         shape = self.feature_BLD.shape
         device = self.model.device
+
+        # 1. Guess each next feature from a noisy one and the token behind it.
         noise_BLD = (torch.rand(shape, generator=generator, device=device) - 0.5) * NOISE
         noisy_BLD = self.feature_BLD.float() + noise_BLD
-        rotary_BL2 = self.model.rotary(self.pos_BL[:, 1:], self.start_B)  # type: ignore[attr-defined]
+        model: Any = self.model  # of a kind that has rotary positions
+        rotary_BL2 = model.rotary(self.pos_BL[:, 1:], self.start_B)
         with torch.autocast(device.type, dtype=torch.bfloat16):
             guess_BLD = layer(
                 self.x_BLD[:, 1:].float(), noisy_BLD[:, :-1], rotary_BL2, self._attend()
             )
+
+        # 2. Compare features at the image's positions.
         place_BND = self.image_BN[:, :-1, None].expand(-1, -1, shape[2])
         guess_BND = guess_BLD.float().gather(1, place_BND)
         true_BND = self.feature_BLD.float().gather(1, place_BND + 1)
         regression = F.smooth_l1_loss(guess_BND, true_BND)
+
+        # 3. Compare the distributions that the head makes of them.
         with torch.no_grad():
             probs_BNV = self._guided(true_BND).softmax(-1)
         guess_BNV = self._guided(guess_BND)
@@ -255,6 +270,7 @@ class Lesson:
         return regression + classification, float(overlap)
 
     def _guided(self, feature_BND: Tensor) -> Tensor:
+        """Return the guided logits of features, [B, N, V]."""
         with torch.autocast(feature_BND.device.type, dtype=torch.bfloat16):
             logits_BNV = self.model.head(feature_BND.to(self.model.dtype)).float()
         if self.scale == 1:

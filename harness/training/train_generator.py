@@ -1,10 +1,9 @@
-"""Train the generator: `python -m harness.training.train_generator --set pictogram_16 --cpu-minutes
-60`.
+"""Train the generator: `python -m harness.training.train_generator --cpu-minutes 60`.
 
 Fresh scenes are encoded on the fly. A tenth of the captions is dropped and some are wrong, so that
 guidance has work to do, as it has on captions from the web. Every few hundred steps the running
-average of the weights is sampled and judged; training ends when the budget is spent or the model is
-good enough: methods need room above plain sampling.
+average of the weights is sampled and judged. Training ends when the budget is spent or the model is
+good enough: if plain sampling were perfect, no method could be better.
 """
 
 from __future__ import annotations
@@ -37,8 +36,11 @@ TASKS = (
 )
 """How often each task is practised; tinted pairs are the hard ones."""
 NULL = 0.10
+"""Share of the captions that are dropped."""
 WRONG = 0.05
+"""Share of the captions that are those of another picture."""
 AVERAGE = 0.998
+"""Decay of the running average of the weights."""
 
 
 def main() -> None:
@@ -54,6 +56,10 @@ def main() -> None:
 
 
 def train(options: training.Options, enough: float) -> GPT:
+    """Train until the budget is spent, or the mean score is above `enough`.
+
+    Returns the running average of the weights.
+    """
     gpt = GPT(SPECS[options.set])
     average = GPT(SPECS[options.set])
     path = options.checkpoint("generator")
@@ -67,19 +73,25 @@ def train(options: training.Options, enough: float) -> GPT:
     average.load_state_dict(states.get("average", gpt.state_dict()))
     vq = trained_vq(options)
     assert vq is not None, "train the tokenizer first"
-    loss_of = training.compiled(loss_of_batch)
-    encode = training.compiled(vq.encode)
+    loss_of = training.compile_if_possible(loss_of_batch)
+    encode = training.compile_if_possible(vq.encode)
     losses: list[float] = []
+
     while (share := progress.share(options.cpu_minutes)) < 1:
+        # 1. Draw fresh scenes and encode them.
         training.set_rate(optimisers, training.decay(share))
-        words, tokens = batch(
-            options, training.stream(options.seed, "generator", progress.step), encode
-        )
+        rng = training.step_rng(options.seed, "generator", progress.step)
+        words, tokens = batch(options, rng, encode)
+
+        # 2. Learn to predict their tokens.
         loss = loss_of(gpt, words, tokens)
         training.descend(loss, gpt, optimisers)
-        training.follow(average, gpt, min(AVERAGE, progress.step / (progress.step + 10)))
+        decay = min(AVERAGE, progress.step / (progress.step + 10))
+        training.update_average(average, gpt, decay)
         losses.append(loss.item())
         progress.tick(BATCH)
+
+        # 3. Save, and measure now and then.
         if progress.step % 50 == 0:
             training.save(path, progress, gpt, optimisers, average=average.state_dict())
         if progress.step % 100 == 0:
@@ -87,12 +99,14 @@ def train(options: training.Options, enough: float) -> GPT:
             progress.note(loss=float(np.mean(losses[-100:])), **score)
             if score.get("mean", 0.0) > enough:
                 break
+
     progress.note(loss=float(np.mean(losses[-100:])), **watch(average, vq, options))
     training.save(path, progress, gpt, optimisers, average=average.state_dict())
     return average
 
 
 def loss_of_batch(gpt: GPT, word_B32: Tensor, token_BN: Tensor) -> Tensor:
+    """Return the mean cross entropy of the tokens."""
     with training.autocast():
         logits = gpt.forward_train(word_B32, token_BN, training.attend_causally)
     return F.cross_entropy(logits.float().flatten(0, 1), token_BN.flatten())
@@ -101,10 +115,15 @@ def loss_of_batch(gpt: GPT, word_B32: Tensor, token_BN: Tensor) -> Tensor:
 def batch(
     options: training.Options, rng: random.Random, encode: training.Encode
 ) -> tuple[Tensor, Tensor]:
-    """Word ids [B, 32] and codes [B, N] of fresh scenes, some captions dropped or exchanged."""
+    """Draw fresh scenes; return their word ids [B, 32] and codes [B, N].
+
+    Some captions are dropped, and some are those of another scene.
+    """
     samples = [one_sample(options.classes, rng) for _ in range(BATCH)]
+    pixels = np.stack([sample.pixels for sample in samples])
     with torch.no_grad(), training.autocast():
-        tokens = encode(to_pixels(np.stack([sample.pixels for sample in samples])))
+        tokens = encode(to_pixels(pixels))
+
     texts: list[str | None] = [sample.text for sample in samples]
     for i in range(BATCH):
         luck = rng.random()
@@ -116,20 +135,19 @@ def batch(
 
 
 def one_sample(classes: Sequence[str], rng: random.Random) -> world.Sample:
-    """GenEval's templates 60 %, with layout clauses 25 %, TIIF-like wordings 15 %."""
+    """Draw a scene: 60 % GenEval's templates, 25 % with layout clauses, 15 % TIIF-like wordings."""
     luck = rng.random()
     if luck < 0.60:
         return world.draw_sample(rng, classes, tasks=TASKS, style="geneval", layout_share=0.0)
     if luck < 0.85:
-        return world.draw_sample(
-            rng, classes, tasks=TASKS, style="geneval" if luck < 0.80 else "short", layout_share=1.0
-        )
-    return world.draw_sample(
-        rng, classes, tasks=TASKS, style="short" if luck < 0.925 else "long", layout_share=0.0
-    )
+        style: world.Style = "geneval" if luck < 0.80 else "short"
+        return world.draw_sample(rng, classes, tasks=TASKS, style=style, layout_share=1.0)
+    style = "short" if luck < 0.925 else "long"
+    return world.draw_sample(rng, classes, tasks=TASKS, style=style, layout_share=0.0)
 
 
 def trained_detector(options: training.Options, part: str = "judge") -> Detector | None:
+    """Load the detector of this set's checkpoint; None where it is not trained yet."""
     _, states = training.resume(options.checkpoint(part))
     if not states:
         return None
@@ -141,8 +159,9 @@ def trained_detector(options: training.Options, part: str = "judge") -> Detector
 def watch(
     gpt: GPT, vq: VQ, options: training.Options, *, count: int = 96, scale: float = 2.0
 ) -> dict[str, float]:
-    """Share of right pictures per task, and their mean, on fresh prompts; nothing while there is no
-    detector.
+    """Measure the share of right pictures of each task, and their mean, on fresh prompts.
+
+    Returns nothing while there is no detector.
     """
     judge = trained_detector(options)
     if judge is None:
@@ -151,16 +170,12 @@ def watch(
     tokens = draw_tokens(gpt, [row["prompt"] for row in rows], scale=scale, seed=0)
     with torch.no_grad():
         pictures = to_uint8(vq.decode(tokens, GRID)).numpy()
-    right = [
-        holds(row, found) for row, found in zip(rows, judge.detect(list(pictures)), strict=True)
-    ]
-    tasks = {
-        task: float(
-            np.mean([ok for ok, row in zip(right, rows, strict=True) if row["tag"] == task])
-        )
-        for task in grammar.TASKS
-    }
-    return {"mean": float(np.mean(list(tasks.values()))), **tasks}
+
+    verdicts: dict[str, list[bool]] = {task: [] for task in grammar.TASKS}
+    for row, found in zip(rows, judge.detect(list(pictures)), strict=True):
+        verdicts[row["tag"]].append(holds(row, found))
+    shares = {task: float(np.mean(right)) for task, right in verdicts.items()}
+    return {"mean": float(np.mean(list(shares.values()))), **shares}
 
 
 if __name__ == "__main__":
