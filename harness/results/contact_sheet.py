@@ -71,12 +71,13 @@ def write_contact_sheet(folders: Sequence[Path], path: Path, rows: int = 12) -> 
 
     width = PROMPT_WIDTH + len(runs) * PITCH + GAP
     height = RUN_NAME_HEIGHT + len(prompts) * PITCH + GAP
-    sheet = Sheet(width, height)
+    sheet = ContactSheet(width, height)
 
     for column, run in enumerate(runs):
         x = PROMPT_WIDTH + column * PITCH
         method = str(run.about["method"]).replace("_", " ")
-        sheet.write((x, 12), f"{method} {run.about['params']}", size=17, width=TILE)
+        name = f"{method} {run.about['params']}"
+        sheet.write((x, 12), name, size=17, width=TILE)
 
     for row, prompt in enumerate(prompts):
         y = RUN_NAME_HEIGHT + row * PITCH
@@ -109,7 +110,7 @@ def render_contact_sheet(run: Run, pictures: int = 16, columns: int = 4) -> byte
         return None
 
     rows = math.ceil(len(prompts) / columns)
-    sheet = Sheet(GAP + columns * PITCH, GAP + rows * PITCH)
+    sheet = ContactSheet(GAP + columns * PITCH, GAP + rows * PITCH)
     for i, prompt in enumerate(prompts):
         row, column = divmod(i, columns)
         x = GAP + column * PITCH
@@ -134,7 +135,7 @@ def draw_reward_range(run: Run, reward: Judge, each: int = 3) -> Image.Image:
     row_height = TILE + CAPTION_HEIGHT + 3 * GAP
     width = CATEGORY_WIDTH + len(PARTS) * part_width
     height = PART_NAME_HEIGHT + len(grades) * row_height
-    sheet = Sheet(width, height)
+    sheet = ContactSheet(width, height)
 
     for i, part in enumerate(PARTS):
         sheet.write((CATEGORY_WIDTH + i * part_width, 8), part, size=17)
@@ -167,10 +168,13 @@ def _split_range(graded: Sequence[Grade], each: int) -> tuple[list[Key], ...]:
     """Return the images of each of PARTS, best first."""
     keys = [key for _, key in sorted(graded, reverse=True)]
     middle = max(0, (len(keys) - each) // 2)
-    return keys[:each], keys[middle : middle + each], keys[-each:]
+    best = keys[:each]
+    median = keys[middle : middle + each]
+    worst = keys[-each:]
+    return best, median, worst
 
 
-def _draw_captioned(sheet: Sheet, corner: Corner, run: Run, keys: Sequence[Key]) -> None:
+def _draw_captioned(sheet: ContactSheet, corner: Corner, run: Run, keys: Sequence[Key]) -> None:
     """Draw images in a row, each with its prompt below."""
     left, y = corner
     for column, key in enumerate(keys):
@@ -183,7 +187,7 @@ def _draw_captioned(sheet: Sheet, corner: Corner, run: Run, keys: Sequence[Key])
 # --- parts of a sheet -----------------------------------------------------------------------------
 
 
-class Sheet:
+class ContactSheet:
     """A white image of that size, on which pictures and texts are drawn."""
 
     def __init__(self, width: int, height: int) -> None:

@@ -102,7 +102,8 @@ def describe_planned(run: Run) -> Page:
 
 
 def _group(run: Run) -> str:
-    return f"{run.protocol.benchmark}-{run.protocol.model}-{run.protocol.id}"
+    protocol = run.protocol
+    return f"{protocol.benchmark}-{protocol.model}-{protocol.id}"
 
 
 def _describe_run(run: Run, row: pd.Series, metrics: pd.DataFrame, pictures: int) -> Page:
@@ -124,9 +125,11 @@ def _describe_run(run: Run, row: pd.Series, metrics: pd.DataFrame, pictures: int
 def _run_points(row: pd.Series) -> list[Line]:
     """Return a run's score over each known budget."""
     points: list[Line] = []
-    for prefix, budget in BUDGETS.values():
-        if row[budget] > 0:
-            points.append({budget: float(row[budget]), f"{prefix}/score": float(row["score"])})
+    score = float(row["score"])
+    for prefix, budget_name in BUDGETS.values():
+        budget = float(row[budget_name])
+        if budget > 0:
+            points.append({budget_name: budget, f"{prefix}/score": score})
     return points
 
 

@@ -113,7 +113,8 @@ def _protocol(run: Run) -> RankingProtocol:
 def _dress(runs: Sequence[Run], rows: Sequence[Row]) -> list[Shown]:
     """Give each run of a panel its name, colour and symbol."""
     group = RankedGroup(runs)
-    methods = sorted({str(run.about["method"]) for run in runs} - {PLAIN})
+    methods = {str(run.about["method"]) for run in runs}
+    colored = sorted(methods - {PLAIN})
     families: dict[str, list[str]] = {}
     shown = []
     for run, row in zip(runs, rows, strict=True):
@@ -130,7 +131,7 @@ def _dress(runs: Sequence[Run], rows: Sequence[Row]) -> list[Shown]:
         known = families.setdefault(method, [])
         if one.family not in known:
             known.append(one.family)
-        color = 0 if method == PLAIN else 1 + methods.index(method)
+        color = 0 if method == PLAIN else 1 + colored.index(method)
         shown.append(replace(one, color=color, symbol=known.index(one.family)))
     return shown
 
@@ -145,7 +146,8 @@ def _method(run: Run) -> str:
 
 def _options(run: Run, among: Sequence[Run]) -> str:
     """Join a run's options, the number of candidates first, and what tells it from the others."""
-    words = [option for option in str(run.about["params"]).split(", ") if option]
+    params = str(run.about["params"])
+    words = [option for option in params.split(", ") if option]
 
     n = run.options.get("n")
     if isinstance(n, int) and f"n={n}" not in words:
@@ -172,7 +174,8 @@ def _family(run: Run) -> str:
 
 def _best_first(one: Shown) -> tuple[float, str, str]:
     score = float(one.row["score"])
-    return (math.inf if math.isnan(score) else -score), one.label, one.id
+    rank = math.inf if math.isnan(score) else -score
+    return rank, one.label, one.id
 
 
 # --- costs and curves -----------------------------------------------------------------------------
@@ -194,6 +197,8 @@ FRONTS = {"tokens": "budget", "seconds": "budget_s"}
 """Front -> the leaderboard's column with its cost."""
 PLAIN_COST = 1.01
 """Runs that cost more have a budget above plain sampling's."""
+_Family = tuple[str, str | None, int | None]
+"""Name of a family, id of its plain run, and images at a time."""
 
 
 def dots(panel: Panel, front: str) -> list[Dot]:
@@ -224,10 +229,11 @@ def curves(panel: Panel) -> list[tuple[str, list[Dot]]]:
     """
     every = dots(panel, "tokens")
     by_id = {dot.one.id: dot for dot in every}
-    families: dict[tuple[str, str | None, int | None], list[Dot]] = {}
+    families: dict[_Family, list[Dot]] = {}
     for dot in every:
         if dot.cost > PLAIN_COST:
-            family = (dot.one.family, dot.one.plain, dot.one.run.concurrency)
+            one = dot.one
+            family = (one.family, one.plain, one.run.concurrency)
             families.setdefault(family, []).append(dot)
 
     found = []
@@ -260,7 +266,8 @@ def spent(one: Shown) -> dict[str, float]:
         return {}
     found = {stage: float(one.row[column]) for stage, column in SPENT.items()}
     if one.run.concurrency == 1:
-        found["host"] = max(0.0, float(one.row["wall_s"]) - sum(found.values()))
+        wall_s = float(one.row["wall_s"])
+        found["host"] = max(0.0, wall_s - sum(found.values()))
     return found
 
 
@@ -380,8 +387,8 @@ def _spread_over_candidates(
 
     A series holds, step by step, a value for each candidate that is alive.
     """
-    last_N = np.array([steps - 1 if last is None else last for last in terminated_at])
-    is_alive_TN = np.arange(steps)[:, None] <= last_N
+    last = [steps - 1 if step is None else step for step in terminated_at]
+    is_alive_TN = np.arange(steps)[:, None] <= np.array(last)
     values_TN = np.full(is_alive_TN.shape, np.nan)
     values_TN[is_alive_TN] = values
     return values_TN.T
@@ -419,13 +426,15 @@ def _count_stop(stop: Mapping[str, Any], prompt: str) -> dict[str, int]:
     """Count what happened to the candidates of one image at one stop."""
     possible = stop.get("possible") or []
     texts = stop.get("texts") or []
+    failed = int(stop.get("failed") or 0)
+    unanswered = int(stop.get("unanswered") or 0)
     return {
         "images": 1,
         "candidates": max(len(possible), len(texts)),
         "impossible": possible.count(False),
         "replaced": _count_replaced(stop),
         "reworded": sum(text != prompt for text in texts),
-        "unanswered": int(stop.get("failed") or 0) + int(stop.get("unanswered") or 0),
+        "unanswered": failed + unanswered,
         "malformed": int(stop.get("malformed") or 0),
     }
 

@@ -192,7 +192,8 @@ def _describe_run(one: Shown, results: Path) -> dict[str, Any]:
 
     row = pd.Series(dict(one.row))
     for name in ("vs_plain", "vs_bon"):
-        found[f"{name}_resolved"] = not pd.isna(row[name]) and resolved(row, name)
+        is_known = not pd.isna(row[name])
+        found[f"{name}_resolved"] = is_known and resolved(row, name)
 
     found["folder"] = os.path.relpath(one.run.path, results)
     found["seconds"] = _plain(one.seconds)
@@ -216,8 +217,8 @@ def _describe_confidence(one: Shown, found: Confidence) -> dict[str, Any]:
     series = ("right", "wrong", "delivered", "ended", "threshold", "alive", "terminated")
     described: dict[str, Any] = {"id": one.id, "side": found.side}
     for name in series:
-        values_T = getattr(found, f"{name}_T")
-        described[name] = [_plain(round(float(value), 4)) for value in values_T]
+        values = getattr(found, f"{name}_T").tolist()
+        described[name] = [_plain(round(float(value), 4)) for value in values]
     return described
 
 
@@ -225,7 +226,8 @@ def _stage_examples(one: Shown, keys: Sequence[Key]) -> list[dict[str, Any]]:
     """Return some entries in which GridAR replaced candidates, with what it noted there."""
     examples = []
     for entry in collect.replaced_entries(one, keys, EXAMPLES):
-        examples.append({"entry": entry, "stages": one.run.done[keys[entry]].notes["stages"]})
+        record = one.run.done[keys[entry]]
+        examples.append({"entry": entry, "stages": record.notes["stages"]})
     return examples
 
 

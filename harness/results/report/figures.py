@@ -70,7 +70,10 @@ STYLE: Any = {
     "pdf.fonttype": 42,  # letters stay letters
     "svg.hashsalt": "figures",  # names inside the file are drawn from it
 }
-UNDATED: dict[str, Any] = {"pdf": {"CreationDate": None, "Producer": None}, "svg": {"Date": None}}
+UNDATED: dict[str, Any] = {
+    "pdf": {"CreationDate": None, "Producer": None},
+    "svg": {"Date": None},
+}
 """Metadata for each kind of file: None keeps the time and the program's version out."""
 
 Draw = Callable[["Figure"], object]
@@ -104,8 +107,9 @@ def write_figures(
                     continue
                 figure = Figure(figsize=(WIDTH, HEIGHT))
                 draw(figure)
-                figure.savefig(folder / f"{i}-{name}.{kind}", metadata=UNDATED[kind])
-                names.append(f"{i}-{name}")
+                file_name = f"{i}-{name}"
+                figure.savefig(folder / f"{file_name}.{kind}", metadata=UNDATED[kind])
+                names.append(file_name)
     return names
 
 
@@ -281,7 +285,8 @@ def _draw_histogram(figure: Figure, found: Sequence[tuple[Shown, list[int]]], ti
             color=color,
             label=f"{one.label} ({mean:.2f})",
         )
-    axes.set_xticks(range(max(len(counts) for _, counts in found)))
+    longest = max(len(counts) for _, counts in found)
+    axes.set_xticks(range(longest))
     axes.set(xlabel=f"{title} in a decode step", ylabel="share of decode steps")
     _add_legend(figure)
 
@@ -293,7 +298,10 @@ def _draw_maps(figure: Figure, found: Confidence) -> None:
         "wrong images": found.wrong_T,
         "ended early": found.ended_T,
     }
-    maps = {name: values_T for name, values_T in every.items() if not np.isnan(values_T).all()}
+    maps = {}
+    for name, values_T in every.items():
+        if not np.isnan(values_T).all():
+            maps[name] = values_T
     values = np.concatenate(list(maps.values()))
     limits: dict[str, Any] = {"vmin": np.nanmin(values), "vmax": np.nanmax(values)}
 
@@ -333,13 +341,19 @@ def _draw_timeline(figure: Figure, one: Shown, found: Confidence) -> None:
 
 def _look(one: Shown) -> tuple[str, str]:
     """Return a run's colour and marker."""
-    return PALETTE[one.color % len(PALETTE)], MARKERS[one.symbol % len(MARKERS)]
+    color = PALETTE[one.color % len(PALETTE)]
+    marker = MARKERS[one.symbol % len(MARKERS)]
+    return color, marker
 
 
 def _draw_dot(axes: Axes, dot: Dot, color: str | None = None, label: str | None = None) -> None:
     """Draw a run with its interval, in the colour of its method unless another is given."""
     method_color, marker = _look(dot.one)
-    error = None if math.isnan(dot.low) else [[dot.score - dot.low], [dot.high - dot.score]]
+    error = None
+    if not math.isnan(dot.low):
+        below = dot.score - dot.low
+        above = dot.high - dot.score
+        error = [[below], [above]]
     axes.errorbar(
         dot.cost,
         dot.score,
@@ -357,18 +371,24 @@ def _set_doubling_axis(axes: Axes, costs: Sequence[float]) -> None:
     low = math.floor(math.log2(min(costs)) + 0.01)
     high = math.ceil(math.log2(max(costs)) - 0.01)
     ticks = [2.0**power for power in range(low, high + 1)]
-    labels = [f"{tick:g}" if tick >= 1 else f"1/{1 / tick:g}" for tick in ticks]
     axes.set_xscale("log", base=2)
-    axes.set_xticks(ticks, labels)
+    axes.set_xticks(ticks, [_fraction(tick) for tick in ticks])
     axes.minorticks_off()
+
+
+def _fraction(value: float) -> str:
+    """Format a power of two: 1/2, 1, 2, ..."""
+    return f"{value:g}" if value >= 1 else f"1/{1 / value:g}"
 
 
 def _set_decimal_ticks(axes: Axes, values: Sequence[float]) -> None:
     """Set ticks at 1, 2 and 5 times powers of ten on a log axis."""
     low = min(values) / 1.4
     high = max(values) * 1.4
+    lowest = math.floor(math.log10(low))
+    highest = math.ceil(math.log10(high))
     ticks = []
-    for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1):
+    for power in range(lowest, highest + 1):
         for digit in (1, 2, 5):
             tick = digit * 10.0**power
             if low <= tick <= high:
