@@ -41,11 +41,8 @@ A module may import its own room and those of lower rows. What lies beside the f
 `records` and `download` apart; so are the plugins.
 """
 
-DISCREET = ["kernels", "models", "judges", "runs", "sweeps", "results", "commands", "training"]
-"""Rooms in which no object's private parts are read outside its own module.
-
-A room is added once that holds there.
-"""
+DISCREET = [name for row in ROOMS for name in sorted(row)]
+"""Rooms in which no object's private parts are read outside its own module: all of them."""
 PUBLIC_DESPITE_UNDERSCORE = {"_exit", "_asdict", "_fields", "_replace"}
 """Documented names: of `os`, and of named tuples."""
 

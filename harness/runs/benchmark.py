@@ -30,14 +30,9 @@ class Benchmark(Protocol):
     """Prompts, and scores for images of them: the members that every benchmark has.
 
     It may have more, which `BenchmarkSpec` describes one by one: `aggregates`, `summarise`,
-    `files`, `estimate`, `ready`, `excluded`, and for imported images `reads_folders` (on the class)
+    `files`, `estimate`, `ready`, `excluded`, `name` (else that of its class), and for imported images `reads_folders` (on the class)
     and `found`.
     """
-
-    @property
-    def name(self) -> str:
-        """Its name, with which its prompts' ids begin ("pictogram/00042")."""
-        ...
 
     @property
     def version(self) -> str:
@@ -68,7 +63,6 @@ class Benchmark(Protocol):
 
 
 REQUIRED = {
-    "name": 'name = "shapes", with which the ids of its prompts begin',
     "version": 'version = "1", changed whenever its scores would change',
     "images": "images, the number of images of each prompt",
     "judge": "judge, the object that judges the images, with a string `id`",
@@ -130,7 +124,7 @@ class BenchmarkSpec:
                 "has no `id`: write a string that names its model, revision and question"
             )
         return cls(
-            name=required["name"],
+            name=str(getattr(benchmark, "name", _class_name(benchmark))),
             version=required["version"],
             images=required["images"],
             judge=judge,

@@ -1,8 +1,8 @@
 """Runs a conformance file for acceptance rules through the functions that methods run with.
 
 Inputs are distributions, drafts and uniforms; results are acceptances and residual distributions
-(`harness.exact`, `harness.verify`, `methods/lantern.py`). In a file's names "law" means
-distribution. Shapes: G draft length, V vocabulary; a case is one row.
+(`harness.exact`, `harness.verify`, `methods/lantern.py`). Shapes: G draft length, V vocabulary; a
+case is one row.
 """
 
 from __future__ import annotations
