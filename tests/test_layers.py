@@ -143,6 +143,27 @@ def test_benchmarks_know_records_judges_and_the_grammar() -> None:
                 assert name.startswith(allowed), f"{module} imports {name}"
 
 
+READABLE = {
+    *("tokens", "log_probs", "length", "done", "closed", "contexts"),
+    *("signals", "version", "scale"),
+}
+"""What a method may use of a canvas: all that it reads, and the guidance scale that it sets."""
+
+
+def test_methods_leave_the_state_of_a_canvas_to_the_sampler() -> None:
+    """Nothing is drawn or charged outside the sampler; a session's own members are no canvas's."""
+    from harness.engine.canvas import Canvas
+
+    kept = {name for name in dir(Canvas) if not name.startswith("_")} - READABLE
+    assert {"append_drawn", "ledger", "logits_depth"} <= kept
+    for module, path in list_modules("methods"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                owner = node.value.id
+                is_canvas = owner in ("canvas", "c", "row", "candidate", "src", "over", "first")
+                assert not (is_canvas and node.attr in kept), f"{module}: {owner}.{node.attr}"
+
+
 @pytest.mark.parametrize("package", ["wandb", "mmdet", "mmengine", "open_clip", "transformers"])
 def test_heavy_packages_are_imported_inside_functions(package: str) -> None:
     for folder in ("harness", "methods", "benchmarks"):

@@ -29,9 +29,9 @@ class IdentifiedJudge(Protocol):
 class Benchmark(Protocol):
     """Prompts, and scores for images of them: the members that every benchmark has.
 
-    It may have more, which `BenchmarkSpec` describes one by one: `aggregates`, `summarise`,
-    `files`, `estimate`, `ready`, `excluded`, `name` (else that of its class), and for imported images `reads_folders` (on the class)
-    and `found`.
+    It may have more, which `BenchmarkSpec` describes one by one: `name` (else that of its class),
+    `aggregates`, `summarise`, `files`, `estimate`, `ready`, `excluded`, and for imported images
+    `reads_folders` (on the class) and `found`.
     """
 
     @property
