@@ -71,7 +71,7 @@ class Job:
 
     @property
     def key(self) -> tuple[str, int]:
-        """What identifies the image in a run."""
+        """Identify the image in its run."""
         return self.prompt.id, self.image
 
 
@@ -163,7 +163,7 @@ class SampleRecord:
 
     @property
     def key(self) -> tuple[str, int]:
-        """The key of the `Job`."""
+        """Return the key of the `Job`."""
         return self.prompt_id, self.image
 
     def to_json(self) -> str:
@@ -193,7 +193,7 @@ class Score:
 
     @property
     def key(self) -> tuple[str, int, str]:
-        """What identifies the score in a run."""
+        """Identify the score in its run."""
         return self.prompt_id, self.image, self.judge
 
     def to_json(self) -> str:

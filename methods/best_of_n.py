@@ -71,7 +71,7 @@ def without_nan(scores: Sequence[float | None]) -> list[float | None]:
 
 
 def is_missing(score: float | None) -> bool:
-    """True if a judge gave no score, or one that is not a number."""
+    """Tell whether a judge gave no score, or one that is not a number."""
     return score is None or math.isnan(score)
 
 

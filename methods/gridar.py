@@ -425,7 +425,7 @@ class Selection:
 
     @property
     def replaced(self) -> int:
-        """Candidates that become a copy of another one."""
+        """List the candidates that become a copy of another one."""
         return sum(source != i for i, source in enumerate(self.source))
 
 

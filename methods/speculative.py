@@ -66,7 +66,7 @@ class Speculative:
 
 
 def grows_trees(drafter: Drafter) -> bool:
-    """True if a drafter can propose trees.
+    """Tell whether a drafter can propose trees.
 
     Such a drafter says so by the class attribute `trees = True`; others need not declare anything.
     """

@@ -40,7 +40,7 @@ class Schedule(Protocol):
     paths: int
 
     def due(self, round_index: int) -> bool:
-        """True if a skip is possible in this round; asked before further paths are drafted."""
+        """Tell whether a skip is possible in this round; asked before further paths are drafted."""
         ...
 
     def skip(
@@ -49,7 +49,7 @@ class Schedule(Protocol):
         paths: Sequence[Tensor],
         codebook_Vd: Tensor,
     ) -> bool:
-        """True if a canvas whose draft has these paths (tokens, int64 [length]) skips the round."""
+        """Tell whether a canvas with these draft paths (tokens, int64 [length]) skips the round."""
         ...
 
 

@@ -68,7 +68,7 @@ class Summary:
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """Tasks without an image."""
+        """List the tasks without an image."""
         present = {task.tag for task in self.tasks}
         return tuple(tag for tag in TASKS if tag not in present)
 

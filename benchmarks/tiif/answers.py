@@ -53,7 +53,7 @@ def read_fairly(reply: str, questions: int) -> tuple[str, ...] | None:
 
 
 def is_refusal(reply: str) -> bool:
-    """True if a reply without answers is empty, or says that there will be none."""
+    """Tell whether a reply without answers is empty, or says that there will be none."""
     return not reply.strip() or bool(_REFUSAL.search(reply))
 
 

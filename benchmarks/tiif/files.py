@@ -151,7 +151,7 @@ def _read_spec(
 
 
 def _are_lists_of_texts(*values: object) -> bool:
-    """True if each value is a list that holds at least one text, and no blank one."""
+    """Tell whether each value is a list that holds at least one text, and no blank one."""
     for value in values:
         if not isinstance(value, list) or not value:
             return False

@@ -115,7 +115,7 @@ OFFICIAL = Groups(
 
 
 def matches(answer: str, expected: str) -> bool:
-    """True if an answer is the expected one; case and surrounding blanks do not count."""
+    """Tell whether an answer is the expected one; case and surrounding blanks do not count."""
     return answer.strip().lower() == expected.strip().lower()
 
 

@@ -112,7 +112,7 @@ class Comparison:
 
     @property
     def subjects(self) -> dict[str, Work]:
-        """All that is timed."""
+        """List all that is timed."""
         return {**self.works, **self.plain_works}
 
     def make_row(self, times: Times, name: str) -> dict[str, Any]:

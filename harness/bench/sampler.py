@@ -113,7 +113,7 @@ class Roof:
 
     @property
     def columns(self) -> dict[str, float]:
-        """Columns of a row, in GB a second."""
+        """Return the columns of a row, in GB a second."""
         return {
             "copy_gb_per_s": round(self.copied / 1e9, 1),
             "matvec_gb_per_s": round(self.multiplied / 1e9, 1),

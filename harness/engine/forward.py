@@ -54,7 +54,7 @@ class DecodeBatch(Generic[Table]):
 
     @property
     def columns(self) -> int:
-        """Positions per branch, W."""
+        """Return the positions per branch, W."""
         return (self.table_BX.shape[1] - 1) // 3
 
     @property

@@ -53,7 +53,7 @@ class MemoryNeed:
 
     @property
     def fixed(self) -> int:
-        """Bytes that do not depend on the number of slots."""
+        """Count the bytes that do not depend on the number of slots."""
         return self.weights + self.decoder + self.prefill
 
     def total(self, slots: int) -> int:
@@ -206,7 +206,7 @@ def expect_memory(need: MemoryNeed, device: torch.device, slots: int) -> None:
 
 
 def short_of_memory(error: BaseException) -> bool:
-    """True if an error says that an allocation failed, on a GPU or in main memory."""
+    """Tell whether an error says that an allocation failed, on a GPU or in main memory."""
     if isinstance(error, MemoryError):
         return True
     phrases = ("out of memory", "not enough memory", "can't allocate memory")

@@ -28,7 +28,7 @@ GROUP = 3
 
 
 def settled(seen: Sequence[float]) -> bool:
-    """True if the last three values agree within STABLE of their median."""
+    """Tell whether the last three values agree within STABLE of their median."""
     last = np.array(seen[-3:])
     if len(last) < 3:
         return False
@@ -163,7 +163,7 @@ class Meter:
 
     @property
     def joules(self) -> float | None:
-        """Joules of the whole GPU; None if it does not tell."""
+        """Return the joules of the whole GPU; None if it does not tell."""
         now = joules(self._device)
         if now is None or self._joules is None:
             return None
@@ -194,7 +194,7 @@ class _Measured:
     stage: Stage
 
     def concerns(self, usage: Usage | None) -> bool:
-        """True if a job has a share in it; None is any job."""
+        """Tell whether a job has a share in it; None is any job."""
         return usage is None or any(share is usage for share in self.shares)
 
     def charge(self) -> None:

@@ -81,12 +81,12 @@ class MethodSpec:
 
     @property
     def slots(self) -> int:
-        """Slots that one job reserves."""
+        """Count the slots that one job reserves."""
         return self.rows * self.branches
 
     @property
     def part_ids(self) -> dict[str, object]:
-        """The `id` of each part that has one: what the method's answers come from."""
+        """Return the `id` of each part that has one: what the method's answers come from."""
         ids = {name: getattr(part, "id", None) for name, part in self.parts}
         return {name: part_id for name, part_id in ids.items() if part_id is not None}
 

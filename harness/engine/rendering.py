@@ -32,7 +32,7 @@ class Picture:
 
     @property
     def ready(self) -> bool:
-        """True if `image` returns without waiting."""
+        """Tell whether `image` returns without waiting."""
         return self.arrived is None or self.arrived.query()
 
     def image(self) -> Image:

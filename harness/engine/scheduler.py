@@ -78,7 +78,7 @@ class Scheduler:
 
     @property
     def sampler(self) -> Sampler:
-        """The sampler that all jobs share."""
+        """Return the sampler that all jobs share."""
         return self._sampler
 
     def run(self, jobs: Iterable[Job], deliver: Callable[[Delivery], None]) -> None:
@@ -476,7 +476,7 @@ class _Run:
         self._resume_all(answers)
 
     def _has_logits(self, step: StepRequest) -> bool:
-        """True if the logits of every row, and behind its draft tokens, are there."""
+        """Tell whether the logits of every row, and behind its draft tokens, are there."""
         pairs = zip(step.rows, step.drafts, strict=True)
         return all(self.sampler.ready(canvas, draft) for canvas, draft in pairs)
 

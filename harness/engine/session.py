@@ -145,12 +145,12 @@ class Session:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of a finished image."""
+        """Count the tokens of a finished image."""
         return self._sampler.model.num_tokens
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of tokens."""
+        """Return the rows and columns of tokens."""
         return self._sampler.model.grid
 
     @property

@@ -105,7 +105,7 @@ class HasCollapse(Protocol):
 
     @property
     def collapse(self) -> bool:
-        """True if this model does merge them."""
+        """Tell whether this model does merge them."""
         ...
 
 

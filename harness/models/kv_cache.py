@@ -246,7 +246,7 @@ class _Run:
     columns: int
 
     def is_followed_by(self, row: int, slot: int, columns: int) -> bool:
-        """True if a row may join at the end."""
+        """Tell whether a row may join at the end."""
         next_row = self.first + self.rows
         next_slot = self.slot + self.rows
         return (next_row, next_slot, self.columns) == (row, slot, columns)

@@ -52,7 +52,7 @@ class Claim:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def describes(self, run: Run) -> bool:
-        """True if the run measured the same thing."""
+        """Tell whether the run measured the same thing."""
         options = _flatten(run.options)
         return (
             self.model == run.about["model"]

@@ -60,11 +60,11 @@ class Table:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The header."""
+        """Return the header."""
         return tuple(column.name for column in self.columns)
 
     def names_in(self, group: Group) -> tuple[str, ...]:
-        """The columns of one group, in the order of the header."""
+        """Return the columns of one group, in the order of the header."""
         return tuple(column.name for column in self.columns if column.group == group)
 
     def select(self, *names: str) -> tuple[Column, ...]:

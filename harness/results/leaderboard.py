@@ -190,6 +190,6 @@ def signed(row: pd.Series, name: str) -> str:
 
 
 def resolved(row: pd.Series, name: str) -> bool:
-    """True if a row's difference is as large as a detectable one and its adjusted p below 5 %."""
+    """Tell whether a row's difference is of detectable size and its adjusted p below 5 %."""
     large_enough = abs(row[name]) >= row[f"{name}_detectable"]
     return bool(large_enough and row[f"{name}_p_holm"] < stats.ALPHA)

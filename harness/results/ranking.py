@@ -80,7 +80,7 @@ class NonInferiority:
 
     @property
     def shown(self) -> bool:
-        """True if the bounds are within the margins: 1 point overall, 2 in every category."""
+        """Tell whether the bounds are within the margins: 1 point overall, 2 in every category."""
         return self.bound >= -MARGIN and self.task_bound >= -TASK_MARGIN
 
 
@@ -134,7 +134,7 @@ class RankedGroup:
 
     @property
     def error_is_known(self) -> bool:
-        """True if intervals and tests exist: no category depends on a single prompt."""
+        """Tell whether intervals and tests exist: no category depends on a single prompt."""
         return self.design.error_is_known
 
     def _row(self, run: Run) -> int:

@@ -327,7 +327,7 @@ def _settings(results: Path) -> Any:
 
 
 def _has_key() -> bool:
-    """True if wandb will find a key, in the environment or in the user's netrc.
+    """Tell whether wandb will find a key, in the environment or in the user's netrc.
 
     Asks neither the user nor a server.
     """

@@ -36,12 +36,12 @@ class Benchmark(Protocol):
 
     @property
     def version(self) -> str:
-        """Names its prompts and rules: it changes whenever scores would change."""
+        """Name its prompts and rules: the version changes whenever scores would change."""
         ...
 
     @property
     def images(self) -> int:
-        """Images of each prompt."""
+        """Count the images of each prompt."""
         ...
 
     @property

@@ -121,7 +121,7 @@ class RunFolder:
 
     @property
     def planned(self) -> int:
-        """Jobs of this share."""
+        """Count the jobs of this share."""
         return len(self._share)
 
     @property

@@ -80,27 +80,27 @@ class Run:
 
     @property
     def complete(self) -> bool:
-        """Whether every planned image was delivered: only such a run is a baseline for others."""
+        """Tell whether every planned image was delivered, as for a baseline of others."""
         return len(self.done) == len(self.planned)
 
     @property
     def concurrency(self) -> int | None:
-        """Images in flight; 1 for a latency run, None for as many as fit."""
+        """Return the images in flight: 1 for a latency run, None for as many as fit."""
         return (self.config.get("sampler") or {}).get("concurrency")
 
     @property
     def scenario(self) -> str:
-        """How seconds were measured, in MLPerf's words."""
+        """Name the way in which seconds were measured, in MLPerf's words."""
         return "SingleStream" if self.concurrency == 1 else "Offline"
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """The method's options."""
+        """Return the method's options."""
         return self.config.get("method") or {}
 
     @property
     def candidates(self) -> int | None:
-        """Candidates of an image, for methods that have a number of them."""
+        """Return the candidates of an image; None for methods that have no number of them."""
         n = self.options.get("n")
         return n if isinstance(n, int) else None
 
@@ -112,7 +112,7 @@ class Run:
 
     @cached_property
     def device(self) -> str:
-        """The device, or devices, that drew its images."""
+        """Name the device, or devices, that drew its images."""
         return self.stamped("device")
 
     def stamped(self, name: str) -> str:
@@ -151,7 +151,7 @@ class Run:
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """One row per planned image in sorted order, as `stats` takes them.
+        """Tabulate the planned images, a row each in sorted order, as `stats` takes them.
 
         An image that was not delivered or not judged has value 0.
         """

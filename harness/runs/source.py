@@ -22,12 +22,12 @@ class RunSource(Protocol):
 
     @property
     def plan(self) -> Plan:
-        """The images that are to be made, and their benchmark."""
+        """Return the images that are to be made, and their benchmark."""
         ...
 
     @property
     def missing_word(self) -> str:
-        """How the log calls images that are not there."""
+        """Name images that are not there, for the log."""
         ...
 
     def folder(self, results: Path) -> Path:

@@ -125,7 +125,7 @@ class SweepPart:
 
     @property
     def status(self) -> Status | None:
-        """The last status in the ledger; None before the first."""
+        """Return the last status in the ledger; None before the first."""
         status = None
         for event in self.ledger.events():
             if event.point == self.point and event.shard == self.shard:

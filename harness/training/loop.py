@@ -39,7 +39,7 @@ class Options:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The classes of objects of the set."""
+        """Return the classes of objects of the set."""
         return CLASS_SETS[self.set]
 
     def checkpoint(self, part: str) -> Path:

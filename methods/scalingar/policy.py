@@ -70,7 +70,7 @@ class Termination:
         self.recovered = 0
 
     def is_active(self, t: int, live: Array) -> bool:
-        """True if a step can end candidates: not in the warm-up, nor with a single survivor."""
+        """Tell whether a step can end candidates: after the warm-up, with two or more left."""
         return t >= self._warmup and len(live) >= 2
 
     def update(self, seen: Observation) -> Array:

@@ -154,7 +154,7 @@ class _Picture:
 
 
 def _overlap(one: tuple[int, int, int], other: tuple[int, int, int]) -> bool:
-    """True if two squares (x, y, size) overlap: their centres are nearer than half their sizes."""
+    """Tell whether squares (x, y, size) overlap: centres nearer than half their sizes."""
     x, y, size = one
     a, b, other_size = other
     reach = size + other_size

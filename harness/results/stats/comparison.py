@@ -51,7 +51,7 @@ class Difference:
 
     @property
     def resolved(self) -> bool:
-        """True if p is below 5 % and the difference is at least as large as a detectable one."""
+        """Tell whether p is below 5 % and the difference is of detectable size."""
         magnitude = abs(self.value)
         return magnitude > EPSILON and magnitude >= self.detectable and self.p < ALPHA
 

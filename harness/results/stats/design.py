@@ -60,12 +60,12 @@ class Design:
 
     @property
     def error_is_known(self) -> bool:
-        """True if every stratum has at least two clusters, so that a standard error exists."""
+        """Tell whether every stratum has at least two clusters, so that a standard error exists."""
         return min(map(len, self._strata)) > 1
 
     @property
     def prompts_are_exchangeable(self) -> bool:
-        """True if every prompt is its own cluster and all prompts weigh the same."""
+        """Tell whether every prompt is its own cluster and all prompts weigh the same."""
         unclustered = self.num_clusters == len(self.prompts)
         return unclustered and len(set(self._weight_P)) == 1
 
