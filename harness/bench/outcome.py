@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 from collections.abc import Mapping
 from datetime import date
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from harness.bench.history import append_rows, read_rows
 from harness.engine.meter import describe
 from harness.kernels import why_unused
 from harness.results.columns import Table
+from harness.runs.generate import find_commit
 
 RESULTS = Path("results")
 
@@ -115,17 +114,3 @@ def describe_host() -> str:
     processor = describe(torch.device("cpu"))["device"].rpartition(", ")[0]
     memory_gb = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
     return f"{processor}, {os.cpu_count()} CPUs, {memory_gb:.0f} GB, {platform.system()}"
-
-
-def find_commit() -> str:
-    """Return the commit of the checkout that this code runs from, or the installed version."""
-    root = Path(__file__).parent.parent.parent
-    if (root / ".git").exists():
-        command = ["git", "-C", str(root), "rev-parse", "--short", "HEAD"]
-        answer = subprocess.run(command, capture_output=True, text=True)
-        if answer.returncode == 0:
-            return answer.stdout.strip()
-    try:
-        return version("visual-ar-tts")
-    except PackageNotFoundError:
-        return "unknown"

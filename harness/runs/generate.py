@@ -53,7 +53,7 @@ class Generation:
         self._with_scores = with_scores
         self._stop_on_error = stop_on_error
         self._track = track
-        self._stamp = {"commit": _find_commit(), **describe(device), "torch": torch.__version__}
+        self._stamp = {"commit": find_commit(), **describe(device), "torch": torch.__version__}
         self._meter = Meter(device)
         self._unscored: list[Job] = []
 
@@ -125,7 +125,7 @@ class Generation:
 
 
 @lru_cache(maxsize=1)
-def _find_commit() -> str:
+def find_commit() -> str:
     """Return the commit of the checkout that this code runs from, or the installed version."""
     root = Path(__file__).parent.parent.parent
     if (root / ".git").exists():
