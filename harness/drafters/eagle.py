@@ -353,9 +353,10 @@ class EagleEngine:
         self._followed: dict[int, _FollowedCanvas] = {}  # by the id of the canvas
         places = (sampler.slots + 1, 1 + tree.fed)
         self.guess_SPD = torch.zeros((*places, model.dim), dtype=model.dtype, device=model.device)
+        # Which nodes each place sees: itself and its ancestors.
         self._sees_SPG = torch.zeros(
             (*places, max(1, tree.fed)), dtype=torch.bool, device=model.device
-        )  # which nodes each place sees: itself and its ancestors
+        )
 
     def grow(self, rows: list[Canvas], max_depth: list[int], sibling: int) -> list[GrownTree]:
         """Grow a tree for each of `rows`, none deeper than its `max_depth`.

@@ -40,7 +40,7 @@ class BurstGroup:
     @classmethod
     def of(cls, group: GuideGroup, rows: Sequence[Canvas]) -> BurstGroup:
         """Describe some of the rows of a burst."""
-        some = [rows[i] for i in group.places]
+        some = [rows[i] for i in group.indices]
         return cls(
             group.guide,
             [canvas.slots for canvas in some],
@@ -122,7 +122,7 @@ class Burst:
         ]
 
     def load(self, stored_BW: Tensor, start_B: Tensor, groups: Sequence[BurstGroup] | None) -> None:
-        """Set which rows are live, and where they are; None stands for no row."""
+        """Set which rows are live, and where they are; with `groups` None no row is live."""
         self._stored_BW.copy_(stored_BW)
         self._start_B.copy_(start_B)
         self._step_1.zero_()
@@ -204,8 +204,8 @@ class BurstDecode:
                 batch.stored_BW[branch.slot, 0] = branch.cached
                 batch.start_B[branch.slot] = branch.start
                 branches.append((canvas, branch))
-        guides = group_by_guide(rows)
-        groups = [BurstGroup.of(guide, rows) for guide in guides]
+        guide_groups = group_by_guide(rows)
+        groups = [BurstGroup.of(group, rows) for group in guide_groups]
 
         # 3. Take all steps, then read what they drew.
         with self._clock.measure([canvas.ledger for canvas, _ in branches], "decode"):
@@ -219,8 +219,8 @@ class BurstDecode:
         for canvas, branch in branches:
             canvas.charge_fed(branch, steps)
         self._forward.charge_steps(rows, steps)
-        for guide, drawn_by_row in zip(guides, drawn, strict=True):
-            for i, (tokens, log_probs) in zip(guide.places, drawn_by_row, strict=True):
+        for group, drawn_by_row in zip(guide_groups, drawn, strict=True):
+            for i, (tokens, log_probs) in zip(group.indices, drawn_by_row, strict=True):
                 rows[i].append_drawn(tokens, log_probs)
         return steps
 

@@ -101,7 +101,7 @@ class Canvas:
         self.guide = guide
         self.branches: list[Branch] = []
         self.verdict: DraftVerdict | None = None  # of the last draw, if its draft is followed
-        self.logits_depth = NO_LOGITS  # logits are at hand behind so many draft tokens
+        self.logits_depth = NO_LOGITS  # longest draft with logits; 0 is the frontier alone
         self._total = total
         self._tokens: list[int] = []
         self._log_probs: list[float] = []
@@ -175,7 +175,7 @@ class Canvas:
         return self.logits_depth >= draft_length
 
     def is_steady(self) -> bool:
-        """Tell whether each branch has exactly one uncached token, so that `burst` can go on."""
+        """Tell whether every branch has exactly one pending position, so that `burst` can go on."""
         if self.logits_depth != NO_LOGITS or self._out_of_order or self.done:
             return False
         return all(self.pending(branch) == 1 for branch in self.branches)
@@ -200,14 +200,14 @@ class Canvas:
         self._tokens.extend(tokens)
         self._log_probs.extend(log_probs)
         self.ledger.sampled += len(tokens)
-        self.rewind()
+        self.recount_cached()
 
     def append_unseen(self, tokens: Sequence[int]) -> None:
         """Commit tokens that the target has not seen, and charge them as skipped."""
         self._tokens.extend(tokens)
         self._log_probs.extend(math.nan for _ in tokens)
         self.ledger.skipped += len(tokens)
-        self.rewind()
+        self.recount_cached()
 
     def insert_drawn(
         self, places: Sequence[int], tokens: Sequence[int], log_probs: Sequence[float]
@@ -239,7 +239,7 @@ class Canvas:
         self._out_of_order.clear()
         del self._tokens[length:]
         del self._log_probs[length:]
-        self.rewind()
+        self.recount_cached()
         self.version += 1
 
     def copy_from(self, source: Canvas) -> None:
@@ -275,8 +275,12 @@ class Canvas:
             branch.cached = min(branch.cached, branch.start + self.length - 1)
         self.version += 1
 
-    def rewind(self) -> None:
-        """Forget what followed from the tokens before they changed: the last one is not cached."""
+    def recount_cached(self) -> None:
+        """Make the last token pending, and forget what followed from the tokens as they were.
+
+        What lies behind it in the cache counts no more; logits, picture and verdict belonged to the
+        earlier tokens.
+        """
         for branch in self.branches:
             branch.cached = max(0, min(branch.cached, branch.start + self.length - 1))
             branch.cached_behind_gap.clear()

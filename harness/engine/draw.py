@@ -7,7 +7,7 @@ one, `draw_one`, which a kernel serves where the device has one; `bursts` uses t
 Each step of either path copies to the host once.
 
 Shapes: S slots, R canvases, K branches of a canvas, T = 1 + draft length, G draft tokens,
-V vocabulary, X numbers that describe one verified row, Q branches of some canvases.
+V vocabulary, D depths of a tree, X numbers of one verified row, Q branches of some canvases.
 """
 
 from __future__ import annotations
@@ -93,21 +93,21 @@ def draw_one(
 
 @dataclass(frozen=True, slots=True)
 class GuideGroup:
-    """Canvases that share a guide and a number of branches, by their places in a list of rows."""
+    """Canvases that share a guide and a number of branches, by their indices in a list of rows."""
 
     guide: Guide
     branches: int
-    places: list[int]
+    indices: list[int]
 
 
 def group_by_guide(rows: Sequence[Canvas]) -> list[GuideGroup]:
     """Group canvases that can go through one guide together, in order of appearance."""
     groups: dict[tuple[Guide, int], GuideGroup] = {}
-    for place, canvas in enumerate(rows):
+    for i, canvas in enumerate(rows):
         kind = (canvas.guide, len(canvas.branches))
         if kind not in groups:
             groups[kind] = GuideGroup(*kind, [])
-        groups[kind].places.append(place)
+        groups[kind].indices.append(i)
     return list(groups.values())
 
 
@@ -115,7 +115,7 @@ def group_by_guide(rows: Sequence[Canvas]) -> list[GuideGroup]:
 class GroupLogits:
     """Logits of one group of rows, and what makes probs [R, T, V] of them when it is called."""
 
-    places: list[int]
+    indices: list[int]
     logits_RKTV: Tensor
     make_probs: Callable[[], Tensor]
 
@@ -196,7 +196,7 @@ class TokenDraw:
         tables: list[Tensor] = []
         with self._clock.measure(ledgers_of(rows), "decode"):
             for group in group_by_guide(rows):
-                some = [rows[i] for i in group.places]
+                some = [rows[i] for i in group.indices]
                 # 1. Draw, on the device.
                 slot_RK = self._slots.index([canvas.slots for canvas in some])
                 place_R = self._slots.index([canvas.length for canvas in some])
@@ -213,11 +213,11 @@ class TokenDraw:
                 # 2. Put the tokens where the next forward reads them.
                 self._slots.token_SN[slot_RK, place_R.unsqueeze(1)] = token_R.unsqueeze(1)
                 tables.append(torch.stack((token_R.double(), log_prob_R), 1))
-                order.extend(group.places)
+                order.extend(group.indices)
             # 3. Copy to the host, once.
             table = torch.cat(tables).tolist()
-        for place, (token, log_prob) in zip(order, table, strict=True):
-            rows[place].append_drawn([int(token)], [log_prob])
+        for i, (token, log_prob) in zip(order, table, strict=True):
+            rows[i].append_drawn([int(token)], [log_prob])
 
     def _verify(
         self, rows: Sequence[Canvas], drafts: Sequence[Draft | None], rule: Rule
@@ -232,12 +232,12 @@ class TokenDraw:
             for group in self.logits_by_group(rows, self._depths(drafts, width)):
                 # 1. Apply the rule, on the device.
                 probs_RTV = group.make_probs()
-                some = [rows[i] for i in group.places]
-                their_drafts = [drafts[i] for i in group.places]
+                some = [rows[i] for i in group.indices]
+                their_drafts = [drafts[i] for i in group.indices]
                 verified = self._apply(rule, some, their_drafts, probs_RTV)
                 tables.append(verified.pack())
                 # 2. Keep what drafters ask for.
-                for r, i in enumerate(group.places):
+                for r, i in enumerate(group.indices):
                     order.append((i, verified))
                     if _is_followed(drafts[i]):
                         followed_probs[i] = probs_RTV[r]
@@ -332,8 +332,8 @@ class TokenDraw:
                 measured = probe(group.logits_RKTV, group.make_probs)
                 columns = [value_R.double() for value_R in measured.values()]
                 table = torch.stack(columns, 1).tolist()
-                for place, values in zip(group.places, table, strict=True):
-                    signals[place] = dict(zip(measured, values, strict=True))
+                for i, values in zip(group.indices, table, strict=True):
+                    signals[i] = dict(zip(measured, values, strict=True))
         return signals
 
     def target_probs(
@@ -364,7 +364,7 @@ class TokenDraw:
         for group in self.logits_by_group(rows, depth_RT, sampling, logits_STV):
             probs_RTV = group.make_probs()
             table_RTV = table_RTV.to(probs_RTV.dtype)
-            table_RTV[self._slots.index(group.places)] = probs_RTV
+            table_RTV[self._slots.index(group.indices)] = probs_RTV
         return table_RTV
 
     def noise(self, rows: Sequence[Canvas], width: int) -> Noise:
@@ -394,18 +394,18 @@ class TokenDraw:
             logits_STV = self._expect_frontier(rows)
         width = depth_RT.shape[1]
         for group in group_by_guide(rows):
-            some = [rows[i] for i in group.places]
+            some = [rows[i] for i in group.indices]
             slot_RK = self._slots.index([canvas.slots for canvas in some])
             scale_R = self._scales(some)
             logits_RKTV = logits_STV[slot_RK, :width]
             place_RT = None
             if sampling.interval >= 0:
                 length_R1 = self._slots.index([canvas.length for canvas in some])[:, None]
-                place_RT = length_R1 + depth_RT[self._slots.index(group.places)]
+                place_RT = length_R1 + depth_RT[self._slots.index(group.indices)]
             make_probs = partial(
                 guided_probs, group.guide, sampling, logits_RKTV, scale_R, place_RT
             )
-            yield GroupLogits(group.places, logits_RKTV, make_probs)
+            yield GroupLogits(group.indices, logits_RKTV, make_probs)
 
     def _depths(self, drafts: Sequence[Draft | None], width: int) -> Tensor:
         """Return how far behind the frontier each column of some drafts is, [R, T]."""

@@ -114,7 +114,7 @@ class Forward:
     # ------------------------------------------------------------------ the whole forward
 
     def bring_logits(self, rows: Sequence[Canvas], drafts: Sequence[Draft | None]) -> None:
-        """Bring the logits at each frontier, and behind each draft token, to hand.
+        """Compute the logits at each frontier and behind each draft token, where they are missing.
 
         Raises ValueError for a finished canvas, and for a draft that does not fit into one forward
         or reaches beyond the last token but one.
@@ -157,11 +157,15 @@ class Forward:
             raise ValueError("the canvas is finished: nothing is left to draw")
         is_too_long = length > self._tokens_per_step - 1
         is_too_deep = depth > canvas.left - 1
-        is_too_bushy = length > canvas.left + self._tree_capacity
-        if is_too_long or is_too_deep or is_too_bushy:
+        if is_too_long or is_too_deep:
             fit = min(self._tokens_per_step, canvas.left) - 1
             raise ValueError(
                 f"draft of {length} tokens, {depth} deep, at {canvas.length}: at most {fit} fit"
+            )
+        places = canvas.left + self._tree_capacity
+        if length > places:
+            raise ValueError(
+                f"draft tree of {length} nodes at {canvas.length}: the slot has {places} places"
             )
 
     # ------------------------------------------------------------------ before decoding

@@ -37,9 +37,10 @@ class JobState:
     def expect_free_slots(self) -> None:
         """Raise RuntimeError if the reservation has no slots left for another canvas."""
         if (len(self.canvases) + 1) * self.branches > self.reserved_slots:
-            left = self.reserved_slots // self.branches
+            allowed = self.reserved_slots // self.branches
             raise RuntimeError(
-                f"the method opened more canvases than its `rows` declares ({left} left to it)"
+                "the method opened more canvases than its `rows` declares: "
+                f"{allowed} may be open now"
             )
 
     def expect_open(self, *canvases: Canvas) -> None:

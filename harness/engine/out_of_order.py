@@ -4,7 +4,8 @@ Each token is drawn from the probs that the tokens before it in the raster give,
 any. Where the token right before it is missing, the nearest one before that stands in for it,
 unseen by all others. A token is fed once, with what there was when it was drawn.
 
-Shapes: B rows of a forward, W positions, R canvases, T places of a canvas, L cache length,
+Shapes: B rows of a forward, W positions, R canvases, K branches of a canvas, T places of a canvas,
+N image tokens, L cache length,
 V vocabulary.
 """
 
@@ -61,11 +62,12 @@ class OutOfOrderDraw:
         # 2. Cache what must be there before. A row with tokens cached behind a gap is left out of
         #    the prefill: nothing is fed twice.
         self._forward.load_prefixes(rows)
-        whole: list[tuple[Canvas, int]] = []
+        to_prefill: list[tuple[Canvas, int]] = []
         for canvas, extra in zip(rows, stand_ins, strict=True):
             if not any(branch.cached_behind_gap for branch in canvas.branches):
-                whole.append((canvas, len(extra)))
-        self._forward.prefill(whole)
+                # Stand-ins take columns of the forward, as a draft would.
+                to_prefill.append((canvas, len(extra)))
+        self._forward.prefill(to_prefill)
 
         # 3. Feed the rest, and draw.
         self._feed(rows, places, stand_ins)
@@ -136,6 +138,7 @@ class OutOfOrderDraw:
         mask = GapMask(torch.from_numpy(is_gap_BL).to(self._slots.device))
         self._forward.run(rows, batch, mask=mask)
         for canvas in rows:
+            # All columns count as ready, as the draw asks for it; `insert_drawn` ends that.
             canvas.logits_depth = most - 1
 
     def _draw_places(self, rows: Sequence[Canvas], places: Sequence[Sequence[int]]) -> None:
@@ -156,14 +159,14 @@ class OutOfOrderDraw:
         with self._clock.measure(ledgers_of(rows), "decode"):
             for group in self._draw.logits_by_group(rows, place_RT - length_R1):
                 probs_RTV = group.make_probs()
-                some = [rows[i] for i in group.places]
+                some = [rows[i] for i in group.indices]
                 key_R2 = table.key_S2[table.first_slots(some)]
-                noise = Noise(key_R2, place_RT[table.index(group.places)])
+                noise = Noise(key_R2, place_RT[table.index(group.indices)])
                 token_RT = noise.race(DRAW, probs_RTV)
                 prob_RT = probs_RTV.gather(-1, token_RT.unsqueeze(-1)).squeeze(-1)
                 log_prob_RT = prob_RT.double().log()
                 tables.append(torch.cat((token_RT.double(), log_prob_RT), 1))
-                order.extend(group.places)
+                order.extend(group.indices)
             drawn = torch.cat(tables).tolist()
 
         # 3. Commit.

@@ -213,6 +213,7 @@ class Sampler:
                 elif canvas.branches[k].context != context:
                     slot = canvas.branches[k].slot
                     canvas.branches[k] = self.table.open_branch(context, slot)
+        # Branches that were just added have no tokens in their slots yet.
         self.table.write_tokens(canvas, 0, canvas.tokens)
         canvas.condition(guide)
 
@@ -250,7 +251,7 @@ class Sampler:
 
     @torch.no_grad()
     def forward(self, rows: Sequence[Canvas], drafts: Sequence[Draft | None]) -> None:
-        """Bring the logits at each frontier, and behind each draft token, to hand.
+        """Compute the logits at each frontier and behind each draft token, where they are missing.
 
         Branches with more pending positions than fit are prefilled first. Raises ValueError for a
         finished canvas, and for a draft of more than `tokens_per_step` - 1 tokens or reaching

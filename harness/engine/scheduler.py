@@ -2,9 +2,9 @@
 
 A job reserves slots and runs its method's coroutine until that awaits a request of its session; it
 then sleeps until the answer is there. One round (`_Run.play_round`) starts jobs whose slots are
-free, answers what needs no forward (images, judges, drafts), and gives one forward to all that look
-or draw. Jobs that only draw sleep until their tokens are there, and bursts of many decode steps
-serve them; a job that waits for an image sleeps while the others go on.
+free, answers what needs no forward of the target (images, judges, drafts), and gives one forward to
+all that look or draw. Jobs that only draw sleep until their tokens are there, and bursts of many
+decode steps serve them; a job that waits for an image sleeps while the others go on.
 """
 
 from __future__ import annotations
@@ -152,12 +152,11 @@ class _Run:
     jobs_to_start: deque[Job]
     deliver: Callable[[Delivery], None]
     flights: list[_Flight] = field(default_factory=list)
-    pictures: dict[RenderRequest, list[Picture]] = field(
-        default_factory=dict
-    )  # of requests that are being rendered
+    # Pictures of requests that are being rendered.
+    pictures: dict[RenderRequest, list[Picture]] = field(default_factory=dict)
 
     def has_jobs(self) -> bool:
-        """True until every job has been delivered."""
+        """Tell whether a job is still to be delivered."""
         return bool(self.jobs_to_start or self.flights)
 
     def drop_flights(self) -> None:
@@ -168,12 +167,12 @@ class _Run:
         self.flights.clear()
 
     def play_round(self) -> None:
-        """Start jobs, answer what needs no forward, then advance all others by one forward."""
+        """Start jobs, answer what does not need the target, advance all others by one forward."""
         # 1. Start jobs as far as slots are free.
         self._start_jobs()
 
-        # 2. Answer what needs no forward: images, judges, drafters.
-        renders_began = self._answer_without_forward()
+        # 2. Answer what needs no forward of the target: images, judges, drafters.
+        renders_began = self._answer_without_target()
 
         # 3. If nobody draws, wait for an image, unless renders just freed slots for new jobs.
         if all(isinstance(flight.request, RenderRequest) for flight in self.flights):
@@ -281,8 +280,8 @@ class _Run:
         for flight in answered:
             self._resume(flight, answers[flight.request])
 
-    def _answer_without_forward(self) -> bool:
-        """Answer judges and drafts, and finished images, until no job waits for such.
+    def _answer_without_target(self) -> bool:
+        """Answer requests for drafts, judgements and finished pictures until none is left.
 
         Returns whether any image has begun to be rendered.
         """
@@ -517,7 +516,10 @@ def _unfinished_rows(runs: Iterable[RunRequest]) -> list[Canvas]:
 
 
 def _split(results: Iterable[object], group: Iterable[_HasRows]) -> dict[Any, object]:
-    """Cut the results of a batch into those of each request; what is left is other rows'."""
+    """Cut the results of a batch into those of each request.
+
+    Results behind them belong to rows of runs, which need no answer.
+    """
     result = iter(results)
     return {request: list(islice(result, len(request.rows))) for request in group}
 

@@ -95,7 +95,7 @@ class Drafter(Protocol):
     def propose(
         self, sampler: Sampler, rows: Sequence[Canvas], n: int | Tree, sibling: int = 0
     ) -> Sequence[Draft | None]:
-        """Propose one draft for each row, which come from many jobs; None where none fits.
+        """Propose one draft for each row, None where none fits; rows of many jobs come together.
 
         `n` is the length of a chain, or the shape of a tree. Drafts are cut at the end of the
         image, so that one more token fits. Each `sibling` (0, 1, ...) is an independent proposal

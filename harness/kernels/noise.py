@@ -20,7 +20,8 @@ ACCEPT = 1
 RESIDUAL = 2
 DRAFT = 7
 """Lanes: independent numbers at one position for drawing a token, testing a draft token, drawing
-from a residual, drafting. The siblings of a draft use the lanes that follow its own.
+from a residual, drafting. DRAFT is the last: siblings of a draft use 7, 8 and so on; 3 to 6 are
+free.
 """
 
 SPARSE = 4

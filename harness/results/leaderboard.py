@@ -157,7 +157,7 @@ def format_cell(name: str, value: object) -> str:
     return f"{round(value, 10):.{digits}f}"
 
 
-# --- reading a table ------------------------------------------------------------------------------
+# --- words for tables -----------------------------------------------------------------------------
 
 
 def excluded_line(board: Board) -> str:

@@ -31,9 +31,9 @@ CURRENCIES: tuple[Currency, ...] = ("visual_tokens", "seconds")
 PLAIN = "plain"
 BEST_OF_N = "best_of_n"
 ONE_IMAGE = 1 + BUDGET_TOLERANCE
-"""Budgets up to this one are plain sampling's, in plain images."""
+"""Largest budget, in plain images, that still counts as one image's."""
 LEAST_GAIN = 1e-9
-"""Denominator of a resampled selection efficiency, at least."""
+"""Smallest denominator of a selection efficiency; below it one would divide by about zero."""
 
 
 class Saving(NamedTuple):

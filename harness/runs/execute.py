@@ -116,7 +116,7 @@ class _Drawing:
     def _draw_what_is_left(self) -> str | None:
         """Draw the jobs that are left. Returns None, or what memory ran out for.
 
-        No name outside may hold the scheduler: with this call ends all memory that it has.
+        The scheduler stays in this function's locals, so that returning frees its memory.
         """
         try:
             scheduler = self._make_scheduler()
@@ -141,8 +141,8 @@ class _Drawing:
     def _warm_up_with(self, scheduler: Scheduler) -> None:
         """Draw images and throw them away, the last jobs first.
 
-        Those come latest to what is kept of their prompts, so that it is not there already when
-        they count.
+        By the time that these jobs count, the cache of prompt embeddings has most likely dropped
+        theirs, so that warming up does not make a measured image cheaper.
         """
         jobs = list(self._left.values())
 
@@ -171,7 +171,7 @@ class _Drawing:
         del self._left[delivery.job.key]
 
     def _fewer_slots(self) -> int:
-        """Return half as many jobs' slots; 0 if one job has them all, or results forbid it."""
+        """Return the slots for half as many jobs; 0 if that is none, or could change results."""
         device = self._spec.model.device
         if device.type != "cpu" and self._spec.numerics != "fast":
             return 0

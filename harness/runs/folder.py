@@ -152,7 +152,8 @@ class RunFolder:
     def save_record(self, record: SampleRecord, image: np.ndarray | None) -> None:
         """Save an image and then its journal line: a line always speaks of a file that is there.
 
-        A failed job has a line only. How long the image took is added to the record's usage.
+        A failed job has a line only. The seconds of saving are added to `record.usage`, as
+        `save_s` and in `wall_s`.
         """
         if image is not None:
             began = time.perf_counter()

@@ -15,7 +15,7 @@ log = logging.getLogger("harness")
 
 
 def prepare_judge(benchmark: BenchmarkSpec, jobs: Sequence[Job]) -> None:
-    """Let the benchmark refuse images that its judge cannot score, and log what the others cost.
+    """Prepare the judge, if there is anything to judge, and log what judging the jobs will cost.
 
     Raises UserError where the judge cannot be had.
     """

@@ -29,7 +29,7 @@ from harness.runs.instantiate import COMMAND_OPTIONS, build_object, resolve_conf
 from harness.runs.plan import Plan
 
 NUMERICS = ("constant", "fast")
-"""What results may depend on.
+"""Values of `numerics`: what an image may depend on.
 
 `constant`: on the job alone (batch invariance). `fast`: through the shapes of forwards also on what
 else is in the batch.

@@ -47,9 +47,8 @@ class Event:
     overrides: Sequence[str] = ()
     shards: int = 1
     claims: Sequence[str] = ()  # published tables that the sweep is to be compared with
-    files: Mapping[str, Sequence[int]] = field(
-        default_factory=dict
-    )  # see finished.find_outside_files
+    # Files outside the project that the run reads; see finished.find_outside_files.
+    files: Mapping[str, Sequence[int]] = field(default_factory=dict)
     error: str = ""
     code: int = 0
     time_s: float = 0.0  # since 1970
