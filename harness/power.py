@@ -7,6 +7,7 @@ python -m harness.power --rate 0.8             from assumptions, without runs
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,6 +80,11 @@ def plan_prompts(
         raise UserError(f"--difference {100 * difference:g}: choose points between 0 and 100")
     if not 0 < power < 1:
         raise UserError(f"--power {power:g}: choose a chance between 0 and 1")
+    if math.isnan(components.between_prompts):
+        raise UserError(
+            "each category has a single prompt, so the variance between prompts is unknown: "
+            "take runs of two prompts a category at least, or give --rate"
+        )
     if prompts < 2:
         raise UserError(f"--prompts {prompts}: a comparison needs two prompts at least")
     heads = (

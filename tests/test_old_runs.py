@@ -31,7 +31,7 @@ def resumed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(DATA / "results", cwd / "results")
     code, said = harness(cwd, "method=eagle_static", *COMMAND)
     assert code == 0, said
-    assert "8 done, 4 to draw" in said
+    assert "11 done, 1 to draw" in said
     return cwd
 
 

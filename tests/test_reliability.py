@@ -60,7 +60,7 @@ PROMISES = {
         "test_vlm.test_failures_are_tried_again_and_then_left_to_the_method",
         "test_vlm.test_a_time_out_is_a_failure",
         "test_vlm.test_a_run_over_a_misbehaving_server_is_whole_and_says_what_happened",
-        "test_tiif_judge.test_a_slow_judge_is_asked_in_parallel_and_heard_in_order",
+        "test_tiif_judge.test_a_slow_judge_is_asked_in_parallel_and_answers_in_order",
         "test_tiif_judge.test_a_dead_judge_stops_the_run_which_then_goes_on",
         "test_tiif_judge.test_images_without_a_reply_are_asked_about_again",
     ],
