@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
@@ -92,7 +92,11 @@ def _name_columns(runs: pd.DataFrame, width: int) -> list[list[str]]:
     for name in ("seed", "concurrency"):
         if runs[name].nunique(dropna=False) > 1:
             columns.append([name, *_format_all(runs[name], digits=0)])
-    return [[_cut(text, width) for text in column] for column in columns]
+    return [_cut_all(column, width) for column in columns]
+
+
+def _cut_all(column: Sequence[str], width: int) -> list[str]:
+    return [_cut(text, width) for text in column]
 
 
 def _cut(text: str, width: int) -> str:

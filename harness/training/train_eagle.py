@@ -24,7 +24,7 @@ from harness.engine.acceptance import exact
 from harness.engine.guidance import Sampling
 from harness.engine.sampler import Sampler
 from harness.kernels.noise import derive
-from harness.models import ImageModel
+from harness.models import HasClasses, ImageModel
 from harness.models.trunk import Attend, TrunkSpec
 from harness.records import Usage, UserError
 from harness.runs.instantiate import resolve_config
@@ -99,11 +99,12 @@ def grammar_captions(model: ImageModel) -> Captions:
     """Make captions from the embedded model's grammar. Raises UserError for other models."""
     from harness.training.train_generator import one_sample
 
-    if not hasattr(model, "classes"):
+    if not isinstance(model, HasClasses):
         raise UserError(
             f"{model.name} has no captions of its own: give training captions with --captions FILE"
         )
-    return lambda rng: one_sample(model.classes, rng).text
+    classes = list(model.classes)
+    return lambda rng: one_sample(classes, rng).text
 
 
 def train(
