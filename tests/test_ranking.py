@@ -466,6 +466,21 @@ def test_plans_name_fewer_prompts_for_more_images(
         assert (code, problem in text) == (2, True)
 
 
+def test_a_plan_from_single_prompts_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One prompt a category says nothing about the variance between prompts."""
+    values = {"colors/0": [1.0, 0.0], "counting/0": [0.0, 1.0]}
+    for method in ("plain", "best_of_n"):
+        write_run(tmp_path, values, method)
+    runs = [str(path.parent) for path in sorted(tmp_path.glob("*/*/*/config.yaml"))]
+    code, text = run_command(capsys, power, *runs, "--results", str(tmp_path))
+    assert code == 2
+    assert "single prompt" in text
+    assert "--rate" in text
+    assert text.count("\n") == 1
+
+
 def test_claims_name_their_source_and_are_matched_by_model(tmp_path: Path) -> None:
     claims = read_claims()
     assert all(claim.source and claim.metric for claim in claims)
