@@ -65,10 +65,9 @@ def estimate_components(a: pd.DataFrame, b: pd.DataFrame) -> VarianceComponents:
     within_C = by_prompt.var(ddof=1).groupby(level="category").mean().fillna(0.0)
     variance_of_means_C = by_prompt.mean().groupby(level="category").var(ddof=1)
     between_C = variance_of_means_C - within_C / images
-    return VarianceComponents(
-        between_prompts=float(np.nanmean(np.maximum(between_C, 0.0))),
-        within_prompts=float(within_C.mean()),
-    )
+    is_known = bool(between_C.notna().any())  # not if each category has a single prompt
+    between = float(np.nanmean(np.maximum(between_C, 0.0))) if is_known else math.nan
+    return VarianceComponents(between_prompts=between, within_prompts=float(within_C.mean()))
 
 
 def assume_components(rate: float, correlation: float, pairing: float) -> VarianceComponents:
