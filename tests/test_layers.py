@@ -158,10 +158,10 @@ def test_methods_leave_the_state_of_a_canvas_to_the_sampler() -> None:
     assert {"append_drawn", "ledger", "logits_depth"} <= kept
     for module, path in list_modules("methods"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-                owner = node.value.id
-                is_canvas = owner in ("canvas", "c", "row", "candidate", "src", "over", "first")
-                assert not (is_canvas and node.attr in kept), f"{module}: {owner}.{node.attr}"
+            if not isinstance(node, ast.Attribute) or node.attr not in kept:
+                continue
+            owner = ast.unparse(node.value)
+            assert owner in ("self", "s"), f"{module}: {owner}.{node.attr}"
 
 
 @pytest.mark.parametrize("package", ["wandb", "mmdet", "mmengine", "open_clip", "transformers"])

@@ -49,6 +49,11 @@ class Draft:
         return self.tokens.shape[0]
 
 
+def length_of_draft(draft: Draft | None) -> int:
+    """Count the tokens of a draft; 0 where there is none."""
+    return 0 if draft is None else len(draft)
+
+
 @dataclass(frozen=True, slots=True)
 class DraftVerdict:
     """The target's view of a followed draft: its distributions and how many tokens were accepted.
@@ -84,7 +89,7 @@ class Drafts:
         token. A chosen sibling that repeats an earlier one gets no mass at all, which keeps
         `verify` from testing it twice.
         """
-        lengths = [0 if draft is None else len(draft) for draft in drafts]
+        lengths = [length_of_draft(draft) for draft in drafts]
         rows = len(drafts)
         columns = probs_RTV.shape[1] - 1
         vocab = probs_RTV.shape[2]

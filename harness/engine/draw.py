@@ -28,6 +28,7 @@ from harness.engine.acceptance import (
     Rule,
     build_forest,
     exact,
+    length_of_draft,
 )
 from harness.engine.canvas import Canvas, ledgers_of
 from harness.engine.draft_trees import Forest
@@ -343,7 +344,8 @@ class TokenDraw:
         sampling: Sampling | None,
     ) -> Tensor:
         """Return the target's probs [R, T, V] at the frontiers and behind each draft token."""
-        if not all(map(_is_ready, rows, drafts)):
+        lengths = map(length_of_draft, drafts)
+        if not all(map(Canvas.is_ready, rows, lengths)):
             raise RuntimeError("probs were asked for before their forward")
         width = 1 + _longest(drafts)
         with self._clock.measure(ledgers_of(rows), "draft"):
@@ -429,11 +431,7 @@ class TokenDraw:
 
 def _longest(drafts: Sequence[Draft | None]) -> int:
     """Return the length of the longest draft."""
-    return max((len(draft) for draft in drafts if draft is not None), default=0)
-
-
-def _is_ready(canvas: Canvas, draft: Draft | None) -> bool:
-    return canvas.is_ready(0 if draft is None else len(draft))
+    return max(map(length_of_draft, drafts), default=0)
 
 
 def _is_followed(draft: Draft | None) -> bool:

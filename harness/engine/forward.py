@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.engine.acceptance import Draft, build_forest
+from harness.engine.acceptance import Draft, build_forest, length_of_draft
 from harness.engine.canvas import Branch, Canvas, Context
 from harness.engine.cuda_graphs import Graphs, Staging
 from harness.engine.draft_trees import Forest
@@ -124,7 +124,7 @@ class Forward:
         their_drafts: list[Draft | None] = []
         lengths: list[int] = []
         for canvas, draft in zip(rows, drafts, strict=True):
-            length = 0 if draft is None else len(draft)
+            length = length_of_draft(draft)
             if canvas.is_ready(length):
                 continue
             waiting.append(canvas)

@@ -26,7 +26,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
-from harness.engine.acceptance import Draft, DraftVerdict, Rule
+from harness.engine.acceptance import Draft, DraftVerdict, Rule, length_of_draft
 from harness.engine.bursts import BurstDecode
 from harness.engine.canvas import Canvas, Context, ledgers_of
 from harness.engine.cuda_graphs import Graphs
@@ -247,7 +247,7 @@ class Sampler:
 
     def ready(self, canvas: Canvas, draft: Draft | None = None) -> bool:
         """Tell whether the logits that a draw needs are at hand."""
-        return canvas.is_ready(0 if draft is None else len(draft))
+        return canvas.is_ready(length_of_draft(draft))
 
     @torch.no_grad()
     def forward(self, rows: Sequence[Canvas], drafts: Sequence[Draft | None]) -> None:
