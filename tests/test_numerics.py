@@ -21,6 +21,7 @@ from toy import TEXTS, ToyModel, draw, jobs
 from harness.drafters.jacobi import Jacobi
 from harness.engine.acceptance import Draft
 from harness.engine.canvas import Canvas
+from harness.engine.draft_trees import Static
 from harness.engine.guidance import Sampling
 from harness.engine.method_spec import MethodSpec
 from harness.engine.sampler import Sampler
@@ -33,10 +34,15 @@ from methods.plain import Plain
 from methods.scalingar import ScalingAR
 from methods.sjd import SJD
 from methods.speculative import Speculative
+from methods.vvs import VVS, Uniform
 from methods.zipar import ZipAR
 
 Drawn = dict[tuple[str, int], Delivery]
 """The delivery of each job, by prompt id and number."""
+
+
+NARROW = Static({"": 2, "1": 1, "10": 1})
+"""A tree that feeds its drafter one node a depth."""
 
 
 class Watched(ToyModel):
@@ -88,13 +94,37 @@ class Pruned:
         return rows[0]
 
 
+def first_logit(logits_RKTV: Tensor, make_probs: object) -> dict[str, Tensor]:
+    """Read one number of the next token's distribution: a probe."""
+    return {"logit": logits_RKTV[:, 0, 0, 0]}
+
+
+class Looking:
+    """Looks before each step, so that the step's forward is fed the draft alone."""
+
+    rows = 1
+    branches = 2
+    tokens_per_step = 5
+
+    async def generate(self, prompt: str, s: Session) -> Canvas:
+        (canvas,) = s.open()
+        while not canvas.done:
+            await s.look([canvas], first_logit)
+            length = min(1, s.num_tokens - canvas.length - 1)
+            await s.step([canvas], [Draft(torch.zeros(length, dtype=torch.int64))])
+        return canvas
+
+
 METHODS: dict[str, Callable[[ToyModel], Method]] = {
     "plain": lambda _: Plain(),
     "scalingar": lambda _: ScalingAR(4),
     "pruned": lambda _: Pruned(),
     "wanderer": lambda _: Wanderer(),
     "speculative": lambda target: Speculative(drafter(like=target), 3),
+    "tree": lambda target: Speculative(drafter(like=target), NARROW),
     "eagle": lambda _: Speculative(eagle(), 2),
+    "vvs": lambda target: VVS(drafter(like=target), Uniform(2), NARROW),
+    "looking": lambda _: Looking(),
     "sjd": lambda _: SJD(Jacobi("random", "maximal"), 4),
     "zipar": lambda _: ZipAR(2),
 }

@@ -215,7 +215,8 @@ class Lesson:
         rows = [torch.cat(parts) for parts in zip(contexts, image_BND, strict=True)]
         # Padding lies behind the tokens, where a causal mask makes it idle.
         self.x_BLD = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        self.pos_BL = torch.arange(self.x_BLD.shape[1], device=device).expand(len(rows), -1)
+        last_B1 = (self.start_B + (tokens - 1)).unsqueeze(1)
+        self.pos_BL = torch.arange(self.x_BLD.shape[1], device=device).minimum(last_B1)
 
         # 2. Forward them.
         with self._autocast():
