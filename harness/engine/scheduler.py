@@ -36,6 +36,7 @@ from harness.engine.session import (
     StepRequest,
     TokenCountingJudge,
 )
+from harness.models.devices import on_device
 from harness.records import JSON, Job, Usage, UserError
 
 
@@ -85,7 +86,8 @@ class Scheduler:
         """Carry out all jobs; `deliver` gets each one as it ends.
 
         An error of `deliver`, a UserError and a lack of memory end the run: they are raised, and
-        jobs in flight are dropped.
+        jobs in flight are dropped. The model's device is the current one meanwhile, also for judges
+        and drafters.
         """
         run = _Run(
             method=self._method,
@@ -96,11 +98,12 @@ class Scheduler:
             jobs_to_start=deque(jobs),
             deliver=deliver,
         )
-        try:
-            while run.has_jobs():
-                run.play_round()
-        finally:
-            run.drop_flights()
+        with on_device(self._sampler.model.device):
+            try:
+                while run.has_jobs():
+                    run.play_round()
+            finally:
+                run.drop_flights()
 
 
 # ------------------------------------------------------------------ one job
