@@ -32,7 +32,8 @@ NUMERICS = ("constant", "fast")
 """Values of `numerics`: what an image may depend on.
 
 `constant`: on the job alone (batch invariance). `fast`: through the shapes of forwards also on what
-else is in the batch.
+else is in the batch. That follows from the jobs and their order, not from how long anything takes:
+a run that is drawn again whole is the same; what was interrupted, or shared out, need not be.
 """
 
 
