@@ -15,7 +15,7 @@ from toy import TEXTS, PixelSum, ToyModel, draw, jobs
 from harness.drafters.model import DraftModel
 from harness.engine.acceptance import Drafts, Rule, coupled, exact
 from harness.engine.canvas import Canvas
-from harness.engine.draft_trees import Static
+from harness.engine.draft_trees import Static, Tree
 from harness.engine.guidance import Sampling, cfg
 from harness.engine.session import Session
 from harness.kernels.noise import Noise
@@ -221,13 +221,16 @@ class Alternating(Speculative):
 
     async def generate(self, prompt: str, s: Session) -> Canvas:
         (canvas,) = s.open()
-        step = len(prompt)  # jobs that are drawn together draft in different shapes
+        step = 0
         while not canvas.done:
-            shape = (2, BUSHY)[step % 2]
-            drafts = await s.draft(self.drafter, [canvas], shape)
+            drafts = await s.draft(self.drafter, [canvas], self.shape_of(prompt, step))
             await s.step([canvas], drafts, coupled)
             step += 1
         return canvas
+
+    def shape_of(self, prompt: str, step: int) -> int | Tree:
+        """Choose a shape; jobs that are drawn together do not draft in the same one."""
+        return (2, BUSHY)[(len(prompt) + step) % 2]
 
 
 def test_one_drafter_drafts_chains_and_trees() -> None:

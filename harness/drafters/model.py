@@ -129,21 +129,11 @@ class DraftModel:
         if self._target_sampler is not sampler:
             self._draft_samplers.clear()
             self._target_sampler = sampler
-
-        # 1. What a forward of the draft model takes at most.
-        if isinstance(n, int):
-            # Not cached after a verification: the last drafted token and the target's own.
-            tokens_per_step = 2
-            tree_capacity = 0
-        else:
-            # Not cached after a verification: the whole accepted path.
-            tokens_per_step = max(2 + n.depth, 1 + n.fed)
-            tree_capacity = n.fed
-        sizes = (tokens_per_step, tree_capacity)
+        sizes = _draft_sizes(n)
         if sizes in self._draft_samplers:
             return self._draft_samplers[sizes]
 
-        # 2. The first such draft makes the sampler.
+        tokens_per_step, tree_capacity = sizes
         sampling = sampler.sampling if self.guided else replace(sampler.sampling, scale=1.0)
         draft_sampler = Sampler(
             self._load_model(sampler.model.device),
@@ -156,6 +146,15 @@ class DraftModel:
         )
         self._draft_samplers[sizes] = _DraftSampler(draft_sampler, {})
         return self._draft_samplers[sizes]
+
+
+def _draft_sizes(n: int | Tree) -> tuple[int, int]:
+    """Return the positions of a forward, and of a tree, of the sampler for such drafts."""
+    if isinstance(n, int):
+        # Not cached after a verification: the last drafted token and the target's own.
+        return 2, 0
+    # Not cached after a verification: the whole accepted path.
+    return max(2 + n.depth, 1 + n.fed), n.fed
 
 
 def _close_unused(drafting: _DraftSampler) -> None:
