@@ -70,7 +70,7 @@ def test_a_device_that_is_not_there_is_refused_with_those_that_are(
         choose_device(name)
     assert str(refused.value).endswith("set device=auto, cuda:0, cuda:1 or cpu")
     if name.startswith("cuda:") and "-" not in name:
-        assert "2 GPUs are visible, by CUDA_VISIBLE_DEVICES=4,5" in str(refused.value)
+        assert "GPUs that are visible: 2, by CUDA_VISIBLE_DEVICES=4,5" in str(refused.value)
     assert not two_gpus
 
 

@@ -69,7 +69,7 @@ def _expect_there(device: torch.device) -> None:
         if device.index >= count:
             visible = os.environ.get("CUDA_VISIBLE_DEVICES")
             shown = "" if visible is None else f", by CUDA_VISIBLE_DEVICES={visible}"
-            raise RuntimeError(f"{count} GPUs are visible{shown}")
+            raise RuntimeError(f"GPUs that are visible: {count}{shown}")
 
 
 def _list_choices() -> str:

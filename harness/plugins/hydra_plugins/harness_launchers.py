@@ -287,7 +287,8 @@ def expect_device_of_worker(device: str, gpus: int | None) -> None:
     each = 1 if gpus is None else gpus
     if kind == "cuda" and number.isdigit() and int(number) >= each:
         raise UserError(
-            f"device={device}: a worker sees {each} GPUs of its own, numbered from 0 on: "
+            f"device={device} is none of a worker's GPUs, which are numbered from 0 on "
+            f"(hydra.launcher.gpus={each}): "
             "set device=auto or cuda, and CUDA_VISIBLE_DEVICES to the GPUs that workers may have"
         )
 
