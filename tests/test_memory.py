@@ -20,7 +20,7 @@ from harness.engine.acceptance import Draft
 from harness.engine.canvas import Canvas
 from harness.engine.forward import Forward
 from harness.engine.guidance import Sampling
-from harness.engine.memory import estimate_need
+from harness.engine.memory_need import estimate_need
 from harness.engine.method_spec import MethodSpec
 from harness.engine.sampler import Sampler
 from harness.engine.scheduler import Delivery, Scheduler
@@ -120,7 +120,7 @@ def test_the_need_bounds_the_peak(method: Method, scale: float) -> None:
         sampler = Sampler(model, Sampling(scale=scale, top_k=0), slots=slots, **shape)
         Scheduler(method, sampler, seed=0).run(jobs(TEXTS[:4]), done.append)
     assert not any(delivery.error for delivery in done)
-    predicted = need.total(slots) - need.weights
+    predicted = need.total(slots) - need.held
     assert 0.1 * predicted < peak.bytes < predicted
 
 

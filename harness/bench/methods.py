@@ -27,7 +27,8 @@ from harness.bench.roof import Bar, all_hold
 from harness.bench.sampler import TEXTS, expect_names, expect_plan, random_model
 from harness.bench.timing import CLOCKS, Times, interleave
 from harness.engine.guidance import Sampling
-from harness.engine.memory import estimate_need, expect_memory
+from harness.engine.memory import expect_memory
+from harness.engine.memory_need import estimate_need
 from harness.engine.method_spec import MethodSpec
 from harness.engine.sampler import Sampler
 from harness.engine.scheduler import Delivery, Scheduler

@@ -33,7 +33,8 @@ from harness.bench.roof import (
 from harness.bench.timing import Subject, Times, interleave
 from harness.engine.canvas import Canvas
 from harness.engine.guidance import Sampling
-from harness.engine.memory import estimate_need, expect_memory
+from harness.engine.memory import expect_memory
+from harness.engine.memory_need import estimate_need
 from harness.engine.probes import Probe
 from harness.engine.sampler import Sampler
 from harness.engine.scheduler import Delivery, Scheduler

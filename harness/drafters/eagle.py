@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from harness.engine.acceptance import Draft
 from harness.engine.canvas import Canvas
 from harness.engine.draft_trees import GrownTree, Static, Tree
+from harness.engine.memory_need import SamplerShape, count_weights
 from harness.engine.sampler import Sampler
 from harness.models import FollowableModel, HasCollapse, ImageModel
 from harness.models import checkpoint as checkpoint_files
@@ -36,7 +37,7 @@ from harness.models.kv_cache import KVCache, TreeMask
 from harness.models.pictogram import weights as embedded_files
 from harness.models.pictogram.grammar import DEFAULT
 from harness.models.trunk import Attend, Attention, FeedForward, RMSNorm, TrunkSpec
-from harness.records import UserError
+from harness.records import MemoryPart, UserError
 
 
 class Layer(nn.Module):
@@ -156,6 +157,7 @@ class Eagle:
         self._read_weights = trained
         self._weights: LayerWeights | None = None
         self._layer: Layer | None = None
+        self._target: ImageModel | None = None  # that the layer was loaded for
 
     @property
     def id(self) -> str:
@@ -164,6 +166,8 @@ class Eagle:
 
     def expect_target(self, target: ImageModel) -> None:
         """Load the layer for a target. Raises UserError if it was made for another one."""
+        if self._target is target:
+            return
         weights = self._load_weights()
         spec = target_spec(target)
         if weights.target and weights.target != target.revision:
@@ -185,6 +189,34 @@ class Eagle:
         layer.load_state_dict(dict(weights.state))
         self._layer = layer.eval().requires_grad_(False).to(target.device, target.dtype)
         self._layer.feed_forward.fuse()
+        self._target = target
+
+    def memory_need(self, model: ImageModel, shape: SamplerShape) -> list[MemoryPart]:
+        """List the layer's weights, and its cache, guesses and masks for each slot.
+
+        The sampler's hidden states are the sampler's own. A layer that is not loaded counts with
+        a token embedding, the most that it can have.
+        """
+        spec = target_spec(model)
+        layer = self._layer
+        if layer is None:
+            with torch.device("meta"):
+                layer = Layer(spec, model.vocab).to(model.dtype)
+        weights = count_weights(layer)
+        held = 0 if self._layer is None else weights
+
+        fed = _count_fed(shape)
+        positions = model.cache(1, shape.tree_capacity).length + fed + 1
+        pair_bytes = 2 * spec.dim * model.dtype.itemsize
+        guesses = (1 + fed) * (spec.dim * model.dtype.itemsize + max(1, fed))
+        return [
+            MemoryPart("EAGLE's weights", fixed=weights, held=held),
+            MemoryPart("EAGLE's cache", per_slot=positions * pair_bytes + guesses),
+        ]
+
+    def release(self) -> None:
+        """Forget the sampler that was last drafted for, and what the layer keeps beside it."""
+        self.engine = None
 
     def propose(
         self, sampler: Sampler, rows: Sequence[Canvas], n: int | Tree, sibling: int = 0
@@ -228,9 +260,20 @@ class Eagle:
 
         engine = self.engine
         if engine is None or engine.sampler is not sampler or engine.shape != shape:
+            self.release()
             engine = EagleEngine(sampler, self._layer, shape)
             self.engine = engine
         return engine
+
+
+def _count_fed(shape: SamplerShape) -> int:
+    """Count the nodes of a draft that the layer is fed with, at most.
+
+    Of chains, and of trees that the method does not hold, all nodes count.
+    """
+    if shape.trees:
+        return max(tree.fed for tree in shape.trees)
+    return max(shape.tree_capacity, shape.tokens_per_step - 1)
 
 
 def target_spec(model: ImageModel) -> TrunkSpec:

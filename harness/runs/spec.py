@@ -18,7 +18,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from harness.engine.guidance import Sampling
-from harness.engine.memory import GB, choose_slots, estimate_need
+from harness.engine.memory import choose_slots, is_taken_at_its_word
+from harness.engine.memory_need import GB, MemoryNeed, SamplerShape, estimate_need, need_beside
 from harness.engine.method_spec import MethodSpec
 from harness.engine.session import Method
 from harness.models import ImageModel
@@ -121,9 +122,8 @@ def build_run_spec(config: DictConfig, choices: Mapping[str, str]) -> RunSpec:
     # 4. The sampler's sizes, as far as memory allows.
     sampler_config = resolve_config(config.sampler)
     warm_up = _choose_warm_up(sampler_config.pop("warm_up", 0), model.device)
-    sampler_sizes = _choose_sampler_sizes(
-        sampler_config, config.numerics, model, sampling, method_spec, len(plan.jobs)
-    )
+    asking = Asking(model, sampling, method_spec, benchmark, len(plan.jobs))
+    sampler_sizes = _choose_sampler_sizes(sampler_config, config.numerics, asking)
 
     # 5. The name of all that results depend on.
     method_config = resolve_config(config.method)
@@ -148,6 +148,35 @@ def build_run_spec(config: DictConfig, choices: Mapping[str, str]) -> RunSpec:
         warm_up=warm_up,
         fingerprint=fingerprint(identity),
     )
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What the sampler's sizes depend on besides its options."""
+
+    model: ImageModel
+    sampling: Sampling
+    method_spec: MethodSpec
+    benchmark: object
+    images: int
+
+    def estimate_need(self, sampler: Mapping[str, Any], device: torch.device) -> MemoryNeed:
+        """Estimate what a sampler with such options takes of a device, and all beside it.
+
+        Drafters, judges and rules declare what they take, the benchmark's judge among them.
+        """
+        spec = self.method_spec
+        shape = SamplerShape(
+            device=device,
+            prefill=tuple(sampler["prefill"]),
+            render_batch=sampler["render_batch"],
+            trees=spec.trees,
+            rewrites_prompts=spec.rewrites_prompts,
+            **spec.sampler_sizes(),
+        )
+        owners = [part for _, part in spec.parts]
+        owners.append(getattr(self.benchmark, "judge", None))
+        return need_beside(self.model, shape, owners)
 
 
 @lru_cache(maxsize=1)
@@ -209,10 +238,7 @@ def _choose_warm_up(most: int | None, device: torch.device) -> int:
 def _choose_sampler_sizes(
     config: dict[str, Any],
     numerics: str,
-    model: ImageModel,
-    sampling: Sampling,
-    method_spec: MethodSpec,
-    images: int,
+    asking: Asking,
 ) -> dict[str, Any]:
     """Return the sampler's sizes, with as many slots as memory allows, checked with the method.
 
@@ -220,6 +246,8 @@ def _choose_sampler_sizes(
     """
     sizes = dict(config)
     memory_gb = sizes.pop("memory_gb", None)
+    model = asking.model
+    method_spec = asking.method_spec
     needs = method_spec.sampler_sizes()
 
     # 1. Whether forwards skip idle slots.
@@ -230,20 +258,20 @@ def _choose_sampler_sizes(
     asked = sizes["slots"]
     if asked is None and sizes["concurrency"] is not None:
         asked = method_spec.slots * sizes["concurrency"]
-    need = estimate_need(
-        model, prefill=tuple(sizes["prefill"]), render_batch=sizes["render_batch"], **needs
-    )
-    sizes["slots"] = choose_slots(
-        need,
-        model.device,
-        asked=asked,
-        one_job=method_spec.slots,
-        most=method_spec.slots * max(1, images),
-        memory_gb=memory_gb,
-    )
+    sizes["slots"] = asked
+    if asked is None or not is_taken_at_its_word(model.device, memory_gb):
+        method_spec.expect_target(model)  # drafters and rules load what they need
+        sizes["slots"] = choose_slots(
+            asking.estimate_need(sizes, model.device),
+            model.device,
+            asked=asked,
+            one_job=method_spec.slots,
+            most=method_spec.slots * max(1, asking.images),
+            memory_gb=memory_gb,
+        )
 
     # 3. Whether the method can work with them.
-    method_spec.expect_fit(model, sampling, slots=sizes["slots"], **needs)
+    method_spec.expect_fit(model, asking.sampling, slots=sizes["slots"], **needs)
     return {**sizes, **needs}
 
 
