@@ -29,7 +29,12 @@ from torch import Tensor, nn
 from harness.engine.acceptance import Draft
 from harness.engine.canvas import Canvas
 from harness.engine.draft_trees import GrownTree, Static, Tree
-from harness.engine.memory_need import SamplerShape, count_weights
+from harness.engine.memory_need import (
+    CAPTURED_LOGIT_BYTES,
+    PREFILL_COPIES,
+    SamplerShape,
+    count_weights,
+)
 from harness.engine.sampler import Sampler
 from harness.models import FollowableModel, HasCollapse, ImageModel
 from harness.models import checkpoint as checkpoint_files
@@ -205,13 +210,18 @@ class Eagle:
         weights = count_weights(layer)
         held = 0 if self._layer is None else weights
 
-        fed = _count_fed(shape)
-        positions = model.cache(1, shape.tree_capacity).length + fed + 1
-        pair_bytes = 2 * spec.dim * model.dtype.itemsize
-        guesses = (1 + fed) * (spec.dim * model.dtype.itemsize + max(1, fed))
+        number_bytes = model.dtype.itemsize
+        draft = _LargestDraft.of(shape)
+        places = 1 + draft.fed
+        positions = model.cache(1, shape.tree_capacity).length + places
+        cache = positions * 2 * spec.dim * number_bytes
+        guesses = places * (spec.dim * number_bytes + max(1, draft.fed))
+        column = PREFILL_COPIES * spec.dim * number_bytes + CAPTURED_LOGIT_BYTES * model.vocab
+        probs = 4 * draft.nodes * model.vocab
         return [
             MemoryPart("EAGLE's weights", fixed=weights, held=held),
-            MemoryPart("EAGLE's cache", per_slot=positions * pair_bytes + guesses),
+            MemoryPart("EAGLE's cache", per_slot=cache + guesses),
+            MemoryPart("EAGLE's drafts", per_slot=draft.columns * column + probs),
         ]
 
     def release(self) -> None:
@@ -266,14 +276,33 @@ class Eagle:
         return engine
 
 
-def _count_fed(shape: SamplerShape) -> int:
-    """Count the nodes of a draft that the layer is fed with, at most.
+@dataclass(frozen=True, slots=True)
+class _LargestDraft:
+    """The largest sizes of a method's drafts."""
 
-    Of chains, and of trees that the method does not hold, all nodes count.
+    nodes: int  # drafted tokens
+    fed: int  # of them those that the layer is fed with
+    columns: int  # of a forward of the layer
+
+    @classmethod
+    def of(cls, shape: SamplerShape) -> _LargestDraft:
+        """Read the sizes off the trees that the method holds; else they are the target's."""
+        nodes = max(shape.tree_capacity, shape.tokens_per_step - 1)
+        if not shape.trees:
+            return cls(nodes, nodes, nodes + 2)
+        return cls(
+            nodes,
+            max(tree.fed for tree in shape.trees),
+            max(_count_columns(tree) for tree in shape.trees),
+        )
+
+
+def _count_columns(tree: Tree) -> int:
+    """Count the columns of the layer's forwards.
+
+    A verification commits depth + 1 tokens at most, so that the pairs they add fit as well.
     """
-    if shape.trees:
-        return max(tree.fed for tree in shape.trees)
-    return max(shape.tree_capacity, shape.tokens_per_step - 1)
+    return max(tree.widest, tree.depth + 2)
 
 
 def target_spec(model: ImageModel) -> TrunkSpec:
@@ -377,8 +406,7 @@ class EagleEngine:
         self.layer = layer
         self.shape = shape
         self.tree = tree
-        # A verification commits depth + 1 tokens at most, so W also takes the pairs they add.
-        self.width = max(tree.widest, tree.depth + 2)
+        self.width = _count_columns(tree)
         self.cache = KVCache(
             replace(layer.spec, layers=1),
             sampler.slots,

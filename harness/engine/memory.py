@@ -65,10 +65,8 @@ def choose_slots(
     _expect_one_job(need, one_job if asked is None else min(asked, one_job), budget, source)
 
     # 2. The number that is wanted, or the largest stable one that fits.
-    fitting = need.slots_within(budget)
-    slots = min(most, MAX_DEFAULT_SLOTS) if asked is None else asked
-    if slots > fitting:
-        slots = _doubled_within(one_job, fitting)
+    wanted = min(most, MAX_DEFAULT_SLOTS) if asked is None else asked
+    slots = count_fitting_slots(need, budget, one_job, wanted)
     log.info(
         "memory: %s, of %.3g GB %s (sampler.slots=%d keeps it so)",
         need.describe(slots),
@@ -77,6 +75,20 @@ def choose_slots(
         slots,
     )
     return slots
+
+
+def count_fitting_slots(
+    need: MemoryNeed, budget: float, one_job: int, wanted: int | None = None
+) -> int:
+    """Return the slots that are wanted, or the largest stable number that fits into a budget.
+
+    0 if one job's slots do not fit; None wants as many as are taken at most by default.
+    """
+    fitting = need.slots_within(budget)
+    slots = MAX_DEFAULT_SLOTS if wanted is None else wanted
+    if slots <= fitting:
+        return slots
+    return _doubled_within(one_job, fitting) if one_job <= fitting else 0
 
 
 def is_taken_at_its_word(device: torch.device, memory_gb: float | None) -> bool:

@@ -20,7 +20,6 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from harness.engine.draft_trees import Tree
 from harness.engine.rendering import images_at_once
 from harness.models import HasRenderBytes, HasTextEncoder, ImageModel
-from harness.models.checkpoint import device_named
 from harness.records import MemoryPart
 
 LOGIT_BYTES = 96
@@ -137,10 +136,12 @@ def _distinct(owners: Iterable[object]) -> list[object]:
 
 
 def _is_on(name: str, device: torch.device) -> bool:
-    """Tell whether a part's device is this one; "" and, on a GPU, "auto" are."""
-    if not name or (name == "auto" and device.type == "cuda"):
+    """Tell whether a part's device is this one: "" is, and "auto" is a GPU where there is one."""
+    if not name:
         return True
-    other = device_named(name)
+    if name == "auto":
+        return device.type == "cuda" or not torch.cuda.is_available()
+    other = torch.device(name)
     same_index = other.index is None or device.index is None or other.index == device.index
     return other.type == device.type and same_index
 

@@ -116,14 +116,19 @@ def build_run_spec(config: DictConfig, choices: Mapping[str, str]) -> RunSpec:
     method_spec = MethodSpec.of(method)
 
     # 3. The benchmark, and the images that it asks for.
-    benchmark = build_object(config.benchmark, **_classes_argument(config.benchmark, model))
+    benchmark = build_benchmark(config.benchmark, model)
     plan = Plan.of(benchmark, config.benchmark)
 
     # 4. The sampler's sizes, as far as memory allows.
     sampler_config = resolve_config(config.sampler)
     warm_up = _choose_warm_up(sampler_config.pop("warm_up", 0), model.device)
-    asking = Asking(model, sampling, method_spec, benchmark, len(plan.jobs))
-    sampler_sizes = _choose_sampler_sizes(sampler_config, config.numerics, asking)
+    sampler_sizes = _choose_sampler_sizes(
+        sampler_config,
+        config.numerics,
+        Asking(model, method_spec, benchmark),
+        sampling,
+        len(plan.jobs),
+    )
 
     # 5. The name of all that results depend on.
     method_config = resolve_config(config.method)
@@ -152,13 +157,11 @@ def build_run_spec(config: DictConfig, choices: Mapping[str, str]) -> RunSpec:
 
 @dataclass(frozen=True)
 class Asking:
-    """What the sampler's sizes depend on besides its options."""
+    """Whoever asks for memory in a run: its model, the parts of its method, its judge."""
 
     model: ImageModel
-    sampling: Sampling
     method_spec: MethodSpec
     benchmark: object
-    images: int
 
     def estimate_need(self, sampler: Mapping[str, Any], device: torch.device) -> MemoryNeed:
         """Estimate what a sampler with such options takes of a device, and all beside it.
@@ -197,6 +200,11 @@ def _expect_trained_weights(model_config: Mapping[str, Any]) -> None:
             "model.weights=random is for measuring speed: its images must not enter a leaderboard; "
             "leave it out, or set model.weights=published and model.checkpoint=PATH"
         )
+
+
+def build_benchmark(config: DictConfig, model: ImageModel) -> Any:
+    """Build a benchmark; `classes=model` stands for the model's own classes."""
+    return build_object(config, **_classes_argument(config, model))
 
 
 def _classes_argument(benchmark: DictConfig, model: ImageModel) -> dict[str, Sequence[str]]:
@@ -239,6 +247,8 @@ def _choose_sampler_sizes(
     config: dict[str, Any],
     numerics: str,
     asking: Asking,
+    sampling: Sampling,
+    images: int,
 ) -> dict[str, Any]:
     """Return the sampler's sizes, with as many slots as memory allows, checked with the method.
 
@@ -255,9 +265,7 @@ def _choose_sampler_sizes(
         sizes["compact"] = True
 
     # 2. The number of slots: as asked for, or what fits.
-    asked = sizes["slots"]
-    if asked is None and sizes["concurrency"] is not None:
-        asked = method_spec.slots * sizes["concurrency"]
+    asked = count_asked_slots(sizes, method_spec)
     sizes["slots"] = asked
     if asked is None or not is_taken_at_its_word(model.device, memory_gb):
         method_spec.expect_target(model)  # drafters and rules load what they need
@@ -266,13 +274,21 @@ def _choose_sampler_sizes(
             model.device,
             asked=asked,
             one_job=method_spec.slots,
-            most=method_spec.slots * max(1, asking.images),
+            most=method_spec.slots * max(1, images),
             memory_gb=memory_gb,
         )
 
     # 3. Whether the method can work with them.
-    method_spec.expect_fit(model, asking.sampling, slots=sizes["slots"], **needs)
+    method_spec.expect_fit(model, sampling, slots=sizes["slots"], **needs)
     return {**sizes, **needs}
+
+
+def count_asked_slots(sampler: Mapping[str, Any], method_spec: MethodSpec) -> int | None:
+    """Return the slots that a sampler's options ask for; None for as many as fit."""
+    slots: int | None = sampler["slots"]
+    if slots is None and sampler["concurrency"] is not None:
+        slots = method_spec.slots * sampler["concurrency"]
+    return slots
 
 
 def _is_compact(wanted: bool, numerics: str, concurrency: int | None) -> bool:
