@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from test_memory import Peak
+from test_llamagen import tiny_t5
+from test_memory import Peak, spec_of
 from test_vlm import tiny_config, tiny_processor
 from toy import TEXTS, ToyModel, jobs
 
@@ -28,16 +30,22 @@ from harness.engine.memory_need import (
     list_sampler_parts,
     need_beside,
 )
+from harness.engine.meter import Meter
 from harness.engine.method_spec import MethodSpec
 from harness.engine.sampler import Sampler
 from harness.engine.scheduler import Delivery, Scheduler
 from harness.engine.session import Method, Session
 from harness.judges.local_vlm import LocalVLM
 from harness.judges.verifier import ChatReward, ChatVerifier
+from harness.models.captions import T5, Features
 from harness.models.kv_cache import KVCache
+from harness.models.pictogram.generator import Pictogram
 from harness.records import MemoryPart
+from harness.runs.execute import Executor
 from methods.best_of_n import BestOfN
+from methods.gridar import GridAR
 from methods.lantern import Lantern
+from methods.plain import Plain
 from methods.speculative import Speculative
 
 VOCAB = 512
@@ -238,6 +246,110 @@ def test_what_a_captured_forward_keeps_is_bounded(columns: int) -> None:
         forward._compute_frontier(batch)
     predicted = 8 * parts["CUDA graphs"].per_slot
     assert 0.05 * predicted < peak.bytes < predicted
+
+
+def test_the_embedded_models_decoder_is_declared() -> None:
+    model = Pictogram("pictogram_16")
+    token_BN = torch.zeros((1, model.num_tokens), dtype=torch.int64)
+    with Peak() as peak, torch.no_grad():
+        model.decode(token_BN)
+    assert 0.2 * model.render_bytes < peak.bytes < 1.5 * model.render_bytes
+
+
+# ------------------------------------------------------------------ text encoders
+
+
+class Telling(ToyModel):
+    """A model with a text encoder; it tells what is asked of the encoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[object] = []
+
+    def count_text_encoder_bytes(self) -> int:
+        return int(GB)
+
+    def prepare_texts(self, texts: Any, *, stay: bool) -> None:
+        self.told.append((sorted(set(texts)), stay))
+
+
+@pytest.mark.parametrize("rewrites", [False, True])
+def test_texts_are_encoded_before_there_are_slots(
+    rewrites: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The encoder then leaves; only for a method that rewrites prompts it stays, and counts."""
+    method = Plain()
+    method.rewrites_prompts = rewrites  # type: ignore[attr-defined]
+    spec = spec_of(method, slots=4)
+    model = spec.model = Telling()
+    plain = Sampler.__init__
+
+    def tell(sampler: Sampler, *arguments: Any, **options: Any) -> None:
+        model.told.append("sampler")
+        plain(sampler, *arguments, **options)
+
+    monkeypatch.setattr(Sampler, "__init__", tell)
+    Executor(spec).draw(jobs(TEXTS[:2], images=2), lambda _: None)
+    assert model.told == [(sorted(TEXTS[:2]), rewrites), "sampler", ([], False)]
+
+    shape = shape_of(spec.method_spec, model)
+    shape = replace(shape, rewrites_prompts=spec.method_spec.rewrites_prompts)
+    counted = need_beside(model, shape, []).part("text encoder").fixed  # type: ignore[arg-type]
+    assert counted == rewrites * int(GB)
+
+
+def test_captions_are_encoded_on_the_device_only_while_they_are_prepared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captions = T5(checkpoint=str(tiny_t5(tmp_path / "t5")), cache=str(tmp_path), dtype="float32")
+    with_weights = captions.count_bytes()
+    _, encoder = captions._tokenizer_and_encoder
+    assert with_weights == sum(one.nbytes for one in encoder.parameters())
+
+    places: list[tuple[str, str]] = []
+
+    def encode(one: T5, caption: str) -> Features:
+        places.append((caption, one._device.type))
+        return Features(torch.zeros(1, 12), torch.zeros(12))
+
+    monkeypatch.setattr(T5, "_encode", encode)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    cuda = torch.device("cuda")
+    captions.prepare(["a cat", "A  cat", "a dog"], cuda, stay=False)
+    assert "_tokenizer_and_encoder" not in vars(captions)
+    captions("a cat")
+    captions("a bird")
+    assert places == [("a cat", "cuda"), ("a dog", "cuda"), ("a bird", "cpu")]
+
+    captions.prepare(["a cat"], cuda, stay=True)
+    captions("a fish")
+    captions.prepare([], cuda, stay=False)
+    captions("a cow")
+    assert places[3:] == [("a fish", "cuda"), ("a cow", "cpu")]
+
+
+def test_gridar_keeps_the_encoder_if_it_rewrites() -> None:
+    chat: Any = MyJudge()
+    chat.tokens = ()
+    chat.reply = chat.yes = lambda *_: []
+    stages = {"half": {"share": 0.5, "strips": 2}}
+    kept = GridAR(4, stages, ChatVerifier(chat), ChatReward(chat))
+    without = GridAR(4, stages, ChatVerifier(chat), ChatReward(chat), rewrite=False)
+    assert MethodSpec.of(kept).rewrites_prompts
+    assert not MethodSpec.of(without).rewrites_prompts
+
+
+# ------------------------------------------------------------------ what is measured
+
+
+def test_the_peak_on_a_gpu_is_what_was_reserved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors of captured graphs are not allocated: only what is reserved shows them."""
+    for name in ("synchronize", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda _: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: int(1e9))
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: int(5e9))
+    monkeypatch.setattr("harness.engine.meter.joules", lambda _: None)
+    assert Meter(torch.device("cuda")).peak_memory_gb == 5.0
 
 
 # ------------------------------------------------------------------ what is declared by whom
