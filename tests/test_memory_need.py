@@ -138,6 +138,8 @@ def test_a_drafter_and_a_local_reward_need_the_larger_card(qwen: Path) -> None:
     assert capacity.fitting(80) > 0
     assert capacity.need.total(capacity.fitting(80)) < 0.9 * 80 * GB
     assert not capacity.need.undeclared
+    names = [part.name for part in capacity.need.parts]
+    assert len(names) == len(set(names))
 
 
 def test_the_command_prints_the_arithmetic(capsys: pytest.CaptureFixture[str], qwen: Path) -> None:
@@ -152,6 +154,14 @@ def test_the_command_prints_the_arithmetic(capsys: pytest.CaptureFixture[str], q
     assert "it fits on a card of " in said
     assert check(["memory", "--cards", "much"]) == 2
     assert "--cards much: give GB" in capsys.readouterr().err
+
+
+def test_the_tables_of_the_documentation_are_the_commands(qwen: Path) -> None:
+    page = Path(__file__).parent.parent.joinpath("docs/models.md").read_text()
+    for options in (EAGLE, with_local_reward(qwen)):
+        capacity = measure_capacity(options)
+        for card_gb in (24, 80):
+            assert capacity.describe(card_gb) in page
 
 
 # ------------------------------------------------------------------ the sum bounds what is taken
@@ -457,4 +467,4 @@ def test_the_parts_of_a_method_are_searched_in_its_decoding() -> None:
     owners = [part for _, part in spec.parts]
     model: Any = toy()
     parts = list_declared(owners, model, shape_of(spec, model))
-    assert {part.name for part in parts} == {"EAGLE's weights", "EAGLE's cache", "EAGLE's drafts"}
+    assert [part.name for part in parts] == ["EAGLE's weights", "EAGLE's cache", "EAGLE's drafts"]

@@ -82,9 +82,12 @@ def list_declared(
     the tensors count that they hold, and a drafter or judge without any is listed by name, as not
     declared. Parts with the same key are one: weights that two judges share.
     """
+    speakers: list[object] = []
+    for owner in owners:
+        speakers += list(_list_declaring(owner, DEEPEST_PART)) or [owner]
     parts: list[MemoryPart] = []
-    for owner in _distinct(owners):
-        parts += _parts_of(owner, model, shape, DEEPEST_PART)
+    for speaker in _distinct(speakers):
+        parts += _parts_of(speaker, model, shape)
     kept: dict[object, MemoryPart] = {}
     for number, part in enumerate(parts):
         if _is_on(part.device, shape.device):
@@ -92,18 +95,14 @@ def list_declared(
     return list(kept.values())
 
 
-def _parts_of(
-    owner: object, model: ImageModel, shape: SamplerShape, depth: int
-) -> list[MemoryPart]:
+def _parts_of(owner: object, model: ImageModel, shape: SamplerShape) -> list[MemoryPart]:
     if isinstance(owner, DeclaresMemory):
         return list(owner.memory_need(model, shape))
-    speakers = list(_list_declaring(owner, depth))
-    if speakers:
-        return list_declared(speakers, model, shape)
+    name = type(owner).__name__
     if answers_or_drafts(owner):
-        return [MemoryPart(type(owner).__name__, is_declared=False)]
+        return [MemoryPart(name, is_declared=False)]
     size = _count_tensors(owner, model)
-    return [MemoryPart(type(owner).__name__, fixed=size, held=size)] if size else []
+    return [MemoryPart(name, fixed=size, held=size)] if size else []
 
 
 def answers_or_drafts(part: object) -> bool:
@@ -113,13 +112,13 @@ def answers_or_drafts(part: object) -> bool:
 
 
 def _list_declaring(owner: object, depth: int) -> Iterator[object]:
-    """Yield the objects within an object that declare their memory, the outermost of each line."""
-    if depth == 0 or isinstance(owner, type | ModuleType | FunctionType | MethodType | nn.Module):
+    """Yield an object that declares its memory, or those within it that do."""
+    if isinstance(owner, type | ModuleType | FunctionType | MethodType | nn.Module):
         return
-    for inner in getattr(owner, "__dict__", {}).values():
-        if isinstance(inner, DeclaresMemory) and not isinstance(inner, type):
-            yield inner
-        elif hasattr(inner, "__dict__"):
+    if isinstance(owner, DeclaresMemory):
+        yield owner
+    elif depth > 0:
+        for inner in getattr(owner, "__dict__", {}).values():
             yield from _list_declaring(inner, depth - 1)
 
 
