@@ -182,18 +182,18 @@ def test_where_memory_runs_out_the_run_goes_on_with_fewer_slots(
     assert records(cut)[-1].stamp.get("slots") == "6, as memory ran out with 12"
 
 
-class Witness:
+class SeenObjects:
     """Sees each sampler and cache that is made, and which of the earlier ones are alive then."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.seen: list[weakref.ref[Any]] = []
+        self.all: list[weakref.ref[Any]] = []
         self.alive_at_fewer_slots: list[list[object]] = []
         self._watch(monkeypatch, Sampler)
         self._watch(monkeypatch, KVCache)
         plain = execute._Drawing._halve_slots
 
         def halve_slots(drawing: Any, shortage: str) -> None:
-            alive = [ref() for ref in self.seen]
+            alive = [ref() for ref in self.all]
             self.alive_at_fewer_slots.append([one for one in alive if one is not None])
             plain(drawing, shortage)
 
@@ -203,7 +203,7 @@ class Witness:
         plain = kind.__init__
 
         def record(made: Any, *arguments: Any, **options: Any) -> None:
-            self.seen.append(weakref.ref(made))
+            self.all.append(weakref.ref(made))
             plain(made, *arguments, **options)
 
         monkeypatch.setattr(kind, "__init__", record)
@@ -245,17 +245,17 @@ def test_the_halved_sampler_is_alone(
     spec = spec_of(Speculative(list_drafters()[name], gamma), slots=8)
     scarce = Scarce(MemoryError(), most=4, after=after)
     monkeypatch.setattr(Forward, "charge_steps", scarce(Forward.charge_steps))
-    witness = Witness(monkeypatch)
+    seen = SeenObjects(monkeypatch)
     done: list[Delivery] = []
     execute.Executor(spec).draw(jobs(TEXTS), done.append)
     assert not any(delivery.error for delivery in done)
     assert len(done) == len(TEXTS)
-    assert witness.alive_at_fewer_slots == [[]]
+    assert seen.alive_at_fewer_slots == [[]]
 
     del spec
     gc.collect()
-    assert len(witness.seen) > 2
-    assert not any(ref() for ref in witness.seen)
+    assert len(seen.all) > 2
+    assert not any(ref() for ref in seen.all)
 
 
 def test_where_one_job_is_too_much_the_run_stops(

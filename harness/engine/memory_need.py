@@ -29,7 +29,7 @@ PREFILL_COPIES = 16
 CAPTURED_LOGIT_BYTES = 16
 """Memory per logit that a captured forward keeps: the head's, as float32, gathered and chosen."""
 WORKSPACE_BYTES = 32 * 2**20
-"""The workspace of a matrix library for one stream, the largest: Hopper's."""
+"""The workspace of a matrix library for one CUDA stream, the largest: Hopper's."""
 WORKSPACES = 8
 """Those of cuBLAS and cuBLASLt for the streams that draw, warm up, capture and decode images."""
 GB = 1e9
