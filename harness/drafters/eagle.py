@@ -171,8 +171,6 @@ class Eagle:
 
     def expect_target(self, target: ImageModel) -> None:
         """Load the layer for a target. Raises UserError if it was made for another one."""
-        if self._target is target:
-            return
         weights = self._load_weights()
         spec = target_spec(target)
         if weights.target and weights.target != target.revision:
@@ -189,6 +187,8 @@ class Eagle:
                 f"the model has {target.vocab}: choose its drafter"
             )
 
+        if self._target is target:
+            return  # the layer is there
         layer = Layer(spec, 0 if codes is None else target.vocab)
         _expect_shapes(weights, layer.state_dict(), target.name)
         layer.load_state_dict(dict(weights.state))
