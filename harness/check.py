@@ -9,6 +9,7 @@ python -m harness.check tiif FILE        TIIF-Bench's replies, scores and text m
 python -m harness.check parity FOLDER    our model against what the original returned
 python -m harness.check run FOLDER       is a run folder complete, intact and reproducible?
 python -m harness.check repeat [OPTIONS] is a run the same in other batches, orders, pieces, sizes?
+python -m harness.check memory [OPTIONS] what would a run take of a GPU's memory?
 """
 
 from __future__ import annotations
@@ -57,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if chosen.kind == "repeat":
             return check_reproducibility(chosen.options)
+        if chosen.kind == "memory":
+            return _print_capacities(chosen.options, chosen.cards)
         if chosen.kind == "parity":
             return check_parity(chosen.folder, chosen.device)
         if chosen.kind == "run":
@@ -179,7 +182,20 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "repeat", help="draw runs again in other batches, orders, pieces and sizes"
     )
     repeat.add_argument("options", nargs="*", help="of a sweep (default experiment=determinism)")
+    memory = kinds.add_parser("memory", help="sum up what a run takes of a GPU's memory")
+    memory.add_argument("options", nargs="*", help="of a run, such as model=llamagen_xl_512")
+    memory.add_argument("--cards", default="24,80", help="GB of each card (default 24,80)")
     return parser.parse_args(arguments)
+
+
+def _print_capacities(options: Sequence[str], cards: str) -> int:
+    from harness.capacity import print_capacities
+
+    try:
+        sizes_gb = [float(size) for size in cards.split(",")]
+    except ValueError:
+        raise UserError(f"--cards {cards}: give GB, as 24,80") from None
+    return print_capacities(options, sizes_gb)
 
 
 def _print_result(passed: int, failed: int, messages: Sequence[str]) -> int:

@@ -22,6 +22,23 @@ class UserError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryPart:
+    """Bytes that one thing takes of a device: fixed ones, and some for each slot of the sampler.
+
+    Of the fixed ones `held` are on the device already. `device` is where it lies, "" the sampler's.
+    Parts with the same `key` are one, such as weights that two judges share.
+    """
+
+    name: str
+    fixed: int = 0
+    per_slot: int = 0
+    held: int = 0
+    device: str = ""
+    key: str = ""
+    is_declared: bool = True  # False: it takes memory, and nobody says how much
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """One benchmark prompt. `spec` is the answer key; it never reaches a method or a reward.
 

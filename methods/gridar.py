@@ -141,6 +141,7 @@ class GridAR:
         self.verifier = verifier
         self.reward = reward
         self._rewriter = verifier.rewrite
+        self.rewrites_prompts = any(stage.rewrite for stage in self.stages)
         self._selectors = {
             stage.strips: verifier.select(stage.strips) for stage in self.stages if stage.select
         }

@@ -6,8 +6,10 @@ Its rows are appended, with date, commit and machine, and no row that is in a fi
 from __future__ import annotations
 
 import os
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,10 +17,11 @@ import pytest
 import torch
 from runs import harness
 from test_janus import tiny
+from test_memory import Peak
 
 from harness.bench.history import append_rows, read_rows
 from harness.bench.outcome import Outcome
-from harness.bench.reference import LibraryJanus
+from harness.bench.reference import LibraryJanus, StaticLoop
 from harness.bench.roof import (
     Bar,
     Reading,
@@ -27,8 +30,13 @@ from harness.bench.roof import (
     is_h100,
     seconds_allowed,
 )
+from harness.bench.sampler import choose_peers
 from harness.bench.timing import Times, interleave
+from harness.engine import memory
+from harness.engine.guidance import Sampling
 from harness.engine.memory import cap_memory
+from harness.engine.memory_need import count_weights, estimate_need
+from harness.engine.sampler import Sampler
 from harness.models.devices import device_named
 from harness.models.janus import JanusNet
 from harness.models.janus_checkpoint import SIZES as JANUS
@@ -81,6 +89,78 @@ def test_the_sampler_and_the_loop_compute_the_same_images(tmp_path: Path) -> Non
 
     assert pd.read_csv(path)["batch"].tolist() == [1, 1, 3, 3, 1, 1]  # appended
     assert frame.equals(pd.read_csv(path)[: len(frame)])
+
+
+def test_peers_that_do_not_fit_beside_the_sampler_are_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tiny()
+    sampling = Sampling(scale=2.0)
+    sizes = [
+        estimate_need(model, tokens_per_step=1, prefill=(2, 32), render_batch=1).total(2),
+        StaticLoop.count_bytes(model, sampling, ["a cat"]),
+        LibraryJanus.count_bytes(model, ["a cat"]),
+    ]
+    held = count_weights(model)
+
+    def choose(count: int, spare: int) -> list[str]:
+        free = sum(sizes[:count]) - held + spare
+        monkeypatch.setattr(memory, "_free_bytes", lambda _: free)
+        return choose_peers(model, sampling, ["a cat"])
+
+    assert choose(3, 0) == ["loop", "library"]
+    assert choose(3, -1) == ["loop"]
+    assert choose(2, 0) == ["loop"]
+    assert capsys.readouterr().out.count("1 image: reference library left out: too little") == 2
+    assert choose(1, 0) == []
+    with pytest.raises(UserError, match="too little memory: 2 slots"):
+        choose(1, -1)
+
+
+def test_the_loop_takes_no_more_than_it_counts() -> None:
+    model = tiny()
+    sampling = Sampling(scale=2.0)
+    texts = ["a cat", "two dogs"]
+    counted = StaticLoop.count_bytes(model, sampling, texts)
+    token_BN = torch.zeros((2, model.num_tokens), dtype=torch.int64)
+    with Peak() as peak:
+        StaticLoop(model, sampling, texts)(token_BN)
+    assert 0.05 * counted < peak.bytes < counted
+
+
+def test_a_batch_that_does_not_fit_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others are measured and judged; what is left out is said, and has no bar."""
+    monkeypatch.setattr(memory, "_free_bytes", lambda _: 1e7)
+    options = ("blocks=1", "warm_up=0", "bars=[[1,0.0001],[2000,1e9]]")
+    code, said = bench(tmp_path, "sampler", *TINY, "batch=[1,2000]", *options)
+    assert code == 0, said
+    assert "2000 images left out: too little memory: 4000 slots" in said
+    assert "bar: 1 images" in said and "bar: 2000" not in said
+    assert {row["batch"] for row in read_bench(tmp_path, "sampler")} == {1}
+
+
+def test_methods_are_compared_one_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There are never more samplers than the method's, plain's, and plain's in its shape."""
+    made: list[weakref.ref[Sampler]] = []
+    alive: list[int] = []
+    plain = Sampler.__init__
+
+    def record(sampler: Sampler, *arguments: Any, **options: Any) -> None:
+        made.append(weakref.ref(sampler))
+        alive.append(sum(ref() is not None for ref in made))
+        plain(sampler, *arguments, **options)
+
+    monkeypatch.setattr(Sampler, "__init__", record)
+    methods = "methods=[best_of_n_likelihood,scalingar,zipar]"
+    options = ("batch=[1]", "blocks=1", "warm_up=0", "terminating=[]", methods)
+    code, said = bench(tmp_path, "methods", *TINY, *options)
+    assert code == 0, said
+    assert len(read_bench(tmp_path, "methods")) == 4
+    assert max(alive) == 3 < len(alive)
 
 
 def test_the_librarys_janus_draws_whole_images() -> None:

@@ -53,6 +53,9 @@ PROMISES = {
     "R6 out of memory: fewer slots, the same images": [
         "test_memory.test_where_memory_runs_out_the_run_goes_on_with_fewer_slots",
         "test_memory.test_where_one_job_is_too_much_the_run_stops",
+        "test_memory.test_the_halved_sampler_is_alone",
+        "test_memory.test_a_capture_without_memory_is_a_lack_of_memory",
+        "test_memory.test_fewer_slots_need_invariant_rows_or_fast_numerics",
         "test_timings.test_memory_that_runs_out_is_told_from_other_errors",
     ],
     "R7 a failed job is recorded with its error and tried again; the sweep goes on and says so": [

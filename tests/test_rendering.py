@@ -136,12 +136,7 @@ def test_a_picture_does_not_depend_on_its_batch(device: str) -> None:
 
 @pytest.mark.parametrize(("device", "chunk"), [("cpu", 1), ("cuda", 16)])
 def test_images_are_decoded_one_by_one_on_a_cpu(device: str, chunk: int) -> None:
-    class Model:
-        pass
-
-    model: Any = Model()
-    model.device = torch.device(device)
-    assert images_at_once(model, 16) == chunk
+    assert images_at_once(torch.device(device), 16) == chunk
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here to decode beside")

@@ -24,10 +24,17 @@ from omegaconf import DictConfig
 
 from harness.bench.outcome import Outcome
 from harness.bench.roof import Bar, all_hold
-from harness.bench.sampler import TEXTS, expect_names, expect_plan, random_model
+from harness.bench.sampler import (
+    TEXTS,
+    expect_names,
+    expect_plan,
+    random_model,
+    release_memory,
+)
 from harness.bench.timing import CLOCKS, Times, interleave
 from harness.engine.guidance import Sampling
-from harness.engine.memory import estimate_need, expect_memory
+from harness.engine.memory import expect_memory
+from harness.engine.memory_need import SamplerShape, need_beside
 from harness.engine.method_spec import MethodSpec
 from harness.engine.sampler import Sampler
 from harness.engine.scheduler import Delivery, Scheduler
@@ -58,11 +65,12 @@ def run(config: DictConfig) -> bool:
 
     bars = []
     for images in batches:
-        compared = Comparison.build(methods, model, sampling, images)
-        times = interleave(compared.subjects, blocks, model.device, warm_up=warm_up)
         for name in names:
-            row = compared.make_row(times, name)
-            outcome.add(batch=images, method=name, **row, blocks=blocks, warm=times.is_warm(name))
+            # One method at a time, each beside plain sampling: their samplers are large.
+            row, is_warm = _compare(methods, name, model, sampling, images, blocks, warm_up)
+            outcome.add(batch=images, method=name, **row, blocks=blocks, warm=is_warm)
+            MethodSpec.of(methods[name]).release_parts()
+            release_memory(model.device)
             if name in config.kept_light:
                 what = f"{name}, {images} images: bookkeeping"
                 bars.append(_bar(model, what, row["bookkeeping"], config.most_bookkeeping))
@@ -71,6 +79,21 @@ def run(config: DictConfig) -> bool:
     for name in config.terminating:
         bars.append(_measure_termination(config, str(name), model, sampling))
     return all_hold(bars)
+
+
+def _compare(
+    methods: Mapping[str, Method],
+    name: str,
+    model: Any,
+    sampling: Sampling,
+    images: int,
+    blocks: int,
+    warm_up: int,
+) -> tuple[dict[str, Any], bool]:
+    """Time a method beside plain sampling; return its columns, and whether it was warm."""
+    compared = Comparison.build(methods, name, model, sampling, images)
+    times = interleave(compared.subjects, blocks, model.device, warm_up=warm_up)
+    return compared.make_row(times), times.is_warm(name)
 
 
 def _bar(model: Any, what: str, measured: float, most: float) -> Bar:
@@ -93,34 +116,44 @@ def method_named(name: str, *options: str) -> Method:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Methods at one batch size, and plain sampling in samplers of the same shapes."""
+    """A method at one batch size, plain sampling, and plain sampling in the method's shape."""
 
-    works: dict[str, Work]  # by method
-    plain_works: dict[str, Work]  # by shape: methods of one shape share a plain sampler
+    name: str
+    work: Work
+    plain: Work
+    alike: Work | None  # None: the method is plain sampling
 
     @classmethod
     def build(
-        cls, methods: Mapping[str, Method], model: Any, sampling: Sampling, images: int
+        cls,
+        methods: Mapping[str, Method],
+        name: str,
+        model: Any,
+        sampling: Sampling,
+        images: int,
     ) -> Comparison:
-        """Make the samplers of all methods, then those of plain sampling."""
-        works = {name: Work(method, model, sampling, images) for name, method in methods.items()}
-        plain_works = {}
-        for work in works.values():
-            plain = Work(methods["plain"], model, sampling, images, like=work)
-            plain_works[str(work.shape)] = plain
-        return cls(works, plain_works)
+        """Make their samplers."""
+        plain = Work(methods["plain"], model, sampling, images)
+        if name == "plain":
+            return cls(name, plain, plain, None)
+        work = Work(methods[name], model, sampling, images)
+        return cls(name, work, plain, Work(methods["plain"], model, sampling, images, like=work))
 
     @property
     def subjects(self) -> dict[str, Work]:
         """List all that is timed."""
-        return {**self.works, **self.plain_works}
+        subjects = {"plain": self.plain, self.name: self.work}
+        if self.alike is not None:
+            subjects["plain in its shape"] = self.alike
+        return subjects
 
-    def make_row(self, times: Times, name: str) -> dict[str, Any]:
-        """Return the measured columns of a method."""
-        work = self.works[name]
+    def make_row(self, times: Times) -> dict[str, Any]:
+        """Return the measured columns of the method."""
+        name = self.name
+        work = self.work
         call_s = times.median(name)
         speedup, ci_low, ci_high = _measure_speedup(times, name)
-        bookkeeping, bookkeeping_low, bookkeeping_high = self._measure_bookkeeping(name)
+        bookkeeping, bookkeeping_low, bookkeeping_high = self._measure_bookkeeping()
         return {
             "speedup": speedup,
             "ci_low": ci_low,
@@ -131,24 +164,23 @@ class Comparison:
             "bookkeeping": bookkeeping,
             "bookkeeping_low": bookkeeping_low,
             "bookkeeping_high": bookkeeping_high,
-            "row_steps": self._compare_branch_steps(work),
+            "row_steps": self._compare_branch_steps(),
             "passes": work.passes,
             "first_s": times.first.get(name, math.nan),
             "spread": times.spread(name),
         }
 
-    def _measure_bookkeeping(self, name: str) -> tuple[float, float, float]:
+    def _measure_bookkeeping(self) -> tuple[float, float, float]:
         """Return how much longer a decode step takes than plain's, as a share, and its interval."""
-        if name == "plain":
+        if self.alike is None:
             return 0.0, math.nan, math.nan
-        work = self.works[name]
-        plain = self.plain_works[str(work.shape)]
-        ratio, low, high = _pair_decode_steps(work, plain).ratio("method", "plain")
+        ratio, low, high = _pair_decode_steps(self.work, self.alike).ratio("method", "plain")
         return ratio - 1, low - 1, high - 1
 
-    def _compare_branch_steps(self, work: Work) -> float:
+    def _compare_branch_steps(self) -> float:
         """Return the active branch steps of an image over those of plain sampling."""
-        plain = self.works["plain"]
+        work = self.work
+        plain = self.plain
         return work.branch_steps / plain.branch_steps * plain.images / work.images
 
 
@@ -253,7 +285,10 @@ class Work:
         sizes = dict(self.shape)
         slots = sizes.pop("slots")
         sizes |= {"prefill": (min(16, slots), 32), "render_batch": min(16, self.images)}
-        expect_memory(estimate_need(self.model, **sizes), self.model.device, slots)
+        spec.expect_target(self.model)
+        shape = SamplerShape(self.model.device, trees=spec.trees, **sizes)
+        need = need_beside(self.model, shape, [part for _, part in spec.parts])
+        expect_memory(need, self.model.device, slots)
         self.sampler = Sampler(self.model, self.sampling, slots=slots, **sizes)
         self._scheduler = Scheduler(self.method, self.sampler, seed=0, concurrency=concurrency)
 

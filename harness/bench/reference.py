@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from harness.engine.guidance import Sampling
+from harness.engine.memory_need import LOGIT_BYTES, PREFILL_COPIES, count_weights
 from harness.models import ImageModel
 from harness.models.janus import Janus
 from harness.models.llamagen import LlamaGen
@@ -51,6 +52,22 @@ class StaticLoop:
         shape = (layers, len(rows), heads, self.length, head_dim)
         self.keys = torch.zeros(shape, dtype=model.dtype, device=model.device)
         self.values = torch.zeros_like(self.keys)
+
+    @classmethod
+    def count_bytes(cls, model: ImageModel, sampling: Sampling, texts: Sequence[str]) -> int:
+        """Count the bytes that such a loop takes beside the model, while it feeds the prompts."""
+        rows = len(texts) * (1 if sampling.scale == 1 else 2)
+        condition = max(len(model.context(text, text)) for text in set(texts))
+        if isinstance(model, LlamaGen):
+            condition = model.gpt.spec.condition
+        length = condition + model.num_tokens
+        layers, _, heads, _, head_dim = model.cache(1).keys.shape
+        layer_bytes = 2 * rows * length * heads * head_dim * model.dtype.itemsize
+        scores = 8 * rows * heads * condition * length
+        activations = rows * condition * PREFILL_COPIES * model.dim * model.dtype.itemsize
+        logits = LOGIT_BYTES * rows * model.vocab
+        masks = 2 * rows * length**2
+        return (layers + 1) * layer_bytes + scores + activations + logits + masks
 
     @torch.no_grad()
     def __call__(self, token_BN: Tensor) -> Tensor:
@@ -179,6 +196,12 @@ class LibraryJanus:
         length = max(len(text.split()) for text in texts) + 8
         words_BP = torch.randint(10, spec.words - 10, (len(texts), length), generator=generator)
         self._words_BP = words_BP.to(model.device)
+
+    @classmethod
+    def count_bytes(cls, model: Janus, texts: Sequence[str]) -> int:
+        """Count the bytes that it takes: weights that are made in float32, and its static cache."""
+        weights = 4 * count_weights(model) // model.dtype.itemsize
+        return weights + 2 * len(texts) * model.cache(1).slot_bytes
 
     @torch.no_grad()
     def __call__(self, _block: int = 0) -> Tensor:

@@ -7,6 +7,7 @@ roof.py for floors and bars.
 from __future__ import annotations
 
 import copy
+import gc
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -33,13 +34,14 @@ from harness.bench.roof import (
 from harness.bench.timing import Subject, Times, interleave
 from harness.engine.canvas import Canvas
 from harness.engine.guidance import Sampling
-from harness.engine.memory import estimate_need, expect_memory
+from harness.engine.memory import expect_memory
+from harness.engine.memory_need import MemoryNeed, estimate_need
 from harness.engine.probes import Probe
 from harness.engine.sampler import Sampler
 from harness.engine.scheduler import Delivery, Scheduler
 from harness.engine.session import Session
 from harness.models.janus import Janus
-from harness.records import Job, Prompt, UserError, dump
+from harness.records import Job, MemoryPart, Prompt, UserError, dump
 from harness.results.columns import BENCH_SAMPLER
 from harness.runs.instantiate import resolve_config
 from harness.runs.spec import load_model
@@ -56,7 +58,11 @@ TEXTS = (
 
 
 def run(config: DictConfig) -> bool:
-    """Measure every batch size; return whether the bars for this device hold, if it has any."""
+    """Measure every batch size; return whether the bars for this device hold, if it has any.
+
+    Each batch size is judged as soon as it is measured. What the memory does not hold is left out,
+    and said: a loop beside the sampler, or a batch size. Raises UserError if no batch size fits.
+    """
     batches, blocks, warm_up = expect_plan(config)
     model, sampling = random_model(config)
     roof = Roof.measure(model)
@@ -65,37 +71,105 @@ def run(config: DictConfig) -> bool:
     about = {"model": model.name, "dtype": dtype, **roof.columns}
     outcome = Outcome(BENCH_SAMPLER, model, heading, about)
 
-    bars: list[Bar] = []
+    hold = True
+    left_out: list[UserError] = []
     summaries: dict[str, list[str]] = {}
     for images in batches:
-        # 1. The sampler and its peers, which compute the same images.
+        # 1. Measure the sampler and its peers, as far as they fit; nothing of them stays.
         texts = [TEXTS[i % len(TEXTS)] for i in range(images)]
-        drawing = Drawing(model, sampling, texts)
-        loop = StaticLoop(model, sampling, texts)
-        subjects: dict[str, Subject] = {"ours": drawing, "loop": partial(_replay, loop, drawing)}
-        if isinstance(model, Janus):
-            subjects["library"] = LibraryJanus(model, texts)
+        try:
+            peers = choose_peers(model, sampling, texts)
+        except UserError as error:
+            print(f"{count_images(images)} left out: {error}", flush=True)
+            left_out.append(error)
+            continue
+        times = _measure_batch(model, sampling, texts, peers, blocks, warm_up)
+        release_memory(model.device)
 
-        # 2. Time them, and see that they did compute the same.
-        times = interleave(subjects, blocks, model.device, warm_up=warm_up)
-        expect_agreement(drawing, loop)
-
-        # 3. Rows, bars and a summary.
-        branches = images * (1 if sampling.scale == 1 else 2)
+        # 2. Rows, bars and a summary.
+        branches = _count_branches(sampling, images)
         batch = Batch(images, branches, count_reads(model, texts), times)
         for name in times.seconds:
             outcome.add(**batch.make_row(name, roof))
-        bars += _list_bars(config, model, batch, roof)
-        for other in subjects.keys() - {"ours"}:
+        hold &= all_hold(_list_bars(config, model, batch, roof))
+        for other in times.seconds.keys() - {"ours"}:
             ratio = times.ratio(other, "ours")[0]
-            summary = f"{images} image{'s' * (images > 1)} {ratio:.2f}"
-            summaries.setdefault(other, []).append(summary)
+            summaries.setdefault(other, []).append(f"{count_images(images)} {ratio:.2f}")
         outcome.write(plot=("batch", "tokens_per_s", "subject"))
 
-    hold = all_hold(bars)
+    if len(left_out) == len(batches):
+        raise left_out[0]
     for other in sorted(summaries, reverse=True):  # the loop's last
         print(f"ratio over reference {other}: {', '.join(summaries[other])}")
     return hold
+
+
+def _measure_batch(
+    model: Any,
+    sampling: Sampling,
+    texts: Sequence[str],
+    peers: Sequence[str],
+    blocks: int,
+    warm_up: int,
+) -> Times:
+    """Time the sampler beside its peers, and see that they compute the same."""
+    drawing = Drawing(model, sampling, texts)
+    subjects: dict[str, Subject] = {"ours": drawing}
+    if "loop" in peers:
+        loop = StaticLoop(model, sampling, texts)
+        subjects["loop"] = partial(_replay, loop, drawing)
+    if "library" in peers:
+        subjects["library"] = LibraryJanus(model, texts)
+    times = interleave(subjects, blocks, model.device, warm_up=warm_up)
+    if "loop" in peers:
+        expect_agreement(drawing, loop)
+    return times
+
+
+def choose_peers(model: Any, sampling: Sampling, texts: Sequence[str]) -> list[str]:
+    """Name the peers that fit into memory together with the sampler, and say which do not.
+
+    Raises UserError if the sampler alone does not fit.
+    """
+    branches = _count_branches(sampling, len(texts))
+    sizes = {"loop": StaticLoop.count_bytes(model, sampling, texts)}
+    if isinstance(model, Janus):
+        sizes["library"] = LibraryJanus.count_bytes(model, texts)
+
+    need = estimate_need(model, tokens_per_step=1, **_sampler_sizes(branches))
+    expect_memory(need, model.device, branches)
+    peers = []
+    for name, size in sizes.items():
+        together = MemoryNeed((*need.parts, MemoryPart(f"reference {name}", fixed=size)))
+        try:
+            expect_memory(together, model.device, branches)
+        except UserError as error:
+            print(f"{count_images(len(texts))}: reference {name} left out: {error}", flush=True)
+            continue
+        peers.append(name)
+        need = together
+    return peers
+
+
+def count_images(images: int) -> str:
+    """Write a number of images."""
+    return f"{images} image{'s' * (images > 1)}"
+
+
+def release_memory(device: torch.device) -> None:
+    """Free what is not used any more, before something else is measured."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _count_branches(sampling: Sampling, images: int) -> int:
+    return images * (1 if sampling.scale == 1 else 2)
+
+
+def _sampler_sizes(branches: int) -> dict[str, Any]:
+    """Return the sizes of a sampler that draws so many branches and shows no picture."""
+    return {"prefill": (min(16, branches), 32), "render_batch": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,12 +301,9 @@ class Drawing:
         self.model = model
         self._method = WholeImage(1 if sampling.scale == 1 else 2)
         slots = self._method.branches * len(texts)
-        sizes: dict[str, Any] = {"prefill": (min(16, slots), 32), "render_batch": 1}
-        expect_memory(estimate_need(model, tokens_per_step=1, **sizes), model.device, slots)
-
         undecoded = copy.copy(model)
         undecoded.decode = _decode_nothing
-        sampler = Sampler(undecoded, sampling, slots=slots, **sizes)
+        sampler = Sampler(undecoded, sampling, slots=slots, **_sampler_sizes(slots))
         self._scheduler = Scheduler(self._method, sampler, seed=0)
         self._jobs = [Job(Prompt(f"bench/{i}", text, "any"), 0) for i, text in enumerate(texts)]
         self.token_BN: Tensor = torch.empty((0, model.num_tokens), dtype=torch.int64)

@@ -30,6 +30,12 @@ from torch import Tensor, nn
 from harness.engine.acceptance import Draft
 from harness.engine.canvas import Canvas
 from harness.engine.draft_trees import GrownTree, Static, Tree
+from harness.engine.memory_need import (
+    CAPTURED_LOGIT_BYTES,
+    PREFILL_COPIES,
+    SamplerShape,
+    count_weights,
+)
 from harness.engine.sampler import Sampler
 from harness.models import FollowableModel, HasCollapse, ImageModel
 from harness.models import checkpoint as checkpoint_files
@@ -37,7 +43,7 @@ from harness.models.kv_cache import KVCache, TreeMask
 from harness.models.pictogram import weights as embedded_files
 from harness.models.pictogram.grammar import DEFAULT
 from harness.models.trunk import Attend, Attention, FeedForward, RMSNorm, TrunkSpec
-from harness.records import UserError
+from harness.records import MemoryPart, UserError
 
 
 class Layer(nn.Module):
@@ -158,6 +164,7 @@ class Eagle:
         self._read_weights = trained
         self._weights: LayerWeights | None = None
         self._layer: Layer | None = None
+        self._target: ImageModel | None = None  # that the layer was loaded for
 
     @property
     def id(self) -> str:
@@ -182,11 +189,51 @@ class Eagle:
                 f"the model has {target.vocab}: choose its drafter"
             )
 
+        if self._target is target:
+            return  # the layer is there
         layer = Layer(spec, 0 if codes is None else target.vocab)
         _expect_shapes(weights, layer.state_dict(), target.name)
         layer.load_state_dict(dict(weights.state))
         self._layer = layer.eval().requires_grad_(False).to(target.device, target.dtype)
         self._layer.feed_forward.fuse()
+        self._target = target
+
+    def memory_need(self, model: ImageModel, shape: SamplerShape) -> list[MemoryPart]:
+        """List the layer's weights, and its cache, guesses and masks for each slot.
+
+        The sampler's hidden states are the sampler's own. A layer that is not loaded counts with
+        a token embedding, the most that it can have.
+        """
+        spec = target_spec(model)
+        layer = self._layer
+        if layer is None:
+            with torch.device("meta"):
+                layer = Layer(spec, model.vocab).to(model.dtype)
+        weights = count_weights(layer)
+        held = 0 if self._layer is None else weights
+
+        number_bytes = model.dtype.itemsize
+        drafts = _list_draft_sizes(shape)
+        kept = 0  # by an engine for each size
+        for draft in drafts:
+            places = 1 + draft.fed
+            positions = model.cache(1, shape.tree_capacity).length + places
+            cache = positions * 2 * spec.dim * number_bytes
+            kept += cache + places * (spec.dim * number_bytes + max(1, draft.fed))
+        columns = max(draft.columns for draft in drafts)
+        nodes = max(draft.nodes for draft in drafts)
+        column = PREFILL_COPIES * spec.dim * number_bytes + CAPTURED_LOGIT_BYTES * model.vocab
+        probs = 4 * nodes * model.vocab
+        return [
+            MemoryPart("EAGLE's weights", fixed=weights, held=held),
+            MemoryPart("EAGLE's cache", per_slot=kept),
+            MemoryPart("EAGLE's drafts", per_slot=columns * column + probs),
+        ]
+
+    def release(self) -> None:
+        """Forget the sampler that was last drafted for, and what the layer keeps beside it."""
+        self.engines.clear()
+        self._sampler = None
 
     def propose(
         self, sampler: Sampler, rows: Sequence[Canvas], n: int | Tree, sibling: int = 0
@@ -235,11 +282,39 @@ class Eagle:
         if self._sampler is not sampler:
             self.engines.clear()
             self._sampler = sampler
-        # A verification commits depth + 1 tokens at most: a forward takes the pairs they add, too.
-        sizes = (max(shape.widest, shape.depth + 2), shape.fed)
+        sizes = (_count_columns(shape), shape.fed)
         if sizes not in self.engines:
             self.engines[sizes] = EagleEngine(sampler, self._layer, *sizes)
         return self.engines[sizes]
+
+
+@dataclass(frozen=True, slots=True)
+class _DraftSizes:
+    """The sizes of a draft."""
+
+    nodes: int  # drafted tokens
+    fed: int  # of them those that the layer is fed with
+    columns: int  # of a forward of the layer
+
+
+def _list_draft_sizes(shape: SamplerShape) -> list[_DraftSizes]:
+    """List the different sizes of a method's drafts.
+
+    They are read off the trees that the method holds; without any they are the target's.
+    """
+    nodes = max(shape.tree_capacity, shape.tokens_per_step - 1)
+    if not shape.trees:
+        return [_DraftSizes(nodes, nodes, nodes + 2)]
+    sizes = {_DraftSizes(nodes, tree.fed, _count_columns(tree)) for tree in shape.trees}
+    return sorted(sizes, key=lambda draft: (draft.columns, draft.fed))
+
+
+def _count_columns(tree: Tree) -> int:
+    """Count the columns of the layer's forwards.
+
+    A verification commits depth + 1 tokens at most, so that the pairs they add fit as well.
+    """
+    return max(tree.widest, tree.depth + 2)
 
 
 def target_spec(model: ImageModel) -> TrunkSpec:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from harness.engine.acceptance import Draft, residual_probs
 from harness.engine.canvas import Canvas
+from harness.engine.memory_need import takes_nothing
 from harness.engine.sampler import Sampler
 from harness.kernels.noise import ACCEPT, DRAFT, DRAW, RESIDUAL, Noise
 from harness.records import UserError
@@ -67,6 +68,8 @@ class Jacobi:
             raise UserError(f"drafter.coupling={coupling}: choose from {', '.join(COUPLINGS)}")
         self.init = init
         self.coupling = coupling
+
+    memory_need = takes_nothing  # it works on what the sampler keeps
 
     @torch.no_grad()
     def propose(

@@ -16,10 +16,11 @@ from harness.engine.acceptance import Draft, Drafts
 from harness.engine.canvas import Canvas
 from harness.engine.draft_trees import Parents, Tree
 from harness.engine.guidance import Sampling
+from harness.engine.memory_need import SamplerShape, list_sampler_parts, rename_parts
 from harness.engine.sampler import Sampler
 from harness.kernels.noise import DRAFT, Noise
 from harness.models import ImageModel
-from harness.records import Usage, UserError
+from harness.records import MemoryPart, Usage, UserError
 
 
 @dataclass(slots=True)
@@ -85,6 +86,26 @@ class DraftModel:
                 f"drafter {self.id} was made for another tokenizer than {target.name}'s; "
                 "choose its drafter"
             )
+
+    def memory_need(self, model: ImageModel, shape: SamplerShape) -> list[MemoryPart]:
+        """List the draft model's weights, and what its own samplers take."""
+        draft_model = self._load_model(model.device)
+        parts: dict[str, list[MemoryPart]] = {}
+        for tokens_per_step, tree_capacity in _list_draft_sizes(shape):
+            draft_shape = SamplerShape(
+                shape.device, tokens_per_step, shape.prefill, 1, tree_capacity
+            )
+            for part in list_sampler_parts(draft_model, draft_shape):
+                parts.setdefault(part.name, []).append(part)
+        parts["weights"] = parts["weights"][:1]  # its samplers share them
+        parts["image decoder"] = []  # it shows no pictures
+        kept = [part for alike in parts.values() for part in alike]
+        return rename_parts(kept, draft_model.name)
+
+    def release(self) -> None:
+        """Forget the target's sampler, and all that was made beside it; the weights stay."""
+        self._target_sampler = None
+        self._draft_samplers.clear()
 
     def propose(
         self, sampler: Sampler, rows: Sequence[Canvas], n: int | Tree, sibling: int = 0
@@ -155,6 +176,18 @@ def _draft_sizes(n: int | Tree) -> tuple[int, int]:
         return 2, 0
     # Not cached after a verification: the whole accepted path.
     return max(2 + n.depth, 1 + n.fed), n.fed
+
+
+def _list_draft_sizes(shape: SamplerShape) -> list[tuple[int, int]]:
+    """List the sizes of the samplers for a method's drafts.
+
+    Where the method drafts trees and does not hold their shapes, they are bounded by the target's.
+    """
+    if shape.trees:
+        return sorted({_draft_sizes(tree) for tree in shape.trees})
+    if shape.tree_capacity:
+        return [(1 + shape.tokens_per_step, shape.tree_capacity)]
+    return [_draft_sizes(shape.tokens_per_step - 1)]
 
 
 def _close_unused(drafting: _DraftSampler) -> None:

@@ -12,6 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from harness.engine.memory import find_shortage
+
 log = logging.getLogger("harness")
 
 WARM_UPS = 3
@@ -54,7 +56,7 @@ class Graphs:
 
         Do nothing if it is captured already. The work is called a few times before that, after
         `clear_inputs` has marked all rows as padding. If a capture fails, all work is called from
-        then on.
+        then on. A lack of memory is no such failure: it is raised.
         """
         if self.state != "on" or name in self._captured:
             return
@@ -63,9 +65,19 @@ class Graphs:
             self._captured[name] = self._capture(work)
         except RuntimeError as error:
             torch.cuda.synchronize(self._device)
+            shortage = find_shortage(error)
+            if shortage is not None:
+                raise shortage from None
             reason = str(error).strip().partition("\n")[0][:120]
             self.state = f"off ({reason})"
             log.warning("CUDA graphs are off, every round is launched by the host: %s", reason)
+
+    def drop(self) -> None:
+        """Forget all captured work, so that its memory can be used for something else."""
+        if self._captured:
+            torch.cuda.synchronize(self._device)
+        self._captured.clear()
+        self._pool = None
 
     def _capture(self, work: Callable[[], None]) -> Replay:
         # 1. Warm up on a stream of its own, as torch asks for.

@@ -75,6 +75,11 @@ class Tree(Protocol):
         ...
 
 
+def is_tree(part: object) -> bool:
+    """Tell whether an object has the members of a tree's shape."""
+    return all(hasattr(part, name) for name in ("depth", "nodes", "fed", "widest", "grow"))
+
+
 # ------------------------------------------------------------------ static trees
 
 PUBLISHED_TREES: dict[str, dict[str, int]] = {

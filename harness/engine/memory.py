@@ -1,8 +1,6 @@
-"""How many slots fit into the memory there is, with the arithmetic in words.
+"""How many slots fit into the memory there is, and what to do when it runs out.
 
-A slot costs its keys and values over the full length, its context, and the distributions of one
-draw. Besides slots there are the weights, the scratch slot, what a prefill gathers, and the feature
-maps of the image decoder for one batch of images. All sizes are in bytes; a GB is 10^9 of them.
+What a slot costs, and what lies beside the slots, is in `memory_need`.
 """
 
 from __future__ import annotations
@@ -12,116 +10,25 @@ import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from harness.engine.rendering import images_at_once
-from harness.models import HasRenderBytes, ImageModel
+from harness.engine.memory_need import GB, MemoryNeed
 from harness.records import UserError
 
 log = logging.getLogger("harness")
 
 MAX_DEFAULT_SLOTS = 256
 """Slots that are taken at most where the user gives no number."""
-LOGIT_BYTES = 96
-"""Working memory per logit of a draw: float32 probabilities, and noise in 64-bit words."""
-PREFILL_COPIES = 16
-"""Working memory of a prefill, in multiples of its hidden states."""
-GB = 1e9
+SHARE = 0.9
+"""Share of a GPU's free memory that is used: the rest is for the driver and for fragments."""
 
 LESS_MEMORY = (
     "set sampler.memory_gb, fewer sampler.slots, a smaller sampler.render_batch, "
     "or fewer candidates"
 )
 """The remedy where memory ran out."""
-
-
-# ------------------------------------------------------------------ what a sampler needs
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryNeed:
-    """Bytes that a sampler needs: for each slot, and whatever the number of slots."""
-
-    per_slot: int
-    weights: int
-    decoder: int
-    prefill: int  # and the scratch slot
-
-    @property
-    def fixed(self) -> int:
-        """Count the bytes that do not depend on the number of slots."""
-        return self.weights + self.decoder + self.prefill
-
-    def total(self, slots: int) -> int:
-        """Compute the bytes of a sampler with so many slots."""
-        return self.fixed + slots * self.per_slot
-
-    def slots_within(self, budget: float) -> int:
-        """Compute how many slots fit into so many bytes."""
-        return max(0, int(budget - self.fixed) // self.per_slot)
-
-    def describe(self, slots: int) -> str:
-        """Write the arithmetic: "64 slots x 0.191 GB + image decoder 8.6 GB + ... = 22.7 GB"."""
-        fixed_parts = {
-            "weights": self.weights,
-            "image decoder": self.decoder,
-            "prefill": self.prefill,
-        }
-        terms = [f"{slots} slots x {self.per_slot / GB:.3g} GB"]
-        terms += [f"{name} {size / GB:.3g} GB" for name, size in fixed_parts.items() if size]
-        return f"{' + '.join(terms)} = {self.total(slots) / GB:.3g} GB"
-
-
-def estimate_need(
-    model: ImageModel,
-    *,
-    tokens_per_step: int,
-    prefill: tuple[int, int],
-    render_batch: int,
-    tree_capacity: int = 0,
-    hidden: bool = False,
-) -> MemoryNeed:
-    """Estimate what a sampler of that shape over `model` needs, without making it.
-
-    The arguments are those of `Sampler`.
-    """
-    # 1. One slot: keys and values, context, tokens, hidden states, and the logits of a draw.
-    cache = model.cache(1, tree_capacity)
-    number_bytes = cache.keys.element_size()
-    token_bytes = 8 * model.num_tokens
-    context = model.max_context * model.dim * number_bytes + token_bytes
-    states = cache.length * model.dim * number_bytes if hidden else 0
-    draw = LOGIT_BYTES * tokens_per_step * model.vocab
-
-    # 2. One prefill: the keys and values of one layer, gathered, and hidden states.
-    rows, columns = prefill
-    gathered = rows * cache.slot_bytes // len(cache.keys)
-    activations = rows * columns * model.dim * number_bytes * PREFILL_COPIES
-
-    # 3. One batch of the image decoder.
-    image_bytes = model.render_bytes if isinstance(model, HasRenderBytes) else 0
-
-    return MemoryNeed(
-        per_slot=cache.slot_bytes + context + states + draw,
-        weights=_weight_bytes(model),
-        decoder=images_at_once(model, render_batch) * image_bytes,
-        prefill=cache.slot_bytes + context + gathered + activations,
-    )
-
-
-def _weight_bytes(model: ImageModel) -> int:
-    """Sum up a model's parameters and buffers, storage that they share counted once."""
-    modules = [part for part in vars(model).values() if isinstance(part, nn.Module)]
-    size_of_storage: dict[int, int] = {}
-    for module in modules:
-        for tensor in (*module.parameters(), *module.buffers()):
-            storage = tensor.untyped_storage()
-            size_of_storage[storage.data_ptr()] = storage.nbytes()
-    return sum(size_of_storage.values())
 
 
 # ------------------------------------------------------------------ slots of a run
@@ -145,23 +52,21 @@ def choose_slots(
     power of two times `one_job`, so that it stays the same when a little more or less is free.
     Raises UserError when not even one job fits.
     """
-    if asked is not None and memory_gb is None and device.type == "cpu":
+    if asked is not None and is_taken_at_its_word(device, memory_gb):
         return asked
 
     # 1. How much memory there is, and whether one job fits.
     if memory_gb is None:
-        budget = _free_bytes(device) + need.weights
-        source = "free on the device, the weights' included"
+        budget = _free_bytes(device) + need.held
+        source = "free on the device, with what is loaded already"
     else:
         budget = memory_gb * GB
         source = "in sampler.memory_gb"
     _expect_one_job(need, one_job if asked is None else min(asked, one_job), budget, source)
 
     # 2. The number that is wanted, or the largest stable one that fits.
-    fitting = need.slots_within(budget)
-    slots = min(most, MAX_DEFAULT_SLOTS) if asked is None else asked
-    if slots > fitting:
-        slots = _doubled_within(one_job, fitting)
+    wanted = min(most, MAX_DEFAULT_SLOTS) if asked is None else asked
+    slots = count_fitting_slots(need, budget, one_job, wanted)
     log.info(
         "memory: %s, of %.3g GB %s (sampler.slots=%d keeps it so)",
         need.describe(slots),
@@ -170,6 +75,25 @@ def choose_slots(
         slots,
     )
     return slots
+
+
+def count_fitting_slots(
+    need: MemoryNeed, budget: float, one_job: int, wanted: int | None = None
+) -> int:
+    """Return the slots that are wanted, or the largest stable number that fits into a budget.
+
+    0 if one job's slots do not fit; None wants as many as are taken at most by default.
+    """
+    fitting = need.slots_within(budget)
+    slots = MAX_DEFAULT_SLOTS if wanted is None else wanted
+    if slots <= fitting:
+        return slots
+    return _doubled_within(one_job, fitting) if one_job <= fitting else 0
+
+
+def is_taken_at_its_word(device: torch.device, memory_gb: float | None) -> bool:
+    """Tell whether a number of slots that is asked for is taken whatever the memory."""
+    return memory_gb is None and device.type == "cpu"
 
 
 def _expect_one_job(need: MemoryNeed, slots: int, budget: float, source: str) -> None:
@@ -193,11 +117,11 @@ def _doubled_within(start: int, limit: int) -> int:
 
 def expect_memory(need: MemoryNeed, device: torch.device, slots: int) -> None:
     """Raise UserError, with the arithmetic, if the device has no memory for so many slots."""
-    budget = _free_bytes(device) + need.weights
+    budget = _free_bytes(device) + need.held
     if need.total(slots) > budget:
         raise UserError(
             f"too little memory: {need.describe(slots)}, of {budget / GB:.3g} GB free on the "
-            f"device, the weights' included, where {need.slots_within(budget)} slots fit: "
+            f"device, with what is loaded already, where {need.slots_within(budget)} slots fit: "
             "ask for fewer images at a time, or a smaller model"
         )
 
@@ -209,8 +133,19 @@ def short_of_memory(error: BaseException) -> bool:
     """Tell whether an error says that an allocation failed, on a GPU or in main memory."""
     if isinstance(error, MemoryError):
         return True
-    phrases = ("out of memory", "not enough memory", "can't allocate memory")
+    phrases = ("out of memory", "not enough memory", "can't allocate memory", "_ALLOC_FAILED")
     return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in phrases)
+
+
+def find_shortage(error: BaseException) -> BaseException | None:
+    """Return the lack of memory that an error is, or came from; None if there was none.
+
+    A failed allocation spoils the CUDA capture around it, whose end then raises another error.
+    """
+    found: BaseException | None = error
+    while found is not None and not short_of_memory(found):
+        found = found.__cause__ or found.__context__
+    return found
 
 
 @contextmanager
@@ -233,12 +168,12 @@ def cap_memory() -> Iterator[None]:
 
 
 def _free_bytes(device: torch.device) -> float:
-    """Compute what may still be used: 0.9 of a GPU's free memory, 0.5 of available main memory."""
+    """Compute what may still be used: SHARE of a GPU's free memory, half of the main memory."""
     if device.type != "cuda":
         return 0.5 * _available_bytes()
     free, _ = torch.cuda.mem_get_info(device)
     kept_for_reuse = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return 0.9 * (free + kept_for_reuse)
+    return SHARE * (free + kept_for_reuse)
 
 
 def _available_bytes() -> int:

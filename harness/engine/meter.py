@@ -171,9 +171,12 @@ class Meter:
 
     @property
     def peak_memory_gb(self) -> float | None:
-        """Peak of this process: on a GPU its tensors, otherwise all that it has in memory."""
+        """Peak of this process: on a GPU what torch had reserved, otherwise all that it has.
+
+        What captured graphs compute in between is reserved, and counts as no tensor's.
+        """
         if self._device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self._device) / 1e9
+            return torch.cuda.max_memory_reserved(self._device) / 1e9
         with suppress(OSError):
             for line in Path("/proc/self/status").read_text().splitlines():
                 if line.startswith("VmHWM:"):

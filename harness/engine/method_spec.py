@@ -9,8 +9,9 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
+from harness.engine.draft_trees import Tree, is_tree
 from harness.engine.guidance import Sampling
 from harness.models import ImageModel
 from harness.records import UserError
@@ -57,6 +58,7 @@ class MethodSpec:
     tree_capacity: int  # nodes of a draft tree
     needs_guidance: bool
     needs_hidden: bool  # a drafter continues the target's hidden states
+    rewrites_prompts: bool  # texts come up while images are drawn
     parts: tuple[tuple[str, object], ...]
     expect_grid: Callable[[tuple[int, int]], None] | None
 
@@ -75,6 +77,7 @@ class MethodSpec:
             tree_capacity=_read_count(method, _TREE_CAPACITY),
             needs_guidance=bool(getattr(method, "needs_guidance", False)),
             needs_hidden=any(getattr(part, "hidden", False) for _, part in parts),
+            rewrites_prompts=bool(getattr(method, "rewrites_prompts", False)),
             parts=parts,
             expect_grid=getattr(method, "expect_grid", None),
         )
@@ -89,6 +92,12 @@ class MethodSpec:
         """Return the `id` of each part that has one: what the method's answers come from."""
         ids = {name: getattr(part, "id", None) for name, part in self.parts}
         return {name: part_id for name, part_id in ids.items() if part_id is not None}
+
+    @property
+    def trees(self) -> tuple[Tree, ...]:
+        """Return the shapes of draft trees that the method holds."""
+        found = [part for _, part in self.parts if is_tree(part)]
+        return tuple(cast(list[Tree], found))
 
     def sampler_sizes(self) -> dict[str, Any]:
         """List the arguments, besides slots, that a sampler for this method is made with.
@@ -128,12 +137,23 @@ class MethodSpec:
                 "model.sampling.scale=1 switches guidance off, and the method needs it: "
                 "set a scale above 1"
             )
+        self.expect_target(model)
+        if self.expect_grid is not None:
+            self.expect_grid(model.grid)
+
+    def expect_target(self, model: ImageModel) -> None:
+        """Let the parts that depend on the model load what they need, or raise UserError."""
         for _, part in self.parts:
             expect_target = getattr(part, "expect_target", None)
             if expect_target is not None:
                 expect_target(model)
-        if self.expect_grid is not None:
-            self.expect_grid(model.grid)
+
+    def release_parts(self) -> None:
+        """Let the drafters go of what they hold for a sampler."""
+        for _, part in self.parts:
+            release = getattr(part, "release", None)
+            if release is not None:
+                release()
 
     def _expect_slots(self, slots: int) -> None:
         if self.slots > slots:

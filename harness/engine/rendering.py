@@ -50,7 +50,7 @@ class Renderer:
 
     def __init__(self, model: ImageModel, batch: int) -> None:
         self._model = model
-        self.chunk = images_at_once(model, batch)
+        self.chunk = images_at_once(model.device, batch)
         self._stream: torch.cuda.Stream | None = None
         if model.device.type == "cuda":
             self._stream = torch.cuda.Stream(model.device)
@@ -93,10 +93,10 @@ class Renderer:
         return pixels_BHW3, arrived
 
 
-def images_at_once(model: ImageModel, batch: int) -> int:
+def images_at_once(device: torch.device, batch: int) -> int:
     """Return the images per call of the decoder: `batch` on a GPU, one on a CPU.
 
     On a CPU a batch is hardly faster than its images one after the other, and most methods finish
     them one by one: padding would cost as much as the images that it stands for.
     """
-    return 1 if model.device.type == "cpu" else batch
+    return 1 if device.type == "cpu" else batch

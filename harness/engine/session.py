@@ -52,8 +52,10 @@ class Method(Protocol):
     `expect_target(model: ImageModel)`, which raises UserError before anything is computed.
 
     Optional members: `tree_capacity`, the nodes of the largest draft tree (default 0: drafts are
-    chains). `needs_guidance = True` refuses a run without guidance. `expect_grid(grid)` raises
-    UserError for (rows, columns) of tokens on which the method cannot draw.
+    chains). `needs_guidance = True` refuses a run without guidance. `rewrites_prompts = True` keeps
+    the model's text encoder on the device, for texts that come up while images are drawn.
+    `expect_grid(grid)` raises UserError for (rows, columns) of tokens on which the method cannot
+    draw.
     """
 
     rows: int
@@ -89,7 +91,9 @@ class Drafter(Protocol):
 
     Optional members: `trees = True` says that it drafts trees, too. `hidden = True` asks for a
     sampler that keeps the hidden state of every position. `expect_target(model: ImageModel)` raises
-    UserError for a model that it cannot draft for.
+    UserError for a model that it cannot draft for. `memory_need` says what it takes of the device
+    (`harness.engine.memory_need`), and `release()` lets go of all that it holds for a sampler: the
+    next `propose` makes it anew.
     """
 
     def propose(
@@ -107,7 +111,8 @@ class Drafter(Protocol):
 class Judge(Protocol):
     """A judge of images, or a reward. `id` names weights or revision, and the question's wording.
 
-    The texts and images of many jobs come at once; an answer must not depend on the others.
+    The texts and images of many jobs come at once; an answer must not depend on the others. The
+    optional member `memory_need` says what it takes of the device (`harness.engine.memory_need`).
     """
 
     id: str

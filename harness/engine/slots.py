@@ -22,6 +22,9 @@ from harness.kernels.noise import words
 from harness.models import ImageModel
 from harness.models.kv_cache import KVCache
 
+COPIED_AT_ONCE = 8
+"""Slots that are copied together."""
+
 
 class SlotTable:
     """The slots of one sampler.
@@ -169,12 +172,14 @@ class SlotTable:
         self.token_SN[self.slots_of(canvas), place] = tokens.to(self.device)
 
     def copy(self, source_n: Tensor, target_n: Tensor) -> None:
-        """Copy all that slots hold but their keys."""
-        self.cache.copy_slots(source_n, target_n)
+        """Copy all that slots hold but their keys; a few at a time, as copies need memory."""
         tables = (self.context_SPD, self.token_SN, self.frontier_SWV, self.hidden_SLD)
-        for table in tables:
-            if table is not None:
-                table[target_n] = table[source_n]
+        pieces = zip(source_n.split(COPIED_AT_ONCE), target_n.split(COPIED_AT_ONCE), strict=True)
+        for source, target in pieces:
+            self.cache.copy_slots(source, target)
+            for table in tables:
+                if table is not None:
+                    table[target] = table[source]
 
     def move_accepted_kv(self, slot_Q: Tensor, source_QT: Tensor, target_QT: Tensor) -> None:
         """Move keys, values and hidden states of an accepted path to where a chain has them."""

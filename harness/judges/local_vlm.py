@@ -8,13 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from harness.engine.memory_need import PREFILL_COPIES, SamplerShape, count_weights
 from harness.engine.rendering import Image
 from harness.judges.verifier import HELPFUL
+from harness.models import ImageModel
 from harness.models.devices import device_named
-from harness.records import UserError, one_line
+from harness.records import MemoryPart, UserError, one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+QUESTION_POSITIONS = 1024
+"""Positions of a question with its picture that memory is declared for."""
+LOGIT_COPIES = 3
+"""Copies, in float32, of the logits at all positions of a question."""
 
 
 class LocalVLM:
@@ -36,6 +44,7 @@ class LocalVLM:
         max_new_tokens: int = 96,
     ) -> None:
         self._processor, commit = _load_processor(model, revision)
+        self._device_name = device
         self._weights = (model, revision, str(device_named(device)), dtype)
         self._max_new_tokens = max_new_tokens
 
@@ -56,6 +65,21 @@ class LocalVLM:
     def network(self) -> Any:
         """Return the model's weights, loaded once for all chats of the same model."""
         return _load_network(*self._weights)
+
+    def memory_need(self, _model: ImageModel, _shape: SamplerShape) -> list[MemoryPart]:
+        """List its weights, and the memory of one question with its answer."""
+        model, revision, _, dtype = self._weights
+        weights, position = _count_bytes(model, revision, dtype)
+        held = weights if self._weights in _networks else 0
+        name = model.rstrip("/").split("/")[-1]
+        working = (QUESTION_POSITIONS + self._max_new_tokens) * position
+        key = " ".join(map(str, self._weights))
+        return [
+            MemoryPart(name, weights, held=held, device=self._device_name, key=key),
+            MemoryPart(
+                f"{name}'s answers", working, device=self._device_name, key=f"answers {key}"
+            ),
+        ]
 
     def ready(self) -> None:
         """Do nothing: the constructor has checked everything that can be known beforehand."""
@@ -135,10 +159,19 @@ def _load_processor(model: str, revision: str | None) -> tuple[Any, str | None]:
     return processor, getattr(config, "_commit_hash", None)
 
 
-@lru_cache(maxsize=2)
+_networks: dict[tuple[str, str | None, str, str], Any] = {}
+"""The networks that are loaded, by model, revision, device and type: two at most."""
+
+
 def _load_network(model: str, revision: str | None, device: str, dtype: str) -> Any:
+    """Load a network once; the one that was loaded first goes when a third comes."""
     from transformers import AutoModelForImageTextToText
 
+    key = (model, revision, device, dtype)
+    if key in _networks:
+        return _networks[key]
+    if len(_networks) == 2:
+        del _networks[next(iter(_networks))]
     network: Any
     try:
         network = AutoModelForImageTextToText.from_pretrained(
@@ -146,7 +179,30 @@ def _load_network(model: str, revision: str | None, device: str, dtype: str) -> 
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise _not_loaded(model, error) from None
-    return network.to(device).eval()
+    _networks[key] = network.to(device).eval()
+    return _networks[key]
+
+
+@lru_cache(maxsize=2)
+def _count_bytes(model: str, revision: str | None, dtype: str) -> tuple[int, int]:
+    """Count the bytes of a network's weights, and of one position of a question.
+
+    The network is built without memory, from its configuration alone.
+    """
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    number_type = getattr(torch, dtype)
+    try:
+        config = AutoConfig.from_pretrained(model, revision=revision)
+        with torch.device("meta"):
+            network = AutoModelForImageTextToText.from_config(config, dtype=number_type)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _not_loaded(model, error) from None
+    text = config.get_text_config()
+    cached = 2 * text.num_hidden_layers * text.hidden_size  # at most: heads may share keys
+    activations = PREFILL_COPIES * text.hidden_size
+    position = (cached + activations) * number_type.itemsize + 4 * LOGIT_COPIES * text.vocab_size
+    return count_weights(network), position
 
 
 def _not_loaded(model: str, error: Exception) -> UserError:

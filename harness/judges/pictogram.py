@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from harness.engine.memory_need import takes_nothing
 from harness.models.pictogram.detector import Detection, Detector
 from harness.models.pictogram.grammar import DEFAULT, parse
 from harness.models.pictogram.reading import soft_score
@@ -27,6 +28,8 @@ class PictogramDetector:
     def __init__(self, weights: str = DEFAULT, part: str = "judge") -> None:
         self._detector, sha = Detector.load(weights, part)
         self.id = f"pictogram-{part}-{sha[:12]}"
+
+    memory_need = takes_nothing  # it runs on the CPU
 
     @property
     def classes(self) -> Sequence[str]:
@@ -50,6 +53,8 @@ class PictogramReward:
     def __init__(self, weights: str = DEFAULT, part: str = "reward") -> None:
         self._detector, sha = Detector.load(weights, part)
         self.id = f"pictogram-{part}-{sha[:12]}"
+
+    memory_need = takes_nothing  # it runs on the CPU
 
     def __call__(self, texts: Sequence[str], images: Sequence[np.ndarray]) -> list[float | None]:
         found = self._detector.detect(images)

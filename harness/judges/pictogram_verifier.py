@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from harness.engine.memory_need import takes_nothing
 from harness.models.pictogram.detector import Detection, Detector, color_shares, to_lab
 from harness.models.pictogram.grammar import (
     COLORS,
@@ -102,6 +103,8 @@ class PictogramVerifier:
         self._detector, sha = Detector.load(weights, part)
         self.id = f"pictogram-verifier-{RULES_VERSION}-{part}-{sha[:12]}"
         self.rewrite = _Rewriter(self)
+
+    memory_need = takes_nothing  # it runs on the CPU
 
     def select(self, strips: int) -> _Selector:
         """Return the judge of stacks of `strips` candidates' tops."""

@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 from PIL import Image as Pillow
 
+from harness.engine.memory_need import takes_nothing
 from harness.engine.rendering import Image
 from harness.judges.verifier import HELPFUL
 from harness.records import UserError, one_line
@@ -82,6 +83,8 @@ class Endpoint:
         self.id = f"vlm-{self._model}" + (f"-t{temperature}" if temperature != 0 else "")
         self.tokens: Sequence[int] = ()
         self.served: Sequence[str] = ()
+
+    memory_need = takes_nothing  # it runs elsewhere
 
     def ready(self) -> None:
         """Raise UserError if a key is needed and none is set."""

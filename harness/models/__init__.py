@@ -6,6 +6,8 @@ with `isinstance`, never by the member's name. The protocols and their members:
     HasPrefix         prefix               without it every position of a context is fed
     HasCollapse       collapse             without it the prompt counts as never collapsed
     HasRenderBytes    render_bytes         without it the image decoder counts as 0 bytes
+    HasTextEncoder    count_text_encoder_bytes, prepare_texts
+                                           without it prompts cost no memory
     HasClasses        classes              without it there are no prompts of "its own classes"
     FollowableModel   trunk_spec, rotary   without it no feature drafter (EAGLE) can be chosen
 
@@ -117,6 +119,22 @@ class HasRenderBytes(Protocol):
     @property
     def render_bytes(self) -> int:
         """Count the bytes that decoding one image takes for a moment."""
+        ...
+
+
+@runtime_checkable
+class HasTextEncoder(Protocol):
+    """A model whose prompts pass through a network of its own, which need not stay on the device.
+
+    A prompt that was not prepared is encoded on the CPU, unless the encoder stays.
+    """
+
+    def count_text_encoder_bytes(self) -> int:
+        """Count the bytes that the encoder takes of the device while it is there."""
+        ...
+
+    def prepare_texts(self, texts: Sequence[str], *, stay: bool) -> None:
+        """Encode texts on the device; the encoder then leaves it, unless it is to stay."""
         ...
 
 

@@ -9,12 +9,13 @@ import html
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 from urllib.parse import unquote_plus
 
 import torch
@@ -46,12 +47,26 @@ class Captions(Protocol):
     def __call__(self, text: str) -> Features: ...
 
 
+@runtime_checkable
+class CaptionNetwork(Captions, Protocol):
+    """A text encoder that is a network of its own; it need not stay on a device."""
+
+    def count_bytes(self) -> int:
+        """Count the bytes that it takes of a device while it is there."""
+        ...
+
+    def prepare(self, texts: Sequence[str], device: torch.device, *, stay: bool) -> None:
+        """Encode texts on a device, and leave it unless it is to stay there."""
+        ...
+
+
 class T5:
     """The encoder half of a T5 model of the hub.
 
     `checkpoint` is a folder to read instead of the hub's cache. Features are kept in the folder
     `cache`, one file per weights and caption, so that the encoder is loaded only when one is
-    missing there. Raises UserError, with the remedy, when it cannot be loaded.
+    missing there. Texts that come without being prepared are encoded on the CPU, unless the encoder
+    stays on a device. Raises UserError, with the remedy, when it cannot be loaded.
     """
 
     def __init__(
@@ -69,17 +84,55 @@ class T5:
         self.checkpoint = checkpoint
         self.revision = f"{checkpoint or hub}@{revision} {dtype} {length}"
         self._hub_revision = revision
+        self._device = torch.device("cpu")  # where the encoder is, or will be loaded
         root = Path(cache) if cache else _default_cache()
         self._folder = root / "captions" / digest(self.revision.encode(), 12)
 
     def __call__(self, text: str) -> Features:
         caption = clean_prompt(text)
-        file = self._folder / f"{digest(caption.encode(), 32)}.safetensors"
+        file = self._file_of(caption)
         features = _read_features(file)
         if features is None:
             features = self._encode(caption)
             _write_features(file, features)
         return features
+
+    def count_bytes(self) -> int:
+        """Count the bytes of the encoder, from its configuration alone."""
+        with self._explain_trouble():
+            from transformers import AutoConfig, T5EncoderModel
+
+            config = AutoConfig.from_pretrained(self._locate(["*.json"]), local_files_only=True)
+            with torch.device("meta"):
+                encoder = T5EncoderModel(config)
+        numbers = sum(parameter.numel() for parameter in encoder.parameters())
+        return numbers * getattr(torch, self.dtype).itemsize
+
+    def prepare(self, texts: Sequence[str], device: torch.device, *, stay: bool) -> None:
+        """Encode texts on a device where they are not kept yet, and leave it unless told to stay.
+
+        The encoder is loaded only for that.
+        """
+        captions = dict.fromkeys(clean_prompt(text) for text in texts)
+        missing = [one for one in captions if _read_features(self._file_of(one)) is None]
+        if missing or stay:
+            self._move_to(device)
+        for caption in missing:
+            _write_features(self._file_of(caption), self._encode(caption))
+        if not stay:
+            self._move_to(torch.device("cpu"))
+
+    def _move_to(self, device: torch.device) -> None:
+        """Forget an encoder that is elsewhere; it is loaded when it is needed."""
+        if device == self._device:
+            return
+        self.__dict__.pop("_tokenizer_and_encoder", None)
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        self._device = device
+
+    def _file_of(self, caption: str) -> Path:
+        return self._folder / f"{digest(caption.encode(), 32)}.safetensors"
 
     @torch.no_grad()
     def _encode(self, caption: str) -> Features:
@@ -98,19 +151,24 @@ class T5:
 
     @cached_property
     def _tokenizer_and_encoder(self) -> tuple[Any, Any]:
-        try:
-            folder = checkpoints.locate(
-                self.hub,
-                self._hub_revision,
-                ["*.json", "*.model", "*.safetensors"],
-                self.checkpoint,
-            )
+        with self._explain_trouble():
+            folder = self._locate(["*.json", "*.model", "*.safetensors"])
             from transformers import AutoTokenizer, T5EncoderModel
 
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             encoder = T5EncoderModel.from_pretrained(
                 folder, local_files_only=True, dtype=getattr(torch, self.dtype)
             ).eval()
+        return tokenizer, encoder.to(self._device)
+
+    def _locate(self, files: Sequence[str]) -> Path:
+        return checkpoints.locate(self.hub, self._hub_revision, files, self.checkpoint)
+
+    @contextmanager
+    def _explain_trouble(self) -> Iterator[None]:
+        """Turn what goes wrong with the encoder's files inside into a UserError."""
+        try:
+            yield
         except (ImportError, OSError, ValueError, UserError) as error:
             reason = one_line(error)[:200]
             raise UserError(
@@ -118,7 +176,6 @@ class T5:
                 f"download it with `hf download {self.hub}`, "
                 "or set model.captions.checkpoint to its folder"
             ) from error
-        return tokenizer, encoder.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class WordFeatures:

@@ -79,9 +79,13 @@ class KVCache:
         self.bias_SL[slot, : len(prefix.bias)] = prefix.bias
 
     def copy_slots(self, source: Tensor, target: Tensor) -> None:
-        """Copy whole slots, `source` and `target` int64 [n]."""
-        self.keys[:, target] = self.keys[:, source]
-        self.values[:, target] = self.values[:, source]
+        """Copy whole slots, `source` and `target` int64 [n]; no slot is in both.
+
+        Layer by layer, so that the copies need no more memory than a layer's for a moment.
+        """
+        for stored in (self.keys, self.values):
+            for layer_SHLd in stored:
+                layer_SHLd[target] = layer_SHLd[source]
         if self.bias_SL is not None:
             self.bias_SL[target] = self.bias_SL[source]
 

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from harness.models import checkpoint as checkpoints
-from harness.models.captions import Captions, WordFeatures
+from harness.models.captions import CaptionNetwork, Captions, WordFeatures
 from harness.models.kv_cache import KVCache, Prefix
 from harness.models.llamagen_checkpoint import WeightSource, fill_model
 from harness.models.llamagen_network import GPT, SIZES, GPTSpec, rotary_table
@@ -101,6 +101,15 @@ class LlamaGen:
         return self.vq.decode_bytes(self.num_tokens)
 
     # ------------------------------------------------------------------ prompts
+
+    def count_text_encoder_bytes(self) -> int:
+        """Count the bytes that the captions' network takes of the device while it is there."""
+        return self.captions.count_bytes() if isinstance(self.captions, CaptionNetwork) else 0
+
+    def prepare_texts(self, texts: Sequence[str], *, stay: bool) -> None:
+        """Encode captions on the device; the encoder then leaves it, unless it is to stay."""
+        if isinstance(self.captions, CaptionNetwork):
+            self.captions.prepare(texts, self.device, stay=stay)
 
     def context(self, text: str | None, like: str) -> Tensor:
         """Embed a prompt, [P, D].

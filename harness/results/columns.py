@@ -489,7 +489,8 @@ LEADERBOARD = Table(
         Column(
             "peak_memory_gb",
             "GB",
-            "Highest memory of any of those processes: of the GPU, or of the process on a CPU.",
+            "Highest memory of any of those processes: reserved on the GPU, or of the process on a "
+            "CPU.",
             "throughput",
             timed=True,
         ),

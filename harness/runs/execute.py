@@ -16,6 +16,7 @@ from harness.engine.meter import Meter, describe, warm_up
 from harness.engine.sampler import Sampler
 from harness.engine.scheduler import Delivery, Scheduler
 from harness.kernels import why_unused
+from harness.models import HasTextEncoder
 from harness.records import Job, Timing, one_line
 from harness.runs.spec import RunSpec
 
@@ -71,6 +72,14 @@ class Executor:
         )
 
 
+def rows_are_invariant(device: torch.device) -> bool:
+    """Tell whether it was shown that a token does not depend on how many slots there are.
+
+    Tests show it on a CPU. On a GPU it rests on the matrix library, and nothing has shown it yet.
+    """
+    return device.type == "cpu"
+
+
 @dataclass(frozen=True, slots=True)
 class WarmUp:
     """The seconds that each image of a warm-up took, and whether they settled."""
@@ -83,9 +92,9 @@ class _Drawing:
     """One pass over jobs: what is left of them, with how many slots, and what was counted.
 
     Where memory runs out, another sampler with half the slots goes on with the jobs that are left.
-    That is done on a CPU, where the number of slots changes no token, and under numerics=fast; the
-    stamp of all images drawn from then on says so. Otherwise, and if one job alone is too much, the
-    error is raised.
+    That is done where the number of slots changes no token (`rows_are_invariant`), and under
+    numerics=fast; the stamp of all images drawn from then on says so. Otherwise, and if one job
+    alone is too much, the error is raised.
     """
 
     def __init__(
@@ -109,15 +118,34 @@ class _Drawing:
 
     def run(self) -> None:
         """Draw all jobs, with fewer slots each time that memory runs out."""
-        while (shortage := self._draw_what_is_left()) is not None:
-            self._release_memory()
-            self._halve_slots(shortage)
+        try:
+            self._prepare_texts()
+            while (shortage := self._draw_what_is_left()) is not None:
+                self._release_memory()
+                self._halve_slots(shortage)
+        finally:
+            self._spec.method_spec.release_parts()
+            self._let_text_encoder_leave()
+
+    def _prepare_texts(self) -> None:
+        """Encode the texts of all jobs before there are slots, which need the encoder's memory."""
+        model = self._spec.model
+        if isinstance(model, HasTextEncoder):
+            texts = [job.prompt.text for job in self._left.values()]
+            model.prepare_texts(texts, stay=self._spec.method_spec.rewrites_prompts)
+
+    def _let_text_encoder_leave(self) -> None:
+        model = self._spec.model
+        if isinstance(model, HasTextEncoder):
+            model.prepare_texts([], stay=False)
 
     def _draw_what_is_left(self) -> str | None:
         """Draw the jobs that are left. Returns None, or what memory ran out for.
 
-        The scheduler stays in this function's locals, so that returning frees its memory.
+        Afterwards nothing holds the sampler any more: neither this function's locals, nor the
+        drafters, nor captured graphs, which keep their memory as long as they are there.
         """
+        scheduler: Scheduler | None = None
         try:
             scheduler = self._make_scheduler()
             if self._meter is not None and self.warm_up is None:
@@ -127,6 +155,8 @@ class _Drawing:
         except Exception as error:
             if not self._fewer_slots() or not short_of_memory(error):
                 raise
+            if scheduler is not None:
+                scheduler.sampler.graphs.drop()
             return one_line(error)[:120]
         return None
 
@@ -172,13 +202,14 @@ class _Drawing:
 
     def _fewer_slots(self) -> int:
         """Return the slots for half as many jobs; 0 if that is none, or could change results."""
-        device = self._spec.model.device
-        if device.type != "cpu" and self._spec.numerics != "fast":
+        if self._spec.numerics != "fast" and not rows_are_invariant(self._spec.model.device):
             return 0
         one_job = self._spec.method_spec.slots
         return self.slots // one_job // 2 * one_job
 
     def _release_memory(self) -> None:
+        """Free what the sampler that is gone has held, the drafters' own samplers included."""
+        self._spec.method_spec.release_parts()
         gc.collect()
         if self._spec.model.device.type == "cuda":
             torch.cuda.empty_cache()

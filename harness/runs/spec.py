@@ -18,7 +18,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from harness.engine.guidance import Sampling
-from harness.engine.memory import GB, choose_slots, estimate_need
+from harness.engine.memory import choose_slots, is_taken_at_its_word
+from harness.engine.memory_need import GB, MemoryNeed, SamplerShape, estimate_need, need_beside
 from harness.engine.method_spec import MethodSpec
 from harness.engine.session import Method
 from harness.models import ImageModel
@@ -116,14 +117,18 @@ def build_run_spec(config: DictConfig, choices: Mapping[str, str]) -> RunSpec:
     method_spec = MethodSpec.of(method)
 
     # 3. The benchmark, and the images that it asks for.
-    benchmark = build_object(config.benchmark, **_classes_argument(config.benchmark, model))
+    benchmark = build_benchmark(config.benchmark, model)
     plan = Plan.of(benchmark, config.benchmark)
 
     # 4. The sampler's sizes, as far as memory allows.
     sampler_config = resolve_config(config.sampler)
     warm_up = _choose_warm_up(sampler_config.pop("warm_up", 0), model.device)
     sampler_sizes = _choose_sampler_sizes(
-        sampler_config, config.numerics, model, sampling, method_spec, len(plan.jobs)
+        sampler_config,
+        config.numerics,
+        Asking(model, method_spec, benchmark),
+        sampling,
+        len(plan.jobs),
     )
 
     # 5. The name of all that results depend on.
@@ -151,6 +156,33 @@ def build_run_spec(config: DictConfig, choices: Mapping[str, str]) -> RunSpec:
     )
 
 
+@dataclass(frozen=True)
+class Asking:
+    """Whoever asks for memory in a run: its model, the parts of its method, its judge."""
+
+    model: ImageModel
+    method_spec: MethodSpec
+    benchmark: object
+
+    def estimate_need(self, sampler: Mapping[str, Any], device: torch.device) -> MemoryNeed:
+        """Estimate what a sampler with such options takes of a device, and all beside it.
+
+        Drafters, judges and rules declare what they take, the benchmark's judge among them.
+        """
+        spec = self.method_spec
+        shape = SamplerShape(
+            device=device,
+            prefill=tuple(sampler["prefill"]),
+            render_batch=sampler["render_batch"],
+            trees=spec.trees,
+            rewrites_prompts=spec.rewrites_prompts,
+            **spec.sampler_sizes(),
+        )
+        owners = [part for _, part in spec.parts]
+        owners.append(getattr(self.benchmark, "judge", None))
+        return need_beside(self.model, shape, owners)
+
+
 def load_model(config: str, device: str) -> Any:
     """Load the model of a configuration in JSON, and make its device the current one.
 
@@ -176,6 +208,11 @@ def _expect_trained_weights(model_config: Mapping[str, Any]) -> None:
             "model.weights=random is for measuring speed: its images must not enter a leaderboard; "
             "leave it out, or set model.weights=published and model.checkpoint=PATH"
         )
+
+
+def build_benchmark(config: DictConfig, model: ImageModel) -> Any:
+    """Build a benchmark; `classes=model` stands for the model's own classes."""
+    return build_object(config, **_classes_argument(config, model))
 
 
 def _classes_argument(benchmark: DictConfig, model: ImageModel) -> dict[str, Sequence[str]]:
@@ -217,9 +254,8 @@ def _choose_warm_up(most: int | None, device: torch.device) -> int:
 def _choose_sampler_sizes(
     config: dict[str, Any],
     numerics: str,
-    model: ImageModel,
+    asking: Asking,
     sampling: Sampling,
-    method_spec: MethodSpec,
     images: int,
 ) -> dict[str, Any]:
     """Return the sampler's sizes, with as many slots as memory allows, checked with the method.
@@ -228,6 +264,8 @@ def _choose_sampler_sizes(
     """
     sizes = dict(config)
     memory_gb = sizes.pop("memory_gb", None)
+    model = asking.model
+    method_spec = asking.method_spec
     needs = method_spec.sampler_sizes()
 
     # 1. Whether forwards skip idle slots.
@@ -235,24 +273,30 @@ def _choose_sampler_sizes(
         sizes["compact"] = True
 
     # 2. The number of slots: as asked for, or what fits.
-    asked = sizes["slots"]
-    if asked is None and sizes["concurrency"] is not None:
-        asked = method_spec.slots * sizes["concurrency"]
-    need = estimate_need(
-        model, prefill=tuple(sizes["prefill"]), render_batch=sizes["render_batch"], **needs
-    )
-    sizes["slots"] = choose_slots(
-        need,
-        model.device,
-        asked=asked,
-        one_job=method_spec.slots,
-        most=method_spec.slots * max(1, images),
-        memory_gb=memory_gb,
-    )
+    asked = count_asked_slots(sizes, method_spec)
+    sizes["slots"] = asked
+    if asked is None or not is_taken_at_its_word(model.device, memory_gb):
+        method_spec.expect_target(model)  # drafters and rules load what they need
+        sizes["slots"] = choose_slots(
+            asking.estimate_need(sizes, model.device),
+            model.device,
+            asked=asked,
+            one_job=method_spec.slots,
+            most=method_spec.slots * max(1, images),
+            memory_gb=memory_gb,
+        )
 
     # 3. Whether the method can work with them.
     method_spec.expect_fit(model, sampling, slots=sizes["slots"], **needs)
     return {**sizes, **needs}
+
+
+def count_asked_slots(sampler: Mapping[str, Any], method_spec: MethodSpec) -> int | None:
+    """Return the slots that a sampler's options ask for; None for as many as fit."""
+    slots: int | None = sampler["slots"]
+    if slots is None and sampler["concurrency"] is not None:
+        slots = method_spec.slots * sampler["concurrency"]
+    return slots
 
 
 def _is_compact(wanted: bool, numerics: str, concurrency: int | None) -> bool:

@@ -85,6 +85,10 @@ class Pictogram:
     def trunk_spec(self) -> TrunkSpec:
         return self.gpt.trunk.spec
 
+    @property
+    def render_bytes(self) -> int:
+        return self.vq.decode_bytes(self.num_tokens)
+
     def context(self, text: str | None, like: str) -> Tensor:
         word_B32 = torch.tensor([grammar.encode(text)], device=self.device)
         return self.gpt.embed_words(word_B32)[0]
