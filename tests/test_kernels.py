@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,25 @@ import kernel_laws as laws
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.compiler.errors import CompilationError
+from triton.runtime.errors import OutOfResources
 
-from harness.kernels import flash, race
+from harness.kernels import flash, race, trial
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda")
+
+
+ATTENTION = kernels.Use("attention", torch.bfloat16, 128)
+
+
+@pytest.fixture(autouse=True)
+def examine_anew() -> Iterator[None]:
+    """What a test makes of a device is forgotten behind it."""
+    kernels.forget()
+    yield
+    kernels.forget()
 
 
 def run_python(*arguments: str, **environment: str) -> str:
@@ -100,15 +114,15 @@ def test_importing_the_facade_imports_no_triton() -> None:
 def test_without_triton_the_portable_path_is_taken_and_a_warning_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    kernels.why_unused.cache_clear()
     monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda _name: None)
     with caplog.at_level(logging.WARNING, "harness"):
-        assert kernels.attention(CUDA) is None
-        assert kernels.guided_draw(CUDA) is None
-        assert kernels.confidence(CUDA) is None
+        assert kernels.attention(CUDA, torch.float32, 64) is None
+        assert kernels.guided_draw(CUDA, kernels.Use("draws", torch.float32, 512)) is None
+        assert kernels.confidence(CUDA, torch.float32, 512) is None
+        assert kernels.even_product(CUDA, torch.float32, 512) is None
     assert kernels.why_unused(CUDA) == "Triton is not installed"
+    assert kernels.describe(CUDA, [ATTENTION]) == "Triton is not installed"
     assert len(caplog.records) == 1
-    kernels.why_unused.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -133,14 +147,64 @@ def test_the_reason_names_what_a_device_lacks(
             raise fault
         return fault
 
-    kernels.why_unused.cache_clear()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
     monkeypatch.setattr(harness.kernels.trial, "find_disagreement", find_disagreement)
     reason = kernels.why_unused(CUDA)
-    kernels.why_unused.cache_clear()
     assert reason.endswith(expected)
     assert "\n" not in reason
+
+
+@pytest.fixture
+def device_on_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the CPU count as a device whose kernels pass the first trial."""
+    monkeypatch.setattr(kernels, "INTERPRETED", True)
+    monkeypatch.setattr(trial, "find_disagreement", lambda _device: "")
+
+
+COMPILER_FAULTS = [
+    (OutOfResources(300_000, 232_448, "shared memory"), "OutOfResources: out of resource: shared"),
+    (CompilationError("def kernel():", None, "no such type"), "CompilationError: no such type"),
+]
+
+
+@pytest.mark.parametrize(("fault", "expected"), COMPILER_FAULTS)
+@pytest.mark.usefixtures("device_on_trial")
+def test_a_variant_that_does_not_compile_is_left_to_torch_with_the_reason_recorded(
+    fault: Exception, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton's errors are no RuntimeErrors; the variant is asked for once, the others serve."""
+    assert not isinstance(fault, RuntimeError)
+    attempts = []
+
+    def attend(*_given: object) -> None:
+        attempts.append(1)
+        raise fault
+
+    monkeypatch.setattr(flash, "attend", attend)
+    assert kernels.attention(CPU, torch.bfloat16, 128) is None
+    assert kernels.attention(CPU, torch.bfloat16, 128) is None
+    assert len(attempts) == 1
+    described = kernels.describe(CPU, [ATTENTION])
+    assert described.startswith("Triton; torch for attention (they do not compile or run: ")
+    assert expected in described
+
+
+@pytest.mark.usefixtures("device_on_trial")
+def test_memory_that_runs_out_says_nothing_of_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial that finds no memory is no verdict: the caller gets the error, and may ask again."""
+    answers: list[Exception | str] = [torch.OutOfMemoryError("CUDA out of memory"), ""]
+
+    def try_use(_device: torch.device, _use: kernels.Use) -> str:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(trial, "try_use", try_use)
+    with pytest.raises(torch.OutOfMemoryError):
+        kernels.attention(CPU, torch.bfloat16, 128)
+    assert kernels.attention(CPU, torch.bfloat16, 128) is flash.attend
 
 
 def test_what_kernels_do_not_take_is_refused() -> None:
@@ -150,7 +214,7 @@ def test_what_kernels_do_not_take_is_refused() -> None:
 
     logits_MV, *rows = laws.make_draw_inputs(512, 2, 2, CPU)
     for wrong in (logits_MV.double(), logits_MV.T, torch.zeros(1, 2**16)):
-        with pytest.raises(ValueError, match="dense float32"):
+        with pytest.raises(ValueError, match=r"in float32|must be dense"):
             race.draw(wrong, *rows, temperature=1.0, top_k=5)
     with pytest.raises(ValueError, match="3 branches"):
         race.draw(logits_MV, torch.zeros(2, 3).long(), *rows[1:], temperature=1.0, top_k=5)

@@ -29,6 +29,13 @@ WIDEST_HEAD = 256
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
+def why_not(dtype: torch.dtype, head_width: int) -> str:
+    """Say why heads cannot be attended to; an empty string if they can."""
+    if dtype in TYPES and head_width <= WIDEST_HEAD:
+        return ""
+    return f"heads of {head_width} numbers in {dtype}: {WIDEST_HEAD} fit, of 16 or 32 bits"
+
+
 def attend(
     q_SHWd: Tensor,
     keys_SHLd: Tensor,
@@ -47,10 +54,8 @@ def attend(
     """
     slots, heads, width, dim = q_SHWd.shape
     length = keys_SHLd.shape[2]
-    if dim > WIDEST_HEAD or q_SHWd.dtype not in TYPES:
-        raise ValueError(
-            f"heads of {dim} numbers in {q_SHWd.dtype}: {WIDEST_HEAD} fit, of 16 or 32 bits"
-        )
+    if reason := why_not(q_SHWd.dtype, dim):
+        raise ValueError(reason)
 
     parts = triton.cdiv(length, KEYS * BLOCKS)
     padded_dim = max(16, triton.next_power_of_2(dim))
