@@ -18,13 +18,13 @@ from harness import kernels
 pytest.importorskip("triton", reason="Triton is not installed, and the kernels are written in it")
 
 import kernel_laws as laws
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+import yaml
 from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources
 
-from harness.kernels import flash, race, trial
+from harness.kernels import compile, flash, race, trial
+from harness.models import janus_checkpoint, llamagen_network
+from harness.models.pictogram.generator import Pictogram
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -222,59 +222,62 @@ def test_what_kernels_do_not_take_is_refused() -> None:
 
 # ------------------------------------------------------------------ compilation for other devices
 
-FLASH = {"BIASED": True, "MASKED": True, "WIDEN": False, "W": 16, "D": 64, "KEYS": 64, "BLOCKS": 4}
-RACE = {"BRANCHES": 2, "GREEDY": False, "TOP": True, "V": 16384}
 
-POINTERS = {
-    "pos_ptr": "*i64",
-    "seen_ptr": "*u8",
-    "partial_ptr": "*fp32",
-    "scale_ptr": "*fp32",
-    "logits_ptr": "*fp32",
-    "row_ptr": "*i64",
-    "key_ptr": "*i64",
-    "place_ptr": "*i64",
-    "token_ptr": "*i64",
-    "log_prob_ptr": "*fp64",
-}
-SCALARS = {"score_scale": "fp32", "temperature": "fp32"}
-STRIDES = {
-    "q_strides": ("i32", "i32", "i32"),
-    "key_strides": ("i32", "i32", "i32"),
-    "value_strides": ("i32", "i32", "i32"),
-    "pos_strides": ("i32", "i32"),
-    "bias_strides": ("i32", "i32"),
-    "seen_strides": ("i32", "i32", "i32"),
-}
-DRAW_TYPES = {**POINTERS, **SCALARS}
-SIGNAL_TYPES = {"null_ptr": "*fp32", "text_ptr": "*fp32", "out_ptr": "*fp64"}
-CACHE_POINTERS = ("q_ptr", "key_ptr", "value_ptr", "bias_ptr", "out_ptr")
-HALF = {**POINTERS, **SCALARS, **STRIDES, **dict.fromkeys(CACHE_POINTERS, "*bf16")}
-FULL = {**POINTERS, **SCALARS, **STRIDES, **dict.fromkeys(CACHE_POINTERS, "*fp32")}
+VARIANTS = {variant.name: variant for variant in compile.list_variants()}
+TYPICAL = (
+    "attend_part, bfloat16, heads of 64 biased masked",
+    "join_parts, bfloat16, heads of 64",
+    "multiply, bfloat16, 1 rows or more in parts",
+    "multiply, bfloat16, 129 rows or more biased",
+    "join, bfloat16 biased",
+    "draw, 512 tokens, 2 branches top-k",
+    "measure_signals, 512 tokens",
+)
+
+
+@pytest.mark.parametrize("name", TYPICAL)
+def test_a_variant_of_each_kernel_compiles_for_a_gpu_that_is_not_here(name: str) -> None:
+    taken = compile.compile_variant(VARIANTS[name], 90)
+    assert compile.find_excess(taken, 90) == ""
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize(
-    ("kernel", "constants", "types"),
-    [
-        (flash.attend_part_kernel, {**FLASH, "PRECISION": "tf32"}, HALF),
-        (flash.attend_part_kernel, {**FLASH, "PRECISION": "ieee"}, FULL),
-        (flash.join_parts_kernel, {"D": 64, "PART": 256}, HALF),
-        (race.draw_kernel, RACE, DRAW_TYPES),
-        (race.measure_signals_kernel, {"V": 16384}, SIGNAL_TYPES),
-    ],
-)
-def test_kernels_compile_for_gpus_that_are_not_here(
-    kernel: Any, constants: dict[str, Any], types: dict[str, Any], capability: int
-) -> None:
-    """Arguments without a type are 32-bit integers."""
-    signature = {}
-    for name in kernel.arg_names:
-        signature[name] = "constexpr" if name in constants else types.get(name, "i32")
-    places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=places)
-    options = {"num_warps": 4 if "D" in constants else 16, "enable_fp_fusion": False}
-    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    assert made.metadata.shared <= 100_000  # bytes that a multiprocessor of every such device has
-    assert made.asm["cubin"]
+@pytest.mark.parametrize("capability", compile.CAPABILITIES)
+def test_all_variants_compile_and_fit(capability: int) -> None:
+    said: list[str] = []
+    assert compile.compile_all((capability,), said.append) == []
+    assert len(said) == len(VARIANTS)
+
+
+def test_what_takes_more_than_a_device_has_is_named() -> None:
+    assert compile.find_excess(compile.Taken(101_376, 4, 255, 0), 80) == ""
+    shared = compile.find_excess(compile.Taken(101_377, 4, 64, 0), 80)
+    registers = compile.find_excess(compile.Taken(0, 16, 129, 0), 90)
+    spilled = compile.find_excess(compile.Taken(0, 4, 64, 1281), 100)
+    assert shared == "101377 bytes of shared memory, there are 101376"
+    assert registers == "66048 registers, there are 65536"
+    assert spilled.startswith("1281 bytes spilled")
+
+
+def test_the_compiled_variants_are_those_that_configured_models_need() -> None:
+    """A model with other heads, types or vocabularies must be added to the lists."""
+    for path in sorted((ROOT / "conf" / "model").glob("*.yaml")):
+        config = yaml.safe_load(path.read_text())
+        if "_target_" not in config:
+            continue  # another one with other weights
+        target = config["_target_"]
+        if target.endswith("llamagen.load"):
+            specs = [llamagen_network.SIZES[config["size"]]]
+            vocab = llamagen_network.GPTSpec(specs[0], 16).codes
+        elif target.endswith("Janus"):
+            specs = [janus_checkpoint.SIZES[config["size"]].trunk]
+            vocab = janus_checkpoint.SIZES[config["size"]].vq.codes
+        else:
+            models = [Pictogram(part=part) for part in ("generator", "draft")]
+            specs = [model.trunk_spec for model in models]
+            vocab = models[0].vocab
+        dtype = getattr(torch, config.get("dtype", "float32"))
+        assert dtype in compile.DTYPES, path.name
+        assert race.launch_options(vocab)["V"] in compile.VOCABULARIES, path.name
+        for spec in specs:
+            assert flash.padded_width(spec.head_dim) in compile.HEAD_WIDTHS, path.name

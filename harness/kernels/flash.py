@@ -36,6 +36,16 @@ def why_not(dtype: torch.dtype, head_width: int) -> str:
     return f"heads of {head_width} numbers in {dtype}: {WIDEST_HEAD} fit, of 16 or 32 bits"
 
 
+def precision_of(dtype: torch.dtype) -> str:
+    """Return how products are multiplied: in true float32 where that is the type."""
+    return "ieee" if dtype == torch.float32 else "tf32"
+
+
+def padded_width(head_width: int) -> int:
+    """Return the width that heads are computed with."""
+    return max(16, triton.next_power_of_2(head_width))
+
+
 def attend(
     q_SHWd: Tensor,
     keys_SHLd: Tensor,
@@ -58,7 +68,7 @@ def attend(
         raise ValueError(reason)
 
     parts = triton.cdiv(length, KEYS * BLOCKS)
-    padded_dim = max(16, triton.next_power_of_2(dim))
+    padded_dim = padded_width(dim)
     partial_SHPWd = q_SHWd.new_empty((slots, heads, parts, width, dim), dtype=torch.float32)
     scale_SHP2W = q_SHWd.new_empty((slots, heads, parts, 2, width), dtype=torch.float32)
     out_SHWd = torch.empty((slots, heads, width, dim), dtype=q_SHWd.dtype, device=q_SHWd.device)
@@ -91,7 +101,7 @@ def attend(
         score_scale=1 / math.sqrt(dim),
         BIASED=bias_SL is not None,
         MASKED=seen_SWL is not None,
-        PRECISION="ieee" if q_SHWd.dtype == torch.float32 else "tf32",
+        PRECISION=precision_of(q_SHWd.dtype),
         WIDEN=_interpreter_needs_float32(q_SHWd),
         W=QUERIES,
         D=padded_dim,

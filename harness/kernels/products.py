@@ -19,6 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from harness.kernels.flash import precision_of
+
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 JOIN_BLOCK = 512
 """Results that a program joins."""
@@ -115,7 +117,7 @@ def multiply(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> Tens
         inner=inner,
         part_steps=part_steps,
         BIASED=bias_N is not None and parts == 1,
-        PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
+        PRECISION=precision_of(x.dtype),
         WIDEN=x.dtype == torch.bfloat16 and not x.is_cuda,  # the interpreter's dot needs float32
         R=tiling.rows,
         N=tiling.outer,

@@ -100,7 +100,7 @@ def draw(
         BRANCHES=branches,
         GREEDY=greedy,
         TOP=0 < top_k < vocab and not greedy,
-        **_launch_options(vocab),
+        **launch_options(vocab),
         enable_fp_fusion=False,  # torch rounds the product before it adds, and so must this
     )
     return drawn
@@ -123,7 +123,8 @@ def measure_signals(null_NV: Tensor, text_NV: Tensor) -> Signals:
         vocab=vocab,
         out_ptr=out_4N,
         count=count,
-        **_launch_options(vocab),
+        **launch_options(vocab),
+        enable_fp_fusion=True,
     )
     return Signals(*out_4N)
 
@@ -135,7 +136,8 @@ def _expect_rows(logits_MV: Tensor) -> None:
         raise ValueError(f"logits {tuple(logits_MV.shape)}: the rows must be dense")
 
 
-def _launch_options(vocab: int) -> dict[str, int]:
+def launch_options(vocab: int) -> dict[str, int]:
+    """Return the padded vocabulary V, and how many warps share it."""
     padded = triton.next_power_of_2(vocab)
     return {"V": padded, "num_warps": min(16, max(4, padded // 512))}
 
