@@ -258,8 +258,8 @@ def find_excess(taken: Taken, capability: int) -> str:
 # ------------------------------------------------------------------ the command
 
 
-def compile_all(capabilities: tuple[int, ...], say: Callable[[str], None] = print) -> list[str]:
-    """Compile all variants, say what each takes, and return what is wrong, a line each."""
+def compile_all(capabilities: tuple[int, ...], report: Callable[[str], None] = print) -> list[str]:
+    """Compile all variants, report what each takes, and return what is wrong, a line each."""
     wrong = []
     for capability in capabilities:
         for variant in list_variants():
@@ -269,7 +269,7 @@ def compile_all(capabilities: tuple[int, ...], say: Callable[[str], None] = prin
             except Exception as error:  # whatever the compilers raise
                 wrong.append(f"{name}: {type(error).__name__}: {error}")
                 continue
-            say(
+            report(
                 f"{name:<64} {taken.shared_bytes:>7} B shared  {taken.warps:>2} warps  "
                 f"{taken.registers} registers  {taken.spilled_bytes} B spilled"
             )

@@ -24,8 +24,8 @@ def find_batch_dependence(model: ImageModel, counts: Sequence[int], width: int =
     each of `counts` rows, among others that change. All its logits must have the same bits. More
     than one count answers whether as many slots may be exchanged for each other; one count, whether
     rows are treated alike. On CUDA the products are held to a `RowRule`, as a sampler's are. A row
-    attends to its own positions by torch, without a cache: of the attention kernel the laws of the
-    kernels say so. Takes the memory of such a forward without a cache.
+    attends to its own positions by torch, without a cache: the attention kernel is not part of
+    this. Takes the memory of such a forward without a cache.
     """
     rule = RowRule() if model.device.type == "cuda" else nullcontext()
     expected_WV: Tensor | None = None
