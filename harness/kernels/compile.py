@@ -122,7 +122,11 @@ def _attention_variants(dtype: torch.dtype, width: int) -> Iterator[Variant]:
                 flash.attend_part_kernel,
                 constants,
                 types,
-                {"num_warps": 4, "num_stages": 2, "enable_fp_fusion": True},
+                {
+                    "num_warps": flash.warps_of(dtype, width),
+                    "num_stages": 2,
+                    "enable_fp_fusion": True,
+                },
                 ("q_strides", "key_strides", "value_strides"),
             )
     constants = {"D": width, "PART": flash.KEYS * flash.BLOCKS}

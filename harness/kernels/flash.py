@@ -41,6 +41,11 @@ def precision_of(dtype: torch.dtype) -> str:
     return "ieee" if dtype == torch.float32 else "tf32"
 
 
+def warps_of(dtype: torch.dtype, padded_dim: int) -> int:
+    """Return the warps of a program: more for wide heads of 32 bits, which would spill."""
+    return 8 if dtype == torch.float32 and padded_dim >= 128 else 4
+
+
 def padded_width(head_width: int) -> int:
     """Return the width that heads are computed with."""
     return max(16, triton.next_power_of_2(head_width))
@@ -107,7 +112,7 @@ def attend(
         D=padded_dim,
         KEYS=KEYS,
         BLOCKS=BLOCKS,
-        num_warps=4,
+        num_warps=warps_of(q_SHWd.dtype, padded_dim),
         num_stages=2,
         enable_fp_fusion=True,
     )
