@@ -23,9 +23,11 @@ from harness import kernels
 from harness.engine import probes
 from harness.engine.acceptance import Drafts, exact
 from harness.engine.guidance import Sampling, cfg, unguided, warp
+from harness.kernels import products
 from harness.kernels.flash import attend
 from harness.kernels.noise import Noise
 from harness.kernels.race import Signals, draw, measure_signals
+from harness.kernels.rows import find_row_dependence
 from harness.models.kv_cache import GapMask, KVCache, TreeMask
 from harness.models.trunk import TrunkSpec
 
@@ -52,15 +54,19 @@ class Race(NamedTuple):
 
 @dataclass(frozen=True)
 class Size:
-    """How large the tests' inputs are."""
+    """How large the tests' inputs are: `products` are (outer, inner) sizes of weights."""
 
     shapes: tuple[Shape, ...]
     races: tuple[Race, ...]
+    products: tuple[tuple[int, int], ...]
+    rows: tuple[int, ...]
 
 
 SMALL = Size(
     shapes=(Shape(3, 1, 1, 32, 300), Shape(2, 1, 5, 48, 70), Shape(2, 1, 18, 80, 270)),
     races=(Race(512, 100, 12), Race(300, 50, 4), Race(16384, 1000, 4)),
+    products=((96, 200), (72, 520)),
+    rows=(1, 5, 17, 130),
 )
 REAL = Size(
     shapes=(
@@ -70,6 +76,8 @@ REAL = Size(
         Shape(8, 12, 5, 48, 258),
     ),
     races=(Race(512, 100, 4096), Race(16384, 1000, 4096), Race(16384, 2000, 4096)),
+    products=((3840, 1280), (1280, 3584), (16384, 1280), (2048, 2048), (4096, 11008)),
+    rows=(1, 2, 16, 32, 128, 1952, 7808),
 )
 
 
@@ -328,20 +336,104 @@ def check_signals_of(null_NV: Tensor, text_NV: Tensor) -> Signals:
     return signals
 
 
-def check_facade(_size: Size, device: torch.device) -> None:
+# ------------------------------------------------------------------ products
+
+
+def make_product(
+    outer: int, inner: int, rows: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows, a weight and a bias, of the sizes that layers have."""
+    x_RK = torch.randn(rows, inner, device=device).to(dtype)
+    weight_NK = (torch.randn(outer, inner, device=device) / math.sqrt(inner)).to(dtype)
+    return x_RK, weight_NK, torch.randn(outer, device=device).to(dtype)
+
+
+def check_products(size: Size, device: torch.device) -> None:
+    """Equal to the product in float64 but for one rounding, with bias and without."""
+    for outer, inner in size.products:
+        for rows in size.rows:
+            for dtype, close in CLOSE.items():
+                x_RK, weight_NK, bias_N = make_product(outer, inner, rows, dtype, device)
+                plain_RN = x_RK.double() @ weight_NK.double().T
+                for bias, expected_RN in ((None, plain_RN), (bias_N, plain_RN + bias_N.double())):
+                    got_RN = products.multiply(x_RK, weight_NK, bias)
+                    assert got_RN.dtype == dtype
+                    off_RN = (got_RN.double() - expected_RN).abs()
+                    assert (off_RN <= close * (1 + expected_RN.abs())).all(), (outer, rows, dtype)
+
+
+def check_products_treat_rows_alike(size: Size, device: torch.device) -> None:
+    """Bitwise: a row at any index, whatever the others are, and for all numbers of rows of a class.
+
+    So a row of a forward of few rows is that row alone.
+    """
+    for outer, inner in size.products[-1:]:
+        for dtype in (torch.float32, torch.bfloat16):
+            x_RK, weight_NK, bias_N = make_product(outer, inner, size.rows[-1], dtype, device)
+            for rows in size.rows:
+                assert find_row_dependence(products.multiply, rows, weight_NK, bias_N) == ""
+            alone_1N = products.multiply(x_RK[:1], weight_NK, bias_N)
+            for rows in (2, 5, products.FEW):
+                among_RN = products.multiply(x_RK[:rows], weight_NK, bias_N)
+                assert torch.equal(among_RN[:1], alone_1N)
+
+
+def check_products_of_many_axes(_size: Size, device: torch.device) -> None:
+    """Axes in front are rows; a row stride and a weight that is part of a larger one are served."""
+    x_RK, weight_NK, bias_N = make_product(48, 64, 12, torch.float32, device)
+    expected_RN = products.multiply(x_RK, weight_NK, bias_N)
+    several = products.multiply(x_RK.view(2, 3, 2, 64), weight_NK, bias_N)
+    assert torch.equal(several.view(12, 48), expected_RN)
+
+    wide_RK = torch.cat((x_RK, x_RK + 1), 1)[:, :64]
+    fused_NK = torch.cat((weight_NK, weight_NK + 1), 1)[:, :64]
+    assert torch.equal(products.multiply(wide_RK, fused_NK, bias_N), expected_RN)
+    assert products.multiply(x_RK[:0], weight_NK, bias_N).shape == (0, 48)
+
+
+# ------------------------------------------------------------------ whether they are used
+
+
+def check_uses(_size: Size, device: torch.device) -> None:
     """Where kernels work they are offered, except for what they cannot compute."""
     assert kernels.why_unused(device) == ""
-    assert kernels.attention(device) is attend
-    assert kernels.attention(device, torch.bfloat16) is attend
-    assert kernels.attention(device, torch.float64) is None
-    assert kernels.guided_draw(device, 16384) is draw
-    assert kernels.confidence(device, 16384) is measure_signals
-    assert kernels.guided_draw(device, 16384, top_p=0.9) is None
-    assert kernels.guided_draw(device, 2**17) is None
+    assert kernels.attention(device, torch.float32, 64) is attend
+    assert kernels.attention(device, torch.bfloat16, 64) is attend
+    assert kernels.even_product(device, torch.bfloat16, 96) is products.multiply
+    assert kernels.confidence(device, torch.float32, 16384) is measure_signals
+    for draws in (
+        kernels.Use("draws", torch.float32, 16384),
+        kernels.Use("draws", torch.float32, 16384, top_k=1000),
+        kernels.Use("draws", torch.float32, 16384, greedy=True),
+    ):
+        assert kernels.guided_draw(device, draws) is draw
+
+    refused = {
+        kernels.Use("attention", torch.float64, 64): "heads of 64 numbers in torch.float64",
+        kernels.Use("attention", torch.float32, 512): "heads of 512 numbers in torch.float32",
+        kernels.Use("products", torch.float64, 96): "products in torch.float64",
+        kernels.Use("signals", torch.float64, 512): "logits of 512 tokens in torch.float64",
+        kernels.Use("draws", torch.float64, 512): "logits of 512 tokens in torch.float64",
+        kernels.Use("draws", torch.float32, 2**17): "logits of 131072 tokens",
+        kernels.Use("draws", torch.float32, 512, top_p=0.9): "top-p 0.9 needs a sort",
+    }
+    for use, reason in refused.items():
+        assert kernels.why_unused(device, use).startswith(reason)
+        assert reason in kernels.describe(device, [use])
+    assert kernels.attention(device, torch.float64, 64) is None
+    assert kernels.even_product(device, torch.float64, 96) is None
+    assert kernels.confidence(device, torch.float64, 512) is None
+    assert kernels.guided_draw(device, kernels.Use("draws", torch.float64, 512)) is None
+    assert kernels.describe(device, []) == "Triton"
+
+    with kernels.switched_off("for a comparison"):
+        assert kernels.attention(device, torch.float32, 64) is None
+        assert kernels.describe(device, []) == "for a comparison"
+    assert kernels.attention(device, torch.float32, 64) is attend
 
 
 LAWS: tuple[Callable[[Size, torch.device], None], ...] = (
-    check_facade,
+    check_uses,
     check_attention,
     check_masks,
     check_attention_is_batch_invariant,
@@ -349,6 +441,9 @@ LAWS: tuple[Callable[[Size, torch.device], None], ...] = (
     check_draws,
     check_draws_are_batch_invariant,
     check_signals,
+    check_products,
+    check_products_treat_rows_alike,
+    check_products_of_many_axes,
 )
 
 if __name__ == "__main__":

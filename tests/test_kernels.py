@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,28 @@ from harness import kernels
 pytest.importorskip("triton", reason="Triton is not installed, and the kernels are written in it")
 
 import kernel_laws as laws
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+import yaml
+from triton.compiler.errors import CompilationError
+from triton.runtime.errors import OutOfResources
 
-from harness.kernels import flash, race
+from harness.kernels import compile, flash, race, trial
+from harness.models import janus_checkpoint, llamagen_network
+from harness.models.pictogram.generator import Pictogram
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda")
+
+
+ATTENTION = kernels.Use("attention", torch.bfloat16, 128)
+
+
+@pytest.fixture(autouse=True)
+def examine_anew() -> Iterator[None]:
+    """What a test makes of a device is forgotten behind it."""
+    kernels.forget()
+    yield
+    kernels.forget()
 
 
 def run_python(*arguments: str, **environment: str) -> str:
@@ -100,15 +114,15 @@ def test_importing_the_facade_imports_no_triton() -> None:
 def test_without_triton_the_portable_path_is_taken_and_a_warning_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    kernels.why_unused.cache_clear()
     monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda _name: None)
     with caplog.at_level(logging.WARNING, "harness"):
-        assert kernels.attention(CUDA) is None
-        assert kernels.guided_draw(CUDA) is None
-        assert kernels.confidence(CUDA) is None
+        assert kernels.attention(CUDA, torch.float32, 64) is None
+        assert kernels.guided_draw(CUDA, kernels.Use("draws", torch.float32, 512)) is None
+        assert kernels.confidence(CUDA, torch.float32, 512) is None
+        assert kernels.even_product(CUDA, torch.float32, 512) is None
     assert kernels.why_unused(CUDA) == "Triton is not installed"
+    assert kernels.describe(CUDA, [ATTENTION]) == "Triton is not installed"
     assert len(caplog.records) == 1
-    kernels.why_unused.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -133,14 +147,64 @@ def test_the_reason_names_what_a_device_lacks(
             raise fault
         return fault
 
-    kernels.why_unused.cache_clear()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
     monkeypatch.setattr(harness.kernels.trial, "find_disagreement", find_disagreement)
     reason = kernels.why_unused(CUDA)
-    kernels.why_unused.cache_clear()
     assert reason.endswith(expected)
     assert "\n" not in reason
+
+
+@pytest.fixture
+def device_on_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the CPU count as a device whose kernels pass the first trial."""
+    monkeypatch.setattr(kernels, "INTERPRETED", True)
+    monkeypatch.setattr(trial, "find_disagreement", lambda _device: "")
+
+
+COMPILER_FAULTS = [
+    (OutOfResources(300_000, 232_448, "shared memory"), "OutOfResources: out of resource: shared"),
+    (CompilationError("def kernel():", None, "no such type"), "CompilationError: no such type"),
+]
+
+
+@pytest.mark.parametrize(("fault", "expected"), COMPILER_FAULTS)
+@pytest.mark.usefixtures("device_on_trial")
+def test_a_variant_that_does_not_compile_is_left_to_torch_with_the_reason_recorded(
+    fault: Exception, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton's errors are no RuntimeErrors; the variant is asked for once, the others serve."""
+    assert not isinstance(fault, RuntimeError)
+    attempts = []
+
+    def attend(*_given: object) -> None:
+        attempts.append(1)
+        raise fault
+
+    monkeypatch.setattr(flash, "attend", attend)
+    assert kernels.attention(CPU, torch.bfloat16, 128) is None
+    assert kernels.attention(CPU, torch.bfloat16, 128) is None
+    assert len(attempts) == 1
+    described = kernels.describe(CPU, [ATTENTION])
+    assert described.startswith("Triton; torch for attention (they do not compile or run: ")
+    assert expected in described
+
+
+@pytest.mark.usefixtures("device_on_trial")
+def test_memory_that_runs_out_says_nothing_of_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial that finds no memory is no verdict: the caller gets the error, and may ask again."""
+    answers: list[Exception | str] = [torch.OutOfMemoryError("CUDA out of memory"), ""]
+
+    def try_use(_device: torch.device, _use: kernels.Use) -> str:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(trial, "try_use", try_use)
+    with pytest.raises(torch.OutOfMemoryError):
+        kernels.attention(CPU, torch.bfloat16, 128)
+    assert kernels.attention(CPU, torch.bfloat16, 128) is flash.attend
 
 
 def test_what_kernels_do_not_take_is_refused() -> None:
@@ -150,7 +214,7 @@ def test_what_kernels_do_not_take_is_refused() -> None:
 
     logits_MV, *rows = laws.make_draw_inputs(512, 2, 2, CPU)
     for wrong in (logits_MV.double(), logits_MV.T, torch.zeros(1, 2**16)):
-        with pytest.raises(ValueError, match="dense float32"):
+        with pytest.raises(ValueError, match=r"in float32|must be dense"):
             race.draw(wrong, *rows, temperature=1.0, top_k=5)
     with pytest.raises(ValueError, match="3 branches"):
         race.draw(logits_MV, torch.zeros(2, 3).long(), *rows[1:], temperature=1.0, top_k=5)
@@ -158,59 +222,62 @@ def test_what_kernels_do_not_take_is_refused() -> None:
 
 # ------------------------------------------------------------------ compilation for other devices
 
-FLASH = {"BIASED": True, "MASKED": True, "WIDEN": False, "W": 16, "D": 64, "KEYS": 64, "BLOCKS": 4}
-RACE = {"BRANCHES": 2, "GREEDY": False, "TOP": True, "V": 16384}
 
-POINTERS = {
-    "pos_ptr": "*i64",
-    "seen_ptr": "*u8",
-    "partial_ptr": "*fp32",
-    "scale_ptr": "*fp32",
-    "logits_ptr": "*fp32",
-    "row_ptr": "*i64",
-    "key_ptr": "*i64",
-    "place_ptr": "*i64",
-    "token_ptr": "*i64",
-    "log_prob_ptr": "*fp64",
-}
-SCALARS = {"score_scale": "fp32", "temperature": "fp32"}
-STRIDES = {
-    "q_strides": ("i32", "i32", "i32"),
-    "key_strides": ("i32", "i32", "i32"),
-    "value_strides": ("i32", "i32", "i32"),
-    "pos_strides": ("i32", "i32"),
-    "bias_strides": ("i32", "i32"),
-    "seen_strides": ("i32", "i32", "i32"),
-}
-DRAW_TYPES = {**POINTERS, **SCALARS}
-SIGNAL_TYPES = {"null_ptr": "*fp32", "text_ptr": "*fp32", "out_ptr": "*fp64"}
-CACHE_POINTERS = ("q_ptr", "key_ptr", "value_ptr", "bias_ptr", "out_ptr")
-HALF = {**POINTERS, **SCALARS, **STRIDES, **dict.fromkeys(CACHE_POINTERS, "*bf16")}
-FULL = {**POINTERS, **SCALARS, **STRIDES, **dict.fromkeys(CACHE_POINTERS, "*fp32")}
+VARIANTS = {variant.name: variant for variant in compile.list_variants()}
+TYPICAL = (
+    "attend_part, bfloat16, heads of 64 biased masked",
+    "join_parts, bfloat16, heads of 64",
+    "multiply, bfloat16, 1 rows or more in parts",
+    "multiply, bfloat16, 129 rows or more biased",
+    "join, bfloat16 biased",
+    "draw, 512 tokens, 2 branches top-k",
+    "measure_signals, 512 tokens",
+)
+
+
+@pytest.mark.parametrize("name", TYPICAL)
+def test_a_variant_of_each_kernel_compiles_for_a_gpu_that_is_not_here(name: str) -> None:
+    taken = compile.compile_variant(VARIANTS[name], 90)
+    assert compile.find_excess(taken, 90) == ""
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize(
-    ("kernel", "constants", "types"),
-    [
-        (flash.attend_part_kernel, {**FLASH, "PRECISION": "tf32"}, HALF),
-        (flash.attend_part_kernel, {**FLASH, "PRECISION": "ieee"}, FULL),
-        (flash.join_parts_kernel, {"D": 64, "PART": 256}, HALF),
-        (race.draw_kernel, RACE, DRAW_TYPES),
-        (race.measure_signals_kernel, {"V": 16384}, SIGNAL_TYPES),
-    ],
-)
-def test_kernels_compile_for_gpus_that_are_not_here(
-    kernel: Any, constants: dict[str, Any], types: dict[str, Any], capability: int
-) -> None:
-    """Arguments without a type are 32-bit integers."""
-    signature = {}
-    for name in kernel.arg_names:
-        signature[name] = "constexpr" if name in constants else types.get(name, "i32")
-    places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=places)
-    options = {"num_warps": 4 if "D" in constants else 16, "enable_fp_fusion": False}
-    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    assert made.metadata.shared <= 100_000  # bytes that a multiprocessor of every such device has
-    assert made.asm["cubin"]
+@pytest.mark.parametrize("capability", compile.CAPABILITIES)
+def test_all_variants_compile_and_fit(capability: int) -> None:
+    said: list[str] = []
+    assert compile.compile_all((capability,), said.append) == []
+    assert len(said) == len(VARIANTS)
+
+
+def test_what_takes_more_than_a_device_has_is_named() -> None:
+    assert compile.find_excess(compile.Taken(101_376, 4, 255, 0), 80) == ""
+    shared = compile.find_excess(compile.Taken(101_377, 4, 64, 0), 80)
+    registers = compile.find_excess(compile.Taken(0, 16, 129, 0), 90)
+    spilled = compile.find_excess(compile.Taken(0, 4, 64, 1281), 100)
+    assert shared == "101377 bytes of shared memory, there are 101376"
+    assert registers == "66048 registers, there are 65536"
+    assert spilled.startswith("1281 bytes spilled")
+
+
+def test_the_compiled_variants_are_those_that_configured_models_need() -> None:
+    """A model with other heads, types or vocabularies must be added to the lists."""
+    for path in sorted((ROOT / "conf" / "model").glob("*.yaml")):
+        config = yaml.safe_load(path.read_text())
+        if "_target_" not in config:
+            continue  # another one with other weights
+        target = config["_target_"]
+        if target.endswith("llamagen.load"):
+            specs = [llamagen_network.SIZES[config["size"]]]
+            vocab = llamagen_network.GPTSpec(specs[0], 16).codes
+        elif target.endswith("Janus"):
+            specs = [janus_checkpoint.SIZES[config["size"]].trunk]
+            vocab = janus_checkpoint.SIZES[config["size"]].vq.codes
+        else:
+            models = [Pictogram(part=part) for part in ("generator", "draft")]
+            specs = [model.trunk_spec for model in models]
+            vocab = models[0].vocab
+        dtype = getattr(torch, config.get("dtype", "float32"))
+        assert dtype in compile.DTYPES, path.name
+        assert race.launch_options(vocab)["V"] in compile.VOCABULARIES, path.name
+        for spec in specs:
+            assert flash.padded_width(spec.head_dim) in compile.HEAD_WIDTHS, path.name

@@ -40,6 +40,7 @@ from harness.engine.sampler import Sampler
 from harness.models import FollowableModel, HasCollapse, ImageModel
 from harness.models import checkpoint as checkpoint_files
 from harness.models.kv_cache import KVCache, TreeMask
+from harness.models.linear import Linear
 from harness.models.pictogram import weights as embedded_files
 from harness.models.pictogram.grammar import DEFAULT
 from harness.models.trunk import Attend, Attention, FeedForward, RMSNorm, TrunkSpec
@@ -58,7 +59,7 @@ class Layer(nn.Module):
         super().__init__()
         self.spec = spec
         self.tokens = nn.Embedding(codes, spec.dim) if codes else None
-        self.fc = nn.Linear(2 * spec.dim, spec.dim)
+        self.fc = Linear(2 * spec.dim, spec.dim)
         self.attention = Attention(spec)
         self.ffn_norm = RMSNorm(spec.dim, spec.norm_eps)
         self.feed_forward = FeedForward(spec)
@@ -256,7 +257,7 @@ class Eagle:
 
         # 3. Grow a tree for each of them.
         growing = [rows[i] for i in chosen]
-        with sampler.working(growing, "draft"):
+        with sampler.working(growing, "draft"), sampler.rows_alike():
             grown = engine.grow(growing, shape, [depths[i] for i in chosen], sibling)
 
         # 4. Hand the trees over as drafts, in the order of the rows.

@@ -59,6 +59,12 @@ def guided_probs(
     return warp(logits_RTV, sampling)
 
 
+def kernel_use(sampling: Sampling, dtype: torch.dtype, vocab: int) -> kernels.Use:
+    """Describe what `draw_one` asks a kernel for."""
+    is_greedy = sampling.temperature == 0
+    return kernels.Use("draws", dtype, vocab, is_greedy, sampling.top_k, sampling.top_p)
+
+
 def draw_one(
     guide: Guide,
     sampling: Sampling,
@@ -71,7 +77,8 @@ def draw_one(
     """Draw one token a canvas: tokens int64 [R], log-probabilities float64 [R] in nats."""
     kernel = None
     if sampling.interval < 0 and guide in (cfg, unguided):
-        kernel = kernels.guided_draw(logits_SV.device, logits_SV.shape[-1], sampling.top_p)
+        use = kernel_use(sampling, logits_SV.dtype, logits_SV.shape[-1])
+        kernel = kernels.guided_draw(logits_SV.device, use)
     if kernel is not None:
         row_RK = slot_RK if guide is cfg else slot_RK[:, :1]
         token_R, log_prob_R = kernel(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Generic, TypeVar
@@ -30,6 +31,7 @@ from harness.engine.meter import Clock
 from harness.engine.slots import SlotTable
 from harness.models import HasPrefix, ImageModel
 from harness.models.kv_cache import Mask, Prefix, TreeMask
+from harness.models.linear import RowRule
 from harness.models.trunk import Attend
 from harness.records import Usage
 
@@ -107,6 +109,9 @@ class Forward:
         self._device = slots.device
         self._staging = Staging(slots.device)
         self._prefix_of = _cached_prefixes(model, 4 * slots.count)
+        # Shapes are constant where forwards are not compact: then rows must be treated alike.
+        is_even = slots.device.type == "cuda" and not compact
+        self.row_rule = RowRule() if is_even else None
         self.graphs = Graphs(slots.device)
         self.decode_steps = 0  # decode forwards so far
         self.active_branch_steps = 0  # live branches, summed over them
@@ -248,7 +253,8 @@ class Forward:
         ledgers = [canvas.ledger for canvas, _ in batch]
         with self._clock.measure(ledgers, "prefill"):
             attend = table.cache.attend_some(slot_B, pos_BC)
-            self._feed(slot_B, start_B, pos_BC, pos_BC, attend)
+            with self.rows_alike():
+                self._feed(slot_B, start_B, pos_BC, pos_BC, attend)
         # 3. Count what is cached now.
         for row, (canvas, branch) in enumerate(batch):
             canvas.charge_fed(branch, counts[row])
@@ -369,7 +375,8 @@ class Forward:
         if pos_BW is None:
             pos_BW = stored_BW
         attend = self.slots.cache.attend_all(stored_BW, mask)
-        return self._model.head(self._feed(slot_B, start_B, pos_BW, stored_BW, attend))
+        with self.rows_alike():
+            return self._model.head(self._feed(slot_B, start_B, pos_BW, stored_BW, attend))
 
     def _feed(
         self, slot_B: Tensor, start_B: Tensor, pos_BW: Tensor, stored_BW: Tensor, attend: Attend
@@ -386,6 +393,10 @@ class Forward:
         if self.slots.hidden_SLD is not None:
             self.slots.hidden_SLD[slot_B.unsqueeze(1), stored_BW] = hidden_BWD
         return hidden_BWD
+
+    def rows_alike(self) -> AbstractContextManager[object]:
+        """Hold the products inside to treat all rows alike, if this is what forwards promise."""
+        return self.row_rule or nullcontext()
 
     # ------------------------------------------------------------------ shapes and counts
 

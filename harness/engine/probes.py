@@ -32,7 +32,7 @@ def confidence(logits_RKTV: Tensor, probs_RV: Tensor | None = None) -> dict[str,
     """
     null_RV = logits_RKTV[:, 0, 0]
     text_RV = logits_RKTV[:, -1, 0]
-    kernel = kernels.confidence(logits_RKTV.device, logits_RKTV.shape[-1])
+    kernel = kernels.confidence(logits_RKTV.device, logits_RKTV.dtype, logits_RKTV.shape[-1])
     measure = kernel or measure_confidence
     entropy_R, margin_R, kl_R, known_R = measure(null_RV, text_RV)
     if probs_RV is not None:

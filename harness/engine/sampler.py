@@ -26,11 +26,12 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
+from harness import kernels
 from harness.engine.acceptance import Draft, DraftVerdict, Rule, length_of_draft
 from harness.engine.bursts import BurstDecode
 from harness.engine.canvas import Canvas, Context, ledgers_of
 from harness.engine.cuda_graphs import Graphs
-from harness.engine.draw import TokenDraw
+from harness.engine.draw import TokenDraw, kernel_use
 from harness.engine.forward import Forward
 from harness.engine.guidance import Guide, Sampling, cfg, unguided
 from harness.engine.meter import Clock
@@ -109,6 +110,7 @@ class Sampler:
             tokens_per_step=tokens_per_step,
         )
         self._renderer = Renderer(model, render_batch)
+        self._kernel_uses = _examine_kernels(model, self.table, sampling)
 
     # ------------------------------------------------------------------ what it is and has done
 
@@ -131,6 +133,21 @@ class Sampler:
     def graphs(self) -> Graphs:
         """Return the captured forwards and bursts."""
         return self._forward.graphs
+
+    @property
+    def kernels_used(self) -> str:
+        """Say which kernels serve, for records: "Triton", or what is left to torch, and why."""
+        said = kernels.describe(self.model.device, self._kernel_uses)
+        rule = self._forward.row_rule
+        products = rule.describe() if rule else ""
+        return "; ".join(part for part in (said, products) if part)
+
+    def rows_alike(self) -> AbstractContextManager[object]:
+        """Hold the products inside to treat all rows alike, if the sampler's shapes are constant.
+
+        For drafters that compute on its slots.
+        """
+        return self._forward.rows_alike()
 
     @property
     def decode_steps(self) -> int:
@@ -406,3 +423,14 @@ class Sampler:
         canvas.ledger.drafted_positions += positions
         canvas.ledger.device_s += device_s
         canvas.ledger.draft_s += device_s
+
+
+def _examine_kernels(model: ImageModel, table: SlotTable, sampling: Sampling) -> list[kernels.Use]:
+    """List what kernels may be asked for; what every image needs is tried now, before the first."""
+    keys = table.cache.keys
+    logits_dtype = torch.promote_types(model.dtype, torch.float32)
+    attention = kernels.Use("attention", keys.dtype, keys.shape[-1])
+    draws = kernel_use(sampling, logits_dtype, model.vocab)
+    for use in (attention, draws):
+        kernels.why_unused(model.device, use)
+    return [attention, draws, kernels.Use("signals", logits_dtype, model.vocab)]

@@ -29,6 +29,28 @@ WIDEST_HEAD = 256
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
+def why_not(dtype: torch.dtype, head_width: int) -> str:
+    """Say why heads cannot be attended to; an empty string if they can."""
+    if dtype in TYPES and head_width <= WIDEST_HEAD:
+        return ""
+    return f"heads of {head_width} numbers in {dtype}: {WIDEST_HEAD} fit, of 16 or 32 bits"
+
+
+def precision_of(dtype: torch.dtype) -> str:
+    """Return how products are multiplied: in true float32 where that is the type."""
+    return "ieee" if dtype == torch.float32 else "tf32"
+
+
+def warps_of(dtype: torch.dtype, padded_dim: int) -> int:
+    """Return the warps of a program: more for wide heads of 32 bits, which would spill."""
+    return 8 if dtype == torch.float32 and padded_dim >= 128 else 4
+
+
+def padded_width(head_width: int) -> int:
+    """Return the width that heads are computed with."""
+    return max(16, triton.next_power_of_2(head_width))
+
+
 def attend(
     q_SHWd: Tensor,
     keys_SHLd: Tensor,
@@ -47,13 +69,11 @@ def attend(
     """
     slots, heads, width, dim = q_SHWd.shape
     length = keys_SHLd.shape[2]
-    if dim > WIDEST_HEAD or q_SHWd.dtype not in TYPES:
-        raise ValueError(
-            f"heads of {dim} numbers in {q_SHWd.dtype}: {WIDEST_HEAD} fit, of 16 or 32 bits"
-        )
+    if reason := why_not(q_SHWd.dtype, dim):
+        raise ValueError(reason)
 
     parts = triton.cdiv(length, KEYS * BLOCKS)
-    padded_dim = max(16, triton.next_power_of_2(dim))
+    padded_dim = padded_width(dim)
     partial_SHPWd = q_SHWd.new_empty((slots, heads, parts, width, dim), dtype=torch.float32)
     scale_SHP2W = q_SHWd.new_empty((slots, heads, parts, 2, width), dtype=torch.float32)
     out_SHWd = torch.empty((slots, heads, width, dim), dtype=q_SHWd.dtype, device=q_SHWd.device)
@@ -86,13 +106,13 @@ def attend(
         score_scale=1 / math.sqrt(dim),
         BIASED=bias_SL is not None,
         MASKED=seen_SWL is not None,
-        PRECISION="ieee" if q_SHWd.dtype == torch.float32 else "tf32",
+        PRECISION=precision_of(q_SHWd.dtype),
         WIDEN=_interpreter_needs_float32(q_SHWd),
         W=QUERIES,
         D=padded_dim,
         KEYS=KEYS,
         BLOCKS=BLOCKS,
-        num_warps=4,
+        num_warps=warps_of(q_SHWd.dtype, padded_dim),
         num_stages=2,
         enable_fp_fusion=True,
     )

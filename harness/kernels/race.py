@@ -47,6 +47,15 @@ class Signals(NamedTuple):
     known: Tensor
 
 
+def why_not(dtype: torch.dtype, vocab: int, top_p: float = 1.0) -> str:
+    """Say why rows of logits cannot be drawn from or measured; an empty string if they can."""
+    if dtype != torch.float32 or vocab > MOST_TOKENS:
+        return f"logits of {vocab} tokens in {dtype}: {MOST_TOKENS} fit, in float32"
+    if top_p < 1:
+        return f"top-p {top_p} needs a sort, which the kernel does not do"
+    return ""
+
+
 def draw(
     logits_MV: Tensor,
     row_NK: Tensor,
@@ -91,7 +100,7 @@ def draw(
         BRANCHES=branches,
         GREEDY=greedy,
         TOP=0 < top_k < vocab and not greedy,
-        **_launch_options(vocab),
+        **launch_options(vocab),
         enable_fp_fusion=False,  # torch rounds the product before it adds, and so must this
     )
     return drawn
@@ -114,21 +123,21 @@ def measure_signals(null_NV: Tensor, text_NV: Tensor) -> Signals:
         vocab=vocab,
         out_ptr=out_4N,
         count=count,
-        **_launch_options(vocab),
+        **launch_options(vocab),
+        enable_fp_fusion=True,
     )
     return Signals(*out_4N)
 
 
 def _expect_rows(logits_MV: Tensor) -> None:
-    dense = logits_MV.dtype == torch.float32 and logits_MV.stride(1) == 1
-    if not dense or logits_MV.shape[1] > MOST_TOKENS:
-        raise ValueError(
-            f"logits {tuple(logits_MV.shape)} of {logits_MV.dtype}: "
-            f"dense float32 of {MOST_TOKENS} fit"
-        )
+    if reason := why_not(logits_MV.dtype, logits_MV.shape[1]):
+        raise ValueError(reason)
+    if logits_MV.stride(1) != 1:
+        raise ValueError(f"logits {tuple(logits_MV.shape)}: the rows must be dense")
 
 
-def _launch_options(vocab: int) -> dict[str, int]:
+def launch_options(vocab: int) -> dict[str, int]:
+    """Return the padded vocabulary V, and how many warps share it."""
     padded = triton.next_power_of_2(vocab)
     return {"V": padded, "num_warps": min(16, max(4, padded // 512))}
 

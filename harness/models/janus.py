@@ -19,6 +19,7 @@ from harness.models import checkpoint as checkpoints
 from harness.models.janus_checkpoint import SIZES, JanusSpec, read_spec, read_state
 from harness.models.janus_prompt import ROLES, HashedWords, Words, null_ids, read_words
 from harness.models.kv_cache import KVCache
+from harness.models.linear import Linear
 from harness.models.trunk import Attend, Trunk, running_rotary
 from harness.models.vq import VQ
 from harness.records import UserError
@@ -197,7 +198,7 @@ class JanusNet(nn.Module):
         self.gen_embed = nn.Embedding(codes, code_dim)
         self.gen_aligner = nn.Sequential(nn.Linear(code_dim, dim), nn.GELU(), nn.Linear(dim, dim))
         self.trunk = Trunk(spec.trunk)
-        self.gen_head = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, codes))
+        self.gen_head = nn.Sequential(Linear(dim, dim), nn.GELU(), Linear(dim, codes))
         self.vq = VQ(spec.vq)
 
     @torch.no_grad()

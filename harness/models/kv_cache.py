@@ -104,7 +104,7 @@ class KVCache:
         """
         rows = len(pos_BW)
         slot_B = self._slot_S[:rows]
-        kernel = kernels.attention(self.keys.device)
+        kernel = kernels.attention(self.keys.device, self.keys.dtype, self.keys.shape[-1])
         if kernel is not None:
             return self._attend_by_kernel(kernel, slot_B, pos_BW, mask)
         if self.keys.device.type == "cpu":

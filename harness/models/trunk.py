@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from harness.models.linear import Linear, linear
+
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, q_BHWd, k_BHWd, v_BHWd) -> attended values, same shape as q."""
 
@@ -82,8 +84,8 @@ class Attention(nn.Module):
     def __init__(self, spec: TrunkSpec) -> None:
         super().__init__()
         self.heads = spec.heads
-        self.wqkv = nn.Linear(spec.dim, 3 * spec.dim, bias=False)
-        self.wo = nn.Linear(spec.dim, spec.dim, bias=False)
+        self.wqkv = Linear(spec.dim, 3 * spec.dim, bias=False)
+        self.wo = Linear(spec.dim, spec.dim, bias=False)
 
     def forward(self, x_BWD: Tensor, rotary_BW2: Tensor, layer: int, attend: Attend) -> Tensor:
         split_BW3Hd = self.wqkv(x_BWD).unflatten(-1, (3, self.heads, -1))
@@ -103,16 +105,16 @@ class FeedForward(nn.Module):
 
     def __init__(self, spec: TrunkSpec) -> None:
         super().__init__()
-        self.w1 = nn.Linear(spec.dim, spec.hidden, bias=False)
-        self.w3 = nn.Linear(spec.dim, spec.hidden, bias=False)
-        self.w2 = nn.Linear(spec.hidden, spec.dim, bias=False)
+        self.w1 = Linear(spec.dim, spec.hidden, bias=False)
+        self.w3 = Linear(spec.dim, spec.hidden, bias=False)
+        self.w2 = Linear(spec.hidden, spec.dim, bias=False)
         self.register_buffer("fused_w1_w3", None, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.fused_w1_w3 is None:
             return self.w2(F.silu(self.w1(x)) * self.w3(x))
 
-        gate_and_up = F.linear(x, self.fused_w1_w3)
+        gate_and_up = linear(x, self.fused_w1_w3)
         hidden = self.w2.in_features
         gate = F.silu(gate_and_up[..., :hidden], inplace=True)
         return self.w2(gate.mul_(gate_and_up[..., hidden:]))

@@ -10,7 +10,6 @@ from functools import partial
 
 import torch
 
-from harness.engine.cuda_graphs import Graphs
 from harness.engine.memory import short_of_memory
 from harness.engine.meter import Meter, describe, warm_up
 from harness.engine.sampler import Sampler
@@ -29,7 +28,8 @@ class Executor:
     """Draw the images of a run.
 
     `stamp` says what became of the run that its configuration does not say: the number of slots
-    where memory ran out, and whether CUDA graphs are on. It belongs to the images drawn since.
+    where memory ran out, whether CUDA graphs are on, and which kernels serve. It belongs to the
+    images drawn since.
     """
 
     def __init__(self, spec: RunSpec) -> None:
@@ -188,14 +188,15 @@ class _Drawing:
         active_branch_steps = sampler.active_branch_steps
         try:
             jobs = list(self._left.values())
-            scheduler.run(jobs, partial(self._deliver, sampler.graphs))
+            scheduler.run(jobs, partial(self._deliver, sampler))
         finally:
             self.decode_steps += sampler.decode_steps - decode_steps
             self.active_branch_steps += sampler.active_branch_steps - active_branch_steps
 
-    def _deliver(self, graphs: Graphs, delivery: Delivery) -> None:
+    def _deliver(self, sampler: Sampler, delivery: Delivery) -> None:
         if self._spec.model.device.type == "cuda":
-            self._stamp["graphs"] = graphs.state
+            self._stamp["graphs"] = sampler.graphs.state
+            self._stamp["kernels"] = sampler.kernels_used
         self.delivered += delivery.image is not None
         self._on_delivery(delivery)
         del self._left[delivery.job.key]

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.models.kv_cache import KVCache
+from harness.models.linear import Linear
 from harness.models.pictogram import grammar
 from harness.models.pictogram import weights as files
 from harness.models.trunk import Attend, Trunk, TrunkSpec, axial_rotary
@@ -126,7 +127,7 @@ class GPT(nn.Module):
         self.tok_embeddings = nn.Embedding(spec.codes, spec.dim)
         self.tok_position_embeddings = nn.Embedding(spec.side**2, spec.dim)
         self.trunk = Trunk(TrunkSpec(spec.layers, spec.dim, spec.heads, spec.hidden))
-        self.head = nn.Linear(spec.dim, spec.codes, bias=False)
+        self.head = Linear(spec.dim, spec.codes, bias=False)
         self._initialise()
         self.register_buffer("rotary", _rotary_table(spec), persistent=False)
 
