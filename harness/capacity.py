@@ -19,7 +19,7 @@ from harness.engine.memory_need import GB, MemoryNeed
 from harness.engine.method_spec import MethodSpec
 from harness.records import UserError, dump
 from harness.runs.instantiate import build_object, resolve_config
-from harness.runs.spec import Asking, build_benchmark, count_asked_slots, load_model
+from harness.runs.spec import Asking, build_benchmark, build_model, count_asked_slots
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ def measure_capacity(options: Sequence[str]) -> Capacity:
         # 1. The parts of the run; its models have no memory.
         settings = _with_random_weights(resolve_config(config.model))
         del settings["sampling"]
-        model = load_model(dump(settings), "meta")
+        model = build_model(dump(settings), torch.device("meta"))
         method = OmegaConf.create(_with_random_weights(resolve_config(config.method)))
         spec = MethodSpec.of(build_object(method))
         benchmark = build_benchmark(config.benchmark, model)

@@ -191,11 +191,12 @@ def load_model(config: str, device: str) -> Any:
     target = choose_device(device)
     if target.type == "cpu":  # two threads that spin on one core are slower than one
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    return _build_model(config, target)
+    return build_model(config, target)
 
 
 @lru_cache(maxsize=1)
-def _build_model(config: str, device: torch.device) -> Any:
+def build_model(config: str, device: torch.device) -> Any:
+    """Build the model of a configuration in JSON on a device, which may be torch's `meta`."""
     return build_object(OmegaConf.create(json.loads(config)), device=device)
 
 
