@@ -106,8 +106,16 @@ def random_eagle(make: Callable[[Device], ImageModel]) -> Eagle:
     return Eagle(lambda: LayerWeights(state, "random layer", "random", ""))
 
 
+class CutPictogram(Pictogram):
+    """The embedded model, which draws the 4 x 4 tokens of an upper left corner only."""
+
+    def __init__(self, part: str, device: Device) -> None:
+        super().__init__("pictogram_16", part=part, device=device)
+        self.grid = (4, 4)
+
+
 def pictogram(device: Device, part: str) -> Pictogram:
-    return Pictogram("pictogram_16", part=part, device=device)
+    return CutPictogram(part, device)
 
 
 WHOLE_PROMPT = partial(llamagen, collapse=False)
@@ -263,7 +271,7 @@ class Setting:
 
 
 THROUGHPUT = Setting("throughput", 16, (3, 4), None, False, 3)
-LATENCY = Setting("latency", None, (2, 32), 1, True, 1)
+LATENCY = Setting("latency", None, (2, 4), 1, True, 1)
 SETTINGS = (THROUGHPUT, LATENCY)
 
 
