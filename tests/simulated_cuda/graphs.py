@@ -16,11 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from simulated_cuda.machine import Machine, active_machine, project_line
 from simulated_cuda.memory import Block, Pool
-from simulated_cuda.tensors import SimulatedTensor, touch, without_modes
+from simulated_cuda.tensors import SimulatedTensor, list_tensors, touch, without_modes
 from simulated_cuda.timeline import Stream
 
 _pool_numbers = itertools.count(1)
@@ -81,7 +80,7 @@ class Capture:
         results = list(made)
 
         def repeat() -> None:
-            again = [leaf for leaf in tree_leaves(run()) if isinstance(leaf, Tensor)]
+            again = list_tensors(run())
             for result, value in zip(results, again[-len(results) :], strict=True):
                 result.copy_(value)
 

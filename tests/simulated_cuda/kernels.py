@@ -10,19 +10,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from harness.engine.draw import draw_one
 from harness.engine.guidance import Sampling, cfg, unguided
 from harness.engine.probes import measure_confidence
 from harness.kernels import flash, race
 from simulated_cuda.machine import active_machine
-from simulated_cuda.tensors import SimulatedTensor, perform, without_modes
+from simulated_cuda.tensors import (
+    SimulatedTensor,
+    inner_of,
+    list_tensors,
+    perform,
+    without_modes,
+)
 
 
 def launch(compute: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """Run a kernel of which `compute` knows the result, on the current device."""
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    tensors = list_tensors((args, kwargs))
     simulated = [tensor for tensor in tensors if isinstance(tensor, SimulatedTensor)]
     if not simulated:
         return compute(*args, **kwargs)
@@ -35,9 +40,7 @@ def launch(compute: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, A
                 "CUDA error: an illegal memory access was encountered (a kernel launched on "
                 f"{device.torch_device} was given a tensor on {tensor.device})"
             )
-    inner_args, inner_kwargs = tree_map_only(
-        SimulatedTensor, lambda tensor: tensor.inner, (args, kwargs)
-    )
+    inner_args, inner_kwargs = inner_of((args, kwargs))
     with without_modes():
         return perform(device, lambda: compute(*inner_args, **inner_kwargs), simulated, [])
 

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from simulated_cuda.machine import Device, active_machine, project_line
 from simulated_cuda.memory import Block
@@ -176,8 +175,8 @@ def signature_of(func: Any) -> Signature:
 
 def dispatch(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """Carry out an operation on whichever device it is for."""
-    flat = tree_leaves((args, kwargs))
-    simulated = [leaf for leaf in flat if isinstance(leaf, SimulatedTensor)]
+    tensors = list_tensors((args, kwargs))
+    simulated = [tensor for tensor in tensors if isinstance(tensor, SimulatedTensor)]
     target = kwargs.get("device")
     is_for_cuda = target is not None and torch.device(target).type == "cuda"
     if not simulated and not is_for_cuda:
@@ -189,18 +188,16 @@ def dispatch(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     if signature.name == "aten::copy_":
         return _copy_into(func, args, kwargs)
     if target is not None and not is_for_cuda:  # new_zeros(..., device="cpu") of a CUDA tensor
-        return func(*_inner(args), **_inner(kwargs))
+        return func(*inner_of(args), **inner_of(kwargs))
 
     device = _device_of(simulated, target if is_for_cuda else None)
-    host_tensors = [
-        leaf for leaf in flat if isinstance(leaf, Tensor) and not isinstance(leaf, SimulatedTensor)
-    ]
+    host_tensors = [tensor for tensor in tensors if not isinstance(tensor, SimulatedTensor)]
     _expect_one_device(signature.name, args, host_tensors, device, bool(simulated))
     if signature.name in READS_ON_HOST:
         wait_for(device, signature.name)
 
-    inner_args = _inner(args)
-    inner_kwargs = _inner(kwargs)
+    inner_args = inner_of(args)
+    inner_kwargs = inner_of(kwargs)
     inner_kwargs.pop("pin_memory", None)
     if "device" in kwargs:
         inner_kwargs["device"] = "cpu"
@@ -221,8 +218,44 @@ def _run_on_host(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     return func(*args, **kwargs)
 
 
-def _inner(tree: Any) -> Any:
-    return tree_map_only(SimulatedTensor, lambda tensor: tensor.inner, tree)
+def list_tensors(tree: Any) -> list[Tensor]:
+    """List the tensors among arguments, or in sequences and dictionaries of them."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    if isinstance(tree, dict):
+        tree = tree.values()
+    elif not isinstance(tree, (list, tuple)):
+        return []
+    found = []
+    for part in tree:
+        if isinstance(part, Tensor):
+            found.append(part)
+        elif isinstance(part, (list, tuple, dict)):
+            found += list_tensors(part)
+    return found
+
+
+def map_tensors(change: Callable[[Any], Any], tree: Any) -> Any:
+    """Change the tensors among arguments, or in sequences and dictionaries of them."""
+    if isinstance(tree, Tensor):
+        return change(tree)
+    if isinstance(tree, dict):
+        return {name: map_tensors(change, part) for name, part in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        parts = [map_tensors(change, part) for part in tree]
+        if isinstance(tree, list):
+            return parts
+        return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
+    return tree
+
+
+def inner_of(tree: Any) -> Any:
+    """Put their numbers in the place of tensors of the device."""
+    return map_tensors(_inner_of_one, tree)
+
+
+def _inner_of_one(tensor: Tensor) -> Tensor:
+    return tensor.inner if isinstance(tensor, SimulatedTensor) else tensor
 
 
 def _device_of(simulated: Sequence[SimulatedTensor], target: Any) -> Device:
@@ -306,7 +339,7 @@ def perform(
         fresh.append(wrap_inner(inner, device))
         return fresh[-1]
 
-    result = tree_map_only(Tensor, wrap, made)
+    result = map_tensors(wrap, made)
     if is_view:
         return result
     if capture is not None:
