@@ -160,6 +160,8 @@ class Family:
     plain: they are those of plain sampling with the same options;
     greedy: at temperature 0 they are those of plain sampling at temperature 0;
     finished: they fill the image.
+
+    A way that is `central` stands for others in quick tests.
     """
 
     name: str
@@ -167,6 +169,7 @@ class Family:
     law: str = "finished"
     sampling: Sampling = CFG
     needs_features: bool = False
+    central: bool = False
 
     def fits(self, subject: Subject) -> bool:
         """Tell whether the way can be gone on a model."""
@@ -175,43 +178,55 @@ class Family:
 
 def _drafted(name: str, drafter: Callable[[Subject], Drafter], needs_features: bool) -> list[Family]:
     """Chains and trees, exact, coupled and relaxed, of one drafter."""
-    lantern = partial(Lantern, 4, residual="code_static")
-
-    def family(
-        kind: str, build: Callable[[Subject], Method], law: str = "finished"
-    ) -> Family:
-        return Family(f"{name} {kind}", build, law, needs_features=needs_features)
-
-    return [
-        family("chain", lambda s: Speculative(drafter(s), 3), "greedy"),
-        family("chain of one", lambda s: Speculative(drafter(s), 1), "greedy"),
-        family("coupled chain", lambda s: Speculative(drafter(s), 3, coupled), "plain"),
-        family("relaxed chain", lambda s: Speculative(drafter(s), 3, lantern(delta=0.2))),
-        family("tree of one node", lambda s: Speculative(drafter(s), ONE_NODE), "greedy"),
-        family("static tree", lambda s: Speculative(drafter(s), BUSHY), "greedy"),
-        family("coupled static tree", lambda s: Speculative(drafter(s), BUSHY, coupled), "plain"),
-        family("relaxed static tree", lambda s: Speculative(drafter(s), BUSHY, lantern(multiplier=2.0))),
-        family("dynamic tree", lambda s: Speculative(drafter(s), GROWING), "greedy"),
-        family("coupled dynamic tree", lambda s: Speculative(drafter(s), GROWING, coupled), "plain"),
-        family("skipping chain", lambda s: VVS(drafter(s), Uniform(3, 1), 3)),
-        family(
+    additive = partial(Lantern, 4, delta=0.2, residual="code_static")
+    multiplicative = partial(Lantern, 4, multiplier=2.0, residual="code_static")
+    builders: list[tuple[str, str, Callable[[Subject], Method]]] = [
+        ("chain", "greedy", lambda s: Speculative(drafter(s), 3)),
+        ("chain of one", "greedy", lambda s: Speculative(drafter(s), 1)),
+        ("coupled chain", "plain", lambda s: Speculative(drafter(s), 3, coupled)),
+        ("relaxed chain", "finished", lambda s: Speculative(drafter(s), 3, additive())),
+        ("tree of one node", "greedy", lambda s: Speculative(drafter(s), ONE_NODE)),
+        ("static tree", "greedy", lambda s: Speculative(drafter(s), BUSHY)),
+        ("coupled static tree", "plain", lambda s: Speculative(drafter(s), BUSHY, coupled)),
+        (
+            "relaxed static tree",
+            "finished",
+            lambda s: Speculative(drafter(s), BUSHY, multiplicative()),
+        ),
+        ("dynamic tree", "greedy", lambda s: Speculative(drafter(s), GROWING)),
+        ("coupled dynamic tree", "plain", lambda s: Speculative(drafter(s), GROWING, coupled)),
+        ("skipping chain", "finished", lambda s: VVS(drafter(s), Uniform(3, 1), 3)),
+        (
             "rejecting chain",
+            "finished",
             lambda s: VVS(drafter(s), Uniform(3, 1), 3, post="reject", select="confidence"),
         ),
-        family("look-alike chains", lambda s: VVS(drafter(s), DynamicSkips(0.0, paths=3), 3)),
-        family("skipping tree", lambda s: VVS(drafter(s), Uniform(3, 1), GROWING)),
+        (
+            "look-alike chains",
+            "finished",
+            lambda s: VVS(drafter(s), DynamicSkips(0.0, paths=3), 3),
+        ),
+        ("skipping tree", "finished", lambda s: VVS(drafter(s), Uniform(3, 1), GROWING)),
     ]
+    central = ("coupled chain", "static tree", "dynamic tree", "skipping chain")
+    families = []
+    for kind, law, build in builders:
+        family = Family(f"{name} {kind}", build, law, needs_features=needs_features)
+        families.append(replace(family, central=kind in central))
+    return families
 
 
 def _without_drafter() -> list[Family]:
     """Jacobi decoding and rows side by side."""
+    above = partial(Jacobi, "repeat_vertical", "maximal")
+    tied = partial(Jacobi, "sample_horizon", "gumbel")
     return [
         Family("jacobi", lambda _: SJD(Jacobi(), 5), "greedy"),
         Family("jacobi uniform", lambda _: SJD(Jacobi("uniform"), 5), "greedy"),
-        Family("jacobi maximal", lambda _: SJD(Jacobi("repeat_vertical", "maximal"), 5), "greedy"),
-        Family("jacobi coupled", lambda _: SJD(Jacobi("sample_horizon", "gumbel"), 5, coupled), "plain"),
+        Family("jacobi maximal", lambda _: SJD(above(), 5), "greedy", central=True),
+        Family("jacobi coupled", lambda _: SJD(tied(), 5, coupled), "plain"),
         Family("jacobi grouped", lambda _: SJD(Jacobi(), 5, Grouped(4))),
-        Family("zipar", lambda _: ZipAR(2, 3)),
+        Family("zipar", lambda _: ZipAR(2, 3), central=True),
         Family("zipar alone", lambda _: ZipAR(2, 1)),
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -23,6 +24,7 @@ from combinations import (
     tokens_of,
 )
 from test_batch_invariance import costs
+from test_lantern import own_cache as own_cache
 from toy import PixelSum
 
 from harness.engine.guidance import Sampling
@@ -31,6 +33,8 @@ from harness.models import ImageModel
 from harness.records import UserError
 from methods.best_of_n import BestOfN
 from methods.plain import Plain
+
+pytestmark = pytest.mark.usefixtures("own_cache")  # neighbour tables are kept apart from the user's
 
 
 @lru_cache
@@ -57,16 +61,23 @@ def best_tokens(subject: Subject) -> dict[tuple[str, int], tuple[int, ...]]:
     return tokens_of(draw(subject, BestOfN(2, PixelSum()), CFG, THROUGHPUT))
 
 
-def list_cases(*laws: str) -> list[Any]:
-    """All models with all ways of drafting that they allow, of some laws or all.
+def is_central(subject: Subject, family: Family) -> bool:
+    """Tell whether a case stands for others: the central ways on all models, all ways on the toy."""
+    return family.central or subject.name == "toy"
 
-    What is not on the toy is long, if only some laws are asked for.
-    """
+
+def is_central_on_toy(subject: Subject, family: Family) -> bool:
+    """Tell whether a case is a central way on the toy."""
+    return family.central and subject.name == "toy"
+
+
+def list_cases(is_quick: Callable[[Subject, Family], bool], *laws: str) -> list[Any]:
+    """All models with all ways of drafting of some laws that they allow; long, if not quick."""
     cases = []
     for subject in SUBJECTS.values():
         for family in DRAFTED:
-            if family.fits(subject) and (not laws or family.law in laws):
-                marks = [pytest.mark.long] if laws and subject.name != "toy" else []
+            if family.fits(subject) and family.law in laws:
+                marks = [] if is_quick(subject, family) else [pytest.mark.long]
                 name = f"{subject.name}: {family.name}"
                 cases.append(pytest.param(subject, family, id=name, marks=marks))
     return cases
@@ -86,7 +97,9 @@ def expect_whole_images(drawn: Drawn, subject: Subject, candidates: int) -> None
             assert sum((a + 1) * count for a, count in enumerate(accepted)) == usage.sampled
 
 
-@pytest.mark.parametrize(("subject", "family"), list_cases())
+@pytest.mark.parametrize(
+    ("subject", "family"), list_cases(is_central, "plain", "greedy", "finished")
+)
 def test_both_samplers_finish_the_same_images_by_the_rules_law(
     subject: Subject, family: Family
 ) -> None:
@@ -100,18 +113,21 @@ def test_both_samplers_finish_the_same_images_by_the_rules_law(
     expect_whole_images(compact, subject, 1)
     assert tokens_of(compact) == tokens_of(drawn)
     for key, delivery in compact.items():
-        assert delivery.notes == drawn[key].notes
+        for counted in ("accepted", "skips"):  # the rules' sums differ by rounding
+            assert delivery.notes.get(counted) == drawn[key].notes.get(counted)
         assert costs(delivery.usage) == costs(drawn[key].usage)
 
 
-@pytest.mark.parametrize(("subject", "family"), list_cases("greedy"))
+@pytest.mark.parametrize(("subject", "family"), list_cases(is_central_on_toy, "greedy"))
 def test_an_exact_rule_is_plain_sampling_at_temperature_0(subject: Subject, family: Family) -> None:
     for setting in (THROUGHPUT, LATENCY):
         drawn = draw(subject, family.build(subject), GREEDY, setting)
         assert tokens_of(drawn) == plain_tokens(subject, GREEDY)
 
 
-@pytest.mark.parametrize(("subject", "family"), list_cases("plain", "greedy", "finished"))
+@pytest.mark.parametrize(
+    ("subject", "family"), list_cases(is_central_on_toy, "plain", "greedy", "finished")
+)
 def test_candidates_of_best_of_n_may_be_drafted(subject: Subject, family: Family) -> None:
     both = best_of_two(family)
     drawn = draw(subject, both.build(subject), both.sampling, LATENCY)
