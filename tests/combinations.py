@@ -176,7 +176,9 @@ class Family:
         return subject.eagle is not None or not self.needs_features
 
 
-def _drafted(name: str, drafter: Callable[[Subject], Drafter], needs_features: bool) -> list[Family]:
+def _drafted(
+    name: str, drafter: Callable[[Subject], Drafter], needs_features: bool
+) -> list[Family]:
     """Chains and trees, exact, coupled and relaxed, of one drafter."""
     additive = partial(Lantern, 4, delta=0.2, residual="code_static")
     multiplicative = partial(Lantern, 4, multiplier=2.0, residual="code_static")

@@ -50,9 +50,7 @@ class Capture:
         self._made: set[weakref.ref[Block]] = set()
         self._saved: dict[weakref.ref[Block], tuple[Tensor, Tensor]] = {}
 
-    def note_use(
-        self, used: Sequence[SimulatedTensor], written: Sequence[SimulatedTensor]
-    ) -> None:
+    def note_use(self, used: Sequence[SimulatedTensor], written: Sequence[SimulatedTensor]) -> None:
         """Note what an operation uses of the memory outside; keep what it is about to overwrite."""
         for tensor in (*used, *written):
             block = weakref.ref(tensor.block)

@@ -27,15 +27,11 @@ class Device:
 
     def __init__(self, machine: Machine, index: int, memory: int) -> None:
         self.index = index
-        self.memory = DeviceMemory(machine, index, memory)
+        self.torch_device = torch.device("cuda", index)
+        self.memory = DeviceMemory(machine, self, memory)
         self.streams: list[Stream] = []
         self.default_stream = Stream.of(machine, self)
         self.current_stream = self.default_stream
-
-    @property
-    def torch_device(self) -> torch.device:
-        """Return what tensors say that they are on."""
-        return torch.device("cuda", self.index)
 
 
 class Machine:

@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 import torch
 
 if TYPE_CHECKING:
-    from simulated_cuda.machine import Machine
+    from simulated_cuda.machine import Device, Machine
     from simulated_cuda.timeline import Stream
 
 ROUNDED_TO = 512
@@ -71,7 +71,8 @@ class DeviceMemory:
     captures.
     """
 
-    def __init__(self, machine: Machine, index: int, limit: int) -> None:
+    def __init__(self, machine: Machine, device: Device, limit: int) -> None:
+        self.device = device
         self.limit = limit
         self.allocated = 0
         self.most_allocated = 0
@@ -80,7 +81,6 @@ class DeviceMemory:
         self.pools: dict[int, Pool] = {}
         self.blocks: WeakValueDictionary[int, Block] = WeakValueDictionary()
         self._machine = machine
-        self._index = index
         self._refusals = 0
         self._capture_refusals = 0
 
@@ -102,18 +102,11 @@ class DeviceMemory:
         pool = self.general if capture is None else capture.pool
         nbytes = -(-storage.nbytes() // ROUNDED_TO) * ROUNDED_TO
         self._expect_allowed(nbytes, is_captured=capture is not None)
-        grown = max(0, pool.live + nbytes - pool.reserved)
-        if self.reserved + grown > self.limit and self._machine.capture is None:
-            self.empty_cache()
-            grown = max(0, pool.live + nbytes - pool.reserved)
-        if self.reserved + grown > self.limit:
-            self._raise_out_of_memory(nbytes)
-
+        if pool.live + nbytes > pool.reserved:
+            self._grow(pool, nbytes)
         pool.live += nbytes
-        pool.reserved += grown
         self.allocated += nbytes
         self.most_allocated = max(self.most_allocated, self.allocated)
-        self.most_reserved = max(self.most_reserved, self.reserved)
         block = Block(storage, self, pool, home, nbytes)
         self.blocks[storage._cdata] = block
         return block
@@ -152,6 +145,17 @@ class DeviceMemory:
         pool.graphs -= 1
         self._drop_if_unused(pool)
 
+    def _grow(self, pool: Pool, nbytes: int) -> None:
+        """Reserve what an allocation needs; if that is too much, give back the cache before."""
+        grown = pool.live + nbytes - pool.reserved
+        if self.reserved + grown > self.limit and self._machine.capture is None:
+            self.empty_cache()
+            grown = pool.live + nbytes - pool.reserved
+        if self.reserved + grown > self.limit:
+            self._raise_out_of_memory(nbytes)
+        pool.reserved += grown
+        self.most_reserved = max(self.most_reserved, self.reserved)
+
     def _drop_if_unused(self, pool: Pool) -> None:
         if pool.graphs == 0 and pool.live == 0:
             for number, known in list(self.pools.items()):
@@ -169,6 +173,6 @@ class DeviceMemory:
     def _raise_out_of_memory(self, nbytes: int) -> None:
         raise torch.OutOfMemoryError(
             f"CUDA out of memory. Tried to allocate {nbytes / 2**20:.2f} MiB. "
-            f"GPU {self._index} has a total capacity of {self.limit / 2**30:.2f} GiB of which "
+            f"GPU {self.device.index} has a total capacity of {self.limit / 2**30:.2f} GiB of which "
             f"{(self.limit - self.reserved) / 2**30:.2f} GiB is free."
         )

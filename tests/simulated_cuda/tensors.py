@@ -116,9 +116,11 @@ class SimulatedTensor(Tensor):
 class Simulation(TorchDispatchMode):
     """Sends all operations through `dispatch`, also those that make the first tensor of a device."""
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and to load the compiler takes seconds
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return dispatch(func, args, kwargs or {})
 
 
@@ -224,8 +226,6 @@ def list_tensors(tree: Any) -> list[Tensor]:
         return [tree]
     if isinstance(tree, dict):
         tree = tree.values()
-    elif not isinstance(tree, (list, tuple)):
-        return []
     found = []
     for part in tree:
         if isinstance(part, Tensor):
@@ -239,13 +239,16 @@ def map_tensors(change: Callable[[Any], Any], tree: Any) -> Any:
     """Change the tensors among arguments, or in sequences and dictionaries of them."""
     if isinstance(tree, Tensor):
         return change(tree)
-    if isinstance(tree, dict):
-        return {name: map_tensors(change, part) for name, part in tree.items()}
     if isinstance(tree, (list, tuple)):
-        parts = [map_tensors(change, part) for part in tree]
+        parts = [
+            map_tensors(change, part) if isinstance(part, (Tensor, list, tuple)) else part
+            for part in tree
+        ]
         if isinstance(tree, list):
             return parts
         return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
+    if isinstance(tree, dict):
+        return {name: map_tensors(change, part) for name, part in tree.items()}
     return tree
 
 
@@ -260,20 +263,24 @@ def _inner_of_one(tensor: Tensor) -> Tensor:
 
 def _device_of(simulated: Sequence[SimulatedTensor], target: Any) -> Device:
     """Return the device of an operation: that of its tensors, or the one that it names."""
-    machine = active_machine()
     if not simulated:
-        return machine.device(target)
-    indices = {tensor.device.index for tensor in simulated}
-    if len(indices) > 1:
-        raise RuntimeError(
-            "Expected all tensors to be on the same device, but found at least two devices, "
-            + " and ".join(f"cuda:{index}" for index in sorted(indices))
-        )
-    return machine.devices[indices.pop()]
+        return active_machine().device(target)
+    device = simulated[0].block.memory.device
+    for tensor in simulated[1:]:
+        if tensor.block.memory.device is not device:
+            raise RuntimeError(
+                "Expected all tensors to be on the same device, but found at least two devices, "
+                f"{device.torch_device} and {tensor.device}!"
+            )
+    return device
 
 
 def _expect_one_device(
-    name: str, args: Sequence[Any], host_tensors: Sequence[Tensor], device: Device, has_simulated: bool
+    name: str,
+    args: Sequence[Any],
+    host_tensors: Sequence[Tensor],
+    device: Device,
+    has_simulated: bool,
 ) -> None:
     """Raise RuntimeError for CPU tensors where CUDA takes none."""
     if name in INDEXING:
