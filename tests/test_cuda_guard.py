@@ -8,9 +8,10 @@ rule and search occur; all combinations are long.
 from __future__ import annotations
 
 import gc
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import cycle, product
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
@@ -92,17 +93,25 @@ def list_quick_families() -> list[Family]:
     return [*SEARCHES, *drafted]
 
 
+def pairs_of(case: Case) -> set[tuple[str, str]]:
+    """List which model, state of the machine and sampler meet in a case."""
+    subject, _, state, setting = case
+    return set(combinations((subject.name, state.name, setting.name), 2))
+
+
 def choose_quick_cases() -> list[Case]:
-    """Each of the quick ways once, with models, states and samplers dealt out in turn."""
-    subjects = cycle(SUBJECTS.values())
-    states_and_settings = cycle(product(STATES, SETTINGS))
-    cases = []
+    """Each of the quick ways once, where it adds most pairs, or what is seldom met."""
+    met: Counter[tuple[str, str]] = Counter()
+    chosen = []
     for family in list_quick_families():
-        subject = next(subjects)
-        while not family.fits(subject):
-            subject = next(subjects)
-        cases.append((subject, family, *next(states_and_settings)))
-    return cases
+        candidates = []
+        for subject in SUBJECTS.values():
+            if family.fits(subject):
+                candidates += [(subject, family, *rest) for rest in product(STATES, SETTINGS)]
+        case = min(candidates, key=lambda case: sum(1 - 0.5 ** met[p] for p in pairs_of(case)))
+        met.update(pairs_of(case))
+        chosen.append(case)
+    return chosen
 
 
 def name_of(case: Case) -> str:
@@ -122,15 +131,15 @@ def parameters() -> list[Any]:
 
 def test_the_quick_cases_leave_no_pair_out() -> None:
     cases = choose_quick_cases()
-    names = [(subject.name, state.name, setting.name) for subject, _, state, setting in cases]
-    models = set(SUBJECTS)
-    states = {state.name for state in STATES}
-    settings = {setting.name for setting in SETTINGS}
-    assert {(model, state) for model, state, _ in names} == set(product(models, states))
-    assert {(model, setting) for model, _, setting in names} == set(product(models, settings))
-    assert {(state, setting) for _, state, setting in names} == set(product(states, settings))
-    names_of_drafts = {family.name for family in DRAFTED}
-    assert names_of_drafts >= QUICK_BESIDE_CENTRAL
+    met = set[tuple[str, str]]().union(*map(pairs_of, cases))
+    states = [state.name for state in STATES]
+    settings = [setting.name for setting in SETTINGS]
+    assert met == {
+        *product(SUBJECTS, states),
+        *product(SUBJECTS, settings),
+        *product(states, settings),
+    }
+    assert {family.name for family in DRAFTED} >= QUICK_BESIDE_CENTRAL
 
 
 # ------------------------------------------------------------------ the guard
@@ -255,7 +264,7 @@ def test_a_failed_allocation_ends_the_run_and_keeps_nothing() -> None:
         gc.collect()
         assert memory.allocated == 0
         needed = memory.most_allocated
-        for share in (0.3, 0.6, 0.9):
+        for share in (0.5, 0.9):
             memory.limit = int(share * needed)
             with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
                 draw_plainly(machine)

@@ -34,7 +34,7 @@ from harness.records import UserError
 from methods.best_of_n import BestOfN
 from methods.plain import Plain
 
-pytestmark = pytest.mark.usefixtures("own_cache")  # neighbour tables are kept apart from the user's
+pytestmark = pytest.mark.usefixtures("own_cache")  # neighbour tables
 
 
 @lru_cache

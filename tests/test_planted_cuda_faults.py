@@ -251,7 +251,7 @@ def test_a_fault_of_the_second_device_is_reported(
 def test_a_render_stream_that_does_not_wait_for_the_weights_is_reported(
     is_planted: bool, monkeypatch: Patch
 ) -> None:
-    """The weights are still being made when they are rendered with, and the host waits for nothing."""
+    """The weights are still being made when they are rendered with."""
     with simulated_cuda() as machine:
         model = SUBJECTS["llamagen"].make("cuda:0")
         for weight in model.vq.parameters():  # type: ignore[attr-defined]

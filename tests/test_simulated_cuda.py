@@ -212,7 +212,7 @@ def test_memory_runs_out_at_the_limit_once_the_cache_is_emptied() -> None:
     with simulated_cuda(memory=100 * MIB):
         made(70)
         kept = made(80)  # in the place of the first, which is freed
-        with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory. Tried to allocate"):
+        with pytest.raises(torch.OutOfMemoryError, match=r"CUDA out of memory\. Tried to allocate"):
             made(30)
         assert torch.cuda.memory_allocated() == 80 * MIB
         del kept

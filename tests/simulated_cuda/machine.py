@@ -37,8 +37,8 @@ class Device:
 class Machine:
     """Simulated GPUs of `memory` bytes each, and a host.
 
-    `problems` lists what a real GPU would have let pass with wrong numbers, or perhaps so: the rule,
-    what happened and where. `captures` and `replays` count those of graphs.
+    `problems` lists what a real GPU would have let pass with wrong numbers, or perhaps so: the
+    rule, what happened and where. `captures` and `replays` count those of graphs.
     """
 
     def __init__(self, devices: int = 2, memory: int = 80 << 30, seed: int = 0) -> None:
@@ -149,8 +149,8 @@ def project_line() -> str:
     frame = sys._getframe(1)
     while frame is not None:
         path = Path(frame.f_code.co_filename)
-        if path.is_relative_to(PROJECT) and not path.is_relative_to(HERE):
-            if "site-packages" not in path.parts:
-                return f"{path.relative_to(PROJECT)}:{frame.f_lineno}"
+        is_project = path.is_relative_to(PROJECT) and "site-packages" not in path.parts
+        if is_project and not path.is_relative_to(HERE):
+            return f"{path.relative_to(PROJECT)}:{frame.f_lineno}"
         frame = frame.f_back  # type: ignore[assignment]
     return "?"

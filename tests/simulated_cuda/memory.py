@@ -173,6 +173,6 @@ class DeviceMemory:
     def _raise_out_of_memory(self, nbytes: int) -> None:
         raise torch.OutOfMemoryError(
             f"CUDA out of memory. Tried to allocate {nbytes / 2**20:.2f} MiB. "
-            f"GPU {self.device.index} has a total capacity of {self.limit / 2**30:.2f} GiB of which "
-            f"{(self.limit - self.reserved) / 2**30:.2f} GiB is free."
+            f"GPU {self.device.index} has a total capacity of {self.limit / 2**30:.2f} GiB "
+            f"of which {(self.limit - self.reserved) / 2**30:.2f} GiB is free."
         )

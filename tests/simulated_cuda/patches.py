@@ -221,7 +221,7 @@ def _patch_torch() -> list[Any]:
 class _Generator(torch.Generator):
     """A generator of random numbers that draws on a device what it draws on the CPU."""
 
-    def __new__(cls, device: Any = "cpu") -> _Generator:  # noqa: ARG004
+    def __new__(cls, device: Any = "cpu") -> _Generator:
         return super().__new__(cls, "cpu")
 
 
@@ -256,7 +256,7 @@ def _attention() -> Callable[..., Tensor]:
 
 
 def _patch_kernels() -> list[Any]:
-    """The kernels, where they are looked up: in their modules, and in the trial before their use."""
+    """The kernels where they are looked up: in their modules, and in the trial before use."""
     return [
         mock.patch.object(flash, "attend", stand_ins.attend),
         mock.patch.object(race, "draw", stand_ins.draw),

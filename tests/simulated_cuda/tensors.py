@@ -1,7 +1,7 @@
 """Tensors of the device, and the operations on them: computed on the CPU under CUDA's rules.
 
-Every operation on such a tensor, or that makes one, passes `dispatch`. It is launched on the current
-stream of the tensors' device, and is recorded instead where that stream is capturing.
+Every operation on such a tensor, or that makes one, passes `dispatch`. It is launched on the
+current stream of the tensors' device, and is recorded instead where that stream is capturing.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -114,7 +114,7 @@ class SimulatedTensor(Tensor):
 
 
 class Simulation(TorchDispatchMode):
-    """Sends all operations through `dispatch`, also those that make the first tensor of a device."""
+    """Sends all operations through `dispatch`, those that make the first tensor too."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -155,7 +155,7 @@ class Signature:
         return [tensor for tensor in given if isinstance(tensor, SimulatedTensor)]
 
 
-@lru_cache(maxsize=None)
+@cache
 def signature_of(func: Any) -> Signature:
     """Read the schema of an operation."""
     schema = func._schema
@@ -493,7 +493,7 @@ def _send(there: Device, arrived: SimulatedTensor, source: Tensor, is_quick: boo
 
 
 def _fetch_late(stream: Stream, target: Tensor, value: Tensor) -> None:
-    """Enqueue a copy to pinned memory, which shows nonsense until the host knows that it is over."""
+    """Enqueue a copy to pinned memory, which shows nonsense until it is surely over."""
     target.fill_(POISON)
 
     def arrive() -> None:

@@ -177,5 +177,6 @@ class Event:
     def _expect_outside_graph(self) -> None:
         if self.is_captured:
             raise RuntimeError(
-                "CUDA error: operation not permitted on an event last recorded in a capturing stream"
+                "CUDA error: operation not permitted on an event last recorded in a "
+                "capturing stream"
             )
