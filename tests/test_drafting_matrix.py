@@ -44,9 +44,9 @@ def model_of(subject: Subject) -> ImageModel:
 
 
 def draw(subject: Subject, method: Method, sampling: Sampling, setting: Setting) -> Drawn:
-    """Two prompts' images."""
+    """Images of two prompts on the toy, of one on the other models, which take longer."""
     sampler = make_sampler(method, model_of(subject), sampling, setting)
-    return draw_on(sampler, method, subject.jobs(2), setting)
+    return draw_on(sampler, method, subject.jobs(1 + (subject.name == "toy")), setting)
 
 
 @lru_cache
@@ -62,7 +62,7 @@ def best_tokens(subject: Subject) -> dict[tuple[str, int], tuple[int, ...]]:
 
 
 def is_central(subject: Subject, family: Family) -> bool:
-    """Tell whether a case stands for others: the central ways on all models, all ways on the toy."""
+    """Tell whether a case stands for others: all ways on the toy, the central ones elsewhere."""
     return family.central or subject.name == "toy"
 
 
