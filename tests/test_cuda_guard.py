@@ -32,7 +32,7 @@ from combinations import (
     make_sampler,
     tokens_of,
 )
-from simulated_cuda import Machine, simulated_cuda
+from simulated_cuda import simulated_cuda
 from test_lantern import own_cache as own_cache
 
 from harness.engine import cuda_graphs
@@ -245,7 +245,7 @@ def test_models_on_two_devices_take_turns() -> None:
 # ------------------------------------------------------------------ memory that runs out
 
 
-def draw_plainly(machine: Machine) -> Drawn:
+def draw_plainly() -> Drawn:
     """Draw two images on the first device, and let go of all that it took."""
     subject = SUBJECTS["toy"]
     sampler = make_sampler(Plain(), subject.make("cuda:0"), CFG, THROUGHPUT)
@@ -260,18 +260,20 @@ def test_a_failed_allocation_ends_the_run_and_keeps_nothing() -> None:
     expected = drawn_on_cpu(subject, family, THROUGHPUT)
     with simulated_cuda() as machine:
         memory = machine.devices[0].memory
-        draw_plainly(machine)
-        gc.collect()
-        assert memory.allocated == 0
+        for _ in range(2):  # before the first run, kernels are tried, which takes memory too
+            torch.cuda.reset_peak_memory_stats()
+            draw_plainly()
+            gc.collect()
+            assert memory.allocated == 0
         needed = memory.most_allocated
         for share in (0.5, 0.9):
             memory.limit = int(share * needed)
             with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
-                draw_plainly(machine)
+                draw_plainly()
             gc.collect()
             torch.cuda.empty_cache()
             assert memory.allocated == 0
             assert memory.reserved == 0
         memory.limit = 2 * needed
-        expect_same(draw_plainly(machine), expected)
+        expect_same(draw_plainly(), expected)
     assert not machine.problems

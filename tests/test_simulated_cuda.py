@@ -10,6 +10,8 @@ import torch
 from simulated_cuda import simulated_cuda
 from torch import Tensor
 
+from harness.kernels import race
+
 MIB = 1 << 20
 
 
@@ -79,6 +81,18 @@ def test_a_machine_leaves_nothing_behind() -> None:
     with simulated_cuda():
         assert torch.cuda.device_count() == 2
     assert before == (torch.cuda.is_available(), torch.tensor, torch.cuda.Stream)
+
+
+def test_nothing_works_after_an_illegal_access() -> None:
+    """A kernel is launched on the current device, whatever the tensors are on."""
+    logits_NV = torch.ones(1, 5)
+    with simulated_cuda():
+        there_NV = logits_NV.to("cuda:1")
+        with torch.cuda.device(1):
+            assert len(race.measure_signals(there_NV, there_NV)) == 4
+        for work in (lambda: race.measure_signals(there_NV, there_NV), lambda: there_NV + 1):
+            with pytest.raises(RuntimeError, match="an illegal memory access was encountered"):
+                work()
 
 
 # ------------------------------------------------------------------ streams and copies

@@ -33,11 +33,12 @@ def launch(compute: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, A
         return compute(*args, **kwargs)
     if len(simulated) < len(tensors):
         raise ValueError("Pointer argument cannot be accessed from Triton (cpu tensor?)")
-    device = active_machine().current
+    machine = active_machine()
+    device = machine.current
     for tensor in simulated:
         if tensor.device != device.torch_device:
-            raise RuntimeError(
-                "CUDA error: an illegal memory access was encountered (a kernel launched on "
+            machine.fail(
+                "an illegal memory access was encountered (a kernel launched on "
                 f"{device.torch_device} was given a tensor on {tensor.device})"
             )
     inner_args, inner_kwargs = inner_of((args, kwargs))

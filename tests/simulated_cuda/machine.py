@@ -46,6 +46,7 @@ class Machine:
         self.captures = 0
         self.replays = 0
         self.current_index = 0
+        self.fatal_error = ""  # after which nothing works any more
         self.host = Clock()
         self.random = random.Random(seed)
         self.late: list[LateCopy] = []
@@ -79,8 +80,19 @@ class Machine:
 
     # ------------------------------------------------------------------ the host
 
+    def fail(self, error: str) -> None:
+        """Raise an error that no later work of the process survives, caught or not."""
+        self.fatal_error = f"CUDA error: {error}"
+        self.expect_alive()
+
+    def expect_alive(self) -> None:
+        """Raise RuntimeError if the machine has failed."""
+        if self.fatal_error:
+            raise RuntimeError(self.fatal_error)
+
     def wait(self, clock: Clock, what: str) -> None:
         """Let the host wait until all that a clock knows of is done."""
+        self.expect_alive()
         self.expect_no_capture(what)
         self.host.learn(clock)
         self.land_copies()

@@ -76,6 +76,7 @@ class Stream:
 
     def launch(self) -> int:
         """Enqueue work behind all that the host knows to be done; return its number."""
+        self.machine.expect_alive()
         self.clock.learn(self.machine.host)
         self.launches += 1
         self.clock[self.id] = self.launches
