@@ -12,13 +12,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from omegaconf import DictConfig, ListConfig, open_dict
 from torch import Tensor
 
-from harness.bench.outcome import Outcome
 from harness.bench.reference import LibraryJanus, StaticLoop
 from harness.bench.roof import (
     Bar,
@@ -41,8 +39,9 @@ from harness.engine.session import Session
 from harness.models.janus import Janus
 from harness.records import Job, Prompt, UserError, dump
 from harness.results.columns import BENCH_SAMPLER
-from harness.runs.instantiate import resolve_config
-from harness.runs.spec import load_model
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 log = logging.getLogger("harness")
 
@@ -57,6 +56,8 @@ TEXTS = (
 
 def run(config: DictConfig) -> bool:
     """Measure every batch size; return whether the bars for this device hold, if it has any."""
+    from harness.bench.outcome import Outcome
+
     batches, blocks, warm_up = expect_plan(config)
     model, sampling = random_model(config)
     roof = Roof.measure(model)
@@ -184,6 +185,11 @@ def random_model(config: DictConfig) -> tuple[Any, Sampling]:
 
     Weights are random where published ones would be downloaded: speed does not depend on them.
     """
+    from omegaconf import open_dict
+
+    from harness.runs.instantiate import resolve_config
+    from harness.runs.spec import load_model
+
     if config.model.get("weights") == "published":
         with open_dict(config):
             config.model.weights = "random"
@@ -197,6 +203,8 @@ def expect_plan(config: DictConfig) -> tuple[list[int], int, int]:
 
     Raises UserError for values that nothing can be timed with.
     """
+    from omegaconf import ListConfig
+
     batches = list(config.batch) if isinstance(config.batch, ListConfig) else [config.batch]
     are_sizes = all(isinstance(size, int) and size >= 1 for size in batches)
     if not batches or not are_sizes:
@@ -211,6 +219,8 @@ def expect_plan(config: DictConfig) -> tuple[list[int], int, int]:
 
 def expect_names(config: DictConfig, group: str) -> list[str]:
     """Return the names of methods or judges to time. Raises UserError unless they are texts."""
+    from omegaconf import ListConfig
+
     names = list(config[group]) if isinstance(config[group], ListConfig) else [config[group]]
     if not names or not all(isinstance(name, str) for name in names):
         raise UserError(f"{group}={config[group]}: give names, as '{group}=[a,b]'")
