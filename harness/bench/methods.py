@@ -30,7 +30,6 @@ from harness.engine.sampler import Sampler
 from harness.engine.scheduler import Delivery, Scheduler
 from harness.engine.session import Method
 from harness.records import Job, Prompt, UserError
-from harness.results.columns import BENCH_METHODS, BENCH_TERMINATION
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -49,6 +48,7 @@ def run(config: DictConfig) -> bool:
     are active, and the host is the device.
     """
     from harness.bench.outcome import Outcome
+    from harness.results.columns import BENCH_METHODS
 
     batches, blocks, warm_up = expect_plan(config)
     names = ["plain", *(name for name in expect_names(config, "methods") if name != "plain")]
@@ -182,6 +182,7 @@ def _measure_termination(config: DictConfig, name: str, model: Any, sampling: Sa
     slots, for `slots_for` prompts, which are refilled from a queue of `queue` prompts.
     """
     from harness.bench.outcome import Outcome
+    from harness.results.columns import BENCH_TERMINATION
 
     _, blocks, warm_up = expect_plan(config)
     for option in ("slots_for", "queue"):

@@ -38,7 +38,6 @@ from harness.engine.scheduler import Delivery, Scheduler
 from harness.engine.session import Session
 from harness.models.janus import Janus
 from harness.records import Job, Prompt, UserError, dump
-from harness.results.columns import BENCH_SAMPLER
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -57,6 +56,7 @@ TEXTS = (
 def run(config: DictConfig) -> bool:
     """Measure every batch size; return whether the bars for this device hold, if it has any."""
     from harness.bench.outcome import Outcome
+    from harness.results.columns import BENCH_SAMPLER
 
     batches, blocks, warm_up = expect_plan(config)
     model, sampling = random_model(config)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 Status = Literal["passed", "failed", "not run"]
 Size = Literal["full", "tiny"]
 """`full` is real models and shapes; `tiny` is what a CPU can carry out, for tests."""
+OURS = ("harness", "methods", "benchmarks")
+"""Our own packages: where one of their modules is missing, a part has failed."""
 
 
 class NotRunError(Exception):

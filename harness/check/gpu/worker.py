@@ -17,14 +17,13 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from harness.check.gpu.finding import NotRunError, Part, Setting
+from harness.check.gpu.finding import OURS, NotRunError, Part, Setting
 from harness.check.gpu.journal import Line
 from harness.check.gpu.plan import step_named
 from harness.records import UserError, one_line
 
 CONTEXT_LOST = 3
 """Exit code of a worker whose device can compute nothing any more."""
-OURS = ("harness", "methods", "benchmarks")
 
 
 def main() -> int:
