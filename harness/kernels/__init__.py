@@ -17,7 +17,6 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import lru_cache
 
 import torch
@@ -28,24 +27,29 @@ log = logging.getLogger("harness")
 LEAST_CAPABILITY = (8, 0)
 """The first compute capability of CUDA devices that multiply bfloat16."""
 
-_SWITCHED_OFF = ContextVar("kernels_switched_off", default=False)
+_switched_off = ""  # why nobody is offered a kernel; see `switched_off`
 
 
 @contextmanager
-def without_kernels() -> Iterator[None]:
-    """Let torch's own operations serve inside, whatever the device: what kernels are held to."""
-    before = _SWITCHED_OFF.set(True)
+def switched_off(reason: str) -> Iterator[None]:
+    """Offer no kernels inside, for comparisons with torch's operations.
+
+    Samplers are made and used inside, as graphs that were captured before keep their kernels.
+    """
+    global _switched_off
+    before = _switched_off
+    _switched_off = reason
     try:
         yield
     finally:
-        _SWITCHED_OFF.reset(before)
+        _switched_off = before
 
 
 def attention(
     device: torch.device, dtype: torch.dtype = torch.float32
 ) -> Callable[..., Tensor] | None:
     """Return `flash.attend`, or None if the device uses no kernels or they do not take the type."""
-    if _SWITCHED_OFF.get() or why_unused(device):
+    if _switched_off or why_unused(device):
         return None
     from harness.kernels.flash import TYPES, attend
 
@@ -59,7 +63,7 @@ def guided_draw(
 
     Also None for top-p and for vocabularies that are too large, which the kernel does not do.
     """
-    if _SWITCHED_OFF.get() or why_unused(device) or top_p < 1:
+    if _switched_off or why_unused(device) or top_p < 1:
         return None
     from harness.kernels.race import MOST_TOKENS, draw
 

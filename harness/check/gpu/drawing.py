@@ -16,7 +16,7 @@ from harness.engine.method_spec import MethodSpec
 from harness.engine.sampler import Sampler
 from harness.engine.scheduler import Delivery, Scheduler
 from harness.engine.session import Method
-from harness.kernels import without_kernels
+from harness.kernels import switched_off
 from harness.records import TIMES, Job, Prompt
 
 Key = tuple[str, int]
@@ -89,7 +89,7 @@ def draw(
         if not graphs:
             switches.enter_context(without_graphs())
         if not kernels:
-            switches.enter_context(without_kernels())
+            switches.enter_context(switched_off("compared with torch"))
         sampler = make_sampler(model, sampling, method, len(jobs))
         return draw_with(sampler, method, jobs)
 
