@@ -16,6 +16,9 @@ from harness.engine.guidance import Sampling
 from harness.models.llamagen import LlamaGen
 from harness.records import UserError
 
+POSITIONS = 120
+"""Prompt positions of its text-to-image models."""
+
 
 class UpstreamLlamaGen:
     """Upstream's `generate` for one image of each text; called with the number of a block.
@@ -42,7 +45,7 @@ class UpstreamLlamaGen:
             n_head=spec.trunk.heads,
             caption_dim=spec.caption_dim,
             vocab_size=spec.codes,
-            cls_token_num=spec.condition,
+            cls_token_num=POSITIONS,
             block_size=model.num_tokens,
             model_type="t2i",
         )
@@ -50,10 +53,10 @@ class UpstreamLlamaGen:
             network = networks.Transformer(arguments)
         self._network = network.to(model.device, model.dtype).eval()
 
-        mask_BT = torch.zeros(len(texts), spec.condition, device=model.device)
+        mask_BT = torch.zeros(len(texts), POSITIONS, device=model.device)
         for row, text in enumerate(texts):
             mask_BT[row, -len(model.captions(text).row_vC) :] = 1
-        shape = (len(texts), spec.condition, spec.caption_dim)
+        shape = (len(texts), POSITIONS, spec.caption_dim)
         feature_BTC = torch.randn(shape, device=model.device, dtype=model.dtype)
         self._feature_BTC = feature_BTC * mask_BT.unsqueeze(-1).to(model.dtype)
         self._mask_BT = mask_BT
