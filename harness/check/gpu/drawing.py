@@ -41,6 +41,10 @@ class Drawn:
         theirs_facts = (theirs.tokens, theirs.notes, _count_costs(theirs))
         return same_image and mine_facts == theirs_facts
 
+    def redrawn(self, other: Drawn) -> list[Key]:
+        """List the jobs whose tokens are not the same; notes may hold what rounding changes."""
+        return [key for key in self.deliveries if self.first_difference(other, key) is not None]
+
     def first_difference(self, other: Drawn, key: Key) -> int | None:
         """Return the first place at which the tokens of a job differ."""
         pairs = zip(self.deliveries[key].tokens, other.deliveries[key].tokens, strict=True)

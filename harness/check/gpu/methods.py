@@ -41,7 +41,7 @@ def list_parts(_setting: Setting) -> Sequence[Part]:
 def compare_method(name: str, setting: Setting) -> Finding:
     """Draw with a method as it is, without graphs, and without kernels; compare the images."""
     model, sampling = build_model(EMBEDDED, setting.device)
-    jobs = make_jobs(IMAGES if setting.is_full else 1)
+    jobs = make_jobs(IMAGES) if setting.is_full else make_jobs(1)[:2]
     drawn = draw(model, sampling, build_method(name), jobs)
     eager = draw(model, sampling, build_method(name), jobs, graphs=False)
     failures = _judge_graphs(setting, drawn, eager)
@@ -50,7 +50,7 @@ def compare_method(name: str, setting: Setting) -> Finding:
 
     if not why_unused(setting.torch_device):
         plain = draw(model, sampling, build_method(name), jobs, kernels=False)
-        differing = drawn.differing(plain)
+        differing = drawn.redrawn(plain)
         figures["differing_without_kernels"] = len(differing)
         headline += f", {len(differing)} differ without kernels"
         if len(differing) > max(1, MOST_DIFFERING * len(jobs)):

@@ -25,7 +25,6 @@ SHORT_LIST: tuple[tuple[str, str], ...] = (
     ("methods", "plain"),
     ("methods", "scalingar"),
     ("methods", "speculative"),
-    ("methods", "eagle_static"),
     ("methods", "zipar"),
     ("models", "llamagen_xl_256"),
     ("models", "janus_pro_1b"),
