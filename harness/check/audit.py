@@ -146,5 +146,3 @@ def _check_again(config: DictConfig, delivered: Sequence[SampleRecord], count: i
     jobs = [job for job in spec.plan.jobs if job.key in records]
     Executor(spec).draw(jobs, compare)
     return checks
-
-

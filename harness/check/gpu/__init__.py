@@ -2,7 +2,7 @@
 
 | module | what |
 |---|---|
-| `options` `command` | the command line; which parts are left, and in which order they are carried out |
+| `options` `command` | the command line; which parts are left, and their order |
 | `plan` | the eleven steps and the parts of each |
 | `finding` | what a part is told, and what it answers |
 | `worker` `children` | parts are carried out in a process of their own, which may die |

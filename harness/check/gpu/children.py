@@ -21,6 +21,8 @@ from harness.check.gpu.journal import Line
 from harness.check.gpu.worker import CONTEXT_LOST
 from harness.records import one_line
 
+WORKER = [sys.executable, "-m", "harness.check.gpu.worker"]
+"""The command that carries parts out; a request follows it."""
 START_S = 120.0
 """Seconds that a process may take before its first part begins: imports, and a CUDA context."""
 SLOWER = 3.0
@@ -91,9 +93,8 @@ class _Child:
             "setting": setting.to_json(),
             "reports": writing,
         }
-        command = [sys.executable, "-m", "harness.check.gpu.worker", json.dumps(request)]
         self._process = subprocess.Popen(
-            command,
+            [*WORKER, json.dumps(request)],
             stdin=subprocess.PIPE,
             stdout=self._output,
             stderr=self._output,

@@ -7,6 +7,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from harness.check.gpu.children import run_parts
 from harness.check.gpu.facts import ask_for_facts
@@ -31,6 +32,8 @@ def check_gpu(chosen: argparse.Namespace) -> int:
         return 0
     if chosen.minutes is not None and not chosen.minutes > 0:
         raise UserError(f"--minutes {chosen.minutes:g}: give a number above 0")
+    if not chosen.device.startswith("cuda"):
+        raise UserError(f"--device {chosen.device}: this examines a GPU, name one, as cuda:0")
     steps = choose_steps(chosen.only)
     if not _has_gpu():
         from harness.check.gpu.simulated import check_simulated
@@ -90,8 +93,6 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def _absolute(path: os.PathLike[str] | None) -> os.PathLike[str] | None:
-    """Make a path good for a process that was started elsewhere."""
-    from pathlib import Path
-
-    return None if path is None else Path(path).resolve()
+def _absolute(path: Path | None) -> Path | None:
+    """Return a path that means the same wherever a process was started."""
+    return None if path is None else path.resolve()

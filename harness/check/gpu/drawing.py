@@ -8,11 +8,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from harness.bench.sampler import TEXTS
 from harness.check.gpu.finding import OURS, NotRunError
 from harness.engine.cuda_graphs import without_graphs
 from harness.engine.guidance import Sampling
 from harness.engine.method_spec import MethodSpec
+from harness.engine.rendering import Image
 from harness.engine.sampler import Sampler
 from harness.engine.scheduler import Delivery, Scheduler
 from harness.engine.session import Method
@@ -36,7 +39,7 @@ class Drawn:
     def _agrees(self, other: Drawn, key: Key) -> bool:
         mine = self.deliveries[key]
         theirs = other.deliveries[key]
-        same_image = bool((mine.image == theirs.image).all())  # both are there: see `draw`
+        same_image = np.array_equal(_image_of(mine), _image_of(theirs))
         mine_facts = (mine.tokens, mine.notes, _count_costs(mine))
         theirs_facts = (theirs.tokens, theirs.notes, _count_costs(theirs))
         return same_image and mine_facts == theirs_facts
@@ -49,6 +52,11 @@ class Drawn:
         """Return the first place at which the tokens of a job differ."""
         pairs = zip(self.deliveries[key].tokens, other.deliveries[key].tokens, strict=True)
         return next((n for n, (mine, theirs) in enumerate(pairs) if mine != theirs), None)
+
+
+def _image_of(delivery: Delivery) -> Image:
+    assert delivery.image is not None  # jobs without an image are errors: see `draw_with`
+    return delivery.image
 
 
 def _count_costs(delivery: Delivery) -> dict[str, int]:
@@ -109,8 +117,6 @@ def draw_with(sampler: Sampler, method: Method, jobs: Sequence[Job]) -> Drawn:
     if sampler.free != sampler.slots:
         raise RuntimeError(f"{sampler.slots - sampler.free} slots were not given back")
     return Drawn(done, sampler.graphs.state)
-
-
 
 
 def _error_of(message: str) -> Exception:

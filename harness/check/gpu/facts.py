@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from harness.models.devices import choose_device
 from harness.records import JSON, UserError, digest, dump, one_line
 
 ROOT = Path(__file__).parents[3]
@@ -30,14 +31,14 @@ def ask_for_facts(device: str, size: str) -> dict[str, JSON]:
     answer = subprocess.run(command, capture_output=True, text=True, timeout=300)
     if answer.returncode:
         reason = one_line(answer.stderr.strip().rpartition("\n")[2])[:200]
-        raise UserError(f"--device {device} is not usable here ({reason}): name another GPU")
+        raise UserError(f"--device {device} cannot be used: {reason}")
     facts: dict[str, JSON] = json.loads(answer.stdout)
     return facts
 
 
 def describe_setting(device: str, size: str) -> dict[str, JSON]:
     """Describe the machine and the code: what a result belongs to."""
-    is_cuda = device.startswith("cuda")
+    is_cuda = choose_device(device).type == "cuda"
     name = torch.cuda.get_device_name(device) if is_cuda else f"no GPU ({device})"
     return {
         "device": name,

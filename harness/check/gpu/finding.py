@@ -71,7 +71,7 @@ class Finding:
     """What a part found: a headline for tables, all figures, and what does not hold."""
 
     headline: str
-    figures: Mapping[str, JSON] = field(default_factory=dict)
+    figures: Mapping[str, object] = field(default_factory=dict)
     failures: Sequence[str] = ()
 
     @property

@@ -32,7 +32,7 @@ class Line:
     seconds: float
     headline: str = ""
     reason: str = ""  # why it was not run, or what does not hold
-    figures: Mapping[str, JSON] = field(default_factory=dict)
+    figures: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def is_final(self) -> bool:

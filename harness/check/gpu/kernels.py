@@ -23,7 +23,7 @@ from harness.engine.guidance import Sampling, cfg, unguided, warp
 from harness.engine.probes import measure_confidence
 from harness.kernels import why_unused
 from harness.kernels.noise import Noise
-from harness.models.kv_cache import GapMask, TreeMask
+from harness.models.kv_cache import GapMask, Mask, TreeMask
 
 CLOSE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 """Largest error of an attended value, by type: values are about 1."""
@@ -195,7 +195,7 @@ def compare_masks(device: torch.device, shape: Shape) -> Finding:
     column_L = torch.arange(length, device=device)
     pos_SW1 = given["pos_SW"].unsqueeze(-1)
     base_S = given["pos_SW"][:, 0] + 1
-    masks = {
+    masks: dict[str, Mask] = {
         "tree": TreeMask(base_S, torch.rand(slots, width, width, device=device) < 0.5),
         "gaps": GapMask(torch.rand(slots, length, device=device) < 0.5),
     }

@@ -25,6 +25,7 @@ from harness.drafters.model import DraftModel
 from harness.engine.guidance import Sampling
 from harness.engine.memory import short_of_memory
 from harness.engine.method_spec import MethodSpec
+from harness.engine.scheduler import Delivery
 from harness.engine.session import Method
 from harness.models.janus import Janus
 from harness.records import Job, UserError
@@ -58,7 +59,9 @@ def _with_eagle(model: Any, _setting: Setting) -> Method:
     return build_method("eagle", drafter=Eagle(partial(_random_layer, model)))
 
 
-def _with_draft_model(name: str, options: Mapping[str, Any], model: Any, setting: Setting) -> Method:
+def _with_draft_model(
+    name: str, options: Mapping[str, Any], model: Any, setting: Setting
+) -> Method:
     """A chain that another model drafts."""
     make = partial(_make_draft, model, name, options, setting)
     return build_method("speculative", drafter=DraftModel(make))
@@ -146,7 +149,7 @@ def judge_estimate(estimated: int, taken: int, arithmetic: str) -> Finding:
     return Finding(headline, figures, failures)
 
 
-def _estimate(model: Any, spec: MethodSpec, slots: int) -> Any:
+def _estimate(model: Any, spec: Any, slots: int) -> Any:
     """Estimate what a sampler takes, with its method's drafter."""
     from harness.engine.memory_need import SamplerShape, need_beside
 
@@ -195,7 +198,7 @@ def draw_short_of_memory(
     """Draw jobs by an executor whose memory ends, and say how it went on."""
     spec = MethodSpec.of(method)
     slots = spec.slots * len(jobs)
-    delivered = []
+    delivered: list[Delivery] = []
     executor = Executor(cast(Any, _make_run(model, sampling, method, slots)))
     executor.draw(jobs, delivered.append)
     errors = [delivery.error for delivery in delivered if delivery.error]

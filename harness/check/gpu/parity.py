@@ -65,9 +65,7 @@ def _finite(error: float) -> float | str:
     return error if error < float("inf") else "infinite"
 
 
-def _until_missing(
-    quantities: Iterable[Quantity], left_out: list[str]
-) -> Iterable[Quantity]:
+def _until_missing(quantities: Iterable[Quantity], left_out: list[str]) -> Iterable[Quantity]:
     """Yield quantities; where a package for cleaning captions is missing, note that and end.
 
     Captions are the last that a fixture's comparison comes to.

@@ -77,9 +77,7 @@ def time_model(name: str, images: int, setting: Setting) -> Finding:
     return Finding(_headline(figures), figures, failures)
 
 
-def _sum_up(
-    model: Any, sampling: Sampling, texts: Sequence[str], times: Times
-) -> dict[str, Any]:
+def _sum_up(model: Any, sampling: Sampling, texts: Sequence[str], times: Times) -> dict[str, Any]:
     """Put seconds beside the floor: weights and mean context, read once a step."""
     branches = len(texts) * (1 if sampling.scale == 1 else 2)
     read = count_reads(model, texts)
@@ -108,7 +106,9 @@ def _hold_bar(name: str, images: int, model: Any, figures: dict[str, Any]) -> li
     texts = [TEXTS[i % len(TEXTS)] for i in range(images)]
     device_name = torch.cuda.get_device_name(model.device)
     bandwidth = 1e9 * figures["copy_gb_per_s"]
-    allowed_s = seconds_allowed(bar_s, count_reads(model, texts), 2 * images, device_name, bandwidth)
+    allowed_s = seconds_allowed(
+        bar_s, count_reads(model, texts), 2 * images, device_name, bandwidth
+    )
     figures["allowed_s"] = allowed_s
     if figures["seconds"] <= allowed_s:
         return []
@@ -191,7 +191,9 @@ def count_launches(model: Any, sampling: Sampling, images: int) -> dict[str, Any
     if model.device.type != "cuda":
         return {}
     branches = 1 if sampling.scale == 1 else 2
-    sampler = Sampler(model, sampling, slots=branches * images, prefill=(min(16, branches * images), 32))
+    sampler = Sampler(
+        model, sampling, slots=branches * images, prefill=(min(16, branches * images), 32)
+    )
     canvases = open_canvases(sampler, range(images))
     draw_tokens(sampler, canvases, 4)
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]

@@ -15,7 +15,9 @@ FACTS = ("driver", "cuda", "torch", "triton", "python", "commit", "date")
 def format_tables(journal: Journal) -> str:
     """Format the machine, a row for each step, and what failed or was not run."""
     blocks = [_format_header(journal), _format_steps(journal.lines)]
-    speed = [line for line in journal.lines if line.step == "speed" and "ms_per_step" in line.figures]
+    speed = [
+        line for line in journal.lines if line.step == "speed" and "ms_per_step" in line.figures
+    ]
     if speed:
         blocks.append(_format_speed(speed))
     others = [line for line in journal.lines if line.status != "passed"]

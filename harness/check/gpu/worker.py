@@ -82,11 +82,12 @@ def prepare_device(setting: Setting) -> None:
     """Make the device the current one, and products of float32 exact."""
     import torch
 
+    from harness.models.devices import choose_device
+
     torch.manual_seed(0)
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
-    if setting.torch_device.type == "cuda":
-        torch.cuda.set_device(setting.torch_device)
+    choose_device(setting.device)
 
 
 def device_works(setting: Setting) -> bool:
