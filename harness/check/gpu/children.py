@@ -59,21 +59,18 @@ def _read_lines(child: _Child, step: str, left: list[Part], deadline: float) -> 
         try:
             row = child.wait_for_row(min(limit, deadline))
         except _EndedError as error:
-            if child.context_was_lost:
-                return
-            line = Line(step, part.name, "failed", _since(began), reason=str(error))
-        else:
-            if row is not None:
-                line = Line(**row)
-            elif time.monotonic() >= deadline:
-                return
-            else:
-                reason = f"stopped: it took longer than {limit - began:.0f} s"
-                line = Line(step, part.name, "failed", _since(began), reason=reason)
-        del left[0]
-        yield line
-        if line.reason.startswith("stopped"):
+            if not child.context_was_lost:
+                del left[0]
+                yield Line(step, part.name, "failed", _since(began), reason=str(error))
             return
+        if row is None:
+            if time.monotonic() < deadline:
+                del left[0]
+                reason = f"stopped: it took longer than {limit - began:.0f} s"
+                yield Line(step, part.name, "failed", _since(began), reason=reason)
+            return
+        del left[0]
+        yield Line(**row)
 
 
 def _since(began: float) -> float:

@@ -303,7 +303,8 @@ def compare_draws(device: torch.device, vocab: int, top_k: int, count: int) -> F
         agreed = got.token == token_N
         drawn += count
         different += int((~agreed).sum())
-        largest = max(largest, float((got.log_prob - log_prob_N)[agreed].abs().max()))
+        errors = (got.log_prob - log_prob_N)[agreed].abs()
+        largest = max([largest, *errors.tolist()])
 
     figures = {"drawn": drawn, "different": different, "log_prob_error": largest}
     failures = []

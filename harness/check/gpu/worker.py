@@ -105,7 +105,9 @@ def device_works(setting: Setting) -> bool:
 
 
 def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
+    # Not by sys.stdin: a thread inside its lock makes the interpreter abort when it ends.
+    while os.read(0, 1):
+        pass
     os._exit(0)
 
 
