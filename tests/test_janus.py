@@ -329,7 +329,7 @@ def test_parity_with_upstream(device: str) -> None:
         pytest.skip("the shared parity fixture is not on this machine")
     quantities = list(parity(Fixture(FIXTURE), torch.device(device)))
     assert not [str(quantity) for quantity in quantities if not quantity.passed]
-    assert len(quantities) == 2 * 27 + 1
+    assert len(quantities) == 2 * 29 + 1
 
 
 # --- laws and methods -----------------------------------------------------------------------------

@@ -34,6 +34,7 @@ ROOMS = [
     {"results"},
     {"commands"},
     {"training", "bench"},
+    {"check"},
 ]
 """Folders of the harness from the ground up.
 

@@ -13,8 +13,8 @@ from test_memory import Peak, spec_of
 from test_vlm import tiny_config, tiny_processor
 from toy import TEXTS, ToyModel, jobs
 
-from harness.capacity import Capacity, measure_capacity
 from harness.check import main as check
+from harness.check.capacity import Capacity, measure_capacity
 from harness.drafters.eagle import Eagle, Layer, LayerWeights
 from harness.drafters.model import DraftModel
 from harness.engine.acceptance import Draft

@@ -16,13 +16,10 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import hydra
 import numpy as np
-from omegaconf import DictConfig
 
-from harness.bench.outcome import Outcome
 from harness.bench.roof import Bar, all_hold
 from harness.bench.sampler import (
     TEXTS,
@@ -40,8 +37,9 @@ from harness.engine.sampler import Sampler
 from harness.engine.scheduler import Delivery, Scheduler
 from harness.engine.session import Method
 from harness.records import Job, Prompt, UserError
-from harness.results.columns import BENCH_METHODS, BENCH_TERMINATION
-from harness.runs.instantiate import build_object
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 FEWEST_IMAGES = 4
 """Images that a timed call draws at least."""
@@ -56,6 +54,9 @@ def run(config: DictConfig) -> bool:
     They bind on a GPU only. On a CPU a decode step costs what its shape costs, whatever branches
     are active, and the host is the device.
     """
+    from harness.bench.outcome import Outcome
+    from harness.results.columns import BENCH_METHODS
+
     batches, blocks, warm_up = expect_plan(config)
     names = ["plain", *(name for name in expect_names(config, "methods") if name != "plain")]
     methods = {name: method_named(name) for name in names}
@@ -102,6 +103,10 @@ def _bar(model: Any, what: str, measured: float, most: float) -> Bar:
 
 def method_named(name: str, *options: str) -> Method:
     """Build a configured method. Raises UserError for one that there is not."""
+    import hydra
+
+    from harness.runs.instantiate import build_object
+
     try:
         made: Method = build_object(
             hydra.compose("config", overrides=[f"method={name}", *options]).method
@@ -208,6 +213,9 @@ def _measure_termination(config: DictConfig, name: str, model: Any, sampling: Sa
     It is 1 if all that is saved in branch steps is saved in seconds. Both methods have the same
     slots, for `slots_for` prompts, which are refilled from a queue of `queue` prompts.
     """
+    from harness.bench.outcome import Outcome
+    from harness.results.columns import BENCH_TERMINATION
+
     _, blocks, warm_up = expect_plan(config)
     for option in ("slots_for", "queue"):
         if not isinstance(config[option], int) or config[option] < 1:

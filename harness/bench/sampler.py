@@ -13,13 +13,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from omegaconf import DictConfig, ListConfig, open_dict
 from torch import Tensor
 
-from harness.bench.outcome import Outcome
 from harness.bench.reference import LibraryJanus, StaticLoop
 from harness.bench.roof import (
     Bar,
@@ -42,9 +40,9 @@ from harness.engine.scheduler import Delivery, Scheduler
 from harness.engine.session import Session
 from harness.models.janus import Janus
 from harness.records import Job, MemoryPart, Prompt, UserError, dump
-from harness.results.columns import BENCH_SAMPLER
-from harness.runs.instantiate import resolve_config
-from harness.runs.spec import load_model
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 log = logging.getLogger("harness")
 
@@ -63,6 +61,9 @@ def run(config: DictConfig) -> bool:
     Each batch size is judged as soon as it is measured. What the memory does not hold is left out,
     and said: a loop beside the sampler, or a batch size. Raises UserError if no batch size fits.
     """
+    from harness.bench.outcome import Outcome
+    from harness.results.columns import BENCH_SAMPLER
+
     batches, blocks, warm_up = expect_plan(config)
     model, sampling = random_model(config)
     roof = Roof.measure(model)
@@ -258,6 +259,11 @@ def random_model(config: DictConfig) -> tuple[Any, Sampling]:
 
     Weights are random where published ones would be downloaded: speed does not depend on them.
     """
+    from omegaconf import open_dict
+
+    from harness.runs.instantiate import resolve_config
+    from harness.runs.spec import load_model
+
     if config.model.get("weights") == "published":
         with open_dict(config):
             config.model.weights = "random"
@@ -271,6 +277,8 @@ def expect_plan(config: DictConfig) -> tuple[list[int], int, int]:
 
     Raises UserError for values that nothing can be timed with.
     """
+    from omegaconf import ListConfig
+
     batches = list(config.batch) if isinstance(config.batch, ListConfig) else [config.batch]
     are_sizes = all(isinstance(size, int) and size >= 1 for size in batches)
     if not batches or not are_sizes:
@@ -285,6 +293,8 @@ def expect_plan(config: DictConfig) -> tuple[list[int], int, int]:
 
 def expect_names(config: DictConfig, group: str) -> list[str]:
     """Return the names of methods or judges to time. Raises UserError unless they are texts."""
+    from omegaconf import ListConfig
+
     names = list(config[group]) if isinstance(config[group], ListConfig) else [config[group]]
     if not names or not all(isinstance(name, str) for name in names):
         raise UserError(f"{group}={config[group]}: give names, as '{group}=[a,b]'")

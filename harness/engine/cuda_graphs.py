@@ -6,7 +6,9 @@ Elsewhere, and where a capture fails, the same work is called.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +20,18 @@ log = logging.getLogger("harness")
 
 WARM_UPS = 3
 """Calls before a capture, in which libraries choose their kernels and allocate their workspaces."""
+
+_SWITCHED_OFF = ContextVar("graphs_switched_off", default=False)
+
+
+@contextmanager
+def without_graphs() -> Iterator[None]:
+    """Let samplers that are made inside call all work: what captured work is held to."""
+    before = _SWITCHED_OFF.set(True)
+    try:
+        yield
+    finally:
+        _SWITCHED_OFF.reset(before)
 
 
 class Replay(Protocol):
@@ -41,6 +55,8 @@ class Graphs:
         self._pool: Any = None  # a handle, whose type torch keeps to itself
         self._stream: torch.cuda.Stream | None = None  # of the device; the first capture makes it
         self.state = "on" if device.type == "cuda" else f"off ({device.type})"
+        if self.state == "on" and _SWITCHED_OFF.get():
+            self.state = "off (switched off)"
 
     def run(self, name: Hashable, work: Callable[[], None]) -> None:
         """Do work that was prepared under a name."""

@@ -98,7 +98,10 @@ def _nvml(device: torch.device) -> tuple[Any, Any]:
     """Return the driver's library and a GPU's handle in it; (None, None) without them."""
     if device.type != "cuda":
         return None, None
-    import pynvml
+    try:
+        import pynvml
+    except ModuleNotFoundError:
+        return None, None
 
     try:
         pynvml.nvmlInit()  # it counts its users: calling it again is cheap

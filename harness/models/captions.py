@@ -308,8 +308,6 @@ def clean_prompt(text: str) -> str:
 
 def clean(text: str) -> str:
     """Make one pass of LlamaGen's caption cleaning (`language/t5.py`, clean_caption)."""
-    import ftfy
-
     # 1. Addresses, markup and names.
     text = _apply(_ADDRESSES, unquote_plus(text).strip().lower())
     text = _apply(_NAMES, _visible_text(text))
@@ -321,9 +319,21 @@ def clean(text: str) -> str:
         text = re.sub("[-_]", " ", text)
 
     # 3. Broken encodings, serial numbers, and what is left at the ends.
-    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    text = html.unescape(html.unescape(_repair(text)))
     text = _apply(_SERIALS, text).strip()
     return _apply(_ENDS, text).strip()
+
+
+def _repair(text: str) -> str:
+    """Repair broken encodings by `ftfy.fix_text`.
+
+    Printable ASCII without entities is what that returns unchanged, so ftfy is not needed for it.
+    """
+    if text.isascii() and text.isprintable() and "&" not in text:
+        return text
+    import ftfy
+
+    return ftfy.fix_text(text)
 
 
 def _apply(rules: _Rules, text: str) -> str:

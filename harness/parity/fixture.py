@@ -78,6 +78,22 @@ class Fixture:
             return Quantity(name, kind, error, error == 0)
         return Quantity(name, kind, error, error <= self._tolerance(kind, device))
 
+    def compare_bfloat16(self, name: str, got: Tensor, expected: Tensor) -> Iterator[Quantity]:
+        """Compare bfloat16 logits with expected float32 ones, if the manifest says how far apart.
+
+        They may depart from them hardly more than the original's own do.
+        """
+        original = self.manifest.get("measured", {}).get("bf16")
+        if original is None:
+            return
+        error = (got.detach().cpu().float() - expected).abs()
+        measured = {
+            "mean": (float(error.mean()), 1.5 * original["mean"]),
+            "max": (float(error.max()), 3.0 * original["max"]),
+        }
+        for what, (value, limit) in measured.items():
+            yield Quantity(f"{name} (bfloat16, {what})", "bf16", value, value <= limit)
+
     def _tolerance(self, kind: str, device: torch.device) -> float:
         """The largest allowed error of a kind; the manifest states it as "max abs 1e-4"."""
         tolerances = self.manifest["tolerances_float32_cpu"]

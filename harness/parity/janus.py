@@ -38,6 +38,7 @@ def parity(fixture: Fixture, device: torch.device) -> Iterator[Quantity]:
             for quantity in part():
                 missing.pop(quantity.name)
                 yield replace(quantity, name=f"{folder.name}: {quantity.name}")
+        yield from check.bfloat16(folder)
         for name, kind in missing.items():
             yield Quantity(f"{folder.name}: {name} (not computed)", kind, float("inf"), False)
     yield from _templates(fixture.folder / "prompt_templates.json")
@@ -70,16 +71,20 @@ class _Check:
         self.ids = self._unpadded("prompt")
         self.refined = self._unpadded("refined_prompt")
 
-        longest = max(len(ids) for ids in (*self.ids, *self.refined))
-        self.model = Janus(
-            checkpoint=str(checkpoint), max_context=longest, device=device, dtype="float32"
-        )
+        self.model = self._load(checkpoint, "float32")
         self.num_tokens = self.model.num_tokens
         image = manifest["config"]["image"]
         if (self.num_tokens, self.model.vocab) != (image["tokens"], image["vocab"]):
             raise UserError(
                 f"{checkpoint} does not have the image tokens that the fixture's manifest states"
             )
+
+    def _load(self, checkpoint: Path, dtype: str) -> Janus:
+        """The checkpoint as a model in which every prompt of the fixture fits."""
+        longest = max(len(ids) for ids in (*self.ids, *self.refined))
+        return Janus(
+            checkpoint=str(checkpoint), max_context=longest, device=self.device, dtype=dtype
+        )
 
     def _unpadded(self, which: str) -> list[list[int]]:
         """Ids of prompts that the fixture has padded on the left."""
@@ -127,6 +132,17 @@ class _Check:
             if n == 0:
                 self.greedy = tokens
                 yield from self._compare("llm", {"greedy_cfg_logits_prompt0": guided})
+
+    def bfloat16(self, checkpoint: Path) -> Iterator[Quantity]:
+        """Compare bfloat16 logits along the teacher's tokens with float32 ones."""
+        text = self.ids[0]
+        teacher_BN = self.inputs["teacher_tokens"].to(self.device)
+        pairs = [text, null_ids(text, self.pad)] * len(teacher_BN)
+        forced_BN = teacher_BN.repeat_interleave(2, 0)
+        branches = _Branches(self._load(checkpoint, "bfloat16"), pairs)
+        expected = self.fixture.read_tensors("expected_llm.safetensors")["cached_logits"]
+        name = f"{checkpoint.name}: cached_logits"
+        yield from self.fixture.compare_bfloat16(name, branches.forced_logits(forced_BN), expected)
 
     def _embed(self, tokens: Tensor) -> Tensor:
         return self.model.embed(tokens, tokens)  # Janus' embeddings do not depend on the place

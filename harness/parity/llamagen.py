@@ -204,20 +204,11 @@ class _Check:
                 yield from self._compare(got, form)
 
     def bfloat16(self) -> Iterator[Quantity]:
-        """Compare bfloat16 logits with float32 ones.
-
-        They may depart from them hardly more than upstream's own do.
-        """
-        upstream = self.fixture.manifest.get("measured", {}).get("bf16")
-        if upstream is None:
-            return
+        """Compare bfloat16 logits with float32 ones."""
         sampler = self._sampler(collapse=True, dtype=torch.bfloat16)
-        got_RNV = _in_rows(self._forced_logits(sampler)).cpu()
-        error_RNV = (got_RNV - self.expected["cached_logits"]).abs()
-        mean = float(error_RNV.mean())
-        largest = float(error_RNV.max())
-        yield _bfloat16_quantity("mean", mean, 1.5 * upstream["mean"])
-        yield _bfloat16_quantity("max", largest, 3.0 * upstream["max"])
+        got_RNV = _in_rows(self._forced_logits(sampler))
+        expected_RNV = self.expected["cached_logits"]
+        yield from self.fixture.compare_bfloat16("cached_logits", got_RNV, expected_RNV)
 
     def _sampler(
         self,
@@ -381,10 +372,6 @@ class _Tap:
 def _in_rows(logits_BKNV: Tensor) -> Tensor:
     """[R, N, V] in the fixture's order, captions first; the sampler has the null branch first."""
     return torch.cat((logits_BKNV[:, 1], logits_BKNV[:, 0]))
-
-
-def _bfloat16_quantity(what: str, error: float, limit: float) -> Quantity:
-    return Quantity(f"cached_logits (bfloat16, {what})", "bf16", error, error <= limit)
 
 
 def _visible(mask_RT: Tensor, num_tokens: int) -> Tensor:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,7 +18,9 @@ from harness.engine.scheduler import Delivery, Scheduler
 from harness.kernels import why_unused
 from harness.models import HasTextEncoder
 from harness.records import Job, Timing, one_line
-from harness.runs.spec import RunSpec
+
+if TYPE_CHECKING:
+    from harness.runs.spec import RunSpec
 
 log = logging.getLogger("harness")
 

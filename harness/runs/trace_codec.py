@@ -11,7 +11,6 @@ import io
 import zlib
 
 import numpy as np
-from PIL import Image
 
 LONGEST = 96
 """Pixels of a packed picture's longer side, at most."""
@@ -41,6 +40,8 @@ def pack_picture(image: np.ndarray) -> str:
 
     Equal pixels give equal text.
     """
+    from PIL import Image
+
     picture = Image.fromarray(image)
     picture.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()

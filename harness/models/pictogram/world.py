@@ -16,7 +16,6 @@ from importlib import resources
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from harness.models.pictogram.grammar import (
     COLORS,
@@ -266,6 +265,7 @@ def _luminance_pins(name: str) -> tuple[float, float]:
 def rasterise(name: str, size: int) -> Pixels:
     """Render a sprite's SVG as RGBA [size, size, 4], in its own colours."""
     import resvg_py
+    from PIL import Image
 
     folder = resources.files("harness.models.pictogram") / "sprites"
     svg = (folder / f"{name.replace(' ', '_')}.svg").read_text()
