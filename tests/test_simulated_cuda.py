@@ -170,11 +170,14 @@ def test_a_graph_repeats_over_the_same_memory_and_executes_nothing_before() -> N
         total = torch.zeros(1, device="cuda")
         graph = captured(lambda: total.add_((given * 2).sum()))
         assert total.item() == 0
+        marked = torch.zeros(2, device="cuda")
+        captured(lambda: marked.__setitem__(given == 0, 5.0)).replay()  # nothing is read for it
+        assert marked.tolist() == [5, 5]
         for value in (1, 10):
             given.fill_(value)
             graph.replay()
         assert total.item() == 4 + 40
-    assert (machine.captures, machine.replays) == (1, 2)
+    assert (machine.captures, machine.replays) == (2, 3)
     assert not machine.problems
 
 

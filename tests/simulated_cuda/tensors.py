@@ -25,12 +25,16 @@ POISON = 77
 
 READS_ON_HOST = {
     "aten::_local_scalar_dense",
+    "aten::_unique",
     "aten::_unique2",
+    "aten::bincount",
     "aten::equal",
     "aten::is_nonzero",
     "aten::item",
     "aten::masked_select",
     "aten::nonzero",
+    "aten::repeat_interleave",
+    "aten::unique_consecutive",
     "aten::unique_dim",
 }
 """Operations whose result, or the size of it, the host waits for."""
@@ -190,7 +194,7 @@ def dispatch(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     if signature.name == "aten::copy_":
         return _copy_into(func, args, kwargs)
     if target is not None and not is_for_cuda:  # new_zeros(..., device="cpu") of a CUDA tensor
-        return func(*inner_of(args), **inner_of(kwargs))
+        return _run_on_host(func, inner_of(args), inner_of(kwargs))
 
     device = _device_of(simulated, target if is_for_cuda else None)
     host_tensors = [tensor for tensor in tensors if not isinstance(tensor, SimulatedTensor)]
@@ -302,9 +306,10 @@ def _expect_index(args: Sequence[Any], device: Device) -> None:
         raise RuntimeError(
             "indices should be either on cpu or on the same device as the indexed tensor (cpu)"
         )
-    for index in args[1]:
-        if index is None:
-            continue
+    indices = [index for index in args[1] if index is not None]
+    if _is_fill(args, indices):
+        return
+    for index in indices:
         if index.dtype in (torch.bool, torch.uint8):
             wait_for(device, "an index of booleans")
         if not isinstance(index, SimulatedTensor):
@@ -313,6 +318,12 @@ def _expect_index(args: Sequence[Any], device: Device) -> None:
         if args[2].dim() > 0:
             raise RuntimeError("Expected all tensors to be on the same device (values on the CPU)")
         machine.expect_no_capture("a value on the CPU")
+
+
+def _is_fill(args: Sequence[Any], indices: Sequence[Tensor]) -> bool:
+    """Tell whether an assignment fills what a mask marks with one number, for which none waits."""
+    is_assignment = len(args) > 2 and args[2].numel() == 1
+    return is_assignment and len(indices) == 1 and indices[0].dtype == torch.bool
 
 
 def wait_for(device: Device, what: str) -> None:
