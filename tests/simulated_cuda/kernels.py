@@ -9,12 +9,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from harness.engine.draw import draw_one
 from harness.engine.guidance import Sampling, cfg, unguided
 from harness.engine.probes import measure_confidence
-from harness.kernels import flash, race
+from harness.kernels import flash, products, race
 from simulated_cuda.machine import active_machine
 from simulated_cuda.tensors import (
     SimulatedTensor,
@@ -61,6 +62,11 @@ def measure_signals(*args: Any, **kwargs: Any) -> Any:
     return launch(_measure_signals, args, kwargs)
 
 
+def multiply(*args: Any, **kwargs: Any) -> Any:
+    """Stand for `products.multiply`."""
+    return launch(_multiply, args, kwargs)
+
+
 def _attend(
     q_SHWd: Tensor,
     keys_SHLd: Tensor,
@@ -70,8 +76,7 @@ def _attend(
     seen_SWL: Tensor | None = None,
 ) -> Tensor:
     """Attend to what each query sees; the column at a query's own place has no bias."""
-    if q_SHWd.shape[-1] > flash.WIDEST_HEAD or q_SHWd.dtype not in flash.TYPES:
-        raise ValueError(f"heads of {q_SHWd.shape[-1]} numbers in {q_SHWd.dtype}")
+    _expect(flash.why_not(q_SHWd.dtype, q_SHWd.shape[-1]))
     length = keys_SHLd.shape[2]
     column_L = torch.arange(length)
     sees_SWL = column_L <= pos_SW.unsqueeze(-1)
@@ -100,7 +105,7 @@ def _draw(
     top_k: int,
 ) -> race.Drawn:
     """Draw as the engine does without kernels."""
-    race._expect_rows(logits_MV)
+    _expect(race.why_not(logits_MV.dtype, logits_MV.shape[1]))
     guide = cfg if row_NK.shape[1] == 2 else unguided
     sampling = Sampling(temperature=temperature, top_k=top_k)
     return race.Drawn(*draw_one(guide, sampling, logits_MV, row_NK, scale_N, key_N2, place_N))
@@ -108,6 +113,19 @@ def _draw(
 
 def _measure_signals(null_NV: Tensor, text_NV: Tensor) -> race.Signals:
     """Measure as the engine does without kernels."""
-    race._expect_rows(null_NV)
-    race._expect_rows(text_NV)
+    _expect(race.why_not(text_NV.dtype, text_NV.shape[1]))
     return race.Signals(*measure_confidence(null_NV, text_NV))
+
+
+def _multiply(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:
+    """Multiply each row on its own, so that all are treated alike."""
+    _expect(products.why_not(x.dtype))
+    rows = [F.linear(x_1K, weight_NK, bias_N) for x_1K in x.reshape(-1, x.shape[-1]).split(1)]
+    shape = (*x.shape[:-1], len(weight_NK))
+    return torch.cat(rows).view(shape) if rows else x.new_empty(shape)
+
+
+def _expect(obstacle: str) -> None:
+    """Raise ValueError if there is an obstacle, as the kernels do."""
+    if obstacle:
+        raise ValueError(obstacle)

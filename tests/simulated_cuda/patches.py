@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness import kernels
-from harness.kernels import flash, race, trial
+from harness.kernels import flash, products, race
 from simulated_cuda import graphs
 from simulated_cuda import kernels as stand_ins
 from simulated_cuda.machine import (
@@ -43,7 +43,7 @@ def simulated_cuda(
     overwrites = torch.__future__.get_overwrite_module_params_on_conversion()
     torch._C._ensureCUDADeviceGuardSet()
     torch.__future__.set_overwrite_module_params_on_conversion(True)
-    kernels.why_unused.cache_clear()
+    kernels.forget()
     graphs.graph.default_capture_stream = None
     push_machine(machine)
     patches = [
@@ -62,7 +62,7 @@ def simulated_cuda(
             patch.stop()
         pop_machine()
         graphs.graph.default_capture_stream = None
-        kernels.why_unused.cache_clear()
+        kernels.forget()
         torch.__future__.set_overwrite_module_params_on_conversion(overwrites)
 
 
@@ -256,12 +256,10 @@ def _attention() -> Callable[..., Tensor]:
 
 
 def _patch_kernels() -> list[Any]:
-    """The kernels where they are looked up: in their modules, and in the trial before use."""
+    """The kernels, in their modules, where they are looked up."""
     return [
         mock.patch.object(flash, "attend", stand_ins.attend),
         mock.patch.object(race, "draw", stand_ins.draw),
         mock.patch.object(race, "measure_signals", stand_ins.measure_signals),
-        mock.patch.object(trial, "attend", stand_ins.attend),
-        mock.patch.object(trial, "draw", stand_ins.draw),
-        mock.patch.object(trial, "measure_signals", stand_ins.measure_signals),
+        mock.patch.object(products, "multiply", stand_ins.multiply),
     ]
