@@ -14,6 +14,7 @@ from torch import Tensor
 
 from harness import kernels
 from harness.kernels import flash, products, race
+from harness.models import linear
 from simulated_cuda import graphs
 from simulated_cuda import kernels as stand_ins
 from simulated_cuda.machine import (
@@ -44,6 +45,7 @@ def simulated_cuda(
     torch._C._ensureCUDADeviceGuardSet()
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     kernels.forget()
+    linear.forget()
     graphs.graph.default_capture_stream = None
     push_machine(machine)
     patches = [
@@ -63,6 +65,7 @@ def simulated_cuda(
         pop_machine()
         graphs.graph.default_capture_stream = None
         kernels.forget()
+        linear.forget()
         torch.__future__.set_overwrite_module_params_on_conversion(overwrites)
 
 
