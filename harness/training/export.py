@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import nn
 from harness.drafters.eagle import Layer
 from harness.models.pictogram import weights as files
 from harness.models.pictogram.detector import new_network
-from harness.models.pictogram.generator import GPT, spec_config
+from harness.models.pictogram.generator import GPT, GPTSpec, spec_config
 from harness.training import loop as training
 from harness.training.card import Card, write_card
 from harness.training.train_draft import SPEC as DRAFT
@@ -120,7 +121,11 @@ def _remake_checkpoint(part: str, folder: Path, about: Mapping[str, Any]) -> dic
         about["steps"], about["samples"], 60 * about["cpu_min"], about["curve"]
     )
     rows = state.get("quantize.embedding.weight", torch.zeros(0))
+    shape = {}
+    if part == "draft":
+        shape = {"spec": {field.name: config[field.name] for field in fields(GPTSpec)}}
     return {
+        **shape,
         "progress": progress.state(),
         "model": state,
         "average": state,
@@ -155,7 +160,8 @@ def rebuild(
         vq.load_state_dict(states["model"])
         return vq, spec_config(vq.spec)
     if part in ("generator", "draft"):
-        gpt = GPT(GENERATORS[options.set] if part == "generator" else DRAFT)
+        usual = GENERATORS[options.set] if part == "generator" else DRAFT
+        gpt = GPT(GPTSpec(**states.get("spec", asdict(usual))))
         gpt.load_state_dict(states["average"])
         return gpt, spec_config(gpt.spec)
     if part == "eagle":
