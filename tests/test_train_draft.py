@@ -109,7 +109,7 @@ def test_it_learns_the_generators_distributions(options: training.Options) -> No
 def test_it_refuses_a_checkpoint_of_another_shape(options: training.Options) -> None:
     options.samples = 8
     train_draft.train(options, RECIPE)
-    with pytest.raises(UserError, match="--layers 2: .* has 1"):
+    with pytest.raises(UserError, match=r"--layers 2: .* has 1"):
         train_draft.train(options, train_draft.Recipe())
 
 
