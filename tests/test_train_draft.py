@@ -179,6 +179,28 @@ def test_a_trained_shape_is_exported(options: training.Options, tmp_path: Path) 
     torch.testing.assert_close(norm, trained.trunk.norm.weight, rtol=1e-3, atol=1e-3)
 
 
+def test_a_candidate_is_the_average_in_half_precision(
+    options: training.Options, tmp_path: Path
+) -> None:
+    """It changes no weights, and can be exported or trained on where it is laid."""
+    with pytest.raises(files.WeightsError, match="train the draft first"):
+        export.write_candidate("draft", options, tmp_path)
+    options.samples = 8
+    trained = train_draft.train(options, RECIPE)
+    export.write_candidate("draft", options, tmp_path)
+    assert [path.name for path in tmp_path.rglob("*.pt") if "work" not in path.parts] == [
+        "draft.pt"
+    ]
+
+    options.checkpoint("draft").write_bytes((tmp_path / "training" / "draft.pt").read_bytes())
+    options.samples = 16
+    train_draft.train(options, RECIPE)
+    states = torch.load(tmp_path / "training" / "draft.pt", weights_only=True)
+    assert states["spec"] == asdict(SMALL)
+    for name, weight in trained.state_dict().items():
+        assert torch.equal(states["average"][name], weight.half()), name
+
+
 def test_options_reach_the_recipe() -> None:
     parser = training.parser("", cpu_minutes=1)
     training.add_samples(parser)

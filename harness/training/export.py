@@ -3,7 +3,8 @@
 The parts whose checkpoints exist are written in half precision, and `card.json` records what made
 them: seeds, CPU minutes, samples, curves and the sha256 of each file. Measurements that are on the
 card already stay if no file that was there changed. `--unpack` does the reverse: it lays out
-checkpoints from a shipped set, so that training can go on on another machine.
+checkpoints from a shipped set, so that training can go on on another machine. `--candidate` keeps a
+drafter that is not shipped: laid into the folder of checkpoints, its file can be exported.
 """
 
 from __future__ import annotations
@@ -42,11 +43,18 @@ def main() -> None:
     parser.add_argument(
         "--unfinished", action="store_true", help="of the generator only what its training needs"
     )
+    parser.add_argument(
+        "--candidate",
+        choices=("draft", "eagle"),
+        help="write this part's checkpoint in few bits beside the weights, and change none of them",
+    )
     arguments = parser.parse_args()
     options = training.options(arguments)
     folder = arguments.to / arguments.set
     if arguments.unpack:
         unpack(options, folder)
+    elif arguments.candidate:
+        write_candidate(arguments.candidate, options, folder)
     else:
         export(options, folder, unfinished=arguments.unfinished)
 
@@ -89,6 +97,21 @@ def export(options: training.Options, folder: Path, *, unfinished: bool = False)
     if any(sha.get(name) != before for name, before in card.get("sha256", {}).items()):
         card.pop("measured", None)
     write_card(folder, card | {"sha256": sha})
+
+
+def write_candidate(part: str, options: training.Options, folder: Path) -> None:
+    """Write the running average of a drafter in half precision, as a checkpoint of its own.
+
+    Raises WeightsError where the part has no checkpoint.
+    """
+    path = options.checkpoint(part)
+    progress, states = training.resume(path)
+    if not states:
+        raise files.WeightsError(f"{path} is missing: train the {part} first")
+    half = compact(states["average"], torch.half)
+    kept = {key: states[key] for key in ("seed", "spec", "target") if key in states}
+    saved = {"progress": progress.state(), "model": half, "average": half, "optimisers": [], **kept}
+    training.write(folder / STATE.parent / f"{part}.pt", saved)
 
 
 def thin_out(curve: list[dict[str, float]], points: int = 24) -> list[dict[str, float]]:
