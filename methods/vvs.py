@@ -127,7 +127,8 @@ class VVS(Speculative):
     """Speculative decoding that skips the verification in some rounds, but never in two in a row.
 
     A skip commits the first tokens of one path: a random one (`select: random`) or the likeliest
-    (`confidence`). `truncate` cuts it to the paths' mean length. The target catches up in the next
+    (`confidence`). `truncate` cuts it to the paths' mean length, `cap` to so many tokens: chains
+    have equal lengths, so that truncation alone never cuts them. The target catches up in the next
     round. With `post: fill` it never takes skipped tokens back, as in the released code; with
     `post: reject` it verifies them together with the next draft, as the paper's "post verification"
     can be read.
@@ -145,6 +146,7 @@ class VVS(Speculative):
         select: str = "random",
         truncate: bool = True,
         post: str = "fill",
+        cap: int | None = None,
     ) -> None:
         super().__init__(drafter, gamma, rule)
         if select not in ("random", "confidence"):
@@ -156,10 +158,13 @@ class VVS(Speculative):
             )
         if post not in ("fill", "reject"):
             raise UserError(f"method.post={post}: choose fill or reject")
+        if cap is not None and cap < 1:
+            raise UserError(f"method.cap={cap}: let a skip commit at least one token, or leave it")
         self.schedule = schedule
         self.select = select
         self.truncate = truncate
         self.post = post
+        self.cap = cap
         # What a round skipped is fed to the target together with the next draft.
         self.tokens_per_step += self.depth
         if self.tree_capacity:
@@ -247,6 +252,8 @@ class VVS(Speculative):
         length = len(paths[chosen])
         if self.truncate:
             length = truncated_length([1 + len(path) for path in paths], chosen)
+        if self.cap is not None:
+            length = min(length, self.cap)
         return _head(paths[chosen], length) if length else None
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ from harness.engine.sampler import Sampler
 from harness.engine.scheduler import Scheduler
 from harness.models.trunk import causal
 from harness.records import Usage, UserError
+from harness.training import loop as training
 from harness.training.train_eagle import Lesson, new_layer, train
 from methods.lantern import Lantern
 from methods.plain import Plain
@@ -338,6 +340,39 @@ def test_drafts_begin_after_the_first_token() -> None:
     assert draft is not None
     assert len(draft) == 3
     assert draft.parents is None
+
+
+def test_a_killed_training_ends_as_if_it_had_not_been(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny(collapse=False)
+    arguments = (model, Sampling(scale=2.0), lambda rng: rng.choice(TEXTS))
+    budget = {"minutes": 1e-9, "samples": 8 * 16, "batch": 8, "seed": 0}
+    torch.manual_seed(1)
+    whole = train(*arguments, tmp_path / "whole.pt", **budget)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(training.Alarm, "rings", lambda self: True)
+    descend = training.descend
+    steps = iter(range(13))
+
+    def descend_or_die(*given: Any) -> None:
+        if next(steps, None) is None:
+            raise KeyboardInterrupt
+        descend(*given)
+
+    path = tmp_path / "killed.pt"
+    torch.manual_seed(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "descend", descend_or_die)
+        with pytest.raises(KeyboardInterrupt):
+            train(*arguments, path, **budget)  # type: ignore[arg-type]
+    assert training.resume(path)[0].step == 13
+    torch.manual_seed(2)
+    continued = train(*arguments, path, **budget)  # type: ignore[arg-type]
+
+    assert training.resume(path)[0].samples == 128
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(continued.state_dict()[name], weight), name
 
 
 def test_training_on_llamagen_makes_a_drafter_that_fits_it(tmp_path: Path) -> None:

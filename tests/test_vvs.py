@@ -42,6 +42,24 @@ def test_without_skips_it_is_the_rule_token_for_token(schedule: Schedule, rule: 
         assert delivery.usage.skipped == 0
 
 
+@pytest.mark.parametrize("post", ["fill", "reject"])
+@pytest.mark.parametrize("cap", [1, 2])
+def test_a_cap_bounds_the_tokens_of_a_skip(cap: int, post: str) -> None:
+    """Without it a chain of three is skipped whole."""
+    whole = draw(VVS(drafter(), Uniform(2), 3, exact, post=post), jobs(TEXTS, 2))
+    capped = draw(VVS(drafter(), Uniform(2), 3, exact, post=post, cap=cap), jobs(TEXTS, 2))
+    for key, delivery in capped.items():
+        assert not delivery.error
+        assert sum(delivery.notes["skips"][1 : cap + 1]) > 0
+        assert sum(delivery.notes["skips"][cap + 1 :]) == 0
+        assert whole[key].notes["skips"][3] > 0
+
+
+def test_a_cap_below_one_is_refused() -> None:
+    with pytest.raises(UserError, match=r"method\.cap=0"):
+        VVS(drafter(), Uniform(2), 3, exact, cap=0)
+
+
 @pytest.mark.parametrize("schedule", [Uniform(2), Uniform(3, paths=2), Dynamic(-1.0, paths=2)])
 def test_skips_are_counted_apart_and_save_passes(schedule: Schedule) -> None:
     method = VVS(drafter(), schedule, 3, exact)

@@ -3,13 +3,15 @@
 The parts whose checkpoints exist are written in half precision, and `card.json` records what made
 them: seeds, CPU minutes, samples, curves and the sha256 of each file. Measurements that are on the
 card already stay if no file that was there changed. `--unpack` does the reverse: it lays out
-checkpoints from a shipped set, so that training can go on on another machine.
+checkpoints from a shipped set, so that training can go on on another machine. `--candidate` keeps a
+drafter that is not shipped: laid into the folder of checkpoints, its file can be exported.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from torch import nn
 from harness.drafters.eagle import Layer
 from harness.models.pictogram import weights as files
 from harness.models.pictogram.detector import new_network
-from harness.models.pictogram.generator import GPT, spec_config
+from harness.models.pictogram.generator import GPT, GPTSpec, spec_config
 from harness.training import loop as training
 from harness.training.card import Card, write_card
 from harness.training.train_draft import SPEC as DRAFT
@@ -41,11 +43,18 @@ def main() -> None:
     parser.add_argument(
         "--unfinished", action="store_true", help="of the generator only what its training needs"
     )
+    parser.add_argument(
+        "--candidate",
+        choices=("draft", "eagle"),
+        help="write this part's checkpoint in few bits beside the weights, and change none of them",
+    )
     arguments = parser.parse_args()
     options = training.options(arguments)
     folder = arguments.to / arguments.set
     if arguments.unpack:
         unpack(options, folder)
+    elif arguments.candidate:
+        write_candidate(arguments.candidate, options, folder)
     else:
         export(options, folder, unfinished=arguments.unfinished)
 
@@ -90,6 +99,21 @@ def export(options: training.Options, folder: Path, *, unfinished: bool = False)
     write_card(folder, card | {"sha256": sha})
 
 
+def write_candidate(part: str, options: training.Options, folder: Path) -> None:
+    """Write the running average of a drafter in half precision, as a checkpoint of its own.
+
+    Raises WeightsError where the part has no checkpoint.
+    """
+    path = options.checkpoint(part)
+    progress, states = training.resume(path)
+    if not states:
+        raise files.WeightsError(f"{path} is missing: train the {part} first")
+    half = compact(states["average"], torch.half)
+    kept = {key: states[key] for key in ("seed", "spec", "target") if key in states}
+    saved = {"progress": progress.state(), "model": half, "average": half, "optimisers": [], **kept}
+    training.write(folder / STATE.parent / f"{part}.pt", saved)
+
+
 def thin_out(curve: list[dict[str, float]], points: int = 24) -> list[dict[str, float]]:
     """Keep about so many points of a curve, and its last one."""
     return curve[:: max(1, len(curve) // points)] + curve[-1:]
@@ -120,7 +144,11 @@ def _remake_checkpoint(part: str, folder: Path, about: Mapping[str, Any]) -> dic
         about["steps"], about["samples"], 60 * about["cpu_min"], about["curve"]
     )
     rows = state.get("quantize.embedding.weight", torch.zeros(0))
+    shape = {}
+    if part == "draft":
+        shape = {"spec": {field.name: config[field.name] for field in fields(GPTSpec)}}
     return {
+        **shape,
         "progress": progress.state(),
         "model": state,
         "average": state,
@@ -155,7 +183,8 @@ def rebuild(
         vq.load_state_dict(states["model"])
         return vq, spec_config(vq.spec)
     if part in ("generator", "draft"):
-        gpt = GPT(GENERATORS[options.set] if part == "generator" else DRAFT)
+        usual = GENERATORS[options.set] if part == "generator" else DRAFT
+        gpt = GPT(GPTSpec(**states.get("spec", asdict(usual))))
         gpt.load_state_dict(states["average"])
         return gpt, spec_config(gpt.spec)
     if part == "eagle":

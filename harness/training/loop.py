@@ -36,6 +36,7 @@ class Options:
     seed: int
     work: Path
     warm: str | None = None
+    samples: int | None = None  # ends a training in place of the minutes
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -76,12 +77,34 @@ def parser(description: str, *, cpu_minutes: float) -> argparse.ArgumentParser:
     return made
 
 
+def add_samples(made: argparse.ArgumentParser) -> None:
+    """Add the option that ends a training after a number of samples: see `Progress.share`."""
+    made.add_argument(
+        "--samples",
+        type=positive,
+        help="end after so many samples, earlier runs included, whatever CPU time they take",
+    )
+
+
+def positive(text: str) -> int:
+    """Read a whole number of at least 1, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+    return number
+
+
 def options(arguments: argparse.Namespace) -> Options:
     """Collect the common options of a command, and set the threads and the seed of torch."""
     torch.set_num_threads(1)
     torch.manual_seed(arguments.seed)
     return Options(
-        arguments.set, arguments.cpu_minutes, arguments.seed, arguments.work, arguments.warm
+        arguments.set,
+        arguments.cpu_minutes,
+        arguments.seed,
+        arguments.work,
+        arguments.warm,
+        getattr(arguments, "samples", None),
     )
 
 
@@ -116,8 +139,13 @@ class Progress:
         self.step += 1
         self.samples += samples
 
-    def share(self, cpu_minutes: float) -> float:
-        """Return the share of a budget that is spent, at most 1."""
+    def share(self, cpu_minutes: float, samples: int | None = None) -> float:
+        """Return the share of a budget that is spent, at most 1.
+
+        The budget is a number of samples where one is given, else CPU time.
+        """
+        if samples is not None:
+            return min(1.0, self.samples / samples)
         return min(1.0, self.cpu_s / (60 * cpu_minutes))
 
     def note(self, **numbers: float) -> None:
@@ -134,6 +162,25 @@ class Progress:
             "cpu_s": self.cpu_s,
             "curve": self.curve,
         }
+
+
+@dataclass(slots=True)
+class Alarm:
+    """Tell when so many seconds of wall time have passed since it last went off, or was set.
+
+    A training saves by it: killed on a busy machine, it loses minutes and not a hundred slow steps.
+    """
+
+    every_s: float = 120.0
+    _since: float = field(default_factory=time.monotonic)
+
+    def rings(self) -> bool:
+        """Tell whether it goes off now."""
+        now = time.monotonic()
+        if now - self._since < self.every_s:
+            return False
+        self._since = now
+        return True
 
 
 def save(

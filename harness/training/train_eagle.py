@@ -3,7 +3,8 @@
 The model draws pictures for training captions, and the layer learns to continue its features on
 them: the next feature, and the distribution that the head makes of it under the model's guidance.
 The embedded model's captions come from its grammar; others are given with --captions, one a line,
-none of a benchmark. A checkpoint continues where it ended.
+none of a benchmark. A checkpoint is written every two minutes, with the pictures that are learned
+from; a training that was killed continues from it.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ def main() -> None:
     parser.add_argument(
         "--cpu-minutes", type=float, default=10, help="time of the process, earlier runs included"
     )
+    training.add_samples(parser)
     parser.add_argument("--batch", type=int, default=32, help="pictures a step")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
@@ -80,6 +82,7 @@ def main() -> None:
         captions,
         path,
         minutes=given.cpu_minutes,
+        samples=given.samples,
         batch=given.batch,
         seed=given.seed,
     )
@@ -117,8 +120,9 @@ def train(
     minutes: float,
     batch: int,
     seed: int,
+    samples: int | None = None,
 ) -> Layer:
-    """Train until the budget of process time is spent; return the running average.
+    """Train until the budget is spent (`Progress.share`); return the running average.
 
     Checkpoints go to `path`.
     """
@@ -131,9 +135,10 @@ def train(
         layer.load_state_dict(states["model"])
         training.restore(optimisers, states["optimisers"])
     average.load_state_dict(states.get("average", layer.state_dict()))
-    pictures: list[tuple[str, Tensor]] = []
+    pictures = unpack_pictures(states.get("pictures"))
+    alarm = training.Alarm()
 
-    while (share := progress.share(minutes)) < 1:
+    while (share := progress.share(minutes, samples)) < 1:
         # 1. Let the model draw now and then, and choose a batch.
         training.set_rate(optimisers, training.decay(share))
         rng = training.step_rng(seed, "eagle", progress.step)
@@ -152,11 +157,32 @@ def train(
         progress.tick(batch)
 
         # 3. Measure and save.
-        if progress.step % 50 == 0 or progress.share(minutes) == 1:
+        is_last = progress.share(minutes, samples) == 1
+        if progress.step % 50 == 0 or is_last:
             progress.note(loss=loss.item(), acceptance=overlap)
-            states = {"average": average.state_dict(), "target": model.revision}
-            training.save(path, progress, layer, optimisers, **states)
+        if alarm.rings() or is_last:
+            more = {
+                "average": average.state_dict(),
+                "target": model.revision,
+                "pictures": pack_pictures(pictures),
+            }
+            training.save(path, progress, layer, optimisers, **more)
     return average
+
+
+def pack_pictures(pictures: Sequence[tuple[str, Tensor]]) -> dict[str, Any]:
+    """Arrange drawn pictures for a checkpoint."""
+    return {
+        "texts": [text for text, _ in pictures],
+        "tokens": torch.stack([tokens for _, tokens in pictures]),
+    }
+
+
+def unpack_pictures(packed: dict[str, Any] | None) -> list[tuple[str, Tensor]]:
+    """Read drawn pictures from a checkpoint; there are none at the start."""
+    if packed is None:
+        return []
+    return list(zip(packed["texts"], packed["tokens"], strict=True))
 
 
 def new_layer(spec: TrunkSpec) -> Layer:

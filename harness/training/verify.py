@@ -40,7 +40,7 @@ from harness.models.pictogram.detector import Detector
 from harness.models.pictogram.generator import Pictogram, draw_tokens
 from harness.models.pictogram.grammar import COLORS, NUMBERS, RELATIONS, TASKS, Spec
 from harness.models.trunk import causal
-from harness.records import Job, Prompt
+from harness.records import Job, Prompt, Usage
 from harness.results.stats import auc, auc_within, macro_mean, paired_difference
 from harness.training import train_detector
 from harness.training.card import Card, write_card
@@ -366,6 +366,7 @@ class Drawn:
     pictures: np.ndarray
     right: np.ndarray
     notes: list[dict[str, Any]]  # what the method noted of each image
+    usages: list[Usage]  # what each image cost
 
 
 PLAIN = {"_target_": "methods.plain.Plain"}
@@ -405,6 +406,7 @@ def draw(bench: Bench, prompts: int, images: int, scale: float, method: Any = PL
         pictures=pictures.reshape(prompts, images, *pictures.shape[1:]),
         right=right.reshape(prompts, images),
         notes=[delivery.notes for delivery in ordered],
+        usages=[delivery.usage for delivery in ordered],
     )
 
 

@@ -219,7 +219,6 @@ def spec_config(spec: GPTSpec | VQSpec) -> dict[str, object]:
 # --- drawing without the engine -------------------------------------------------------------------
 
 
-@torch.no_grad()
 def draw_tokens(
     gpt: GPT, texts: list[str], *, scale: float, seed: int, prefix_BP: Tensor | None = None
 ) -> Tensor:
@@ -228,12 +227,21 @@ def draw_tokens(
     `prefix_BP` are given first tokens. For training and for studies of the model; methods are
     compared through the engine.
     """
+    return draw_with_probs(gpt, texts, scale=scale, seed=seed, prefix_BP=prefix_BP)[0]
+
+
+@torch.no_grad()
+def draw_with_probs(
+    gpt: GPT, texts: list[str], *, scale: float, seed: int, prefix_BP: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Draw like `draw_tokens`; return also the guided distribution at every place, [B, N, V]."""
     given = 0 if prefix_BP is None else prefix_BP.shape[1]
     rows = 2 * len(texts)
     count = gpt.spec.side**2
     cache = KVCache(gpt.trunk.spec, rows, PROMPT + count, torch.float32, torch.device("cpu"))
     generator = torch.Generator().manual_seed(seed)
     token_BN = torch.empty(len(texts), 0, dtype=torch.long)
+    probs_BNV = torch.empty(len(texts), count, gpt.spec.codes)
 
     # 1. All rows start with their prompts, the texts and as many null prompts.
     text_words = [grammar.encode(text) for text in texts]
@@ -246,6 +254,7 @@ def draw_tokens(
         hidden_RD = gpt.trunk(x_RWD, gpt.rotary[pos_RW], cache.attend_all(pos_RW))[:, -1]
         text_BV, null_BV = gpt.head(hidden_RD).float().chunk(2)
         probs_BV = F.softmax(null_BV + scale * (text_BV - null_BV), -1)
+        probs_BNV[:, n] = probs_BV
         next_B1 = torch.multinomial(probs_BV, 1, generator=generator)
         if prefix_BP is not None and n < given:
             next_B1 = prefix_BP[:, n : n + 1]
@@ -255,4 +264,4 @@ def draw_tokens(
         index_R1 = torch.full((rows, 1), n)
         x_RWD = gpt.embed_tokens(next_B1.repeat(2, 1), index_R1)
         pos_RW = index_R1 + PROMPT
-    return token_BN
+    return token_BN, probs_BNV
