@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from harness.records import SampleRecord, UserError
+from harness.records import SampleRecord
 from harness.results import stats
-from harness.results.columns import COSTS, LEADERBOARD, STAGE_SECONDS, TASKS
+from harness.results.columns import COSTS, STAGE_SECONDS
 from harness.results.ranking import RankedGroup, Saving
 from harness.results.stats import Difference
 from harness.runs.read import Run
@@ -41,6 +41,11 @@ def leaderboard_rows(group: RankedGroup) -> list[Row]:
     return rows
 
 
+def unscored_row(run: Run) -> Row:
+    """Return the row of a run that no judge has valued: no score, no interval and no rank."""
+    return _describe_run(run)
+
+
 def number(value: Cell) -> float:
     """Return a cell as a number; nan for text and for a cell that is empty."""
     return float(value) if isinstance(value, int | float) else math.nan
@@ -58,18 +63,24 @@ def wall_seconds(run: Run) -> list[float]:
 
 def _describe(group: RankedGroup, run: Run) -> Row:
     """Return the columns that follow from a run alone."""
-    quality = group.category_means(run) | group.aggregates(run)
-    _expect_free_names(run, quality)
-    done = [record for _, record in sorted(run.done.items())]
     low, high = group.aggregate_interval(run, "score")
+    return {
+        **_describe_run(run),
+        **group.category_means(run),
+        **group.aggregates(run),
+        "ci_low": low,
+        "ci_high": high,
+    }
+
+
+def _describe_run(run: Run) -> Row:
+    """Return what a run is, what it delivered, and what that cost."""
+    done = [record for _, record in sorted(run.done.items())]
     row: Row = {
         "method": str(run.about["method"] or ""),
         "params": str(run.about["params"] or ""),
         "fingerprint": str(run.about["fingerprint"] or ""),
         **run.protocol._asdict(),
-        **quality,
-        "ci_low": low,
-        "ci_high": high,
         "protocol": run.protocol.id,
         "seed": run.about["seed"],
         "prompts": len(run.prompts),
@@ -89,17 +100,6 @@ def _describe(group: RankedGroup, run: Run) -> Row:
     if any(record.usage.decode_s for record in done):  # older journals have no stages
         row |= _mean_usage(done, STAGE_SECONDS)
     return row | _latencies(run) | _throughput(run)
-
-
-def _expect_free_names(run: Run, quality: Iterable[str]) -> None:
-    """Raise UserError if a category or aggregate has the name of a column of another meaning."""
-    taken = set(LEADERBOARD.names) - {"score", *TASKS}
-    for name in quality:
-        if name in taken:
-            raise UserError(
-                f"{run.path}: category {name!r} has the name of a leaderboard column; "
-                "rename the category"
-            )
 
 
 def _mean_usage(done: Sequence[SampleRecord], names: Sequence[str]) -> Row:
