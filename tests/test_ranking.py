@@ -430,8 +430,8 @@ def test_a_comparison_in_words(results: Path, capsys: pytest.CaptureFixture[str]
     assert "p < 0.001 (sign-flip)" in text
     assert all(line.endswith("q < 0.001") for line in text.splitlines() if line.startswith("  "))
     code, text = run_command(capsys, compare, "00000001", "00000006", "--results", str(results))
-    assert "A - B = +0.0 points" in text
-    assert "Not resolved. A is at most 0.0 points worse than B, with 95 % confidence." in text
+    assert "A - B = +0.000, 95 % interval" in text
+    assert "Not resolved. A is at most 0.000 worse than B, with 95 % confidence." in text
     folders = [str(results / "made/toy" / name) for name in ("lossy-00000007", "plain-00000001")]
     assert "Resolved: A is worse than B." in run_command(capsys, compare, *folders)[1]
 

@@ -21,7 +21,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from harness.results import stats
 from harness.results.columns import CURVES, LEADERBOARD, METRICS, benchmark_column
 from harness.results.metrics import (
     Metric,
@@ -31,7 +30,7 @@ from harness.results.metrics import (
     unscored_metrics,
 )
 from harness.results.ranking import PLAIN, RankedGroup, find_misfits
-from harness.results.rows import Row, leaderboard_rows, unscored_row
+from harness.results.rows import RESOLVED, Row, leaderboard_rows, unscored_row
 from harness.runs.journal import write_atomic
 from harness.runs.read import RankingProtocol, Run, read_runs
 
@@ -221,5 +220,4 @@ def signed(row: pd.Series, name: str) -> str:
 
 def resolved(row: pd.Series, name: str) -> bool:
     """Tell whether a row's difference is of detectable size and its adjusted p below 5 %."""
-    large_enough = abs(row[name]) >= row[f"{name}_detectable"]
-    return bool(large_enough and row[f"{name}_p_holm"] < stats.ALPHA)
+    return bool(row[f"{name}_verdict"] == RESOLVED)

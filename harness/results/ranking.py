@@ -220,17 +220,9 @@ class RankedGroup:
 
     # --- against plain sampling -------------------------------------------------------------------
 
-    @cached_property
-    def _plain_runs(self) -> list[Run]:
-        """Complete runs of plain sampling with its default options: what others are measured by."""
-        return [run for run in self.runs if _is_plain(run)]
-
     def plain_of(self, run: Run) -> Run | None:
-        """Return the plain run to compare with; None without one.
-
-        Of several, the one that agrees in seed, else in concurrency, else in device.
-        """
-        return min(self._plain_runs, key=lambda plain: _mismatch(plain, run), default=None)
+        """Return the plain run to compare with; None without one (see `find_plain`)."""
+        return find_plain(run, self.runs)
 
     def difference(self, a: Run, b: Run) -> Difference:
         """Return the score of `a` minus that of `b`, paired by prompt."""
@@ -381,7 +373,7 @@ class RankedGroup:
     def _largest_pool(self, run: Run, n: int) -> Run | None:
         """Return the plain run of the same seed with the most images per prompt, n at least."""
         pools = []
-        for plain in (*self._pool, *self._plain_runs):
+        for plain in (*self._pool, *filter(_is_plain, self.runs)):
             same_seed = plain.about["seed"] == run.about["seed"]
             if same_seed and plain.protocol.images_per_prompt >= n:
                 pools.append(plain)
@@ -389,13 +381,24 @@ class RankedGroup:
 
     # --- all runs ---------------------------------------------------------------------------------
 
+    @cached_property
+    def _better_RR(self) -> np.ndarray:
+        """Whether the first run of each pair is resolved to be better than the second."""
+        return stats.resolve_pairs(
+            self.design,
+            self._value_RP,
+            self._score_weight_C,
+            self._score_DR,
+            binary=self._binary,
+        )
+
     def tie_groups(self) -> list[int]:
         """Number each run's tie group, in the order of `runs` (see `stats.tie_groups`)."""
-        return stats.tie_groups(self.design, self._value_RP, self._score_weight_C, self._score_DR)
+        return stats.tie_groups(self._better_RR)
 
-    def rank_intervals(self) -> list[tuple[int, int]]:
-        """Return the 95 % interval of each run's rank, in the order of `runs`."""
-        return stats.rank_intervals(self._score_DR)
+    def rank_ranges(self) -> list[tuple[int, int]]:
+        """Return the ranks that each run may have, in the order of `runs`."""
+        return stats.rank_ranges(self._better_RR)
 
     def curves(self, currency: Currency) -> list[Curve]:
         """Return a curve over n for every method that spends more than plain sampling.
@@ -457,6 +460,16 @@ class RankedGroup:
             if is_best_of_this_n and not any(_mismatch(run, plain)):
                 return self.score(run)
         return math.nan
+
+
+def find_plain(run: Run, among: Iterable[Run]) -> Run | None:
+    """Return the run of plain sampling by which another one is measured; None without one.
+
+    It has the default options, is complete and scored. Of several, it is the one that agrees in
+    seed, else in concurrency, else in device.
+    """
+    plain_runs = [other for other in among if _is_plain(other) and other.is_scored]
+    return min(plain_runs, key=lambda plain: _mismatch(plain, run), default=None)
 
 
 def find_misfits(runs: Sequence[Run]) -> dict[Path, str]:

@@ -22,6 +22,8 @@ Cell = str | int | float | None
 Row = dict[str, Cell]
 """Column -> value; columns that are not there are empty."""
 
+RESOLVED = "resolved"
+"""The verdict on a difference of detectable size whose adjusted p is below 5 %."""
 PERCENTILES = (0.5, 0.9, 0.95, 0.99)
 
 
@@ -30,12 +32,13 @@ def leaderboard_rows(group: RankedGroup) -> list[Row]:
     rows = []
     for run in group.runs:
         rows.append(_describe(group, run) | _compare(group, run))
-    _adjust_p_values(rows, "vs_plain")
-    _adjust_p_values(rows, "vs_bon")
+    for family in ("vs_plain", "vs_bon"):
+        _adjust_p_values(rows, family)
+        _add_verdicts(rows, family)
     _mark_pareto_front(rows, "front_tokens", cost="visual_tokens")
     _mark_pareto_front(rows, "front_seconds", cost="budget_s")
     if len(rows) > 1 and group.error_is_known:
-        ranks = zip(rows, group.tie_groups(), group.rank_intervals(), strict=True)
+        ranks = zip(rows, group.tie_groups(), group.rank_ranges(), strict=True)
         for row, tie_group, (low, high) in ranks:
             row |= {"tie_group": tie_group, "rank_low": low, "rank_high": high}
     return rows
@@ -160,8 +163,11 @@ def _mean_accepted(done: Sequence[SampleRecord]) -> float:
 def _reward_judge_overlap(run: Run) -> str:
     """Tell whether the method asked the judge itself ("same") or one of its family ("family").
 
-    Such a reward shares the judge's blind spots, so its gains are partly the judge's errors.
+    Such a reward shares the judge's blind spots, so its gains are partly the judge's errors. A
+    method that asked nobody (Best-of-1) gained nothing from it.
     """
+    if not any(record.usage.judge_calls for record in run.done.values()):
+        return ""
     asked = run.about.get("asked") or {}
     models = [str(model) for role, model in asked.items() if role != "drafter"]
     if run.judge in models:
@@ -229,6 +235,28 @@ def _adjust_p_values(rows: Sequence[Row], family: str) -> None:
     p = [number(row.get(f"{family}_p")) for row in rows]
     for row, adjusted in zip(rows, stats.holm(p), strict=True):
         row[f"{family}_p_holm"] = adjusted
+
+
+def _add_verdicts(rows: Sequence[Row], family: str) -> None:
+    """Add to each row whether its difference is resolved, and if not, why."""
+    tested = [row for row in rows if not math.isnan(number(row.get(f"{family}_p")))]
+    for row in tested:
+        row[f"{family}_verdict"] = _verdict(row, family, comparisons=len(tested))
+
+
+def _verdict(row: Row, family: str, comparisons: int) -> str:
+    p = number(row[f"{family}_p"])
+    difference = abs(number(row[family]))
+    detectable = number(row[f"{family}_detectable"])
+    if math.isnan(detectable):
+        return "not resolved: the error is not known, as a category has a single prompt"
+    if p >= stats.ALPHA:
+        return f"not resolved: p {p:.2g}"
+    if number(row[f"{family}_p_holm"]) >= stats.ALPHA:
+        return f"not resolved: not significant after correction for {comparisons} comparisons"
+    if difference < detectable:
+        return f"not resolved: found in less than 80 % of repeats, which takes {detectable:.3f}"
+    return RESOLVED
 
 
 def _mark_pareto_front(rows: Sequence[Row], column: str, *, cost: str) -> None:
