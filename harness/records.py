@@ -10,9 +10,12 @@ import dataclasses
 import hashlib
 import json
 import math
+import sysconfig
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
 if TYPE_CHECKING:
@@ -22,6 +25,9 @@ JSON = None | bool | int | float | str | Sequence["JSON"] | Mapping[str, "JSON"]
 
 
 _Row = TypeVar("_Row")
+
+PACKAGE = Path(__file__).resolve().parent
+"""The folder of the harness's own code."""
 
 STRICT: Mapping[str, Any] = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
 """How lines of journals are read: no unknown field, no conversion, finite numbers only."""
@@ -312,6 +318,46 @@ def dump(value: Any) -> str:
 def digest(data: bytes, length: int = 64) -> str:
     """Return the first `length` hexadecimal digits of the sha256 of `data`."""
     return hashlib.sha256(data).hexdigest()[:length]
+
+
+def explain_error(error: BaseException) -> str:
+    """Say in a line what an unexpected error is, and where its author finds it.
+
+    That is the innermost line of a plug-in, if there is one, else the innermost of the harness; and
+    the cause, if the error has one.
+    """
+    text = f"{type(error).__name__}: {one_line(error)}"
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not _is_library(frame.filename)
+    ]
+    plug_ins = [frame for frame in frames if not Path(frame.filename).is_relative_to(PACKAGE)]
+    if frames:
+        frame = (plug_ins or frames)[-1]
+        text += f" ({_near(frame.filename)}, line {frame.lineno}, in {frame.name}"
+        text += f": {frame.line})" if frame.line else ")"
+    if error.__cause__ is not None:
+        text += f"; caused by {type(error.__cause__).__name__}: {one_line(error.__cause__)}"
+    return text
+
+
+def _is_library(file: str) -> bool:
+    """True for files of Python and of installed packages, and for what is no file."""
+    is_package = "site-packages" in Path(file).parts and not Path(file).is_relative_to(PACKAGE)
+    return is_package or file.startswith(("<", _standard_library()))
+
+
+@lru_cache
+def _standard_library() -> str:
+    """Return the folder of Python's own library."""
+    return sysconfig.get_paths()["stdlib"]
+
+
+def _near(file: str) -> str:
+    """Return a file's path from the current folder, if it lies below it."""
+    path = Path(file)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file
 
 
 def one_line(error: BaseException | str) -> str:

@@ -228,7 +228,7 @@ LEADERBOARD = Table(
         Column(
             "commit",
             TEXT,
-            "Commit of the code that drew them; several joined by `+`.",
+            "Commit of the code that drew them, `-dirty` if it differed; several joined by `+`.",
             "provenance",
         ),
         Column(
@@ -361,8 +361,8 @@ LEADERBOARD = Table(
         Column(
             "tie_group",
             "number",
-            "1 for the runs of the protocol than which no other is resolved to be better (each pair "
-            "by itself, p < 0.05 and of detectable size); 2 for those of the others, and so on. "
+            "1 for the runs of the protocol that no other is resolved to be better than (each "
+            "pair by itself, p < 0.05 and of detectable size); 2 for those of the others, etc. "
             "No two runs of a group are resolved from each other.",
             "comparison",
             digits=0,

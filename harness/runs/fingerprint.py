@@ -16,6 +16,13 @@ from harness.records import Prompt, digest, dump
 SCHEMA = 1
 """Format of run folders, part of every fingerprint. Folders of a newer format are refused."""
 
+CODE = 1
+"""Version of the project's own code as results see it: raised whenever golden tokens change.
+
+A change of the code that changes no token leaves it as it is, so that runs stay what they are. The
+first version is left out of fingerprints.
+"""
+
 RECORDED_AS = {
     "benchmarks.tiif.vqa_model.VQAJudge": "benchmarks.tiif.interview.Interview",
     "benchmarks.tiif_pictogram.detector_vqa.DetectorVQA": "benchmarks.tiif_pictogram.looking.Eyes",
@@ -52,7 +59,8 @@ They name no result: the content is named by the benchmark's version, prompts an
 
 def fingerprint(identity: Mapping[str, Any]) -> str:
     """Return eight hexadecimal digits that name `identity`, everything a result depends on."""
-    named = dump({"schema": SCHEMA, **_restore_class_names(identity)})
+    code = {} if CODE == 1 else {"code": CODE}
+    named = dump({"schema": SCHEMA, **code, **_restore_class_names(identity)})
     return hashlib.blake2b(named.encode(), digest_size=4).hexdigest()
 
 

@@ -31,6 +31,7 @@ from harness.records import (
 )
 from harness.runs.fingerprint import SCHEMA
 from harness.runs.journal import find_journals, read_journals, read_lines
+from harness.runs.plugins import list_targets
 
 Key = tuple[str, int]
 """Prompt id and number of an image."""
@@ -53,10 +54,13 @@ OPTIONAL: Mapping[str, type] = {
     "excluded": str,
     "aggregates": dict,
     "asked": dict,
+    "plugins": dict,
     "memory_gb": float,
     "schema": int,
 }
 """What it may say besides."""
+OWN_NAMES = ("harness.", "methods.", "benchmarks.")
+"""What the names of the project's own classes begin with."""
 TABLE_COLUMNS = ("prompt_id", "image", "category", "weight", "cluster", "value")
 """Columns of `Run.table`."""
 
@@ -149,6 +153,27 @@ class Run:
         """Return the "device" or "commit" in the images' stamps, joined where they differ."""
         found = {record.stamp.get(name) or "" for record in self.done.values()}
         return "+".join(sorted(found - {""}))
+
+    @cached_property
+    def marks(self) -> list[str]:
+        """What a reader must know of how the run was made, a clause each."""
+        marks = []
+        commits = {record.stamp.get("commit") or "unknown" for record in self.done.values()}
+        if len(commits) > 1:
+            marks.append(f"drawn by several versions of the code: {', '.join(sorted(commits))}")
+        elif any(commit.endswith("-dirty") for commit in commits):
+            marks.append("drawn by code that differs from its commit")
+        if self.has_unnamed_source:
+            marks.append("drawn by a plug-in whose source was not recorded")
+        return marks
+
+    @property
+    def has_unnamed_source(self) -> bool:
+        """Tell whether a class is a plug-in's, in a run that is too old to name its source."""
+        if "plugins" in self.about:
+            return False
+        parts = [self.config.get(name) for name in ("model", "method", "benchmark")]
+        return not all(target.startswith(OWN_NAMES) for target in list_targets(parts))
 
     @cached_property
     def protocol(self) -> RankingProtocol:

@@ -13,7 +13,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf
 
@@ -25,15 +24,15 @@ from harness.models import ImageModel
 from harness.models.checkpoint import device_named
 from harness.records import UserError, dump
 from harness.runs.fingerprint import fingerprint, restore_size_names
-from harness.runs.instantiate import COMMAND_OPTIONS, build_object, resolve_config
+from harness.runs.instantiate import (
+    COMMAND_OPTIONS,
+    build_object,
+    compose_config,
+    resolve_config,
+)
+from harness.runs.options import type_config
 from harness.runs.plan import Plan
-
-NUMERICS = ("constant", "fast")
-"""Values of `numerics`: what an image may depend on.
-
-`constant`: on the job alone (batch invariance). `fast`: through the shapes of forwards also on what
-else is in the batch.
-"""
+from harness.runs.plugins import hash_plugins
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,7 @@ class RunSpec:
     plan: Plan
     sampler_sizes: Mapping[str, Any]  # arguments of `Sampler`, and `concurrency`
     warm_up: int  # images that are drawn at most before seconds count
+    plugins: Mapping[str, str]  # modules of a user's own -> hash of their source
     fingerprint: str
 
     @property
@@ -81,6 +81,7 @@ class RunSpec:
             "numerics": self.numerics,
             "asked": self.method_spec.part_ids,
             "memory_gb": self._memory_gb(),
+            "plugins": dict(self.plugins),
         }
         described = self.plan.describe(
             made, benchmark=self.choices["benchmark"], fingerprint=self.fingerprint
@@ -104,6 +105,8 @@ def build_run_spec(config: DictConfig, choices: Mapping[str, str]) -> RunSpec:
     `choices` are the options chosen in each group (of "method" and "benchmark" the names are
     recorded). Raises UserError for parts that cannot be had, or that do not fit each other.
     """
+    config = type_config(config, choices)
+
     # 1. The model, and how its tokens are drawn.
     model_config = resolve_config(config.model)
     sampling = Sampling(**model_config.pop("sampling"))
@@ -136,6 +139,9 @@ def build_run_spec(config: DictConfig, choices: Mapping[str, str]) -> RunSpec:
         "numerics": config.numerics,
         "seed": config.seed,
     }
+    plugins = hash_plugins([model_config, method_config, resolve_config(config.benchmark)])
+    if plugins:
+        identity["plugins"] = plugins
     return RunSpec(
         config=config,
         choices=choices,
@@ -146,6 +152,7 @@ def build_run_spec(config: DictConfig, choices: Mapping[str, str]) -> RunSpec:
         plan=plan,
         sampler_sizes=sampler_sizes,
         warm_up=warm_up,
+        plugins=plugins,
         fingerprint=fingerprint(identity),
     )
 
@@ -201,8 +208,6 @@ def _choose_warm_up(most: int | None, device: torch.device) -> int:
     """
     if most is None:
         return int(device.type == "cuda")
-    if not isinstance(most, int) or most < 0:
-        raise UserError(f"sampler.warm_up={most}: give a number of images, 0 for none, or null")
     return most
 
 
@@ -253,8 +258,6 @@ def _is_compact(wanted: bool, numerics: str, concurrency: int | None) -> bool:
     Numerics `constant` promise results that no other job can change. They allow it for one job at
     a time, whose shapes depend on that job alone.
     """
-    if numerics not in NUMERICS:
-        raise UserError(f"numerics={numerics}: choose from {', '.join(NUMERICS)}")
     if numerics == "constant" and wanted and concurrency != 1:
         raise UserError(
             f"sampler.compact=true with sampler.concurrency={concurrency}: results would depend on "
@@ -269,7 +272,7 @@ def _is_compact(wanted: bool, numerics: str, concurrency: int | None) -> bool:
 
 def _changed_options(method: DictConfig, name: str) -> str:
     """List a method's options that differ from its configuration file, "n=8, reward=other"."""
-    default = hydra.compose("config", overrides=[f"method={name}"]).method
+    default = compose_config([f"method={name}"]).method
     mine = _flatten(resolve_config(method))
     theirs = _flatten(resolve_config(default))
     changed = [

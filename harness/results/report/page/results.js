@@ -45,6 +45,7 @@ function remarksOf(one) {
   for (const run of one.runs)
     for (const name of ["failed", "missing", "unjudged"])
       if (run[name]) remarks.push(`${run.label}: ${run[name]} images ${name}, counted as wrong.`);
+  for (const run of one.runs) for (const mark of run.marks) remarks.push(`${run.label}: ${mark}.`);
   for (const [overlap, words] of [["same", "the judge itself"], ["family", "a relative of the judge, which may share its blind spots"]]) {
     const some = one.runs.filter((run) => run.reward_is_judge === overlap);
     if (some.length) remarks.push(`Chosen by ${words}: ${some.map((run) => run.label).join("; ")}.`);
