@@ -75,12 +75,12 @@ def check_parity(folder: Path, device: str) -> int:
     """
     import torch
 
+    from harness.models.devices import choose_device
     from harness.parity.fixture import Fixture
 
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
-    if device != "cpu" and not torch.cuda.is_available():
-        raise UserError(f"--device {device} is not usable here: leave it out for the CPU")
+    target = choose_device(device)
     fixture = Fixture(folder)
     if fixture.family not in PARITY:
         raise UserError(f"{folder} is of family {fixture.family!r}: known are {', '.join(PARITY)}")
@@ -89,7 +89,7 @@ def check_parity(folder: Path, device: str) -> int:
     passed = 0
     failed = 0
     try:
-        for quantity in compare(fixture, torch.device(device)):
+        for quantity in compare(fixture, target):
             print(quantity, flush=True)
             passed += quantity.passed
             failed += not quantity.passed

@@ -29,7 +29,7 @@ from harness.bench.roof import (
 )
 from harness.bench.timing import Times, interleave
 from harness.engine.memory import cap_memory
-from harness.models.checkpoint import device_named
+from harness.models.devices import device_named
 from harness.models.janus import JanusNet
 from harness.models.janus_checkpoint import SIZES as JANUS
 from harness.models.llamagen import GPT, SIZES, GPTSpec

@@ -14,11 +14,13 @@ from torch import Tensor
 from toy import TEXTS, PixelSum, ToyModel, draw, jobs
 
 from harness.engine import bursts, cuda_graphs
-from harness.engine.guidance import Sampling
+from harness.engine.acceptance import exact
+from harness.engine.guidance import Sampling, unguided
 from harness.engine.sampler import Sampler
 from harness.engine.scheduler import Delivery, Scheduler
 from harness.engine.session import Method
 from harness.models.trunk import Attend
+from harness.records import Usage
 from methods.best_of_n import BestOfN
 from methods.plain import Plain
 from methods.scalingar import ScalingAR
@@ -161,6 +163,22 @@ def test_an_interrupted_burst_leaves_nothing_behind(stop: int) -> None:
     assert [replace(costs(d.usage)) for d in done.values()] == [
         costs(whole[key].usage) for key in done
     ]
+
+
+def test_an_order_of_guides_is_captured_once(captured: list[int]) -> None:
+    """Rows with guidance and without it draw together, whichever comes first."""
+    sampler = Sampler(ToyModel(), Sampling(scale=2.0), slots=6, prefill=(3, 4))
+    contexts, guide = sampler.contexts(TEXTS[0])
+    guided = sampler.open(contexts, guide, key=1, usage=Usage())
+    plain = sampler.open(contexts[1:], unguided, key=2, usage=Usage())
+    rows = [guided, plain]
+    sampler.forward(rows, [None, None])
+    sampler.draw(rows, [None, None], exact)
+    captured.clear()  # of the forward
+
+    assert sampler.burst(rows, 2) == 2
+    assert sampler.burst(rows[::-1], 2) == 2
+    assert len(captured) == 1
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="graphs are captured on CUDA only")

@@ -15,6 +15,7 @@ from test_batch_invariance import costs
 from test_exactness import joint_probs, p_value
 from test_lantern import own_cache as own_cache
 from test_llamagen import tiny
+from test_speculative import Alternating
 from test_trees import BUSHY, GROWING, Seen
 from toy import TEXTS, ToyModel, draw, jobs
 
@@ -176,8 +177,7 @@ class DraftedByHand:
 def test_features_and_pairs_equal_recomputed_ones(skip: bool) -> None:
     """Pairs of all committed positions but the last; those of skipped tokens borrow features."""
     run = DraftedByHand(BUSHY, coupled, skip)
-    engine = run.drafter.engine
-    assert engine is not None
+    (engine,) = run.drafter.engines.values()
     assert run.rows[0].length >= 6
     for k, (slot, _, cached) in enumerate(run.sampler.branch_spans(run.rows[0])):
         x, feature, start = run.teach(k)
@@ -199,6 +199,23 @@ def test_features_and_pairs_equal_recomputed_ones(skip: bool) -> None:
         torch.testing.assert_close(engine.cache.values[0, slot, :, :cached], values)
         torch.testing.assert_close(engine.guess_SPD[slot, 0], guess[-1])
     assert bool(run.borrowed) == skip
+
+
+class ShapeByPrompt(Alternating):
+    """Drafts chains for one prompt, and trees for another."""
+
+    def shape_of(self, prompt: str, step: int) -> int | Tree:
+        return super().shape_of(prompt, 0)
+
+
+def test_costs_do_not_depend_on_the_shapes_that_others_draft() -> None:
+    some = jobs(["a cat", "a bird"])
+    plain = draw(Plain(), some)
+    together = draw(ShapeByPrompt(eagle(), BUSHY), some)
+    for job in some:
+        (alone,) = draw(ShapeByPrompt(eagle(), BUSHY), [job]).values()
+        assert alone.tokens == together[job.key].tokens == plain[job.key].tokens
+        assert costs(alone.usage) == costs(together[job.key].usage)
 
 
 def test_drafted_positions_are_counted() -> None:

@@ -14,7 +14,14 @@ from test_batch_invariance import costs
 from test_speculative import drafter
 from toy import TEXTS, ToyModel, draw, jobs
 
-from harness.engine.acceptance import Drafts, MeasuredRule, exact
+from harness.engine.acceptance import (
+    Draft,
+    Drafts,
+    MeasuredRule,
+    exact,
+    residual_probs,
+    tested_against,
+)
 from harness.engine.guidance import Sampling
 from harness.engine.scheduler import Delivery
 from harness.kernels.noise import ACCEPT, Noise
@@ -239,6 +246,20 @@ def test_signals_measure_what_was_borrowed() -> None:
     signals = rule.signals(probs, drafts, noise, path_RG)
     measured = {name: value_R.item() for name, value_R in signals.items()}
     assert measured == pytest.approx({"lent": 1 + 1, "lent_mass": 0.2 + 0.1, "rescued": rescued})
+
+
+def test_trees_without_a_node_were_tested_against_nothing() -> None:
+    probs_RTV = torch.full((2, 1, 4), 0.25).double()
+    empty = Draft(torch.zeros(0, dtype=torch.int64), None, ())
+    drafts = Drafts.stack([empty, None], probs_RTV)
+    noise = Noise(torch.tensor([[3, 4], [5, 6]]), torch.zeros((2, 1), dtype=torch.int64))
+    assert drafts.forest is not None
+    path_RG, _ = exact(probs_RTV, drafts, noise)
+    tested_RDV, token_RD, threshold_RD = tested_against(
+        probs_RTV, drafts, noise, path_RG, residual_probs
+    )
+    assert tested_RDV.shape == (2, 0, 4)
+    assert token_RD.shape == threshold_RD.shape == (2, 0)
 
 
 def test_only_rules_with_signals_are_measured() -> None:

@@ -69,6 +69,28 @@ def test_more_gpus_than_there_are_cannot_be_given(monkeypatch: pytest.MonkeyPatc
         load_launchers().assign_gpus(3, None)
 
 
+@pytest.mark.parametrize(
+    ("device", "gpus", "seen"),
+    [
+        ("auto", None, True),
+        ("cpu", 0, True),
+        ("cuda", None, True),
+        ("cuda:0", None, True),
+        ("cuda:1", 2, True),
+        ("cuda:1", None, False),
+        ("cuda:0", 0, False),
+    ],
+)
+def test_a_device_that_no_worker_sees_is_refused(device: str, gpus: int | None, seen: bool) -> None:
+    """Before anything is launched: each worker would fail at it."""
+    expect = load_launchers().expect_device_of_worker
+    if seen:
+        expect(device, gpus)
+        return
+    with pytest.raises(UserError, match=rf"device={device} is none of a worker's GPUs"):
+        expect(device, gpus)
+
+
 # ------------------------------------------------------------------ Slurm
 
 

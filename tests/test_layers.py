@@ -135,6 +135,7 @@ def test_benchmarks_know_records_judges_and_the_grammar() -> None:
         "harness.results.stats",
         "harness.judges",
         "harness.models.checkpoint",
+        "harness.models.devices",
         "harness.models.pictogram.grammar",
     )
     for module, path in list_modules("benchmarks"):

@@ -16,27 +16,35 @@ from test_batch_invariance import Wanderer, costs
 from test_eagle import eagle
 from test_speculative import drafter
 from torch import Tensor
-from toy import TEXTS, ToyModel, draw, jobs
+from toy import TEXTS, PixelSum, ToyModel, draw, jobs
 
 from harness.drafters.jacobi import Jacobi
 from harness.engine.acceptance import Draft
 from harness.engine.canvas import Canvas
+from harness.engine.draft_trees import Static
 from harness.engine.guidance import Sampling
 from harness.engine.method_spec import MethodSpec
+from harness.engine.rendering import Image, Picture
 from harness.engine.sampler import Sampler
 from harness.engine.scheduler import Delivery, Scheduler
 from harness.engine.session import Method, Session
 from harness.models.trunk import Attend
 from harness.records import Job, UserError
 from harness.runs.spec import RunSpec, build_run_spec
+from methods.best_of_n import BestOfN
 from methods.plain import Plain
 from methods.scalingar import ScalingAR
 from methods.sjd import SJD
 from methods.speculative import Speculative
+from methods.vvs import VVS, Uniform
 from methods.zipar import ZipAR
 
 Drawn = dict[tuple[str, int], Delivery]
 """The delivery of each job, by prompt id and number."""
+
+
+NARROW = Static({"": 2, "1": 1, "10": 1})
+"""A tree that feeds its drafter one node a depth."""
 
 
 class Watched(ToyModel):
@@ -88,13 +96,37 @@ class Pruned:
         return rows[0]
 
 
+def first_logit(logits_RKTV: Tensor, make_probs: object) -> dict[str, Tensor]:
+    """Read one number of the next token's distribution: a probe."""
+    return {"logit": logits_RKTV[:, 0, 0, 0]}
+
+
+class Looking:
+    """Looks before each step, so that the step's forward is fed the draft alone."""
+
+    rows = 1
+    branches = 2
+    tokens_per_step = 5
+
+    async def generate(self, prompt: str, s: Session) -> Canvas:
+        (canvas,) = s.open()
+        while not canvas.done:
+            await s.look([canvas], first_logit)
+            length = min(1, s.num_tokens - canvas.length - 1)
+            await s.step([canvas], [Draft(torch.zeros(length, dtype=torch.int64))])
+        return canvas
+
+
 METHODS: dict[str, Callable[[ToyModel], Method]] = {
     "plain": lambda _: Plain(),
     "scalingar": lambda _: ScalingAR(4),
     "pruned": lambda _: Pruned(),
     "wanderer": lambda _: Wanderer(),
     "speculative": lambda target: Speculative(drafter(like=target), 3),
+    "tree": lambda target: Speculative(drafter(like=target), NARROW),
     "eagle": lambda _: Speculative(eagle(), 2),
+    "vvs": lambda target: VVS(drafter(like=target), Uniform(2), NARROW),
+    "looking": lambda _: Looking(),
     "sjd": lambda _: SJD(Jacobi("random", "maximal"), 4),
     "zipar": lambda _: ZipAR(2),
 }
@@ -151,6 +183,36 @@ def test_columns_that_nobody_needs_are_not_fed() -> None:
     decoded = [shape for shape in model.shapes if shape[0] == 2]
     assert decoded[0] == (2, 4)
     assert set(decoded[1:]) == {(2, 1)}
+
+
+@pytest.mark.parametrize("concurrency", [None, 3, 1])
+def test_shapes_do_not_follow_how_long_images_take(
+    concurrency: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run drawn again has the shapes of the first, whenever its pictures are finished."""
+    some = jobs(TEXTS, images=2)
+    runs = []
+    for patience in (1, 2, 7, 1000):
+        asked: dict[int, int] = {}
+
+        def is_ready(
+            picture: Picture, asked: dict[int, int] = asked, after: int = patience
+        ) -> bool:
+            """Say that a picture is finished when it has been asked so many times."""
+            asked[id(picture)] = asked.get(id(picture), 0) + 1
+            return asked[id(picture)] >= after
+
+        def wait(picture: Picture, asked: dict[int, int] = asked) -> Image:
+            asked[id(picture)] = 1000
+            return picture.pixels_HW3.numpy()
+
+        monkeypatch.setattr(Picture, "ready", property(is_ready))
+        monkeypatch.setattr(Picture, "image", wait)
+        model = Watched()
+        drawn = draw_compactly(BestOfN(2, PixelSum()), some, model, 8, concurrency)
+        runs.append((model.shapes, {key: drawn[key].tokens for key in sorted(drawn)}))
+    for again in runs[1:]:
+        assert again == runs[0]
 
 
 def test_a_bucket_holds_what_is_alive() -> None:

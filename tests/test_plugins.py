@@ -20,7 +20,9 @@ from methods.plain import Plain
 class Mine(Plain):
     keep = KEEP
 """
-GOLDEN_OF_CODE = {1: {"torch 2.15.0 AVX512": "c1113b51f6352c4f"}}
+GOLDEN_OF_CODE = {
+    1: {"torch 2.15.0 AVX512": "c1113b51f6352c4f"},
+}
 """Version of the project's own code (`fingerprint.CODE`) -> machine -> hash of its golden tokens."""
 
 

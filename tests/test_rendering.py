@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -163,10 +163,13 @@ def test_decoding_happens_on_a_stream_of_its_own() -> None:
 class TimedEvent:
     """A CUDA event; any two of them are two seconds apart."""
 
+    recorded: ClassVar[list[str]] = []  # on which streams
+
     def __init__(self, enable_timing: bool) -> None:
         assert enable_timing
 
-    def record(self) -> None: ...
+    def record(self, stream: str) -> None:
+        self.recorded.append(stream)
 
     def synchronize(self) -> None: ...
 
@@ -176,7 +179,8 @@ class TimedEvent:
 
 def test_device_seconds_of_one_job_are_settled_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "Event", TimedEvent)
-    clock = Clock(torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"a stream of {device}")
+    clock = Clock(torch.device("cuda:1"))
     mine = Usage()
     other = Usage()
     with clock.measure([mine, other], "render"):
@@ -184,6 +188,7 @@ def test_device_seconds_of_one_job_are_settled_alone(monkeypatch: pytest.MonkeyP
     with clock.measure([other], "decode"):
         pass
     assert (mine.device_s, other.device_s) == (0.0, 0.0)  # nothing waits for the device
+    assert set(TimedEvent.recorded) == {"a stream of cuda:1"}  # whichever device is current
 
     clock.settle(mine)
     assert (mine.device_s, mine.render_s) == (1.0, 1.0)

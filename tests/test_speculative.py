@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import pytest
@@ -14,6 +15,7 @@ from toy import TEXTS, PixelSum, ToyModel, draw, jobs
 from harness.drafters.model import DraftModel
 from harness.engine.acceptance import Drafts, Rule, coupled, exact
 from harness.engine.canvas import Canvas
+from harness.engine.draft_trees import Static, Tree
 from harness.engine.guidance import Sampling, cfg
 from harness.engine.session import Session
 from harness.kernels.noise import Noise
@@ -21,6 +23,8 @@ from harness.records import UserError
 from methods.best_of_n import BestOfN
 from methods.plain import Plain
 from methods.speculative import Speculative
+
+BUSHY = Static({"": 2, "0": 2, "1": 1, "10": 1})
 
 
 def drafter(seed: int = 9, guided: bool = True, like: ToyModel | None = None) -> DraftModel:
@@ -207,6 +211,56 @@ def test_a_re_prompted_canvas_is_drafted_with_its_new_text() -> None:
 
 
 # --- refusals -------------------------------------------------------------------------------------
+
+
+class Alternating(Speculative):
+    """Drafts a chain and a tree in turn, by one drafter."""
+
+    rows = 1
+    branches = 2
+
+    async def generate(self, prompt: str, s: Session) -> Canvas:
+        (canvas,) = s.open()
+        step = 0
+        while not canvas.done:
+            drafts = await s.draft(self.drafter, [canvas], self.shape_of(prompt, step))
+            await s.step([canvas], drafts, coupled)
+            step += 1
+        return canvas
+
+    def shape_of(self, prompt: str, step: int) -> int | Tree:
+        """Choose a shape; jobs that are drawn together do not draft in the same one."""
+        return (2, BUSHY)[(len(prompt) + step) % 2]
+
+
+def test_one_drafter_drafts_chains_and_trees() -> None:
+    plain = draw(Plain(), jobs(TEXTS))
+    together = draw(Alternating(drafter(), BUSHY), jobs(TEXTS))
+    for key, delivery in together.items():
+        assert not delivery.error
+        assert delivery.tokens == plain[key].tokens
+    for job in jobs(TEXTS)[:2]:
+        (alone,) = draw(Alternating(drafter(), BUSHY), [job]).values()
+        assert costs(alone.usage) == costs(together[job.key].usage)
+
+
+class SlowText(ToyModel):
+    """A model whose text encoder takes its time."""
+
+    pause_s = 0.05
+
+    def context(self, text: str | None, like: str) -> Tensor:
+        time.sleep(self.pause_s)
+        return super().context(text, like)
+
+
+def test_the_draft_models_text_encoder_is_charged() -> None:
+    draft_model = SlowText(seed=9)
+    draft_model.codebook = ToyModel().codebook
+    method = Speculative(DraftModel(lambda device="cpu": draft_model), 3)
+    (delivery,) = draw(method, jobs(TEXTS[:1])).values()
+    contexts = 2  # the null prompt's and the text's
+    assert delivery.usage.draft_s > contexts * SlowText.pause_s
 
 
 def test_a_decodings_parts_are_checked_too() -> None:

@@ -63,6 +63,9 @@ class ToyModel:
                 parameter.data = values.to(dtype) * 0.3
             module.to(self.device)
         self.codebook = self.tokens.weight.detach()
+        place_L = torch.arange(-self.max_context, self.num_tokens)
+        coords_L2 = place_L.unsqueeze(-1).expand(-1, 2)
+        self._rotary = axial_rotary(coords_L2, 16).to(self.device)
         self.forwards = 0
 
     @property
@@ -87,8 +90,7 @@ class ToyModel:
         return self.trunk(x_BWD, self.rotary(pos_BW, start_B), attend)
 
     def rotary(self, pos_BW: Tensor, start_B: Tensor) -> Tensor:
-        coords = (pos_BW - start_B[:, None]).unsqueeze(-1).expand(-1, -1, 2).cpu()
-        return axial_rotary(coords, 16).to(self.device)
+        return self._rotary[pos_BW - start_B[:, None] + self.max_context]
 
     def head(self, hidden: Tensor) -> Tensor:
         return self.output(hidden)

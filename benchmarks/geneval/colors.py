@@ -115,7 +115,7 @@ class Clip:
         import open_clip
         import torch
 
-        from harness.models.checkpoint import device_named
+        from harness.models.devices import device_named
 
         device = device_named(self._device_name)
         name = self._model

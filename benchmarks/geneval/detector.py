@@ -77,7 +77,7 @@ class Mask2Former:
 
     @property
     def device(self) -> torch.device:
-        from harness.models.checkpoint import device_named
+        from harness.models.devices import device_named
 
         return device_named(self._device_name)
 

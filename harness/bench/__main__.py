@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from harness.cli import enable_plugins, explain_unknown_option, print_error
 from harness.engine.memory import cap_memory, short_of_memory
-from harness.models.checkpoint import device_named
+from harness.models.devices import device_named
 from harness.records import UserError, one_line
 from harness.runs.options import expect_options
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -152,7 +153,8 @@ class Eagle:
     hidden = True  # the sampler must keep hidden states
 
     def __init__(self, trained: Callable[[], LayerWeights]) -> None:
-        self.engine: EagleEngine | None = None  # of the sampler that was last drafted for
+        self.engines: dict[tuple[int, int], EagleEngine] = {}  # by width and nodes that are fed
+        self._sampler: Sampler | None = None  # whose engines they are
         self._read_weights = trained
         self._weights: LayerWeights | None = None
         self._layer: Layer | None = None
@@ -194,8 +196,9 @@ class Eagle:
         A draft ends early enough that one more token fits into the image; None if no draft fits.
         Each `sibling` draws with noise of its own.
         """
-        # 1. Prepare the layer for this sampler and this shape of draft.
-        engine = self._prepare_engine(sampler, n)
+        # 1. Prepare the layer for this shape of draft; a chain is a tree without siblings.
+        shape = _chain_tree(n) if isinstance(n, int) else n
+        engine = self._prepare_engine(sampler, shape)
 
         # 2. Choose the rows that can have a draft.
         drafts: list[Draft | None] = [None] * len(rows)
@@ -204,10 +207,10 @@ class Eagle:
         if not chosen:
             return drafts
 
-        # 3. Grow a tree for each of them; a chain is a tree without siblings.
+        # 3. Grow a tree for each of them.
         growing = [rows[i] for i in chosen]
         with sampler.working(growing, "draft"):
-            grown = engine.grow(growing, [depths[i] for i in chosen], sibling)
+            grown = engine.grow(growing, shape, [depths[i] for i in chosen], sibling)
 
         # 4. Hand the trees over as drafts, in the order of the rows.
         for i, tree in zip(chosen, grown, strict=True):
@@ -220,17 +223,23 @@ class Eagle:
             self._weights = self._read_weights()
         return self._weights
 
-    def _prepare_engine(self, sampler: Sampler, shape: int | Tree) -> EagleEngine:
-        """Return the engine of a sampler and a draft shape; a change of either makes a new one."""
+    def _prepare_engine(self, sampler: Sampler, shape: Tree) -> EagleEngine:
+        """Return the engine of a sampler for a draft shape; another sampler drops the earlier ones.
+
+        Shapes of one size share an engine: costs of a job depend on no other job's drafts.
+        """
         if self._layer is None:
             self.expect_target(sampler.model)
         assert self._layer is not None
 
-        engine = self.engine
-        if engine is None or engine.sampler is not sampler or engine.shape != shape:
-            engine = EagleEngine(sampler, self._layer, shape)
-            self.engine = engine
-        return engine
+        if self._sampler is not sampler:
+            self.engines.clear()
+            self._sampler = sampler
+        # A verification commits depth + 1 tokens at most: a forward takes the pairs they add, too.
+        sizes = (max(shape.widest, shape.depth + 2), shape.fed)
+        if sizes not in self.engines:
+            self.engines[sizes] = EagleEngine(sampler, self._layer, *sizes)
+        return self.engines[sizes]
 
 
 def target_spec(model: ImageModel) -> TrunkSpec:
@@ -324,22 +333,19 @@ class EagleEngine:
 
     Every forward has one of two constant shapes: [S, W], or the sampler's prefill shape for
     branches that miss more than W pairs. `guess_SPD` holds the guesses of the current drafts: place
-    0 is the root's, place 1 + g that of node g. `shape` is the length of a chain, or a tree.
+    0 is the root's, place 1 + g that of node g. `width` is W, and `fed` the most nodes of a tree
+    that the layer is fed with.
     """
 
-    def __init__(self, sampler: Sampler, layer: Layer, shape: int | Tree) -> None:
+    def __init__(self, sampler: Sampler, layer: Layer, width: int, fed: int) -> None:
         model = sampler.model
-        tree = _chain_tree(shape) if isinstance(shape, int) else shape
         self.sampler = sampler
         self.layer = layer
-        self.shape = shape
-        self.tree = tree
-        # A verification commits depth + 1 tokens at most, so W also takes the pairs they add.
-        self.width = max(tree.widest, tree.depth + 2)
+        self.width = width
         self.cache = KVCache(
             replace(layer.spec, layers=1),
             sampler.slots,
-            sampler.positions + tree.fed,
+            sampler.positions + fed,
             model.dtype,
             model.device,
         )
@@ -351,14 +357,14 @@ class EagleEngine:
             self.sampling = replace(self.sampling, temperature=1.0, top_k=0, top_p=1.0)
 
         self._followed: dict[int, _FollowedCanvas] = {}  # by the id of the canvas
-        places = (sampler.slots + 1, 1 + tree.fed)
+        places = (sampler.slots + 1, 1 + fed)
         self.guess_SPD = torch.zeros((*places, model.dim), dtype=model.dtype, device=model.device)
         # Which nodes each place sees: itself and its ancestors.
-        self._sees_SPG = torch.zeros(
-            (*places, max(1, tree.fed)), dtype=torch.bool, device=model.device
-        )
+        self._sees_SPG = torch.zeros((*places, max(1, fed)), dtype=torch.bool, device=model.device)
 
-    def grow(self, rows: list[Canvas], max_depth: list[int], sibling: int) -> list[GrownTree]:
+    def grow(
+        self, rows: list[Canvas], tree: Tree, max_depth: list[int], sibling: int
+    ) -> list[GrownTree]:
         """Grow a tree for each of `rows`, none deeper than its `max_depth`.
 
         The target must have seen the context of every row, and every row must have a token.
@@ -374,8 +380,8 @@ class EagleEngine:
 
         # 3. Grow the trees depth by depth; the feeder makes the distributions behind each depth.
         feeder = _TreeFeeder(self, rows)
-        noise = sampler.noise(rows, self.tree.depth)
-        return self.tree.grow(probs_RV, feeder.feed, noise, max_depth, self.greedy, sibling)
+        noise = sampler.noise(rows, tree.depth)
+        return tree.grow(probs_RV, feeder.feed, noise, max_depth, self.greedy, sibling)
 
     # ------------------------------------------------------------------ committed tokens
 
@@ -627,6 +633,7 @@ class _TreeFeeder:
         return engine.sampler.guided_probs(growing, logits_SFV, self._depth, engine.sampling)
 
 
+@lru_cache(maxsize=16)
 def _chain_tree(length: int) -> Tree:
     """Return the tree whose every place has one child."""
     children = {"0" * depth: 1 for depth in range(length)}

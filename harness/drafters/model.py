@@ -22,13 +22,22 @@ from harness.models import ImageModel
 from harness.records import Usage, UserError
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _DraftCanvas:
     """A canvas of the draft model's sampler that follows a canvas of the target's."""
 
     target: Canvas
     canvas: Canvas
     usage: Usage  # what the draft model has spent on it
+    charged: Usage  # as much of that as the target's job has been charged
+
+
+@dataclass(frozen=True, slots=True)
+class _DraftSampler:
+    """A sampler of the draft model, and its draft canvases by the id of the target's canvas."""
+
+    sampler: Sampler
+    canvases: dict[int, _DraftCanvas]
 
 
 class DraftModel:
@@ -40,7 +49,8 @@ class DraftModel:
     tree is grown. `guided` drafts with the target's guidance (two branches), otherwise from the
     text alone; both are lossless under an exact rule. Positions that the draft model computes are
     charged to the canvas's job as `drafted_positions`. At temperature 0, trees are ranked by the
-    distributions of temperature 1.
+    distributions of temperature 1. Chains and trees that need forwards of another shape have a
+    sampler each, so that no draft depends on what else was drafted.
     """
 
     trees = True  # `propose` also takes the shape of a tree
@@ -50,8 +60,8 @@ class DraftModel:
         self.guided = guided
         self._model: ImageModel | None = None
         self._target_sampler: Sampler | None = None
-        self._draft_sampler: Sampler | None = None
-        self._draft_canvases: dict[int, _DraftCanvas] = {}  # by the id of the target's canvas
+        # By the positions of a forward, and of a tree.
+        self._draft_samplers: dict[tuple[int, int], _DraftSampler] = {}
 
     @property
     def id(self) -> str:
@@ -85,10 +95,11 @@ class DraftModel:
         Each `sibling` draws with noise of its own.
         """
         # 1. Bring the draft canvases to the state of the rows.
-        draft_sampler = self._prepare_sampler(sampler, n)
-        self._close_unused(draft_sampler)
-        followers = [self._follow(sampler, draft_sampler, canvas) for canvas in rows]
-        spent_before = [replace(follower.usage) for follower in followers]
+        drafting = self._prepare_sampler(sampler, n)
+        draft_sampler = drafting.sampler
+        for one in self._draft_samplers.values():
+            _close_unused(one)
+        followers = [_follow(drafting, canvas) for canvas in rows]
 
         # 2. Draft on them.
         canvases = [follower.canvas for follower in followers]
@@ -101,8 +112,8 @@ class DraftModel:
 
         # 3. Charge what this took.
         draft_sampler.settle()
-        for follower, before in zip(followers, spent_before, strict=True):
-            _charge_difference(sampler, follower, before)
+        for follower in followers:
+            _charge_what_is_new(sampler, follower)
         return drafts
 
     def _load_model(self, device: torch.device) -> ImageModel:
@@ -110,24 +121,21 @@ class DraftModel:
             self._model = self._make_model(device=device)
         return self._model
 
-    def _prepare_sampler(self, sampler: Sampler, n: int | Tree) -> Sampler:
-        """Return the draft model's sampler beside `sampler`; another target makes a new one."""
-        if self._draft_sampler is not None and self._target_sampler is sampler:
-            return self._draft_sampler
+    def _prepare_sampler(self, sampler: Sampler, n: int | Tree) -> _DraftSampler:
+        """Return the draft model's sampler for such drafts; another target drops the earlier ones.
 
-        if isinstance(n, int):
-            # Not cached after a verification: the last drafted token and the target's own.
-            tokens_per_step = 2
-            tree_capacity = 0
-        else:
-            # Not cached after a verification: the whole accepted path.
-            tokens_per_step = max(2 + n.depth, 1 + n.fed)
-            tree_capacity = n.fed
+        It has the shape that a draft needs: the same for chains of any length.
+        """
+        if self._target_sampler is not sampler:
+            self._draft_samplers.clear()
+            self._target_sampler = sampler
+        sizes = _draft_sizes(n)
+        if sizes in self._draft_samplers:
+            return self._draft_samplers[sizes]
 
+        tokens_per_step, tree_capacity = sizes
         sampling = sampler.sampling if self.guided else replace(sampler.sampling, scale=1.0)
-        self._target_sampler = sampler
-        self._draft_canvases = {}
-        self._draft_sampler = Sampler(
+        draft_sampler = Sampler(
             self._load_model(sampler.model.device),
             sampling,
             slots=sampler.slots,
@@ -136,52 +144,67 @@ class DraftModel:
             prefill=sampler.prefill,
             compact=sampler.compact,
         )
-        return self._draft_sampler
-
-    def _close_unused(self, draft_sampler: Sampler) -> None:
-        """Close the draft canvases of canvases that the target has closed."""
-        for key, follower in list(self._draft_canvases.items()):
-            if follower.target.closed:
-                draft_sampler.close(follower.canvas)
-                del self._draft_canvases[key]
-
-    def _follow(self, sampler: Sampler, draft_sampler: Sampler, target: Canvas) -> _DraftCanvas:
-        """Return the draft canvas of a canvas, with its tokens, contexts and guidance scale."""
-        # 1. Contexts: (null, text, ...) under guidance, (text,) without.
-        text = target.contexts[:2][-1]
-        contexts, guide = draft_sampler.contexts(text.like)
-        if text.text != text.like:
-            contexts[-1] = text
-
-        # 2. Open a draft canvas with the target's noise, or change what it is conditioned on.
-        follower = self._draft_canvases.get(id(target))
-        if follower is None:
-            usage = Usage()
-            key = target.key
-            canvas = draft_sampler.open(contexts, guide, key, usage)
-            follower = _DraftCanvas(target, canvas, usage)
-            self._draft_canvases[id(target)] = follower
-        canvas = follower.canvas
-        if list(canvas.contexts) != contexts:
-            draft_sampler.condition(canvas, contexts, guide)
-
-        # 3. Keep the tokens that agree, and take over the others.
-        agreed = _common_prefix(target.tokens, canvas.tokens)
-        if agreed < canvas.length:
-            draft_sampler.truncate(canvas, agreed)
-        if agreed < target.length:
-            draft_sampler.commit(canvas, target.tokens[agreed:])
-        canvas.scale = target.scale
-        return follower
+        self._draft_samplers[sizes] = _DraftSampler(draft_sampler, {})
+        return self._draft_samplers[sizes]
 
 
-def _charge_difference(sampler: Sampler, follower: _DraftCanvas, before: Usage) -> None:
-    """Charge what was spent on a draft canvas since `before` to the job of its target."""
-    now = follower.usage
-    target_positions = now.target_positions - before.target_positions
-    text_positions = now.text_positions - before.text_positions
-    device_s = now.device_s - before.device_s
+def _draft_sizes(n: int | Tree) -> tuple[int, int]:
+    """Return the positions of a forward, and of a tree, of the sampler for such drafts."""
+    if isinstance(n, int):
+        # Not cached after a verification: the last drafted token and the target's own.
+        return 2, 0
+    # Not cached after a verification: the whole accepted path.
+    return max(2 + n.depth, 1 + n.fed), n.fed
+
+
+def _close_unused(drafting: _DraftSampler) -> None:
+    """Close the draft canvases of canvases that the target has closed."""
+    for key, follower in list(drafting.canvases.items()):
+        if follower.target.closed:
+            drafting.sampler.close(follower.canvas)
+            del drafting.canvases[key]
+
+
+def _follow(drafting: _DraftSampler, target: Canvas) -> _DraftCanvas:
+    """Return the draft canvas of a canvas, with its tokens, contexts and guidance scale."""
+    draft_sampler = drafting.sampler
+
+    # 1. Contexts: (null, text, ...) under guidance, (text,) without.
+    text = target.contexts[:2][-1]
+    contexts, guide = draft_sampler.contexts(text.like)
+    if text.text != text.like:
+        contexts[-1] = text
+
+    # 2. Open a draft canvas with the target's noise, or change what it is conditioned on.
+    follower = drafting.canvases.get(id(target))
+    if follower is None:
+        usage = Usage()
+        canvas = draft_sampler.open(contexts, guide, target.key, usage)
+        follower = _DraftCanvas(target, canvas, usage, charged=Usage())
+        drafting.canvases[id(target)] = follower
+    canvas = follower.canvas
+    if list(canvas.contexts) != contexts:
+        draft_sampler.condition(canvas, contexts, guide)
+
+    # 3. Keep the tokens that agree, and take over the others.
+    agreed = _common_prefix(target.tokens, canvas.tokens)
+    if agreed < canvas.length:
+        draft_sampler.truncate(canvas, agreed)
+    if agreed < target.length:
+        draft_sampler.commit(canvas, target.tokens[agreed:])
+    canvas.scale = target.scale
+    return follower
+
+
+def _charge_what_is_new(sampler: Sampler, follower: _DraftCanvas) -> None:
+    """Charge what was spent on a draft canvas, and not charged yet, to the job of its target."""
+    spent = follower.usage
+    charged = follower.charged
+    target_positions = spent.target_positions - charged.target_positions
+    text_positions = spent.text_positions - charged.text_positions
+    device_s = spent.device_s - charged.device_s
     sampler.charge_drafted(follower.target, target_positions + text_positions, device_s)
+    follower.charged = replace(spent)
 
 
 def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:

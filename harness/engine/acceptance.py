@@ -457,7 +457,7 @@ def _tested_in_trees(
     # 1. Find for each step of the path the place above it and its rank among that place's children.
     path_RD = path_RG[:, : trees.depth]
     row_R1 = torch.arange(len(path_RD), device=path_RD.device).unsqueeze(1)
-    above_RD = F.pad(path_RD[:, :-1] + 1, (1, 0))
+    above_RD = F.pad(path_RD + 1, (1, 0))[:, : trees.depth]
     child_RTC = torch.from_numpy(trees.child_RTC).to(path_RD.device)
     child_RDC = child_RTC[row_R1, above_RD]
     rank_RD = (child_RDC == path_RD.unsqueeze(2)).int().argmax(2)

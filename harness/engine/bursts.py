@@ -181,6 +181,7 @@ class BurstDecode:
         self._forward = forward
         self._clock = clock
         self._captured: dict[Hashable, Burst] = {}
+        self._rank_of_kind: dict[Hashable, int] = {}
 
     def run(self, rows: Sequence[Canvas], most: int) -> int:
         """Draw up to `most` tokens of each row; return how many.
@@ -204,7 +205,7 @@ class BurstDecode:
                 batch.stored_BW[branch.slot, 0] = branch.cached
                 batch.start_B[branch.slot] = branch.start
                 branches.append((canvas, branch))
-        guide_groups = group_by_guide(rows)
+        guide_groups = self._sort_groups(group_by_guide(rows))
         groups = [BurstGroup.of(group, rows) for group in guide_groups]
 
         # 3. Take all steps, then read what they drew.
@@ -223,6 +224,13 @@ class BurstDecode:
             for i, (tokens, log_probs) in zip(group.indices, drawn_by_row, strict=True):
                 rows[i].append_drawn(tokens, log_probs)
         return steps
+
+    def _sort_groups(self, groups: list[GuideGroup]) -> list[GuideGroup]:
+        """Sort groups by when their kind came first, so that no order of kinds is captured anew."""
+        ranks = self._rank_of_kind
+        for group in groups:
+            ranks.setdefault((group.guide, group.branches), len(ranks))
+        return sorted(groups, key=lambda group: ranks[group.guide, group.branches])
 
     def _burst_for(
         self, shape: tuple[int, int], groups: Sequence[BurstGroup]

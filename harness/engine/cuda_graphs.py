@@ -37,6 +37,7 @@ class Graphs:
         self._device = device
         self._captured: dict[Hashable, Replay] = {}
         self._pool: Any = None  # a handle, whose type torch keeps to itself
+        self._stream: torch.cuda.Stream | None = None  # of the device; the first capture makes it
         self.state = "on" if device.type == "cuda" else f"off ({device.type})"
 
     def run(self, name: Hashable, work: Callable[[], None]) -> None:
@@ -68,15 +69,19 @@ class Graphs:
 
     def _capture(self, work: Callable[[], None]) -> Replay:
         # 1. Warm up on a stream of its own, as torch asks for.
-        side = torch.cuda.Stream(self._device)
+        side = self._stream or torch.cuda.Stream(self._device)
+        self._stream = side
         side.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(side):
             for _ in range(WARM_UPS):
                 work()
         torch.cuda.current_stream(self._device).wait_stream(side)
-        # 2. Capture; all graphs share one memory pool, since one runs at a time.
+        # 2. Capture there: torch's own capture stream is one of whatever device captured first. All
+        #    graphs share one memory pool, since one runs at a time.
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(
+            graph, pool=self._pool, stream=side, capture_error_mode="thread_local"
+        ):
             work()
         self._pool = self._pool or graph.pool()
         return graph
@@ -106,5 +111,5 @@ class Staging:
         sent.synchronize()  # the copy before has left the pinned memory
         pinned.copy_(table)
         static.copy_(pinned, non_blocking=True)
-        sent.record()
+        sent.record(torch.cuda.current_stream(self._device))
         return static

@@ -257,12 +257,16 @@ class Forward:
 
     def _decode(self, rows: Sequence[Canvas], lengths: Sequence[int], trees: Forest | None) -> None:
         """Feed all pending positions and drafts of the rows in one forward [B, W]."""
-        # 1. Count what each branch is fed, and choose the shape, which may move slots.
+        # 1. Count what each branch is fed, and choose the shape, which may move slots. A row has a
+        #    column for each answer, too: after a look, more of them may be wanted than are fed.
         fed: list[tuple[Canvas, Branch, int, int]] = []
+        most_columns = 1
         for canvas, draft_length in zip(rows, lengths, strict=True):
             for branch in canvas.branches:
-                fed.append((canvas, branch, canvas.pending(branch) + draft_length, draft_length))
-        live_rows, columns = self.choose_shape(max(count for _, _, count, _ in fed))
+                count = canvas.pending(branch) + draft_length
+                fed.append((canvas, branch, count, draft_length))
+                most_columns = max(most_columns, count, 1 + draft_length)
+        live_rows, columns = self.choose_shape(most_columns)
 
         # 2. Lay the branches out as one row a slot. After a look nothing is pending: the logits at
         #    the frontier are there, and only those behind draft tokens are fresh.
@@ -370,7 +374,13 @@ class Forward:
     def _feed(
         self, slot_B: Tensor, start_B: Tensor, pos_BW: Tensor, stored_BW: Tensor, attend: Attend
     ) -> Tensor:
-        """Compute hidden states [B, W, D] of positions `pos_BW`, stored at `stored_BW`."""
+        """Compute hidden states [B, W, D] of positions `pos_BW`, stored at `stored_BW`.
+
+        Padding lies in scratch space, behind all that a model has tables for: the model is given
+        the image's last position instead.
+        """
+        last_B1 = (start_B + (self._model.num_tokens - 1)).unsqueeze(1)
+        pos_BW = pos_BW.minimum(last_B1)
         x_BWD = self.slots.embed(slot_B, start_B, pos_BW, stored_BW)
         hidden_BWD = self._model.forward(x_BWD, pos_BW, start_B, attend)
         if self.slots.hidden_SLD is not None:
@@ -380,7 +390,7 @@ class Forward:
     # ------------------------------------------------------------------ shapes and counts
 
     def choose_shape(self, columns: int) -> tuple[int, int]:
-        """Return rows and columns of a decode forward whose longest row has `columns` positions."""
+        """Return rows and columns of a decode forward whose longest row needs `columns` of them."""
         if not self._is_compact:
             return self.slots.count, self._tokens_per_step
         rows = self.slots.compact()

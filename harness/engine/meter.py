@@ -212,18 +212,19 @@ class Clock:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
+        self._device = device
         self._unsettled: list[_Measured] = []
 
     @contextmanager
     def measure(self, shares: list[Usage], stage: Stage) -> Iterator[None]:
         """Charge what is done inside to `shares`: one ledger for each row of the batch."""
-        if self._cuda:
+        if self._device.type == "cuda":
+            stream = torch.cuda.current_stream(self._device)
             before = torch.cuda.Event(enable_timing=True)
             after = torch.cuda.Event(enable_timing=True)
-            before.record()
+            before.record(stream)
             yield
-            after.record()
+            after.record(stream)
             self._unsettled.append(_Measured(before, after, shares, stage))
         else:
             began = time.perf_counter()

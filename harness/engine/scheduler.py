@@ -36,6 +36,7 @@ from harness.engine.session import (
     StepRequest,
     TokenCountingJudge,
 )
+from harness.models.devices import on_device
 from harness.records import JSON, Job, Usage, UserError, explain_error
 
 
@@ -85,7 +86,8 @@ class Scheduler:
         """Carry out all jobs; `deliver` gets each one as it ends.
 
         An error of `deliver`, a UserError and a lack of memory end the run: they are raised, and
-        jobs in flight are dropped.
+        jobs in flight are dropped. The model's device is the current one meanwhile, also for judges
+        and drafters.
         """
         run = _Run(
             method=self._method,
@@ -96,11 +98,12 @@ class Scheduler:
             jobs_to_start=deque(jobs),
             deliver=deliver,
         )
-        try:
-            while run.has_jobs():
-                run.play_round()
-        finally:
-            run.drop_flights()
+        with on_device(self._sampler.model.device):
+            try:
+                while run.has_jobs():
+                    run.play_round()
+            finally:
+                run.drop_flights()
 
 
 # ------------------------------------------------------------------ one job
@@ -202,11 +205,29 @@ class _Run:
 
     def _start_jobs(self) -> None:
         """Start jobs in their order while slots and `concurrency` allow for it."""
-        while self.jobs_to_start and len(self.flights) < self.concurrency:
+        while self.jobs_to_start:
             reserved = sum(flight.state.reserved_slots for flight in self.flights)
             if self.sampler.slots - reserved < self.spec.slots:
                 return
+            is_full = len(self.flights) >= self.concurrency
+            if is_full and not self._deliver_first_image():
+                return
             self._start_job(self.jobs_to_start.popleft())
+
+    def _deliver_first_image(self) -> bool:
+        """Wait for the first final image and deliver it, where shapes must not follow its timing.
+
+        Returns whether there was one.
+        """
+        if not self.sampler.compact:
+            return False
+        for flight in self.flights:
+            request = flight.request
+            if isinstance(request, _FinalRender) and request in self.pictures:
+                pictures = self.pictures.pop(request)
+                self._resume(flight, [picture.image() for picture in pictures])
+                return True
+        return False
 
     def _start_job(self, job: Job) -> None:
         """Reserve a job's slots and run its coroutine up to the first request."""
@@ -324,10 +345,15 @@ class _Run:
         self._close_canvases(state)
 
     def _take_finished_images(self) -> dict[Request[Any], object]:
-        """Return, once, the images of every request whose images are all finished."""
+        """Return, once, the images of every request whose images are all finished.
+
+        A compact forward has the shape of the jobs that draw: there a job that goes on with images
+        waits for them, so that it goes on in the same round every time.
+        """
         images: dict[Request[Any], object] = {}
         for request, pictures in list(self.pictures.items()):
-            if all(picture.ready for picture in pictures):
+            is_awaited = self.sampler.compact and not isinstance(request, _FinalRender)
+            if is_awaited or all(picture.ready for picture in pictures):
                 images[request] = [picture.image() for picture in pictures]
                 del self.pictures[request]
         return images

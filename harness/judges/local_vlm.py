@@ -10,7 +10,7 @@ import torch
 
 from harness.engine.rendering import Image
 from harness.judges.verifier import HELPFUL
-from harness.models.checkpoint import device_named
+from harness.models.devices import device_named
 from harness.records import UserError, one_line
 
 if TYPE_CHECKING:

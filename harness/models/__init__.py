@@ -64,7 +64,8 @@ class ImageModel(Protocol):
     def forward(self, x_BWD: Tensor, pos_BW: Tensor, start_B: Tensor, attend: Attend) -> Tensor:
         """Compute hidden states [B, W, D] of the positions `pos_BW` of some branches.
 
-        `start_B` is the number P of context positions of each branch.
+        `start_B` is the number P of context positions of each branch. Positions are 0 to P + N - 1,
+        those of padding included: tables need not reach further.
         """
         ...
 

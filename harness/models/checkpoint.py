@@ -255,7 +255,7 @@ def randomise(module: nn.Module, device: str | torch.device) -> None:
             tensor.normal_(std=tensor[0].numel() ** -0.5, generator=generator)
 
 
-# ------------------------------------------------------------------ types and devices
+# ------------------------------------------------------------------ types
 
 
 def dtype_named(name: str, option: str = "dtype") -> torch.dtype:
@@ -266,31 +266,3 @@ def dtype_named(name: str, option: str = "dtype") -> torch.dtype:
     if name not in DTYPES:
         raise UserError(f"model.{option}={name}: choose float32, bfloat16 or float16")
     return getattr(torch, name)
-
-
-def device_named(name: str) -> torch.device:
-    """Return the device of that name; "auto" is a GPU if there is one that works, else the CPU.
-
-    Raises UserError for one that is not usable here.
-    """
-    if name != "auto":
-        return _working_device(name)
-    if torch.cuda.is_available():
-        try:
-            return _working_device("cuda")
-        except UserError as error:
-            log.warning("the CPU is used: %s", error)
-    return torch.device("cpu")
-
-
-def _working_device(name: str) -> torch.device:
-    """A device that has computed something: torch may lack the kernels for a GPU that it finds."""
-    try:
-        device = torch.device(name)
-        torch.ones(1, device=device).add_(1)
-    except (RuntimeError, AssertionError) as error:
-        reason = one_line(error)[:200]
-        raise UserError(
-            f"device={name} is not usable here ({reason}): set device=auto or cpu"
-        ) from error
-    return device

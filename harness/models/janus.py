@@ -80,7 +80,7 @@ class Janus:
 
         # 3. Tables that every forward reads.
         self.net.register_buffer("aligned_VD", self.net.align_all(), persistent=False)
-        positions = torch.arange(max_context + self.num_tokens + 1)
+        positions = torch.arange(max_context + self.num_tokens)
         head_dim = self.spec.trunk.head_dim
         self._rotary = running_rotary(positions, head_dim, self.spec.rope_base).to(self.device)
 

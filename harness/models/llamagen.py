@@ -180,7 +180,7 @@ class LlamaGen:
 
     def rotary(self, pos_BW: Tensor, start_B: Tensor) -> Tensor:
         row_BW = pos_BW - start_B.unsqueeze(1) + 1
-        return self._rotary[row_BW.clamp(0, self.num_tokens)]
+        return self._rotary[row_BW.clamp(min=0)]  # all prompt positions share the first row
 
     def head(self, hidden: Tensor) -> Tensor:
         return self.gpt.output(hidden).float()

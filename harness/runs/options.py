@@ -62,6 +62,13 @@ class ResultOptions:
 
     seed: int
     numerics: Literal["constant", "fast"]
+    """What an image may depend on.
+
+    `constant`: on the job alone (batch invariance). `fast`: through the shapes of forwards also on
+    what else is in the batch. That follows from the jobs and their order, not from how long
+    anything takes: a run that is drawn again whole is the same; what was interrupted, or shared
+    out, need not be.
+    """
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed <= LARGEST_SEED:

@@ -21,7 +21,7 @@ from harness.engine.memory import GB, choose_slots, estimate_need
 from harness.engine.method_spec import MethodSpec
 from harness.engine.session import Method
 from harness.models import ImageModel
-from harness.models.checkpoint import device_named
+from harness.models.devices import choose_device
 from harness.records import UserError, dump
 from harness.runs.fingerprint import fingerprint, restore_size_names
 from harness.runs.instantiate import (
@@ -157,13 +157,20 @@ def build_run_spec(config: DictConfig, choices: Mapping[str, str]) -> RunSpec:
     )
 
 
-@lru_cache(maxsize=1)
 def load_model(config: str, device: str) -> Any:
-    """Load the model of a configuration in JSON; it is kept for the next run of a multirun."""
-    target = device_named(device)
+    """Load the model of a configuration in JSON, and make its device the current one.
+
+    It is kept for the next run of a multirun.
+    """
+    target = choose_device(device)
     if target.type == "cpu":  # two threads that spin on one core are slower than one
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    return build_object(OmegaConf.create(json.loads(config)), device=target)
+    return _build_model(config, target)
+
+
+@lru_cache(maxsize=1)
+def _build_model(config: str, device: torch.device) -> Any:
+    return build_object(OmegaConf.create(json.loads(config)), device=device)
 
 
 # ------------------------------------------------------------------ model and benchmark

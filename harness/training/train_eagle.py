@@ -25,6 +25,7 @@ from harness.engine.guidance import Sampling
 from harness.engine.sampler import Sampler
 from harness.kernels.noise import derive
 from harness.models import HasClasses, ImageModel
+from harness.models.devices import choose_device
 from harness.models.trunk import Attend, TrunkSpec
 from harness.records import Usage, UserError
 from harness.runs.instantiate import resolve_config
@@ -69,7 +70,7 @@ def main() -> None:
     sampling = Sampling(**config.pop("sampling"))
     if "llamagen" in config["_target_"]:
         config["collapse"] = False  # the layer reads the features of all prompt positions
-    model = hydra.utils.instantiate(config, device=given.device)
+    model = hydra.utils.instantiate(config, device=choose_device(given.device))
 
     captions = read_captions(given.captions) if given.captions else grammar_captions(model)
     path = given.work / model.name / "eagle.pt"
@@ -215,7 +216,8 @@ class Lesson:
         rows = [torch.cat(parts) for parts in zip(contexts, image_BND, strict=True)]
         # Padding lies behind the tokens, where a causal mask makes it idle.
         self.x_BLD = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        self.pos_BL = torch.arange(self.x_BLD.shape[1], device=device).expand(len(rows), -1)
+        last_B1 = (self.start_B + (tokens - 1)).unsqueeze(1)
+        self.pos_BL = torch.arange(self.x_BLD.shape[1], device=device).minimum(last_B1)
 
         # 2. Forward them.
         with self._autocast():

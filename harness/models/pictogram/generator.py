@@ -60,9 +60,10 @@ class Pictogram:
         self.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
 
         self.gpt, self.classes, gpt_sha = load_gpt(weights, part)
+        rotary = self.gpt.rotary  # stays float32, whatever the weights are rounded to
         self.gpt.eval().requires_grad_(False).to(self.device, self.dtype)
+        self.gpt.rotary = rotary.to(self.device)
         self.gpt.trunk.fuse()
-        self.gpt.rotary = self.gpt.rotary.float()
 
         self.vq, vq_sha = load_tokenizer(weights)
         self.vq.eval().requires_grad_(False).to(self.device).for_rendering()
@@ -95,8 +96,7 @@ class Pictogram:
         return self.gpt.trunk(x_BWD, self.rotary(pos_BW, start_B), attend)
 
     def rotary(self, pos_BW: Tensor, start_B: Tensor) -> Tensor:
-        row_BW = pos_BW - start_B.unsqueeze(1) + PROMPT
-        return self.gpt.rotary[row_BW.clamp(0, len(self.gpt.rotary) - 1)]
+        return self.gpt.rotary[pos_BW - start_B.unsqueeze(1) + PROMPT]
 
     def head(self, hidden: Tensor) -> Tensor:
         return self.gpt.head(hidden).float()

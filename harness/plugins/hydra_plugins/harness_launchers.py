@@ -108,6 +108,7 @@ class _Workers(Launcher):
             raise UserError(
                 f"stages={list(self.config.stages)} computes nothing: leave hydra/launcher out"
             )
+        expect_device_of_worker(values.get("device", str(self.config.device)), self._gpus)
         part = SweepPart.parse(Path(self.config.results), part_of, values.get("shard", "0/1"))
         searched = [
             f"--config-dir={source.path}"
@@ -275,6 +276,21 @@ def assign_gpus(workers: int | None, gpus: int | None) -> list[str]:
         ",".join(visible[first : first + each]) for first in range(0, len(visible) - each + 1, each)
     ]
     return shares[: workers or len(shares)]
+
+
+def expect_device_of_worker(device: str, gpus: int | None) -> None:
+    """Raise UserError for a `device` that no worker sees: its GPUs are numbered from 0 on.
+
+    Every worker gets `gpus` of them, one by default.
+    """
+    kind, _, number = device.partition(":")
+    each = 1 if gpus is None else gpus
+    if kind == "cuda" and number.isdigit() and int(number) >= each:
+        raise UserError(
+            f"device={device} is none of a worker's GPUs, which are numbered from 0 on "
+            f"(hydra.launcher.gpus={each}): "
+            "set device=auto or cuda, and CUDA_VISIBLE_DEVICES to the GPUs that workers may have"
+        )
 
 
 def _visible_gpus() -> list[str]:
