@@ -23,7 +23,7 @@ class Mine(Plain):
 GOLDEN_OF_CODE = {
     1: {"torch 2.15.0 AVX512": "c1113b51f6352c4f"},
 }
-"""Version of the project's own code (`fingerprint.CODE`) -> machine -> hash of its golden tokens."""
+"""Version of the code (`fingerprint.CODE`) -> machine -> hash of its golden tokens."""
 
 
 def write_plugin(folder: Path, name: str = "mine") -> dict[str, str]:
@@ -92,7 +92,19 @@ def test_plug_ins_are_found_at_any_depth_and_in_packages(tmp_path: Path) -> None
 
 def test_the_projects_own_classes_are_no_plug_ins(tmp_path: Path) -> None:
     own = ["methods.plain.Plain", "benchmarks.pictogram.PictogramBenchmark", "harness.trees.Static"]
-    assert hash_in_process(tmp_path, [{"_target_": target} for target in own]) == {}
+    libraries = [
+        {"_target_": "hydra.utils.get_object", "path": "methods.plain.Plain"},
+        {"_target_": "torch.nn.Linear"},
+        {"_target_": "functools.partial"},
+    ]
+    config = [*libraries, *({"_target_": target} for target in own)]
+    assert hash_in_process(tmp_path, config) == {}
+
+
+def test_an_object_that_hydra_looks_up_is_a_plug_in(tmp_path: Path) -> None:
+    write_plugin(tmp_path)
+    config = {"_target_": "hydra.utils.get_object", "path": "mine.KEEP"}
+    assert set(hash_in_process(tmp_path, config)) == {"mine", "helper", "deeper"}
 
 
 def test_a_class_that_cannot_be_found_is_left_to_its_builder(tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ from harness.records import digest
 PROJECT = Path(__file__).resolve().parents[2]
 OWN_PACKAGES = tuple(PROJECT / name for name in ("harness", "methods", "benchmarks", "conf"))
 """Folders of the project's own code and configuration."""
+LIBRARIES = frozenset({"hydra", "omegaconf", "numpy", "torch", "torchvision", "transformers"})
+"""Packages of others whose classes and functions a configuration may name; they are versioned."""
 DIGITS = 16
 """Hexadecimal digits of the hash of a module."""
 
@@ -49,10 +51,16 @@ def find_plugin_files(config: Any) -> dict[str, Path]:
 
 
 def list_targets(config: Any) -> Iterator[str]:
-    """List the `_target_`s of a plain configuration, the outer ones first."""
+    """List the `_target_`s of a plain configuration, the outer ones first.
+
+    Where that is a function of Hydra's that looks an object up, the object is among them.
+    """
     if isinstance(config, Mapping):
-        if isinstance(config.get("_target_"), str):
-            yield config["_target_"]
+        target = config.get("_target_")
+        if isinstance(target, str):
+            yield target
+            if target.startswith("hydra.utils.get_") and isinstance(config.get("path"), str):
+                yield config["path"]
         for value in config.values():
             yield from list_targets(value)
     elif isinstance(config, list | tuple):
@@ -72,7 +80,7 @@ def is_own(path: Path) -> bool:
 def _collect(module: str, found: dict[str, Path]) -> None:
     """Add a plug-in's module, the packages around it, and what they import from beside it."""
     path = _file_of(module)
-    if path is None or module in found or is_own(path):
+    if path is None or module in found or is_own(path) or _is_library(module):
         return
     found[module] = path
     package, _, _ = module.rpartition(".")
@@ -81,6 +89,11 @@ def _collect(module: str, found: dict[str, Path]) -> None:
     for imported in _list_imports(module, path):
         if _is_beside(imported, module):
             _collect(imported, found)
+
+
+def _is_library(module: str) -> bool:
+    top = module.partition(".")[0]
+    return top in LIBRARIES or top in sys.stdlib_module_names
 
 
 def _is_beside(imported: str, module: str) -> bool:

@@ -173,7 +173,8 @@ class Run:
         if "plugins" in self.about:
             return False
         parts = [self.config.get(name) for name in ("model", "method", "benchmark")]
-        return not all(target.startswith(OWN_NAMES) for target in list_targets(parts))
+        known = (*OWN_NAMES, "hydra.")
+        return not all(target.startswith(known) for target in list_targets(parts))
 
     @cached_property
     def protocol(self) -> RankingProtocol:
