@@ -20,7 +20,6 @@ from harness.runs.benchmark import Key, reads_folders
 from harness.runs.fingerprint import fingerprint
 from harness.runs.folder import RunFolder
 from harness.runs.instantiate import build_object, resolve_config
-from harness.runs.options import type_config
 from harness.runs.plan import Plan
 from harness.runs.plugins import hash_plugins
 
@@ -98,8 +97,6 @@ def build_imported_run(config: DictConfig, choices: Mapping[str, str]) -> Import
     The fingerprint names the images' content, so that a changed folder is another run. Raises
     UserError if there is no such folder, if the benchmark reads none, or if images are to be drawn.
     """
-    config = type_config(config, choices)
-
     # 1. The folder, and whether anything can be done with it.
     source = Path(str(config.benchmark.images)).expanduser()
     if not source.is_dir():

@@ -5,11 +5,9 @@ from __future__ import annotations
 import difflib
 import importlib
 import re
-from collections.abc import Sequence
 from typing import Any
 
 import hydra
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from harness.records import UserError, explain_error, one_line
@@ -24,14 +22,6 @@ def resolve_config(config: DictConfig) -> dict[str, Any]:
     values = OmegaConf.to_container(config, resolve=True)
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
-
-
-def compose_config(overrides: Sequence[str]) -> DictConfig:
-    """Compose conf/config.yaml with overrides, inside a command or outside of one."""
-    if GlobalHydra.instance().is_initialized():
-        return hydra.compose("config", overrides=list(overrides))
-    with hydra.initialize_config_module("conf", version_base="1.3"):
-        return hydra.compose("config", overrides=list(overrides))
 
 
 def build_object(config: Any, **extra: Any) -> Any:

@@ -15,16 +15,17 @@ from functools import lru_cache
 from typing import Any, ClassVar, Literal, NamedTuple, get_type_hints
 
 import hydra
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from harness.records import STRICT, UserError, printable
-from harness.runs.instantiate import compose_config, resolve_config
+from harness.runs.instantiate import resolve_config
 
 MOST_SHOWN = 60
 """Characters of a bad value that a message shows."""
 SAMPLING = "harness.engine.guidance.Sampling"
 """What reads the options under `model.sampling`."""
-SPELLED = ("model", "method", "benchmark")
+SPELLED = ("model", "method", "benchmark", "judge", "drafter", "detector", "colors")
 """The groups of configurations whose numbers name results."""
 EXACT = 2.0**53
 """Below it every whole number is a float."""
@@ -116,12 +117,16 @@ def expect_options(config: DictConfig) -> None:
     _expect_types(values)
 
 
-def type_config(config: DictConfig, choices: Mapping[str, str]) -> DictConfig:
-    """Return a configuration with all options checked, and each number in one spelling.
+def expect_result_options(config: DictConfig) -> None:
+    """Check the options that results depend on, as `expect_options` does."""
+    _expect_types(resolve_config(config))
 
-    A number is spelled as `choices`, the configuration files that were chosen, have it, or else
-    without a fraction that is 0. Raises UserError as `expect_options` does; options that say
-    how a command is carried out may be missing.
+
+def spell_numbers(config: DictConfig, choices: Mapping[str, str]) -> DictConfig:
+    """Return a checked configuration with each number in one spelling, so that 3 is 3.0.
+
+    A number that equals what `choices`, the configuration files that were chosen, have there is
+    spelled as they have it; another one without a fraction that is 0.
     """
     values = resolve_config(config)
     spelled = _spell_like(_expect_types(values), _compose_defaults(choices))
@@ -145,9 +150,18 @@ def _expect_types(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _compose_defaults(choices: Mapping[str, str]) -> Mapping[str, Any]:
-    """Compose the configuration files that were chosen, without the options of the command."""
-    overrides = [f"{group}={choices[group]}" for group in SPELLED if group in choices]
-    return resolve_config(compose_config(overrides))
+    """Compose the configuration files that were chosen, without any other option.
+
+    Files that a command adds to groups of its own are not known here: {} then.
+    """
+    overrides = []
+    for group, chosen in choices.items():
+        if group.partition("@")[0] in SPELLED and chosen not in (None, "None"):
+            overrides.append(f"{group}={chosen}")
+    try:
+        return resolve_config(hydra.compose("config", overrides=overrides))
+    except HydraException:
+        return {}
 
 
 def _spell_like(value: Any, default: Any) -> Any:

@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf
 
@@ -24,13 +25,8 @@ from harness.models import ImageModel
 from harness.models.devices import choose_device
 from harness.records import UserError, dump
 from harness.runs.fingerprint import fingerprint, restore_size_names
-from harness.runs.instantiate import (
-    COMMAND_OPTIONS,
-    build_object,
-    compose_config,
-    resolve_config,
-)
-from harness.runs.options import type_config
+from harness.runs.instantiate import COMMAND_OPTIONS, build_object, resolve_config
+from harness.runs.options import expect_result_options
 from harness.runs.plan import Plan
 from harness.runs.plugins import hash_plugins
 
@@ -105,7 +101,7 @@ def build_run_spec(config: DictConfig, choices: Mapping[str, str]) -> RunSpec:
     `choices` are the options chosen in each group (of "method" and "benchmark" the names are
     recorded). Raises UserError for parts that cannot be had, or that do not fit each other.
     """
-    config = type_config(config, choices)
+    expect_result_options(config)
 
     # 1. The model, and how its tokens are drawn.
     model_config = resolve_config(config.model)
@@ -279,7 +275,7 @@ def _is_compact(wanted: bool, numerics: str, concurrency: int | None) -> bool:
 
 def _changed_options(method: DictConfig, name: str) -> str:
     """List a method's options that differ from its configuration file, "n=8, reward=other"."""
-    default = compose_config([f"method={name}"]).method
+    default = hydra.compose("config", overrides=[f"method={name}"]).method
     mine = _flatten(resolve_config(method))
     theirs = _flatten(resolve_config(default))
     changed = [
