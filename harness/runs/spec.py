@@ -24,7 +24,7 @@ from harness.engine.session import Method
 from harness.models import ImageModel
 from harness.models.devices import choose_device
 from harness.records import UserError, dump
-from harness.runs.fingerprint import fingerprint, restore_size_names
+from harness.runs.fingerprint import default_places, fingerprint, restore_size_names
 from harness.runs.instantiate import COMMAND_OPTIONS, build_object, resolve_config
 from harness.runs.options import expect_result_options
 from harness.runs.plan import Plan
@@ -129,7 +129,7 @@ def build_run_spec(config: DictConfig, choices: Mapping[str, str]) -> RunSpec:
     identity = {
         "model": [model.name, model.revision, str(model.dtype), model_config],
         "sampling": resolve_config(config.model.sampling),
-        "method": [choices["method"], method_config, method_spec.part_ids],
+        "method": [choices["method"], default_places(method_config), method_spec.part_ids],
         "benchmark": plan.identify(),
         "sampler": restore_size_names(sampler_sizes),
         "numerics": config.numerics,
