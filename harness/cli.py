@@ -30,11 +30,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.records import UserError, one_line
+from harness.records import UserError, explain_error, one_line
 from harness.runs.instantiate import COMMAND_OPTIONS, build_object, resolve_config
+from harness.runs.options import expect_options
 from harness.runs.plan import IncompleteRunError
 from harness.runs.preemption import PREEMPTED, Preempted, end_process, preemptible
-from harness.runs.stages import expect_stages, run_stages
+from harness.runs.stages import run_stages
 from harness.sweeps.overrides import defer_swept_options
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ class Command:
 
     def _carry_out(self, config: DictConfig, attempt: Attempt) -> None:
         hydra_config = HydraConfig.get()
-        expect_stages(config)
+        expect_options(config)
         if hydra_config.mode != RunMode.MULTIRUN and attempt.part is None:
             _expect_single_run(config, hydra_config)
 
@@ -234,7 +235,7 @@ class Command:
             self._fail(f"the device's memory is too small ({reason}): {LESS_MEMORY}", 2)
             return
         log.exception("%s failed", self.attempt.name or "the run")
-        self._fail(f"{type(error).__name__}: {error}", 1)
+        self._fail(explain_error(error), 1)
 
     # ------------------------------------------------------------------ a sweep
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from harness.cli import print_error
 from harness.records import UserError
 from harness.results import stats
-from harness.results.ranking import RankedGroup
+from harness.results.ranking import RankedGroup, find_misfits
 from harness.runs.read import Run, find_runs, read_run
 
 PLANNED_DIFFERENCE = 0.02
@@ -99,6 +99,11 @@ def _expect_comparable(a: Run, b: Run) -> None:
         raise UserError(
             f"{a.name} and {b.name} were run under different protocols: {'; '.join(differing)}"
         )
+    for run in (a, b):
+        if not run.is_scored:
+            raise UserError(f"{run.path}: not scored; run its command again with stages=[score]")
+    for problem in find_misfits([a, b]).values():
+        raise UserError(problem)
 
 
 def _difference_lines(group: RankedGroup, a: Run, b: Run) -> list[str]:
@@ -107,20 +112,19 @@ def _difference_lines(group: RankedGroup, a: Run, b: Run) -> list[str]:
     components = stats.estimate_components(a.table, b.table)
     prompts = components.prompts_needed(PLANNED_DIFFERENCE, group.protocol.images_per_prompt)
     return [
-        f"A - B = {100 * found.value:+.1f} points, "
-        f"95 % interval {100 * found.low:+.1f} to {100 * found.high:+.1f}, "
+        f"A - B = {found.value:+.3f}, 95 % interval {found.low:+.3f} to {found.high:+.3f}, "
         f"p {_format_p(found.p)} ({found.test})",
         _verdict(found),
-        f"This comparison detects {100 * found.detectable:.1f} points with 80 % power; "
-        f"2 points would take {prompts:,} prompts.",
+        f"This comparison detects {found.detectable:.3f} with 80 % power; "
+        f"{PLANNED_DIFFERENCE:.3f} would take {prompts:,} prompts.",
     ]
 
 
 def _verdict(found: stats.Difference) -> str:
     if found.resolved:
         return f"Resolved: A is {'better' if found.value > 0 else 'worse'} than B."
-    loss = max(0.0, -100 * found.bound)
-    bound = f"A is at most {loss:.1f} points worse than B, with 95 % confidence."
+    loss = max(0.0, -found.bound)
+    bound = f"A is at most {loss:.3f} worse than B, with 95 % confidence."
     if found.p < stats.ALPHA:
         return (
             f"Not resolved: p is below {stats.ALPHA}, but a difference this small is found in less "
@@ -135,8 +139,8 @@ def _category_lines(group: RankedGroup, a: Run, b: Run) -> list[str]:
     width = max(len(found.category) for found in differences)
     lines = ["By category (exploration; q after Benjamini and Hochberg):"]
     for category, value, low, high, q in differences:
-        points = f"{100 * value:+6.1f}  [{100 * low:+6.1f}, {100 * high:+6.1f}]"
-        lines.append(f"  {category:<{width}}  {points}  q {_format_p(q)}")
+        difference = f"{value:+.3f}  [{low:+.3f}, {high:+.3f}]"
+        lines.append(f"  {category:<{width}}  {difference}  q {_format_p(q)}")
     return lines
 
 

@@ -10,11 +10,27 @@ import dataclasses
 import hashlib
 import json
 import math
+import sysconfig
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 JSON = None | bool | int | float | str | Sequence["JSON"] | Mapping[str, "JSON"]
+
+
+_Row = TypeVar("_Row")
+
+PACKAGE = Path(__file__).resolve().parent
+"""The folder of the harness's own code."""
+
+STRICT: Mapping[str, Any] = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
+"""How lines of journals are read: no unknown field, no conversion, finite numbers only."""
 
 
 class UserError(Exception):
@@ -100,6 +116,8 @@ class Usage:
     sampler, the scheduler and the writer of records only.
     """
 
+    __pydantic_config__: ClassVar = STRICT
+
     sampled: int = 0
     """Image tokens that the target drew, or accepted from a draft."""
     skipped: int = 0
@@ -166,6 +184,8 @@ TIMES = ("device_s", *STAGES, "wall_s")
 class SampleRecord:
     """One line of a run's journal: a delivered image, or a job that failed and will be retried."""
 
+    __pydantic_config__: ClassVar = STRICT
+
     prompt_id: str
     image: int
     category: str
@@ -189,24 +209,34 @@ class SampleRecord:
 
     @classmethod
     def from_json(cls, line: str) -> Self:
-        """Read a journal line."""
-        row = json.loads(line)
-        usage = Usage(**row["usage"])
-        return cls(**{**row, "usage": usage})
+        """Read a journal line. Raises ValueError that names the field and its value."""
+        record = parse_row(cls, line)
+        _expect_not_negative({"image": record.image, **dataclasses.asdict(record.usage)})
+        return record
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
     """One line of a run's scores.
 
-    `value` is in [0, 1]; None means that the judge could not tell: counted, and wrong.
+    `value` is in [0, 1]; None means that the judge could not tell: counted, and wrong. Raises
+    ValueError for another value.
     """
+
+    __pydantic_config__: ClassVar = STRICT
 
     prompt_id: str
     image: int
     judge: str  # judge id, revision and prompt hash
     value: float | None
     detail: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.value is not None and not 0 <= self.value <= 1:
+            raise ValueError(
+                f"score {self.value} of {self.prompt_id} image {self.image}: "
+                "a score is a number from 0 to 1, or None where the judge could not tell"
+            )
 
     @property
     def key(self) -> tuple[str, int, str]:
@@ -219,8 +249,10 @@ class Score:
 
     @classmethod
     def from_json(cls, line: str) -> Self:
-        """Read a line of JSON."""
-        return cls(**json.loads(line))
+        """Read a line of JSON. Raises ValueError that names the field and its value."""
+        score = parse_row(cls, line)
+        _expect_not_negative({"image": score.image})
+        return score
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +262,8 @@ class Timing:
     Seconds are the host's, until the images were saved. Scoring in between is not in them. A
     process that is killed leaves no line.
     """
+
+    __pydantic_config__: ClassVar = STRICT
 
     images: int  # delivered
     seconds: float
@@ -250,8 +284,45 @@ class Timing:
 
     @classmethod
     def from_json(cls, line: str) -> Self:
-        """Read a line of JSON."""
-        return cls(**json.loads(line))
+        """Read a line of JSON. Raises ValueError that names the field and its value."""
+        timing = parse_row(cls, line)
+        _expect_not_negative(dataclasses.asdict(timing))
+        return timing
+
+
+# ------------------------------------------------------------------ reading
+
+
+def parse_row(kind: type[_Row], line: str | bytes) -> _Row:
+    """Read a dataclass from JSON, strictly: each field has its type, and there is no other field.
+
+    Raises ValueError that names the first bad field, its value and what was expected.
+    """
+    from pydantic import ValidationError
+
+    try:
+        row: _Row = _make_reader(kind).validate_json(line)  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors()[0]
+        field_name = ".".join(map(str, first["loc"]))
+        value = f"{field_name}: {str(first['input'])[:60]!r}, " if field_name else ""
+        message = first["msg"].removeprefix("Value error, ")
+        raise ValueError(f"{value}{message[:1].lower()}{message[1:]}") from None
+    return row
+
+
+@lru_cache
+def _make_reader(kind: Any) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
+def _expect_not_negative(fields: Mapping[str, Any]) -> None:
+    """Raise ValueError for a count or a measure below zero."""
+    for name, value in fields.items():
+        if isinstance(value, int | float) and value < 0:
+            raise ValueError(f"{name}: {value} is negative")
 
 
 def dump(value: Any) -> str:
@@ -264,6 +335,46 @@ def dump(value: Any) -> str:
 def digest(data: bytes, length: int = 64) -> str:
     """Return the first `length` hexadecimal digits of the sha256 of `data`."""
     return hashlib.sha256(data).hexdigest()[:length]
+
+
+def explain_error(error: BaseException) -> str:
+    """Say in a line what an unexpected error is, and where its author finds it.
+
+    That is the innermost line of a plug-in, if there is one, else the innermost of the harness; and
+    the cause, if the error has one.
+    """
+    text = f"{type(error).__name__}: {one_line(error)}"
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not _is_library(frame.filename)
+    ]
+    plug_ins = [frame for frame in frames if not Path(frame.filename).is_relative_to(PACKAGE)]
+    if frames:
+        frame = (plug_ins or frames)[-1]
+        text += f" ({_near(frame.filename)}, line {frame.lineno}, in {frame.name}"
+        text += f": {frame.line})" if frame.line else ")"
+    if error.__cause__ is not None:
+        text += f"; caused by {type(error.__cause__).__name__}: {one_line(error.__cause__)}"
+    return text
+
+
+def _is_library(file: str) -> bool:
+    """True for files of Python and of installed packages, and for what is no file."""
+    is_package = "site-packages" in Path(file).parts and not Path(file).is_relative_to(PACKAGE)
+    return is_package or file.startswith(("<", _standard_library()))
+
+
+@lru_cache
+def _standard_library() -> str:
+    """Return the folder of Python's own library."""
+    return sysconfig.get_paths()["stdlib"]
+
+
+def _near(file: str) -> str:
+    """Return a file's path from the current folder, if it lies below it."""
+    path = Path(file)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file
 
 
 def one_line(error: BaseException | str) -> str:

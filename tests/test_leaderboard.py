@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import random
 from pathlib import Path
@@ -16,7 +17,9 @@ from harness.records import SampleRecord, Score, Usage, UserError
 from harness.results.columns import LEADERBOARD
 from harness.results.exports import write_exports
 from harness.results.leaderboard import build, project_runs
+from harness.results.publish import publish
 from harness.results.terminal_table import render_table
+from harness.results.wandb import NoTracking
 from harness.runs.read import read_run
 
 CATEGORIES = {"p0": "colors", "p1": "colors", "p2": "position", "p3": "position"}
@@ -67,6 +70,11 @@ DONE = [record(prompt, image) for prompt in CATEGORIES for image in range(2)]
 """Every image was delivered."""
 SCORES = [score(r.prompt_id, r.image, float(r.prompt_id != "p0" or r.image)) for r in DONE]
 """All are right but the first image of p0."""
+BROKEN = DONE[0].to_json().replace('"sampled":100', "%s") + "\n"
+"""A journal line whose usage has another field instead."""
+BROKEN_SCORE = SCORES[0].to_json().replace('"value":0.0', '"value":%s') + "\n"
+"""A score of another value."""
+CONFIG = 'run: {benchmark: b, model: m, method: x, params: "", fingerprint: f, planned: 8, %s}'
 
 
 def write_folder(
@@ -97,6 +105,13 @@ def write_folder(
     if scores:
         write_lines(folder / "scores.jsonl", [one.to_json() for one in scores])
     return folder
+
+
+def rename_categories(folder: Path, category: str) -> None:
+    """Give all prompts of a folder one category, in the plan and in the records."""
+    write_jobs(folder, dict.fromkeys(CATEGORIES, category))
+    records = [dataclasses.replace(one, category=category).to_json() for one in DONE]
+    write_lines(folder / "records-0.jsonl", records)
 
 
 def write_jobs(folder: Path, categories: dict[str, str]) -> None:
@@ -157,8 +172,30 @@ def test_nothing_delivered_is_a_row_too(tmp_path: Path) -> None:
     write_folder(tmp_path, records=failed, scores=[])
     build(tmp_path)
     (line,) = cells(tmp_path)
-    assert (line["images"], line["score"]) == ("0", "0.0000")
-    assert (line["failed"], line["device_s"]) == ("8", "")
+    assert (line["images"], line["failed"], line["device_s"]) == ("0", "8", "")
+    for nothing in ("score", "ci_low", "ci_high", "colors", "tie_group", "rank_low"):
+        assert line[nothing] == ""
+
+
+@pytest.mark.parametrize("answers", ["none asked for", "none readable"])
+def test_a_run_that_no_judge_has_valued_has_costs_but_no_score_and_no_rank(
+    tmp_path: Path, answers: str
+) -> None:
+    """Neither a scorer that raises nor one that never knows gives the run a zero."""
+    write_folder(tmp_path, "plain-00000001")
+    unknown = [score(one.prompt_id, one.image, None) for one in DONE]
+    scores = unknown if answers == "none readable" else []
+    write_folder(tmp_path, "sjd-00000002", method="sjd", scores=scores)
+    board = build(tmp_path)
+    scored, unscored = cells(tmp_path)
+    assert scored["score"] != ""
+    for nothing in ("score", "ci_low", "ci_high", "colors", "vs_plain", "tie_group", "rank_low"):
+        assert unscored[nothing] == ""
+    assert (unscored["images"], unscored["unjudged"], unscored["visual_tokens"]) != ("8", "0", "")
+    assert "not scored" in render_table(board.frame)
+    quality = board.metrics["metric"].str.startswith("quality/")
+    assert set(board.metrics[quality]["method"]) == {"plain"}
+    assert "sjd" in set(board.metrics["method"])
 
 
 def test_done_beats_failed_and_later_lines_beat_earlier_ones(tmp_path: Path) -> None:
@@ -211,13 +248,13 @@ def test_rows_are_sorted_by_the_numbers_in_their_names(tmp_path: Path) -> None:
 def test_other_benchmarks_add_their_categories(tmp_path: Path) -> None:
     write_folder(tmp_path)
     folder = write_folder(tmp_path, "other-00000001", benchmark="other")
-    write_jobs(folder, dict.fromkeys(CATEGORIES, "texture"))
+    rename_categories(folder, "texture")
     frame = build(tmp_path).frame
     assert list(frame.columns) == [*LEADERBOARD.names, "texture"]
     assert [line["texture"] for line in cells(tmp_path)] == ["0.8750", ""]
-    write_jobs(folder, dict.fromkeys(CATEGORIES, "seed"))
-    with pytest.raises(UserError, match="category 'seed' has the name of a leaderboard column"):
-        build(tmp_path)
+    rename_categories(folder, "seed")
+    (problem,) = build(tmp_path).problems
+    assert "category 'seed' has the name of a leaderboard column" in problem
 
 
 @pytest.mark.parametrize(
@@ -235,12 +272,39 @@ def test_other_benchmarks_add_their_categories(tmp_path: Path) -> None:
             "plans 8 images, jobs.jsonl lists 2",
         ),
         ("jobs.jsonl", "{}\n", "line 1"),
+        ("jobs.jsonl", '{"prompt_id": "p0", "category": "c", "images": "4"}\n', "line 1"),
+        ("jobs.jsonl", '{"prompt_id": "p0", "category": "c", "images": 0}\n', "at least 1"),
+        ("jobs.jsonl", 2 * '{"prompt_id": "p", "category": "c", "images": 4}\n', "planned twice"),
+        (
+            "jobs.jsonl",
+            '{"prompt_id": "p0", "category": "c", "images": 8, "weight": NaN}\n',
+            "weight",
+        ),
         (
             "records-0.jsonl",
             DONE[0].to_json().replace('"p0"', '"x"') + "\n",
             "image 0 of x is not among the planned",
         ),
         ("records-0.jsonl", '{"usage": {"tokens": 1}}\n', "line 1"),
+        ("records-0.jsonl", BROKEN % '"sampled": -1', "sampled: -1 is negative"),
+        ("records-0.jsonl", BROKEN % '"sampled": 1.5', "usage.sampled: '1.5'"),
+        ("records-0.jsonl", BROKEN % '"device_s": NaN', "usage.device_s"),
+        ("records-0.jsonl", BROKEN % '"device_s": "1"', "usage.device_s"),
+        ("scores.jsonl", BROKEN_SCORE % "7.0", "line 1: cannot be read (score 7.0 of p0"),
+        ("scores.jsonl", BROKEN_SCORE % "-0.1", "line 1: cannot be read (score -0.1 of p0"),
+        ("scores.jsonl", BROKEN_SCORE % "Infinity", "line 1: cannot be read (value"),
+        ("scores.jsonl", BROKEN_SCORE % '"1"', "line 1: cannot be read (value"),
+        ("scores.jsonl", BROKEN_SCORE % "true", "line 1: cannot be read (value"),
+        ("timings-0.jsonl", '{"images": 1, "seconds": -3}\n', "line 1"),
+        ("config.yaml", CONFIG % "seed: abc", "run.seed='abc': expected int"),
+        ("config.yaml", CONFIG % "seed: true", "run.seed=True: expected int"),
+        (
+            "config.yaml",
+            CONFIG.replace('params: "", ', "") % "seed: 0, params: [1]",
+            "run.params=[1]: expected str",
+        ),
+        ("config.yaml", CONFIG % "seed: 0, aggregates: {score: {a: .nan}}", "run.aggregates.score"),
+        ("config.yaml", CONFIG % "seed: 0, schema: two", "run.schema='two': expected int"),
         (
             "scores.jsonl",
             "".join(score("p0", 0, 1, j).to_json() + "\n" for j in "ab"),
@@ -248,21 +312,40 @@ def test_other_benchmarks_add_their_categories(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_folder_that_cannot_be_read_is_named_and_the_board_left_alone(
+def test_a_folder_that_cannot_be_read_is_named_and_stops_no_other(
     tmp_path: Path, file: str, text: str | None, problem: str
 ) -> None:
-    folder = write_folder(tmp_path)
+    write_folder(tmp_path, "sjd-00000002", method="sjd")
     build(tmp_path)
     before = (tmp_path / "leaderboard.csv").read_bytes()
-    (folder / file).unlink()
+
+    folder = write_folder(tmp_path)
+    (folder / file).unlink(missing_ok=True)
     if text is not None:
         (folder / file).write_text(text)
-    with pytest.raises(UserError) as caught:
-        build(tmp_path)
-    assert "plain-0a1b2c3d" in str(caught.value)
-    assert problem in str(caught.value)
-    assert "\n" not in str(caught.value)
+    (named,) = build(tmp_path).problems
+    assert "plain-0a1b2c3d" in named
+    assert problem in named
     assert (tmp_path / "leaderboard.csv").read_bytes() == before
+
+
+def test_publishing_writes_the_others_and_ends_with_the_bad_folder(tmp_path: Path) -> None:
+    write_folder(tmp_path, "sjd-00000002", method="sjd")
+    folder = write_folder(tmp_path)
+    (folder / "scores.jsonl").write_text(BROKEN_SCORE % "7.0")
+    for _ in range(2):  # it is said again as long as the folder is bad
+        with pytest.raises(UserError, match=r"1 runs are left out: .*scores\.jsonl, line 1"):
+            publish(tmp_path, [], NoTracking())
+        assert [line["method"] for line in cells(tmp_path)] == ["sjd"]
+        assert (tmp_path / "report" / "index.html").exists()
+
+
+def test_backups_beside_journals_are_not_read(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path)
+    before = read_run(folder)
+    for name in ("records-0 (copy).jsonl", "records-0.jsonl~", "scores-old.jsonl", "scores_2.gz"):
+        (folder / name).write_text("not for us\n")
+    assert read_run(folder) == before
 
 
 def test_the_judge_of_a_row_can_be_named(tmp_path: Path) -> None:

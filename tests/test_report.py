@@ -380,8 +380,8 @@ def test_a_torn_line_is_a_missing_image_and_a_newer_schema_is_refused(tmp_path: 
     assert run["images"] == 23
     assert run["missing"] == 1
     make_run(tmp_path, "best_of_n", schema=99)
-    with pytest.raises(UserError, match="schema 99"):
-        build(tmp_path)
+    (problem,) = build(tmp_path).problems
+    assert "schema 99" in problem
 
 
 def test_data_files_are_ascii_and_cannot_end_a_script(tmp_path: Path) -> None:

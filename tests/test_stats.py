@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from itertools import combinations
+from random import Random
 
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from harness.results.stats import (
     Design,
@@ -31,7 +34,8 @@ from harness.results.stats import (
     pareto,
     prompt_means,
     quality_at,
-    rank_intervals,
+    rank_ranges,
+    resolve_pairs,
     selection_efficiency,
     sign_flip_test,
     tie_groups,
@@ -282,30 +286,54 @@ def test_a_difference_knows_what_it_can_see() -> None:
     assert little.low < little.bound < little.value < little.high
 
 
+def resolve(value_RP: np.ndarray) -> np.ndarray:
+    """Compare all pairs of runs over the same prompts of one category."""
+    design, means = design_of(*(value_P[:, None] for value_P in value_RP))
+    mean_RP = np.stack(means)
+    weight_C = design.macro_weights()
+    score_DR = design.bootstrap(mean_RP, draws=1000) @ weight_C
+    return resolve_pairs(design, mean_RP, weight_C, score_DR)
+
+
 def test_ties_and_ranks_order_what_is_resolved() -> None:
     rng = np.random.default_rng(13)
-    base = rng.random((150, 1)) * 0.5
-    runs = [base + gain + rng.normal(0, 0.03, (150, 1)) for gain in (0.0, 0.2, 0.201, 0.1)]
-    design, values = design_of(*runs)
-    value_RP = np.stack(values)
-    score_DR = design.bootstrap(value_RP) @ design.macro_weights()
-    assert tie_groups(design, value_RP, design.macro_weights(), score_DR) == [3, 1, 1, 2]
-    assert rank_intervals(score_DR) == [(4, 4), (1, 2), (1, 2), (3, 3)]
-    same = np.repeat(score_DR[:, :1], 3, axis=1)
-    assert rank_intervals(same) == [(1, 1)] * 3
+    base_P = rng.random(150) * 0.5
+    gain_R1 = np.array([0.0, 0.2, 0.201, 0.1])[:, None]
+    better_RR = resolve(base_P + gain_R1 + rng.normal(0, 0.03, (4, 150)))
+    assert tie_groups(better_RR) == [3, 1, 1, 2]
+    assert rank_ranges(better_RR) == [(4, 4), (1, 2), (1, 2), (3, 3)]
+    same_RR = resolve(np.repeat(base_P[None], 3, axis=0))
+    assert tie_groups(same_RR) == [1, 1, 1]
+    assert rank_ranges(same_RR) == [(1, 3)] * 3
 
 
-def test_rank_intervals_cover() -> None:
-    """Of five runs that differ by half an error the best one's interval holds rank 1 in 95 %."""
+@given(st.integers(1, 8), st.randoms(use_true_random=False))
+def test_ties_and_ranks_are_one_notion(runs: int, random: Random) -> None:
+    """Whatever is resolved: group 1 are the ranks that begin at 1, and no group has a winner."""
+    better_RR = np.zeros((runs, runs), dtype=bool)
+    for a, b in combinations(range(runs), 2):
+        outcome = random.choice([(a, b), (b, a), None])
+        if outcome is not None:
+            better_RR[outcome] = True
+    groups = tie_groups(better_RR)
+    ranges = rank_ranges(better_RR)
+    has_leader = any(low == 1 for low, _ in ranges)
+    for a in range(runs):
+        low, high = ranges[a]
+        assert 1 <= low <= high <= runs
+        if has_leader:
+            assert (groups[a] == 1) == (low == 1)
+    assert set(groups) == set(range(1, max(groups) + 1))
+
+
+def test_rank_ranges_cover() -> None:
+    """Of five runs that differ by half an error the best one's ranks begin at 1 in 95 %."""
     rng = np.random.default_rng(14)
     hits = 0
     for _ in range(100):
         value_RP = rng.normal(0, 1, (5, 80)) + np.arange(5)[:, None] * 0.06
-        design, means = design_of(*(value_P[:, None] for value_P in value_RP))
-        draws_DRC = design.bootstrap(np.stack(means), draws=300)
-        intervals = rank_intervals(draws_DRC @ design.macro_weights())
-        low, high = intervals[4]
-        hits += low <= 1 <= high
+        low, _ = rank_ranges(resolve(value_RP))[4]
+        hits += low == 1
     assert hits >= 90
 
 

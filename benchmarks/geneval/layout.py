@@ -148,15 +148,21 @@ def _read_row(path: Path) -> dict[str, Any]:
 
 
 def _list_samples(folder: Path) -> list[Path]:
-    """List the images of a `samples` folder by their number; none where there is no folder."""
+    """List the images of a `samples` folder by their number; none where there is no folder.
+
+    Raises UserError for two files of one number, such as 0.png beside 0000.png.
+    """
     if not folder.is_dir():
         return []
-    numbered = []
-    for path in folder.iterdir():
-        match = re.match(r"([0-9]+)\.png", path.name)
-        if match and path.is_file():
-            numbered.append((int(match[1]), path))
-    return [path for _, path in sorted(numbered)]
+    numbered: dict[int, Path] = {}
+    for path in sorted(folder.iterdir()):
+        match = re.fullmatch(r"([0-9]+)\.png", path.name)
+        if not match or not path.is_file():
+            continue
+        other = numbered.setdefault(int(match[1]), path)
+        if other != path:
+            raise UserError(f"{path} and {other.name} have the same number: remove one of them")
+    return [path for _, path in sorted(numbered.items())]
 
 
 def _describe_size(path: Path) -> str:

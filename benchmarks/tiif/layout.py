@@ -60,7 +60,11 @@ def _choose_model(folder: Path, model: str | None) -> str:
 
 
 def _find_image(folder: Path, model: str, prompt: Prompt) -> Path | None:
+    """Find the file of a prompt's image. Raises UserError if it is there in two formats."""
     _, dimension, length, row = prompt.id.split("/")
     images = folder / dimension / model / f"{length}_description"
-    files = (images / f"{row}{ending}" for ending in ENDINGS)
-    return next((file for file in files if file.is_file()), None)
+    files = [images / f"{row}{ending}" for ending in ENDINGS]
+    found = [file for file in files if file.is_file()]
+    if len(found) > 1:
+        raise UserError(f"{found[0]} and {found[1].name} are one image: remove one of them")
+    return found[0] if found else None

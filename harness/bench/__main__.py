@@ -21,6 +21,7 @@ from harness.cli import enable_plugins, explain_unknown_option, print_error
 from harness.engine.memory import cap_memory, short_of_memory
 from harness.models.devices import device_named
 from harness.records import UserError, one_line
+from harness.runs.options import expect_options
 
 NAMES = ("sampler", "methods", "judges")
 
@@ -59,6 +60,7 @@ _bars_held: list[bool] = []
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
 def _app(config: DictConfig) -> None:
+    expect_options(config)
     on_cpu = device_named(str(config.device)).type == "cpu"
     with cap_memory() if on_cpu else nullcontext():
         run_bench = hydra.utils.get_method(config.bench)

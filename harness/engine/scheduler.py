@@ -37,7 +37,7 @@ from harness.engine.session import (
     TokenCountingJudge,
 )
 from harness.models.devices import on_device
-from harness.records import JSON, Job, Usage, UserError
+from harness.records import JSON, Job, Usage, UserError, explain_error
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +266,7 @@ class _Run:
         except Exception as error:
             if short_of_memory(error):
                 raise
-            self._end_flight(flight, error=f"{type(error).__name__}: {error}")
+            self._end_flight(flight, error=explain_error(error))
 
     def _end_flight(
         self,

@@ -117,6 +117,12 @@ def _tested_difference(name: str, against: str, test: str) -> Iterator[Column]:
         f"`{name}` is called resolved if it is at least this large and `{name}_p_holm` < 0.05.",
         "comparison",
     )
+    yield Column(
+        f"{name}_verdict",
+        TEXT,
+        f"`resolved`, or why `{name}` is not.",
+        "comparison",
+    )
 
 
 LEADERBOARD = Table(
@@ -222,7 +228,7 @@ LEADERBOARD = Table(
         Column(
             "commit",
             TEXT,
-            "Commit of the code that drew them; several joined by `+`.",
+            "Commit of the code that drew them, `-dirty` if it differed; several joined by `+`.",
             "provenance",
         ),
         Column(
@@ -355,19 +361,28 @@ LEADERBOARD = Table(
         Column(
             "tie_group",
             "number",
-            "1 for the best run of the protocol and all runs that are not resolved from it; 2 for "
-            "the best of the others and its ties, and so on.",
+            "1 for the runs of the protocol that no other is resolved to be better than (each "
+            "pair by itself, p < 0.05 and of detectable size); 2 for those of the others, etc. "
+            "No two runs of a group are resolved from each other.",
             "comparison",
             digits=0,
         ),
         Column(
             "rank_low",
             "rank",
-            "Better end of the 95 % bootstrap interval of the rank in the protocol; 1 is the best.",
+            "Best rank that a run may have: 1 and the runs that are resolved to be better, as for "
+            "`tie_group`.",
             "comparison",
             digits=0,
         ),
-        Column("rank_high", "rank", "Worse end of that interval.", "comparison", digits=0),
+        Column(
+            "rank_high",
+            "rank",
+            "Worst rank that it may have: the runs of the protocol without those that are resolved "
+            "to be worse.",
+            "comparison",
+            digits=0,
+        ),
         *_tested_difference(
             "vs_plain",
             "plain sampling",

@@ -128,7 +128,7 @@ def _run_points(row: pd.Series) -> list[Line]:
     score = float(row["score"])
     for prefix, budget_name in BUDGETS.values():
         budget = float(row[budget_name])
-        if budget > 0:
+        if budget > 0 and not math.isnan(score):
             points.append({budget_name: budget, f"{prefix}/score": score})
     return points
 
@@ -180,11 +180,15 @@ def _prompt_table(run: Run) -> Table:
 
 def _describe_protocol(runs: Sequence[Run], frame: pd.DataFrame) -> Page:
     """Return the page of runs that may be compared, from their rows of the leaderboard."""
-    group = RankedGroup(runs)
     points: list[Line] = []
-    for currency in CURRENCIES:
-        for curve in group.curves(currency):
-            points += _curve_points(curve, currency)
+    summary: dict[str, float | str] = {"runs": len(runs)}
+    scored = [run for run in runs if run.is_scored]
+    if scored:
+        group = RankedGroup(scored)
+        summary["best/score"] = float(frame["score"].max())
+        for currency in CURRENCIES:
+            for curve in group.curves(currency):
+                points += _curve_points(curve, currency)
 
     known = frame.dropna(axis=1, how="all")
     rows = []
@@ -200,7 +204,7 @@ def _describe_protocol(runs: Sequence[Run], frame: pd.DataFrame) -> Page:
         tags=[protocol.benchmark, protocol.model],
         config={"protocol": protocol._asdict()},
         points=points,
-        summary={"runs": len(runs), "best/score": float(frame["score"].max())},
+        summary=summary,
         tables={"leaderboard": ([str(name) for name in known], rows)},
     )
 

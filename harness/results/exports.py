@@ -19,7 +19,15 @@ import pandas as pd
 import yaml
 
 from harness.results.claims import compare_with_claims
-from harness.results.leaderboard import Board, excluded_line, heading, protocols, resolved, to_csv
+from harness.results.leaderboard import (
+    Board,
+    excluded_line,
+    heading,
+    problems_line,
+    protocols,
+    resolved,
+    to_csv,
+)
 from harness.runs.journal import write_atomic
 from harness.runs.read import format_options
 
@@ -69,6 +77,8 @@ def write_exports(board: Board, folder: Path) -> None:
 
     results = {}
     for i, run in enumerate(board.runs):
+        if not run.is_scored:
+            continue
         name = f"{run.about['method']}-{run.fingerprint}.yaml"
         results[name] = to_eval_results(board, i)
     for former in (folder / "eval_results").glob("*.yaml"):
@@ -94,8 +104,7 @@ def to_markdown(board: Board) -> str:
             score = marked[_status(row, runs)]
             lines.append(_pipe_row([_escape_pipe(method), score, *cells]))
         parts.append("\n".join(lines))
-    if board.excluded:
-        parts.append(excluded_line(board))
+    parts += [line for line in (excluded_line(board), problems_line(board)) if line]
     parts.append(f"† tied with the best. {LEGEND}")
     return "\n\n".join(parts) + "\n"
 
@@ -219,7 +228,7 @@ def _cells(row: pd.Series) -> list[str]:
         method += f" ({absent} images missing)"
     return [
         method,
-        f"{row['score']:.3f} {_interval(row, 'ci')}",
+        _score(row),
         "" if pd.isna(row["tie_group"]) else f"{row['tie_group']:.0f}",
         "" if pd.isna(row["rank_low"]) else f"{row['rank_low']:.0f}-{row['rank_high']:.0f}",
         _difference(row, "vs_plain"),
@@ -229,6 +238,12 @@ def _cells(row: pd.Series) -> list[str]:
         _or_dash(row["target_passes"], digits=1),
         _or_dash(row["device_s"] + row["judge_s"]),
     ]
+
+
+def _score(row: pd.Series) -> str:
+    if pd.isna(row["score"]):
+        return "not scored"
+    return f"{row['score']:.3f} {_interval(row, 'ci')}"
 
 
 def _difference(row: pd.Series, name: str) -> str:

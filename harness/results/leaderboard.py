@@ -21,13 +21,18 @@ from pathlib import Path
 
 import pandas as pd
 
-from harness.results import stats
 from harness.results.columns import CURVES, LEADERBOARD, METRICS, benchmark_column
-from harness.results.metrics import Metric, curve_rows, run_identity, run_metrics
-from harness.results.ranking import PLAIN, RankedGroup
-from harness.results.rows import Row, leaderboard_rows
+from harness.results.metrics import (
+    Metric,
+    curve_rows,
+    run_identity,
+    run_metrics,
+    unscored_metrics,
+)
+from harness.results.ranking import PLAIN, RankedGroup, find_misfits
+from harness.results.rows import RESOLVED, Row, leaderboard_rows, unscored_row
 from harness.runs.journal import write_atomic
-from harness.runs.read import RankingProtocol, Run, find_runs, read_run
+from harness.runs.read import RankingProtocol, Run, read_runs
 
 DIGITS = {column.name: column.digits for column in LEADERBOARD.columns}
 """Digits after the decimal point of a column; 4 for those that are not there."""
@@ -42,34 +47,50 @@ class Board:
     metrics: pd.DataFrame  # metrics.csv
     curves: pd.DataFrame  # curves.csv
     excluded: tuple[Run, ...]  # runs that name a reason not to be ranked
+    problems: tuple[str, ...] = ()  # why each run that is left out cannot be used
 
 
 def build(results: Path) -> Board:
     """Build the tables from the run folders below `results`, and write them there.
 
-    Run folders are benchmark/model/method-fingerprint. Raises UserError naming the folder that
-    cannot be read; the files are then left as they were.
+    Run folders are benchmark/model/method-fingerprint. A run that cannot be read, or that does not
+    fit its neighbours, is left out and named in `problems`.
     """
-    board = project_runs(read_run(folder) for folder in find_runs(results))
+    found = read_runs(results)
+    board = project_runs(found.runs, found.problems)
     write_atomic(results / LEADERBOARD.file, to_csv(board.frame))
     write_atomic(results / METRICS.file, to_csv(board.metrics))
     write_atomic(results / CURVES.file, to_csv(board.curves))
     return board
 
 
-def project_runs(runs: Iterable[Run]) -> Board:
-    """Build the tables of some runs; their order does not matter."""
+def project_runs(runs: Iterable[Run], problems: Iterable[str] = ()) -> Board:
+    """Build the tables of some runs; their order does not matter.
+
+    Runs without a score have a row of costs, and are compared with none. `problems` are those of
+    runs that could not be read.
+    """
+    # 1. Leave out what nothing can be said about.
     ordered = sorted(runs, key=_natural_order)
-    ranked = [run for run in ordered if not run.excluded]
+    candidates = [run for run in ordered if not run.excluded]
+    misfits = find_misfits(candidates)
+    ranked = [run for run in candidates if run.path not in misfits]
+
+    # 2. Compare the runs of each protocol.
     rows: dict[Path, Row] = {}
     metrics: dict[Path, list[Metric]] = {}
     curves: list[Row] = []
-    for group in _group_by_protocol(ranked):
+    for run in ranked:
+        if not run.is_scored:
+            rows[run.path] = unscored_row(run)
+            metrics[run.path] = unscored_metrics(run, rows[run.path])
+    for group in _group_by_protocol([run for run in ranked if run.is_scored]):
         for run, row in zip(group.runs, leaderboard_rows(group), strict=True):
             rows[run.path] = row
             metrics[run.path] = run_metrics(group, run, row)
         curves += curve_rows(group)
 
+    # 3. Lay them out.
     metric_rows: list[Row] = []
     for run in ranked:
         for metric in metrics[run.path]:
@@ -80,7 +101,15 @@ def project_runs(runs: Iterable[Run]) -> Board:
         metrics=pd.DataFrame(metric_rows, columns=METRICS.names),
         curves=pd.DataFrame(curves, columns=CURVES.names),
         excluded=tuple(run for run in ordered if run.excluded),
+        problems=(*problems, *misfits.values()),
     )
+
+
+def problems_line(board: Board) -> str:
+    """Return which runs are left out because they cannot be used, and why; "" if none is."""
+    if not board.problems:
+        return ""
+    return f"{len(board.problems)} runs are left out: {'; '.join(board.problems)}"
 
 
 def _group_by_protocol(runs: list[Run]) -> Iterable[RankedGroup]:
@@ -191,5 +220,4 @@ def signed(row: pd.Series, name: str) -> str:
 
 def resolved(row: pd.Series, name: str) -> bool:
     """Tell whether a row's difference is of detectable size and its adjusted p below 5 %."""
-    large_enough = abs(row[name]) >= row[f"{name}_detectable"]
-    return bool(large_enough and row[f"{name}_p_holm"] < stats.ALPHA)
+    return bool(row[f"{name}_verdict"] == RESOLVED)

@@ -61,6 +61,19 @@ def run_metrics(group: RankedGroup, run: Run, row: Row) -> list[Metric]:
     return [metric for metric in metrics if not math.isnan(metric.value)]
 
 
+def unscored_metrics(run: Run, row: Row) -> list[Metric]:
+    """Return the costs of a run that no judge has valued; `row` is its row of the leaderboard."""
+    images = len(run.done)
+    costs = [_without_interval(f"cost/{name}", number(row[name]), images) for name in _costs(row)]
+    metrics = [*costs, *_latency_metrics(run), *_throughput_metrics(run, row)]
+    return [metric for metric in metrics if not math.isnan(metric.value)]
+
+
+def _costs(row: Row) -> Sequence[str]:
+    """Return the costs that a row has: older journals have no seconds by stage."""
+    return (*COSTS, *STAGE_SECONDS) if "decode_s" in row else COSTS
+
+
 def _quality_metrics(group: RankedGroup, run: Run, row: Row) -> list[Metric]:
     metrics = []
     for name in run.aggregates:
@@ -75,8 +88,7 @@ def _quality_metrics(group: RankedGroup, run: Run, row: Row) -> list[Metric]:
 
 
 def _cost_metrics(group: RankedGroup, run: Run, row: Row) -> list[Metric]:
-    has_stages = "decode_s" in row
-    costs = (*COSTS, *STAGE_SECONDS) if has_stages else COSTS
+    costs = _costs(row)
     images = len(run.done)
     intervals = _cost_intervals(group, run, costs)
     metrics = []

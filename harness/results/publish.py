@@ -15,7 +15,7 @@ from pathlib import Path
 from harness.records import UserError
 from harness.results.contact_sheet import write_contact_sheet
 from harness.results.exports import write_exports
-from harness.results.leaderboard import build, excluded_line
+from harness.results.leaderboard import Board, build, excluded_line, problems_line
 from harness.results.report import write_report
 from harness.results.terminal_table import render_table
 from harness.results.wandb import Tracker
@@ -32,7 +32,8 @@ def publish(
     The contact sheet shows the runs in `folders`; without any there is none, and the report gets
     its figures as PDF. If nothing is `fresh` and no journal has changed since the last call,
     nothing is written. Processes that end at the same time publish one after another, so that the
-    last one has read all journals. Raises UserError if there is no such folder.
+    last one has read all journals. Raises UserError if there is no such folder, and, once all is
+    written, if runs had to be left out.
     """
     if not results.is_dir():
         raise UserError(f"{results}: no such results folder")
@@ -45,11 +46,14 @@ def publish(
             print(f"{results / 'leaderboard.csv'}: nothing has changed since it was written")
             return
 
-        _write_all(results, folders, tracker)
+        board = _write_all(results, folders, tracker)
+        if board.problems:
+            published.unlink(missing_ok=True)  # the next call complains again
+            raise UserError(problems_line(board))
         write_atomic(published, state.encode())
 
 
-def _write_all(results: Path, folders: Sequence[Path], tracker: Tracker) -> None:
+def _write_all(results: Path, folders: Sequence[Path], tracker: Tracker) -> Board:
     """Write and print each part, from the quickest to the slowest."""
     # 1. Tables.
     board = build(results)
@@ -60,8 +64,9 @@ def _write_all(results: Path, folders: Sequence[Path], tracker: Tracker) -> None
         print(excluded_line(board))
 
     # 2. Pictures. PDF figures take seconds: they are drawn only if no run was made before.
-    if folders:
-        sheet = write_contact_sheet(list(folders), results / "sheet.png")
+    shown = [folder for folder in folders if any(run.path == folder for run in board.runs)]
+    if shown:
+        sheet = write_contact_sheet(shown, results / "sheet.png")
         print(f"{sheet}: prompts x methods")
     page = write_report(results, board, figures=not folders)
     print(f"{page}: figures and gallery")
@@ -70,3 +75,4 @@ def _write_all(results: Path, folders: Sequence[Path], tracker: Tracker) -> None
     summary = tracker.publish(board, results)
     if summary:
         print(summary)
+    return board

@@ -19,11 +19,12 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from harness.records import SampleRecord, UserError
+from harness.records import SampleRecord
 from harness.results import stats
+from harness.results.columns import LEADERBOARD, TASKS
 from harness.results.stats.comparison import ALPHA, MARGIN, TASK_MARGIN, Difference
 from harness.results.stats.scaling import BUDGET_TOLERANCE
-from harness.runs.read import Run
+from harness.runs.read import RankingProtocol, Run
 
 Currency = Literal["visual_tokens", "seconds"]
 Quantity = Literal["visual_tokens", "seconds", "target_passes"]
@@ -101,8 +102,7 @@ class RankedGroup:
     """Runs of one protocol, in a fixed order, and their comparisons with each other.
 
     `pool` are plain runs of the same prompts, perhaps with more images each; the oracle is
-    estimated from them. Raises UserError for runs that name one protocol but do not agree in their
-    prompts or aggregates.
+    estimated from them. The runs fit each other (see `find_misfits`).
     """
 
     def __init__(self, runs: Sequence[Run], pool: Sequence[Run] = ()) -> None:
@@ -114,8 +114,6 @@ class RankedGroup:
 
         tables = [run.table for run in self.runs]
         self.design = stats.Design(tables[0])
-        for run in self.runs:
-            self._expect_same_prompts(run)
         self._value_RP = stats.stack_prompt_means(tables)
         self._weight_KC = self.design.aggregate_weights(self.runs[0].aggregates)
         self._score_weight_C = self._weight_KC[0]  # "score" is the first aggregate
@@ -123,14 +121,6 @@ class RankedGroup:
 
         judged_right_or_wrong = bool(np.isin(self._value_RP, (0.0, 1.0)).all())
         self._binary = self.protocol.images_per_prompt == 1 and judged_right_or_wrong
-
-    def _expect_same_prompts(self, run: Run) -> None:
-        first = self.runs[0]
-        same_prompts = stats.Design(run.table).prompts.equals(self.design.prompts)
-        if not same_prompts or run.aggregates != first.aggregates:
-            raise UserError(
-                f"{run.path} and {first.path} claim the same prompts, but their jobs differ"
-            )
 
     @property
     def error_is_known(self) -> bool:
@@ -230,17 +220,9 @@ class RankedGroup:
 
     # --- against plain sampling -------------------------------------------------------------------
 
-    @cached_property
-    def _plain_runs(self) -> list[Run]:
-        """Complete runs of plain sampling with its default options: what others are measured by."""
-        return [run for run in self.runs if _is_plain(run)]
-
     def plain_of(self, run: Run) -> Run | None:
-        """Return the plain run to compare with; None without one.
-
-        Of several, the one that agrees in seed, else in concurrency, else in device.
-        """
-        return min(self._plain_runs, key=lambda plain: _mismatch(plain, run), default=None)
+        """Return the plain run to compare with; None without one (see `find_plain`)."""
+        return find_plain(run, self.runs)
 
     def difference(self, a: Run, b: Run) -> Difference:
         """Return the score of `a` minus that of `b`, paired by prompt."""
@@ -391,7 +373,7 @@ class RankedGroup:
     def _largest_pool(self, run: Run, n: int) -> Run | None:
         """Return the plain run of the same seed with the most images per prompt, n at least."""
         pools = []
-        for plain in (*self._pool, *self._plain_runs):
+        for plain in (*self._pool, *filter(_is_plain, self.runs)):
             same_seed = plain.about["seed"] == run.about["seed"]
             if same_seed and plain.protocol.images_per_prompt >= n:
                 pools.append(plain)
@@ -399,13 +381,24 @@ class RankedGroup:
 
     # --- all runs ---------------------------------------------------------------------------------
 
+    @cached_property
+    def _better_RR(self) -> np.ndarray:
+        """Whether the first run of each pair is resolved to be better than the second."""
+        return stats.resolve_pairs(
+            self.design,
+            self._value_RP,
+            self._score_weight_C,
+            self._score_DR,
+            binary=self._binary,
+        )
+
     def tie_groups(self) -> list[int]:
         """Number each run's tie group, in the order of `runs` (see `stats.tie_groups`)."""
-        return stats.tie_groups(self.design, self._value_RP, self._score_weight_C, self._score_DR)
+        return stats.tie_groups(self._better_RR)
 
-    def rank_intervals(self) -> list[tuple[int, int]]:
-        """Return the 95 % interval of each run's rank, in the order of `runs`."""
-        return stats.rank_intervals(self._score_DR)
+    def rank_ranges(self) -> list[tuple[int, int]]:
+        """Return the ranks that each run may have, in the order of `runs`."""
+        return stats.rank_ranges(self._better_RR)
 
     def curves(self, currency: Currency) -> list[Curve]:
         """Return a curve over n for every method that spends more than plain sampling.
@@ -467,6 +460,48 @@ class RankedGroup:
             if is_best_of_this_n and not any(_mismatch(run, plain)):
                 return self.score(run)
         return math.nan
+
+
+def find_plain(run: Run, among: Iterable[Run]) -> Run | None:
+    """Return the run of plain sampling by which another one is measured; None without one.
+
+    It has the default options, is complete and scored. Of several, it is the one that agrees in
+    seed, else in concurrency, else in device.
+    """
+    plain_runs = [other for other in among if _is_plain(other) and other.is_scored]
+    return min(plain_runs, key=lambda plain: _mismatch(plain, run), default=None)
+
+
+def find_misfits(runs: Sequence[Run]) -> dict[Path, str]:
+    """Find the runs that cannot stand in a table with the others, and say why.
+
+    Such a run has a category with the name of a column, or names the protocol of runs before it
+    without agreeing with them in prompts and aggregates.
+    """
+    misfits: dict[Path, str] = {}
+    first_of: dict[RankingProtocol, Run] = {}
+    taken = set(LEADERBOARD.names) - {"score", *TASKS}
+    for run in runs:
+        names = {*run.planned.values(), *run.aggregates}
+        if clashing := sorted(names & taken):
+            misfits[run.path] = (
+                f"{run.path}: category {clashing[0]!r} has the name of a leaderboard column; "
+                "rename the category"
+            )
+            continue
+        first = first_of.setdefault(run.protocol, run)
+        if not _agree(run, first):
+            misfits[run.path] = (
+                f"{run.path} and {first.path} claim the same prompts, but their jobs differ"
+            )
+    return misfits
+
+
+def _agree(one: Run, other: Run) -> bool:
+    """True for runs of the same prompts, images and aggregates."""
+    without_values = one.table.drop(columns="value")
+    same_table = without_values.equals(other.table.drop(columns="value"))
+    return same_table and one.aggregates == other.aggregates
 
 
 def _cost(run: Run, record: SampleRecord, quantity: Quantity) -> float:

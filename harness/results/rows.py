@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from harness.records import SampleRecord, UserError
+from harness.records import SampleRecord
 from harness.results import stats
-from harness.results.columns import COSTS, LEADERBOARD, STAGE_SECONDS, TASKS
+from harness.results.columns import COSTS, STAGE_SECONDS
 from harness.results.ranking import RankedGroup, Saving
 from harness.results.stats import Difference
 from harness.runs.read import Run
@@ -22,6 +22,8 @@ Cell = str | int | float | None
 Row = dict[str, Cell]
 """Column -> value; columns that are not there are empty."""
 
+RESOLVED = "resolved"
+"""The verdict on a difference of detectable size whose adjusted p is below 5 %."""
 PERCENTILES = (0.5, 0.9, 0.95, 0.99)
 
 
@@ -30,15 +32,21 @@ def leaderboard_rows(group: RankedGroup) -> list[Row]:
     rows = []
     for run in group.runs:
         rows.append(_describe(group, run) | _compare(group, run))
-    _adjust_p_values(rows, "vs_plain")
-    _adjust_p_values(rows, "vs_bon")
+    for family in ("vs_plain", "vs_bon"):
+        _adjust_p_values(rows, family)
+        _add_verdicts(rows, family)
     _mark_pareto_front(rows, "front_tokens", cost="visual_tokens")
     _mark_pareto_front(rows, "front_seconds", cost="budget_s")
     if len(rows) > 1 and group.error_is_known:
-        ranks = zip(rows, group.tie_groups(), group.rank_intervals(), strict=True)
+        ranks = zip(rows, group.tie_groups(), group.rank_ranges(), strict=True)
         for row, tie_group, (low, high) in ranks:
             row |= {"tie_group": tie_group, "rank_low": low, "rank_high": high}
     return rows
+
+
+def unscored_row(run: Run) -> Row:
+    """Return the row of a run that no judge has valued: no score, no interval and no rank."""
+    return _describe_run(run)
 
 
 def number(value: Cell) -> float:
@@ -58,18 +66,24 @@ def wall_seconds(run: Run) -> list[float]:
 
 def _describe(group: RankedGroup, run: Run) -> Row:
     """Return the columns that follow from a run alone."""
-    quality = group.category_means(run) | group.aggregates(run)
-    _expect_free_names(run, quality)
-    done = [record for _, record in sorted(run.done.items())]
     low, high = group.aggregate_interval(run, "score")
+    return {
+        **_describe_run(run),
+        **group.category_means(run),
+        **group.aggregates(run),
+        "ci_low": low,
+        "ci_high": high,
+    }
+
+
+def _describe_run(run: Run) -> Row:
+    """Return what a run is, what it delivered, and what that cost."""
+    done = [record for _, record in sorted(run.done.items())]
     row: Row = {
         "method": str(run.about["method"] or ""),
         "params": str(run.about["params"] or ""),
         "fingerprint": str(run.about["fingerprint"] or ""),
         **run.protocol._asdict(),
-        **quality,
-        "ci_low": low,
-        "ci_high": high,
         "protocol": run.protocol.id,
         "seed": run.about["seed"],
         "prompts": len(run.prompts),
@@ -89,17 +103,6 @@ def _describe(group: RankedGroup, run: Run) -> Row:
     if any(record.usage.decode_s for record in done):  # older journals have no stages
         row |= _mean_usage(done, STAGE_SECONDS)
     return row | _latencies(run) | _throughput(run)
-
-
-def _expect_free_names(run: Run, quality: Iterable[str]) -> None:
-    """Raise UserError if a category or aggregate has the name of a column of another meaning."""
-    taken = set(LEADERBOARD.names) - {"score", *TASKS}
-    for name in quality:
-        if name in taken:
-            raise UserError(
-                f"{run.path}: category {name!r} has the name of a leaderboard column; "
-                "rename the category"
-            )
 
 
 def _mean_usage(done: Sequence[SampleRecord], names: Sequence[str]) -> Row:
@@ -160,8 +163,11 @@ def _mean_accepted(done: Sequence[SampleRecord]) -> float:
 def _reward_judge_overlap(run: Run) -> str:
     """Tell whether the method asked the judge itself ("same") or one of its family ("family").
 
-    Such a reward shares the judge's blind spots, so its gains are partly the judge's errors.
+    Such a reward shares the judge's blind spots, so its gains are partly the judge's errors. A
+    method that asked nobody (Best-of-1) gained nothing from it.
     """
+    if not any(record.usage.judge_calls for record in run.done.values()):
+        return ""
     asked = run.about.get("asked") or {}
     models = [str(model) for role, model in asked.items() if role != "drafter"]
     if run.judge in models:
@@ -229,6 +235,28 @@ def _adjust_p_values(rows: Sequence[Row], family: str) -> None:
     p = [number(row.get(f"{family}_p")) for row in rows]
     for row, adjusted in zip(rows, stats.holm(p), strict=True):
         row[f"{family}_p_holm"] = adjusted
+
+
+def _add_verdicts(rows: Sequence[Row], family: str) -> None:
+    """Add to each row whether its difference is resolved, and if not, why."""
+    tested = [row for row in rows if not math.isnan(number(row.get(f"{family}_p")))]
+    for row in tested:
+        row[f"{family}_verdict"] = _verdict(row, family, comparisons=len(tested))
+
+
+def _verdict(row: Row, family: str, comparisons: int) -> str:
+    p = number(row[f"{family}_p"])
+    difference = abs(number(row[family]))
+    detectable = number(row[f"{family}_detectable"])
+    if math.isnan(detectable):
+        return "not resolved: the error is not known, as a category has a single prompt"
+    if p >= stats.ALPHA:
+        return f"not resolved: p {p:.2g}"
+    if number(row[f"{family}_p_holm"]) >= stats.ALPHA:
+        return f"not resolved: not significant after correction for {comparisons} comparisons"
+    if difference < detectable:
+        return f"not resolved: found in less than 80 % of repeats, which takes {detectable:.3f}"
+    return RESOLVED
 
 
 def _mark_pareto_front(rows: Sequence[Row], column: str, *, cost: str) -> None:

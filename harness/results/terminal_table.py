@@ -106,6 +106,9 @@ def _cut(text: str, width: int) -> str:
 def _score_column(runs: pd.DataFrame) -> list[str]:
     column = ["score [95% interval]"]
     for score, low, high in zip(runs["score"], runs["ci_low"], runs["ci_high"], strict=True):
+        if pd.isna(score):
+            column.append("not scored")
+            continue
         interval = "    -,     -" if math.isnan(low) else f"{low:.3f}, {high:.3f}"
         column.append(f"{score:.3f} [{interval}]")
     return column

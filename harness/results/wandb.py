@@ -113,7 +113,7 @@ class Wandb:
     def publish(self, board: Board, results: Path) -> str:
         """See `Tracker`. Leaves alone what was published before, equal and to the same place."""
         record = results / "wandb" / "published.json"
-        known = json.loads(record.read_text()) if record.exists() else {}
+        known = _read_published(record)
         current: dict[str, str] = {}
         written = 0
 
@@ -193,6 +193,21 @@ class Wandb:
             yield dashboard
         finally:
             dashboard.finish()
+
+
+def _read_published(record: Path) -> dict[str, str]:
+    """Read which pages were published, and their fingerprints.
+
+    A damaged record is taken for none, so that everything is published again.
+    """
+    try:
+        known = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+    except ValueError:
+        known = None
+    if isinstance(known, dict) and all(isinstance(value, str) for value in known.values()):
+        return known
+    log.warning("%s is damaged: all dashboards are published again", record)
+    return {}
 
 
 # --- following a run ------------------------------------------------------------------------------

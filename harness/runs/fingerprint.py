@@ -8,13 +8,24 @@ recorded under their first name, so that an earlier folder stays the folder of t
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
+
+import hydra
 
 from harness.records import Prompt, digest, dump
 
 SCHEMA = 1
 """Format of run folders, part of every fingerprint. Folders of a newer format are refused."""
+
+CODE = 1
+"""Version of the project's own code as results see it: raised whenever golden tokens change.
+
+A change of the code that changes no token leaves it as it is, so that runs stay what they are. The
+first version is left out of fingerprints.
+"""
 
 RECORDED_AS = {
     "benchmarks.tiif.vqa_model.VQAJudge": "benchmarks.tiif.interview.Interview",
@@ -50,9 +61,29 @@ They name no result: the content is named by the benchmark's version, prompts an
 """
 
 
+PLACES_OF_JUDGES = frozenset(
+    {
+        "device",
+        "base_url",
+        "needs_key",
+        "timeout_s",
+        "retries",
+        "backoff_s",
+        "longest_pause_s",
+        "concurrency",
+    }
+)
+"""The same of the judges that a method asks."""
+RECORDED_PLACES = frozenset(
+    {"device", "base_url", "timeout_s", "retries", "backoff_s", "concurrency"}
+)
+"""Those that earlier fingerprints of methods hold."""
+
+
 def fingerprint(identity: Mapping[str, Any]) -> str:
     """Return eight hexadecimal digits that name `identity`, everything a result depends on."""
-    named = dump({"schema": SCHEMA, **_restore_class_names(identity)})
+    code = {} if CODE == 1 else {"code": CODE}
+    named = dump({"schema": SCHEMA, **code, **_restore_class_names(identity)})
     return hashlib.blake2b(named.encode(), digest_size=4).hexdigest()
 
 
@@ -66,6 +97,35 @@ def drop_places(settings: Any) -> Any:
     if not isinstance(settings, dict):
         return settings
     return {name: drop_places(value) for name, value in settings.items() if name not in PLACES}
+
+
+def default_places(part: Any) -> Any:
+    """Return a method's settings with each place at its default, so that it names no result.
+
+    A place is an option of a judge that says where it runs or how it is reached. The ones in
+    `RECORDED_PLACES` stand in the fingerprints of earlier runs, and stay there with the default of
+    the class that reads them; others are left out.
+    """
+    if isinstance(part, list):
+        return [default_places(inner) for inner in part]
+    if not isinstance(part, Mapping):
+        return part
+    settled = {name: default_places(value) for name, value in part.items()}
+    reached = PLACES_OF_JUDGES & part.keys()
+    if reached and "_target_" in part:
+        defaults = _read_defaults(str(part["_target_"]))
+        for name in reached:
+            del settled[name]
+            if name in RECORDED_PLACES:
+                settled[name] = defaults.get(name)
+    return settled
+
+
+@lru_cache
+def _read_defaults(target: str) -> Mapping[str, Any]:
+    """Read the defaults of the options of a class or function."""
+    parameters = inspect.signature(hydra.utils.get_object(target)).parameters
+    return {name: parameter.default for name, parameter in parameters.items()}
 
 
 def hash_prompts(prompts: Iterable[Prompt]) -> str:

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Self
 
 import torch
@@ -20,6 +19,7 @@ from harness.records import Job, SampleRecord, Timing, digest, one_line
 from harness.runs.execute import Executor
 from harness.runs.folder import RunFolder, encode_png, hash_tokens, image_path
 from harness.runs.plan import IncompleteRunError
+from harness.runs.plugins import OWN_PACKAGES, PROJECT
 from harness.runs.score import score_images
 
 log = logging.getLogger("harness")
@@ -59,10 +59,23 @@ class Generation:
 
     def run(self, jobs: Sequence[Job]) -> None:
         """Draw the jobs, and write down what that took."""
+        self._warn_of_other_code()
         with _Progress(self._folder.path.name, len(jobs)) as progress:
             timing = self._executor.measure(jobs, partial(self._take, progress), self._meter)
         self._folder.save_timing(timing)
         self._log_speed(timing)
+
+    def _warn_of_other_code(self) -> None:
+        """Warn if images are there that another version of the project's code has drawn."""
+        mine = self._stamp["commit"]
+        others = {record.stamp.get("commit", "unknown") for record in self._folder.done.values()}
+        if others := others - {mine}:
+            log.warning(
+                "%s: its images are of version %s, this is %s: the board marks the run",
+                self._folder.path,
+                ", ".join(sorted(others)),
+                mine,
+            )
 
     def _take(self, progress: _Progress, delivery: Delivery) -> None:
         """Take an image, or an error, from the scheduler."""
@@ -126,17 +139,30 @@ class Generation:
 
 @lru_cache(maxsize=1)
 def find_commit() -> str:
-    """Return the commit of the checkout that this code runs from, or the installed version."""
-    root = Path(__file__).parent.parent.parent
-    if (root / ".git").exists():
-        command = ["git", "-C", str(root), "rev-parse", "--short", "HEAD"]
-        answer = subprocess.run(command, capture_output=True, text=True)
-        if answer.returncode == 0:
-            return answer.stdout.strip()
+    """Return the commit of the checkout that this code runs from, or the installed version.
+
+    "-dirty" is added where the project's code differs from the commit.
+    """
+    commit = _ask_git("rev-parse", "--short", "HEAD")
+    if commit:
+        changed = _ask_git("status", "--porcelain", "--", *map(str, OWN_PACKAGES))
+        return f"{commit}-dirty" if changed else commit
     try:
         return version("visual-ar-tts")
     except PackageNotFoundError:
         return "unknown"
+
+
+def _ask_git(*arguments: str) -> str:
+    """Return what git says of the checkout that this code runs from; "" where there is none."""
+    if not (PROJECT / ".git").exists():
+        return ""
+    command = ["git", "-C", str(PROJECT), *arguments]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True)
+    except OSError:
+        return ""
+    return answer.stdout.strip() if answer.returncode == 0 else ""
 
 
 class _Progress:

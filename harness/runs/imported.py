@@ -21,6 +21,7 @@ from harness.runs.fingerprint import fingerprint
 from harness.runs.folder import RunFolder
 from harness.runs.instantiate import build_object, resolve_config
 from harness.runs.plan import Plan
+from harness.runs.plugins import hash_plugins
 
 METHOD = "elsewhere"
 """The method's name in journals and folders of imported images."""
@@ -35,6 +36,7 @@ class ImportedRun:
     source: Path
     plan: Plan
     image_shas: Mapping[Key, str]
+    plugins: Mapping[str, str]  # modules of a user's own -> hash of their source
     fingerprint: str
     missing_word = "missing"
 
@@ -55,6 +57,7 @@ class ImportedRun:
             "seed": 0,
             "numerics": "",
             "asked": {},
+            "plugins": dict(self.plugins),
         }
         described = self.plan.describe(
             made, benchmark=self.benchmark_choice, fingerprint=self.fingerprint
@@ -113,16 +116,20 @@ def build_imported_run(config: DictConfig, choices: Mapping[str, str]) -> Import
     image_shas = {key: digest(path.read_bytes()) for key, path in found.items()}
 
     # 3. The name of all that scores depend on; where the folder lies is not part of it.
-    identity = {
+    identity: dict[str, Any] = {
         "benchmark": plan.identify(without=("images",)),
         "images": [[*key, sha] for key, sha in sorted(image_shas.items())],
     }
+    plugins = hash_plugins(resolve_config(config.benchmark))
+    if plugins:
+        identity["plugins"] = plugins
     return ImportedRun(
         config=config,
         benchmark_choice=choices["benchmark"],
         source=source,
         plan=plan,
         image_shas=image_shas,
+        plugins=plugins,
         fingerprint=fingerprint(identity),
     )
 

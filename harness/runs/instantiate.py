@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
+import importlib
+import re
 from typing import Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from harness.records import UserError, one_line
+from harness.records import UserError, explain_error, one_line
+from harness.runs.plugins import list_targets
 
 COMMAND_OPTIONS = ("results", "stages", "device", "logger", "shard", "shards", "on_error")
 """Options that say how and where a run is carried out; all others say what it computes."""
@@ -24,9 +28,12 @@ def build_object(config: Any, **extra: Any) -> Any:
     """Instantiate a `_target_`, with `extra` arguments besides the configured ones.
 
     Raises UserError, in its own words, for what the constructor refuses (UserError, ValueError,
-    OSError), and with Hydra's words for what cannot be called at all. An allocation that failed is
-    raised as it is.
+    OSError); with the line in which anything else went wrong; and for a class that cannot be found,
+    with the reason. An allocation that failed is raised as it is.
     """
+    plain = OmegaConf.to_container(config) if OmegaConf.is_config(config) else config
+    for target in list_targets(plain):
+        _expect_importable(target)
     try:
         return hydra.utils.instantiate(config, **extra)
     except hydra.errors.InstantiationException as error:
@@ -35,5 +42,52 @@ def build_object(config: Any, **extra: Any) -> Any:
         cause = error.__cause__
         if cause is not None and short_of_memory(cause):
             raise cause from None
-        is_refusal = isinstance(cause, UserError | ValueError | OSError)
-        raise UserError(one_line(cause if is_refusal and cause else error)) from error
+        if isinstance(cause, UserError | ValueError | OSError):
+            raise UserError(one_line(cause)) from error
+        raise UserError(_explain_failure(error, cause)) from error
+
+
+def _explain_failure(error: BaseException, cause: BaseException | None) -> str:
+    """Say what a constructor raised, and where; without a cause, what Hydra says."""
+    if cause is None:
+        return one_line(error)
+    target = re.search(r"[\w.]+\.[\w.]+", str(error))
+    named = f"{target.group()}: " if target else ""
+    return f"{named}{explain_error(cause)}"
+
+
+def _expect_importable(target: str) -> None:
+    """Raise UserError with the true reason if the class or function of a name cannot be had."""
+    module = None
+    parts = target.split(".")
+    for i in range(1, len(parts)):
+        name = ".".join(parts[:i])
+        try:
+            module = importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is not None and f"{name}.".startswith(f"{error.name}."):
+                break  # the rest of the name may be attributes
+            raise UserError(f"_target_={target}: {explain_error(error)}") from error
+        except SyntaxError as error:
+            place = f"{error.filename}, line {error.lineno}"
+            raise UserError(f"_target_={target}: {place}: SyntaxError: {error.msg}") from error
+        except Exception as error:
+            raise UserError(f"_target_={target}: {explain_error(error)}") from error
+    if module is None:
+        raise UserError(
+            f"_target_={target}: there is no module {parts[0]!r}: put its folder on PYTHONPATH, or "
+            "run the command in that folder"
+        )
+    found: Any = module
+    for part in parts[module.__name__.count(".") + 1 :]:
+        if not hasattr(found, part):
+            raise UserError(f"_target_={target}: {_missing_attribute(found, part)}")
+        found = getattr(found, part)
+
+
+def _missing_attribute(owner: Any, name: str) -> str:
+    """Say that a module or class has no such attribute, and which it may have been."""
+    names = [known for known in vars(owner) if not known.startswith("_")]
+    close = difflib.get_close_matches(name, names, n=3)
+    advice = f"; did you mean {' or '.join(close)}?" if close else ""
+    return f"{owner.__name__} has no {name!r}{advice}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import gzip
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -85,12 +86,15 @@ def explain_write_errors(path: Path) -> Iterator[None]:
 
 
 def find_journals(folder: Path, name: str) -> list[Path]:
-    """List a run folder's files of a name ("records-*.jsonl": every shard), packed ones too (.gz).
+    """List a run folder's files of a name, packed ones too (.gz).
 
-    Without any, it is the one that would be there, `folder / name`.
+    A star stands for the number of a shard ("records-*.jsonl"), so that a backup beside them, such
+    as "records-0 (copy).jsonl", is not read. Without any, it is the one that would be there,
+    `folder / name`.
     """
-    found = sorted([*folder.glob(name), *folder.glob(f"{name}.gz")])
-    return found or [folder / name]
+    pattern = re.escape(name).replace(r"\*", r"(-?\d+)?")
+    found = [path for path in folder.iterdir() if re.fullmatch(rf"{pattern}(\.gz)?", path.name)]
+    return sorted(found) or [folder / name]
 
 
 def read_journals(folder: Path, name: str, parse: Callable[[str], _Row]) -> Iterator[_Row]:

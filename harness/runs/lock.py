@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
-import json
 import os
 import re
 import socket
@@ -13,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Self, TypeVar
+from typing import IO, ClassVar, Self, TypeVar
 
-from harness.records import UserError, dump
+from harness.records import STRICT, UserError, dump, parse_row
 
 ATTEMPTS = 4
 """Attempts at a lock: a process that asks who holds it takes it for a moment."""
@@ -72,6 +71,8 @@ class Shard:
 @dataclass(frozen=True, slots=True)
 class Writer:
     """A process that writes a run folder now."""
+
+    __pydantic_config__: ClassVar = STRICT
 
     shard: str
     pid: int
@@ -136,6 +137,6 @@ def _read_holder(lock: Path) -> Writer | None:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:
-            with suppress(ValueError, TypeError):
-                return Writer(**json.loads(file.read()))
+            with suppress(ValueError):
+                return parse_row(Writer, file.read())
     return None

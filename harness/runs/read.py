@@ -7,26 +7,60 @@ seconds were measured, `timings-*.jsonl`; each may be packed (`.gz`). Images are
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import pandas as pd
 import yaml
 
-from harness.records import Prompt, SampleRecord, Score, Timing, UserError, digest, dump, one_line
+from harness.records import (
+    STRICT,
+    Prompt,
+    SampleRecord,
+    Score,
+    Timing,
+    UserError,
+    digest,
+    dump,
+    one_line,
+    parse_row,
+)
 from harness.runs.fingerprint import SCHEMA
 from harness.runs.journal import find_journals, read_journals, read_lines
+from harness.runs.plugins import list_targets
 
 Key = tuple[str, int]
 """Prompt id and number of an image."""
 
-NEEDED = ("benchmark", "model", "method", "params", "fingerprint", "seed", "planned")
-"""What config.yaml must say under `run`."""
+NEEDED: Mapping[str, type] = {
+    "benchmark": str,
+    "model": str,
+    "method": str,
+    "params": str,
+    "fingerprint": str,
+    "seed": int,
+    "planned": int,
+}
+"""What config.yaml must say under `run`, and of which type."""
+OPTIONAL: Mapping[str, type] = {
+    "judge": str,
+    "version": str,
+    "prompts_sha": str,
+    "numerics": str,
+    "excluded": str,
+    "aggregates": dict,
+    "asked": dict,
+    "plugins": dict,
+    "memory_gb": float,
+    "schema": int,
+}
+"""What it may say besides."""
+OWN_NAMES = ("harness.", "methods.", "benchmarks.")
+"""What the names of the project's own classes begin with."""
 TABLE_COLUMNS = ("prompt_id", "image", "category", "weight", "cluster", "value")
 """Columns of `Run.table`."""
 
@@ -121,6 +155,28 @@ class Run:
         return "+".join(sorted(found - {""}))
 
     @cached_property
+    def marks(self) -> list[str]:
+        """What a reader must know of how the run was made, a clause each."""
+        marks = []
+        commits = {record.stamp.get("commit") or "unknown" for record in self.done.values()}
+        if len(commits) > 1:
+            marks.append(f"drawn by several versions of the code: {', '.join(sorted(commits))}")
+        elif any(commit.endswith("-dirty") for commit in commits):
+            marks.append("drawn by code that differs from its commit")
+        if self.has_unnamed_source:
+            marks.append("drawn by a plug-in whose source was not recorded")
+        return marks
+
+    @property
+    def has_unnamed_source(self) -> bool:
+        """Tell whether a class is a plug-in's, in a run that is too old to name its source."""
+        if "plugins" in self.about:
+            return False
+        parts = [self.config.get(name) for name in ("model", "method", "benchmark")]
+        known = (*OWN_NAMES, "hydra.")
+        return not all(target.startswith(known) for target in list_targets(parts))
+
+    @cached_property
     def protocol(self) -> RankingProtocol:
         about = self.about
         return RankingProtocol(
@@ -148,6 +204,11 @@ class Run:
         """Delivered images without a value."""
         judged = {key for key, score in self.scores.items() if score.value is not None}
         return frozenset(self.done.keys() - judged)
+
+    @property
+    def is_scored(self) -> bool:
+        """Tell whether a judge has valued any delivered image; else there is nothing to rank."""
+        return len(self.unjudged) < len(self.done)
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -200,6 +261,27 @@ def find_runs(results: Path) -> list[Path]:
     return sorted(path.parent for path in results.glob("[!.]*/*/*/config.yaml"))
 
 
+class FoundRuns(NamedTuple):
+    """The runs of a results folder, and why each other folder cannot be read."""
+
+    runs: list[Run]
+    problems: list[str]
+
+
+def read_runs(results: Path) -> FoundRuns:
+    """Read all run folders of a results folder; one that cannot be read stops no other.
+
+    Raises UserError if there is no such results folder.
+    """
+    found = FoundRuns([], [])
+    for folder in find_runs(results):
+        try:
+            found.runs.append(read_run(folder))
+        except UserError as error:
+            found.problems.append(str(error))
+    return found
+
+
 def read_run(folder: Path) -> Run:
     """Read a run folder. Raises UserError naming it, and the line where there is one."""
     config, about = _read_config(folder)
@@ -234,13 +316,40 @@ def _read_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise UserError(f"{path}: cannot be read ({one_line(error)})") from None
     if not isinstance(about, dict):
         raise UserError(f"{path}: no 'run' mapping, so {folder} is no run folder")
-    if (schema := about.get("schema", 1)) > SCHEMA:
+    _expect_type(path, "schema", about.get("schema"), int)
+    if (schema := about.get("schema") or 1) > SCHEMA:
         raise UserError(
             f"{path}: written in schema {schema}, this version reads up to {SCHEMA}: update it"
         )
     if absent := [name for name in NEEDED if name not in about]:
         raise UserError(f"{path}: run.{absent[0]} is missing")
+    for name, kind in {**NEEDED, **OPTIONAL}.items():
+        _expect_type(path, name, about.get(name), kind)
+    _expect_aggregates(path, about.get("aggregates") or {})
+    for group in ("sampler", "method"):
+        if not isinstance(config.get(group) or {}, dict):
+            raise UserError(f"{path}: {group}={config[group]!r} is no mapping")
     return config, about
+
+
+def _expect_type(path: Path, name: str, value: object, kind: type) -> None:
+    """Raise UserError if a value under `run` is of another type; None is for optional ones."""
+    if value is None and name in OPTIONAL:
+        return
+    is_bool_as_number = isinstance(value, bool) and kind is not bool
+    allowed = (int, float) if kind is float else (kind,)
+    if is_bool_as_number or not isinstance(value, allowed):
+        raise UserError(f"{path}: run.{name}={value!r}: expected {kind.__name__}")
+
+
+def _expect_aggregates(path: Path, aggregates: Mapping[str, Any]) -> None:
+    """Raise UserError unless each aggregate gives finite weights to categories."""
+    for name, weights in aggregates.items():
+        numbers = weights.values() if isinstance(weights, dict) else [None]
+        if not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
+            raise UserError(
+                f"{path}: run.aggregates.{name}={weights!r}: expected category: finite weight"
+            )
 
 
 def _read_plan(folder: Path, count: int) -> tuple[dict[str, Prompt], dict[Key, str]]:
@@ -249,6 +358,8 @@ def _read_plan(folder: Path, count: int) -> tuple[dict[str, Prompt], dict[Key, s
     prompts: dict[str, Prompt] = {}
     planned: dict[Key, str] = {}
     for prompt, images in read_lines(journal, _parse_planned):
+        if prompt.id in prompts:
+            raise UserError(f"{journal}: prompt {prompt.id!r} is planned twice")
         prompts[prompt.id] = prompt
         planned |= {(prompt.id, image): prompt.category for image in range(images)}
     if not planned:
@@ -260,17 +371,32 @@ def _read_plan(folder: Path, count: int) -> tuple[dict[str, Prompt], dict[Key, s
     return prompts, planned
 
 
+@dataclass(frozen=True, slots=True)
+class _PlanLine:
+    """A line of jobs.jsonl: a prompt, and the number of its images."""
+
+    __pydantic_config__: ClassVar = STRICT
+
+    prompt_id: str
+    category: str
+    images: int
+    text: str = ""
+    weight: float = 1.0
+    cluster: str = ""
+
+
 def _parse_planned(line: str) -> tuple[Prompt, int]:
     """Parse a line of jobs.jsonl: a prompt, and the number of its images."""
-    row = json.loads(line)
-    prompt = Prompt(
-        row["prompt_id"],
-        row.get("text", ""),
-        row["category"],
-        weight=float(row.get("weight", 1.0)),
-        cluster=row.get("cluster", ""),
-    )
-    return prompt, int(row["images"])
+    row = parse_row(_PlanLine, line)
+    if row.images < 1:
+        raise ValueError(f"images: {row.images} of {row.prompt_id!r}; each prompt has at least 1")
+    try:
+        prompt = Prompt(
+            row.prompt_id, row.text, row.category, weight=row.weight, cluster=row.cluster
+        )
+    except UserError as error:
+        raise ValueError(str(error)) from None
+    return prompt, row.images
 
 
 def _read_records(
@@ -285,6 +411,11 @@ def _read_records(
                 raise UserError(
                     f"{journal}: image {record.image} of {record.prompt_id} is not among the "
                     "planned ones"
+                )
+            if record.category != planned[record.key]:
+                raise UserError(
+                    f"{journal}: image {record.image} of {record.prompt_id} is recorded under "
+                    f"{record.category!r}, planned under {planned[record.key]!r}"
                 )
             if record.status == "done":
                 done[record.key] = record

@@ -13,6 +13,7 @@ from harness.runs.execute import Executor
 from harness.runs.folder import RunFolder
 from harness.runs.generate import Generation
 from harness.runs.imported import build_imported_run
+from harness.runs.options import spell_numbers
 from harness.runs.plan import Plan
 from harness.runs.spec import RunSpec, build_run_spec
 
@@ -89,6 +90,7 @@ def build_source(config: DictConfig, choices: Mapping[str, str]) -> RunSource:
 
     Raises UserError for parts that cannot be had, or that do not fit each other.
     """
+    config = spell_numbers(config, choices)
     if isinstance(config.benchmark.get("images"), str):
         return build_imported_run(config, choices)
     return DrawnRun(build_run_spec(config, choices))

@@ -25,17 +25,11 @@ from harness.engine.session import Method
 from harness.models import ImageModel
 from harness.models.devices import choose_device
 from harness.records import UserError, dump
-from harness.runs.fingerprint import fingerprint, restore_size_names
+from harness.runs.fingerprint import default_places, fingerprint, restore_size_names
 from harness.runs.instantiate import COMMAND_OPTIONS, build_object, resolve_config
+from harness.runs.options import expect_result_options
 from harness.runs.plan import Plan
-
-NUMERICS = ("constant", "fast")
-"""Values of `numerics`: what an image may depend on.
-
-`constant`: on the job alone (batch invariance). `fast`: through the shapes of forwards also on what
-else is in the batch. That follows from the jobs and their order, not from how long anything takes:
-a run that is drawn again whole is the same; what was interrupted, or shared out, need not be.
-"""
+from harness.runs.plugins import hash_plugins
 
 
 @dataclass(frozen=True)
@@ -51,6 +45,7 @@ class RunSpec:
     plan: Plan
     sampler_sizes: Mapping[str, Any]  # arguments of `Sampler`, and `concurrency`
     warm_up: int  # images that are drawn at most before seconds count
+    plugins: Mapping[str, str]  # modules of a user's own -> hash of their source
     fingerprint: str
 
     @property
@@ -83,6 +78,7 @@ class RunSpec:
             "numerics": self.numerics,
             "asked": self.method_spec.part_ids,
             "memory_gb": self._memory_gb(),
+            "plugins": dict(self.plugins),
         }
         described = self.plan.describe(
             made, benchmark=self.choices["benchmark"], fingerprint=self.fingerprint
@@ -106,6 +102,8 @@ def build_run_spec(config: DictConfig, choices: Mapping[str, str]) -> RunSpec:
     `choices` are the options chosen in each group (of "method" and "benchmark" the names are
     recorded). Raises UserError for parts that cannot be had, or that do not fit each other.
     """
+    expect_result_options(config)
+
     # 1. The model, and how its tokens are drawn.
     model_config = resolve_config(config.model)
     sampling = Sampling(**model_config.pop("sampling"))
@@ -136,12 +134,15 @@ def build_run_spec(config: DictConfig, choices: Mapping[str, str]) -> RunSpec:
     identity = {
         "model": [model.name, model.revision, str(model.dtype), model_config],
         "sampling": resolve_config(config.model.sampling),
-        "method": [choices["method"], method_config, method_spec.part_ids],
+        "method": [choices["method"], default_places(method_config), method_spec.part_ids],
         "benchmark": plan.identify(),
         "sampler": restore_size_names(sampler_sizes),
         "numerics": config.numerics,
         "seed": config.seed,
     }
+    plugins = hash_plugins([model_config, method_config, resolve_config(config.benchmark)])
+    if plugins:
+        identity["plugins"] = plugins
     return RunSpec(
         config=config,
         choices=choices,
@@ -152,6 +153,7 @@ def build_run_spec(config: DictConfig, choices: Mapping[str, str]) -> RunSpec:
         plan=plan,
         sampler_sizes=sampler_sizes,
         warm_up=warm_up,
+        plugins=plugins,
         fingerprint=fingerprint(identity),
     )
 
@@ -247,8 +249,6 @@ def _choose_warm_up(most: int | None, device: torch.device) -> int:
     """
     if most is None:
         return int(device.type == "cuda")
-    if not isinstance(most, int) or most < 0:
-        raise UserError(f"sampler.warm_up={most}: give a number of images, 0 for none, or null")
     return most
 
 
@@ -306,8 +306,6 @@ def _is_compact(wanted: bool, numerics: str, concurrency: int | None) -> bool:
     Numerics `constant` promise results that no other job can change. They allow it for one job at
     a time, whose shapes depend on that job alone.
     """
-    if numerics not in NUMERICS:
-        raise UserError(f"numerics={numerics}: choose from {', '.join(NUMERICS)}")
     if numerics == "constant" and wanted and concurrency != 1:
         raise UserError(
             f"sampler.compact=true with sampler.concurrency={concurrency}: results would depend on "

@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("harness")
 
-STAGES = ("estimate", "generate", "score", "report")
-ON_ERROR = ("continue", "stop")
-
 
 class Dashboard(Protocol):
     """Follows a run while it is made."""
@@ -34,14 +31,6 @@ class Dashboard(Protocol):
     def follow(self, folder: Path, results: Path) -> AbstractContextManager[Callable[[], None]]:
         """Open a dashboard of a run folder; the function it gives sends what is new."""
         ...
-
-
-def expect_stages(config: DictConfig) -> None:
-    """Raise UserError for unknown stages, and for an unknown way to take errors."""
-    if not config.stages or set(config.stages) - set(STAGES):
-        raise UserError(f"stages={list(config.stages)}: choose from {', '.join(STAGES)}")
-    if config.on_error not in ON_ERROR:
-        raise UserError(f"on_error={config.on_error}: choose from {', '.join(ON_ERROR)}")
 
 
 def run_stages(

@@ -6,7 +6,6 @@ nothing that the point reads has changed since. Files are compared by size and t
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -16,15 +15,12 @@ from typing import Any, NamedTuple
 
 from harness.records import UserError, digest, dump
 from harness.runs.folder import is_intact
+from harness.runs.plugins import OWN_PACKAGES, find_plugin_files, is_own
 from harness.runs.read import find_runs, read_run
 from harness.sweeps.ledger import Event, is_command_option, ledger_folder, read_events
 
 ENDPOINT_VARIABLES = ("VLM_BASE_URL", "VLM_MODEL")
 """Environment variables from which a judge without an address of its own takes one."""
-
-PROJECT = Path(__file__).resolve().parents[2]
-PROJECT_FOLDERS = tuple(PROJECT / name for name in ("harness", "methods", "benchmarks", "conf"))
-"""Folders of the project's own code and configuration."""
 
 
 class KnownPoints:
@@ -96,7 +92,7 @@ def hash_results(results: Path, about: Sequence[str]) -> str:
 def _hash_project(searched: tuple[str, ...]) -> str:
     """Hash code, configuration and shipped weights, by name, size and time of change."""
     states: list[tuple[str, int, int]] = []
-    for folder in (*PROJECT_FOLDERS, *map(Path, searched)):
+    for folder in (*OWN_PACKAGES, *map(Path, searched)):
         states += [(name, *stat) for name, stat in walk_files(folder)]
     return digest(dump(states).encode(), 16)
 
@@ -107,41 +103,27 @@ def _hash_project(searched: tuple[str, ...]) -> str:
 def find_outside_files(config: Any) -> dict[str, list[int]]:
     """Find the files and folders outside the project that a plain configuration names.
 
-    The files of classes are among them. Returns the state of each (see `state_of`).
+    The source of plug-ins is among them. Returns the state of each (see `state_of`).
     """
+    named = [Path(text).expanduser() for text in _list_texts(config)]
     found: dict[str, list[int]] = {}
-    for option, text in _list_texts(config):
-        path = _find_module(text) if option == "_target_" else Path(text).expanduser()
+    for path in [*named, *find_plugin_files(config).values()]:
         with suppress(OSError, ValueError):
-            if path and path.exists() and not _is_of_project(path):
+            if path.exists() and not is_own(path):
                 found[str(path)] = state_of(path)
     return found
 
 
-def _list_texts(config: Any, option: str = "") -> Iterator[tuple[str, str]]:
-    """List the texts of a nested configuration, each with its option's name."""
+def _list_texts(config: Any) -> Iterator[str]:
+    """List the texts of a nested configuration."""
     if isinstance(config, Mapping):
-        for key, value in config.items():
-            yield from _list_texts(value, str(key))
+        for value in config.values():
+            yield from _list_texts(value)
     elif isinstance(config, list):
         for value in config:
-            yield from _list_texts(value, option)
+            yield from _list_texts(value)
     elif isinstance(config, str) and config:
-        yield option, config
-
-
-def _find_module(target: str) -> Path | None:
-    """Find the file of the module that a `_target_` lies in."""
-    module, _, _ = target.rpartition(".")
-    with suppress(ImportError, ValueError):
-        spec = importlib.util.find_spec(module)
-        return Path(spec.origin) if spec and spec.origin else None
-    return None
-
-
-def _is_of_project(path: Path) -> bool:
-    resolved = path.resolve()
-    return any(resolved.is_relative_to(folder) for folder in PROJECT_FOLDERS)
+        yield config
 
 
 # ------------------------------------------------------------------ states of files

@@ -9,16 +9,16 @@ on whatever machine.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import socket
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
-from harness.records import digest, dump
+from harness.records import STRICT, digest, dump, parse_row
 from harness.runs.instantiate import COMMAND_OPTIONS
 from harness.runs.journal import append_shared_line, read_lines
 
@@ -38,6 +38,8 @@ class Event:
     The sweep has begun; its points are planned or skipped; the shares of a point have all other
     statuses.
     """
+
+    __pydantic_config__: ClassVar = STRICT
 
     event: Status
     call: str  # names one start of the sweep
@@ -148,7 +150,7 @@ def read_events(path: Path) -> list[Event]:
     """Read a ledger; a torn last line is skipped. Raises UserError for any other bad line."""
     if not path.exists():
         return []
-    return list(read_lines(path, lambda line: Event(**json.loads(line))))
+    return list(read_lines(path, partial(parse_row, Event)))
 
 
 def list_outcomes(events: Sequence[Event]) -> list[Event]:

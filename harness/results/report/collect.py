@@ -19,7 +19,7 @@ import numpy as np
 
 from harness.records import Prompt, SampleRecord, Score
 from harness.results.leaderboard import Board
-from harness.results.ranking import PLAIN, RankedGroup
+from harness.results.ranking import PLAIN, find_plain
 from harness.runs.read import RankingProtocol, Run
 from harness.runs.trace_codec import unpack_series
 
@@ -112,14 +112,13 @@ def _protocol(run: Run) -> RankingProtocol:
 
 def _dress(runs: Sequence[Run], rows: Sequence[Row]) -> list[Shown]:
     """Give each run of a panel its name, colour and symbol."""
-    group = RankedGroup(runs)
     methods = {str(run.about["method"]) for run in runs}
     colored = sorted(methods - {PLAIN})
     families: dict[str, list[str]] = {}
     shown = []
     for run, row in zip(runs, rows, strict=True):
         method = str(run.about["method"])
-        plain = group.plain_of(run)
+        plain = find_plain(run, runs)
         one = Shown(
             run=run,
             row=row,

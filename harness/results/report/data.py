@@ -195,6 +195,7 @@ def _describe_run(one: Shown, results: Path) -> dict[str, Any]:
         is_known = not pd.isna(row[name])
         found[f"{name}_resolved"] = is_known and resolved(row, name)
 
+    found["marks"] = one.run.marks
     found["folder"] = os.path.relpath(one.run.path, results)
     found["seconds"] = _plain(one.seconds)
     found["memory_gb"] = one.run.about.get("memory_gb")

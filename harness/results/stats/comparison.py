@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from harness.results.stats.design import DRAWS, LEVEL, Design, percentile_interval
+from harness.results.stats.design import DRAWS, Design, percentile_interval
 
 Test = Literal["sign-flip", "McNemar"]
 
@@ -32,8 +32,6 @@ EXACT_DISCORDANT = 25
 """Below this many prompts on which two runs disagree, McNemar's test is the exact one."""
 EPSILON = 1e-9
 """Differences below it are rounding errors of sums."""
-RANK_DIGITS = 12
-"""Decimal digits to which scores are rounded before they are ordered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,48 +170,64 @@ def detectable_difference(error: float, power: float = POWER, alpha: float = ALP
     return (quantile(1 - alpha / 2) + quantile(power)) * error
 
 
-def rank_intervals(score_DR: np.ndarray, level: float = LEVEL) -> list[tuple[int, int]]:
-    """Return the bootstrap percentile interval of each run's rank; 1 is the best.
+def resolve_pairs(
+    design: Design,
+    value_RP: np.ndarray,
+    weight_C: np.ndarray,
+    score_DR: np.ndarray,
+    *,
+    binary: bool = False,
+) -> np.ndarray:
+    """Tell for each pair of runs whether the first is resolved to be better -> bool [R, R].
 
-    Runs are ranked within each draw, equal scores sharing the better rank (Goldstein and
-    Spiegelhalter, JRSS A 159, 1996).
+    Every pair is compared by `compare_paired`, the p values as they are: a ranking explores, and a
+    declared family of tests has its own correction (`holm`).
     """
-    rounded_DR = np.round(score_DR, RANK_DIGITS)
-    better_DRR = rounded_DR[:, None, :] > rounded_DR[:, :, None]
-    rank_DR = 1 + better_DRR.sum(axis=2)
-    quantiles = [(1 - level) / 2, (1 + level) / 2]
-    ends = np.quantile(rank_DR, quantiles, axis=0, method="inverted_cdf")
-    return [(int(low), int(high)) for low, high in ends.T]
-
-
-def tie_groups(
-    design: Design, value_RP: np.ndarray, weight_C: np.ndarray, score_DR: np.ndarray
-) -> list[int]:
-    """Number the groups of runs that are not resolved from the best run among them; 1 leads.
-
-    The best run that has no group yet opens the next one, and takes along all ungrouped runs whose
-    paired difference from it is not resolved. Within a group runs may differ from each other.
-    """
-    score_R = np.round(design.category_means(value_RP) @ weight_C, RANK_DIGITS)
-    ungrouped = list(np.argsort(-score_R, kind="stable"))
-    group_R = [0] * len(ungrouped)
-    number = 0
-
-    while ungrouped:
-        number += 1
-        best = ungrouped[0]
-        tied = [best]
-        for run in ungrouped[1:]:
-            draws_D = score_DR[:, best] - score_DR[:, run]
-            difference = compare_paired(
-                design, value_RP[best], value_RP[run], weight_C, draws_D=draws_D
+    runs = len(value_RP)
+    better_RR = np.zeros((runs, runs), dtype=bool)
+    for a in range(runs):
+        for b in range(a):
+            found = compare_paired(
+                design,
+                value_RP[a],
+                value_RP[b],
+                weight_C,
+                binary=binary,
+                draws_D=score_DR[:, a] - score_DR[:, b],
             )
-            if not difference.resolved:
-                tied.append(run)
-        for run in tied:
-            group_R[run] = number
-        ungrouped = [run for run in ungrouped if run not in tied]
-    return group_R
+            better_RR[a, b] = found.resolved and found.value > 0
+            better_RR[b, a] = found.resolved and found.value < 0
+    return better_RR
+
+
+def rank_ranges(better_RR: np.ndarray) -> list[tuple[int, int]]:
+    """Return the ranks that each run may have, by the pairs that are resolved; 1 is the best.
+
+    The better end counts the runs that are resolved to be better, the worse end leaves out those
+    that are resolved to be worse (Mogstad, Romano, Shaikh and Wilhelm, Review of Economic Studies
+    91, 2024, with `resolve_pairs` in place of their simultaneous intervals).
+    """
+    better = better_RR.sum(axis=0)
+    worse = better_RR.sum(axis=1)
+    return [
+        (1 + int(low), len(better_RR) - int(high)) for low, high in zip(better, worse, strict=True)
+    ]
+
+
+def tie_groups(better_RR: np.ndarray) -> list[int]:
+    """Number the groups of runs that cannot be told apart; 1 leads.
+
+    A group holds the runs than which no other one without a group is resolved to be better, so no
+    two runs of a group are resolved from each other, and group 1 are those whose ranks begin at 1.
+    """
+    group_R = np.zeros(len(better_RR), dtype=int)
+    number = 0
+    while (ungrouped_R := group_R == 0).any():
+        number += 1
+        is_beaten_R = better_RR[ungrouped_R].any(axis=0)
+        leading_R = ungrouped_R & ~is_beaten_R
+        group_R[leading_R if leading_R.any() else ungrouped_R] = number
+    return [int(group) for group in group_R]
 
 
 def pareto(cost: Sequence[float], quality: Sequence[float]) -> list[bool]:

@@ -45,6 +45,7 @@ function remarksOf(one) {
   for (const run of one.runs)
     for (const name of ["failed", "missing", "unjudged"])
       if (run[name]) remarks.push(`${run.label}: ${run[name]} images ${name}, counted as wrong.`);
+  for (const run of one.runs) for (const mark of run.marks) remarks.push(`${run.label}: ${mark}.`);
   for (const [overlap, words] of [["same", "the judge itself"], ["family", "a relative of the judge, which may share its blind spots"]]) {
     const some = one.runs.filter((run) => run.reward_is_judge === overlap);
     if (some.length) remarks.push(`Chosen by ${words}: ${some.map((run) => run.label).join("; ")}.`);
@@ -63,7 +64,7 @@ function columns(one) {
     known("tie_group") && { key: "tie_group", title: "Tie", about: "Runs with the same number cannot be told apart by these prompts", value: (run) => run.tie_group, cell: tieCell },
     { key: "label", title: "Method", value: (run) => run.label, cell: (run) => nameCell(run, one) },
     { key: "score", title: "Score", value: (run) => run.score, cell: (run) => scoreCell(run, one) },
-    known("vs_plain") && { key: "vs_plain", title: "Against plain", about: "Difference in points (hundredths of the score), paired by prompt", value: (run) => run.vs_plain, cell: (run) => differenceCell(run, "vs_plain") },
+    known("vs_plain") && { key: "vs_plain", title: "Against plain", about: "Difference of the scores, paired by prompt. Grey: not resolved, the reason is beside it", value: (run) => run.vs_plain, cell: (run) => differenceCell(run, "vs_plain") },
     known("vs_bon") && { key: "vs_bon", title: "Against Best-of-N", about: "The same, against Best-of-N with as many visual tokens", value: (run) => run.vs_bon, cell: (run) => differenceCell(run, "vs_bon") },
     ...one.categories.filter(known).map((name) => ({ key: name, title: SHORT[name] || words(name), value: (run) => run[name], cell: (run) => taskCell(run, name, one) })),
     number("visual_tokens", "Tokens", whole, "Visual tokens drawn for each delivered image, discarded candidates included"),
@@ -107,10 +108,10 @@ function scoreCell(run, one) {
   const x = (value) => (4 + ((value - low) / (high - low || 1)) * (width - 8)).toFixed(1);
   const plain = runOf(one.baseline);
   const bar = run.score === null ? null : svg("svg", { class: "bar", viewBox: `0 0 ${width} 16`, width, height: 16, role: "img", "aria-label": `between ${fixed(run.ci_low, 3)} and ${fixed(run.ci_high, 3)}` },
-    plain && svg("line", { class: "plain", x1: x(plain.score), x2: x(plain.score), y1: 0, y2: 16 }),
+    plain && plain.score !== null && svg("line", { class: "plain", x1: x(plain.score), x2: x(plain.score), y1: 0, y2: 16 }),
     run.ci_low !== null && svg("line", { class: "range", x1: x(run.ci_low), x2: x(run.ci_high), y1: 8, y2: 8, stroke: colour(run) }),
     svg("circle", { cx: x(run.score), cy: 8, r: 4, fill: colour(run) }));
-  return h("td", { class: "score" }, h("div", {}, h("span", {}, h("b", { text: fixed(run.score, 3) }), h("span", { class: "interval", text: run.ci_low === null ? "" : `[${fixed(run.ci_low, 3)}, ${fixed(run.ci_high, 3)}]` })), bar));
+  return h("td", { class: "score" }, h("div", {}, h("span", {}, h("b", { text: run.score === null ? "not scored" : fixed(run.score, 3) }), h("span", { class: "interval", text: run.ci_low === null ? "" : `[${fixed(run.ci_low, 3)}, ${fixed(run.ci_high, 3)}]` })), bar));
 }
 
 function tieCell(run) {
@@ -122,11 +123,11 @@ function differenceCell(run, name) {
   if (typeof value !== "number") return h("td", { class: "number quiet", text: "–" });
   const resolved = run[`${name}_resolved`], bound = name === "vs_plain" ? run.worse_at_most : null;
   const about = [
-    resolved ? null : "not resolved: these prompts cannot tell this difference from none",
-    typeof bound === "number" ? `at most ${(100 * Math.max(0, -bound)).toFixed(1)} points worse (95 %)` : null,
+    resolved ? null : run[`${name}_verdict`],
+    typeof bound === "number" ? `at most ${Math.max(0, -bound).toFixed(3)} worse (95 %)` : null,
   ].filter(Boolean);
   return h("td", { class: `number difference ${resolved ? (value > 0 ? "better" : "worse") : "quiet"}`, title: about.join("\n") || null },
-    h("b", { text: points(value) }), run[`${name}_low`] !== null && h("span", { class: "interval", text: `[${points(run[`${name}_low`])}, ${points(run[`${name}_high`])}]` }));
+    h("b", { text: signed(value) }), run[`${name}_low`] !== null && h("span", { class: "interval", text: `[${signed(run[`${name}_low`])}, ${signed(run[`${name}_high`])}]` }));
 }
 
 function taskCell(run, name, one) {
