@@ -90,6 +90,16 @@ class MethodSpec:
         ids = {name: getattr(part, "id", None) for name, part in self.parts}
         return {name: part_id for name, part_id in ids.items() if part_id is not None}
 
+    def prepare_parts(self) -> None:
+        """Let each part that has something to prepare do so, such as a judge that is tested first.
+
+        Raises UserError for a part that cannot do its work.
+        """
+        for _, part in self.parts:
+            ready = getattr(part, "ready", None)
+            if callable(ready):
+                ready()
+
     def sampler_sizes(self) -> dict[str, Any]:
         """List the arguments, besides slots, that a sampler for this method is made with.
 

@@ -493,6 +493,13 @@ LEADERBOARD = Table(
             "throughput",
             timed=True,
         ),
+        Column(
+            "unanswered",
+            "questions",
+            "Questions that the method's judges left without an answer (refused, unreadable, or "
+            "reaching nobody): in failed images, and in delivered ones whose method has a fallback.",
+            "what was run",
+        ),
     ),
 )
 

@@ -77,6 +77,7 @@ def _describe(group: RankedGroup, run: Run) -> Row:
         "failed": len(run.failed),
         "missing": len(run.planned) - len(done) - len(run.failed),
         "unjudged": len(run.unjudged),
+        "unanswered": sum(run.unanswered.values()),
         "scenario": run.scenario,
         "concurrency": run.concurrency,
         "candidates": run.candidates,

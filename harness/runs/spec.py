@@ -24,7 +24,7 @@ from harness.engine.session import Method
 from harness.models import ImageModel
 from harness.models.checkpoint import device_named
 from harness.records import UserError, dump
-from harness.runs.fingerprint import fingerprint, restore_size_names
+from harness.runs.fingerprint import REACHING, fingerprint, restore_size_names
 from harness.runs.instantiate import COMMAND_OPTIONS, build_object, resolve_config
 from harness.runs.plan import Plan
 
@@ -273,7 +273,9 @@ def _changed_options(method: DictConfig, name: str) -> str:
     mine = _flatten(resolve_config(method))
     theirs = _flatten(resolve_config(default))
     changed = [
-        f"{key}={value}" for key, value in sorted(mine.items()) if theirs.get(key, ...) != value
+        f"{key}={value}"
+        for key, value in sorted(mine.items())
+        if theirs.get(key, ...) != value and key.rpartition(".")[2] not in REACHING
     ]
     return ", ".join(changed)
 
