@@ -34,6 +34,7 @@ from harness.records import Answer, UserError
 from methods.gridar import GridAR, select_sources
 
 IMAGE = np.full((48, 48, 3), 90, np.uint8)
+USAGE = {"usage": {"total_tokens": 17}}
 TWO_STEPS = {"quarter": {"share": 0.25, "strips": 4}, "half": {"share": 0.5, "strips": 2}}
 
 
@@ -173,7 +174,7 @@ def test_failures_are_tried_again_and_then_said(
     (silence,) = endpoint(server).reply(["?"], [IMAGE])
     assert silence.kind == kind and silence.value is None
     assert reason in silence.reason
-    assert len(server.asked) == (1 if silence.text else 3)
+    assert len(server.asked) == 3
 
     replies = iter([bad, bad, says("yes")])
     server.behave = lambda body: next(replies)
@@ -393,7 +394,7 @@ def test_a_local_model_is_reward_and_verifier_by_the_same_weights(tiny: Path) ->
     reward = ChatReward(chat)
     verifier = ChatVerifier(chat)
     assert reward(["a cat"], [image])[0] == chat.yes([orm_question("a cat")], [image])[0]
-    assert isinstance(verifier.rewrite(["a cat"], [image])[0], str)
+    assert verifier.rewrite(["a cat"], [image])[0].answered
     assert verifier.rewrite.tokens == chat.tokens
     shared = LocalVLM(str(tiny), device="cpu", dtype="float32")
     assert shared.network is chat.network
@@ -411,7 +412,7 @@ def test_a_local_model_judges_like_any_other(tiny: Path) -> None:
     assert judge.id.startswith(f"vlm-{tiny.name}-main-")
     for one, said in zip(asked, heard, strict=True):
         first = chat.reply([write_message(one.key, one.questions)], [one.image], SYSTEM)[0]
-        assert said.replies[0] == first and 1 <= len(said.replies) <= 2
+        assert said.replies[0] == first.text and 1 <= len(said.replies) <= 2
         assert said.served == chat.id and said.tokens > 0
 
 
@@ -437,17 +438,19 @@ def gridar(server: Server, **options: object) -> GridAR:
 MALFORMED = [
     says("possible"),
     says("impossible, possible, possible, possible, possible"),
-    says("I cannot."),
+    says("It could be."),
 ]
-FAILURE = (500, b"")
+REFUSAL = (200, {"choices": [{"message": {"content": None, "refusal": "No."}}], **USAGE})
+RELEASED = {"released_fallback": True, "orm_fallback": 0.3}
+"""Options by which GridAR goes on without an answer, as the released code does."""
 
 
 def misbehave(body: dict) -> tuple[int, object]:
-    """Answer by the question: with nothing, garbage, extra words, missing words, refusals."""
+    """Answer by the question: with a refusal, extra words, missing words, other words."""
     text = question(body)
     luck = random.Random(str(body["messages"])).randrange(4)
     if luck == 0:
-        return FAILURE
+        return REFUSAL
     if "represent the prompt" in text:
         return says("Yes", {"Yes": luck / 4, "No": 1 - luck / 4})
     if "strips" in text:
@@ -455,9 +458,16 @@ def misbehave(body: dict) -> tuple[int, object]:
     return says('"something else"')
 
 
-def test_a_run_over_a_misbehaving_server_is_whole_and_says_what_happened(server: Server) -> None:
+def over(server: Server, **options: object) -> GridAR:
+    """GridAR whose verifier and reward ask a server once."""
+    chat = endpoint(server, retries=0, timeout_s=5.0)
+    reward = ChatReward(chat)
+    return GridAR(4, TWO_STEPS, ChatVerifier(chat), reward, line=0, **options)  # type: ignore[arg-type]
+
+
+def test_the_released_fallback_goes_on_and_says_what_happened(server: Server) -> None:
     server.behave = misbehave
-    deliveries = draw(gridar(server, retries=0, timeout_s=5.0), jobs(TEXTS), slots=24)
+    deliveries = draw(over(server, **RELEASED), jobs(TEXTS), slots=24)
     assert not any(delivery.error for delivery in deliveries.values())
     notes: list[Any] = [delivery.notes for delivery in deliveries.values()]
 
@@ -471,23 +481,41 @@ def test_a_run_over_a_misbehaving_server_is_whole_and_says_what_happened(server:
         assert replies.count(None) == stop["failed"]
         assert stop["possible"] == select_sources(replies, 4 // len(replies)).possible
 
-    # 2. The best candidate among those with a score is chosen.
+    # 2. The best candidate is chosen, with the fallback for a missing score.
     for note in notes:
-        scores = note["scores"]
-        assert note["unscored"] == scores.count(None)
-        if note["unscored"] < 4:
-            assert scores[note["chosen"]] == max(score for score in scores if score is not None)
+        scores = [0.3 if score is None else score for score in note["scores"]]
+        assert note["unscored"] == note["scores"].count(None)
+        assert scores[note["chosen"]] == max(scores)
 
-    # 3. Every answer is paid for.
-    for delivery in deliveries.values():
-        assert delivery.usage.judge_tokens % 17 == 0 < delivery.usage.judge_tokens
+    # 3. Every question is paid for, and those without an answer are counted.
+    for delivery, note in zip(deliveries.values(), notes, strict=True):
+        unanswered = sum(stop["failed"] + stop["unanswered"] for stop in note["stages"])
+        assert delivery.usage.unanswered == unanswered + note["unscored"]
+        assert delivery.usage.judge_tokens == 17 * delivery.usage.judge_calls
 
     # 4. Another order of jobs and another batch change nothing.
-    again = draw(gridar(server, retries=0, timeout_s=5.0), jobs(TEXTS)[::-1], slots=12)
+    again = draw(over(server, **RELEASED), jobs(TEXTS)[::-1], slots=12)
     assert again.keys() == deliveries.keys()
     for key, delivery in again.items():
         assert delivery.tokens == deliveries[key].tokens
         assert delivery.notes == deliveries[key].notes
+
+
+def test_without_the_fallback_a_silent_verifier_decides_nothing(server: Server) -> None:
+    server.behave = misbehave
+    for delivery in draw(over(server), jobs(TEXTS), slots=24).values():
+        assert delivery.image is None
+        assert delivery.error.startswith("UnansweredError: judge vlm-some-model-")
+        assert delivery.usage.unanswered > 0
+
+
+def test_an_unreachable_verifier_is_never_a_choice(server: Server) -> None:
+    server.behave = lambda body: (503, b"busy")
+    chat = endpoint(server, retries=0, give_up_after=None)
+    method = GridAR(4, TWO_STEPS, ChatVerifier(chat), ChatReward(chat), line=0, **RELEASED)  # type: ignore[arg-type]
+    for delivery in draw(method, jobs(TEXTS), slots=24).values():
+        assert delivery.image is None
+        assert "(unreachable: status 503, busy)" in delivery.error
 
 
 def test_a_wrong_key_ends_the_run_and_not_one_image(server: Server) -> None:

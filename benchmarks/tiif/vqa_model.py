@@ -64,7 +64,10 @@ class VQAModel(Protocol):
     def reply(
         self, questions: Sequence[str], images: Sequence[np.ndarray], system: str
     ) -> Sequence[Answer | str | None]:
-        """Reply to each question about its image; an `Answer` says why there is no reply."""
+        """Reply to each question about its image; None where there was no reply.
+
+        An `Answer` says why there is none, or which kind of reply it is.
+        """
         ...
 
 
@@ -92,7 +95,7 @@ class ImageAnswers:
         """Why there are no answers."""
         if self.silence is not None:
             kind = "no reply" if self.silence.kind == "unreachable" else self.silence.kind
-            return f"{kind}: {self.silence.reason}"
+            return kind + (f": {self.silence.reason}" if self.silence.reason else "")
         return "refused" if is_refusal(self.replies[-1]) else "unreadable"
 
 
@@ -127,7 +130,7 @@ class VQAJudge:
             for i, reply, served, tokens in zip(
                 waiting, replies, self.chat.served, self.chat.tokens, strict=True
             ):
-                said = Answer.of(reply)
+                said = Answer("unreachable") if reply is None else Answer.of(reply)
                 before = answered[i]
                 spent = before.tokens + tokens
                 if said.kind == "unreachable":

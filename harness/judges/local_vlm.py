@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from harness.engine.rendering import Image
-from harness.judges.replies import CUT_OFF, without_reasoning
+from harness.judges.replies import CUT_OFF, EMPTY, without_reasoning
 from harness.judges.self_test import expect_sight
 from harness.judges.verifier import HELPFUL, AnswerForm
 from harness.models.checkpoint import device_named
@@ -133,7 +133,7 @@ def _read_reply(text: str) -> Answer:
     if words is None:
         return Answer("unreadable", text=raw, reason=CUT_OFF)
     if not words.strip():
-        return Answer("unreadable", text=raw, reason="the reply is empty")
+        return Answer("unreadable", text=raw, reason=EMPTY)
     return Answer("answered", words, raw)
 
 

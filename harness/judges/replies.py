@@ -15,8 +15,10 @@ from harness.records import Answer, clean_text
 
 Completion = Mapping[str, Any]
 
-CUT_OFF = "cut off by the limit of its tokens"
+CUT_OFF = "cut off by the limit of its tokens (max_tokens)"
 """Why there is no answer where reasoning, or a reply that must be whole, met the limit."""
+EMPTY = "the reply is empty"
+"""Why there is no answer where there are no words, and not for want of tokens."""
 REFUSING_ENDS = ("content_filter", "refusal", "safety")
 """Values of `finish_reason` by which services say that they will not answer."""
 
@@ -68,7 +70,7 @@ def read_words(completion: Completion, *, whole: bool = True) -> Answer:
     # 2. What follows the reasoning.
     words = without_reasoning(raw)
     if words is None or not words.strip():
-        reason = CUT_OFF if finish == "length" or words is None else "the reply is empty"
+        reason = CUT_OFF if finish == "length" or words is None else EMPTY
         return Answer("unreadable", text=raw, reason=reason)
     if whole and finish == "length":
         return Answer("unreadable", text=raw, reason=CUT_OFF)
@@ -190,16 +192,23 @@ def _find_answer(
     The entries may be of the reasoning, too, which comes first.
     """
     tokens = [clean_text(entry["token"]) for entry in entries]
-    joined = "".join(tokens)
-    words = said.value.strip()
-    begin = joined.rfind(words)
-    if begin < 0:  # the entries end before the reply does, or begin elsewhere
-        begin = len(joined) - len(joined.lstrip()) if words.startswith(joined.strip()) else -1
-    if begin < 0:
+    begin = _find_words("".join(tokens), said.value.strip())
+    if begin is None:
         return None
     skipped = len(said.value) - len(said.value.lstrip())
-    wanted = begin + (0 if decision is None else max(0, decision.start("word") - skipped))
+    wanted = begin + (0 if decision is None else decision.start("word") - skipped)
     return _token_at(tokens, wanted, exact=decision is not None)
+
+
+def _find_words(joined: str, words: str) -> int | None:
+    """Find where the reply's words begin among the joined tokens, which may end before they do."""
+    begin = joined.rfind(words)
+    if begin >= 0:
+        return begin
+    for length in range(min(len(words), len(joined)), 0, -1):
+        if joined.endswith(words[:length]):
+            return len(joined) - length
+    return None
 
 
 def _token_at(tokens: Sequence[str], place: int, *, exact: bool) -> int | None:

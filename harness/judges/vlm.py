@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 from PIL import Image as Pillow
 
 from harness.engine.rendering import Image
-from harness.judges.replies import CUT_OFF, is_completion, read_words, read_yes
+from harness.judges.replies import CUT_OFF, EMPTY, is_completion, read_words, read_yes
 from harness.judges.self_test import expect_sight
 from harness.judges.verifier import HELPFUL, AnswerForm
 from harness.records import Answer, UserError, clean_text, one_line
@@ -171,9 +171,9 @@ class Endpoint:
             exchanges = list(pool.map(ask, questions, images))
         if silence := self._outage.take():
             raise UserError(
-                f"vision endpoint {self._url} ({self._model}): {silence.questions} questions in a row "
-                f"reached nobody (the last: {silence.reason}); it is asked no more, all images so "
-                "far are kept: mend it and run the same command again"
+                f"{self.id} at {self._url}: {silence.questions} questions in a row reached nobody "
+                f"(the last: {silence.reason}); it is asked no more, all images so far are kept: "
+                "mend it and run the same command again"
             )
         self.tokens = [_count_tokens(exchange.completion) for exchange in exchanges]
         self.served = [_read_name(exchange.completion) for exchange in exchanges]
@@ -202,7 +202,7 @@ class Endpoint:
                 break
             exchange = self._try_once(body, read)
             answer = exchange.answer
-            is_empty = answer.kind == "unreadable" and not answer.text and answer.reason != CUT_OFF
+            is_empty = answer.reason == EMPTY
             if answer.kind != "unreachable" and not is_empty:
                 break
             log.warning(

@@ -497,7 +497,7 @@ LEADERBOARD = Table(
             "unanswered",
             "questions",
             "Questions that the method's judges left without an answer (refused, unreadable, or "
-            "reaching nobody): in failed images, and in delivered ones whose method has a fallback.",
+            "reaching nobody): in failed images, and in delivered ones by a method's fallback.",
             "what was run",
         ),
     ),
