@@ -60,7 +60,7 @@ WORDS = {
     "reasoning that a template began": (completion("Hm, no.\n</think>\na cat"), "a cat"),
     "half an emoji": (completion("a cat \ud83d"), "a cat \ufffd"),
     "a whole emoji": (json.loads(json.dumps(completion("\U0001f408"))), "\U0001f408"),
-    "control characters": (completion("a\x1b[1m c\x00\r\n\t\u202e"), "a\ufffd[1m c\ufffd\n\t\ufffd"),
+    "control characters": (completion("a\x1b c\x00\r\n\t\u202e"), "a\ufffd c\ufffd\n\t\ufffd"),
     "an empty refusal": (completion("a cat", refusal=None), "a cat"),
 }  # fmt: skip
 
@@ -526,7 +526,7 @@ class Answering(PixelSum):
         (float("inf"), "unreadable: inf is no score"),
         (np.float32("nan"), "unreadable: nan is no score"),
         (Answer("answered", float("nan")), "unreadable: nan is no score"),
-        (Answer("refused", text="No.\x1b", reason="it says so"), "refused: it says so, it said 'No."),
+        (Answer("refused", text="No.\x1b", reason="it says"), "refused: it says, it said 'No."),
         (Answer("unreachable", reason="status 500"), "unreachable: status 500"),
     ],
 )  # fmt: skip
