@@ -19,7 +19,6 @@ from typing import Any, Protocol, TypeVar
 
 from harness.engine.acceptance import Draft, Rule, exact
 from harness.engine.canvas import Canvas
-from harness.engine.failures import describe_causes, locate_failure
 from harness.engine.job_state import JobState
 from harness.engine.memory import short_of_memory
 from harness.engine.method_spec import MethodSpec
@@ -52,7 +51,6 @@ class Delivery:
     tokens: tuple[int, ...] = ()
     image: Image | None = None
     error: str = ""
-    place: str = ""  # in the author's code where the error came from; "" if it took no part
 
 
 class Scheduler:
@@ -261,7 +259,7 @@ class _Run:
         except Exception as error:
             if short_of_memory(error):
                 raise
-            self._end_flight(flight, error=describe_causes(error), place=locate_failure(error))
+            self._end_flight(flight, error=f"{type(error).__name__}: {error}")
 
     def _end_flight(
         self,
@@ -270,7 +268,6 @@ class _Run:
         tokens: tuple[int, ...] = (),
         image: Image | None = None,
         error: str = "",
-        place: str = "",
     ) -> None:
         """Free what a job holds, complete its ledger and deliver it."""
         self.flights.remove(flight)
@@ -279,7 +276,7 @@ class _Run:
         self.sampler.settle(state.usage)
         state.usage.wall_s = time.perf_counter() - flight.started_s
         notes = _keep_writable(state.notes) if error else state.notes
-        self.deliver(Delivery(state.job, state.usage, notes, tokens, image, error, place))
+        self.deliver(Delivery(state.job, state.usage, notes, tokens, image, error))
 
     def _close_canvases(self, state: JobState) -> None:
         """Give all slots of a job back; what its canvases had drawn counts as discarded."""

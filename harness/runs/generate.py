@@ -56,7 +56,6 @@ class Generation:
         self._stamp = {"commit": find_commit(), **describe(device), "torch": torch.__version__}
         self._meter = Meter(device)
         self._unscored: list[Job] = []
-        self._places = {""}  # in authors' code where an error came from, told once
 
     def run(self, jobs: Sequence[Job]) -> None:
         """Draw the jobs, and write down what that took."""
@@ -103,13 +102,10 @@ class Generation:
 
     def _report_failure(self, delivery: Delivery) -> None:
         job = delivery.job
-        place = "" if delivery.place in self._places else f" ({delivery.place})"
-        self._places.add(delivery.place)
-        reason = one_line(delivery.error) + place
-        log.warning("%s image %d failed: %s", job.prompt.id, job.image, reason)
+        log.warning("%s image %d failed: %s", job.prompt.id, job.image, one_line(delivery.error))
         if self._stop_on_error:
             raise IncompleteRunError(
-                f"{self._folder.path}: {job.prompt.id} image {job.image}: {reason}"
+                f"{self._folder.path}: {job.prompt.id} image {job.image}: {delivery.error}"
             )
 
     def _score_batch(self, progress: _Progress) -> None:

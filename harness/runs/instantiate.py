@@ -24,7 +24,7 @@ def build_object(config: Any, **extra: Any) -> Any:
     """Instantiate a `_target_`, with `extra` arguments besides the configured ones.
 
     Raises UserError, in its own words, for what the constructor refuses (UserError, ValueError,
-    OSError), and with the causes for what cannot be loaded or called. An allocation that failed is
+    OSError), and with Hydra's words for what cannot be called at all. An allocation that failed is
     raised as it is.
     """
     try:
@@ -35,20 +35,5 @@ def build_object(config: Any, **extra: Any) -> Any:
         cause = error.__cause__
         if cause is not None and short_of_memory(cause):
             raise cause from None
-        if isinstance(cause, UserError | ValueError | OSError):
-            raise UserError(one_line(cause)) from error
-        raise UserError(_explain(error, cause)) from error
-
-
-def _explain(error: Exception, cause: BaseException | None) -> str:
-    """Say in a line what cannot be called, why, and where in its author's code."""
-    from harness.engine.failures import describe_causes, locate_failure
-
-    if cause is None:
-        return one_line(error)
-    what = str(error).split("\n")[0].split(", set env var")[0].rstrip(":")
-    if isinstance(cause, ImportError) and cause.__cause__ is not None:  # Hydra's words for that one
-        cause = cause.__cause__
-        cause.__suppress_context__ = True  # it is Hydra's search for the module
-    place = locate_failure(cause)
-    return f"{what}: {describe_causes(cause)}" + (f" ({place})" if place else "")
+        is_refusal = isinstance(cause, UserError | ValueError | OSError)
+        raise UserError(one_line(cause if is_refusal and cause else error)) from error
