@@ -64,7 +64,7 @@ def test_it_is_reported_beside_a_finished_one(resumed: Path) -> None:
     rows = read_board(resumed / "results/leaderboard.csv")
     before = read_board(DATA / "leaderboard.csv")
     before = [row for row in before if row["method"] in ("plain", "eagle_static")]
-    assert list(rows[0]) == list(before[0])
+    assert [name for name in rows[0] if name in before[0]] == list(before[0])
     assert [name_run(row) for row in rows] == [name_run(row) for row in before]
 
 
