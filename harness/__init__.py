@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from harness.judges.verifier import Verifier as Verifier
     from harness.kernels.noise import Noise as Noise
     from harness.models import ImageModel as ImageModel
+    from harness.records import Answer as Answer
+    from harness.records import UnansweredError as UnansweredError
     from harness.records import UserError as UserError
     from harness.runs.trace_codec import pack_picture as pack_picture
     from harness.runs.trace_codec import pack_series as pack_series
@@ -63,7 +65,7 @@ _HOME = {
     "harness.judges.verifier": ("Verifier",),
     "harness.kernels.noise": ("Noise",),
     "harness.models": ("ImageModel",),
-    "harness.records": ("UserError",),
+    "harness.records": ("Answer", "UnansweredError", "UserError"),
     "harness.runs.trace_codec": ("pack_picture", "pack_series", "unpack_series"),
 }  # fmt: skip
 """The public names by the module that defines them."""

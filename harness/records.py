@@ -10,11 +10,13 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 import sysconfig
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
@@ -35,6 +37,10 @@ STRICT: Mapping[str, Any] = {"strict": True, "extra": "forbid", "allow_inf_nan":
 
 class UserError(Exception):
     """Something the user can mend: the message names the value and the remedy in one line."""
+
+
+class UnansweredError(Exception):
+    """A judge left questions about an image without an answer: nothing may be decided from that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +64,8 @@ class MemoryPart:
 class Prompt:
     """One benchmark prompt. `spec` is the answer key; it never reaches a method or a reward.
 
-    Raises UserError for a weight that is not a positive number, and for a category that no table
-    could show.
+    Raises UserError for a weight that is not a positive number, for a category that no table could
+    show, and for text that UTF-8 cannot carry.
     """
 
     id: str
@@ -72,6 +78,11 @@ class Prompt:
     """Prompts of one cluster are resampled together, as they depend on each other; "" is none."""
 
     def __post_init__(self) -> None:
+        if half := _SURROGATE.search(self.id + self.text + self.cluster):
+            raise UserError(
+                f"prompt {printable(self.id)}: its text has {half.group()!r}, half of a character, "
+                "which no file can hold: mend or delete it"
+            )
         if not self.category.isprintable():
             raise UserError(
                 f"prompt {self.id!r}: category {self.category!r} has characters "
@@ -138,6 +149,8 @@ class Usage:
     """Images put to a judge."""
     judge_tokens: int = 0
     """Tokens read and written by judges that are language models."""
+    unanswered: int = 0
+    """Of `judge_calls`, those that were refused, could not be read, or reached nobody."""
     device_s: float = 0.0
     """Device seconds: the job's share of each batch, so that all jobs' shares add up to the total.
 
@@ -167,6 +180,65 @@ class Usage:
     def visual_tokens(self) -> int:
         """Image tokens ever committed: the papers' "visual tokens", guidance not doubled."""
         return self.sampled + self.skipped
+
+
+AnswerKind = Literal["answered", "refused", "unreadable", "unreachable"]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a judge answered to one question, or why there is no answer.
+
+    "answered": `value` is what was asked for, such as a score or words. "refused": the judge will
+    not answer. "unreadable": it replied, but not with what was asked for. "unreachable": no reply
+    came, since nothing listens there, or only errors came back.
+    """
+
+    kind: AnswerKind
+    value: Any = None  # None unless it is answered
+    text: str = ""  # the reply as it came
+    reason: str = ""  # why there is no answer
+
+    @classmethod
+    def of(cls, said: object) -> Answer:
+        """Type what a judge returned: an `Answer`, a value, or None where it could not tell.
+
+        A number that is not finite is no score, so it is unreadable.
+        """
+        if isinstance(said, Answer):
+            return cls.of(said.value) if said.answered and _is_no_score(said.value) else said
+        if said is None:
+            return cls("unreadable", reason="the judge cannot tell")
+        if _is_no_score(said):
+            return cls("unreadable", text=str(said), reason=f"{said} is no score")
+        if isinstance(said, Real) and not isinstance(said, int):
+            return cls("answered", float(said))
+        return cls("answered", said, text=said if isinstance(said, str) else "")
+
+    @property
+    def answered(self) -> bool:
+        """Tell whether there is a value."""
+        return self.kind == "answered"
+
+    @property
+    def problem(self) -> str:
+        """Say in a line why there is no value, with the beginning of the reply."""
+        said = f", it said {one_line(self.text)[:120]!r}" if self.text.strip() else ""
+        return self.kind + (f": {one_line(self.reason)[:200]}" if self.reason else "") + said
+
+
+def _is_no_score(value: object) -> bool:
+    """Tell whether a value is a number, and NaN or infinite."""
+    return isinstance(value, Real) and not math.isfinite(value)
+
+
+def describe_silence(judge: str, answers: Sequence[Answer]) -> str:
+    """Say in a line how many questions a judge left without an answer, and why the first one."""
+    silent = [answer for answer in answers if not answer.answered]
+    return (
+        f"judge {judge} left {len(silent)} of {len(answers)} questions without an answer "
+        f"({silent[0].problem})"
+    )
 
 
 Stage = Literal["text", "prefill", "decode", "draft", "render"]
@@ -326,10 +398,15 @@ def _expect_not_negative(fields: Mapping[str, Any]) -> None:
 
 
 def dump(value: Any) -> str:
-    """Write canonical JSON: sorted keys, no blanks, no NaN; equal values give equal text."""
-    return json.dumps(
+    """Write canonical JSON: sorted keys, no blanks, no NaN; equal values give equal text.
+
+    Half a surrogate pair, which UTF-8 cannot carry, becomes U+FFFD. Raises ValueError for numbers
+    that are not finite, and TypeError for what JSON has no form for.
+    """
+    text = json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )
+    return text if text.isascii() else _SURROGATE.sub(REPLACEMENT, text)
 
 
 def digest(data: bytes, length: int = 64) -> str:
@@ -375,6 +452,24 @@ def _near(file: str) -> str:
     """Return a file's path from the current folder, if it lies below it."""
     path = Path(file)
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file
+
+
+REPLACEMENT = "\ufffd"
+"""What stands for a character that cannot be kept."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_UNKEPT = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters, but for tab and line break
+    "\u200e\u200f\u202a-\u202e\u2066-\u2069"  # those that turn the direction of writing
+    "\ud800-\udfff]"  # halves of surrogate pairs, which UTF-8 cannot carry
+)
+
+
+def clean_text(text: str) -> str:
+    """Replace what text from outside must not bring in, each character by U+FFFD.
+
+    That is half a surrogate pair, and every control character but tab and line break.
+    """
+    return _UNKEPT.sub(REPLACEMENT, text.replace("\r\n", "\n"))
 
 
 def one_line(error: BaseException | str) -> str:

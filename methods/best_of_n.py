@@ -12,9 +12,9 @@ class BestOfN:
     """Draw N candidates of a prompt to their end, and deliver the one with the best score.
 
     `reward` scores a candidate from the prompt's text and its image; None takes the model's own
-    mean log-likelihood per token. Among equals the lowest index wins, and a candidate without a
-    score loses to every one that has a score (spec of Best-of-N in ScalingAR, arXiv 2509.26376,
-    App. D.1, and GridAR, arXiv 2511.21185).
+    mean log-likelihood per token. Among equals the lowest index wins (spec of Best-of-N in
+    ScalingAR, arXiv 2509.26376, App. D.1, and GridAR, arXiv 2511.21185). Where the reward leaves a
+    candidate without a score, nothing is chosen and the image fails.
 
     `decoding` draws the candidates, for example speculatively; None draws them token by token.
     Nobody has published this combination. Raises UserError unless n is at least 1.
@@ -51,8 +51,7 @@ class BestOfN:
         if self.reward is None:
             scores = mean_log_likelihoods(candidates, s.num_tokens)
         else:
-            answers = await s.ask(self.reward, prompt, await s.render(candidates))
-            scores = without_nan(answers)
+            scores = await s.ask(self.reward, prompt, await s.render(candidates))
 
         # 3. Deliver the best.
         chosen = index_of_best(scores)

@@ -7,6 +7,7 @@ branches (null prompt, prompt, rewritten prompt), T positions, V vocabulary.
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +18,15 @@ import numpy as np
 from torch import Tensor
 
 from harness import Canvas, Image, Judge, Session, UserError, Verifier, cfg, pack_picture
-from methods.best_of_n import index_of_best, is_missing, without_nan
+from methods.best_of_n import index_of_best, is_missing
 
 GROUP = 4
 """Candidates that replace each other."""
+
+VERDICTS = ("possible", "impossible")
+STRIP_WORDS = {"strip", "image", "picture", "candidate"}
+"""What may stand before a verdict, with a number."""
+_WORD = re.compile(r"[^\W\d_]+")
 
 PADS = ("repeat", "zero", "mean", "model")
 REPLACEMENTS = ("round_robin", "random")
@@ -94,6 +100,10 @@ class GridAR:
     the prompt before anything is drawn. Every rewriting starts from the original prompt. Without
     stops this is Best-of-N.
 
+    Where the verifier or the reward does not answer, the image fails. `released_fallback` and
+    `orm_fallback` go on as the released code does where it refuses or cannot be read, and note how
+    often; never where it is unreachable.
+
     Raises UserError for numbers that do not fit together, and for a grid that the stages cannot
     split.
     """
@@ -121,6 +131,7 @@ class GridAR:
         keep_original: bool = False,
         most_words: int = 80,
         orm_fallback: float | None = None,
+        released_fallback: bool = False,
     ) -> None:
         _expect_choices(n, pad, replacement)
         switches = {"select": select, "rewrite": rewrite, "three_way": three_way}
@@ -133,6 +144,7 @@ class GridAR:
         self.rows = n
         self.branches = 3 if needs_third_branch else 2
         self.orm_fallback = orm_fallback
+        self.released_fallback = released_fallback
         self._picture = PictureSettings(pad, line)
         self._selection = SelectionSettings(grouped_by_4, replacement, strict_parse)
         self._rewriting = RewriteSettings(keep_original, most_words)
@@ -185,7 +197,9 @@ class GridAR:
         await s.run(candidates)
         if self.n == 1:
             return candidates[0]
-        scores = without_nan(await s.ask(self.reward, prompt, await s.render(candidates)))
+        images = await s.render(candidates)
+        may_lack_scores = self.orm_fallback is not None
+        scores = await s.ask(self.reward, prompt, images, allow_silence=may_lack_scores)
         chosen = choose_candidate(scores, self.orm_fallback)
         s.note(scores=scores, unscored=scores.count(None), chosen=chosen)
         return candidates[chosen]
@@ -208,9 +222,16 @@ class GridAR:
         for first in range(0, self.n, size):
             tops = views[first : first + size]
             pictures.append(stack_tops(tops, stage.share, self._picture.line))
-        replies = await s.ask(self._selectors[size], prompt, pictures)
-
         settings = self._selection
+        is_read_as_released = self.released_fallback or settings.strict_parse
+        replies = await s.ask(
+            self._selectors[size],
+            prompt,
+            pictures,
+            read=None if is_read_as_released else partial(read_verdicts, strips=size),
+            allow_silence=self.released_fallback,
+        )
+
         rng = s.rng(f"replacement {stage.name}") if settings.replacement == "random" else None
         found = select_sources(
             replies,
@@ -239,7 +260,13 @@ class GridAR:
     ) -> tuple[list[str], Facts]:
         """Ask for a prompt that fits each candidate; a refused one becomes the original."""
         pictures = [hide_undrawn(view, stage.share, self._picture.line) for view in views]
-        replies = await s.ask(self._rewriter, prompt, pictures)
+        replies = await s.ask(
+            self._rewriter,
+            prompt,
+            pictures,
+            read=None if self.released_fallback else read_rewriting,
+            allow_silence=self.released_fallback,
+        )
 
         settings = self._rewriting
         texts = []
@@ -494,8 +521,33 @@ def _split_words(reply: str, strict: bool) -> list[str]:
     return [word.rstrip(string.punctuation + string.whitespace) for word in words]
 
 
+def read_verdicts(reply: str, strips: int) -> str:
+    """Read one verdict for each strip, numbered, bold or a line each; returns them as asked for.
+
+    Raises ValueError for anything else: it is no answer.
+    """
+    verdicts = []
+    for part in re.split(r"[,;\n]+", reply.lower()):
+        words = _WORD.findall(part)
+        if not words:
+            continue
+        if words[-1] not in VERDICTS or not set(words[:-1]) <= STRIP_WORDS:
+            raise ValueError(f"{part.strip()!r} is neither possible nor impossible")
+        verdicts.append(words[-1])
+    if len(verdicts) != strips:
+        raise ValueError(f"{len(verdicts)} verdicts for {strips} strips")
+    return ", ".join(verdicts)
+
+
+def read_rewriting(reply: str) -> str:
+    """Read a reply that holds a prompt. Raises ValueError for one without words."""
+    if not _WORD.search(reply):
+        raise ValueError("it holds no prompt")
+    return reply
+
+
 def _is_one_verdict_per_strip(words: Sequence[str], strips: int) -> bool:
-    return len(words) == strips and set(words) <= {"possible", "impossible"}
+    return len(words) == strips and set(words) <= set(VERDICTS)
 
 
 def extract_prompt(reply: str | None, original: str) -> str:

@@ -1,7 +1,13 @@
-"""A chat-completions server on loopback that behaves as a test tells it."""
+"""A chat-completions server on loopback that behaves as a test tells it.
+
+It passes the self-test of an endpoint by looking at the pictures, unless a test makes it fail; what
+the self-test asks is kept apart from what is asked later.
+"""
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -10,6 +16,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import numpy as np
+from PIL import Image
+
+from harness.judges.self_test import QUESTION
 
 Behaviour = Callable[[dict], tuple[Any, ...]]
 """From a request's body to the status, the answer and perhaps more headers."""
@@ -20,7 +29,9 @@ class Server:
 
     def __init__(self) -> None:
         self.behave: Behaviour = lambda body: says("yes")
+        self.behave_when_tested: Behaviour = look_at_red
         self.asked: list[dict] = []
+        self.tested: list[dict] = []
         self.headers: list[dict[str, str]] = []
         self.most_at_once = 0
         self._at_once = 0
@@ -37,10 +48,19 @@ class Server:
         length = int(handler.headers.get("Content-Length", 0))
         body = json.loads(handler.rfile.read(length) or b"{}")
 
+        if is_self_test(body):
+            self.tested.append(body)
+            self._send(handler, *self.behave_when_tested(body))
+            return
+
         # The count ends before the reply is out: whoever has it may ask the next thing at once.
         with self._counted(body, dict(handler.headers)):
-            status, answer, *more = self.behave(body)
+            answered = self.behave(body)
+        self._send(handler, *answered)
 
+    def _send(
+        self, handler: BaseHTTPRequestHandler, status: int, answer: Any, *more: dict[str, str]
+    ) -> None:
         data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
         with suppress(BrokenPipeError, ConnectionResetError):
             handler.send_response(status)
@@ -81,6 +101,20 @@ def _make_handler(server: Server) -> type[BaseHTTPRequestHandler]:
         def log_message(self, *_: object) -> None: ...
 
     return Handler
+
+
+def is_self_test(body: dict) -> bool:
+    """Whether a request is one of the two questions about pictures whose answers are known."""
+    content = body["messages"][-1]["content"] if body.get("messages") else []
+    return bool(content) and content[0]["text"] == QUESTION
+
+
+def look_at_red(body: dict) -> tuple[int, object]:
+    """Answer the question of the self-test from the picture that it is about."""
+    data = body["messages"][-1]["content"][1]["image_url"]["url"].partition(",")[2]
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+    red, _, blue = picture.reshape(-1, 3).mean(0)
+    return says("Yes." if red > blue else "No.")
 
 
 def says(text: str, top: dict[str, float] | None = None) -> tuple[int, object]:

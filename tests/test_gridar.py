@@ -27,6 +27,7 @@ from methods.gridar import (
     hide_undrawn,
     orthogonal_part,
     padding_tokens,
+    read_verdicts,
     select_sources,
     stack_tops,
     three_way_guidance,
@@ -241,16 +242,58 @@ class Mute(PixelSum):
         return [None if int(image.sum()) % 2 else float(image.mean()) for image in images]
 
 
-def test_a_reward_that_does_not_answer_never_wins_and_is_counted() -> None:
+def test_a_candidate_without_a_score_fails_the_image() -> None:
     method = GridAR(4, TWO_STEPS, Mock(), Mute(), line=0)
+    failed = 0
+    for delivery in draw(method, jobs(TEXTS, images=2), slots=24).values():
+        failed += delivery.image is None
+        assert (delivery.image is None) == (delivery.usage.unanswered > 0)
+        said = "questions without an answer (unreadable: the judge cannot tell)"
+        assert (said in delivery.error) == (delivery.image is None)
+    assert failed > 0
+
+
+def test_the_fallback_of_the_reward_stands_in_and_is_counted() -> None:
+    method = GridAR(4, TWO_STEPS, Mock(), Mute(), line=0, orm_fallback=-1.0)
     unscored = 0
     for delivery in draw(method, jobs(TEXTS, images=2), slots=24).values():
         notes = cast(dict[str, Any], delivery.notes)
         scores = notes["scores"]
-        assert notes["unscored"] == scores.count(None)
+        assert notes["unscored"] == scores.count(None) == delivery.usage.unanswered
         assert scores[notes["chosen"]] is not None or not any(scores)
         unscored += notes["unscored"]
     assert unscored > 0
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "possible, impossible",
+        " **Possible**, *impossible*.",
+        "1. possible\n2. impossible",
+        "Strip 1: possible; strip 2: impossible",
+        "POSSIBLE,\nIMPOSSIBLE,",
+    ],
+)
+def test_verdicts_are_read_in_decoration(reply: str) -> None:
+    assert read_verdicts(reply, 2) == "possible, impossible"
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "possible",
+        "possible, not possible",
+        "possible, impossible, possible",
+        "possible, perhaps",
+        "Both are possible, the second impossible",
+        "\u2026",
+        "-" * 100_000 + "x",
+    ],
+)
+def test_words_that_are_no_verdicts_are_no_answer(reply: str) -> None:
+    with pytest.raises(ValueError, match=r"verdicts for 2 strips|neither possible nor impossible"):
+        read_verdicts(reply, 2)
 
 
 # --- pictures and prompts -------------------------------------------------------------------------

@@ -141,7 +141,8 @@ def test_why_there_are_no_answers_is_told(server: Server) -> None:
     assert too_few.problem == "unreadable"
     server.behave = lambda body: (500, b"")
     (silence,) = judge_behind(server, retries=1).ask(ASKED[:1])
-    assert (silence.answers, silence.replies, silence.problem) == (None, (), "no reply")
+    assert (silence.answers, silence.replies) == (None, ())
+    assert silence.problem == "no reply: status 500"
 
 
 def test_chatty_replies_count_and_say_who_gave_them(server: Server) -> None:
@@ -454,7 +455,7 @@ def test_a_dead_judge_stops_the_run_which_then_goes_on(
     server.behave = die_after_40
     code, first = harness(tmp_path, *run)
     assert code == 2, first
-    assert "20 images in a row without a readable reply (the last: no reply)" in first
+    assert "20 questions in a row reached nobody (the last: status 500, Bearer [key]" in first
     (folder,) = folders(tmp_path)
     scores = folder / "scores.jsonl"
     kept = scores.read_text().splitlines()

@@ -29,11 +29,12 @@ from harness.judges.verifier import (
     rewrite_question,
     select_question,
 )
-from harness.judges.vlm import Endpoint, read_yes_probability
-from harness.records import UserError
+from harness.judges.vlm import Endpoint
+from harness.records import Answer, UserError
 from methods.gridar import GridAR, select_sources
 
 IMAGE = np.full((48, 48, 3), 90, np.uint8)
+USAGE = {"usage": {"total_tokens": 17}}
 TWO_STEPS = {"quarter": {"share": 0.25, "strips": 4}, "half": {"share": 0.5, "strips": 2}}
 
 
@@ -48,6 +49,11 @@ def question(body: dict) -> str:
     return body["messages"][-1]["content"][0]["text"]
 
 
+def values(answers: Sequence[Answer]) -> list[Any]:
+    """The values of typed answers; None where there is none."""
+    return [answer.value for answer in answers]
+
+
 # --- what is sent ---------------------------------------------------------------------------------
 
 
@@ -59,7 +65,7 @@ def test_a_question_is_text_then_jpeg_and_the_key_stays_in_the_header(
     chat = endpoint(server)
     verifier = ChatVerifier(chat)
     server.behave = lambda body: says("possible, possible")
-    assert verifier.select(2)(["a cat"], [IMAGE]) == ["possible, possible"]
+    assert values(verifier.select(2)(["a cat"], [IMAGE])) == ["possible, possible"]
 
     (body,) = server.asked
     text, picture = body["messages"][-1]["content"]
@@ -71,7 +77,8 @@ def test_a_question_is_text_then_jpeg_and_the_key_stays_in_the_header(
     assert server.headers[0]["Authorization"] == "Bearer sesame-1234"
 
     server.behave = lambda body: (500, b"sesame?")
-    assert verifier.rewrite(["a cat"], [IMAGE]) == [None]
+    (silence,) = verifier.rewrite(["a cat"], [IMAGE])
+    assert silence.kind == "unreachable"
     written = (caplog.text, repr(vars(chat)), chat.id, verifier.id, json.dumps(server.asked))
     assert "sesame-1234" not in "".join(written)
 
@@ -83,7 +90,7 @@ def test_address_and_model_come_from_the_environment(
         Endpoint()
     monkeypatch.setenv("VLM_BASE_URL", server.url + "/")
     monkeypatch.setenv("VLM_MODEL", "from-outside")
-    assert Endpoint().reply(["?"], [IMAGE]) == ["yes"]
+    assert values(Endpoint().reply(["?"], [IMAGE])) == ["yes"]
     assert server.asked[0]["model"] == "from-outside"
     assert "Authorization" not in server.headers[0]
 
@@ -104,10 +111,14 @@ class SilentChat:
     id = "silent"
     tokens = ()
 
-    def reply(self, questions: Sequence[str], images: Sequence[np.ndarray]) -> list[str | None]:
-        return [None] * len(questions)
+    def ready(self, form: str = "reply") -> None: ...
 
-    yes = reply  # type: ignore[assignment]
+    def reply(
+        self, questions: Sequence[str], images: Sequence[np.ndarray], system: str = ""
+    ) -> list[Answer]:
+        return [Answer("unreachable", reason="silent")] * len(questions)
+
+    yes = reply
 
 
 def test_each_question_has_an_id_of_its_own() -> None:
@@ -119,8 +130,8 @@ def test_each_question_has_an_id_of_its_own() -> None:
 
 def test_a_judge_answers_in_words_or_with_the_probability_of_yes(server: Server) -> None:
     chat = endpoint(server)
-    assert Questioner(chat, orm_question)(["a cat"], [IMAGE]) == ["yes"]
-    assert Questioner(chat, orm_question, answer="yes")(["a cat"], [IMAGE]) == [1.0]
+    assert values(Questioner(chat, orm_question)(["a cat"], [IMAGE])) == ["yes"]
+    assert values(Questioner(chat, orm_question, answer="yes")(["a cat"], [IMAGE])) == [1.0]
     with pytest.raises(UserError, match="answer=shout: choose reply or yes"):
         Questioner(chat, orm_question, answer="shout")
 
@@ -133,7 +144,7 @@ def test_questions_of_a_batch_are_in_flight_together_and_answered_in_order(serve
     server.behave = slow
     chat = endpoint(server, timeout_s=5.0, concurrency=4)
     texts = [f"number {i:03d}" for i in range(24)]
-    assert chat.reply(texts, [IMAGE] * 24) == [text[-3:] for text in texts]
+    assert values(chat.reply(texts, [IMAGE] * 24)) == [text[-3:] for text in texts]
     assert list(chat.tokens) == [17] * 24
     assert 1 < server.most_at_once <= 4
 
@@ -142,28 +153,32 @@ def test_questions_of_a_batch_are_in_flight_together_and_answered_in_order(serve
 
 
 @pytest.mark.parametrize(
-    ("bad", "answered"),
+    ("bad", "kind", "reason"),
     [
-        ((500, b"oops"), 3),
-        ((429, b"slow down"), 3),
-        ((400, b"no such picture"), 3),
-        ((200, b"<html>not json</html>"), 3),
-        ((200, {"choices": []}), 3),
-        ((200, {"choices": [{"message": {"content": None}}]}), 3),
-        ((200, {"choices": [{"message": "yes"}]}), 3),
-        ((200, ["a list"]), 3),
+        ((500, b"oops"), "unreachable", "status 500, oops"),
+        ((429, b"slow down"), "unreachable", "status 429, slow down"),
+        ((400, b"no such picture"), "unreachable", "status 400, no such picture"),
+        ((200, b"<html>not json</html>"), "unreachable", "no JSON: '<html>not json</html>'"),
+        ((200, {"choices": []}), "unreachable", 'no completion: {"choices": []}'),
+        ((200, {"error": {"message": "overloaded"}}), "unreachable", "overloaded"),
+        ((200, {"choices": [{"message": "yes"}]}), "unreachable", "no completion"),
+        ((200, ["a list"]), "unreachable", "no completion"),
+        ((200, {"choices": [{"message": {"content": None}}]}), "unreadable", "reply is empty"),
+        ((200, {"choices": [{"message": {"content": " "}}]}), "unreadable", "reply is empty"),
     ],
 )
-def test_failures_are_tried_again_and_then_left_to_the_method(
-    server: Server, bad: tuple[int, object], answered: int
+def test_failures_are_tried_again_and_then_said(
+    server: Server, bad: tuple[int, object], kind: str, reason: str
 ) -> None:
     server.behave = lambda body: bad
-    assert endpoint(server).reply(["?"], [IMAGE]) == [None]
-    assert len(server.asked) == answered
+    (silence,) = endpoint(server).reply(["?"], [IMAGE])
+    assert silence.kind == kind and silence.value is None
+    assert reason in silence.reason
+    assert len(server.asked) == 3
 
     replies = iter([bad, bad, says("yes")])
     server.behave = lambda body: next(replies)
-    assert endpoint(server).yes(["?"], [IMAGE]) == [1.0]
+    assert values(endpoint(server).yes(["?"], [IMAGE])) == [1.0]
 
 
 def test_a_server_is_left_alone_for_as_long_as_it_asks(server: Server) -> None:
@@ -176,12 +191,12 @@ def test_a_server_is_left_alone_for_as_long_as_it_asks(server: Server) -> None:
     )
     server.behave = lambda body: next(busy)
     began = time.monotonic()
-    assert endpoint(server).reply(["?"], [IMAGE]) == ["yes"]
+    assert values(endpoint(server).reply(["?"], [IMAGE])) == ["yes"]
     assert 0.3 <= time.monotonic() - began < 2
 
     server.behave = lambda body: (429, b"slow down", {"Retry-After": "86400"})
     began = time.monotonic()
-    assert endpoint(server, longest_pause_s=0.05).reply(["?"], [IMAGE]) == [None]
+    assert values(endpoint(server, longest_pause_s=0.05).reply(["?"], [IMAGE])) == [None]
     assert time.monotonic() - began < 2
 
 
@@ -198,7 +213,7 @@ def test_the_key_does_not_follow_a_redirection_and_does_not_come_back(
     assert len(other.headers) == 1 and "sesame" not in str(other.headers)
 
     server.behave = lambda body: says("you sent sesame-1234")
-    assert endpoint(server).reply(["?"], [IMAGE]) == ["you sent [key]"]
+    assert values(endpoint(server).reply(["?"], [IMAGE])) == ["you sent [key]"]
 
     for address in ("http://me:sesame-1234@127.0.0.1/v1", "http://127.0.0.1/v1?key=sesame-1234"):
         with pytest.raises(UserError, match="keep the key out of the address") as error:
@@ -221,13 +236,15 @@ def test_a_time_out_is_a_failure(server: Server) -> None:
         return says("yes")
 
     server.behave = sleeps
-    assert endpoint(server, timeout_s=0.05, retries=1).reply(["?"], [IMAGE]) == [None]
+    (silence,) = endpoint(server, timeout_s=0.05, retries=1).reply(["?"], [IMAGE])
+    assert silence.kind == "unreachable" and "timed out" in silence.reason
 
 
 def test_a_server_that_is_gone_is_a_failure(server: Server) -> None:
     chat = endpoint(server, retries=1)
     server.close()
-    assert chat.reply(["?"], [IMAGE]) == [None]
+    (silence,) = chat.reply(["?"], [IMAGE])
+    assert silence.kind == "unreachable" and "refused" in silence.reason
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
@@ -241,25 +258,18 @@ def test_a_refused_key_or_model_ends_the_run(server: Server, status: int) -> Non
 def test_yes_probability_comes_from_the_first_token(server: Server) -> None:
     chat = endpoint(server)
     server.behave = lambda body: says("Yes", {"Yes": 0.6, "yes": 0.2, "No": 0.15, " YES": 0.01})
-    assert chat.yes(["?"], [IMAGE]) == [pytest.approx(0.8)]
+    assert values(chat.yes(["?"], [IMAGE])) == [pytest.approx(0.81)]
     assert server.asked[0]["top_logprobs"] == 20
     server.behave = lambda body: says("No", {"No": 0.9, "Maybe": 0.1})
-    assert chat.yes(["?"], [IMAGE]) == [0.0]
+    assert values(chat.yes(["?"], [IMAGE])) == [0.0]
     server.behave = lambda body: says("Perhaps", {"Perhaps": 0.9, "It": 0.1})
-    assert chat.yes(["?"], [IMAGE]) == [None]
-
-
-def test_without_probabilities_the_words_decide() -> None:
-    for text, value in (("Yes.", 1.0), ("no", 0.0), ("yes it does", None), ("", None)):
-        assert read_yes_probability({"choices": [{"message": {"content": text}}]}) == value
-    without = {"message": {"content": "yes"}, "logprobs": {"content": []}}
-    assert read_yes_probability({"choices": [without]}) == 1.0
-    assert read_yes_probability({}) is None
+    (silence,) = chat.yes(["?"], [IMAGE])
+    assert (silence.kind, silence.text) == ("unreadable", "Perhaps")
 
 
 def test_a_server_without_probabilities_is_asked_without(server: Server) -> None:
     server.behave = lambda body: (400, b"logprobs?") if "logprobs" in body else says("no")
-    assert endpoint(server).yes(["?"], [IMAGE]) == [0.0]
+    assert values(endpoint(server).yes(["?"], [IMAGE])) == [0.0]
     assert ["logprobs" in body for body in server.asked] == [True, False]
 
 
@@ -367,15 +377,15 @@ def test_a_local_model_answers_greedily_and_alone(tiny: Path) -> None:
 
     replies = chat.reply(questions, images)
     tokens = chat.tokens
-    assert all(isinstance(reply, str) for reply in replies)
+    assert all(isinstance(reply.text, str) for reply in replies)
     assert replies == [chat.reply([text], [image])[0] for text, image in asked]
     assert len(tokens) == 3 and min(tokens) > 4
 
-    values = chat.yes(questions, images)
-    assert values == [chat.yes([text], [image])[0] for text, image in asked]
-    assert len(set(values)) == 3
-    assert all(value is not None and 0 < value < 1 for value in values)
-    assert chat.yes(questions[:1], images[1:2]) != values[:1]  # it looks at the picture
+    scores = values(chat.yes(questions, images))
+    assert scores == [chat.yes([text], [image])[0].value for text, image in asked]
+    assert len(set(scores)) == 3
+    assert all(0 < score < 1 for score in scores)
+    assert values(chat.yes(questions[:1], images[1:2])) != scores[:1]  # it looks at the picture
 
 
 def test_a_local_model_is_reward_and_verifier_by_the_same_weights(tiny: Path) -> None:
@@ -384,7 +394,7 @@ def test_a_local_model_is_reward_and_verifier_by_the_same_weights(tiny: Path) ->
     reward = ChatReward(chat)
     verifier = ChatVerifier(chat)
     assert reward(["a cat"], [image])[0] == chat.yes([orm_question("a cat")], [image])[0]
-    assert isinstance(verifier.rewrite(["a cat"], [image])[0], str)
+    assert verifier.rewrite(["a cat"], [image])[0].answered
     assert verifier.rewrite.tokens == chat.tokens
     shared = LocalVLM(str(tiny), device="cpu", dtype="float32")
     assert shared.network is chat.network
@@ -402,7 +412,7 @@ def test_a_local_model_judges_like_any_other(tiny: Path) -> None:
     assert judge.id.startswith(f"vlm-{tiny.name}-main-")
     for one, said in zip(asked, heard, strict=True):
         first = chat.reply([write_message(one.key, one.questions)], [one.image], SYSTEM)[0]
-        assert said.replies[0] == first and 1 <= len(said.replies) <= 2
+        assert said.replies[0] == first.text and 1 <= len(said.replies) <= 2
         assert said.served == chat.id and said.tokens > 0
 
 
@@ -428,17 +438,19 @@ def gridar(server: Server, **options: object) -> GridAR:
 MALFORMED = [
     says("possible"),
     says("impossible, possible, possible, possible, possible"),
-    says("I cannot."),
+    says("It could be."),
 ]
-FAILURE = (500, b"")
+REFUSAL = (200, {"choices": [{"message": {"content": None, "refusal": "No."}}], **USAGE})
+RELEASED = {"released_fallback": True, "orm_fallback": 0.3}
+"""Options by which GridAR goes on without an answer, as the released code does."""
 
 
 def misbehave(body: dict) -> tuple[int, object]:
-    """Answer by the question: with nothing, garbage, extra words, missing words, refusals."""
+    """Answer by the question: with a refusal, extra words, missing words, other words."""
     text = question(body)
     luck = random.Random(str(body["messages"])).randrange(4)
     if luck == 0:
-        return FAILURE
+        return REFUSAL
     if "represent the prompt" in text:
         return says("Yes", {"Yes": luck / 4, "No": 1 - luck / 4})
     if "strips" in text:
@@ -446,9 +458,16 @@ def misbehave(body: dict) -> tuple[int, object]:
     return says('"something else"')
 
 
-def test_a_run_over_a_misbehaving_server_is_whole_and_says_what_happened(server: Server) -> None:
+def over(server: Server, **options: object) -> GridAR:
+    """GridAR whose verifier and reward ask a server once."""
+    chat = endpoint(server, retries=0, timeout_s=5.0)
+    reward = ChatReward(chat)
+    return GridAR(4, TWO_STEPS, ChatVerifier(chat), reward, line=0, **options)  # type: ignore[arg-type]
+
+
+def test_the_released_fallback_goes_on_and_says_what_happened(server: Server) -> None:
     server.behave = misbehave
-    deliveries = draw(gridar(server, retries=0, timeout_s=5.0), jobs(TEXTS), slots=24)
+    deliveries = draw(over(server, **RELEASED), jobs(TEXTS), slots=24)
     assert not any(delivery.error for delivery in deliveries.values())
     notes: list[Any] = [delivery.notes for delivery in deliveries.values()]
 
@@ -462,23 +481,41 @@ def test_a_run_over_a_misbehaving_server_is_whole_and_says_what_happened(server:
         assert replies.count(None) == stop["failed"]
         assert stop["possible"] == select_sources(replies, 4 // len(replies)).possible
 
-    # 2. The best candidate among those with a score is chosen.
+    # 2. The best candidate is chosen, with the fallback for a missing score.
     for note in notes:
-        scores = note["scores"]
-        assert note["unscored"] == scores.count(None)
-        if note["unscored"] < 4:
-            assert scores[note["chosen"]] == max(score for score in scores if score is not None)
+        scores = [0.3 if score is None else score for score in note["scores"]]
+        assert note["unscored"] == note["scores"].count(None)
+        assert scores[note["chosen"]] == max(scores)
 
-    # 3. Every answer is paid for.
-    for delivery in deliveries.values():
-        assert delivery.usage.judge_tokens % 17 == 0 < delivery.usage.judge_tokens
+    # 3. Every question is paid for, and those without an answer are counted.
+    for delivery, note in zip(deliveries.values(), notes, strict=True):
+        unanswered = sum(stop["failed"] + stop["unanswered"] for stop in note["stages"])
+        assert delivery.usage.unanswered == unanswered + note["unscored"]
+        assert delivery.usage.judge_tokens == 17 * delivery.usage.judge_calls
 
     # 4. Another order of jobs and another batch change nothing.
-    again = draw(gridar(server, retries=0, timeout_s=5.0), jobs(TEXTS)[::-1], slots=12)
+    again = draw(over(server, **RELEASED), jobs(TEXTS)[::-1], slots=12)
     assert again.keys() == deliveries.keys()
     for key, delivery in again.items():
         assert delivery.tokens == deliveries[key].tokens
         assert delivery.notes == deliveries[key].notes
+
+
+def test_without_the_fallback_a_silent_verifier_decides_nothing(server: Server) -> None:
+    server.behave = misbehave
+    for delivery in draw(over(server), jobs(TEXTS), slots=24).values():
+        assert delivery.image is None
+        assert delivery.error.startswith("UnansweredError: judge vlm-some-model-")
+        assert delivery.usage.unanswered > 0
+
+
+def test_an_unreachable_verifier_is_never_a_choice(server: Server) -> None:
+    server.behave = lambda body: (503, b"busy")
+    chat = endpoint(server, retries=0, give_up_after=None)
+    method = GridAR(4, TWO_STEPS, ChatVerifier(chat), ChatReward(chat), line=0, **RELEASED)  # type: ignore[arg-type]
+    for delivery in draw(method, jobs(TEXTS), slots=24).values():
+        assert delivery.image is None
+        assert "(unreachable: status 503, busy)" in delivery.error
 
 
 def test_a_wrong_key_ends_the_run_and_not_one_image(server: Server) -> None:

@@ -206,7 +206,7 @@ def _dimension(prompt: Prompt) -> str:
 def _describe_broken_judge(judge: str, last: ImageAnswers) -> str:
     problem = last.problem
     if last.replies:
-        problem += f": {one_line(last.replies[-1])[:120]!r}"
+        problem += f", it said {one_line(last.replies[-1])[:120]!r}"
     return (
         f"judge {judge}: {MAX_UNREADABLE} images in a row without a readable reply "
         f"(the last: {problem}); it is asked no more, all images and scores so far are kept: "

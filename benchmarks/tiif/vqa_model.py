@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from benchmarks.tiif.answers import READING, is_refusal, read_fairly
-from harness.records import UserError, digest, dump
+from harness.records import Answer, UserError, digest, dump
 
 SYSTEM = "You are a professional critic of images."
 TEMPLATES = (
@@ -63,8 +63,11 @@ class VQAModel(Protocol):
 
     def reply(
         self, questions: Sequence[str], images: Sequence[np.ndarray], system: str
-    ) -> list[str | None]:
-        """Reply to each question about its image; None where there was no reply."""
+    ) -> Sequence[Answer | str | None]:
+        """Reply to each question about its image; None where there was no reply.
+
+        An `Answer` says why there is none, or which kind of reply it is.
+        """
         ...
 
 
@@ -82,15 +85,17 @@ class ImageAnswers:
     """Hold the answers about an image; they are None if no reply could be read."""
 
     answers: tuple[str, ...] | None
-    replies: tuple[str, ...]  # of each attempt, as they came; the answers are the last one's
+    replies: tuple[str, ...]  # of each attempt; the answers are the last one's
     served: str  # who replied last, as the service says
     tokens: int
+    silence: Answer | None = None  # the last reply, if the model says itself that it is none
 
     @property
     def problem(self) -> str:
         """Why there are no answers."""
-        if not self.replies:
-            return "no reply"
+        if self.silence is not None:
+            kind = "no reply" if self.silence.kind == "unreachable" else self.silence.kind
+            return kind + (f": {self.silence.reason}" if self.silence.reason else "")
         return "refused" if is_refusal(self.replies[-1]) else "unreadable"
 
 
@@ -109,7 +114,10 @@ class VQAJudge:
         self.chat.ready()
 
     def ask(self, asked: Sequence[ImageQuestions]) -> list[ImageAnswers]:
-        """Ask about each image; an unreadable reply is asked for again, a missing one is not."""
+        """Ask about each image; an unreadable reply is asked for again, a missing one is not.
+
+        An image about which any attempt reached nobody has no replies: the judge may yet answer.
+        """
         answered = [ImageAnswers(None, (), "", 0)] * len(asked)
         waiting = list(range(len(asked)))
         for attempt in range(self.attempts):
@@ -122,17 +130,27 @@ class VQAJudge:
             for i, reply, served, tokens in zip(
                 waiting, replies, self.chat.served, self.chat.tokens, strict=True
             ):
-                if reply is None:
-                    continue
+                said = Answer("unreachable") if reply is None else Answer.of(reply)
                 before = answered[i]
-                answers = read_fairly(reply, len(asked[i].questions))
-                answered[i] = ImageAnswers(
-                    answers, (*before.replies, reply), served, before.tokens + tokens
-                )
-                if answers is None:
+                spent = before.tokens + tokens
+                if said.kind == "unreachable":
+                    answered[i] = ImageAnswers(None, (), served, spent, said)
+                    continue
+                answered[i] = _read_answers(asked[i], before, said, served, spent)
+                if answered[i].answers is None:
                     unreadable.append(i)
             waiting = unreadable
         return answered
+
+
+def _read_answers(
+    asked: ImageQuestions, before: ImageAnswers, said: Answer, served: str, tokens: int
+) -> ImageAnswers:
+    """Read the answers to all questions out of a reply, and keep it behind the earlier ones."""
+    if not said.answered:
+        return ImageAnswers(None, (*before.replies, said.text), served, tokens, said)
+    answers = read_fairly(said.value, len(asked.questions))
+    return ImageAnswers(answers, (*before.replies, said.value), served, tokens)
 
 
 def write_message(key: str, questions: Sequence[str], attempt: int = 0) -> str:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from harness.bench.outcome import Outcome
 from harness.bench.sampler import TEXTS, expect_names, expect_plan, random_model
 from harness.bench.timing import interleave
-from harness.records import UserError
+from harness.records import Answer, UserError, describe_silence
 from harness.results.columns import BENCH_JUDGES
 from harness.runs.instantiate import build_object
 
@@ -56,7 +56,10 @@ def _build_judge(name: str) -> Any:
 
 
 def _ask(judge: Any, texts: list[str], pictures: list[np.ndarray], _block: int) -> None:
+    """Ask a judge. Raises UserError where it is unreachable: that is no speed."""
     if hasattr(judge, "detect"):
         judge.detect(pictures)
-    else:
-        judge(texts, pictures)
+        return
+    answers = [Answer.of(said) for said in judge(texts, pictures)]
+    if any(answer.kind == "unreachable" for answer in answers):
+        raise UserError(describe_silence(judge.id, answers))

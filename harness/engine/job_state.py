@@ -65,8 +65,9 @@ class JobState:
         self.reserved_slots = 0
         return still_open
 
-    def charge_judge(self, images: int, seconds: float, tokens: int) -> None:
-        """Add a judge's answers about `images` images to the ledger."""
+    def charge_judge(self, images: int, seconds: float, tokens: int, unanswered: int) -> None:
+        """Add a judge's answers about `images` images to the ledger; some may be no answers."""
         self.usage.judge_calls += images
+        self.usage.unanswered += unanswered
         self.usage.judge_s += seconds
         self.usage.judge_tokens += tokens

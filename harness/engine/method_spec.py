@@ -99,6 +99,16 @@ class MethodSpec:
         found = [part for _, part in self.parts if is_tree(part)]
         return tuple(cast(list[Tree], found))
 
+    def prepare_parts(self) -> None:
+        """Let each part that has something to prepare do so, such as a judge that is tested first.
+
+        Raises UserError for a part that cannot do its work.
+        """
+        for _, part in self.parts:
+            ready = getattr(part, "ready", None)
+            if callable(ready):
+                ready()
+
     def sampler_sizes(self) -> dict[str, Any]:
         """List the arguments, besides slots, that a sampler for this method is made with.
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Protocol, TypeVar
@@ -35,6 +36,7 @@ from harness.engine.session import (
     Session,
     StepRequest,
     TokenCountingJudge,
+    expect_json,
 )
 from harness.models.devices import on_device
 from harness.records import JSON, Job, Usage, UserError, explain_error
@@ -134,8 +136,20 @@ async def _draw_image(method: Method, session: Session, state: JobState) -> tupl
         raise ValueError(
             f"the method returned a canvas with {canvas.length} of {session.num_tokens} tokens"
         )
+    for name, fact in state.notes.items():  # it may have changed since it was noted
+        expect_json(name, fact)
     (image,) = await _FinalRender([canvas], [()], state)
     return canvas, image
+
+
+def _keep_writable(notes: Mapping[str, JSON]) -> dict[str, JSON]:
+    """Drop the notes of a failed job that a journal cannot hold: its error is what matters."""
+    kept: dict[str, JSON] = {}
+    for name, fact in notes.items():
+        with suppress(TypeError, ValueError):
+            expect_json(name, fact)
+            kept[name] = fact
+    return kept
 
 
 # ------------------------------------------------------------------ one run
@@ -282,7 +296,8 @@ class _Run:
         self._close_canvases(state)
         self.sampler.settle(state.usage)
         state.usage.wall_s = time.perf_counter() - flight.started_s
-        self.deliver(Delivery(state.job, state.usage, state.notes, tokens, image, error))
+        notes = _keep_writable(state.notes) if error else state.notes
+        self.deliver(Delivery(state.job, state.usage, notes, tokens, image, error))
 
     def _close_canvases(self, state: JobState) -> None:
         """Give all slots of a job back; what its canvases had drawn counts as discarded."""
@@ -384,11 +399,14 @@ class _Run:
         """Put the questions of all jobs to their judges.
 
         If a judge raises, it is asked again job by job: one bad question must not fail the others.
+        A UserError concerns the whole run and is raised.
         """
         answers: dict[Request[Any], object] = {}
         for group in _group_by(self._requests(AskRequest), lambda one: id(one.judge)):
             try:
                 answers |= self._ask(group)
+            except UserError:
+                raise
             except Exception:
                 answers |= self._ask_one_by_one(group)
         self._resume_all(answers)
@@ -399,6 +417,8 @@ class _Run:
         for request in group:
             try:
                 answers |= self._ask([request])
+            except UserError:
+                raise
             except Exception as error:
                 answers[request] = error
         return answers
@@ -417,22 +437,26 @@ class _Run:
 
         # 1. Ask.
         started_s = time.perf_counter()
-        replies = list(judge(texts, images))
-        if len(replies) != len(texts):
-            raise ValueError(
-                f"judge {judge.id} gave {len(replies)} answers to {len(texts)} questions"
-            )
+        said = list(judge(texts, images))
+        if len(said) != len(texts):
+            raise ValueError(f"judge {judge.id} gave {len(said)} answers to {len(texts)} questions")
         seconds_each = (time.perf_counter() - started_s) / max(1, len(texts))
 
         # 2. Share out answers and costs.
         states = {flight.request: flight.state for flight in self.flights}
         tokens = iter(judge.tokens if isinstance(judge, TokenCountingJudge) else ())
-        reply = iter(replies)
+        said_each = iter(said)
         answers: dict[Request[Any], object] = {}
         for request in group:
             count = len(request.images)
-            answers[request] = list(islice(reply, count))
-            states[request].charge_judge(count, seconds_each * count, sum(islice(tokens, count)))
+            typed = [request.type_answer(one) for one in islice(said_each, count)]
+            answers[request] = typed
+            states[request].charge_judge(
+                count,
+                seconds_each * count,
+                sum(islice(tokens, count)),
+                unanswered=sum(not answer.answered for answer in typed),
+            )
         return answers
 
     # -------------------------------------------------------------- forwards and draws

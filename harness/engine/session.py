@@ -9,7 +9,7 @@ file); the scheduler carries out the requests of hundreds of sessions as one bat
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
@@ -24,7 +24,7 @@ from harness.engine.job_state import JobState
 from harness.engine.probes import Probe
 from harness.engine.rendering import Image
 from harness.engine.sampler import Sampler
-from harness.records import JSON
+from harness.records import JSON, Answer, UnansweredError, describe_silence, dump
 
 # ------------------------------------------------------------------ methods and their parts
 
@@ -111,16 +111,21 @@ class Drafter(Protocol):
 class Judge(Protocol):
     """A judge of images, or a reward. `id` names weights or revision, and the question's wording.
 
-    The texts and images of many jobs come at once; an answer must not depend on the others. The
-    optional member `memory_need` says what it takes of the device (`harness.engine.memory_need`).
+    The texts and images of many jobs come at once; an answer must not depend on the others.
+
+    Optional members: `ready()` is called before anything is drawn, and raises UserError if it is
+    known by then that no question can be answered; `memory_need` says what it takes of the device
+    (`harness.engine.memory_need`).
     """
 
     id: str
 
     def __call__(self, texts: Sequence[str], images: Sequence[Image]) -> Sequence[Any]:
-        """Answer once for each pair of text and image; None where the judge cannot tell.
+        """Answer once for each pair of text and image.
 
-        A reward's answers are scores, larger is better; only images of one text are compared.
+        An answer is a value, None where the judge cannot tell, or an `Answer`, which says why there
+        is none. A reward's values are scores, larger is better; only images of one text are
+        compared. Raises UserError where no question can be answered any more: it ends the run.
         """
         ...
 
@@ -225,7 +230,13 @@ class Session:
         self._sampler.commit(canvas, tokens)
 
     def note(self, **facts: JSON) -> None:
-        """Record facts in the journal line of this image; a later one replaces its namesake."""
+        """Record facts in the journal line of this image; a later one replaces its namesake.
+
+        Raises ValueError for numbers that are not finite and TypeError for what JSON cannot hold:
+        the image fails.
+        """
+        for name, fact in facts.items():
+            expect_json(name, fact)
         self._state.notes.update(facts)
 
     # -------------------------------------------------------------- awaitable
@@ -291,9 +302,42 @@ class Session:
             pads = [()] * len(rows)
         return await RenderRequest(list(rows), [tuple(pad) for pad in pads])
 
-    async def ask(self, judge: Judge, text: str, images: Sequence[Image]) -> list[Any]:
-        """Ask a judge about each image; returns one answer per image."""
-        return await AskRequest(judge, text, list(images))
+    async def ask(
+        self,
+        judge: Judge,
+        text: str,
+        images: Sequence[Image],
+        *,
+        read: Callable[[Any], Any] | None = None,
+        allow_silence: bool = False,
+    ) -> list[Any]:
+        """Ask a judge about each image; returns one value per image.
+
+        `read` turns an answer into the value that the method needs, and raises ValueError, with the
+        reason, for one that says something else. Raises UnansweredError, which fails this image, if
+        any question has no answer: the same command draws the image again.
+
+        With `allow_silence` a refused or unreadable answer is None instead: only for a fallback
+        that an option of the method switches on. A judge that is unreachable never is a choice.
+        """
+        answers = await AskRequest(judge, text, list(images), read)
+        for answer in answers:
+            may_be_silent = allow_silence and answer.kind != "unreachable"
+            if not answer.answered and not may_be_silent:
+                raise UnansweredError(describe_silence(judge.id, answers))
+        return [answer.value for answer in answers]
+
+
+def expect_json(name: str, fact: object) -> None:
+    """Raise ValueError or TypeError, with the note's name, for what a journal cannot hold."""
+    try:
+        dump(fact)
+    except (TypeError, ValueError, RecursionError) as error:
+        kind = ValueError if isinstance(error, ValueError) else TypeError
+        raise kind(
+            f"the note {name!r} cannot be written ({error}): give plain values, finite numbers, "
+            "and null where there is none"
+        ) from None
 
 
 # ------------------------------------------------------------------ requests, for the scheduler
@@ -365,9 +409,20 @@ class RenderRequest(Request[list[Image]]):
 
 
 @dataclass(eq=False, slots=True)
-class AskRequest(Request[list[Any]]):
-    """Put images of one text to a judge."""
+class AskRequest(Request[list[Answer]]):
+    """Put images of one text to a judge; `read` reads each answer."""
 
     judge: Judge
     text: str
     images: list[Image]
+    read: Callable[[Any], Any] | None
+
+    def type_answer(self, said: object) -> Answer:
+        """Type what the judge returned about one image, and read it."""
+        answer = Answer.of(said)
+        if not answer.answered or self.read is None:
+            return answer
+        try:
+            return Answer("answered", self.read(answer.value), answer.text)
+        except ValueError as error:
+            return Answer("unreadable", text=answer.text, reason=str(error))

@@ -10,10 +10,12 @@ import torch
 
 from harness.engine.memory_need import PREFILL_COPIES, SamplerShape, count_weights
 from harness.engine.rendering import Image
-from harness.judges.verifier import HELPFUL
+from harness.judges.replies import CUT_OFF, EMPTY, without_reasoning
+from harness.judges.self_test import expect_sight
+from harness.judges.verifier import HELPFUL, AnswerForm
 from harness.models import ImageModel
 from harness.models.devices import device_named
-from harness.records import MemoryPart, UserError, one_line
+from harness.records import Answer, MemoryPart, UserError, clean_text, one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,8 +32,9 @@ class LocalVLM:
 
     An answer therefore does not depend on what else is in the batch. `model` is a hub id or a
     folder, pinned by `revision`; a verifier, a reward and a judge of the same model share it. The
-    weights are loaded when the first question comes. Raises UserError if the model cannot be
-    loaded, or cannot answer yes.
+    weights are loaded when the first question comes. With `self_test` these are two about pictures
+    whose answers are known, before a run. Raises UserError if the model cannot be loaded, or cannot
+    answer yes.
     """
 
     def __init__(
@@ -42,11 +45,14 @@ class LocalVLM:
         device: str = "auto",
         dtype: str = "bfloat16",
         max_new_tokens: int = 96,
+        self_test: bool = True,
     ) -> None:
         self._processor, commit = _load_processor(model, revision)
         self._device_name = device
         self._weights = (model, revision, str(device_named(device)), dtype)
         self._max_new_tokens = max_new_tokens
+        self._self_test = self_test
+        self._tested: set[AnswerForm] = set()
 
         vocabulary = self._processor.tokenizer.get_vocab()
         self._yes_tokens = [vocabulary[word] for word in ("yes", "Yes") if word in vocabulary]
@@ -81,15 +87,18 @@ class LocalVLM:
             ),
         ]
 
-    def ready(self) -> None:
-        """Do nothing: the constructor has checked everything that can be known beforehand."""
+    def ready(self, form: AnswerForm = "reply") -> None:
+        """Test, once, that it answers in a form. Raises UserError if it fails the self-test."""
+        if self._self_test and form not in self._tested:
+            expect_sight(self.id, self.reply if form == "reply" else self.yes)
+            self._tested.add(form)
 
     @torch.inference_mode()
     def reply(
         self, questions: Sequence[str], images: Sequence[Image], system: str = HELPFUL
-    ) -> list[str | None]:
+    ) -> list[Answer]:
         """Answer each question about its image in words."""
-        replies: list[str | None] = []
+        replies: list[Answer] = []
         tokens = []
         for question, image in zip(questions, images, strict=True):
             inputs = self._prepare_inputs(question, image, system)
@@ -98,7 +107,8 @@ class LocalVLM:
                 **inputs, do_sample=False, max_new_tokens=self._max_new_tokens
             )[0]
             answer = output[prompt_length:]
-            replies.append(self._processor.tokenizer.decode(answer, skip_special_tokens=True))
+            text = self._processor.tokenizer.decode(answer, skip_special_tokens=True)
+            replies.append(_read_reply(text))
             tokens.append(len(output))
 
         self.tokens = tokens
@@ -106,17 +116,17 @@ class LocalVLM:
         return replies
 
     @torch.inference_mode()
-    def yes(self, questions: Sequence[str], images: Sequence[Image]) -> list[float | None]:
-        """Return P(yes) + P(Yes) of the first answered token, over the whole vocabulary.
+    def yes(self, questions: Sequence[str], images: Sequence[Image]) -> list[Answer]:
+        """Answer by P(yes) + P(Yes) of the first answered token, over the whole vocabulary.
 
-        This takes one forward a question; no value is None.
+        This takes one forward a question.
         """
-        values: list[float | None] = []
+        values: list[Answer] = []
         tokens = []
         for question, image in zip(questions, images, strict=True):
             inputs = self._prepare_inputs(question, image, HELPFUL)
             logits_V = self.network(**inputs).logits[0, -1]
-            values.append(yes_probability(logits_V, self._yes_tokens))
+            values.append(Answer.of(yes_probability(logits_V, self._yes_tokens)))
             tokens.append(inputs["input_ids"].shape[1] + 1)
 
         self.tokens = tokens
@@ -138,6 +148,17 @@ class LocalVLM:
         inputs = self._processor(text=[text], images=[picture], return_tensors="pt")
         network = self.network
         return inputs.to(network.device, network.dtype)
+
+
+def _read_reply(text: str) -> Answer:
+    """Read the words of a reply, without the reasoning before them."""
+    raw = clean_text(text)
+    words = without_reasoning(raw)
+    if words is None:
+        return Answer("unreadable", text=raw, reason=CUT_OFF)
+    if not words.strip():
+        return Answer("unreadable", text=raw, reason=EMPTY)
+    return Answer("answered", words, raw)
 
 
 def yes_probability(logits_V: Tensor, yes: Sequence[int]) -> float:

@@ -2,21 +2,26 @@
 
 A verifier is given prompts and pictures and answers in words, which the method reads. A chat
 (`vlm`, `local_vlm`) answers questions about images. A new kind of verifier has `id`, `select` and
-`rewrite`; a new language model has `id`, `tokens`, `reply` and `yes`.
+`rewrite`; a new language model has `id`, `tokens`, `ready`, `reply` and `yes`. Whoever cannot
+answer a question says so (`Answer`): no method decides anything from that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 from harness.engine.rendering import Image
 from harness.engine.session import Judge
-from harness.records import UserError, digest
+from harness.judges.replies import is_refusal
+from harness.records import Answer, UserError, digest
 
 
 class Verifier(Protocol):
-    """Two judges that look at unfinished images and answer in words; None if they cannot."""
+    """Two judges that look at unfinished images and answer in words.
+
+    Optional member: `ready()`, as in `Judge`.
+    """
 
     id: str
 
@@ -40,20 +45,28 @@ HELPFUL = "You are a helpful assistant."
 """The usual system message."""
 
 
+AnswerForm = Literal["reply", "yes"]
+"""What a chat is asked for: words, or the probability of yes."""
+
+
 class Chat(Protocol):
     """A vision-language model. `tokens` counts what it read and wrote for each last question."""
 
     id: str
     tokens: Sequence[int]
 
-    def reply(
-        self, questions: Sequence[str], images: Sequence[Image], system: str = HELPFUL
-    ) -> list[str | None]:
-        """Answer each question about its image in words; None if there was no answer."""
+    def ready(self, form: AnswerForm = "reply") -> None:
+        """Raise UserError if it is known before a run that no question can be answered."""
         ...
 
-    def yes(self, questions: Sequence[str], images: Sequence[Image]) -> list[float | None]:
-        """Return the probability of answering yes, 0 to 1; None for neither yes nor no."""
+    def reply(
+        self, questions: Sequence[str], images: Sequence[Image], system: str = HELPFUL
+    ) -> list[Answer]:
+        """Answer each question about its image in words."""
+        ...
+
+    def yes(self, questions: Sequence[str], images: Sequence[Image]) -> list[Answer]:
+        """Answer each question by the probability of yes, 0 to 1."""
         ...
 
 
@@ -123,38 +136,50 @@ def orm_question(prompt: str) -> str:
 
 # --- language models as verifier and as reward ----------------------------------------------------
 
-_Ask = Callable[[Sequence[str], Sequence[Image]], Sequence[str | float | None]]
+_Ask = Callable[[Sequence[str], Sequence[Image]], Sequence[Answer]]
 
 
 class Questioner:
     """A judge that puts a question about each text to a chat.
 
     `question` makes the question of a text. `answer` says what the judge answers with: "reply", the
-    chat's words, or "yes", its probability of yes. Raises UserError for another `answer`.
+    chat's words, or "yes", its probability of yes. Words that begin as refusals do are refused,
+    unless the text begins so itself. Raises UserError for another `answer`.
     """
 
     def __init__(self, chat: Chat, question: Callable[[str], str], answer: str = "reply") -> None:
         self._chat = chat
         self._question = question
-        self._ask = _choose_ask(chat, answer)
+        self._form = _read_form(answer)
+        self._ask: _Ask = chat.yes if self._form == "yes" else chat.reply
         self.id = f"{chat.id}-{digest(question('{prompt}').encode(), 8)}"
         self.tokens: Sequence[int] = ()
 
-    def __call__(
-        self, texts: Sequence[str], images: Sequence[Image]
-    ) -> Sequence[str | float | None]:
+    def ready(self) -> None:
+        """Test the chat. Raises UserError if no question can be answered."""
+        self._chat.ready(self._form)
+
+    def __call__(self, texts: Sequence[str], images: Sequence[Image]) -> Sequence[Answer]:
         questions = [self._question(text) for text in texts]
         answers = self._ask(questions, images)
         self.tokens = self._chat.tokens
-        return answers
+        return [_find_refusal(text, answer) for text, answer in zip(texts, answers, strict=True)]
 
 
-def _choose_ask(chat: Chat, answer: str) -> _Ask:
+def _read_form(answer: str) -> AnswerForm:
     if answer == "reply":
-        return chat.reply
+        return "reply"
     if answer == "yes":
-        return chat.yes
+        return "yes"
     raise UserError(f"answer={answer}: choose reply or yes")
+
+
+def _find_refusal(text: str, answer: Answer) -> Answer:
+    """Type words that refuse as refused."""
+    words = answer.value
+    if isinstance(words, str) and is_refusal(words) and not is_refusal(text):
+        return Answer("refused", text=answer.text, reason="the model refuses")
+    return answer
 
 
 class ChatVerifier:
@@ -166,6 +191,10 @@ class ChatVerifier:
         asked = [self.select(strips).id for strips in _STRIP_SHARES]
         asked.append(self.rewrite.id)
         self.id = f"{chat.id}-{digest(' '.join(asked).encode(), 8)}"
+
+    def ready(self) -> None:
+        """Test the chat. Raises UserError if no question can be answered."""
+        self._chat.ready()
 
     def select(self, strips: int) -> Questioner:
         """Return the judge of stacks of `strips` candidates' tops."""

@@ -509,6 +509,13 @@ LEADERBOARD = Table(
             "throughput",
             timed=True,
         ),
+        Column(
+            "unanswered",
+            "questions",
+            "Questions that the method's judges left without an answer (refused, unreadable, or "
+            "reaching nobody): in failed images, and in delivered ones by a method's fallback.",
+            "what was run",
+        ),
     ),
 )
 

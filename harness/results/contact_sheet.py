@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from harness.engine.session import Judge
-from harness.records import Prompt, UserError
+from harness.records import Answer, Prompt, UserError
 from harness.runs.folder import FORMATS, UNREADABLE
 from harness.runs.journal import write_atomic
 from harness.runs.read import Run, read_run
@@ -159,8 +159,8 @@ def _grade_images(run: Run, reward: Judge) -> Mapping[str, list[Grade]]:
             continue
         with Image.open(file, formats=FORMATS) as image:
             pixels = np.asarray(image.convert("RGB"))
-        (grade,) = reward([prompt.text], [pixels])
-        grades.setdefault(prompt.category, []).append((grade or 0.0, key))
+        (said,) = reward([prompt.text], [pixels])
+        grades.setdefault(prompt.category, []).append((Answer.of(said).value or 0.0, key))
     return grades
 
 

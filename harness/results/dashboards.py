@@ -146,7 +146,7 @@ def _run_summary(row: pd.Series, metrics: pd.DataFrame) -> dict[str, float | str
         if not math.isnan(high):
             summary[f"{name}_high"] = high
 
-    for name in ("images", "failed", "missing", "unjudged"):
+    for name in ("images", "failed", "missing", "unjudged", "unanswered"):
         summary[f"images/{name}"] = int(row[name])
     tie_group = row["tie_group"]
     if isinstance(tie_group, int | float) and not math.isnan(tie_group):

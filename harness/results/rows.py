@@ -91,6 +91,7 @@ def _describe_run(run: Run) -> Row:
         "failed": len(run.failed),
         "missing": len(run.planned) - len(done) - len(run.failed),
         "unjudged": len(run.unjudged),
+        "unanswered": sum(run.unanswered.values()),
         "scenario": run.scenario,
         "concurrency": run.concurrency,
         "candidates": run.candidates,

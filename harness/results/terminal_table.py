@@ -34,6 +34,7 @@ DIGITS = {
     "failed": 0,
     "missing": 0,
     "unjudged": 0,
+    "unanswered": 0,
     "tie_group": 0,
     "target_passes": 1,
     "device_s": 3,
@@ -68,7 +69,8 @@ def _render_runs(runs: pd.DataFrame) -> list[str]:
     own_categories = [str(name) for name in runs.columns if name not in LEADERBOARD.names]
     categories = [name for name in (*TASKS, *own_categories) if runs[name].notna().any()]
     numbers = ["visual_tokens", "target_passes", "device_s", "judge_s"]
-    numbers += [name for name in ("failed", "missing", "unjudged") if runs[name].any()]
+    gaps = ("failed", "missing", "unjudged", "unanswered")
+    numbers += [name for name in gaps if name in runs and runs[name].any()]
 
     for text_width, with_categories in LAYOUTS:
         columns = _name_columns(runs, text_width)

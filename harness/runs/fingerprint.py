@@ -35,10 +35,22 @@ RECORDED_AS = {
 }
 """Classes that have moved, and the names under which fingerprints know them for good."""
 
+ADDED: dict[str, dict[str, Any]] = {"methods.gridar.GridAR": {"released_fallback": False}}
+"""Options that a class got after runs of it were recorded, with the value that changed no run.
+
+With this value they are left out, so that an earlier folder stays the folder of the same command.
+"""
+
 SIZES_RECORDED_AS = {"tokens_per_step": "width", "tree_capacity": "room"}
 """Sizes of the sampler, and the names under which fingerprints know them for good."""
 
-PLACES = frozenset(
+REACHING = frozenset({"give_up_after", "self_test"})
+"""Options that say how an endpoint is reached, and that no fingerprint has ever known.
+
+They are left out wherever they stand, in a method's judges too.
+"""
+
+PLACES = REACHING | frozenset(
     {
         # where a file or a device is
         "metadata",
@@ -61,7 +73,7 @@ They name no result: the content is named by the benchmark's version, prompts an
 """
 
 
-PLACES_OF_JUDGES = frozenset(
+PLACES_OF_JUDGES = REACHING | frozenset(
     {
         "device",
         "base_url",
@@ -140,12 +152,28 @@ def _identify_prompt(prompt: Prompt) -> list[Any]:
 
 
 def _restore_class_names(value: Any) -> Any:
-    """Return the same values, with the recorded name at each `_target_` whose class has moved."""
+    """Return the same values, with the recorded name at each `_target_` whose class has moved.
+
+    Options that no fingerprint knows are left out of whatever has a `_target_`.
+    """
     if isinstance(value, Mapping):
-        return {key: _restore_entry(key, inner) for key, inner in value.items()}
+        unknown = _list_unknown_options(value)
+        known = {key: inner for key, inner in value.items() if key not in unknown}
+        return {key: _restore_entry(key, inner) for key, inner in known.items()}
     if isinstance(value, list | tuple):
         return [_restore_class_names(inner) for inner in value]
     return value
+
+
+def _list_unknown_options(part: Mapping[Any, Any]) -> set[str]:
+    """List the options of a part that fingerprints do not know: those of `REACHING` and `ADDED`."""
+    if "_target_" not in part:
+        return set()
+    unknown = set(REACHING)
+    for option, default in ADDED.get(part["_target_"], {}).items():
+        if option in part and part[option] == default:
+            unknown.add(option)
+    return unknown
 
 
 def _restore_entry(key: Any, value: Any) -> Any:

@@ -71,6 +71,10 @@ class ImportedRun:
             if job.key in found:
                 folder.link_image(self._make_record(job, folder), found[job.key])
 
+    def prepare(self) -> None:
+        """Refuse to draw. Raises UserError."""
+        raise _has_its_images(self.source)
+
     def generate(self, jobs: Sequence[Job], folder: RunFolder, track: Callable[[], None]) -> None:
         """Refuse to draw. Raises UserError."""
         raise _has_its_images(self.source)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -96,6 +96,8 @@ class Run:
     scores: Mapping[Key, Score]
     judge: str  # "" before the first score
     timings: Sequence[Timing] = ()  # one for each process that drew to its end
+    unanswered: Mapping[Key, int] = field(default_factory=dict)
+    """Questions that the method's judges left without an answer, in the last attempt."""
 
     @property
     def name(self) -> str:
@@ -287,6 +289,11 @@ def read_run(folder: Path) -> Run:
     config, about = _read_config(folder)
     prompts, planned = _read_plan(folder, about["planned"])
     done, failed = _read_records(folder, planned)
+    unanswered = {
+        key: record.usage.unanswered
+        for key, record in (*failed.items(), *done.items())
+        if record.usage.unanswered
+    }
     judge, scores = _read_scores(folder, str(about.get("judge") or ""))
     timings = read_journals(folder, "timings-*.jsonl", Timing.from_json)
     return Run(
@@ -296,10 +303,11 @@ def read_run(folder: Path) -> Run:
         prompts=prompts,
         planned=planned,
         done=done,
-        failed=failed,
+        failed=frozenset(failed),
         scores=scores,
         judge=judge,
         timings=tuple(timings),
+        unanswered=unanswered,
     )
 
 
@@ -401,10 +409,10 @@ def _parse_planned(line: str) -> tuple[Prompt, int]:
 
 def _read_records(
     folder: Path, planned: Mapping[Key, str]
-) -> tuple[dict[Key, SampleRecord], frozenset[Key]]:
-    """Read the delivered images, and which others have failed."""
+) -> tuple[dict[Key, SampleRecord], dict[Key, SampleRecord]]:
+    """Read the delivered images, and the last attempts at others that have failed."""
     done: dict[Key, SampleRecord] = {}
-    failed: set[Key] = set()
+    failed: dict[Key, SampleRecord] = {}
     for journal in find_journals(folder, "records-*.jsonl"):
         for record in read_lines(journal, SampleRecord.from_json) if journal.exists() else ():
             if record.key not in planned:
@@ -420,8 +428,8 @@ def _read_records(
             if record.status == "done":
                 done[record.key] = record
             else:
-                failed.add(record.key)
-    return done, frozenset(failed - done.keys())
+                failed[record.key] = record
+    return done, {key: record for key, record in failed.items() if key not in done}
 
 
 def _read_scores(folder: Path, judge: str) -> tuple[str, dict[Key, Score]]:

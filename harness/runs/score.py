@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 
-from harness.records import Job
+from harness.records import Job, Score, one_line
 from harness.runs.benchmark import BenchmarkSpec
 from harness.runs.folder import RunFolder
 from harness.runs.journal import write_atomic
@@ -29,12 +29,27 @@ def prepare_judge(benchmark: BenchmarkSpec, jobs: Sequence[Job]) -> None:
 def score_images(
     benchmark: BenchmarkSpec, folder: RunFolder, jobs: Iterable[Job]
 ) -> list[float | None]:
-    """Score delivered images; each score is in the journal before the next one is asked for."""
+    """Score delivered images; each score is in the journal before the next one is asked for.
+
+    A score that no journal can hold leaves its image unjudged, and says why.
+    """
     values = []
-    for score in benchmark.score([(job.prompt, folder.image_file(job)) for job in jobs]):
+    for given in benchmark.score([(job.prompt, folder.image_file(job)) for job in jobs]):
+        score = _expect_writable(given)
         folder.save_score(score)
         values.append(score.value)
     return values
+
+
+def _expect_writable(score: Score) -> Score:
+    """Return a score that can be written: the same, or one without a value that says why."""
+    try:
+        score.to_json()
+    except (TypeError, ValueError) as error:
+        reason = f"its score cannot be written: {one_line(error)}"
+        log.warning("%s image %d: %s", score.prompt_id, score.image, reason)
+        return Score(score.prompt_id, score.image, score.judge, None, {"unjudged": reason})
+    return score
 
 
 def write_summary(benchmark: BenchmarkSpec, folder: RunFolder) -> None:

@@ -43,6 +43,10 @@ class RunSource(Protocol):
         """Put the images that exist already into the run folder."""
         ...
 
+    def prepare(self) -> None:
+        """Prepare what is needed to draw. Raises UserError if nothing can be drawn."""
+        ...
+
     def generate(self, jobs: Sequence[Job], folder: RunFolder, track: Callable[[], None]) -> None:
         """Draw images into the run folder; `track` is called whenever some were scored."""
         ...
@@ -71,6 +75,10 @@ class DrawnRun:
 
     def import_images(self, folder: RunFolder) -> None:
         """Import nothing: all images are drawn."""
+
+    def prepare(self) -> None:
+        """Test the method's judges. Raises UserError for one that cannot answer."""
+        self.spec.method_spec.prepare_parts()
 
     def generate(self, jobs: Sequence[Job], folder: RunFolder, track: Callable[[], None]) -> None:
         """Draw images into the run folder, and score them meanwhile if scores are asked for."""

@@ -25,7 +25,12 @@ from harness.engine.session import Method
 from harness.models import ImageModel
 from harness.models.devices import choose_device
 from harness.records import UserError, dump
-from harness.runs.fingerprint import default_places, fingerprint, restore_size_names
+from harness.runs.fingerprint import (
+    PLACES_OF_JUDGES,
+    default_places,
+    fingerprint,
+    restore_size_names,
+)
 from harness.runs.instantiate import COMMAND_OPTIONS, build_object, resolve_config
 from harness.runs.options import expect_result_options
 from harness.runs.plan import Plan
@@ -324,7 +329,9 @@ def _changed_options(method: DictConfig, name: str) -> str:
     mine = _flatten(resolve_config(method))
     theirs = _flatten(resolve_config(default))
     changed = [
-        f"{key}={value}" for key, value in sorted(mine.items()) if theirs.get(key, ...) != value
+        f"{key}={value}"
+        for key, value in sorted(mine.items())
+        if theirs.get(key, ...) != value and key.rpartition(".")[2] not in PLACES_OF_JUDGES
     ]
     return ", ".join(changed)
 

@@ -57,11 +57,13 @@ def run_stages(
         _print_estimate(plan, config, choices["benchmark"])
         return
 
-    # 2. Prepare the judge of a new run first: what cannot be judged leaves no folder.
+    # 2. Prepare the judges of a new run first: what cannot be judged leaves no folder.
     path = source.folder(Path(config.results))
     is_new = not path.exists()
     if is_new and "score" in config.stages:
         prepare_judge(plan.benchmark, plan.jobs)
+    if is_new and "generate" in config.stages:
+        source.prepare()
 
     # 3. Claim the folder, and fill it.
     with (
@@ -96,6 +98,8 @@ def _fill_folder(
 
     # 2. Draw what is missing, and score it meanwhile.
     if "generate" in config.stages and missing:
+        if not is_new:
+            source.prepare()
         source.generate(missing, folder, track)
 
     # 3. Score the rest, and sum up.

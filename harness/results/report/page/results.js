@@ -43,7 +43,7 @@ function remarksOf(one) {
   if (one.runs.length === 1) remarks.push("One run only: there is nothing to compare it with yet.");
   else if (!one.baseline) remarks.push("There is no plain run on this board, so nothing is compared with plain, and budgets are not known.");
   for (const run of one.runs)
-    for (const name of ["failed", "missing", "unjudged"])
+    for (const name of ["failed", "missing", "unjudged", "unanswered"])
       if (run[name]) remarks.push(`${run.label}: ${run[name]} images ${name}, counted as wrong.`);
   for (const run of one.runs) for (const mark of run.marks) remarks.push(`${run.label}: ${mark}.`);
   for (const [overlap, words] of [["same", "the judge itself"], ["family", "a relative of the judge, which may share its blind spots"]]) {
