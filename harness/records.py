@@ -39,6 +39,10 @@ class UserError(Exception):
     """Something the user can mend: the message names the value and the remedy in one line."""
 
 
+class NotFiniteError(Exception):
+    """Numbers of one image are infinite or no numbers: nothing may be drawn or shown from them."""
+
+
 class UnansweredError(Exception):
     """A judge left questions about an image without an answer: nothing may be decided from that."""
 

@@ -51,7 +51,7 @@ def slow_down(monkeypatch: pytest.MonkeyPatch, polls: int) -> None:
         slow = []
         for picture in decode(self, tokens):
             event = SlowEvent(polls)
-            slow.append(Picture(picture.pixels_HW3, event))
+            slow.append(Picture(picture.pixels_HW3, picture.is_finite, event))
         return slow
 
     monkeypatch.setattr(SlowEvent, "waits", 0)

@@ -26,8 +26,9 @@ from harness.records import Job, Prompt
 from harness.runs import source
 from harness.runs.folder import RunFolder
 from harness.runs.lock import Shard
+from harness.runs.plugins import OWN_PACKAGES
 from harness.runs.spec import RunSpec
-from harness.sweeps.finished import PROJECT_FOLDERS, find_outside_files
+from harness.sweeps.finished import find_outside_files
 from harness.sweeps.ledger import Event, ledger_folder, list_outcomes, name_points, read_events
 
 FEW = (*TOY, "benchmark.prompts=4", "benchmark.pause=0.02")
@@ -153,7 +154,7 @@ def test_a_point_is_left_out_only_if_its_folder_is_complete(
 
 
 def test_a_point_is_named_by_the_project_s_own_files_and_watches_the_others() -> None:
-    assert all(folder.is_dir() for folder in PROJECT_FOLDERS)
+    assert all(folder.is_dir() for folder in OWN_PACKAGES)
     config = {"_target_": "toy.ToyModel", "reward": {"_target_": "harness.judges.verifier.V"}}
     assert list(find_outside_files(config)) == [toy.__file__]
 

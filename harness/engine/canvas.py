@@ -82,6 +82,7 @@ class Canvas:
         "_tokens",
         "_total",
         "branches",
+        "fault_at",
         "guide",
         "key",
         "ledger",
@@ -101,6 +102,7 @@ class Canvas:
         self.guide = guide
         self.branches: list[Branch] = []
         self.verdict: DraftVerdict | None = None  # of the last draw, if its draft is followed
+        self.fault_at: int | None = None  # a place whose probabilities were not finite
         self.logits_depth = NO_LOGITS  # longest draft with logits; 0 is the frontier alone
         self._total = total
         self._tokens: list[int] = []
@@ -195,8 +197,18 @@ class Canvas:
 
     # ------------------------------------------------------------------ transitions
 
+    def _note_fault(self, first: int, log_probs: Sequence[float]) -> None:
+        """Note the first place whose token was drawn from probabilities that are not finite.
+
+        All probabilities of such a place are NaN, the drawn token's among them: the host finds it
+        in what it reads anyway, and nothing waits for the device.
+        """
+        if self.fault_at is None and math.isnan(sum(log_probs)):
+            self.fault_at = first + next(i for i, p in enumerate(log_probs) if math.isnan(p))
+
     def append_drawn(self, tokens: Sequence[int], log_probs: Sequence[float]) -> None:
         """Commit tokens that were drawn from the target's distribution, and charge them."""
+        self._note_fault(self.length, log_probs)
         self._tokens.extend(tokens)
         self._log_probs.extend(log_probs)
         self.ledger.sampled += len(tokens)
@@ -217,6 +229,7 @@ class Canvas:
         Those with no gap before them join the committed tokens.
         """
         for place, token, log_prob in zip(places, tokens, log_probs, strict=True):
+            self._note_fault(place, [log_prob])
             self._out_of_order[place] = (token, log_prob)
         self.ledger.sampled += len(places)
         while self.length in self._out_of_order:

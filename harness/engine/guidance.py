@@ -71,10 +71,12 @@ def warp(logits: Tensor, sampling: Sampling) -> Tensor:
     """Turn logits into probabilities over the last axis, as `sampling` says.
 
     Temperature, top-k, top-p and softmax, in this order; temperature 0 gives all the mass to the
-    likeliest token.
+    likeliest token. Where a logit is no number or infinitely large, all probabilities are NaN.
     """
     if sampling.temperature == 0:
-        return F.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
+        probs = F.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
+        is_bad = (logits.isnan() | logits.isposinf()).any(-1, keepdim=True)
+        return probs.masked_fill(is_bad, torch.nan)
     logits = logits / sampling.temperature
     if 0 < sampling.top_k < logits.shape[-1]:
         logits = _mask_below_top_k(logits, sampling.top_k)

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from harness.models import ImageModel
+from harness.models.finite import watch_pixels
 from harness.models.vq import MISSING
+from harness.records import NotFiniteError
 
 Image = np.ndarray
 """uint8 [height, width, 3]."""
@@ -28,6 +30,7 @@ class Picture:
     """An image that is decoded, or being decoded."""
 
     pixels_HW3: Tensor  # on the host; valid once `arrived` has happened
+    is_finite: Tensor  # whether they were numbers before they were rounded; valid likewise
     arrived: torch.cuda.Event | None  # None: the pixels are there
 
     @property
@@ -36,9 +39,17 @@ class Picture:
         return self.arrived is None or self.arrived.query()
 
     def image(self) -> Image:
-        """Return the image; waits until it is decoded."""
+        """Return the image; waits until it is decoded.
+
+        Raises NotFiniteError for pixels that were no finite numbers.
+        """
         if self.arrived is not None:
             self.arrived.synchronize()
+        if not self.is_finite:
+            raise NotFiniteError(
+                "pixels are not finite: the image decoder overflows in its type; "
+                "set a decoder of float32, if the model has the option"
+            )
         return self.pixels_HW3.numpy()
 
 
@@ -73,24 +84,40 @@ class Renderer:
         given_BN = torch.from_numpy(token_BN)
 
         if self._stream is None:
-            pixels_BHW3 = self._model.decode(given_BN).to("cpu")
+            pixels_BHW3, is_finite_B = self._decode_chunk(given_BN)
             arrived = None
         else:
-            pixels_BHW3, arrived = self._decode_on_stream(given_BN)
-        return [Picture(pixels_HW3, arrived) for pixels_HW3 in pixels_BHW3[: len(tokens)]]
+            pixels_BHW3, is_finite_B, arrived = self._decode_on_stream(given_BN)
+        pictures = []
+        for pixels_HW3, is_finite, _ in zip(pixels_BHW3, is_finite_B, tokens, strict=False):
+            pictures.append(Picture(pixels_HW3, is_finite, arrived))
+        return pictures
 
-    def _decode_on_stream(self, token_BN: Tensor) -> tuple[Tensor, torch.cuda.Event]:
-        """Enqueue a chunk on the current stream: its pixels on the host, and when they are valid.
+    def _decode_chunk(self, token_BN: Tensor) -> tuple[Tensor, Tensor]:
+        """Decode a chunk where the model is: its pixels, and whether each image's are finite."""
+        with watch_pixels() as found:
+            pixels_BHW3 = self._model.decode(token_BN)
+        is_finite_B = torch.ones(len(token_BN), dtype=torch.bool, device=pixels_BHW3.device)
+        for noted_B in found:
+            is_finite_B = is_finite_B & noted_B
+        return pixels_BHW3, is_finite_B
+
+    def _decode_on_stream(self, token_BN: Tensor) -> tuple[Tensor, Tensor, torch.cuda.Event]:
+        """Enqueue a chunk on the current stream: what is on the host, and when it is valid.
 
         Pinned memory on both ways lets the copies run without the host waiting for them.
         """
         given_BN = token_BN.pin_memory().to(self._model.device, non_blocking=True)
-        shown_BHW3 = self._model.decode(given_BN)
-        pixels_BHW3 = torch.empty(shown_BHW3.shape, dtype=torch.uint8, pin_memory=True)
-        pixels_BHW3.copy_(shown_BHW3, non_blocking=True)
+        pixels_BHW3, is_finite_B = map(_copy_to_pinned, self._decode_chunk(given_BN))
         arrived = torch.cuda.Event()
         arrived.record()
-        return pixels_BHW3, arrived
+        return pixels_BHW3, is_finite_B, arrived
+
+
+def _copy_to_pinned(value: Tensor) -> Tensor:
+    """Begin to copy a tensor to the host; it is there when the stream has come so far."""
+    copied = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+    return copied.copy_(value, non_blocking=True)
 
 
 def images_at_once(device: torch.device, batch: int) -> int:

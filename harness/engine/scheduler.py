@@ -39,7 +39,15 @@ from harness.engine.session import (
     expect_json,
 )
 from harness.models.devices import on_device
-from harness.records import JSON, Job, Usage, UserError, explain_error
+from harness.records import (
+    JSON,
+    Job,
+    NotFiniteError,
+    UnansweredError,
+    Usage,
+    UserError,
+    explain_error,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +136,13 @@ class _FinalRender(RenderRequest):
     state: JobState
 
 
+def _describe_error(error: Exception) -> str:
+    """Say what a job failed of; where in the code only if something is wrong with that."""
+    if isinstance(error, NotFiniteError | UnansweredError):
+        return f"{type(error).__name__}: {error}"
+    return explain_error(error)
+
+
 async def _draw_image(method: Method, session: Session, state: JobState) -> tuple[Canvas, Image]:
     """Run a method for its prompt, check what it returns, and render it."""
     canvas = await method.generate(state.job.prompt.text, session)
@@ -155,6 +170,7 @@ def _keep_writable(notes: Mapping[str, JSON]) -> dict[str, JSON]:
 # ------------------------------------------------------------------ one run
 
 _Kind = TypeVar("_Kind", bound=Request[Any])
+_Drawing = StepRequest | RunRequest | DrawAtRequest
 
 
 @dataclass(eq=False, slots=True)
@@ -239,7 +255,7 @@ class _Run:
             request = flight.request
             if isinstance(request, _FinalRender) and request in self.pictures:
                 pictures = self.pictures.pop(request)
-                self._resume(flight, [picture.image() for picture in pictures])
+                self._resume(flight, _read_images(pictures))
                 return True
         return False
 
@@ -280,7 +296,7 @@ class _Run:
         except Exception as error:
             if short_of_memory(error):
                 raise
-            self._end_flight(flight, error=explain_error(error))
+            self._end_flight(flight, error=_describe_error(error))
 
     def _end_flight(
         self,
@@ -369,15 +385,14 @@ class _Run:
         for request, pictures in list(self.pictures.items()):
             is_awaited = self.sampler.compact and not isinstance(request, _FinalRender)
             if is_awaited or all(picture.ready for picture in pictures):
-                images[request] = [picture.image() for picture in pictures]
+                images[request] = _read_images(pictures)
                 del self.pictures[request]
         return images
 
     def _wait_for_first_images(self) -> None:
         """Wait until the images of the first job are finished; the next round answers it."""
         first = self._requests(RenderRequest)[0]
-        for picture in self.pictures[first]:
-            picture.image()
+        _read_images(self.pictures[first])
 
     # -------------------------------------------------------------- drafters and judges
 
@@ -520,6 +535,7 @@ class _Run:
                 rows += plain_rows
                 drafts += [None] * len(plain_rows)
             answers |= _split(self.sampler.draw(rows, drafts, rule), group)
+        answers |= self._find_faults(steps)
 
         # 3. Only then go on with the methods, which may change their canvases.
         self._resume_all(answers)
@@ -536,15 +552,47 @@ class _Run:
             return
         places = [places_of_row for request in waiting for places_of_row in request.places]
         self.sampler.draw_at(_all_rows(waiting), places)
-        self._resume_all(dict.fromkeys(waiting))
+        self._resume_all(dict.fromkeys(waiting) | self._find_faults(waiting))
 
     def _resume_finished_runs(self) -> None:
         """Go on with the jobs all of whose rows have the tokens that they ran for."""
-        finished = [run for run in self._requests(RunRequest) if not run.unfinished_rows()]
-        self._resume_all(dict.fromkeys(finished))
+        runs = self._requests(RunRequest)
+        finished = [run for run in runs if not run.unfinished_rows()]
+        self._resume_all(dict.fromkeys(finished) | self._find_faults(runs))
+
+    def _find_faults(self, requests: Sequence[_Drawing]) -> dict[Request[Any], object]:
+        """Return an error for each request with a row whose probabilities were not finite.
+
+        What drafters keep of such a row is no better: they forget all that they keep.
+        """
+        faults: dict[Request[Any], object] = {}
+        for request in requests:
+            places = [row.fault_at for row in request.rows if row.fault_at is not None]
+            if places:
+                faults[request] = self._explain_fault(places[0])
+        if faults:
+            self.spec.release_parts()
+        return faults
+
+    def _explain_fault(self, place: int) -> NotFiniteError:
+        sampling = self.sampler.sampling
+        dtype = str(self.sampler.model.dtype).removeprefix("torch.")
+        return NotFiniteError(
+            f"probabilities are not finite at token {place} "
+            f"(sampling.temperature={sampling.temperature:g}, scale={sampling.scale:g}, {dtype}): "
+            "raise the temperature, or set model.dtype=float32 if logits overflow"
+        )
 
 
 # ------------------------------------------------------------------ batches
+
+
+def _read_images(pictures: Sequence[Picture]) -> list[Image] | NotFiniteError:
+    """Wait for images and return them, or the error of one whose pixels are no numbers."""
+    try:
+        return [picture.image() for picture in pictures]
+    except NotFiniteError as error:
+        return error
 
 
 class _HasRows(Protocol):

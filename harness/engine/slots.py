@@ -111,11 +111,23 @@ class SlotTable:
         self._canvases[id(canvas)] = canvas
 
     def release(self, canvas: Canvas) -> None:
-        """Free all slots of a canvas, which is closed by that."""
+        """Free all slots of a canvas, which is closed by that.
+
+        Slots that hold numbers which are not finite are emptied for whoever comes next.
+        """
+        if canvas.fault_at is not None:
+            self._empty(self.slots_of(canvas))
         for branch in canvas.branches:
             self.give_back(branch)
         canvas.branches = []
         self._canvases.pop(id(canvas), None)
+
+    def _empty(self, slot_n: Tensor) -> None:
+        """Put zeros into all that a forward may read of slots."""
+        self.cache.clear_slots(slot_n)
+        for table in (self.frontier_SWV, self.hidden_SLD):
+            if table is not None:
+                table[slot_n] = 0
 
     def resize(self, canvas: Canvas, count: int, context: Context) -> None:
         """Give a canvas `count` branches: free its last ones, or add empty ones of a context."""

@@ -173,7 +173,9 @@ def draw_kernel(
     # 2. Draw.
     if GREEDY:
         token = tl.argmax(guided, 0)
-        log_prob = tl.full((), 0.0, tl.float64)
+        is_bad = (guided != guided) | (guided == float("inf"))
+        count = tl.sum(is_bad.to(tl.int32), 0)
+        log_prob = tl.where(count > 0, float("nan"), 0.0).to(tl.float64)
     else:
         weight, total = _warp(guided, top_k, temperature, TOP, V)
         uniform = _uniform(key_ptr, place_ptr, v)

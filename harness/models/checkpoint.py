@@ -216,7 +216,8 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
     """Put tensors of the right names into a module after checking all shapes.
 
     Tensors keep their type and device. The module may live on the meta device: its parameters are
-    replaced, not copied into. Raises UserError for a shape that does not fit.
+    replaced, not copied into. Raises UserError for a shape that does not fit, and for weights that
+    are no finite floating-point numbers.
     """
     for name, parameter in module.state_dict().items():
         have = tuple(state[name].shape)
@@ -226,7 +227,22 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
                 f"{source}: tensor {name} is {have}, the model needs {want}: "
                 "this checkpoint is of another size"
             )
+        _expect_finite(state[name], f"{source}: tensor {name}")
     module.load_state_dict(dict(state), assign=True)
+
+
+def _expect_finite(weight: Tensor, name: str) -> None:
+    """Raise UserError unless a tensor has finite floating-point numbers; `meta` has none at all."""
+    if not weight.is_floating_point():
+        dtype = str(weight.dtype).removeprefix("torch.")
+        raise UserError(
+            f"{name} holds {dtype}, no floating-point numbers: quantised checkpoints are not read"
+        )
+    if not weight.is_meta and not torch.isfinite(weight).all():
+        raise UserError(
+            f"{name} is not finite: the file is damaged or was saved after a training that "
+            "diverged; get it again"
+        )
 
 
 def report_unknown(names: Collection[str], source: Path) -> None:

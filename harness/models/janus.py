@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.models import checkpoint as checkpoints
+from harness.models.finite import note_pixels
 from harness.models.janus_checkpoint import SIZES, JanusSpec, read_spec, read_state
 from harness.models.janus_prompt import ROLES, HashedWords, Words, null_ids, read_words
 from harness.models.kv_cache import KVCache
@@ -212,6 +213,7 @@ def to_uint8(x_B3HW: Tensor) -> Tensor:
 
     It is (x + 1) / 2 * 255, clipped and truncated.
     """
+    note_pixels(x_B3HW)
     scaled = (x_B3HW.float() + 1) / 2 * 255
     return scaled.clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 

@@ -89,6 +89,16 @@ class KVCache:
         if self.bias_SL is not None:
             self.bias_SL[target] = self.bias_SL[source]
 
+    def clear_slots(self, slot_n: Tensor) -> None:
+        """Put zeros into whole slots, int64 [n].
+
+        A masked value counts nothing in an attention, unless it is no number.
+        """
+        for stored in (self.keys, self.values):
+            stored[:, slot_n] = 0
+        if self.bias_SL is not None:
+            self.bias_SL[slot_n] = 0
+
     def move_positions(self, slot_Q: Tensor, source_QD: Tensor, target_QD: Tensor) -> None:
         """Copy positions within slots, so that an accepted path of a draft tree lies as a chain."""
         slot_Q1 = slot_Q[:, None]

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from harness.models.finite import note_pixels
+
 MISSING = -1
 """Stands for a code that is not drawn yet; it decodes from a zero latent vector."""
 
@@ -99,6 +101,7 @@ def to_uint8(x_B3HW: Tensor) -> Tensor:
 
     It is 127.5 x + 128, clamped and truncated.
     """
+    note_pixels(x_B3HW)
     scaled = 127.5 * x_B3HW.float() + 128.0
     return scaled.clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
