@@ -20,7 +20,7 @@ import importlib.util
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal, NamedTuple
 
 import torch
@@ -181,7 +181,8 @@ def _find_obstacle(device: torch.device) -> str:
     try:
         from harness.kernels.trial import find_disagreement
 
-        return find_disagreement(device)
+        with _made_current(device):
+            return find_disagreement(device)
     except torch.OutOfMemoryError:
         raise  # which says nothing of the kernels
     except Exception as error:  # whatever compilers and drivers raise
@@ -192,7 +193,8 @@ def _examine_use(device: torch.device, use: Use) -> str:
     try:
         from harness.kernels.trial import try_use
 
-        reason = try_use(device, use)
+        with _made_current(device):
+            reason = try_use(device, use)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # Triton's OutOfResources and CompilationError are no RuntimeErrors
@@ -200,6 +202,11 @@ def _examine_use(device: torch.device, use: Use) -> str:
     if reason:
         log.warning("torch computes %s: %s", use.kernel, reason)
     return reason
+
+
+def _made_current(device: torch.device) -> AbstractContextManager[object]:
+    """Make a GPU the current one inside: Triton launches there, whatever its tensors are on."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _shorten(error: Exception) -> str:
