@@ -117,11 +117,15 @@ def _weight_bytes(model: ImageModel) -> int:
     """Sum up a model's parameters and buffers, storage that they share counted once."""
     modules = [part for part in vars(model).values() if isinstance(part, nn.Module)]
     size_of_storage: dict[int, int] = {}
+    packed_bytes = 0
     for module in modules:
         for tensor in (*module.parameters(), *module.buffers()):
+            if tensor.is_mkldnn:  # packed: torch knows no storage of it, and it shares none
+                packed_bytes += tensor.nbytes
+                continue
             storage = tensor.untyped_storage()
             size_of_storage[storage.data_ptr()] = storage.nbytes()
-    return sum(size_of_storage.values())
+    return packed_bytes + sum(size_of_storage.values())
 
 
 # ------------------------------------------------------------------ slots of a run

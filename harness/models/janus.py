@@ -19,7 +19,8 @@ from harness.models import checkpoint as checkpoints
 from harness.models.janus_checkpoint import SIZES, JanusSpec, read_spec, read_state
 from harness.models.janus_prompt import ROLES, HashedWords, Words, null_ids, read_words
 from harness.models.kv_cache import KVCache
-from harness.models.trunk import Attend, Trunk, running_rotary
+from harness.models.linear import Linear
+from harness.models.trunk import Attend, Trunk, prepare, running_rotary
 from harness.models.vq import VQ
 from harness.records import UserError
 
@@ -66,7 +67,7 @@ class Janus:
         else:
             raise UserError(f"model.weights={weights}: choose published or random")
         self.net.eval().requires_grad_(False)
-        self.net.trunk.fuse()
+        prepare(self.net)
         self.vq.for_rendering(checkpoints.dtype_named(render_dtype, "render_dtype"))
 
         # 2. Dimensions, as the engine asks for them.
@@ -197,7 +198,7 @@ class JanusNet(nn.Module):
         self.gen_embed = nn.Embedding(codes, code_dim)
         self.gen_aligner = nn.Sequential(nn.Linear(code_dim, dim), nn.GELU(), nn.Linear(dim, dim))
         self.trunk = Trunk(spec.trunk)
-        self.gen_head = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, codes))
+        self.gen_head = nn.Sequential(Linear(dim, dim), nn.GELU(), Linear(dim, codes))
         self.vq = VQ(spec.vq)
 
     @torch.no_grad()

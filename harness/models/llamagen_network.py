@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from harness.models.linear import Linear
 from harness.models.trunk import Trunk, TrunkSpec, axial_rotary
 
 SIZES = {
@@ -54,7 +55,7 @@ class GPT(nn.Module):
         self.cls_embedding = CaptionEmbedding(spec)
         self.tok_embeddings = nn.Embedding(spec.codes, spec.trunk.dim)
         self.trunk = Trunk(spec.trunk)
-        self.output = nn.Linear(spec.trunk.dim, spec.codes, bias=False)
+        self.output = Linear(spec.trunk.dim, spec.codes, bias=False)
 
 
 class CaptionEmbedding(nn.Module):
@@ -73,8 +74,8 @@ class Projection(nn.Module):
 
     def __init__(self, width: int, dim: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, dim, bias=False)
-        self.fc2 = nn.Linear(dim, dim, bias=False)
+        self.fc1 = Linear(width, dim, bias=False)
+        self.fc2 = Linear(dim, dim, bias=False)
 
     def forward(self, row_PC: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(row_PC), approximate="tanh"))

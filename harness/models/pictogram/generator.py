@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.models.kv_cache import KVCache
+from harness.models.linear import Linear
 from harness.models.pictogram import grammar
 from harness.models.pictogram import weights as files
-from harness.models.trunk import Attend, Trunk, TrunkSpec, axial_rotary
+from harness.models.trunk import Attend, Trunk, TrunkSpec, axial_rotary, prepare
 from harness.models.vq import VQ, VQSpec, to_uint8
 
 PROMPT = grammar.PROMPT_POSITIONS
@@ -61,7 +62,7 @@ class Pictogram:
 
         self.gpt, self.classes, gpt_sha = load_gpt(weights, part)
         self.gpt.eval().requires_grad_(False).to(self.device, self.dtype)
-        self.gpt.trunk.fuse()
+        prepare(self.gpt)
         self.gpt.rotary = self.gpt.rotary.float()
 
         self.vq, vq_sha = load_tokenizer(weights)
@@ -122,7 +123,7 @@ class GPT(nn.Module):
         self.tok_embeddings = nn.Embedding(spec.codes, spec.dim)
         self.tok_position_embeddings = nn.Embedding(spec.side**2, spec.dim)
         self.trunk = Trunk(TrunkSpec(spec.layers, spec.dim, spec.heads, spec.hidden))
-        self.head = nn.Linear(spec.dim, spec.codes, bias=False)
+        self.head = Linear(spec.dim, spec.codes, bias=False)
         self._initialise()
         self.register_buffer("rotary", _rotary_table(spec), persistent=False)
 
