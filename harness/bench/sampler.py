@@ -1,17 +1,18 @@
-"""Measure the sampler: tokens a second, share of the memory bandwidth, ratios over plain loops.
+"""Measure the sampler: tokens a second, share of the memory bandwidth, ratios over others.
 
-Image decoding is left out on all sides. Ratios are paired by block; see timing.py for the clock and
-roof.py for floors and bars.
+The other is LlamaGen's own code where a checkout of it is given (upstream.py), and else a loop of
+our own (reference.py). Image decoding and text encoding are left out on all sides. Ratios are
+paired by block; see timing.py for the clock and roof.py for floors and bars.
 """
 
 from __future__ import annotations
 
 import copy
-import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from harness.bench.roof import (
     seconds_allowed,
 )
 from harness.bench.timing import Subject, Times, interleave
+from harness.bench.upstream import Checkout, UpstreamLlamaGen
 from harness.engine.canvas import Canvas
 from harness.engine.guidance import Sampling
 from harness.engine.memory import estimate_need, expect_memory
@@ -44,7 +46,12 @@ from harness.results.columns import BENCH_SAMPLER
 from harness.runs.instantiate import resolve_config
 from harness.runs.spec import load_model
 
-log = logging.getLogger("harness")
+TITLES = {
+    "library": "the transformers library",
+    "own_loop": "a loop of our own",
+    "upstream": "LlamaGen's own code",
+}
+"""What the sampler is compared with, the most telling last."""
 
 TEXTS = (
     "a photo of a red apple",
@@ -58,31 +65,42 @@ TEXTS = (
 def run(config: DictConfig) -> bool:
     """Measure every batch size; return whether the bars for this device hold, if it has any."""
     batches, blocks, warm_up = expect_plan(config)
+    checkout = Checkout.load(Path(str(config.peer))) if config.peer else None
     model, sampling = random_model(config)
     roof = Roof.measure(model)
     dtype = str(model.dtype)[6:]
     heading = f"{model.name}, {model.num_tokens} tokens, {dtype}"
     about = {"model": model.name, "dtype": dtype, **roof.columns}
+    if checkout:
+        about["upstream"] = checkout.version
     outcome = Outcome(BENCH_SAMPLER, model, heading, about)
 
     bars: list[Bar] = []
     summaries: dict[str, list[str]] = {}
     for images in batches:
-        # 1. The sampler and its peers, which compute the same images.
+        # 1. The sampler, and others that compute the same images.
         texts = [TEXTS[i % len(TEXTS)] for i in range(images)]
         drawing = Drawing(model, sampling, texts)
-        loop = StaticLoop(model, sampling, texts)
-        subjects: dict[str, Subject] = {"ours": drawing, "loop": partial(_replay, loop, drawing)}
+        subjects: dict[str, Subject] = {"ours": drawing}
+        if checkout:
+            upstream = UpstreamLlamaGen(checkout, model, sampling, texts)
+            subjects["upstream"] = upstream
+            replay = upstream.replay
+        else:
+            replay = StaticLoop(model, sampling, texts)
+            subjects["own_loop"] = partial(_replay, replay, drawing)
+        reference = list(subjects)[-1]
         if isinstance(model, Janus):
             subjects["library"] = LibraryJanus(model, texts)
 
         # 2. Time them, and see that they did compute the same.
         times = interleave(subjects, blocks, model.device, warm_up=warm_up)
-        expect_agreement(drawing, loop)
+        error = expect_agreement(drawing, replay, TITLES[reference])
 
         # 3. Rows, bars and a summary.
         branches = images * (1 if sampling.scale == 1 else 2)
-        batch = Batch(images, branches, count_reads(model, texts), times)
+        reads = count_reads(model, texts)
+        batch = Batch(images, branches, reads, times, reference, error)
         for name in times.seconds:
             outcome.add(**batch.make_row(name, roof))
         bars += _list_bars(config, model, batch, roof)
@@ -93,8 +111,8 @@ def run(config: DictConfig) -> bool:
         outcome.write(plot=("batch", "tokens_per_s", "subject"))
 
     hold = all_hold(bars)
-    for other in sorted(summaries, reverse=True):  # the loop's last
-        print(f"ratio over reference {other}: {', '.join(summaries[other])}")
+    for other in sorted(summaries, key=list(TITLES).index):
+        print(f"ratio over {TITLES[other]}: {', '.join(summaries[other])}")
     return hold
 
 
@@ -128,6 +146,8 @@ class Batch:
     branches: int  # of all images
     read: Reading
     times: Times
+    reference: str  # the subject that was given the sampler's tokens
+    logits_error: float  # how far its last logits are from the sampler's, relative
 
     def make_row(self, name: str, roof: Roof) -> dict[str, Any]:
         """Return the measured columns of one subject."""
@@ -148,6 +168,7 @@ class Batch:
             "times_ours": ratio,
             "ci_low": low,
             "ci_high": high,
+            "logits_error": self.logits_error if name == self.reference else math.nan,
             "first_s": self.times.first.get(name, math.nan),
             "blocks": len(self.times.seconds[name]),
             "warm": self.times.is_warm(name),
@@ -161,15 +182,16 @@ class Batch:
 def _list_bars(config: DictConfig, model: Any, batch: Batch, roof: Roof) -> list[Bar]:
     """List the bar of a batch size, if it has one.
 
-    On a CPU it is a ratio over the loop, on a GPU seconds for all tokens of the batch.
+    On a CPU it is a ratio over the reference, on a GPU seconds for all tokens of the batch.
     """
     images = batch.images
     if model.device.type == "cpu":
         least = bars_by_images(config.bars).get(images)
         if least is None:
             return []
-        ratio = batch.times.ratio("loop", "ours")[0]
-        return [Bar(f"{images} images, times the loop's speed", ratio, least=least)]
+        ratio = batch.times.ratio(batch.reference, "ours")[0]
+        what = f"{images} images, times the speed of {TITLES[batch.reference]}"
+        return [Bar(what, ratio, least=least)]
 
     bar_s = bars_by_images(config.gpu_bars.get(model.name)).get(images)
     if bar_s is None:
@@ -290,19 +312,21 @@ def _replay(loop: StaticLoop, drawing: Drawing, _block: int) -> None:
     loop(drawing.token_BN)
 
 
-def expect_agreement(drawing: Drawing, loop: StaticLoop) -> None:
-    """Compare the logits of the last tokens: the loop's are the sampler's, but for rounding.
+def expect_agreement(drawing: Drawing, replay: Callable[[Tensor], Tensor], title: str) -> float:
+    """Compare the logits of the last tokens: another's are the sampler's, but for rounding.
 
-    Raises RuntimeError where they are not.
+    `replay` draws given tokens [B, N] and returns its last logits [Q, V]. Returns how far they are
+    away, relative. Raises RuntimeError where that is more than rounding.
     """
-    # The loop stacks the text branches first.
+    # The others stack the text branches first.
     ours_QV = torch.cat(drawing.last_logits().unbind(1)[::-1])
-    difference_QV = ours_QV - loop(drawing.token_BN)
+    difference_QV = ours_QV - replay(drawing.token_BN)
     error = float(difference_QV.norm() / ours_QV.norm())
     allowed = 1e-4 if drawing.model.dtype == torch.float32 else 3e-2
     if not error <= allowed:
         raise RuntimeError(
-            f"the reference loop's logits are {error:.2g} away from the sampler's; "
+            f"the last logits of {title} are {error:.2g} away from the sampler's; "
             f"{allowed:g} is allowed"
         )
-    log.info("the reference loop's last logits agree with the sampler's to %.1e", error)
+    print(f"last logits of {title}: {error:.1e} away from the sampler's, same weights and tokens")
+    return error
