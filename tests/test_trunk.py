@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness.models.linear import Linear, can_pack
+from harness.models.linear import Linear, can_pack, copy_unpacked
 from harness.models.trunk import RMSNorm, Rotation, Trunk, TrunkSpec, causal, prepare, rotate
 
 SPEC = TrunkSpec(layers=2, dim=48, heads=3, hidden=72)
@@ -63,6 +63,11 @@ def test_a_packed_trunk_computes_the_same_bits_from_the_same_weights(rows: int) 
         assert torch.equal(whole, before[name])
     assert all(part.weight.is_mkldnn for part in trunk.modules() if isinstance(part, Linear))
     assert sum(tensor.nbytes for tensor in (*trunk.parameters(), *trunk.buffers())) == held
+
+    plain_copy = copy_unpacked(trunk).float()
+    for name, tensor in plain_copy.state_dict().items():
+        assert torch.equal(tensor, before[name].float())
+    assert all(part.weight.is_mkldnn for part in trunk.modules() if isinstance(part, Linear))
 
 
 @needs_packing

@@ -17,9 +17,10 @@ Shapes: R rows, N outer width, K inner width.
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,8 @@ from harness import kernels
 from harness.kernels.rows import find_row_dependence
 
 log = logging.getLogger("harness")
+
+_Module = TypeVar("_Module", bound=nn.Module)
 
 _rule: RowRule | None = None  # the innermost that is entered
 
@@ -66,6 +69,16 @@ def can_pack(weight: Tensor) -> bool:
     """Tell whether a weight can be packed: bfloat16, on a CPU whose oneDNN multiplies it."""
     is_candidate = weight.device.type == "cpu" and weight.dtype == torch.bfloat16
     return is_candidate and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def copy_unpacked(module: _Module) -> _Module:
+    """Copy a module; its packed weights are plain in the copy, which may be moved and cast."""
+    plain_by_id: dict[int, object] = {}
+    for parameter in module.parameters():
+        if parameter.is_mkldnn:
+            plain = nn.Parameter(parameter.to_dense(), requires_grad=False)
+            plain_by_id[id(parameter)] = plain
+    return copy.deepcopy(module, plain_by_id)
 
 
 # ------------------------------------------------------------------ rows treated alike

@@ -23,10 +23,10 @@ from harness.bench.roof import (
 )
 from harness.bench.sampler import TEXTS, Drawing
 from harness.bench.timing import Times, interleave, time_call
+from harness.bench.upstream import Checkout, UpstreamLlamaGen
 from harness.check.gpu.configured import MODELS, read_configured
 from harness.check.gpu.finding import Finding, NotRunError, Part, Setting
 from harness.check.gpu.subjects import build_subject, draw_tokens, open_canvases
-from harness.check.gpu.upstream import UpstreamLlamaGen
 from harness.engine.guidance import Sampling
 from harness.engine.memory import short_of_memory
 from harness.engine.sampler import Sampler
@@ -168,7 +168,7 @@ def _add_peer(
     if setting.peer is None or not isinstance(model, LlamaGen):
         return
     try:
-        peer = UpstreamLlamaGen(setting.peer, model, sampling, texts)
+        peer = UpstreamLlamaGen(Checkout.load(setting.peer), model, sampling, texts)
         seconds = time_call(peer, 0, model.device)
     except RuntimeError as error:
         if not short_of_memory(error):

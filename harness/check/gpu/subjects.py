@@ -20,6 +20,7 @@ from harness.engine.sampler import Sampler
 from harness.kernels.noise import derive
 from harness.models.janus import Janus
 from harness.models.janus_checkpoint import JanusSpec
+from harness.models.linear import copy_unpacked
 from harness.models.llamagen import LlamaGen
 from harness.models.trunk import TrunkSpec
 from harness.models.vq import VQSpec
@@ -78,7 +79,7 @@ def widen(model: Any) -> Any:
     """Return the same model in float32: the same weights, to which bfloat16 is held."""
     if isinstance(model, LlamaGen):
         return LlamaGen(
-            copy.deepcopy(model.gpt),
+            copy_unpacked(model.gpt),
             model.vq,
             model.captions,
             name=model.name,
@@ -89,7 +90,7 @@ def widen(model: Any) -> Any:
         )
     assert isinstance(model, Janus)
     wide = copy.copy(model)
-    wide.net = copy.deepcopy(model.net).float()
+    wide.net = copy_unpacked(model.net).float()
     wide.dtype = torch.float32
     return wide
 
