@@ -18,7 +18,6 @@ from typing import Any
 
 import hydra
 
-from harness.models.checkpoint import content_of
 from harness.records import Prompt, digest, dump
 
 SCHEMA = 1
@@ -151,6 +150,8 @@ def name_paths_by_content(settings: Any) -> Any:
         path = Path(settings).expanduser()
         with suppress(OSError):  # a name that is too long is no path
             if path.exists():
+                from harness.models.checkpoint import content_of  # which imports torch
+
                 return f"content {content_of(path)}"
     return settings
 
