@@ -82,7 +82,8 @@ class T5:
         self.length = length
         self.dtype = dtype
         self.checkpoint = checkpoint
-        self.revision = f"{checkpoint or hub}@{revision} {dtype} {length}"
+        named = f"{hub}@{revision}" if checkpoint is None else _name_folder(checkpoint)
+        self.revision = f"{named} {dtype} {length}"
         self._hub_revision = revision
         self._device = torch.device("cpu")  # where the encoder is, or will be loaded
         root = Path(cache) if cache else _default_cache()
@@ -146,6 +147,11 @@ class T5:
         ).to(encoder.device)
         encoded = encoder(tokens.input_ids, attention_mask=tokens.attention_mask)
         (row_TC,) = encoded.last_hidden_state.cpu()
+        if not torch.isfinite(row_TC).all():
+            raise UserError(
+                f"the text encoder {self.checkpoint or self.hub}: its features of "
+                f"{caption[:60]!r} are not finite; set model.captions.dtype=float32"
+            )
         count = int(tokens.attention_mask.sum())
         return Features(row_TC[:count].clone(), row_TC[-1].clone())
 
@@ -176,6 +182,15 @@ class T5:
                 f"download it with `hf download {self.hub}`, "
                 "or set model.captions.checkpoint to its folder"
             ) from error
+
+
+def _name_folder(checkpoint: str) -> str:
+    """Name a text encoder's folder by its content, wherever it lies.
+
+    One that is not there keeps its path until it is needed.
+    """
+    path = Path(checkpoint).expanduser()
+    return checkpoints.content_of(path) if path.exists() else checkpoint
 
 
 class WordFeatures:
