@@ -6,6 +6,8 @@ Its rows are appended, with date, commit and machine, and no row that is in a fi
 from __future__ import annotations
 
 import os
+import re
+import sys
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +19,8 @@ import pytest
 import torch
 from runs import harness
 from test_janus import tiny
+from test_llamagen import SIZE
+from test_llamagen import tiny as tiny_llamagen
 from test_memory import Peak
 
 from harness.bench.history import append_rows, read_rows
@@ -30,8 +34,9 @@ from harness.bench.roof import (
     is_h100,
     seconds_allowed,
 )
-from harness.bench.sampler import choose_peers
+from harness.bench.sampler import Drawing, choose_peers, expect_agreement
 from harness.bench.timing import Times, interleave
+from harness.bench.upstream import FILES, Checkout, UpstreamLlamaGen
 from harness.engine import memory
 from harness.engine.guidance import Sampling
 from harness.engine.memory import cap_memory
@@ -68,12 +73,12 @@ def test_the_sampler_and_the_loop_compute_the_same_images(tmp_path: Path) -> Non
         tmp_path, "sampler", *TINY, "batch=[1,3]", "blocks=2", "bars=[[3,0.0001]]", "warm_up=1"
     )
     assert code == 0, said
-    assert said.strip().splitlines()[-1].startswith("ratio over reference loop: 1 image ")
-    assert "bar: 3 images, times the loop's speed" in said
+    assert said.strip().splitlines()[-1].startswith("ratio over a loop of our own: 1 image ")
+    assert "bar: 3 images, times the speed of a loop of our own" in said
     (path,) = tmp_path.glob("results/bench/*.csv")
     frame = pd.read_csv(path)
     assert frame["batch"].tolist() == [1, 1, 3, 3]
-    assert frame["subject"].tolist() == ["ours", "loop", "ours", "loop"]
+    assert frame["subject"].tolist() == ["ours", "own_loop", "ours", "own_loop"]
     positive = ["tokens_per_s", "ms_per_step", "floor_s", "share_of_floor", "share_of_matvec"]
     positive += ["first_s", "copy_gb_per_s", "matvec_gb_per_s"]
     assert (frame[positive] > 0).all(axis=None)
@@ -108,10 +113,12 @@ def test_peers_that_do_not_fit_beside_the_sampler_are_left_out(
         monkeypatch.setattr(memory, "_free_bytes", lambda _: free)
         return choose_peers(model, sampling, ["a cat"])
 
-    assert choose(3, 0) == ["loop", "library"]
-    assert choose(3, -1) == ["loop"]
-    assert choose(2, 0) == ["loop"]
-    assert capsys.readouterr().out.count("1 image: reference library left out: too little") == 2
+    assert choose(3, 0) == ["own_loop", "library"]
+    assert choose(3, -1) == ["own_loop"]
+    assert choose(2, 0) == ["own_loop"]
+    assert (
+        capsys.readouterr().out.count("1 image: the transformers library left out: too little") == 2
+    )
     assert choose(1, 0) == []
     with pytest.raises(UserError, match="too little memory: 2 slots"):
         choose(1, -1)
@@ -170,6 +177,98 @@ def test_the_librarys_janus_draws_whole_images() -> None:
     assert token_BN.min() >= 0 and token_BN.max() < model.vocab
 
 
+# --- LlamaGen's own code --------------------------------------------------------------------------
+
+CHECKOUT = os.environ.get("LLAMAGEN_CHECKOUT", "")
+PADDED = "model.size={layers:2,dim:32,heads:2,hidden:48,condition:120,caption_dim:16}"
+"""TINY's dimensions, but for the number of condition positions, which upstream's code has fixed."""
+needs_checkout = pytest.mark.skipif(
+    not CHECKOUT, reason="LLAMAGEN_CHECKOUT names no checkout of FoundationVision/LlamaGen"
+)
+
+
+@needs_checkout
+@pytest.mark.parametrize(
+    "options",
+    [(), ("model.sampling.scale=1",), ("+model.padding=right",), ("model.dtype=bfloat16",)],
+)
+def test_the_sampler_is_timed_against_llamagens_own_code(
+    tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    """Its model takes our weights, and its loop computes our logits."""
+    code, said = bench(
+        tmp_path, "sampler", *TINY, PADDED, *options, f"peer={CHECKOUT}", "batch=[1,3]",
+        "blocks=2", "bars=[[3,0.0001]]", "warm_up=1",
+    )  # fmt: skip
+    assert code == 0, said
+    assert said.strip().splitlines()[-1].startswith("ratio over LlamaGen's own code: 1 image ")
+    assert "bar: 3 images, times the speed of LlamaGen's own code" in said
+    rows = read_bench(tmp_path, "sampler")
+    assert [row["subject"] for row in rows] == ["ours", "upstream"] * 2
+    for row in rows:
+        assert re.fullmatch("[0-9a-f]{12}", str(row["upstream"]))
+        if row["subject"] == "upstream":
+            assert 0 < row["logits_error"] < (3e-2 if "model.dtype=bfloat16" in options else 1e-5)
+
+
+@needs_checkout
+@torch.no_grad()
+def test_llamagens_own_code_draws_with_its_own_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replay changes the code for its own time only, and is seen to be of other weights."""
+    model = tiny_llamagen(size={**SIZE, "condition": 120})
+    checkout = Checkout.load(Path(CHECKOUT))
+    texts = ["a cat", "two dogs on a bench"]
+    upstream = UpstreamLlamaGen(checkout, model, Sampling(scale=3.0, top_k=8), texts)
+    own_function = checkout.loop.sample
+    torch.manual_seed(0)
+    token_BN = upstream()
+    assert token_BN.shape == (2, model.num_tokens)
+    assert token_BN.min() >= 0 and token_BN.max() < model.vocab
+
+    logits_QV = upstream.replay(token_BN)
+    assert checkout.loop.sample is own_function
+    assert logits_QV.shape == (4, model.vocab)
+    torch.manual_seed(0)
+    assert torch.equal(upstream(), token_BN)
+
+    drawing = Drawing(model, Sampling(scale=3.0, top_k=8), texts)
+    drawing()
+    assert expect_agreement(drawing, upstream.replay, "upstream") < 1e-5
+    model.gpt.output.weight.data.mul_(1.01)
+    with pytest.raises(RuntimeError, match=r"last logits of upstream are 0\.0099 away"):
+        expect_agreement(drawing, upstream.replay, "upstream")
+
+
+@needs_checkout
+def test_another_model_is_not_llamagens_to_draw(tmp_path: Path) -> None:
+    code, said = bench(tmp_path, "sampler", "model=pictogram_16", "device=cpu", f"peer={CHECKOUT}")
+    assert code == 2
+    assert "draws no pictogram_16: set model=llamagen_" in said
+    code, said = bench(tmp_path, "sampler", *TINY, f"peer={CHECKOUT}")
+    assert code == 2
+    assert "has 120 condition positions, llamagen_b has 12: leave peer out" in said
+
+
+def test_a_folder_that_is_no_checkout_is_refused_with_what_was_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in list(sys.modules):
+        if name.partition(".")[0] in ("autoregressive", "utils"):
+            monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(UserError, match=r"no checkout of LlamaGen: it has no autoregressive/.*gpt"):
+        Checkout.load(tmp_path / "nowhere")
+    for name in FILES:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("import module_that_is_not_there\n")
+    with pytest.raises(UserError, match=r"cannot be imported .*module_that_is_not_there"):
+        Checkout.load(tmp_path)
+    (tmp_path / FILES[2]).unlink()
+    with pytest.raises(
+        UserError, match=r"it has no utils/drop_path\.py; give the folder that `git"
+    ):
+        Checkout.load(tmp_path)
+
+
 @pytest.mark.parametrize(
     "model", [("model=pictogram_16", "device=cpu"), (*TINY, "model.sampling.scale=1")]
 )
@@ -177,7 +276,7 @@ def test_the_loop_is_any_models(tmp_path: Path, model: tuple[str, ...]) -> None:
     """It samples models whose prompts have positions of their own, and without guidance."""
     code, said = bench(tmp_path, "sampler", *model, "batch=[2]", "blocks=1", "warm_up=0", "bars=[]")
     assert code == 0, said
-    assert "ratio over reference loop: 2 images " in said
+    assert "ratio over a loop of our own: 2 images " in said
 
 
 def test_methods_are_timed_against_plain(tmp_path: Path) -> None:
@@ -274,6 +373,7 @@ def test_memory_that_is_not_there_is_refused_before_it_is_used() -> None:
     [
         (("sample",), "choose from sampler, methods, judges"),
         (("sampler", *TINY, "batch=[0]"), "give numbers of images"),
+        (("sampler", *TINY, "peer=nowhere"), "peer=nowhere is no checkout of LlamaGen"),
         (("sampler", *TINY, "batch=0"), "batch=0: give numbers of images"),
         (("methods", *TINY, "batch=[a]"), "give numbers of images"),
         (("judges", "batch=[]"), "give numbers of images"),

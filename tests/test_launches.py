@@ -9,7 +9,7 @@ import torch
 
 from harness.kernels.launches import count_launches
 from harness.models.kv_cache import KVCache
-from harness.models.trunk import Trunk, TrunkSpec, running_rotary
+from harness.models.trunk import Trunk, TrunkSpec, prepare, running_rotary
 
 CPU = torch.device("cpu")
 X = torch.ones(4, 6)
@@ -49,7 +49,7 @@ def count_step(layers: int, dtype: torch.dtype) -> int:
     """Operators of a decode step of a trunk, one position a row."""
     spec = TrunkSpec(layers=layers, dim=32, heads=2, hidden=64)
     trunk = Trunk(spec).eval().requires_grad_(False).to(dtype)
-    trunk.fuse()
+    prepare(trunk)
     cache = KVCache(spec, 4, 16, dtype, CPU)
     pos_BW = torch.full((4, 1), 3)
     rotary_BW2 = running_rotary(pos_BW, spec.head_dim)

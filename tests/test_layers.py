@@ -44,8 +44,10 @@ A module may import its own room and those of lower rows. What lies beside the f
 
 DISCREET = [name for row in ROOMS for name in sorted(row)]
 """Rooms in which no object's private parts are read outside its own module: all of them."""
-PUBLIC_DESPITE_UNDERSCORE = {"_exit", "_asdict", "_fields", "_replace"}
-"""Documented names: of `os`, and of named tuples."""
+PUBLIC_DESPITE_UNDERSCORE = {"_exit", "_asdict", "_fields", "_replace"} | {
+    "_is_mkldnn_bf16_supported", "_linear_pointwise", "_reorder_linear_weight"
+}  # fmt: skip
+"""Documented names, of `os` and of named tuples; and torch's operators that have no other name."""
 
 
 def list_modules(folder: str) -> Iterator[tuple[str, Path]]:

@@ -26,6 +26,7 @@ from harness.engine.memory_need import (
     GB,
     MemoryNeed,
     SamplerShape,
+    count_weights,
     list_declared,
     list_sampler_parts,
     need_beside,
@@ -39,7 +40,9 @@ from harness.judges.local_vlm import LocalVLM
 from harness.judges.verifier import ChatReward, ChatVerifier
 from harness.models.captions import T5, Features
 from harness.models.kv_cache import KVCache
+from harness.models.linear import can_pack
 from harness.models.pictogram.generator import Pictogram
+from harness.models.trunk import Trunk, TrunkSpec, prepare
 from harness.records import MemoryPart
 from harness.runs.execute import Executor
 from methods.best_of_n import BestOfN
@@ -306,6 +309,18 @@ def test_texts_are_encoded_before_there_are_slots(
     shape = replace(shape, rewrites_prompts=spec.method_spec.rewrites_prompts)
     counted = need_beside(model, shape, []).part("text encoder").fixed  # type: ignore[arg-type]
     assert counted == rewrites * int(GB)
+
+
+@pytest.mark.skipif(
+    not can_pack(torch.zeros(1, dtype=torch.bfloat16)), reason="oneDNN multiplies no bfloat16 here"
+)
+def test_packed_weights_count_as_the_plain_ones_do() -> None:
+    trunk = Trunk(TrunkSpec(layers=2, dim=48, heads=3, hidden=72)).bfloat16()
+    plain = count_weights(trunk)
+    prepare(trunk)
+    packed = [part for part in trunk.parameters() if part.is_mkldnn]
+    assert sum(part.nbytes for part in packed) > 0.9 * plain
+    assert count_weights(trunk) == plain
 
 
 def test_captions_are_encoded_on_the_device_only_while_they_are_prepared(

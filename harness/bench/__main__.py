@@ -1,6 +1,6 @@
 """Run a bench: `python -m harness.bench NAME [options]`.
 
-python -m harness.bench sampler model=llamagen_b 'batch=[1,8]'   its speed over reference loops
+python -m harness.bench sampler model=llamagen_b 'batch=[1,8]'   its speed over other loops
 python -m harness.bench methods model=pictogram                  their speed over plain sampling
 python -m harness.bench judges                                   images a second
 """

@@ -1,4 +1,4 @@
-"""Sample in plain loops: the peers that the sampler is measured against.
+"""Sample in plain loops of our own, where the code of others is not at hand (see `upstream`).
 
 `StaticLoop` samples any model the way LlamaGen's own code does (FoundationVision/LlamaGen,
 `generate.py` and `gpt.py`): padded prompts, a static cache that is attended over its whole length

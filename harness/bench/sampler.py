@@ -1,18 +1,19 @@
-"""Measure the sampler: tokens a second, share of the memory bandwidth, ratios over plain loops.
+"""Measure the sampler: tokens a second, share of the memory bandwidth, ratios over others.
 
-Image decoding is left out on all sides. Ratios are paired by block; see timing.py for the clock and
-roof.py for floors and bars.
+The other is LlamaGen's own code where a checkout of it is given (upstream.py), and else a loop of
+our own (reference.py). Image decoding and text encoding are left out on all sides. Ratios are
+paired by block; see timing.py for the clock and roof.py for floors and bars.
 """
 
 from __future__ import annotations
 
 import copy
 import gc
-import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,6 +31,7 @@ from harness.bench.roof import (
     seconds_allowed,
 )
 from harness.bench.timing import Subject, Times, interleave
+from harness.bench.upstream import Checkout, UpstreamLlamaGen
 from harness.engine.canvas import Canvas
 from harness.engine.guidance import Sampling
 from harness.engine.memory import expect_memory
@@ -44,7 +46,15 @@ from harness.records import Job, MemoryPart, Prompt, UserError, dump
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-log = logging.getLogger("harness")
+TITLES = {
+    "library": "the transformers library",
+    "own_loop": "a loop of our own",
+    "upstream": "LlamaGen's own code",
+}
+"""What the sampler is compared with, the most telling last."""
+
+Replay = Callable[[Tensor], Tensor]
+"""Draw given tokens [B, N], and return the logits of the last step, [Q, V]."""
 
 TEXTS = (
     "a photo of a red apple",
@@ -65,11 +75,16 @@ def run(config: DictConfig) -> bool:
     from harness.results.columns import BENCH_SAMPLER
 
     batches, blocks, warm_up = expect_plan(config)
+    checkout = Checkout.load(Path(str(config.peer))) if config.peer else None
     model, sampling = random_model(config)
+    if checkout:
+        checkout.expect_model(model)
     roof = Roof.measure(model)
     dtype = str(model.dtype)[6:]
     heading = f"{model.name}, {model.num_tokens} tokens, {dtype}"
     about = {"model": model.name, "dtype": dtype, **roof.columns}
+    if checkout:
+        about["upstream"] = checkout.version
     outcome = Outcome(BENCH_SAMPLER, model, heading, about)
 
     hold = True
@@ -79,17 +94,20 @@ def run(config: DictConfig) -> bool:
         # 1. Measure the sampler and its peers, as far as they fit; nothing of them stays.
         texts = [TEXTS[i % len(TEXTS)] for i in range(images)]
         try:
-            peers = choose_peers(model, sampling, texts)
+            peers = choose_peers(model, sampling, texts, checkout)
         except UserError as error:
             print(f"{count_images(images)} left out: {error}", flush=True)
             left_out.append(error)
             continue
-        times = _measure_batch(model, sampling, texts, peers, blocks, warm_up)
+        subjects = Subjects.make(model, sampling, texts, peers, checkout)
+        times = interleave(subjects.by_name, blocks, model.device, warm_up=warm_up)
+        errors = subjects.expect_agreement()
+        del subjects
         release_memory(model.device)
 
         # 2. Rows, bars and a summary.
         branches = _count_branches(sampling, images)
-        batch = Batch(images, branches, count_reads(model, texts), times)
+        batch = Batch(images, branches, count_reads(model, texts), times, errors)
         for name in times.seconds:
             outcome.add(**batch.make_row(name, roof))
         hold &= all_hold(_list_bars(config, model, batch, roof))
@@ -100,40 +118,70 @@ def run(config: DictConfig) -> bool:
 
     if len(left_out) == len(batches):
         raise left_out[0]
-    for other in sorted(summaries, reverse=True):  # the loop's last
-        print(f"ratio over reference {other}: {', '.join(summaries[other])}")
+    for other in sorted(summaries, key=list(TITLES).index):
+        print(f"ratio over {TITLES[other]}: {', '.join(summaries[other])}")
     return hold
 
 
-def _measure_batch(
-    model: Any,
-    sampling: Sampling,
-    texts: Sequence[str],
-    peers: Sequence[str],
-    blocks: int,
-    warm_up: int,
-) -> Times:
-    """Time the sampler beside its peers, and see that they compute the same."""
-    drawing = Drawing(model, sampling, texts)
-    subjects: dict[str, Subject] = {"ours": drawing}
-    if "loop" in peers:
-        loop = StaticLoop(model, sampling, texts)
-        subjects["loop"] = partial(_replay, loop, drawing)
-    if "library" in peers:
-        subjects["library"] = LibraryJanus(model, texts)
-    times = interleave(subjects, blocks, model.device, warm_up=warm_up)
-    if "loop" in peers:
-        expect_agreement(drawing, loop)
-    return times
+@dataclass(frozen=True, slots=True)
+class Subjects:
+    """What is timed at one batch size, by name, and who can be given the sampler's tokens."""
+
+    drawing: Drawing
+    by_name: dict[str, Subject]
+    replays: dict[str, Replay]
+
+    @classmethod
+    def make(
+        cls,
+        model: Any,
+        sampling: Sampling,
+        texts: Sequence[str],
+        peers: Sequence[str],
+        checkout: Checkout | None,
+    ) -> Subjects:
+        """Make the sampler and its peers; `checkout` is that of the peer `upstream`."""
+        drawing = Drawing(model, sampling, texts)
+        by_name: dict[str, Subject] = {"ours": drawing}
+        replays: dict[str, Replay] = {}
+        if "own_loop" in peers:
+            loop = StaticLoop(model, sampling, texts)
+            by_name["own_loop"] = partial(_replay, loop, drawing)
+            replays["own_loop"] = loop
+        if "library" in peers:
+            by_name["library"] = LibraryJanus(model, texts)
+        if "upstream" in peers:
+            assert checkout is not None
+            upstream = UpstreamLlamaGen(checkout, model, sampling, texts)
+            by_name["upstream"] = upstream
+            replays["upstream"] = upstream.replay
+        return cls(drawing, by_name, replays)
+
+    def expect_agreement(self) -> dict[str, float]:
+        """Return how far the last logits of others are from the sampler's, by name.
+
+        Raises RuntimeError where that is more than rounding.
+        """
+        return {
+            name: expect_agreement(self.drawing, replay, TITLES[name])
+            for name, replay in self.replays.items()
+        }
 
 
-def choose_peers(model: Any, sampling: Sampling, texts: Sequence[str]) -> list[str]:
+def choose_peers(
+    model: Any, sampling: Sampling, texts: Sequence[str], checkout: Checkout | None = None
+) -> list[str]:
     """Name the peers that fit into memory together with the sampler, and say which do not.
 
-    Raises UserError if the sampler alone does not fit.
+    With a checkout LlamaGen's own code takes the place of our loop. Raises UserError if the sampler
+    alone does not fit.
     """
     branches = _count_branches(sampling, len(texts))
-    sizes = {"loop": StaticLoop.count_bytes(model, sampling, texts)}
+    sizes = {}
+    if checkout:
+        sizes["upstream"] = UpstreamLlamaGen.count_bytes(model, sampling, texts)
+    else:
+        sizes["own_loop"] = StaticLoop.count_bytes(model, sampling, texts)
     if isinstance(model, Janus):
         sizes["library"] = LibraryJanus.count_bytes(model, texts)
 
@@ -141,11 +189,11 @@ def choose_peers(model: Any, sampling: Sampling, texts: Sequence[str]) -> list[s
     expect_memory(need, model.device, branches)
     peers = []
     for name, size in sizes.items():
-        together = MemoryNeed((*need.parts, MemoryPart(f"reference {name}", fixed=size)))
+        together = MemoryNeed((*need.parts, MemoryPart(TITLES[name], fixed=size)))
         try:
             expect_memory(together, model.device, branches)
         except UserError as error:
-            print(f"{count_images(len(texts))}: reference {name} left out: {error}", flush=True)
+            print(f"{count_images(len(texts))}: {TITLES[name]} left out: {error}", flush=True)
             continue
         peers.append(name)
         need = together
@@ -203,6 +251,7 @@ class Batch:
     branches: int  # of all images
     read: Reading
     times: Times
+    errors: Mapping[str, float]  # how far last logits are from the sampler's, by subject
 
     def make_row(self, name: str, roof: Roof) -> dict[str, Any]:
         """Return the measured columns of one subject."""
@@ -223,6 +272,7 @@ class Batch:
             "times_ours": ratio,
             "ci_low": low,
             "ci_high": high,
+            "logits_error": self.errors.get(name, math.nan),
             "first_s": self.times.first.get(name, math.nan),
             "blocks": len(self.times.seconds[name]),
             "warm": self.times.is_warm(name),
@@ -236,15 +286,19 @@ class Batch:
 def _list_bars(config: DictConfig, model: Any, batch: Batch, roof: Roof) -> list[Bar]:
     """List the bar of a batch size, if it has one.
 
-    On a CPU it is a ratio over the loop, on a GPU seconds for all tokens of the batch.
+    On a CPU it is a ratio over the reference, on a GPU seconds for all tokens of the batch.
     """
     images = batch.images
     if model.device.type == "cpu":
         least = bars_by_images(config.bars).get(images)
         if least is None:
             return []
-        ratio = batch.times.ratio("loop", "ours")[0]
-        return [Bar(f"{images} images, times the loop's speed", ratio, least=least)]
+        reference = next(iter(batch.errors), "")
+        if not reference:  # it did not fit into memory, which has been said
+            return []
+        ratio = batch.times.ratio(reference, "ours")[0]
+        what = f"{images} images, times the speed of {TITLES[reference]}"
+        return [Bar(what, ratio, least=least)]
 
     bar_s = bars_by_images(config.gpu_bars.get(model.name)).get(images)
     if bar_s is None:
@@ -371,19 +425,21 @@ def _replay(loop: StaticLoop, drawing: Drawing, _block: int) -> None:
     loop(drawing.token_BN)
 
 
-def expect_agreement(drawing: Drawing, loop: StaticLoop) -> None:
-    """Compare the logits of the last tokens: the loop's are the sampler's, but for rounding.
+def expect_agreement(drawing: Drawing, replay: Replay, title: str) -> float:
+    """Compare the logits of the last tokens: another's are the sampler's, but for rounding.
 
-    Raises RuntimeError where they are not.
+    `replay` draws given tokens [B, N] and returns its last logits [Q, V]. Returns how far they are
+    away, relative. Raises RuntimeError where that is more than rounding.
     """
-    # The loop stacks the text branches first.
+    # The others stack the text branches first.
     ours_QV = torch.cat(drawing.last_logits().unbind(1)[::-1])
-    difference_QV = ours_QV - loop(drawing.token_BN)
+    difference_QV = ours_QV - replay(drawing.token_BN)
     error = float(difference_QV.norm() / ours_QV.norm())
     allowed = 1e-4 if drawing.model.dtype == torch.float32 else 3e-2
     if not error <= allowed:
         raise RuntimeError(
-            f"the reference loop's logits are {error:.2g} away from the sampler's; "
+            f"the last logits of {title} are {error:.2g} away from the sampler's; "
             f"{allowed:g} is allowed"
         )
-    log.info("the reference loop's last logits agree with the sampler's to %.1e", error)
+    print(f"last logits of {title}: {error:.1e} away from the sampler's, same weights and tokens")
+    return error

@@ -43,7 +43,15 @@ from harness.models.kv_cache import KVCache, TreeMask
 from harness.models.linear import Linear
 from harness.models.pictogram import weights as embedded_files
 from harness.models.pictogram.grammar import DEFAULT
-from harness.models.trunk import Attend, Attention, FeedForward, RMSNorm, TrunkSpec
+from harness.models.trunk import (
+    Attend,
+    Attention,
+    FeedForward,
+    RMSNorm,
+    Rotation,
+    TrunkSpec,
+    prepare,
+)
 from harness.records import MemoryPart, UserError
 
 
@@ -68,7 +76,7 @@ class Layer(nn.Module):
         self, x_BWD: Tensor, feature_BWD: Tensor, rotary_BW2: Tensor, attend: Attend
     ) -> Tensor:
         z_BWD = self.fc(torch.cat((x_BWD, feature_BWD), -1))
-        u_BWD = z_BWD + self.attention(z_BWD, rotary_BW2, 0, attend)
+        u_BWD = z_BWD + self.attention(z_BWD, Rotation.of(rotary_BW2), 0, attend)
         return u_BWD + self.feed_forward(self.ffn_norm(u_BWD))
 
 
@@ -196,7 +204,7 @@ class Eagle:
         _expect_shapes(weights, layer.state_dict(), target.name)
         layer.load_state_dict(dict(weights.state))
         self._layer = layer.eval().requires_grad_(False).to(target.device, target.dtype)
-        self._layer.feed_forward.fuse()
+        prepare(self._layer)
         self._target = target
 
     def memory_need(self, model: ImageModel, shape: SamplerShape) -> list[MemoryPart]:
@@ -236,6 +244,7 @@ class Eagle:
         self.engines.clear()
         self._sampler = None
 
+    @torch.no_grad()
     def propose(
         self, sampler: Sampler, rows: Sequence[Canvas], n: int | Tree, sibling: int = 0
     ) -> list[Draft | None]:

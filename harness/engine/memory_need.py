@@ -289,7 +289,11 @@ def count_weights(model: object) -> int:
 def count_storage(tensors: Iterable[Tensor]) -> int:
     """Sum up the bytes of tensors, storage that they share counted once; also on `meta`."""
     size_of_storage: dict[int, int] = {}
+    packed_bytes = 0
     for tensor in tensors:
+        if tensor.is_mkldnn:  # packed: it shares nothing, and torch knows no storage of it
+            packed_bytes += tensor.nbytes
+            continue
         storage = tensor.untyped_storage()
         size_of_storage[StorageWeakRef(storage).cdata] = storage.nbytes()
-    return sum(size_of_storage.values())
+    return packed_bytes + sum(size_of_storage.values())

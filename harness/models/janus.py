@@ -21,7 +21,7 @@ from harness.models.janus_checkpoint import SIZES, JanusSpec, read_spec, read_st
 from harness.models.janus_prompt import ROLES, HashedWords, Words, null_ids, read_words
 from harness.models.kv_cache import KVCache
 from harness.models.linear import Linear
-from harness.models.trunk import Attend, Trunk, running_rotary
+from harness.models.trunk import Attend, Trunk, prepare, running_rotary
 from harness.models.vq import VQ
 from harness.records import UserError
 
@@ -68,7 +68,7 @@ class Janus:
         else:
             raise UserError(f"model.weights={weights}: choose published or random")
         self.net.eval().requires_grad_(False)
-        self.net.trunk.fuse()
+        prepare(self.net)
         self.vq.for_rendering(checkpoints.dtype_named(render_dtype, "render_dtype"))
 
         # 2. Dimensions, as the engine asks for them.

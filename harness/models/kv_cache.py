@@ -12,7 +12,7 @@ slots and D positions of a move, G nodes of a draft tree.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -62,6 +62,10 @@ class KVCache:
 
         self._column_L = torch.arange(length + 1, device=device)
         self._slot_S = torch.arange(slots, device=device)
+        self._head_H1 = torch.arange(spec.heads, device=device).unsqueeze(1)
+        # What a layer stores, as rows of d numbers: a forward finds the places for all layers once.
+        self._key_rows = self.keys.flatten(1, 3).unbind()
+        self._value_rows = self.values.flatten(1, 3).unbind()
 
     @property
     def slot_bytes(self) -> int:
@@ -132,35 +136,38 @@ class KVCache:
 
     def _attend_blocks(self, slot_B: Tensor, pos_BW: Tensor, mask: Mask | None = None) -> Attend:
         """Attend on a CPU: one call for each run of neighbouring rows that reach equally far."""
-        # 1. Once for all layers: which rows share a call, and what is added to their scores.
+        # 1. Once for all layers: where to store, which rows share a call, and what they read.
+        place_n = self._find_places(slot_B, pos_BW)
         runs = self._equal_runs(slot_B, pos_BW)
         most_columns = max((run.columns for run in runs), default=0)
         bias_BWL = self._score_bias(slot_B, pos_BW.unsqueeze(-1), mask, most_columns)
-        bias_B1WL = bias_BWL.unsqueeze(1)
+        parts = [self._read_run(run, bias_BWL) for run in runs]
         one_call = len(runs) == 1 and runs[0].rows == len(pos_BW)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             # 2. Store the new positions, which the queries see as well.
-            self._write(layer, slot_B, pos_BW, k, v)
+            self._write(layer, place_n, k, v)
 
             # 3. Attend run by run; rows in no run are idle and stay zero.
-            out = None if one_call else torch.zeros_like(q)
-            for run in runs:
-                rows = slice(run.first, run.first + run.rows)
-                slots = slice(run.slot, run.slot + run.rows)
-                attended = F.scaled_dot_product_attention(
-                    q[rows],
-                    self.keys[layer, slots, :, : run.columns],
-                    self.values[layer, slots, :, : run.columns],
-                    attn_mask=bias_B1WL[rows, ..., : run.columns],
-                )
-                if out is None:
-                    return attended
-                out[rows] = attended
-            assert out is not None
+            if one_call:
+                return parts[0].attend(layer, q)
+            out = torch.zeros_like(q)
+            for part in parts:
+                out[part.rows] = part.attend(layer, q[part.rows])
             return out
 
         return attend
+
+    def _read_run(self, run: _Run, bias_BWL: Tensor) -> _RunReading:
+        """Find what the rows of a run read in all layers, none of which is copied."""
+        rows = slice(run.first, run.first + run.rows)
+        slots = slice(run.slot, run.slot + run.rows)
+        return _RunReading(
+            rows,
+            self.keys[:, slots, :, : run.columns].unbind(),
+            self.values[:, slots, :, : run.columns].unbind(),
+            bias_BWL[rows, :, : run.columns].unsqueeze(1),
+        )
 
     def _equal_runs(self, slot_B: Tensor, pos_BW: Tensor) -> list[_Run]:
         """Group neighbouring rows in neighbouring slots whose queries reach into the same block.
@@ -190,13 +197,14 @@ class KVCache:
         """Attend by a kernel that reads each row's slot no further than its queries reach."""
         rows = len(slot_B)
         end = self.length
+        place_n = self._find_places(slot_B, pos_BW)
         bias_BL = None if self.bias_SL is None else self.bias_SL[:rows, :end]
         seen_BWL = None
         if mask is not None:
             seen_BWL = mask(self._column_L[:end], pos_BW.unsqueeze(-1)).contiguous()
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            self._write(layer, slot_B, pos_BW, k, v)
+            self._write(layer, place_n, k, v)
             keys = self.keys[layer, :rows, :, :end]
             values = self.values[layer, :rows, :, :end]
             return kernel(q, keys, values, pos_BW, bias_BL, seen_BWL)
@@ -212,21 +220,27 @@ class KVCache:
     ) -> Attend:
         """Attend to the whole length under a mask; `read_slots` picks the slots of the rows."""
         columns = self.length + 1
+        place_n = self._find_places(slot_B, pos_BW)
         bias_B1WL = self._score_bias(slot_B, pos_BW.unsqueeze(-1), mask, columns).unsqueeze(1)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            self._write(layer, slot_B, pos_BW, k, v)
+            self._write(layer, place_n, k, v)
             keys = read_slots(self.keys[layer])
             values = read_slots(self.values[layer])
             return F.scaled_dot_product_attention(q, keys, values, attn_mask=bias_B1WL)
 
         return attend
 
-    def _write(self, layer: int, slot_B: Tensor, pos_BW: Tensor, k: Tensor, v: Tensor) -> None:
-        """Store the keys and values [B, H, W, d] of a layer at their slots and positions."""
-        slot_B1 = slot_B.unsqueeze(1)
-        self.keys[layer][slot_B1, :, pos_BW] = k.transpose(1, 2)
-        self.values[layer][slot_B1, :, pos_BW] = v.transpose(1, 2)
+    def _find_places(self, slot_B: Tensor, pos_BW: Tensor) -> Tensor:
+        """Find the rows of a layer's storage that belong to slots and positions, int64 [B H W]."""
+        head_BH1 = slot_B[:, None, None] * len(self._head_H1) + self._head_H1
+        place_BHW = head_BH1 * (self.length + 1) + pos_BW.unsqueeze(1)
+        return place_BHW.flatten()
+
+    def _write(self, layer: int, place_n: Tensor, k: Tensor, v: Tensor) -> None:
+        """Store the keys and values [B, H, W, d] of a layer at their places."""
+        self._key_rows[layer].index_copy_(0, place_n, k.flatten(0, 2))
+        self._value_rows[layer].index_copy_(0, place_n, v.flatten(0, 2))
 
     def _score_bias(
         self, slot_B: Tensor, pos_BW1: Tensor, mask: Mask | None, columns: int
@@ -264,6 +278,22 @@ class _Run:
         next_row = self.first + self.rows
         next_slot = self.slot + self.rows
         return (next_row, next_slot, self.columns) == (row, slot, columns)
+
+
+@dataclass(frozen=True, slots=True)
+class _RunReading:
+    """What the rows of a run read: keys and values of each layer, and the bias of their scores."""
+
+    rows: slice
+    keys: Sequence[Tensor]
+    values: Sequence[Tensor]
+    bias: Tensor
+
+    def attend(self, layer: int, q: Tensor) -> Tensor:
+        """Attend with the queries of the run's rows."""
+        return F.scaled_dot_product_attention(
+            q, self.keys[layer], self.values[layer], attn_mask=self.bias
+        )
 
 
 @dataclass(frozen=True, slots=True)

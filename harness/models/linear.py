@@ -1,10 +1,16 @@
-"""Linear layers whose products may be held to treat all rows alike.
+"""Linear layers, whose products are as fast and as even as their device allows.
+
+On a CPU a product of few rows takes as long as its weight takes to be read. oneDNN, which
+multiplies bfloat16 there, reads a weight in an order of its own; given a plain matrix, it reorders
+it in every call, which takes as long again. So loaded weights are packed once (`Linear.pack`).
 
 A job's rows stand at other indices of a forward each time that it is drawn, among other rows. So
 that its tokens are the same bits nevertheless, every product must treat its rows alike, which no
 library promises. On CUDA a sampler of constant shapes therefore computes inside a `RowRule`: at the
 first product of a shape it tries the library's, and where rows differ, all products of the shape go
 through the kernel `products.multiply`. Elsewhere the library's products are used as they are.
+
+`linear` is where either happens: a packed weight is on a CPU, where no rule has a say.
 
 Shapes: R rows, N outer width, K inner width.
 """
@@ -28,17 +34,41 @@ _rule: RowRule | None = None  # the innermost that is entered
 
 
 class Linear(nn.Linear):
-    """A linear layer whose product is `linear`."""
+    """A linear layer whose weight may be packed, and whose product is `linear`."""
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
 
+    def pack(self) -> None:
+        """Pack the weight, which `can_pack`, for a CPU's products.
+
+        The packed weight takes the place of the plain one, has its shape, and gives it back by
+        `to_dense`. Only for a loaded weight that neither moves to another device nor is trained.
+        """
+        packed_NK = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach())
+        self.weight = nn.Parameter(packed_NK, requires_grad=False)
+
 
 def linear(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:
-    """Compute `F.linear`, as the `RowRule` says that is entered, if one is."""
+    """Compute `F.linear` by a packed weight, or as the `RowRule` says that is entered, if one is.
+
+    A packed weight gives the same bits as the plain one, but for a single row.
+    """
+    if weight_NK.is_mkldnn:
+        # The operator that torch's compiler calls for the same end.
+        return torch.ops.mkldnn._linear_pointwise(x, weight_NK, bias_N, "none", [], "")
     if _rule is None:
         return F.linear(x, weight_NK, bias_N)
     return _rule.multiply(x, weight_NK, bias_N)
+
+
+def can_pack(weight: Tensor) -> bool:
+    """Tell whether a weight can be packed: bfloat16, on a CPU whose oneDNN multiplies it."""
+    is_candidate = weight.device.type == "cpu" and weight.dtype == torch.bfloat16
+    return is_candidate and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+# ------------------------------------------------------------------ rows treated alike
 
 
 class ProductShape(NamedTuple):

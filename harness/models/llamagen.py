@@ -30,7 +30,7 @@ from harness.models.captions import CaptionNetwork, Captions, WordFeatures
 from harness.models.kv_cache import KVCache, Prefix
 from harness.models.llamagen_checkpoint import WeightSource, fill_model
 from harness.models.llamagen_network import GPT, SIZES, GPTSpec, rotary_table
-from harness.models.trunk import Attend, TrunkSpec
+from harness.models.trunk import Attend, TrunkSpec, prepare
 from harness.models.vq import VQ, VQSpec, to_uint8
 from harness.records import UserError
 
@@ -71,7 +71,7 @@ class LlamaGen:
         self.device = torch.device(device)
 
         self.gpt = gpt.eval().requires_grad_(False).to(self.device, dtype)
-        self.gpt.trunk.fuse()
+        prepare(self.gpt)
         self.vq = vq.eval().requires_grad_(False).to(self.device, torch.float32)
         self.vq.for_rendering(render_dtype)
         self.captions = captions

@@ -74,8 +74,8 @@ class Projection(nn.Module):
 
     def __init__(self, width: int, dim: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, dim, bias=False)
-        self.fc2 = nn.Linear(dim, dim, bias=False)
+        self.fc1 = Linear(width, dim, bias=False)
+        self.fc2 = Linear(dim, dim, bias=False)
 
     def forward(self, row_PC: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(row_PC), approximate="tanh"))

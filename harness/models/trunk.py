@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.models.linear import Linear, linear
+from harness.models.linear import Linear, can_pack, linear
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, q_BHWd, k_BHWd, v_BHWd) -> attended values, same shape as q."""
@@ -52,15 +53,10 @@ class Trunk(nn.Module):
 
     def forward(self, x_BWD: Tensor, rotary_BW2: Tensor, attend: Attend) -> Tensor:
         """Compute hidden states after the final norm, [B, W, D]."""
+        rotation = Rotation.of(rotary_BW2)
         for layer, block in enumerate(self.layers):
-            x_BWD = block(x_BWD, rotary_BW2, layer, attend)
+            x_BWD = block(x_BWD, rotation, layer, attend)
         return self.norm(x_BWD)
-
-    def fuse(self) -> None:
-        """Fuse the matrices that can be fused, for inference: see `FeedForward.fuse`."""
-        for module in self.modules():
-            if isinstance(module, FeedForward):
-                module.fuse()
 
 
 class Block(nn.Module):
@@ -73,8 +69,8 @@ class Block(nn.Module):
         self.attention_norm = RMSNorm(spec.dim, spec.norm_eps)
         self.ffn_norm = RMSNorm(spec.dim, spec.norm_eps)
 
-    def forward(self, x_BWD: Tensor, rotary_BW2: Tensor, layer: int, attend: Attend) -> Tensor:
-        x_BWD = x_BWD + self.attention(self.attention_norm(x_BWD), rotary_BW2, layer, attend)
+    def forward(self, x_BWD: Tensor, rotation: Rotation, layer: int, attend: Attend) -> Tensor:
+        x_BWD = x_BWD + self.attention(self.attention_norm(x_BWD), rotation, layer, attend)
         return x_BWD + self.feed_forward(self.ffn_norm(x_BWD))
 
 
@@ -87,10 +83,10 @@ class Attention(nn.Module):
         self.wqkv = Linear(spec.dim, 3 * spec.dim, bias=False)
         self.wo = Linear(spec.dim, spec.dim, bias=False)
 
-    def forward(self, x_BWD: Tensor, rotary_BW2: Tensor, layer: int, attend: Attend) -> Tensor:
+    def forward(self, x_BWD: Tensor, rotation: Rotation, layer: int, attend: Attend) -> Tensor:
         split_BW3Hd = self.wqkv(x_BWD).unflatten(-1, (3, self.heads, -1))
         qkv_3BHWd = split_BW3Hd.permute(2, 0, 3, 1, 4)
-        q_BHWd, k_BHWd = rotate(qkv_3BHWd[:2], rotary_BW2)
+        q_BHWd, k_BHWd = rotate(qkv_3BHWd[:2], rotation)
         attended_BHWd = attend(layer, q_BHWd, k_BHWd, qkv_3BHWd[2])
         return self.wo(attended_BHWd.transpose(1, 2).flatten(-2))
 
@@ -98,7 +94,8 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """w2(silu(w1 x) * w3 x).
 
-    Training keeps the matrices apart, as checkpoints do; inference may `fuse` w1 and w3.
+    Training keeps the matrices apart, as checkpoints do; inference may `fuse` w1 and w3, unless
+    they are packed.
     """
 
     fused_w1_w3: Tensor | None
@@ -138,9 +135,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float() if x.dtype != torch.float64 else x
-        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return normed.to(x.dtype) * self.weight
+        return F.rms_norm(x, self.weight.shape, eps=self.eps) * self.weight
 
 
 def causal(_layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -148,20 +143,47 @@ def causal(_layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
+def prepare(module: nn.Module) -> None:
+    """Arrange the loaded weights of a module's layers for inference, without a copy of any.
+
+    Matrices are packed where the device multiplies packed ones, and else fused where they can be.
+    The weights must not move to another device any more, nor be trained.
+    """
+    for part in module.modules():
+        if isinstance(part, Linear) and can_pack(part.weight):
+            part.pack()
+        elif isinstance(part, FeedForward) and not can_pack(part.w1.weight):
+            part.fuse()
+
+
 # ------------------------------------------------------------------ rotary positions
 
 
-def rotate(x_BHWd: Tensor, rotary_BW2: Tensor) -> Tensor:
-    """Rotate adjacent pairs by (cosine, sine) of shape [B, W, d/2, 2].
+class Rotation(NamedTuple):
+    """What `rotate` multiplies by, [B, 1, W, d] each: a forward makes it for all layers once.
 
-    Computes at least in float32, as LlamaGen's `apply_rotary_emb` does. There may be more axes in
-    front, such as one of queries and keys.
+    The cosine of a pair stands at both of its numbers, and so does its sine, negative at the first.
     """
-    cos, sin = rotary_BW2.unsqueeze(1).unbind(-1)
-    pairs = x_BHWd.unflatten(-1, (-1, 2))
-    even, odd = pairs.to(torch.promote_types(x_BHWd.dtype, torch.float32)).unbind(-1)
-    rotated_pairs = torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1)
-    return rotated_pairs.flatten(-2).to(x_BHWd.dtype)
+
+    cos: Tensor
+    sin: Tensor
+
+    @classmethod
+    def of(cls, rotary_BW2: Tensor) -> Rotation:
+        """Spread a table of (cosine, sine) of pairs, [B, W, d/2, 2]."""
+        cos, sin = rotary_BW2.unsqueeze(1).unbind(-1)
+        return cls(cos.repeat_interleave(2, -1), torch.stack((-sin, sin), -1).flatten(-2))
+
+
+def rotate(x_BHWd: Tensor, rotation: Rotation) -> Tensor:
+    """Rotate adjacent pairs.
+
+    Computes at least in float32, as LlamaGen's `apply_rotary_emb` does, and rounds each product as
+    it does. There may be more axes in front, such as one of queries and keys.
+    """
+    wide = x_BHWd.to(torch.promote_types(x_BHWd.dtype, torch.float32))
+    swapped = wide.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return (wide * rotation.cos + swapped * rotation.sin).to(x_BHWd.dtype)
 
 
 def axial_rotary(coords: Tensor, head_dim: int, base: float = 10000.0) -> Tensor:

@@ -665,7 +665,8 @@ BENCH_SAMPLER = Table(
         Column(
             "subject",
             TEXT,
-            "`ours`, `loop` (a plain loop with a static cache) or `library`.",
+            "`ours`; `upstream` (LlamaGen's own code), `own_loop` (a plain loop with a static "
+            "cache that we wrote; earlier rows: `loop`), `library` (transformers).",
             "what was run",
         ),
         Column("tokens_per_s", "tokens/s", "Image tokens of the batch per second.", "throughput"),
@@ -682,12 +683,24 @@ BENCH_SAMPLER = Table(
         Column("share_of_matvec", "share", "The same at `matvec_gb_per_s`.", "comparison"),
         Column("times_ours", "ratio", "Time over that of `ours`, paired by block.", "comparison"),
         *_interval("times_ours", "ratio", "comparison", prefix="ci"),
+        Column(
+            "logits_error",
+            "share",
+            "Distance of its last logits from those of `ours`, for the same weights and tokens.",
+            "comparison",
+        ),
         FIRST,
         *REPEATS,
         BENCH_MODEL,
         Column("dtype", TEXT, "Number format of the weights.", "what was run"),
         Column("copy_gb_per_s", "GB/s", "Memory bandwidth of a copy.", "provenance"),
         Column("matvec_gb_per_s", "GB/s", "Bandwidth of matrix-vector products.", "provenance"),
+        Column(
+            "upstream",
+            "12 hex digits",
+            "Digest of the files of LlamaGen's own code that were run.",
+            "provenance",
+        ),
         *MACHINE,
     ),
 )

@@ -20,7 +20,7 @@ from harness.models.kv_cache import KVCache
 from harness.models.linear import Linear
 from harness.models.pictogram import grammar
 from harness.models.pictogram import weights as files
-from harness.models.trunk import Attend, Trunk, TrunkSpec, axial_rotary
+from harness.models.trunk import Attend, Trunk, TrunkSpec, axial_rotary, prepare
 from harness.models.vq import VQ, VQSpec, to_uint8
 
 PROMPT = grammar.PROMPT_POSITIONS
@@ -64,7 +64,7 @@ class Pictogram:
         rotary = self.gpt.rotary  # stays float32, whatever the weights are rounded to
         self.gpt.eval().requires_grad_(False).to(self.device, self.dtype)
         self.gpt.rotary = rotary.to(self.device)
-        self.gpt.trunk.fuse()
+        prepare(self.gpt)
 
         self.vq, vq_sha = load_tokenizer(weights)
         self.vq.eval().requires_grad_(False).to(self.device).for_rendering()
