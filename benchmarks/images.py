@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+
+from harness.engine.memory import short_of_memory
+from harness.records import UserError, one_line
+
+MOST_SHOWN = 200
+"""Characters of an error that a message shows."""
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def read_images(paths: Iterable[Path]) -> list[np.ndarray | str]:
@@ -17,6 +26,30 @@ def read_images(paths: Iterable[Path]) -> list[np.ndarray | str]:
     # Disk and decoder release Python's lock, so threads help.
     with ThreadPoolExecutor(8) as readers:
         return list(readers.map(_read_image, paths))
+
+
+def judge_each(
+    judge: Callable[[Sequence[Item]], Iterable[Result]], items: Sequence[Item]
+) -> list[Result | str]:
+    """Judge a batch of items; one that the judge cannot take gives a message instead of its result.
+
+    An odd picture, of one row of pixels say, makes some networks raise: then each item is judged by
+    itself. What the user can mend, and a lack of memory, are raised as they are.
+    """
+    if not items:
+        return []
+    try:
+        return list(judge(items))
+    except UserError:
+        raise
+    except Exception as error:
+        if short_of_memory(error):
+            raise
+        if len(items) == 1:
+            reason = one_line(error)[:MOST_SHOWN]
+            is_refusal = isinstance(error, ValueError)
+            return [reason if is_refusal else f"{type(error).__name__}: {reason}"]
+    return [judge_each(judge, [item])[0] for item in items]
 
 
 def _read_image(path: Path) -> np.ndarray | str:

@@ -130,10 +130,10 @@ def test_a_model_is_loaded_on_the_current_device(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(spec, "choose_device", choose)
     monkeypatch.setattr(spec, "build_object", build)
-    spec._build_model.cache_clear()
+    spec.build_model.cache_clear()
     assert spec.load_model('{"_target_": "anything"}', "cpu") == "model"
     assert spec.load_model('{"_target_": "anything"}', "cpu") == "model"
-    spec._build_model.cache_clear()
+    spec.build_model.cache_clear()
     assert order == ["choose cpu", "build on cpu", "choose cpu"]
 
 

@@ -219,6 +219,23 @@ def test_what_cannot_be_read_is_unjudged_and_spoils_nothing(
     assert benchmark.summarise([]) == ["no image was scored"]
 
 
+def test_an_odd_picture_is_unjudged_with_its_reason_and_spoils_nothing(
+    judges: tuple[Mmdet, Clip], files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One row of 8,000 pixels: the detector's resizing raises, or its network does."""
+    benchmark = tiny(judges, files)
+    prompt = benchmark.prompts()[0]
+    good, odd, other = (files / f"{i}.png" for i in (10, 11, 12))
+    for file, seed in ((good, 0), (other, 1)):
+        Image.fromarray(picture(seed)).save(file)
+    Image.new("RGB", (8000, 1)).save(odd)
+    expected = list(benchmark.score([(prompt, good), (prompt, other)]))
+    scores = list(benchmark.score([(prompt, good), (prompt, odd), (prompt, other)]))
+    assert [scores[0], scores[2]] == expected
+    assert scores[1].value is None
+    assert scores[1].detail["unjudged"]
+
+
 def tiny(judges: tuple[Mmdet, Clip], files: Path, **options: Any) -> GenEval:
     """Make a benchmark over ROWS with the tiny networks."""
     return GenEval(

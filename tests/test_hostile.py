@@ -145,6 +145,22 @@ def write_bomb(path: Path, side: int = 12_000) -> Path:
     return path
 
 
+def test_a_prompt_that_is_longer_than_the_model_reads_is_said_and_counted(tmp_path: Path) -> None:
+    row = {"tag": "single_object", "include": [{"class": "cat", "count": 1}]}
+    rows = [row | {"prompt": "a photo of a cat" + " very" * n} for n in (0, 400)]
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in rows))
+    code, said = harness(
+        tmp_path, "benchmark.metadata=rows.jsonl", "benchmark.images=1", "sampler.slots=4"
+    )
+    assert code == 0, said
+    assert "reads only the beginning of 1 prompts" in said
+    (journal,) = tmp_path.glob("results/*/*/*/records-0.jsonl")
+    cut = [json.loads(line)["notes"].get("prompt_cut", 0) for line in journal.open()]
+    assert sorted(cut) == [0, 373]
+    (line,) = csv.DictReader((tmp_path / "results" / "leaderboard.csv").open())
+    assert line["cut_prompts"] == "1"
+
+
 def test_a_bomb_of_an_image_is_said_and_not_unpacked(tmp_path: Path) -> None:
     program = tmp_path / "1.png"  # PostScript, which Pillow would hand to Ghostscript
     program.write_bytes(

@@ -20,7 +20,7 @@ from benchmarks.geneval.layout import IMAGES, read_folder, warn_of_oddities
 from benchmarks.geneval.prompts import locate_metadata, read_prompts, select_by_classes
 from benchmarks.geneval.summary import Result, format_result, summarize
 from benchmarks.geneval.verdict import COLORS, DEFAULTS, ColorOf, Options, Verdict, verdict
-from benchmarks.images import read_images
+from benchmarks.images import judge_each, read_images
 from benchmarks.spread import spread_evenly
 from harness.records import Prompt, Score, UserError
 
@@ -112,20 +112,19 @@ class GenEval:
         remaining = iter(items)
         while batch := list(islice(remaining, BATCH)):
             pictures = read_images(path for _, path in batch)
-            specs = []
-            images = []
-            for (prompt, _), picture in zip(batch, pictures, strict=True):
-                if isinstance(picture, np.ndarray):
-                    specs.append(prompt.spec)
-                    images.append(picture)
-
-            judged = iter(self._judge_images(specs, images))
+            shown = [
+                (prompt.spec, picture)
+                for (prompt, _), picture in zip(batch, pictures, strict=True)
+                if isinstance(picture, np.ndarray)
+            ]
+            judged = iter(judge_each(self._judge_images, shown))
             for (prompt, path), picture in zip(batch, pictures, strict=True):
                 number = int(path.stem)
-                if isinstance(picture, str):
-                    yield Score(prompt.id, number, self.judge.id, None, {"unjudged": picture})
+                found = picture if isinstance(picture, str) else next(judged)
+                if isinstance(found, str):
+                    yield Score(prompt.id, number, self.judge.id, None, {"unjudged": found})
                 else:
-                    correct, detail = next(judged)
+                    correct, detail = found
                     yield Score(prompt.id, number, self.judge.id, float(correct), detail)
 
     def summarise(self, scores: Sequence[Score]) -> list[str]:
@@ -197,10 +196,15 @@ class GenEval:
         return "images made elsewhere: what they cost is not known" if self.found else ""
 
     def _judge_images(
-        self, specs: Sequence[Mapping[str, Any]], images: Sequence[np.ndarray]
+        self, shown: Sequence[tuple[Mapping[str, Any], np.ndarray]]
     ) -> list[tuple[bool, dict[str, Any]]]:
-        """Decide about each image; returns whether it is correct, and the detail of its score."""
+        """Decide about each image, by its prompt's answer key.
+
+        Returns whether it is correct, and the detail of its score.
+        """
         # 1. Detect the objects of all images.
+        specs = [spec for spec, _ in shown]
+        images = [image for _, image in shown]
         floor = min(FLOOR, self.options.threshold, self.options.counting_threshold)
         detected = self.judge.detector.detect(images, floor)
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks.geneval.prompts import locate_metadata, read_prompts, select_by_classes
 from benchmarks.geneval.verdict import Detection, Options, verdict
-from benchmarks.images import read_images
+from benchmarks.images import judge_each, read_images
 from benchmarks.spread import spread_evenly
 from harness.records import Prompt, Score, UserError
 
@@ -90,7 +90,7 @@ class Pictogram:
         while batch := list(islice(remaining, BATCH)):
             pictures = read_images(path for _, path in batch)
             images = [picture for picture in pictures if isinstance(picture, np.ndarray)]
-            detected = iter(detect_each(self.judge, images))
+            detected = iter(judge_each(self.judge.detect, images))
             for (prompt, path), picture in zip(batch, pictures, strict=True):
                 found = picture if isinstance(picture, str) else next(detected)
                 yield self._make_score(prompt, path, found)
@@ -132,21 +132,6 @@ class Pictogram:
             kept[name] = [_summarise_detection(found[i]) for i in indices]
         detail = {"reasons": list(decision.reasons), "kept": kept}
         return Score(prompt.id, number, self.judge.id, float(decision.correct), detail)
-
-
-def detect_each(
-    detector: Detector, images: Sequence[np.ndarray]
-) -> list[Sequence[ColoredDetection] | str]:
-    """Detect in a batch of images; an image that the detector refuses gives its message instead."""
-    if not images:
-        return []
-    try:
-        return list(detector.detect(images))
-    except ValueError as error:
-        if len(images) == 1:
-            return [str(error)]
-    # One image spoils the batch: ask image by image to find out which.
-    return [detect_each(detector, [image])[0] for image in images]
 
 
 def _summarise_detection(found: ColoredDetection) -> list[float | str]:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.geneval.verdict import relations
-from benchmarks.pictogram import ColoredDetection, Detector, detect_each
+from benchmarks.images import judge_each
+from benchmarks.pictogram import ColoredDetection, Detector
 from harness.models.pictogram.grammar import COLORS, PLACES, RELATIONS, article, plural
 
 # --- questions ------------------------------------------------------------------------------------
@@ -103,7 +104,7 @@ class DetectorVQA:
         """Reply to each message about its image: a line per question, with what was seen."""
         self.tokens = [0] * len(questions)
         self.served = [self.id] * len(questions)
-        detected = detect_each(self._detector, images)
+        detected = judge_each(self._detector.detect, images)
         replies: list[str | None] = []
         for message, image, objects in zip(questions, images, detected, strict=True):
             if isinstance(objects, str):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,7 @@ from harness.judges.replies import CUT_OFF, EMPTY, without_reasoning
 from harness.judges.self_test import expect_sight
 from harness.judges.verifier import HELPFUL, AnswerForm
 from harness.models import ImageModel
+from harness.models.checkpoint import content_of
 from harness.models.devices import device_named
 from harness.records import Answer, MemoryPart, UserError, clean_text, one_line
 
@@ -62,7 +64,8 @@ class LocalVLM:
             )
 
         name = model.rstrip("/").split("/")[-1]
-        pinned = commit or revision
+        folder = Path(model).expanduser()
+        pinned = content_of(folder) if folder.is_dir() else commit or revision
         self.id = f"vlm-{name}-{pinned}" if pinned else f"vlm-{name}"
         self.tokens: Sequence[int] = ()
         self.served: Sequence[str] = ()

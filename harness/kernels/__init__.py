@@ -20,7 +20,7 @@ import importlib.util
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
 import torch
@@ -181,8 +181,7 @@ def _find_obstacle(device: torch.device) -> str:
     try:
         from harness.kernels.trial import find_disagreement
 
-        with _made_current(device):
-            return find_disagreement(device)
+        return find_disagreement(device)
     except torch.OutOfMemoryError:
         raise  # which says nothing of the kernels
     except Exception as error:  # whatever compilers and drivers raise
@@ -193,8 +192,7 @@ def _examine_use(device: torch.device, use: Use) -> str:
     try:
         from harness.kernels.trial import try_use
 
-        with _made_current(device):
-            reason = try_use(device, use)
+        reason = try_use(device, use)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # Triton's OutOfResources and CompilationError are no RuntimeErrors
@@ -202,11 +200,6 @@ def _examine_use(device: torch.device, use: Use) -> str:
     if reason:
         log.warning("torch computes %s: %s", use.kernel, reason)
     return reason
-
-
-def _made_current(device: torch.device) -> AbstractContextManager[object]:
-    """Make a GPU the current one inside: Triton launches there, whatever its tensors are on."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _shorten(error: Exception) -> str:

@@ -5,6 +5,8 @@ Shapes: R rows, N outer width, K inner width of a product; the others as in `fla
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -34,16 +36,18 @@ def find_disagreement(device: torch.device) -> str:
 def try_use(device: torch.device, use: Use) -> str:
     """Say why a kernel does not serve a use, or how its answer differs; an empty string if it does.
 
-    Every variant that the use needs is compiled and run.
+    Every variant that the use needs is compiled and run, on that device: Triton launches on the
+    current one, whatever its tensors are on.
     """
-    if use.kernel == "attention":
-        return flash.why_not(use.dtype, use.size) or _try_attention(device, use)
-    if use.kernel == "products":
-        return even.why_not(use.dtype) or _try_products(device, use)
-    reason = race.why_not(use.dtype, use.size, use.top_p)
-    if reason:
-        return reason
-    return _try_draws(device, use) if use.kernel == "draws" else _try_signals(device, use)
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        if use.kernel == "attention":
+            return flash.why_not(use.dtype, use.size) or _try_attention(device, use)
+        if use.kernel == "products":
+            return even.why_not(use.dtype) or _try_products(device, use)
+        reason = race.why_not(use.dtype, use.size, use.top_p)
+        if reason:
+            return reason
+        return _try_draws(device, use) if use.kernel == "draws" else _try_signals(device, use)
 
 
 # ------------------------------------------------------------------ kernels against torch

@@ -139,6 +139,15 @@ class HasTextEncoder(Protocol):
 
 
 @runtime_checkable
+class HasPromptLimit(Protocol):
+    """A model that reads only so much of a prompt, and draws from its beginning if it is longer."""
+
+    def count_cut(self, text: str) -> int:
+        """Count the positions of a prompt's end that the model does not read."""
+        ...
+
+
+@runtime_checkable
 class HasClasses(Protocol):
     """A model that was taught a closed list of object classes."""
 

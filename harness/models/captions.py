@@ -36,6 +36,7 @@ class Features:
 
     row_vC: Tensor
     last_C: Tensor
+    cut: int = 0  # tokens at the caption's end that the encoder did not read
 
 
 class Captions(Protocol):
@@ -82,7 +83,8 @@ class T5:
         self.length = length
         self.dtype = dtype
         self.checkpoint = checkpoint
-        self.revision = f"{checkpoint or hub}@{revision} {dtype} {length}"
+        named = f"{hub}@{revision}" if checkpoint is None else _name_folder(checkpoint)
+        self.revision = f"{named} {dtype} {length}"
         self._hub_revision = revision
         self._device = torch.device("cpu")  # where the encoder is, or will be loaded
         root = Path(cache) if cache else _default_cache()
@@ -91,7 +93,7 @@ class T5:
     def __call__(self, text: str) -> Features:
         caption = clean_prompt(text)
         file = self._file_of(caption)
-        features = _read_features(file)
+        features = _read_features(file, self.length)
         if features is None:
             features = self._encode(caption)
             _write_features(file, features)
@@ -114,7 +116,9 @@ class T5:
         The encoder is loaded only for that.
         """
         captions = dict.fromkeys(clean_prompt(text) for text in texts)
-        missing = [one for one in captions if _read_features(self._file_of(one)) is None]
+        missing = [
+            one for one in captions if _read_features(self._file_of(one), self.length) is None
+        ]
         if missing or stay:
             self._move_to(device)
         for caption in missing:
@@ -146,8 +150,14 @@ class T5:
         ).to(encoder.device)
         encoded = encoder(tokens.input_ids, attention_mask=tokens.attention_mask)
         (row_TC,) = encoded.last_hidden_state.cpu()
+        if not torch.isfinite(row_TC).all():
+            raise UserError(
+                f"the text encoder {self.checkpoint or self.hub}: its features of "
+                f"{caption[:60]!r} are not finite; set model.captions.dtype=float32"
+            )
         count = int(tokens.attention_mask.sum())
-        return Features(row_TC[:count].clone(), row_TC[-1].clone())
+        cut = len(tokenizer(caption).input_ids) - count
+        return Features(row_TC[:count].clone(), row_TC[-1].clone(), cut)
 
     @cached_property
     def _tokenizer_and_encoder(self) -> tuple[Any, Any]:
@@ -178,6 +188,15 @@ class T5:
             ) from error
 
 
+def _name_folder(checkpoint: str) -> str:
+    """Name a text encoder's folder by its content, wherever it lies.
+
+    One that is not there keeps its path until it is needed.
+    """
+    path = Path(checkpoint).expanduser()
+    return checkpoints.content_of(path) if path.exists() else checkpoint
+
+
 class WordFeatures:
     """A stand-in for the text encoder, for random weights and tests.
 
@@ -191,11 +210,12 @@ class WordFeatures:
         self.length = length
 
     def __call__(self, text: str) -> Features:
-        words = clean_prompt(text).split()[: self.length - 1]
+        all_words = clean_prompt(text).split()
+        words = all_words[: self.length - 1]
         rows = [self._features_of(word) for word in [*words, "</s>"]]
         is_full = len(rows) == self.length
         last_C = rows[-1] if is_full else self._features_of("<pad>")
-        return Features(torch.stack(rows), last_C)
+        return Features(torch.stack(rows), last_C, len(all_words) - len(words))
 
     def _features_of(self, word: str) -> Tensor:
         generator = torch.Generator().manual_seed(derive(word) >> 1)
@@ -210,14 +230,21 @@ def _default_cache() -> Path:
     return Path(caches, "visual-ar-tts")
 
 
-def _read_features(file: Path) -> Features | None:
-    """The features of a file; None where it is missing or damaged."""
+def _read_features(file: Path, length: int) -> Features | None:
+    """The features of a file; None where it is missing or damaged.
+
+    Also None where a caption fills all positions and an earlier version did not say how much of it
+    was cut.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         stored = load_file(file)
-        return Features(stored["rows"], stored["last"])
+        if "cut" in stored:
+            return Features(stored["rows"], stored["last"], int(stored["cut"]))
+        is_full = len(stored["rows"]) == length
+        return None if is_full else Features(stored["rows"], stored["last"])
     except (OSError, KeyError, SafetensorError):
         return None
 
@@ -229,7 +256,12 @@ def _write_features(file: Path, features: Features) -> None:
     draft = file.with_suffix(f".{os.getpid()}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"rows": features.row_vC, "last": features.last_C}, draft)
+        stored = {
+            "rows": features.row_vC,
+            "last": features.last_C,
+            "cut": torch.tensor(features.cut),
+        }
+        save_file(stored, draft)
         os.replace(draft, file)
     except OSError as error:
         reason = f"caption features cannot be kept in {file.parent} ({one_line(error)})"

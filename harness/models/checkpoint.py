@@ -10,13 +10,15 @@ import pickle
 import re
 import zipfile
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from harness.records import UserError, one_line
+from harness.download import cache_folder, file_sha256
+from harness.records import UserError, digest, one_line
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +29,9 @@ WEIGHTS = (
     "pytorch_model.bin.index.json",
 )
 """Files of weights that a checkpoint folder may hold, in the order in which they are looked for."""
+
+LARGE_FILE = 1 << 20
+"""Bytes of a file whose hash is worth keeping."""
 
 DTYPES = ("float32", "bfloat16", "float16")
 """Types that a model may compute in, by their names in configurations."""
@@ -109,6 +114,53 @@ def revision_of(path: Path) -> str:
     if path.is_dir() and path.parent.name == "snapshots":
         return path.name
     return sha256(weight_files(path))[:12]
+
+
+def content_of(path: Path) -> str:
+    """Name the content of a file or folder: 12 digits of a sha256 over all names and bytes.
+
+    Where it lies names nothing; hidden files are left out. Large files are read once: their hashes
+    are kept in the user's cache, by path, size and time of change. Raises UserError for a path that
+    cannot be read.
+    """
+    files = [path] if path.is_file() else _list_files(path)
+    total = hashlib.sha256()
+    for file in files:
+        name = "" if file == path else file.relative_to(path).as_posix()
+        total.update(f"{name} {_hash_of(file.resolve())}\n".encode())
+    return total.hexdigest()[:12]
+
+
+def _list_files(folder: Path) -> list[Path]:
+    """List the files below a folder, in the order of their names."""
+    files = [
+        file
+        for file in folder.rglob("*")
+        if file.is_file() and not any(p.startswith(".") for p in file.relative_to(folder).parts)
+    ]
+    if not files:
+        raise UserError(f"{folder}: no file and no folder with files")
+    return sorted(files)
+
+
+def _hash_of(file: Path) -> str:
+    """Hash a file, or look its hash up if neither its size nor its time has changed."""
+    stat = file.stat()
+    key = f"{file} {stat.st_size} {stat.st_mtime_ns}"
+    kept = cache_folder() / "hashes" / f"{digest(key.encode(), 32)}.txt"
+    if stat.st_size >= LARGE_FILE:
+        with suppress(OSError):
+            known = kept.read_text()
+            if re.fullmatch("[0-9a-f]{64}", known):
+                return known
+    hashed = file_sha256(file)
+    if stat.st_size >= LARGE_FILE:
+        with suppress(OSError):  # without a cache it is hashed again next time
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            draft = kept.with_suffix(f".{os.getpid()}")
+            draft.write_text(hashed)
+            os.replace(draft, kept)
+    return hashed
 
 
 def sha256(files: Sequence[Path]) -> str:

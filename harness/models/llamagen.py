@@ -106,6 +106,10 @@ class LlamaGen:
         """Count the bytes that the captions' network takes of the device while it is there."""
         return self.captions.count_bytes() if isinstance(self.captions, CaptionNetwork) else 0
 
+    def count_cut(self, text: str) -> int:
+        """Count the tokens of a prompt, cleaned, that its text encoder does not read."""
+        return self.captions(text).cut
+
     def prepare_texts(self, texts: Sequence[str], *, stay: bool) -> None:
         """Encode captions on the device; the encoder then leaves it, unless it is to stay."""
         if isinstance(self.captions, CaptionNetwork):

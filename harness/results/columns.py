@@ -516,6 +516,12 @@ LEADERBOARD = Table(
             "reaching nobody): in failed images, and in delivered ones by a method's fallback.",
             "what was run",
         ),
+        Column(
+            "cut_prompts",
+            "prompts",
+            "Prompts that are longer than the model reads, and were drawn from their beginnings.",
+            "what was run",
+        ),
     ),
 )
 

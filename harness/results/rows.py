@@ -92,6 +92,7 @@ def _describe_run(run: Run) -> Row:
         "missing": len(run.planned) - len(done) - len(run.failed),
         "unjudged": len(run.unjudged),
         "unanswered": sum(run.unanswered.values()),
+        "cut_prompts": len(run.cut_prompts),
         "scenario": run.scenario,
         "concurrency": run.concurrency,
         "candidates": run.candidates,

@@ -35,6 +35,7 @@ DIGITS = {
     "missing": 0,
     "unjudged": 0,
     "unanswered": 0,
+    "cut_prompts": 0,
     "tie_group": 0,
     "target_passes": 1,
     "device_s": 3,
@@ -69,7 +70,7 @@ def _render_runs(runs: pd.DataFrame) -> list[str]:
     own_categories = [str(name) for name in runs.columns if name not in LEADERBOARD.names]
     categories = [name for name in (*TASKS, *own_categories) if runs[name].notna().any()]
     numbers = ["visual_tokens", "target_passes", "device_s", "judge_s"]
-    gaps = ("failed", "missing", "unjudged", "unanswered")
+    gaps = ("failed", "missing", "unjudged", "unanswered", "cut_prompts")
     numbers += [name for name in gaps if name in runs and runs[name].any()]
 
     for text_width, with_categories in LAYOUTS:

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -131,6 +134,26 @@ def default_places(part: Any) -> Any:
             if name in RECORDED_PLACES:
                 settled[name] = defaults.get(name)
     return settled
+
+
+def name_paths_by_content(settings: Any) -> Any:
+    """Return settings in which a path of a file or folder that is there stands as its content.
+
+    So other weights under the same path are another run, and the same weights elsewhere are not.
+    Names without a separator, such as those of shipped weights, are no paths.
+    """
+    if isinstance(settings, Mapping):
+        return {key: name_paths_by_content(value) for key, value in settings.items()}
+    if isinstance(settings, list):
+        return [name_paths_by_content(value) for value in settings]
+    if isinstance(settings, str) and os.sep in settings and "\n" not in settings:
+        path = Path(settings).expanduser()
+        with suppress(OSError):  # a name that is too long is no path
+            if path.exists():
+                from harness.models.checkpoint import content_of  # which imports torch
+
+                return f"content {content_of(path)}"
+    return settings
 
 
 @lru_cache

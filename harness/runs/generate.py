@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from harness.engine.meter import Meter, describe
 from harness.engine.scheduler import Delivery
-from harness.records import Job, SampleRecord, Timing, digest, one_line
+from harness.models import HasPromptLimit
+from harness.records import PROMPT_CUT, Job, SampleRecord, Timing, digest, one_line
 from harness.runs.execute import Executor
 from harness.runs.folder import RunFolder, encode_png, hash_tokens, image_path
 from harness.runs.plan import IncompleteRunError
@@ -60,6 +61,7 @@ class Generation:
     def run(self, jobs: Sequence[Job]) -> None:
         """Draw the jobs, and write down what that took."""
         self._warn_of_other_code()
+        self._warn_of_long_prompts(jobs)
         with _Progress(self._folder.path.name, len(jobs)) as progress:
             timing = self._executor.measure(jobs, partial(self._take, progress), self._meter)
         self._folder.save_timing(timing)
@@ -76,6 +78,22 @@ class Generation:
                 ", ".join(sorted(others)),
                 mine,
             )
+
+    def _warn_of_long_prompts(self, jobs: Sequence[Job]) -> None:
+        """Warn of prompts whose ends the model does not read."""
+        cut = {job.prompt.id for job in jobs if self._count_cut(job)}
+        if cut:
+            log.warning(
+                "%s: %s reads only the beginning of %d prompts, such as %s: the board marks it",
+                self._folder.path,
+                self._executor.spec.model.name,
+                len(cut),
+                min(cut),
+            )
+
+    def _count_cut(self, job: Job) -> int:
+        model = self._executor.spec.model
+        return model.count_cut(job.prompt.text) if isinstance(model, HasPromptLimit) else 0
 
     def _take(self, progress: _Progress, delivery: Delivery) -> None:
         """Take an image, or an error, from the scheduler."""
@@ -99,6 +117,9 @@ class Generation:
     def _make_record(self, delivery: Delivery) -> SampleRecord:
         job = delivery.job
         image = delivery.image
+        notes = dict(delivery.notes)
+        if cut := self._count_cut(job):
+            notes[PROMPT_CUT] = cut
         return SampleRecord(
             prompt_id=job.prompt.id,
             image=job.image,
@@ -109,7 +130,7 @@ class Generation:
             image_sha="" if image is None else digest(encode_png(image)),
             path="" if image is None else image_path(job.prompt, job.image),
             error=delivery.error,
-            notes=delivery.notes,
+            notes=notes,
             stamp={**self._stamp, **self._executor.stamp},
         )
 

@@ -18,6 +18,7 @@ import pandas as pd
 import yaml
 
 from harness.records import (
+    PROMPT_CUT,
     STRICT,
     Prompt,
     SampleRecord,
@@ -165,9 +166,20 @@ class Run:
             marks.append(f"drawn by several versions of the code: {', '.join(sorted(commits))}")
         elif any(commit.endswith("-dirty") for commit in commits):
             marks.append("drawn by code that differs from its commit")
+        if self.cut_prompts:
+            marks.append(
+                f"{len(self.cut_prompts)} prompts are longer than the model reads: it drew them "
+                "from their beginnings"
+            )
         if self.has_unnamed_source:
             marks.append("drawn by a plug-in whose source was not recorded")
         return marks
+
+    @cached_property
+    def cut_prompts(self) -> frozenset[str]:
+        """The ids of prompts of which the model read the beginning only."""
+        cut = [record.prompt_id for record in self.done.values() if PROMPT_CUT in record.notes]
+        return frozenset(cut)
 
     @property
     def has_unnamed_source(self) -> bool:

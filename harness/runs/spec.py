@@ -29,6 +29,7 @@ from harness.runs.fingerprint import (
     PLACES_OF_JUDGES,
     default_places,
     fingerprint,
+    name_paths_by_content,
     restore_size_names,
 )
 from harness.runs.instantiate import COMMAND_OPTIONS, build_object, resolve_config
@@ -137,9 +138,18 @@ def build_run_spec(config: DictConfig, choices: Mapping[str, str]) -> RunSpec:
     # 5. The name of all that results depend on.
     method_config = resolve_config(config.method)
     identity = {
-        "model": [model.name, model.revision, str(model.dtype), model_config],
+        "model": [
+            model.name,
+            model.revision,
+            str(model.dtype),
+            name_paths_by_content(model_config),
+        ],
         "sampling": resolve_config(config.model.sampling),
-        "method": [choices["method"], default_places(method_config), method_spec.part_ids],
+        "method": [
+            choices["method"],
+            name_paths_by_content(default_places(method_config)),
+            method_spec.part_ids,
+        ],
         "benchmark": plan.identify(),
         "sampler": restore_size_names(sampler_sizes),
         "numerics": config.numerics,

@@ -121,7 +121,7 @@ def draw_with(sampler: Sampler, method: Method, jobs: Sequence[Job]) -> Drawn:
 
 def _error_of(message: str) -> Exception:
     """Return the error that a job's message stands for."""
-    missing = re.match(r"ModuleNotFoundError: .*?([\w.]+)'?$", message)
+    missing = re.match(r"ModuleNotFoundError: No module named '([\w.]+)'", message)
     if missing and missing[1].partition(".")[0] not in OURS:
         return NotRunError(f"needs {missing[1]}, which is not installed")
     return RuntimeError(message)

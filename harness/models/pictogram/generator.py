@@ -94,6 +94,9 @@ class Pictogram:
         word_B32 = torch.tensor([grammar.encode(text)], device=self.device)
         return self.gpt.embed_words(word_B32)[0]
 
+    def count_cut(self, text: str) -> int:
+        return grammar.count_cut(text)
+
     def embed(self, token_BW: Tensor, index_BW: Tensor) -> Tensor:
         return self.gpt.embed_tokens(token_BW, index_BW)
 

@@ -454,6 +454,11 @@ def encode(text: str | None) -> list[int]:
     return ids + [0] * (PROMPT_POSITIONS - len(ids))
 
 
+def count_cut(text: str) -> int:
+    """Count the words of a text that `encode` cuts off."""
+    return max(0, len(words(text)) - PROMPT_POSITIONS)
+
+
 # --- prompts --------------------------------------------------------------------------------------
 
 
