@@ -16,6 +16,7 @@ python -m harness.check gpu              is this harness right on this GPU, and 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = _parse_arguments(arguments)
     try:
         return _carry_out(chosen)
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
 
@@ -95,6 +96,9 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _read_cards(cards: str) -> list[float]:
     """Read the GB of some cards. Raises UserError for anything else."""
     try:
-        return [float(size) for size in cards.split(",")]
+        sizes_gb = [float(size) for size in cards.split(",")]
     except ValueError:
-        raise UserError(f"--cards {cards}: give GB, as 24,80") from None
+        sizes_gb = []
+    if not sizes_gb or not all(0 < size < math.inf for size in sizes_gb):
+        raise UserError(f"--cards {cards}: give GB above 0, as 24,80")
+    return sizes_gb

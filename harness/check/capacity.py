@@ -11,14 +11,17 @@ from typing import Any
 
 import hydra
 import torch
-from omegaconf import OmegaConf
+from hydra.errors import HydraException
+from omegaconf import OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
-from harness.cli import enable_plugins
+from harness.cli import enable_plugins, explain_unknown_option
 from harness.engine.memory import SHARE, count_fitting_slots
 from harness.engine.memory_need import GB, MemoryNeed
 from harness.engine.method_spec import MethodSpec
-from harness.records import UserError, dump
+from harness.records import UserError, dump, one_line
 from harness.runs.instantiate import build_object, resolve_config
+from harness.runs.options import expect_options
 from harness.runs.spec import Asking, build_benchmark, build_model, count_asked_slots
 
 
@@ -30,14 +33,22 @@ class Capacity:
     need: MemoryNeed
     one_job: int  # slots of one image
     most: int | None  # slots that are asked for; None takes as many as fit
+    memory_gb: float | None  # sampler.memory_gb
+
+    def budget_gb(self, card_gb: float) -> float:
+        """Return what a run may take of a card: `sampler.memory_gb`, or a share of what is free."""
+        if self.memory_gb is not None:
+            return min(self.memory_gb, card_gb)
+        return SHARE * card_gb
 
     def fitting(self, card_gb: float) -> int:
         """Return the slots that a run takes of a card with nothing else on it; 0 if none fits."""
-        return count_fitting_slots(self.need, SHARE * card_gb * GB, self.one_job, self.most)
+        return count_fitting_slots(self.need, self.budget_gb(card_gb) * GB, self.one_job, self.most)
 
     def describe(self, card_gb: float) -> str:
         """Write a table of the parts, and what follows for a card."""
-        lines = [f"{self.title}: {SHARE:g} of a card of {card_gb:g} GB, {SHARE * card_gb:.3g} GB"]
+        source = f"{SHARE:g} of a card" if self.memory_gb is None else "sampler.memory_gb on a card"
+        lines = [f"{self.title}: {source} of {card_gb:g} GB, {self.budget_gb(card_gb):.3g} GB"]
         width = max(len(part.name) for part in self.need.parts)
         lines.append(f"  {'':{width}}  GB fixed  GB a slot")
         for part in self.need.parts:
@@ -56,10 +67,10 @@ class Capacity:
         slots = self.fitting(card_gb)
         if not slots:
             least_gb = self.need.total(self.one_job) / GB
-            return (
-                f"one image needs {self.one_job} slots, {least_gb:.3g} GB: "
-                f"it fits on a card of {least_gb / SHARE:.3g} GB or more"
-            )
+            enough = f"on a card of {least_gb / SHARE:.3g} GB or more"
+            if self.memory_gb is not None:
+                enough = f"with sampler.memory_gb={least_gb * 1.01:.3g} or more"
+            return f"one image needs {self.one_job} slots, {least_gb:.3g} GB: it fits {enough}"
         images = slots // self.one_job
         asked = f" of {self.most} that are asked for" if self.most and slots < self.most else ""
         used = self.need.total(slots) / GB
@@ -75,6 +86,9 @@ def measure_capacity(options: Sequence[str]) -> Capacity:
     with hydra.initialize_config_module("conf", version_base="1.3"):
         config = hydra.compose("config", list(options), return_hydra_config=True)
         choices = config.hydra.runtime.choices
+        with open_dict(config):
+            del config["hydra"]
+        expect_options(config)
 
         # 1. The parts of the run; its models have no memory.
         settings = _with_random_weights(resolve_config(config.model))
@@ -89,7 +103,8 @@ def measure_capacity(options: Sequence[str]) -> Capacity:
         sampler = resolve_config(config.sampler)
         need = asking.estimate_need(sampler, torch.device("cuda"))
     title = f"{model.name}, method={choices['method']}"
-    return Capacity(title, need, spec.slots, count_asked_slots(sampler, spec))
+    asked = count_asked_slots(sampler, spec)
+    return Capacity(title, need, spec.slots, asked, sampler.get("memory_gb"))
 
 
 def _with_random_weights(value: Any) -> Any:
@@ -106,9 +121,10 @@ def _with_random_weights(value: Any) -> Any:
 
 def print_capacities(options: Sequence[str], cards: Sequence[float]) -> int:
     """Print what a run takes of each card; the exit code is 1 if it does not fit on one of them."""
-    if min(cards) <= 0:
-        raise UserError(f"--cards {','.join(map(str, cards))}: give GB above 0, as 24,80")
-    capacity = measure_capacity(options)
+    try:
+        capacity = measure_capacity(options)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain_unknown_option(one_line(error))) from None
     for card_gb in cards:
         print(capacity.describe(card_gb), flush=True)
     return 0 if all(capacity.fitting(card_gb) for card_gb in cards) else 1

@@ -7,6 +7,7 @@ unless others are given. Triton keeps what it has compiled on disk.
 
 from __future__ import annotations
 
+import argparse
 import re
 import subprocess
 import sys
@@ -284,10 +285,17 @@ def compile_all(capabilities: tuple[int, ...], report: Callable[[str], None] = p
 
 def main() -> None:
     """Compile for the capabilities of the command line."""
-    asked = tuple(map(int, sys.argv[1:])) or CAPABILITIES
+    known = ", ".join(map(str, SHARED_BYTES))
+    parser = argparse.ArgumentParser(prog="python -m harness.kernels.compile", description=__doc__)
+    parser.add_argument(
+        "capability",
+        nargs="*",
+        type=int,
+        help=f"compute capability times ten, of {known} (default: all)",
+    )
+    asked = tuple(parser.parse_args().capability) or CAPABILITIES
     if unknown := set(asked) - set(SHARED_BYTES):
-        known = ", ".join(map(str, SHARED_BYTES))
-        sys.exit(f"compute capability {min(unknown)}: choose from {known}")
+        parser.error(f"compute capability {min(unknown)}: choose from {known}")
     wrong = compile_all(asked)
     print("\n".join(wrong) if wrong else "all variants compile and fit")
     sys.exit(bool(wrong))

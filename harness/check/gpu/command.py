@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from harness.check.gpu.finding import NotRunError, Part, Setting, Step
 from harness.check.gpu.journal import Journal, Line, open_journal
 from harness.check.gpu.plan import choose_steps
 from harness.check.gpu.table import format_lines, format_tables
+from harness.models.devices import device_named
 from harness.records import UserError, one_line
 
 SPARE_S = 5.0
@@ -32,18 +34,43 @@ def check_gpu(chosen: argparse.Namespace) -> int:
         return 0
     if chosen.minutes is not None and not chosen.minutes > 0:
         raise UserError(f"--minutes {chosen.minutes:g}: give a number above 0")
-    if not chosen.device.startswith("cuda"):
+    if not re.fullmatch(r"cuda(:\d+)?", chosen.device):
         raise UserError(f"--device {chosen.device}: this examines a GPU, name one, as cuda:0")
+    _expect_folders(chosen)
     steps = choose_steps(chosen.only)
     if not _has_gpu():
         from harness.check.gpu.simulated import check_simulated
 
+        if ignored := _list_given(chosen):
+            print(f"without a GPU the list is always the same: {', '.join(ignored)} are ignored")
         return check_simulated()
 
+    device_named(chosen.device)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     setting = Setting(chosen.device, "full", _absolute(chosen.fixtures), _absolute(chosen.peer))
     journal = open_journal(chosen.out, ask_for_facts(setting.device, setting.size))
     return run_steps(steps, setting, journal, chosen.minutes)
+
+
+def _expect_folders(chosen: argparse.Namespace) -> None:
+    """Raise UserError for a folder that is not there, or that cannot be written to."""
+    for option in ("fixtures", "peer"):
+        folder = getattr(chosen, option)
+        if folder is not None and not folder.is_dir():
+            raise UserError(f"--{option} {folder}: there is no such folder")
+    if chosen.out is not None:
+        try:
+            chosen.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--out {chosen.out}: cannot be made ({error.strerror})") from None
+        if not os.access(chosen.out, os.W_OK):
+            raise UserError(f"--out {chosen.out}: cannot be written to")
+
+
+def _list_given(chosen: argparse.Namespace) -> list[str]:
+    """List the options that were given and matter on a GPU alone."""
+    names = ("out", "minutes", "only", "fixtures", "peer")
+    return [f"--{name}" for name in names if getattr(chosen, name) is not None]
 
 
 def run_steps(
