@@ -110,7 +110,13 @@ def write_candidate(part: str, options: training.Options, folder: Path) -> None:
         raise files.WeightsError(f"{path} is missing: train the {part} first")
     half = compact(states["average"], torch.half)
     kept = {key: states[key] for key in ("seed", "spec", "target") if key in states}
-    saved = {"progress": progress.state(), "model": half, "average": half, "optimisers": [], **kept}
+    saved: dict[str, Any] = {
+        "progress": progress.state(),
+        "model": half,
+        "average": half,
+        "optimisers": [],
+        **kept,
+    }
     training.write(folder / STATE.parent / f"{part}.pt", saved)
 
 
