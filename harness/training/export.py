@@ -110,7 +110,13 @@ def write_candidate(part: str, options: training.Options, folder: Path) -> None:
         raise files.WeightsError(f"{path} is missing: train the {part} first")
     half = compact(states["average"], torch.half)
     kept: dict[str, Any] = {key: states[key] for key in ("seed", "spec", "target") if key in states}
-    saved = {"progress": progress.state(), "model": half, "average": half, "optimisers": [], **kept}
+    saved: dict[str, Any] = {
+        "progress": progress.state(),
+        "model": half,
+        "average": half,
+        "optimisers": [],
+        **kept,
+    }
     training.write(folder / STATE.parent / f"{part}.pt", saved)
 
 
@@ -144,7 +150,7 @@ def _remake_checkpoint(part: str, folder: Path, about: Mapping[str, Any]) -> dic
         about["steps"], about["samples"], 60 * about["cpu_min"], about["curve"]
     )
     rows = state.get("quantize.embedding.weight", torch.zeros(0))
-    shape = {}
+    shape: dict[str, Any] = {}
     if part == "draft":
         shape = {"spec": {field.name: config[field.name] for field in fields(GPTSpec)}}
     return {
