@@ -297,8 +297,8 @@ class SampleRecord:
 class Score:
     """One line of a run's scores.
 
-    `value` is in [0, 1]; None means that the judge could not tell: counted, and wrong. Raises
-    ValueError for another value.
+    `value` is in [0, 1]; None means that the judge could not tell: counted, and wrong. A score of
+    another value is neither written nor read.
     """
 
     __pydantic_config__: ClassVar = STRICT
@@ -309,7 +309,8 @@ class Score:
     value: float | None
     detail: Mapping[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
+    def expect_in_range(self) -> None:
+        """Raise ValueError for a value that no score has."""
         if self.value is not None and not 0 <= self.value <= 1:
             raise ValueError(
                 f"score {self.value} of {self.prompt_id} image {self.image}: "
@@ -322,7 +323,8 @@ class Score:
         return self.prompt_id, self.image, self.judge
 
     def to_json(self) -> str:
-        """Write the score as a line of JSON."""
+        """Write the score as a line of JSON. Raises ValueError for one that cannot be written."""
+        self.expect_in_range()
         return dump(dataclasses.asdict(self))
 
     @classmethod
@@ -330,6 +332,7 @@ class Score:
         """Read a line of JSON. Raises ValueError that names the field and its value."""
         score = parse_row(cls, line)
         _expect_not_negative({"image": score.image})
+        score.expect_in_range()
         return score
 
 

@@ -595,7 +595,8 @@ def test_half_a_character_ends_no_run(fact: object) -> None:
             *key, "one", "done", delivery.usage, error=delivery.error, notes=delivery.notes
         )
         line = record.to_json().encode().decode()
-        assert ("half \ufffd" in line) == (delivery.job.prompt.text == TEXTS[1])
+        is_said = "half \ufffd" in line or r"half \\ud83d" in line
+        assert is_said == (delivery.job.prompt.text == TEXTS[1])
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,9 @@ from harness.engine.acceptance import (
     MeasuredRule,
     exact,
     residual_probs,
-    tested_against,
+)
+from harness.engine.acceptance import (
+    tested_against as choose_tested,
 )
 from harness.engine.guidance import Sampling
 from harness.engine.scheduler import Delivery
@@ -255,7 +257,7 @@ def test_trees_without_a_node_were_tested_against_nothing() -> None:
     noise = Noise(torch.tensor([[3, 4], [5, 6]]), torch.zeros((2, 1), dtype=torch.int64))
     assert drafts.forest is not None
     path_RG, _ = exact(probs_RTV, drafts, noise)
-    tested_RDV, token_RD, threshold_RD = tested_against(
+    tested_RDV, token_RD, threshold_RD = choose_tested(
         probs_RTV, drafts, noise, path_RG, residual_probs
     )
     assert tested_RDV.shape == (2, 0, 4)

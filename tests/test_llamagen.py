@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -560,7 +560,10 @@ def tiny_t5(folder: Path, width: int = 12) -> Path:
     return folder
 
 
-def test_caption_features_are_kept_on_disk(tmp_path: Path) -> None:
+def test_caption_features_are_kept_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def locate_nothing(self: T5, files: Sequence[str]) -> Path:
+        raise UserError("it cannot be read")
+
     folder = tiny_t5(tmp_path / "t5")
     options: dict[str, Any] = {
         "checkpoint": str(folder),
@@ -573,8 +576,8 @@ def test_caption_features_are_kept_on_disk(tmp_path: Path) -> None:
     assert features.row_vC.shape == (6, 12)  # the comma is a word, and the end token counts
     assert features.last_C.shape == (12,)
     assert torch.equal(captions("a").last_C, captions("a").last_C)
-    shutil.rmtree(folder)
     again = T5(**options)
+    monkeypatch.setattr(T5, "_locate", locate_nothing)
     assert torch.equal(again("a cat, a dog").row_vC, features.row_vC)
     with pytest.raises(
         UserError, match=r"text encoder .* is not usable .* set model.captions.checkpoint"

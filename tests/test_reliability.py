@@ -60,7 +60,7 @@ PROMISES = {
     ],
     "R7 a failed job is recorded with its error and tried again; the sweep goes on and says so": [
         "test_resume.test_failed_jobs_are_recorded_and_retried_and_the_sweep_goes_on",
-        "test_vlm.test_failures_are_tried_again_and_then_left_to_the_method",
+        "test_vlm.test_failures_are_tried_again_and_then_said",
         "test_vlm.test_a_time_out_is_a_failure",
         "test_vlm.test_a_run_over_a_misbehaving_server_is_whole_and_says_what_happened",
         "test_tiif_judge.test_a_slow_judge_is_asked_in_parallel_and_answers_in_order",

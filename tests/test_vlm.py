@@ -30,6 +30,7 @@ from harness.judges.verifier import (
     select_question,
 )
 from harness.judges.vlm import Endpoint
+from harness.models.checkpoint import content_of
 from harness.records import Answer, UserError
 from methods.gridar import GridAR, select_sources
 
@@ -409,7 +410,7 @@ def test_a_local_model_judges_like_any_other(tiny: Path) -> None:
     ]
     heard = judge.ask(asked)
     assert heard == [judge.ask([one])[0] for one in asked]
-    assert judge.id.startswith(f"vlm-{tiny.name}-main-")
+    assert judge.id.startswith(f"vlm-{tiny.name}-{content_of(tiny)}-")
     for one, said in zip(asked, heard, strict=True):
         first = chat.reply([write_message(one.key, one.questions)], [one.image], SYSTEM)[0]
         assert said.replies[0] == first.text and 1 <= len(said.replies) <= 2

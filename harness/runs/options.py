@@ -144,9 +144,16 @@ def _expect_types(values: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "model": {**type_options(model, "model"), "sampling": typed_sampling},
         "method": type_options(values.get("method"), "method"),
-        "benchmark": type_options(values.get("benchmark"), "benchmark", skipped=("classes",)),
+        "benchmark": _type_benchmark(values.get("benchmark") or {}),
         "logger": type_options(values.get("logger"), "logger"),
     }
+
+
+def _type_benchmark(benchmark: Mapping[str, Any]) -> Any:
+    """Check a benchmark's options but those that stand for a folder, or for the model's."""
+    has_folder = isinstance(benchmark.get("images"), str)
+    skipped = ("classes", "images") if has_folder else ("classes",)
+    return type_options(benchmark, "benchmark", skipped=skipped)
 
 
 def _compose_defaults(choices: Mapping[str, str]) -> Mapping[str, Any]:
