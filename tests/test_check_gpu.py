@@ -11,8 +11,8 @@ import os
 import subprocess
 import sys
 import time
-from argparse import Namespace
-from collections.abc import Callable, Iterator
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,6 +40,7 @@ from harness.check.gpu.children import run_parts
 from harness.check.gpu.drawing import draw, make_jobs
 from harness.check.gpu.finding import Finding, NotRunError, Part, Setting, Step
 from harness.check.gpu.journal import Journal, Line, open_journal
+from harness.check.gpu.options import add_options
 from harness.check.gpu.plan import STEPS, choose_steps
 from harness.check.gpu.table import format_tables
 from harness.check.gpu.worker import carry_out
@@ -682,10 +683,36 @@ NOT_ON_A_CPU = {
 }
 
 
+def choose(*options: str) -> Namespace:
+    """Read options as the command does."""
+    parser = ArgumentParser()
+    add_options(parser)
+    return parser.parse_args(options)
+
+
 def test_without_a_gpu_the_command_takes_the_simulated_list(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(simulated, "check_simulated", lambda: 17)
-    chosen = Namespace(table=None, minutes=None, device="cuda:0", only=None)
-    assert command.check_gpu(chosen) == 17
+    assert command.check_gpu(choose()) == 17
+    assert capsys.readouterr().out == ""
+    assert command.check_gpu(choose("--only", "kernels", "--minutes", "9")) == 17
+    assert "--minutes, --only are ignored" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (("--device", "cudaa"), "--device cudaa"),
+        (("--device", "cpu"), "--device cpu"),
+        (("--minutes", "0"), "--minutes 0"),
+        (("--only", "nosuch"), "--only nosuch"),
+        (("--fixtures", "/nope"), "--fixtures /nope: there is no such folder"),
+        (("--peer", "/nope"), "--peer /nope: there is no such folder"),
+        (("--out", "/dev/null/x"), "--out /dev/null/x: cannot be made"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_any_step(options: Sequence[str], problem: str) -> None:
+    with pytest.raises(UserError, match=problem):
+        command.check_gpu(choose(*options))

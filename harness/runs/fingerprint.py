@@ -53,29 +53,6 @@ REACHING = frozenset({"give_up_after", "self_test"})
 They are left out wherever they stand, in a method's judges too.
 """
 
-PLACES = REACHING | frozenset(
-    {
-        # where a file or a device is
-        "metadata",
-        "checkpoint",
-        "device",
-        "images_of",
-        # how a judge's endpoint is reached
-        "base_url",
-        "needs_key",
-        "timeout_s",
-        "retries",
-        "backoff_s",
-        "longest_pause_s",
-        "concurrency",
-    }
-)
-"""Options of a benchmark, at any depth, that say where something is or how it is reached.
-
-They name no result: the content is named by the benchmark's version, prompts and judge id.
-"""
-
-
 PLACES_OF_JUDGES = REACHING | frozenset(
     {
         "device",
@@ -88,11 +65,16 @@ PLACES_OF_JUDGES = REACHING | frozenset(
         "concurrency",
     }
 )
-"""The same of the judges that a method asks."""
+"""Options of a judge, at any depth, that say where it runs or how it is reached."""
+PLACES = PLACES_OF_JUDGES | {"metadata", "checkpoint", "images_of"}
+"""Options of a benchmark, at any depth, that say where something is or how it is reached.
+
+They name no result: the content is named by the benchmark's version, prompts and judge id.
+"""
 RECORDED_PLACES = frozenset(
     {"device", "base_url", "timeout_s", "retries", "backoff_s", "concurrency"}
 )
-"""Those that earlier fingerprints of methods hold."""
+"""Those of judges that earlier fingerprints of methods hold."""
 
 
 def fingerprint(identity: Mapping[str, Any]) -> str:
