@@ -9,6 +9,7 @@ import pytest
 import torch
 from simulated_cuda import simulated_cuda
 from torch import Tensor
+from torch.utils._device import _device_constructors
 
 from harness.kernels import race
 
@@ -39,6 +40,15 @@ def test_a_tensor_says_where_it_is_and_does_not_leave_by_itself() -> None:
         assert tensor.tolist() == [[0, 1, 2], [3, 4, 5]]
         with pytest.raises(TypeError, match="can't convert cuda:0 device type tensor to numpy"):
             np.asarray(tensor)
+
+
+def test_a_device_context_reaches_every_maker_after_the_machine_is_gone() -> None:
+    _device_constructors.cache_clear()
+    with simulated_cuda(), torch.device("meta"):
+        torch.empty(1)
+    with torch.device("meta"):
+        assert torch.tensor([]).is_meta
+        assert torch.as_tensor([1.0]).is_meta
 
 
 def test_devices_are_not_mixed() -> None:

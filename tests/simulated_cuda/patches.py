@@ -11,6 +11,7 @@ from unittest import mock
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._device import _device_constructors
 
 from harness import kernels
 from harness.kernels import flash, products, race
@@ -47,6 +48,7 @@ def simulated_cuda(
     kernels.forget()
     linear.forget()
     graphs.graph.default_capture_stream = None
+    _device_constructors()  # torch keeps this set of its functions: it must see the real ones
     push_machine(machine)
     patches = [
         *_patch_torch_cuda(capability),
