@@ -194,7 +194,7 @@ def test_generator_training_learns(tmp_path: Path, model: Pictogram) -> None:
     losses = []
     for i in range(25):
         training.set_rate(optimisers, min(1.0, (i + 1) / 5))
-        loss = train_generator.loss_of_batch(gpt, words[:16], tokens[:16])
+        loss = train_generator.loss_of_batch(gpt, words[:16], tokens[:16], tokens[:16])
         training.descend(loss, gpt, optimisers)
         losses.append(loss.item())
     assert losses[0] > 5

@@ -86,7 +86,8 @@ def export(options: training.Options, folder: Path, *, unfinished: bool = False)
         # 2. The part's entry on the card.
         size = {"parameters": files.count_parameters(module), "steps": progress.step}
         curve = thin_out(progress.curve)
-        card["parts"][part] = {**config, **about, **size, "curve": curve}
+        recipe = states.get("recipe", {})
+        card["parts"][part] = {**config, **about, **size, **recipe, "curve": curve}
 
         # 3. What the generator's training continues from.
         if part == "generator":

@@ -94,6 +94,14 @@ def positive(text: str) -> int:
     return number
 
 
+def share(text: str) -> float:
+    """Read a number of 0 to 1, for argparse."""
+    number = float(text)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{text} must be from 0 to 1")
+    return number
+
+
 def options(arguments: argparse.Namespace) -> Options:
     """Collect the common options of a command, and set the threads and the seed of torch."""
     torch.set_num_threads(1)

@@ -30,7 +30,7 @@ from harness.models.pictogram.grammar import TASKS, objects
 from harness.models.pictogram.world import SIDE, Pixels, Placed
 from harness.models.vq import VQ, to_uint8
 from harness.training import loop as training
-from harness.training.train_tokenizer import GRID, new_vq, to_pixels
+from harness.training.train_tokenizer import GRID, new_vq, swap_for_near, to_pixels
 
 BATCH = 32
 Scene = tuple[Pixels, tuple[Placed, ...]]
@@ -183,20 +183,10 @@ def shuffle_blocks(region: Pixels, rng: random.Random, size: int = 4) -> None:
 def through_tokenizer(
     vq: VQ, x: Tensor, noise: np.random.Generator, *, swap: float = 0.06
 ) -> Tensor:
-    """Encode and decode, with some of the codes replaced by one of their five nearest neighbours.
-
-    Their share differs from picture to picture; `swap` is its mean.
-    """
+    """Encode and decode, with some of the codes replaced by near ones: see `swap_for_near`."""
     with training.autocast():
         codes = vq.encode(x)
-        rows = vq.quantize.rows().float()
-        nearest = (rows @ rows.T).topk(6, dim=-1).indices
-        neighbour = torch.from_numpy(noise.integers(1, 6, codes.shape))
-        swapped = nearest[codes, neighbour]
-        luck = noise.random(codes.shape)
-        share = swap * noise.integers(0, 3, (len(codes), 1))
-        is_swapped = torch.from_numpy(luck < share)
-        y = vq.decode(torch.where(is_swapped, swapped, codes), GRID)
+        y = vq.decode(swap_for_near(codes, vq, noise, swap), GRID)
     return to_uint8(y).permute(0, 3, 1, 2).float().div(127.5).sub(1)
 
 

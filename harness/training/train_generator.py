@@ -4,12 +4,17 @@ Fresh scenes are encoded on the fly. A tenth of the captions is dropped and some
 guidance has work to do, as it has on captions from the web. Every few hundred steps the running
 average of the weights is sampled and judged. Training ends when the budget is spent or the model is
 good enough: if plain sampling were perfect, no method could be better.
+
+`--noise 0.03 --swap 0.06` lets it know alternatives: with sensor noise on the pictures many codes
+are right at a place, and with near codes in the context it learns to go on from slight mistakes.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,9 +26,10 @@ from harness.models.pictogram.detector import Detector, new_network
 from harness.models.pictogram.generator import GPT, GPTSpec, draw_tokens
 from harness.models.pictogram.reading import holds
 from harness.models.vq import VQ, to_uint8
+from harness.records import UserError
 from harness.training import loop as training
 from harness.training.train_detector import trained_vq
-from harness.training.train_tokenizer import GRID, to_pixels
+from harness.training.train_tokenizer import GRID, swap_for_near, to_pixels
 
 SPECS = {
     "pictogram_16": GPTSpec(layers=4, dim=160, heads=5, hidden=512),
@@ -43,6 +49,15 @@ AVERAGE = 0.998
 """Decay of the running average of the weights."""
 
 
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What differs between trainings of the generator."""
+
+    noise: float = 0.0  # standard deviation of a pixel's noise, black to white being 1
+    swap: float = 0.0  # mean share of the context that is replaced by near codes
+    rate: float = 1.0  # factor of the learning rates
+
+
 def main() -> None:
     parser = training.parser(__doc__ or "", cpu_minutes=60)
     parser.add_argument(
@@ -51,23 +66,42 @@ def main() -> None:
         default=0.62,
         help="stop when the monitor's mean over the tasks is above",
     )
+    usual = Recipe()
+    parser.add_argument(
+        "--noise",
+        type=training.share,
+        default=usual.noise,
+        help="standard deviation of the noise on encoded pictures, black to white being 1",
+    )
+    parser.add_argument(
+        "--swap",
+        type=training.share,
+        default=usual.swap,
+        help="mean share of the context that is replaced by one of the five nearest codes",
+    )
+    parser.add_argument(
+        "--rate", type=training.share, default=usual.rate, help="factor of the learning rates"
+    )
     arguments = parser.parse_args()
-    train(training.options(arguments), arguments.enough)
+    recipe = Recipe(arguments.noise, arguments.swap, arguments.rate)
+    train(training.options(arguments), arguments.enough, recipe)
 
 
-def train(options: training.Options, enough: float) -> GPT:
+def train(options: training.Options, enough: float, recipe: Recipe = Recipe()) -> GPT:
     """Train until the budget is spent, or the mean score is above `enough`.
 
-    Returns the running average of the weights.
+    Returns the running average of the weights. Raises UserError where the checkpoint to continue
+    is of another recipe.
     """
     gpt = GPT(SPECS[options.set])
     average = GPT(SPECS[options.set])
     path = options.checkpoint("generator")
     progress, states = training.resume(path)
-    optimisers = training.muon_adamw(gpt, 0.02, 3e-3)
+    optimisers = training.muon_adamw(gpt, 0.02 * recipe.rate, 3e-3 * recipe.rate)
     if not states:
         training.warm(options, "generator", gpt)
     else:
+        expect_recipe(states.get("recipe", asdict(Recipe())), recipe, path)
         gpt.load_state_dict(states["model"])
         training.restore(optimisers, states["optimisers"])
     average.load_state_dict(states.get("average", gpt.state_dict()))
@@ -77,14 +111,22 @@ def train(options: training.Options, enough: float) -> GPT:
     encode = training.compile_if_possible(vq.encode)
     losses: list[float] = []
 
+    def save() -> None:
+        states = {"average": average.state_dict(), "recipe": asdict(recipe)}
+        training.save(path, progress, gpt, optimisers, **states)
+
     while (share := progress.share(options.cpu_minutes)) < 1:
         # 1. Draw fresh scenes and encode them.
         training.set_rate(optimisers, training.decay(share))
         rng = training.step_rng(options.seed, "generator", progress.step)
-        words, tokens = batch(options, rng, encode)
+        words, tokens = batch(options, rng, encode, noise=recipe.noise)
+        context = tokens
+        if recipe.swap:
+            noise = np.random.default_rng(rng.getrandbits(64))
+            context = swap_for_near(tokens, vq, noise, recipe.swap)
 
         # 2. Learn to predict their tokens.
-        loss = loss_of(gpt, words, tokens)
+        loss = loss_of(gpt, words, tokens, context)
         training.descend(loss, gpt, optimisers)
         decay = min(AVERAGE, progress.step / (progress.step + 10))
         training.update_average(average, gpt, decay)
@@ -93,36 +135,51 @@ def train(options: training.Options, enough: float) -> GPT:
 
         # 3. Save, and measure now and then.
         if progress.step % 50 == 0:
-            training.save(path, progress, gpt, optimisers, average=average.state_dict())
+            save()
         if progress.step % 100 == 0:
             score = watch(average, vq, options) if progress.step % 300 == 0 else {}
             progress.note(loss=float(np.mean(losses[-100:])), **score)
             if score.get("mean", 0.0) > enough:
                 break
 
-    progress.note(loss=float(np.mean(losses[-100:])), **watch(average, vq, options))
-    training.save(path, progress, gpt, optimisers, average=average.state_dict())
+    if losses:  # else the budget was spent before
+        progress.note(loss=float(np.mean(losses[-100:])), **watch(average, vq, options))
+        save()
     return average
 
 
-def loss_of_batch(gpt: GPT, word_B32: Tensor, token_BN: Tensor) -> Tensor:
-    """Return the mean cross entropy of the tokens."""
+def expect_recipe(found: dict[str, float], asked: Recipe, path: Path) -> None:
+    """Raise UserError unless a checkpoint was trained by the recipe that is asked for."""
+    for name, want in asdict(asked).items():
+        if found[name] != want:
+            raise UserError(
+                f"--{name} {want}: {path} was trained with {found[name]}; "
+                f"give --{name} {found[name]}, or another --work"
+            )
+
+
+def loss_of_batch(gpt: GPT, word_B32: Tensor, token_BN: Tensor, context_BN: Tensor) -> Tensor:
+    """Return the mean cross entropy of the tokens, given those of the context before them."""
     with training.autocast():
-        logits = gpt.forward_train(word_B32, token_BN, training.attend_causally)
+        logits = gpt.forward_train(word_B32, context_BN, training.attend_causally)
     return F.cross_entropy(logits.float().flatten(0, 1), token_BN.flatten())
 
 
 def batch(
-    options: training.Options, rng: random.Random, encode: training.Encode
+    options: training.Options, rng: random.Random, encode: training.Encode, *, noise: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Draw fresh scenes; return their word ids [B, 32] and codes [B, N].
 
-    Some captions are dropped, and some are those of another scene.
+    `noise` is the standard deviation of what is added to pixels, black to white being 1. Some
+    captions are dropped, and some are those of another scene.
     """
     samples = [one_sample(options.classes, rng) for _ in range(BATCH)]
-    pixels = np.stack([sample.pixels for sample in samples])
+    pixels_B3HW = to_pixels(np.stack([sample.pixels for sample in samples]))
+    if noise:
+        normal = np.random.default_rng(rng.getrandbits(64)).standard_normal(pixels_B3HW.shape)
+        pixels_B3HW = pixels_B3HW + 2 * noise * torch.from_numpy(normal).float()
     with torch.no_grad(), training.autocast():
-        tokens = encode(to_pixels(pixels))
+        tokens = encode(pixels_B3HW)
 
     texts: list[str | None] = [sample.text for sample in samples]
     for i in range(BATCH):

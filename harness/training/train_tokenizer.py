@@ -164,6 +164,20 @@ def to_pixels(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div(127.5).sub(1)
 
 
+@torch.no_grad()
+def swap_for_near(code_BN: Tensor, vq: VQ, noise: np.random.Generator, mean: float) -> Tensor:
+    """Replace some codes by one of their five nearest in the codebook; return codes [B, N].
+
+    The share that is replaced is 0, `mean` or twice that, by picture.
+    """
+    rows = vq.quantize.rows().float()
+    nearest = (rows @ rows.T).topk(6, dim=-1).indices
+    rank = torch.from_numpy(noise.integers(1, 6, code_BN.shape))
+    luck = noise.random(code_BN.shape)
+    share = mean * noise.integers(0, 3, (len(code_BN), 1))
+    return torch.where(torch.from_numpy(luck < share), nearest[code_BN, rank], code_BN)
+
+
 def step(vq: VQ, codebook: Codebook, x: Tensor, *, quantised: bool) -> Tensor:
     """Return the loss of one batch.
 
