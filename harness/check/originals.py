@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 CONFORMANCE = {
     "acceptance": "methods.conformance.acceptance.conformance",
+    "coco": "benchmarks.coco.conformance.conformance",
     "geneval": "benchmarks.geneval.conformance.conformance",
     "geneval-summary": "benchmarks.geneval.conformance.conformance",
     "gridar": "methods.conformance.gridar.conformance",
