@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,7 +57,7 @@ class Detector:
     """
 
     def __init__(self, network: nn.Module, classes: Sequence[str]) -> None:
-        self.network = network.eval()
+        self.network: Any = network.eval()
         self.classes = tuple(classes)
 
     @classmethod
@@ -79,20 +80,35 @@ class Detector:
         return found
 
     @torch.no_grad()
-    def _detect_batch(self, images: Sequence[Pixels]) -> list[list[Detection]]:
-        batch_BHW3 = torch.zeros(MICROBATCH, SIDE, SIDE, 3)
-        for i, image in enumerate(images):
-            if image.shape != (SIDE, SIDE, 3):
-                raise ValueError(
-                    f"a picture of shape {image.shape}: "
-                    f"the pictogram detectors read {SIDE}x{SIDE}x3"
-                )
-            batch_BHW3[i] = torch.from_numpy(np.array(image, np.float32))
+    def features(self, images: Sequence[Pixels]) -> np.ndarray:
+        """Describe each picture by the mean of the network's last channels, float32 [N, width].
 
-        scaled_B3HW = batch_BHW3.permute(0, 3, 1, 2).div(127.5).sub(1)
-        output = self.network(scaled_B3HW.contiguous(memory_format=torch.channels_last))
-        peaks = find_peaks(output, self.classes)[: len(images)]
+        Raises ValueError for a picture of another shape.
+        """
+        found = [np.zeros((0, self.network.head.in_channels), np.float32)]
+        for start in range(0, len(images), MICROBATCH):
+            batch = images[start : start + MICROBATCH]
+            channels = self.network.trunk(_to_batch(batch))
+            found.append(channels.mean((2, 3))[: len(batch)].numpy())
+        return np.concatenate(found)
+
+    @torch.no_grad()
+    def _detect_batch(self, images: Sequence[Pixels]) -> list[list[Detection]]:
+        peaks = find_peaks(self.network(_to_batch(images)), self.classes)[: len(images)]
         return [_add_colors(image, found) for image, found in zip(images, peaks, strict=True)]
+
+
+def _to_batch(images: Sequence[Pixels]) -> Tensor:
+    """Stack up to `MICROBATCH` pictures, and black ones to the full number, in [-1, 1]."""
+    batch_BHW3 = torch.zeros(MICROBATCH, SIDE, SIDE, 3)
+    for i, image in enumerate(images):
+        if image.shape != (SIDE, SIDE, 3):
+            raise ValueError(
+                f"a picture of shape {image.shape}: the pictogram detectors read {SIDE}x{SIDE}x3"
+            )
+        batch_BHW3[i] = torch.from_numpy(np.array(image, np.float32))
+    scaled_B3HW = batch_BHW3.permute(0, 3, 1, 2).div(127.5).sub(1)
+    return scaled_B3HW.contiguous(memory_format=torch.channels_last)
 
 
 def _add_colors(image: Pixels, peaks: Sequence[Peak]) -> list[Detection]:
@@ -133,7 +149,11 @@ class ResidualNet(nn.Module):
         self.head = nn.Conv2d(width, classes + 4, 1)
 
     def forward(self, x_B3HW: Tensor) -> Tensor:
-        return self.head(self.body(self.stem(x_B3HW)))
+        return self.head(self.trunk(x_B3HW))
+
+    def trunk(self, x_B3HW: Tensor) -> Tensor:
+        """Return what the head reads, [B, width, h, w]."""
+        return self.body(self.stem(x_B3HW))
 
 
 class HourglassNet(nn.Module):
@@ -155,13 +175,17 @@ class HourglassNet(nn.Module):
         self.head = nn.Conv2d(width, classes + 4, 1)
 
     def forward(self, x_B3HW: Tensor) -> Tensor:
+        return self.head(self.trunk(x_B3HW))
+
+    def trunk(self, x_B3HW: Tensor) -> Tensor:
+        """Return what the head reads, [B, width, h, w]."""
         join_down, join_fine, last = self.join
         fine = self.fine(self.stem(x_B3HW))
         down = self.down(fine)
         coarse = F.interpolate(self.coarse(down), size=down.shape[-2:])
         joined = join_down(torch.cat((down, coarse), 1))
         up = F.interpolate(joined, size=fine.shape[-2:])
-        return self.head(last(join_fine(torch.cat((fine, up), 1))))
+        return last(join_fine(torch.cat((fine, up), 1)))
 
 
 ARCHITECTURES: dict[str, type[ResidualNet] | type[HourglassNet]] = {

@@ -1,0 +1,168 @@
+"""`python -m harness.distance METHOD PLAIN [OTHER_PLAIN]`: are a method's images plain sampling's?
+
+Each is a run folder, or the fingerprint of a run below `--results`; all are of the same prompts. A
+method that keeps the model's law draws images that are as far from plain's as another plain run's.
+The images of each prompt are exchanged between the two runs at random: p is the share of exchanges
+that put them as far apart. Needs no reference images and no judge. Give runs of other seeds: images
+drawn from the same noise are no independent draws.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.images import read_images
+from harness.cli import print_error
+from harness.compare import find_run
+from harness.judges.features import ClipFeatures, Extractor, PictogramFeatures
+from harness.records import UserError
+from harness.results import stats
+from harness.results.stats import distances
+from harness.runs.read import Run
+
+FEWEST = 8
+"""Prompts below which no exchange can be rare: 2 in 2^7 are 1.6 %."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the distances; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m harness.distance",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("method", help="run folder or fingerprint")
+    parser.add_argument("plain", help="a run of plain sampling with another seed")
+    parser.add_argument(
+        "other_plain", nargs="?", help="a second one of a third seed: how far apart equals are"
+    )
+    parser.add_argument(
+        "--results", type=Path, default=Path("results"), help="where fingerprints are looked for"
+    )
+    parser.add_argument(
+        "--features",
+        choices=("pictogram", "clip"),
+        default="pictogram",
+        help="what describes an image: the embedded judge, or OpenAI's CLIP ViT-B/32",
+    )
+    parser.add_argument(
+        "--weights", default="openai", help="of CLIP: a tag of open_clip, or a file of weights"
+    )
+    chosen = parser.parse_args(arguments)
+    names = [chosen.method, chosen.plain, chosen.other_plain]
+    try:
+        runs = [find_run(name, chosen.results) for name in names if name]
+        expect_same_prompts(runs)
+        extractor: Extractor = (
+            PictogramFeatures() if chosen.features == "pictogram" else ClipFeatures(chosen.weights)
+        )
+        print("\n".join(describe_distances(runs, extractor)))
+    except UserError as error:
+        return print_error(error)
+    return 0
+
+
+def expect_same_prompts(runs: Sequence[Run]) -> None:
+    """Raise UserError unless the runs are different ones, of one model and the same prompts."""
+    if len({run.fingerprint for run in runs}) < len(runs):
+        raise UserError("a run stands twice: name different runs")
+    first = runs[0]
+    for run in runs[1:]:
+        if run.protocol.model != first.protocol.model:
+            raise UserError(
+                f"{run.path} is of {run.protocol.model}, {first.path} of {first.protocol.model}"
+            )
+        if {key: one.text for key, one in run.prompts.items()} != {
+            key: one.text for key, one in first.prompts.items()
+        }:
+            raise UserError(f"{run.path} and {first.path} have different prompts")
+    if len(first.prompts) < FEWEST:
+        raise UserError(f"{len(first.prompts)} prompts tell nothing: {FEWEST} at least are needed")
+
+
+def describe_distances(runs: Sequence[Run], extractor: Extractor) -> list[str]:
+    """Compare the first run's images with the second's, and a third's with them, in words.
+
+    Raises UserError where images are missing or cannot be read.
+    """
+    keys = sorted(set.intersection(*(set(run.done) for run in runs)))
+    if len(keys) < 2:
+        raise UserError("the runs have no two images of the same prompts")
+    sets = [_read_features(run, keys, extractor) for run in runs]
+    deviation = np.concatenate(sets).std(0)
+    sets = [features[:, deviation > 0] / deviation[deviation > 0] for features in sets]
+
+    method, plain = runs[:2]
+    prompts = len({prompt for prompt, _ in keys})
+    lines = [
+        f"{plain.protocol.benchmark} on {plain.protocol.model}, {prompts} prompts, "
+        f"{len(keys)} images a run, features {extractor.id}, scaled to a deviation of 1"
+    ]
+    lines += _compare_images(method, plain, sets[0], sets[1], keys)
+    if len(runs) > 2:
+        lines += _compare_images(runs[2], plain, sets[2], sets[1], keys)
+    return lines
+
+
+def _read_features(run: Run, keys: Sequence[tuple[str, int]], extractor: Extractor) -> np.ndarray:
+    """Describe a run's images, [N, D]."""
+    files = []
+    for key in keys:
+        file = run.image(run.done[key])
+        if file is None:
+            raise UserError(f"{run.path}: image {key[1]} of {key[0]} is not in the folder")
+        files.append(file)
+    pictures = []
+    for file, picture in zip(files, read_images(files), strict=True):
+        if isinstance(picture, str):
+            raise UserError(f"{file}: {picture}")
+        pictures.append(picture)
+    return extractor.features(pictures).astype(np.float64)
+
+
+def _compare_images(
+    run: Run, plain: Run, x_ND: np.ndarray, y_ND: np.ndarray, keys: Sequence[tuple[str, int]]
+) -> list[str]:
+    """State both distances of a run's images to plain's, and whether exchanges explain them."""
+    group_N = _number_prompts(keys)
+    name = f"{run.name} ({run.fingerprint}) to {plain.name} ({plain.fingerprint})"
+    value = distances.frechet(x_ND, y_ND).value
+    if np.array_equal(x_ND, y_ND):
+        return [f"{name}: identical images"]
+    if run.about.get("seed") == plain.about.get("seed"):
+        return [
+            f"{name}: Fréchet distance {value:.3f}; no test: both runs have "
+            f"seed {run.about.get('seed')}, and images of common noise are not independent"
+        ]
+    found = distances.swap_test(x_ND, y_ND, group_N=group_N)
+    spread = distances.frechet_swap_test(x_ND, y_ND, group_N=group_N)
+    p = "< 0.001" if found.p < 0.001 else f"= {found.p:.3f}"
+    prompts = len(set(group_N.tolist()))
+    verdict = (
+        f"the images differ (p {p})"
+        if found.p < stats.ALPHA
+        else f"no difference found with {prompts} prompts (p {p})"
+    )
+    return [
+        f"{name}: {verdict}",
+        f"  Fréchet distance {value:.3f}, after exchanges {spread.null_mean:.3f} "
+        f"± {spread.null_deviation:.3f}; kernel distance {found.statistic:+.4f}, "
+        f"after exchanges {found.null_mean:+.4f} ± {found.null_deviation:.4f}",
+    ]
+
+
+def _number_prompts(keys: Sequence[tuple[str, int]]) -> np.ndarray:
+    """Number the prompts of images, from 0."""
+    numbers: Mapping[str, int] = {
+        prompt: i for i, prompt in enumerate(dict.fromkeys(prompt for prompt, _ in keys))
+    }
+    return np.array([numbers[prompt] for prompt, _ in keys])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
