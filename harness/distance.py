@@ -15,14 +15,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image as Pillow
 
-from benchmarks.images import read_images
 from harness.cli import print_error
 from harness.compare import find_run
 from harness.judges.features import ClipFeatures, Extractor, PictogramFeatures
-from harness.records import UserError
+from harness.records import UserError, one_line
 from harness.results import stats
 from harness.results.stats import distances
+from harness.runs.folder import FORMATS, UNREADABLE
 from harness.runs.read import Run
 
 FEWEST = 8
@@ -111,17 +112,16 @@ def describe_distances(runs: Sequence[Run], extractor: Extractor) -> list[str]:
 
 def _read_features(run: Run, keys: Sequence[tuple[str, int]], extractor: Extractor) -> np.ndarray:
     """Describe a run's images, [N, D]."""
-    files = []
+    pictures = []
     for key in keys:
         file = run.image(run.done[key])
         if file is None:
             raise UserError(f"{run.path}: image {key[1]} of {key[0]} is not in the folder")
-        files.append(file)
-    pictures = []
-    for file, picture in zip(files, read_images(files), strict=True):
-        if isinstance(picture, str):
-            raise UserError(f"{file}: {picture}")
-        pictures.append(picture)
+        try:
+            with Pillow.open(file, formats=FORMATS) as picture:
+                pictures.append(np.asarray(picture.convert("RGB")))
+        except UNREADABLE as error:
+            raise UserError(f"{file}: cannot be read ({one_line(error)})") from None
     return extractor.features(pictures).astype(np.float64)
 
 
