@@ -68,8 +68,9 @@ class Results:
 def load(folder: str | Path) -> Results:
     """Load a results folder, or a single run folder.
 
-    A run that cannot be used is left out, named in `problems` and in a warning. Raises UserError if
-    there is no such folder, and for a run folder that cannot be read.
+    The tables are made from the journals, as `stages=[report]` makes them, and take as long. A run
+    that cannot be used is left out, named in `problems` and in a warning. Raises UserError if there
+    is no such folder, and for a run folder that cannot be read.
     """
     path = Path(folder)
     is_run = (path / "config.yaml").exists()
@@ -98,7 +99,7 @@ def _tabulate_runs(frame: pd.DataFrame, runs: tuple[Run, ...]) -> pd.DataFrame:
     typed["folder"] = pd.Series([str(run.path) for run in runs], dtype="string")
     options = pd.DataFrame([_list_options(run) for run in runs], dtype=object)
     for name in sorted(map(str, options)):
-        typed[name] = options[name].convert_dtypes()
+        typed[name] = _infer_type(options[name])
     return pd.DataFrame(typed)
 
 
@@ -127,6 +128,12 @@ def _typed(values: pd.Series, column: Column | None) -> pd.Series:
     return values.astype("Int64" if is_whole else "float64")
 
 
+def _infer_type(values: pd.Series) -> pd.Series:
+    """Return a column of options or notes in the type that all known values share."""
+    inferred = values.astype(object).convert_dtypes()
+    return inferred.astype("float64") if inferred.dtype == "Float64" else inferred
+
+
 # --- images and prompts ---------------------------------------------------------------------------
 
 
@@ -146,7 +153,7 @@ def _tabulate_images(runs: list[tuple[Run, Label]]) -> pd.DataFrame:
         elif column.name != "detail":
             frame[column.name] = _typed(frame[column.name], column)
     for name in notes:
-        frame[name] = frame[name].astype(object).convert_dtypes()
+        frame[name] = _infer_type(frame[name])
     return frame
 
 

@@ -149,8 +149,9 @@ class Run:
     def image(self, record: SampleRecord) -> Path | None:
         """Return a delivered image's file if it is still there; never one outside the folder."""
         file = self.path / record.path
-        is_inside = bool(record.path) and file.resolve().is_relative_to(self.path.resolve())
-        return file if is_inside and file.is_file() else None
+        if not record.path or not file.is_file():
+            return None
+        return file if file.resolve().is_relative_to(self.path.resolve()) else None
 
     @cached_property
     def device(self) -> str:
