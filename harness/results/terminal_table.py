@@ -106,8 +106,8 @@ def _render_runs(runs: pd.DataFrame, width: int) -> list[str]:
         table.append(f"{first:<{label_width}}{GAP}{line}".rstrip())
         table += rest
     if reasons:
-        told = "; ".join(f"{letter} {reason}" for reason, letter in reasons.items())
-        table += _wrap(f"In brackets: not resolved. {told}.", width)
+        explained = "; ".join(f"{letter} {reason}" for reason, letter in reasons.items())
+        table += _wrap(f"In brackets: not resolved. {explained}.", width)
     return table
 
 
