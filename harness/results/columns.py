@@ -26,8 +26,9 @@ Group = Literal[
 GROUPS: tuple[Group, ...] = get_args(Group)
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
-"""GenEval's tasks. They have columns of their own, which other benchmarks leave empty."""
+"""GenEval's tasks. They have columns among the fixed ones, where a run was asked them."""
 TEXT = "text"
+YES = ("yes or no", "yes or empty")
 SHARE = "0 to 1"
 SCORE = "difference of scores"
 PLAIN_IMAGES = "plain images"
@@ -130,7 +131,8 @@ LEADERBOARD = Table(
     "A row for each run, in the order of benchmark, model, method and number of candidates. Costs "
     "are means over delivered images and include candidates that were thrown away. Scores count "
     "images that are missing, failed or unjudged as wrong. A column for each further category or "
-    "aggregate of a benchmark follows the fixed ones.",
+    "aggregate of a benchmark follows the fixed ones; tasks of GenEval that no run was asked have "
+    "none.",
     (
         Column("benchmark", TEXT, "Benchmark that gave the prompts.", "what was run"),
         Column("model", TEXT, "Model that drew the images.", "what was run"),
@@ -138,7 +140,9 @@ LEADERBOARD = Table(
         Column(
             "params",
             TEXT,
-            "Method options that differ from its configuration file, as `n=8, reward=other`.",
+            "Method options, as `n=8, reward=other`: the number of candidates, those that differ "
+            "from the configuration file, and those that differ between runs of the method under "
+            "one protocol.",
             "what was run",
         ),
         Column("images", "images", "Images delivered.", "what was run"),
@@ -522,6 +526,14 @@ LEADERBOARD = Table(
             "Prompts that are longer than the model reads, and were drawn from their beginnings.",
             "what was run",
         ),
+        Column(
+            "label",
+            TEXT,
+            "What the run is called in tables and figures: the method's title with its number of "
+            "candidates, and in brackets the options in `params`, and what else tells it from the "
+            "other runs of its protocol. No two of them are called the same.",
+            "what was run",
+        ),
     ),
 )
 
@@ -561,7 +573,7 @@ CURVES = Table(
     "on, in one of two currencies. Curves are linear in log2 of the budget.",
     (
         *LEADERBOARD.select("protocol", "benchmark", "model", "method"),
-        Column("params", TEXT, "Changed method options, without `n`.", "what was run"),
+        Column("params", TEXT, "Options of the method, without `n`.", "what was run"),
         *LEADERBOARD.select("seed"),
         Column(
             "currency",
@@ -785,6 +797,47 @@ BENCH_JUDGES = Table(
     ),
 )
 
+# --- frames ---------------------------------------------------------------------------------------
+
+IMAGES = Table(
+    "images of harness.load",
+    "A row for each planned image of each run. A column `notes.NAME` for each thing that methods "
+    "noted follows.",
+    (
+        *LEADERBOARD.select("benchmark", "model", "method", "label", "seed", "fingerprint"),
+        Column("prompt_id", TEXT, "Prompt.", "what was run"),
+        Column("image", "integer", "Number of the image of its prompt, from 0.", "what was run"),
+        Column("category", TEXT, "Category of the prompt.", "what was run"),
+        Column("prompt", TEXT, "Text of the prompt.", "what was run"),
+        Column("status", TEXT, "`done`, `failed` or `missing`.", "what was run"),
+        Column(
+            "score",
+            SHARE,
+            "Value that the judge gave the image; missing where it was not judged, which counts "
+            "as 0 in scores of runs.",
+            "quality",
+        ),
+        Column("reason", TEXT, "Why it counts so, in words.", "quality"),
+        Column("detail", "mapping", "All else that the judge said.", "quality"),
+        *LEADERBOARD.select(*COSTS, *STAGE_SECONDS),
+        Column("file", TEXT, "The image's file; empty where it is not there.", "provenance"),
+    ),
+)
+
+PROMPTS = Table(
+    "prompts of harness.load",
+    "A row for each prompt of each benchmark.",
+    (
+        *LEADERBOARD.select("benchmark", "prompts_sha"),
+        *IMAGES.select("prompt_id", "category", "prompt"),
+        Column("weight", "ratio", "Weight of the prompt in its category's mean.", "what was run"),
+        Column("cluster", TEXT, "Prompts of one cluster are resampled together.", "what was run"),
+    ),
+)
+
+FRAMES = (IMAGES, PROMPTS)
+"""Tables that are in no file: what `harness.load` returns beside the leaderboard's rows."""
+
 TABLES = (
     LEADERBOARD,
     METRICS,
@@ -809,13 +862,18 @@ on one machine with one version of the code, the others do not.
 
 A bench appends its rows to its file and keeps those of earlier days, commits and machines. Their
 cells are empty in columns that were added later.
+
+In Python, `harness.load(folder)` has the same as pandas frames: `.runs` are the rows of
+leaderboard.csv in the types of their columns, with the `folder` of each run and a column for each
+option of its method (`method.n`) and sampling (`model.sampling.scale`); `.images` and `.prompts`
+are described at the end.
 """
 
 
 def to_markdown() -> str:
     """Render all tables as one Markdown page; the leaderboard's columns are sorted by group."""
     parts = [INTRODUCTION]
-    for table in TABLES:
+    for table in (*TABLES, *FRAMES):
         parts.append(f"## {table.file}\n\n{table.rows}\n")
         if table is LEADERBOARD:
             for group in GROUPS:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from harness.records import SampleRecord
 from harness.results import stats
 from harness.results.columns import COSTS, STAGE_SECONDS
+from harness.results.labels import Label
 from harness.results.ranking import RankedGroup, Saving
 from harness.results.stats import Difference
 from harness.runs.read import Run
@@ -24,6 +25,8 @@ Row = dict[str, Cell]
 
 RESOLVED = "resolved"
 """The verdict on a difference of detectable size whose adjusted p is below 5 %."""
+NOT_RESOLVED = "not resolved: "
+"""What the verdict on any other difference begins with; the reason follows."""
 PERCENTILES = (0.5, 0.9, 0.95, 0.99)
 
 
@@ -42,6 +45,11 @@ def leaderboard_rows(group: RankedGroup) -> list[Row]:
         for row, tie_group, (low, high) in ranks:
             row |= {"tie_group": tie_group, "rank_low": low, "rank_high": high}
     return rows
+
+
+def name_run(label: Label) -> Row:
+    """Return the columns that tell a run from its neighbours."""
+    return {"params": ", ".join(label.params), "label": str(label)}
 
 
 def unscored_row(run: Run) -> Row:
@@ -81,7 +89,6 @@ def _describe_run(run: Run) -> Row:
     done = [record for _, record in sorted(run.done.items())]
     row: Row = {
         "method": str(run.about["method"] or ""),
-        "params": str(run.about["params"] or ""),
         "fingerprint": str(run.about["fingerprint"] or ""),
         **run.protocol._asdict(),
         "protocol": run.protocol.id,
@@ -251,13 +258,13 @@ def _verdict(row: Row, family: str, comparisons: int) -> str:
     difference = abs(number(row[family]))
     detectable = number(row[f"{family}_detectable"])
     if math.isnan(detectable):
-        return "not resolved: the error is not known, as a category has a single prompt"
+        return f"{NOT_RESOLVED}the error is not known, as a category has a single prompt"
     if p >= stats.ALPHA:
-        return f"not resolved: p {p:.2g}"
+        return f"{NOT_RESOLVED}p {p:.2g}"
     if number(row[f"{family}_p_holm"]) >= stats.ALPHA:
-        return f"not resolved: not significant after correction for {comparisons} comparisons"
+        return f"{NOT_RESOLVED}not significant after correction for {comparisons} comparisons"
     if difference < detectable:
-        return f"not resolved: found in less than 80 % of repeats, which takes {detectable:.3f}"
+        return f"{NOT_RESOLVED}found in less than 80 % of repeats, which takes {detectable:.3f}"
     return RESOLVED
 
 

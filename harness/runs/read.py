@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -48,6 +48,7 @@ NEEDED: Mapping[str, type] = {
 }
 """What config.yaml must say under `run`, and of which type."""
 OPTIONAL: Mapping[str, type] = {
+    "title": str,
     "judge": str,
     "version": str,
     "prompts_sha": str,
@@ -101,14 +102,18 @@ class Run:
     """Questions that the method's judges left without an answer, in the last attempt."""
 
     @property
-    def name(self) -> str:
-        """Method and options, for people."""
-        options = format_options(str(self.about["params"]), self.candidates)
-        return f"{self.about['method']} {options}".strip()
-
-    @property
     def fingerprint(self) -> str:
         return str(self.about["fingerprint"])
+
+    @property
+    def title(self) -> str:
+        """Return the method's name for people, without options: "Best-of-N".
+
+        Runs that were made before methods had titles take that of the preset; a plug-in without
+        one has the name of its configuration.
+        """
+        method = str(self.about["method"])
+        return str(self.about.get("title") or _shipped_titles().get(method) or method)
 
     @property
     def excluded(self) -> str:
@@ -144,8 +149,9 @@ class Run:
     def image(self, record: SampleRecord) -> Path | None:
         """Return a delivered image's file if it is still there; never one outside the folder."""
         file = self.path / record.path
-        is_inside = bool(record.path) and file.resolve().is_relative_to(self.path.resolve())
-        return file if is_inside and file.is_file() else None
+        if not record.path or not file.is_file():
+            return None
+        return file if file.resolve().is_relative_to(self.path.resolve()) else None
 
     @cached_property
     def device(self) -> str:
@@ -252,17 +258,15 @@ class Run:
         return digest(dump(rows).encode(), 16)
 
 
-def format_options(params: str, candidates: float | None) -> str:
-    """List a method's changed options, and its number of candidates even where it is the default.
-
-    `params` lists the changed ones, as "n=8, reward=other"; without a number of candidates
-    `candidates` is None or NaN.
-    """
-    shown = params.split(", ") if params else []
-    has_candidates = candidates is not None and not math.isnan(candidates)
-    if has_candidates and not any(part.startswith("n=") for part in shown):
-        shown.insert(0, f"n={candidates:.0f}")
-    return ", ".join(shown)
+@cache
+def _shipped_titles() -> Mapping[str, str]:
+    """Return the title of each method that the project has, by the name of its configuration."""
+    titles = {}
+    for file in (Path(__file__).parents[2] / "conf" / "method").glob("*.yaml"):
+        settings = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        if "title" in settings:
+            titles[file.stem] = str(settings["title"])
+    return titles
 
 
 def find_runs(results: Path) -> list[Path]:
