@@ -54,25 +54,29 @@ def publish(
 
 
 def _write_all(results: Path, folders: Sequence[Path], tracker: Tracker) -> Board:
-    """Write and print each part, from the quickest to the slowest."""
+    """Write and print each part, from the quickest to the slowest; name last what to open."""
     # 1. Tables.
     board = build(results)
     write_exports(board, results / "export")
     print(render_table(board.frame))
-    print(f"\n{results / 'leaderboard.csv'}: {len(board.runs)} runs")
     if board.excluded:
-        print(excluded_line(board))
+        print(f"\n{excluded_line(board)}")
 
     # 2. Pictures. PDF figures take seconds: they are drawn only if no run was made before.
     shown = [folder for folder in folders if any(run.path == folder for run in board.runs)]
-    if shown:
-        sheet = write_contact_sheet(shown, results / "sheet.png")
-        print(f"{sheet}: prompts x methods")
+    print("\nwriting the pictures and the page", flush=True)
+    sheet = write_contact_sheet(shown, results / "sheet.png") if shown else None
     page = write_report(results, board, figures=not folders)
-    print(f"{page}: figures and gallery")
 
     # 3. Dashboards.
     summary = tracker.publish(board, results)
     if summary:
         print(summary)
+
+    # 4. What to look at.
+    print("\nOpen:")
+    print(f"  {page}: figures, comparisons and a gallery")
+    print(f"  {results / 'leaderboard.csv'}: {len(board.runs)} runs, a row each")
+    if sheet is not None:
+        print(f"  {sheet}: prompts x methods, in pictures")
     return board

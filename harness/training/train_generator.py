@@ -44,7 +44,7 @@ AVERAGE = 0.998
 
 
 def main() -> None:
-    parser = training.parser(__doc__ or "", cpu_minutes=60)
+    parser = training.parser("train_generator", __doc__ or "", cpu_minutes=60)
     parser.add_argument(
         "--enough",
         type=float,
