@@ -65,6 +65,8 @@ class Submission:
 class _Workers(Launcher):
     """What both launchers have in common: jobs as command lines, and a GPU each if there are."""
 
+    _progress: SweepProgress  # of the jobs that are carried out
+
     def __init__(self, workers: int | None, gpus: int | None) -> None:
         self._workers = workers
         self._gpus = gpus
@@ -83,7 +85,6 @@ class _Workers(Launcher):
     ) -> Sequence[JobReturn]:
         """Carry out all jobs; returns when each has ended, well or not."""
         jobs = [self._make_submission(list(overrides)) for overrides in job_overrides]
-        self._progress = SweepProgress(len(jobs), unit="job")
         if jobs:
             self.carry_out_all(jobs)
         returns = []
@@ -156,6 +157,7 @@ class Submitit(_Workers):
         """Give the jobs to submitit until each has ended."""
         import submitit
 
+        self._progress = SweepProgress(len(jobs), unit="job")
         executor = submitit.AutoExecutor(folder=self._folder, cluster=self._cluster)
         executor.update_parameters(**self._parameters)  # type: ignore[arg-type]
         if self._cluster == "local":
@@ -228,6 +230,7 @@ class Ray(_Workers):
                 "hydra/launcher=ray needs Ray: pip install 'visual-ar-tts[ray]'"
             ) from error
 
+        self._progress = SweepProgress(len(jobs), unit="job")
         self._join_cluster(ray)
         try:
             self._keep_busy(ray, jobs)
