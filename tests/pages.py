@@ -76,17 +76,23 @@ def read_commands(page: Path) -> Iterator[Command]:
     """List the commands of a page, those in its sentences included."""
     for fence in read_fences(page):
         if fence.language in SHELL:
-            for line in fence.text.replace("\\\n", " ").splitlines():
-                yield from _find_commands(str(fence), line)
+            yield from find_commands(str(fence), fence.text)
     for code in INLINE.findall(read_prose(page)):
         if code.startswith("python -m "):
-            yield from _find_commands(str(page.relative_to(ROOT)), code)
+            yield from find_commands(str(page.relative_to(ROOT)), code)
 
 
-def _find_commands(place: str, line: str) -> Iterator[Command]:
+def find_commands(place: str, text: str) -> Iterator[Command]:
+    """List the commands of a text, at most one a line; `place` says where it stands."""
+    for line in text.replace("\\\n", " ").splitlines():
+        if (command := _find_command(place, line)) is not None:
+            yield command
+
+
+def _find_command(place: str, line: str) -> Command | None:
     found = COMMAND.search(line)
     if found is None or not found["module"].islower():  # harness.NAME stands for any
-        return
+        return None
     words = shlex.shlex(found["rest"], posix=True, punctuation_chars="();<>|&")
     words.whitespace_split = True
     arguments = []
@@ -94,7 +100,7 @@ def _find_commands(place: str, line: str) -> Iterator[Command]:
         if set(word) <= set("();<>|&"):
             break
         arguments.append(word)
-    yield Command(place, found["module"].rstrip("."), tuple(arguments))
+    return Command(place, found["module"].rstrip("."), tuple(arguments))
 
 
 def read_links(page: Path) -> list[str]:

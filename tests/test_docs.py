@@ -34,12 +34,15 @@ from pages import (
     Command,
     Fence,
     anchors,
+    find_commands,
     pages,
     read_commands,
     read_fences,
     read_links,
     read_prose,
 )
+from runs import ENTRY
+from runs import harness as run_harness
 
 import harness.cli
 from harness.runs.options import expect_options
@@ -111,6 +114,7 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             path = tmp_path / fence.title
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(fence.text)
+    (tmp_path / "results").symlink_to(ROOT / "results")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     return tmp_path
@@ -207,6 +211,43 @@ def test_targets_of_make_and_extras_exist(page: Path) -> None:
     ]
     for names in re.findall(r"(?:\.|visual-ar-tts)\[([a-z,]+)\]", text):
         assert set(names.split(",")) <= set(extras)
+
+
+# ------------------------------------------------------------------ help
+
+
+def test_help_has_a_purpose_five_examples_and_all_choices(tmp_path: Path) -> None:
+    code, said = run_harness(tmp_path, "--help")
+    assert code == 0, said
+    assert said.startswith("Compare test-time scaling and acceleration methods")
+    examples = [one for one in find_commands("--help", said) if one.module == "harness"]
+    assert len(examples) >= 5
+    for example in examples:
+        compose_all(example.arguments)
+    for group in ("method", "benchmark", "model", "judge", "experiment", "sampler"):
+        choices = sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
+        assert f"\n{group}: {', '.join(choices)}\n" in said
+    assert "harness -sc install=bash" in said
+
+
+def list_modules() -> list[str]:
+    """List the modules that take a command line, but for those that other commands start."""
+    found = {"harness.bench"}
+    for folder in ("harness", "benchmarks"):
+        for path in (ROOT / folder).rglob("*.py"):
+            if "ArgumentParser(" in path.read_text() or "training.parser(" in path.read_text():
+                module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+                found.add(re.sub(r"\.(?:__main__|__init__)$", "", module))
+    return sorted(found - {"harness.training.loop"})
+
+
+@pytest.mark.parametrize("module", list_modules())
+def test_help_of_a_command_says_what_it_is_for(module: str, tmp_path: Path) -> None:
+    code, said = run_harness(tmp_path, "--help", module=module)
+    assert code == 0, said
+    purpose = importlib.import_module(ENTRY.get(module, module)).__doc__ or ""
+    assert purpose.splitlines()[0] in said
+    assert f"python -m {module}" in said
 
 
 # ------------------------------------------------------------------ blocks of code
