@@ -79,6 +79,16 @@ def test_a_sweep_numbers_its_points_and_counts_those_that_are_finished(tmp_path:
     assert ": method=toy_best (share 0/2)" in said
 
 
+def test_a_command_ends_by_naming_what_to_open(tmp_path: Path) -> None:
+    for _ in range(2):  # the second finds nothing to do
+        code, said = harness(tmp_path, "-m", *TOY, "benchmark.prompts=2", "method=plain,toy_best")
+        assert code == 0, said
+        named = said.partition("\nOpen:\n")[2].splitlines()
+        files = [line.strip().partition(": ")[0] for line in named]
+        assert [Path(file).name for file in files] == ["index.html", "leaderboard.csv", "sheet.png"]
+        assert all((tmp_path / file).is_file() for file in files)
+
+
 def test_a_single_run_is_no_sweep(tmp_path: Path) -> None:
     code, said = harness(tmp_path, *FEW, "method=plain")
     assert code == 0, said
