@@ -3,7 +3,8 @@
 In the repository and on its web pages `../results/board/README.md` is a link that works, but the
 site has only what is in docs/. Every file that a page links to is therefore added to the site,
 below repository/, and the links are rewritten; Markdown among them becomes pages, whose links are
-followed in turn. The README is the site's first page, and docs/api.md lists what `harness` exports.
+followed in turn, and a folder becomes a list of its files. The README is the site's first page, and
+docs/api.md lists what `harness` exports.
 """
 
 from __future__ import annotations
@@ -39,17 +40,20 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for path in ALWAYS:
         files.append(_add_file(ROOT / path, config))
     while waiting:
-        for target in _list_targets(waiting.pop()):
+        page = waiting.pop()
+        for target in _list_files(page) if page.is_dir() else _list_targets(page):
             if files.get_file_from_path(_site_path(target)) is None:
                 files.append(_add_file(target, config))
-                if target.suffix == ".md":
+                if target.is_dir() or target.suffix == ".md":
                     waiting.append(target)
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Rewrite a page's links to files of the repository, and list the public names."""
-    source = _source_of(page.file)
+    if page.file.abs_src_path is None:
+        return markdown  # the page of a folder
+    source = Path(page.file.abs_src_path).resolve()
     if PUBLIC_NAMES in markdown:
         markdown = markdown.replace(PUBLIC_NAMES, _list_public_names())
 
@@ -70,23 +74,21 @@ def _is_in_docs(file: File) -> bool:
     return (DOCS / file.src_uri).is_file()
 
 
-def _source_of(file: File) -> Path:
-    """Return the file that a page is made from."""
-    return Path(file.abs_src_path or DOCS / file.src_uri).resolve()
-
-
 def _site_path(source: Path) -> str:
     """Return the path in the site's sources of a file of the repository."""
     if source == HOME:
         return "index.md"
     if source.is_relative_to(DOCS):
         return source.relative_to(DOCS).as_posix()
-    return f"{OUTSIDE}/{source.relative_to(ROOT).as_posix()}"
+    place = f"{OUTSIDE}/{source.relative_to(ROOT).as_posix()}"
+    return f"{place}/index.md" if source.is_dir() else place
 
 
 def _add_file(source: Path, config: MkDocsConfig) -> File:
     place = _site_path(source)
     kind = InclusionLevel.NOT_IN_NAV
+    if source.is_dir():
+        return File.generated(config, place, content=_write_list(source), inclusion=kind)
     return File.generated(config, place, abs_src_path=str(source), inclusion=kind)
 
 
@@ -100,8 +102,25 @@ def _list_targets(source: Path) -> Iterator[Path]:
 def _find_target(source: Path, path: str) -> Path | None:
     """Return the file of the repository that a link means; None if there is none."""
     target = (source.parent / path).resolve()
-    is_inside = target.is_relative_to(ROOT) and target.is_file()
+    is_inside = target.is_relative_to(ROOT) and target.exists()
     return target if is_inside else None
+
+
+def _list_files(folder: Path) -> list[Path]:
+    """List the files below a folder, without what Python has compiled."""
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and "__pycache__" not in path.parts
+    ]
+
+
+def _write_list(folder: Path) -> str:
+    """Write the page of a folder: a list of its files."""
+    names = [path.relative_to(folder).as_posix() for path in _list_files(folder)]
+    return "\n".join(
+        [f"# {folder.relative_to(ROOT)}\n", *(f"- [{name}]({name})" for name in names)]
+    )
 
 
 # ------------------------------------------------------------------ the public names
