@@ -65,7 +65,11 @@ compare tokens and passes.
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m harness.board", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m harness.board",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     kinds = parser.add_subparsers(dest="kind", required=True)
     packing = kinds.add_parser("pack", help="pack the complete runs of a results folder")
     packing.add_argument("source", type=Path)

@@ -15,7 +15,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
@@ -40,6 +40,7 @@ from harness.sweeps.overrides import defer_swept_options
 
 if TYPE_CHECKING:
     from harness.sweeps.ledger import Event, Ledger, Status, SweepPart
+    from harness.sweeps.progress import SweepProgress
 
 log = logging.getLogger("harness")
 
@@ -122,6 +123,8 @@ class Command:
     folders: list[Path] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     sweep: Ledger | None = None  # the one that this process leads
+    progress: SweepProgress | None = None  # of that sweep
+    point_names: Mapping[str, str] = field(default_factory=dict)  # by their keys
     is_fresh: bool = True  # whether anything may have changed since the last report
     attempt: Attempt | None = None  # the run that is carried out now
 
@@ -136,6 +139,7 @@ class Command:
         A failing one is kept for the end: it does not stop the others.
         """
         self.attempt = Attempt.of(config, HydraConfig.get())
+        self._show_progress(self.attempt)
         try:
             self._carry_out(config, self.attempt)
         except IncompleteRunError as error:
@@ -149,6 +153,8 @@ class Command:
             self._fail_unexpectedly(error)
         finally:
             self.attempt = None
+            if self.progress is not None:
+                self.progress.end()
 
     def lead_sweep(self, ledger: Ledger, config: DictConfig, *, is_fresh: bool) -> None:
         """Make this process the leader of a sweep, whose runs other processes may compute."""
@@ -156,6 +162,7 @@ class Command:
         self.logger = config.logger
         self.is_fresh = is_fresh
         self.results = Path(config.results) if "report" in config.stages else None
+        self._plan_progress(ledger)
 
     def record_preemption(self) -> None:
         """Write into the ledger that the run of this moment was preempted."""
@@ -238,6 +245,28 @@ class Command:
         self._fail(explain_error(error), 1)
 
     # ------------------------------------------------------------------ a sweep
+
+    def _plan_progress(self, ledger: Ledger) -> None:
+        """Count the jobs of the sweep that begins, and name its points."""
+        from harness.sweeps.ledger import name_points
+        from harness.sweeps.progress import SweepProgress
+
+        events = ledger.events()
+        points = [event for event in events if event.event in ("planned", "skipped")]
+        jobs = sum(point.shards for point in points if point.event == "planned")
+        finished = sum(point.event == "skipped" for point in points)
+        unit = "point" if jobs + finished == len(points) else "job"
+        self.progress = SweepProgress(jobs + finished, finished, unit=unit)
+        names = name_points(points)
+        self.point_names = {point.point: name for point, name in zip(points, names, strict=True)}
+
+    def _show_progress(self, attempt: Attempt) -> None:
+        """Print how far the sweep is that this process leads and carries out."""
+        if self.progress is None or attempt.part is None:
+            return
+        name = self.point_names[attempt.part.point]
+        whole = attempt.part.shard == "0/1"
+        self.progress.begin(name if whole else f"{name} (share {attempt.part.shard})")
 
     def _read_sweep(self, ledger: Ledger) -> list[tuple[str, Event]]:
         """Take folders and failures from a sweep's ledger, whoever computed its runs.

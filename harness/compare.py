@@ -23,7 +23,11 @@ PLANNED_DIFFERENCE = 0.02
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the comparison; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m harness.compare", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m harness.compare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("a", help="run folder or fingerprint")
     parser.add_argument("b", help="run folder or fingerprint")
     parser.add_argument(

@@ -57,7 +57,6 @@ def fetch(url: str, sha256: str, name: str, otherwise: str = "") -> Path:
     if path.is_file():
         _expect_cached(path, sha256)
         return path
-    log.info("downloading %s", url)
     try:
         _download_checked(url, sha256, path)
     except (OSError, http.client.HTTPException, ValueError) as error:
@@ -67,6 +66,16 @@ def fetch(url: str, sha256: str, name: str, otherwise: str = "") -> Path:
             f"copy it to {path} from where there is a network{alternative}"
         ) from None
     return path
+
+
+def format_bytes(size: int) -> str:
+    """Write a number of bytes in kB, MB or GB of 1000."""
+    amount = size / 1000
+    for unit in ("kB", "MB"):
+        if amount < 1000:
+            return f"{amount:.3g} {unit}"
+        amount /= 1000
+    return f"{amount:.3g} GB"
 
 
 def _expect_cached(path: Path, sha256: str) -> None:
@@ -103,6 +112,7 @@ def _download(url: str, path: Path) -> str:
     total = hashlib.sha256()
     with urllib.request.urlopen(url, timeout=TIMEOUT_S) as reply, path.open("wb") as file:
         size = int(reply.headers.get("Content-Length") or 0)
+        log.info("downloading %s, %s", url, format_bytes(size) if size else "of unknown size")
         name = path.name.strip(".")
         with tqdm(total=size or None, desc=name, unit="B", unit_scale=True, disable=None) as bar:
             while block := reply.read(CHUNK):

@@ -18,15 +18,18 @@ from harness.records import UserError
 from harness.runs.lock import Shard, Writer, find_writers
 from harness.runs.read import Run, find_runs, read_run
 from harness.sweeps.ledger import Event, ledger_folder, name_points, read_events
+from harness.sweeps.progress import format_seconds
 
 COLUMNS = ("planned", "done", "failed", "running")
-UNITS = (("d", 86400), ("h", 3600), ("min", 60))
-"""Units of time that are used from twice their length on, in seconds."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Carry out the command line, and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m harness.sweep", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m harness.sweep",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     kinds = parser.add_subparsers(dest="kind", required=True)
     status = kinds.add_parser("status", help="planned, done, failed, running, time left")
     status.add_argument("folder", type=Path, nargs="?", default=Path("results"))
@@ -180,14 +183,7 @@ def _format_left(images: float, images_per_s: float) -> str:
         return "none left"
     if not images_per_s:
         return "time left unknown"
-    return f"about {_format_seconds(images / images_per_s)} left"
-
-
-def _format_seconds(seconds: float) -> str:
-    for unit, size in UNITS:
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"
+    return f"about {format_seconds(images / images_per_s)} left"
 
 
 if __name__ == "__main__":

@@ -202,7 +202,7 @@ def test_a_candidate_is_the_average_in_half_precision(
 
 
 def test_options_reach_the_recipe() -> None:
-    parser = training.parser("", cpu_minutes=1)
+    parser = training.parser("train_draft", "", cpu_minutes=1)
     training.add_samples(parser)
     train_draft.add_recipe(parser)
     assert train_draft.read_recipe(parser.parse_args([])) == train_draft.Recipe()

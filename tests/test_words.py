@@ -86,7 +86,7 @@ def test_no_docstring_or_comment_uses_a_retired_word(words: str) -> None:
             if is_text and retired.search(token.string):
                 line = next(line for line in token.string.splitlines() if retired.search(line))
                 found.append(f"{path.relative_to(ROOT)}:{token.start[0]}: {line.strip()}")
-    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+    for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
         if page.name == "glossary.md" or not page.exists():
             continue
         for number, line in enumerate(page.read_text().splitlines(), start=1):

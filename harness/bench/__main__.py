@@ -1,8 +1,11 @@
-"""Run a bench: `python -m harness.bench NAME [options]`.
+"""Measure speed, as ratios: `python -m harness.bench NAME [options]`.
 
 python -m harness.bench sampler model=llamagen_b 'batch=[1,8]'   its speed over other loops
 python -m harness.bench methods model=pictogram                  their speed over plain sampling
 python -m harness.bench judges                                   images a second
+python -m harness.bench sampler --cfg job                        the options of a bench
+
+Rows are appended to results/bench/, with device, commit and date.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from harness.records import UserError, one_line
 from harness.runs.options import expect_options
 
 NAMES = ("sampler", "methods", "judges")
+HELP = {"-h", "--help"}
 
 
 def main() -> None:
@@ -36,6 +40,9 @@ def main() -> None:
     enable_plugins()
     logging.getLogger("hydra").setLevel(logging.WARNING)
     name, *options = sys.argv[1:] or [""]
+    if HELP & set(sys.argv[1:]):
+        print(__doc__)
+        sys.exit(0)
     if name not in NAMES:
         sys.exit(print_error(f"bench {name!r}: choose from {', '.join(NAMES)}"))
     sys.argv[1:] = [f"+bench={name}", *options]

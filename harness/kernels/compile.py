@@ -286,7 +286,11 @@ def compile_all(capabilities: tuple[int, ...], report: Callable[[str], None] = p
 def main() -> None:
     """Compile for the capabilities of the command line."""
     known = ", ".join(map(str, SHARED_BYTES))
-    parser = argparse.ArgumentParser(prog="python -m harness.kernels.compile", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m harness.kernels.compile",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument(
         "capability",
         nargs="*",

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.download import cache_folder, file_sha256
+from harness.download import cache_folder, file_sha256, format_bytes
 from harness.records import UserError, digest, one_line
 
 log = logging.getLogger(__name__)
@@ -63,6 +63,7 @@ def locate(
         )
     from huggingface_hub import snapshot_download
 
+    _announce_download(hub, revision, files)
     try:
         return Path(snapshot_download(hub, revision=revision, allow_patterns=list(files)))
     # The HTTP client's errors have no common base, and all mean the same to the user.
@@ -73,6 +74,29 @@ def locate(
             f"and cannot be downloaded ({reason}): "
             "download it where there is a network, or set model.checkpoint=PATH"
         ) from error
+
+
+def _announce_download(hub: str, revision: str | None, files: Sequence[str]) -> None:
+    """Log how much of a repository is about to be downloaded, if anything is.
+
+    Without a network nothing is logged: whether the cache has all is told by who reads it.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        found = snapshot_download(hub, revision=revision, allow_patterns=list(files), dry_run=True)
+    except Exception as error:  # the HTTP client's errors have no common base
+        log.debug("%s: its size is not known (%s)", hub, one_line(error))
+        return
+    missing = [file for file in found if file.will_download]
+    if missing:
+        size = sum(file.file_size or 0 for file in missing)
+        log.info(
+            "downloading %d files of %s, %s, into the hub's cache (HF_HOME)",
+            len(missing),
+            hub,
+            format_bytes(size),
+        )
 
 
 def weight_files(path: Path) -> list[Path]:

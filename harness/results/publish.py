@@ -23,6 +23,13 @@ from harness.runs.journal import write_atomic
 from harness.runs.lock import hold_lock
 from harness.sweeps.finished import hash_results
 
+OUTPUTS = {
+    "report/index.html": "tables, curves and a gallery",
+    "leaderboard.csv": "a row for each run",
+    "sheet.png": "prompts x methods, in pictures",
+}
+"""What people open of a results folder, and what it is."""
+
 
 def publish(
     results: Path, folders: Sequence[Path], tracker: Tracker, *, fresh: bool = True
@@ -44,9 +51,11 @@ def publish(
         is_unchanged = published.exists() and published.read_text() == state
         if is_unchanged and not fresh:
             print(f"{results / 'leaderboard.csv'}: nothing has changed since it was written")
+            _name_outputs(results)
             return
 
         board = _write_all(results, folders, tracker)
+        _name_outputs(results)
         if board.problems:
             published.unlink(missing_ok=True)  # the next call complains again
             raise UserError(problems_line(board))
@@ -65,14 +74,21 @@ def _write_all(results: Path, folders: Sequence[Path], tracker: Tracker) -> Boar
 
     # 2. Pictures. PDF figures take seconds: they are drawn only if no run was made before.
     shown = [folder for folder in folders if any(run.path == folder for run in board.runs)]
+    print("writing pictures and page", flush=True)
     if shown:
-        sheet = write_contact_sheet(shown, results / "sheet.png")
-        print(f"{sheet}: prompts x methods")
-    page = write_report(results, board, figures=not folders)
-    print(f"{page}: figures and gallery")
+        write_contact_sheet(shown, results / "sheet.png")
+    write_report(results, board, figures=not folders)
 
     # 3. Dashboards.
     summary = tracker.publish(board, results)
     if summary:
         print(summary)
     return board
+
+
+def _name_outputs(results: Path) -> None:
+    """Print the files that people open."""
+    print("\nOpen:")
+    for name, content in OUTPUTS.items():
+        if (results / name).exists():
+            print(f"  {results / name}: {content}")

@@ -27,6 +27,11 @@ log = logging.getLogger("harness")
 
 BATCH = 32
 """Images that are scored at a time while others are drawn."""
+BAR = (
+    "{desc}: {percentage:3.0f}%|{bar}| {n_fmt} of {total_fmt} images "
+    "[{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
+)
+"""What the bar of a run shows on a terminal."""
 PROGRESS_S = 30
 """Seconds between two lines of progress where there is no terminal."""
 
@@ -191,7 +196,15 @@ class _Progress:
 
     def __init__(self, name: str, total: int) -> None:
         self._name = name  # a disabled bar does not keep it
-        self._bar = tqdm(total=total, desc=name, unit="img", disable=None, smoothing=0.05)
+        self._bar = tqdm(
+            total=total,
+            desc=name,
+            unit=" images",
+            disable=None,
+            smoothing=0.05,
+            bar_format=BAR,
+        )
+        self._began = time.monotonic()
         self._values: list[float] = []
         self._last_line = time.monotonic()
 
@@ -210,7 +223,12 @@ class _Progress:
         if time.monotonic() - self._last_line > PROGRESS_S:
             self._last_line = time.monotonic()
             log.info(
-                "%s: %d of %d%s", self._name, self._bar.n, self._bar.total, self._running_score()
+                "%s: %d of %d images, %.3g images/s%s",
+                self._name,
+                self._bar.n,
+                self._bar.total,
+                self._bar.n / (time.monotonic() - self._began),
+                self._running_score(),
             )
 
     def add_scores(self, values: Sequence[float | None]) -> None:

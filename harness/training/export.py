@@ -35,7 +35,7 @@ STATE = Path("training") / "generator.pt"
 
 def main() -> None:
     """Export a set, or unpack one."""
-    parser = training.parser(__doc__ or "", cpu_minutes=0)
+    parser = training.parser("export", __doc__ or "", cpu_minutes=0)
     parser.add_argument("--to", type=Path, default=files.FOLDER, help="folder of weight sets")
     parser.add_argument(
         "--unpack", action="store_true", help="make checkpoints from the shipped set instead"

@@ -48,9 +48,13 @@ class Options:
         return self.work / self.set / f"{part}.pt"
 
 
-def parser(description: str, *, cpu_minutes: float) -> argparse.ArgumentParser:
+def parser(script: str, description: str, *, cpu_minutes: float) -> argparse.ArgumentParser:
     """Make a parser with the options that every script has; `cpu_minutes` is a default."""
-    made = argparse.ArgumentParser(description=description)
+    made = argparse.ArgumentParser(
+        prog=f"python -m harness.training.{script}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     made.add_argument(
         "--set",
         default="pictogram_16",

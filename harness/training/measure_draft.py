@@ -68,7 +68,11 @@ class Place:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m harness.training.measure_draft",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--weights", default=grammar.DEFAULT, help="a set, or the folder of one")
     parser.add_argument("--drafter", choices=("draft", "eagle"), default="draft")
     parser.add_argument("--prompts", type=training.positive, default=102)

@@ -38,7 +38,7 @@ Scene = tuple[Pixels, tuple[Placed, ...]]
 
 
 def main() -> None:
-    parser = training.parser(__doc__ or "", cpu_minutes=8)
+    parser = training.parser("train_detector", __doc__ or "", cpu_minutes=8)
     parser.add_argument("--part", choices=("judge", "reward"), default="judge")
     parser.add_argument("--arch", choices=sorted(ARCHITECTURES), default="residual")
     arguments = parser.parse_args()

@@ -61,7 +61,7 @@ class Recipe:
 
 
 def main() -> None:
-    parser = training.parser(__doc__ or "", cpu_minutes=8)
+    parser = training.parser("train_draft", __doc__ or "", cpu_minutes=8)
     training.add_samples(parser)
     add_recipe(parser)
     arguments = parser.parse_args()

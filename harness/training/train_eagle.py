@@ -43,7 +43,11 @@ Captions = Callable[[random.Random], str]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m harness.training.train_eagle",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--model", default="pictogram", help="an option of conf/model")
     parser.add_argument(
         "--captions",

@@ -59,7 +59,7 @@ class Recipe:
 
 
 def main() -> None:
-    parser = training.parser(__doc__ or "", cpu_minutes=60)
+    parser = training.parser("train_generator", __doc__ or "", cpu_minutes=60)
     parser.add_argument(
         "--enough",
         type=float,

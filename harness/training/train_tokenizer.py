@@ -29,7 +29,7 @@ PLAIN_STEPS = 150
 
 
 def main() -> None:
-    parser = training.parser(__doc__ or "", cpu_minutes=9)
+    parser = training.parser("train_tokenizer", __doc__ or "", cpu_minutes=9)
     parser.add_argument(
         "--decoder-minutes",
         type=float,

@@ -77,7 +77,11 @@ class Gate:
 
 def main() -> None:
     """Measure, print and perhaps write the gates; exit with 1 if they contradict the card."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m harness.training.verify",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument(
         "--weights", default=grammar.DEFAULT, help="a shipped set, or the folder of one"
     )

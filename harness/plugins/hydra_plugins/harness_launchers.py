@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from harness import cli
 from harness.records import UserError, one_line
 from harness.sweeps.ledger import SweepPart
+from harness.sweeps.progress import SweepProgress
 from harness.sweeps.worker import Work, carry_out
 
 POLL_S = 0.2
@@ -64,6 +65,8 @@ class Submission:
 class _Workers(Launcher):
     """What both launchers have in common: jobs as command lines, and a GPU each if there are."""
 
+    _progress: SweepProgress  # of the jobs that are carried out
+
     def __init__(self, workers: int | None, gpus: int | None) -> None:
         self._workers = workers
         self._gpus = gpus
@@ -100,6 +103,14 @@ class _Workers(Launcher):
         plugins = str(Path(__file__).parent.parent)
         path = tuple(os.path.abspath(place) for place in sys.path if place != plugins)
         return Work(cli.run_command, job.arguments, os.getcwd(), path, environment)
+
+    def has_ended(self, job: Submission) -> bool:
+        """Return whether a job whose worker has ended needs no other, and print the progress."""
+        if job.needs_worker():
+            return False
+        self._progress.end()
+        self._progress.print_ended()
+        return True
 
     def _make_submission(self, overrides: list[str]) -> Submission:
         values = dict(override.split("=", 1) for override in overrides)
@@ -146,6 +157,7 @@ class Submitit(_Workers):
         """Give the jobs to submitit until each has ended."""
         import submitit
 
+        self._progress = SweepProgress(len(jobs), unit="job")
         executor = submitit.AutoExecutor(folder=self._folder, cluster=self._cluster)
         executor.update_parameters(**self._parameters)  # type: ignore[arg-type]
         if self._cluster == "local":
@@ -163,7 +175,7 @@ class Submitit(_Workers):
         while running:
             time.sleep(10 * POLL_S)
             gone = [(job, sent) for job, sent in running if sent.done()]
-            again = [job for job, _ in gone if job.needs_worker()]
+            again = [job for job, _ in gone if not self.has_ended(job)]
             running = [pair for pair in running if pair not in gone]
             running += [(job, executor.submit(self.make_work(job))) for job in again]
 
@@ -189,7 +201,7 @@ class Submitit(_Workers):
                     job, gpus, _ = entry
                     running.remove(entry)
                     free_gpus.append(gpus)
-                    if job.needs_worker():
+                    if not self.has_ended(job):
                         waiting.appendleft(job)
         finally:
             for _, _, sent in running:
@@ -218,6 +230,7 @@ class Ray(_Workers):
                 "hydra/launcher=ray needs Ray: pip install 'visual-ar-tts[ray]'"
             ) from error
 
+        self._progress = SweepProgress(len(jobs), unit="job")
         self._join_cluster(ray)
         try:
             self._keep_busy(ray, jobs)
@@ -252,7 +265,7 @@ class Ray(_Workers):
             gone, _ = ray.wait(list(running), num_returns=1)
             for reference in gone:
                 job = running.pop(reference)
-                if job.needs_worker():
+                if not self.has_ended(job):
                     waiting.appendleft(job)
 
 
