@@ -85,6 +85,7 @@ class DrawnRun:
         config = self.spec.config
         generation = Generation(
             self.executor,
+            self.plan.benchmark,
             folder,
             with_scores=wants_scores(self.plan, config),
             stop_on_error=config.on_error == "stop",
