@@ -15,7 +15,8 @@ import html
 import inspect
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from numbers import Integral, Real
@@ -24,6 +25,7 @@ from typing import Any, cast, overload
 
 import hydra
 import torch
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -179,7 +181,7 @@ def draw(
     choices = _Choices(method, model, sampler, device, seed, tuple(overrides), options)
     enable_plugins()
     _find_modules_beside(config_dir)
-    with hydra.initialize_config_module("conf", version_base="1.3"):
+    with _own_hydra():
         try:
             config, objects = choices.compose(config_dir)
         except (HydraException, OmegaConfBaseException) as error:
@@ -314,6 +316,18 @@ class _Choices:
         return self.options if isinstance(self.method, str) else {}
 
 
+@contextmanager
+def _own_hydra() -> Iterator[None]:
+    """Initialize Hydra with our configurations; whatever use a program makes of it is put aside."""
+    before = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_module("conf", version_base="1.3"):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = before
+
+
 def _compose(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
     """Compose a run's configuration; what was chosen in each group comes beside it."""
     config = hydra.compose("config", list(overrides), return_hydra_config=True)
@@ -371,8 +385,7 @@ def _make_job(prompt: str | Prompt, number: int) -> Job:
 def _expect_method(method: object, options: Mapping[str, object]) -> Method:
     """Return a method that was given as an object, or as its class with its options."""
     if inspect.isclass(method):
-        made: Method = method(**options)
-        return made
+        return cast(Method, method(**options))
     if options:
         raise UserError(
             f"{', '.join(options)}: {type(method).__name__} is made already, so that its options "
@@ -387,7 +400,9 @@ def _build_spec(
     """Build what draws, with no more slots than the images need where that changes no token."""
     sampling = Sampling(**resolve_config(config.model.sampling))
     model = load_configured_model(config)
-    method: Method = _make_method(config, objects) if made is None else made
+    method = made
+    if method is None:
+        method = _make_method(config, objects)
     asking = Asking(model, MethodSpec.of(method))
     spec = build_drawing_spec(config, method, sampling, asking, images=images)
     if made is not None or objects:
@@ -401,7 +416,8 @@ def _build_spec(
 def _make_method(config: DictConfig, objects: Mapping[str, object]) -> Method:
     options = resolve_config(config.method)
     if not objects:
-        return _build_method(dump(options))
+        kept: Method = _build_method(dump(options))
+        return kept
     make = build_object(OmegaConf.create({**options, "_partial_": True}))
     method: Method = make(**objects)
     return method
