@@ -17,13 +17,14 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, cast, overload
 
 import hydra
+import numpy as np
 import torch
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
@@ -58,20 +59,29 @@ DROPPED = object()
 """Stands for an option whose value is an object, which no configuration can hold."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Drawing:
     """One drawn image: what a run's journal and image file would have of it."""
 
     prompt: Prompt
-    image: Pillow.Image = field(repr=False)
-    tokens: tuple[int, ...] = field(repr=False)
-    usage: Usage = field(repr=False)
-    """What it cost, with all candidates that were discarded for it. Nothing was saved: `save_s` is
-    0."""
-    notes: Mapping[str, Any] = field(repr=False)
+    image: Pillow.Image
+    tokens: tuple[int, ...]
+    usage: Usage
+    """What it cost, with all candidates that were discarded for it.
+
+    Nothing was saved: `save_s` is 0.
+    """
+    notes: Mapping[str, Any]
     """What the method noted, such as the scores of its candidates."""
     method: str
     seed: int
+
+    def __repr__(self) -> str:
+        size = f"{self.image.width}x{self.image.height}"
+        return (
+            f"Drawing({self.prompt.text!r}, {size}, {self.method}, seed {self.seed}: "
+            f"{_list_counts(self.usage)})"
+        )
 
     @property
     def png(self) -> bytes:
@@ -80,8 +90,6 @@ class Drawing:
 
     def _repr_png_(self) -> bytes:
         """Show the image in a notebook."""
-        import numpy as np
-
         return encode_png(np.asarray(self.image))
 
     def _repr_html_(self) -> str:
@@ -244,7 +252,12 @@ def draw_jobs(
 
 
 def describe_usage(usage: Usage) -> str:
-    """Say in a line what an image cost: what it took of each thing that it took."""
+    """Say in a line what an image cost, and how long it took."""
+    return f"{_list_counts(usage)}, {usage.wall_s:.2f} s"
+
+
+def _list_counts(usage: Usage) -> str:
+    """List what an image took of each thing that it took."""
     counts = {
         "visual tokens": usage.visual_tokens,
         "target passes": usage.target_passes,
@@ -252,8 +265,7 @@ def describe_usage(usage: Usage) -> str:
         "judge calls": usage.judge_calls,
         "judge tokens": usage.judge_tokens,
     }
-    parts = [f"{count} {what}" for what, count in counts.items() if count]
-    return ", ".join([*parts, f"{usage.wall_s:.2f} s"])
+    return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
 
 
 # ------------------------------------------------------------------ configuration

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 from collections.abc import Iterator, Sequence
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from harness.records import TIMES, Prompt, Usage, UserError
 from harness.runs import spec as run_spec
 from harness.runs.folder import hash_tokens
 
+EXAMPLES = Path(__file__).parent.parent / "examples"
 CAT = "a photo of a cat"
 DOGS = "three dogs"
 PROMPTS = (
@@ -281,6 +283,37 @@ def test_another_use_of_hydra_is_left_as_it_was(tmp_path: Path) -> None:
         assert GlobalHydra.instance().hydra is before
     draw_toy("plain", CAT)
     assert not GlobalHydra.instance().is_initialized()
+
+
+def test_a_drawing_is_printed_in_a_line() -> None:
+    printed = repr(draw_toy("plain", CAT))
+    assert printed == (
+        "Drawing('a photo of a cat', 4x4, plain, seed 0: 16 visual tokens, 17 target passes)"
+    )
+
+
+def test_the_notebook_runs_and_its_stored_text_is_current() -> None:
+    """Pictures are not compared: they follow the machine's arithmetic."""
+    code = spec_from_file_location("draw_notebook", EXAMPLES / "draw_notebook.py")
+    assert code is not None
+    assert code.loader is not None
+    written = module_from_spec(code)
+    code.loader.exec_module(written)
+
+    cells = json.loads((EXAMPLES / "draw.ipynb").read_text())["cells"]
+    stored = [(cell["cell_type"], "".join(cell["source"])) for cell in cells]
+    assert stored == written.CELLS, "write it again: python examples/draw_notebook.py"
+    names: dict[str, Any] = {"__name__": "__main__"}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            outputs = written.execute_cell("".join(cell["source"]), names, cell["execution_count"])
+            assert [read_text(one) for one in outputs] == [read_text(o) for o in cell["outputs"]]
+
+
+def read_text(output: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """The text of a cell's output, and the kinds of what it displays."""
+    data = output.get("data", {})
+    return output.get("text") or data["text/plain"], sorted(data)
 
 
 # ------------------------------------------------------------------ from the shell

@@ -188,6 +188,15 @@ class Reward:
         return [self.answers.pop(0) for _ in images]
 
 
+class Brightness:
+    """A reward of a user's own."""
+
+    id = "brightness"
+
+    def __call__(self, texts: Sequence[str], images: Sequence[np.ndarray]) -> list[float]:
+        return [float(image.mean()) / 255 for image in images]
+
+
 def test_values_are_scores_and_all_else_says_why_there_is_none(tmp_path: Path) -> None:
     said = [
         0.25,
@@ -249,8 +258,9 @@ def test_without_a_judge_a_run_has_costs_and_a_gallery_and_no_rank(mine: Path) -
         assert (row["images"], row["unjudged"], row["failed"]) == ("3", "0", "0")
         assert float(row["visual_tokens"]) > 0
     assert (mine / "results/sheet.png").is_file()
-    page = (mine / "results/report/index.html").read_text()
-    assert all(text in page for text in TEXTS)
+    gallery = (mine / "results/report/data/gallery.js").read_text()
+    assert all(text in gallery for text in TEXTS)
+    assert len(list((mine / "results/report/thumbs").iterdir())) >= len(TEXTS)
 
     code, said = run_harness(mine, *sweep)
     assert code == 0
@@ -261,28 +271,37 @@ def test_a_run_is_resumed_and_its_file_may_move(mine: Path) -> None:
     before = finished(mine, *RUN)
     (folder,) = folders(mine)
     assert not read_run(folder).is_scored
-    (folder / "images/a-red-car-13a79a02f6/0.png").unlink()
+    (image,) = folder.glob("images/a-red-car-*/0.png")
+    image.unlink()
     table = "".join(f'{{"prompt": "{text}"}}\n' for text in TEXTS)
     (mine / "other.jsonl").write_text(table)
     code, said = run_harness(mine, *RUN[:-1], "benchmark.file=other.jsonl")
     assert code == 0, said
     assert "1 to draw" in said
     assert folders(mine) == [folder]
-    assert (folder / "images/a-red-car-13a79a02f6/0.png").read_bytes() in before.values()
+    assert image.read_bytes() == before[str(image.relative_to(mine))]
 
 
 def test_any_reward_scores_later_and_the_run_is_ranked(mine: Path) -> None:
-    judged = (*RUN, "+benchmark.judge._target_=toy.PixelSum", "benchmark.images=2")
+    judged = (
+        "-m",
+        *RUN,
+        "method=plain,toy_best",
+        "+benchmark.judge._target_=test_prompts_benchmark.Brightness",
+        "benchmark.images=2",
+    )
     code, said = run_harness(mine, *judged, "stages=[generate]")
     assert code == 0, said
     code, said = run_harness(mine, *judged, "stages=[score,report]")
     assert code == 0, said
-    (row,) = read_board(mine)
-    (folder,) = folders(mine)
-    run = read_run(folder)
-    assert run.is_judged
-    assert len(run.scores) == 6
-    assert row["judge"] == run.judge
+    for row, folder in zip(read_board(mine), folders(mine)[::-1], strict=True):
+        run = read_run(folder)
+        assert run.is_judged
+        assert len(run.scores) == 6
+        assert row["judge"] == run.judge == "brightness"
+        assert row["unjudged"] == "0"
+        assert row["rank_low"]
+        assert 0 < float(row["score"]) < 1
 
 
 @pytest.mark.parametrize(
