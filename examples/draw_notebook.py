@@ -1,8 +1,8 @@
 """Write examples/draw.ipynb: `python examples/draw_notebook.py` executes it and stores the outputs.
 
 Its cells are the list `CELLS`. No notebook server is needed: each code cell is executed, and what
-its last expression is, and what it prints, is stored as Jupyter would. `tests/test_draw.py` executes
-the stored notebook and compares its outputs.
+its last expression is, and what it prints, is stored as Jupyter would. `tests/test_draw.py`
+executes the stored notebook and compares its outputs.
 """
 
 from __future__ import annotations

@@ -336,7 +336,7 @@ def pack_board(mine: Path) -> tuple[int, str]:
     return run_harness(mine, "pack", "results", "board", module="harness.board")
 
 
-@pytest.mark.parametrize("command", [write_wandb, pack_board])
+@pytest.mark.parametrize("command", [pytest.param(write_wandb, marks=pytest.mark.long), pack_board])
 def test_what_is_made_of_runs_takes_one_without_scores(
     command: Callable[[Path], tuple[int, str]], mine: Path
 ) -> None:
