@@ -1,7 +1,7 @@
 """Compare test-time methods for visual autoregressive models on one batched sampler.
 
-These names are what a method author needs, and `load`, which reads results into pandas frames. They
-are loaded on first use, so that `import harness` stays light.
+`draw` draws an image of a prompt, `load` reads results into pandas frames. The other names are what
+a method author needs. They are loaded on first use, so that `import harness` stays light.
 """
 
 from __future__ import annotations
@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from harness.download import cache_folder as cache_folder
+    from harness.drawing import Drawing as Drawing
+    from harness.drawing import FailedImageError as FailedImageError
+    from harness.drawing import draw as draw
+    from harness.drawing import release as release
     from harness.engine.acceptance import Draft as Draft
     from harness.engine.acceptance import Drafts as Drafts
     from harness.engine.acceptance import Rule as Rule
@@ -51,6 +55,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "harness.download": ("cache_folder",),
+    "harness.drawing": ("Drawing", "FailedImageError", "draw", "release"),
     "harness.engine.acceptance": (
         "Draft", "Drafts", "Rule", "coupled", "exact", "residual_probs", "tested_against",
         "token_prob", "verify", "verify_chain",

@@ -4,6 +4,7 @@ python -m harness method=best_of_n                      one run, one folder, res
 python -m harness -m method=plain,best_of_n             a sweep
 python -m harness -m experiment=demo                    a listed sweep
 python -m harness -m experiment=demo hydra/launcher=submitit_local shards=2     by several workers
+python -m harness prompt='a photo of a cat' method=best_of_n     one image, without a run
 python -m harness stages=[report]                       leaderboard.csv from the journals alone
 python -m harness benchmark=tiif stages=[estimate]      calls and tokens that its judge would take
 """
@@ -30,6 +31,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from harness.prompt_option import PromptCommand, draw_into_files
 from harness.records import UserError, explain_error, one_line
 from harness.runs.instantiate import COMMAND_OPTIONS, build_object, resolve_config
 from harness.runs.options import expect_options
@@ -63,10 +65,14 @@ def run_command(arguments: Sequence[str]) -> int:
     _expect_one_home()
     enable_plugins()
     logging.getLogger("hydra").setLevel(logging.WARNING)  # each run logs its own line
-    command = Command()
+    try:
+        asked = PromptCommand.of(arguments)
+    except UserError as error:
+        return print_error(error)
+    command = Command(prompts=asked.prompts)
     current = _CURRENT.set(command)
     argv = sys.argv
-    sys.argv = [sys.argv[0], *defer_swept_options(arguments)]
+    sys.argv = [sys.argv[0], *defer_swept_options(asked.arguments)]
     try:
         with preemptible(command.record_preemption):
             command.run_jobs()
@@ -127,6 +133,7 @@ class Command:
     point_names: Mapping[str, str] = field(default_factory=dict)  # by their keys
     is_fresh: bool = True  # whether anything may have changed since the last report
     attempt: Attempt | None = None  # the run that is carried out now
+    prompts: Sequence[str] = ()  # what to draw without a run
 
     def run_jobs(self) -> None:
         """Compose the configuration, and carry out each run that it asks for."""
@@ -193,6 +200,11 @@ class Command:
         if hydra_config.mode != RunMode.MULTIRUN and attempt.part is None:
             _expect_single_run(config, hydra_config)
 
+        choices = {group: str(chosen) for group, chosen in hydra_config.runtime.choices.items()}
+        if self.prompts:
+            draw_into_files(config, choices, self.prompts)
+            return
+
         # 1. Whether there will be a report; the leader of a sweep knows without its jobs.
         dashboard = build_object(config.logger)
         if attempt.part is None and "report" in config.stages:
@@ -208,7 +220,6 @@ class Command:
             return
 
         # 3. The run itself.
-        choices = {group: str(chosen) for group, chosen in hydra_config.runtime.choices.items()}
         run_stages(config, choices, dashboard, partial(self._note_folder, config, attempt))
         attempt.write("finished")
 

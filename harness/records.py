@@ -33,6 +33,10 @@ PACKAGE = Path(__file__).resolve().parent
 
 PROMPT_CUT = "prompt_cut"
 """The note of a record that says how many positions of its prompt's end the model did not read."""
+OWN = "own_prompts"
+"""The category of prompts for which nobody has named one."""
+MOST_NAMED = 40
+"""Characters of a text that stand in its id."""
 STRICT: Mapping[str, Any] = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
 """How lines of journals are read: no unknown field, no conversion, finite numbers only."""
 
@@ -83,6 +87,18 @@ class Prompt:
     cluster: str = ""
     """Prompts of one cluster are resampled together, as they depend on each other; "" is none."""
 
+    @classmethod
+    def of_text(cls, text: str, category: str = OWN) -> Self:
+        """Make the prompt of a text that nobody has numbered.
+
+        Its id is made of the text alone, and noise follows ids: one text is drawn from one noise,
+        whatever other prompts are drawn, in whatever order. Raises UserError for a text without a
+        word.
+        """
+        if not text.strip():
+            raise UserError(f"prompt {text!r}: write what is to be drawn")
+        return cls(f"prompts/{_name_text(text)}", text, category)
+
     def __post_init__(self) -> None:
         if half := _SURROGATE.search(self.id + self.text + self.cluster):
             raise UserError(
@@ -110,6 +126,14 @@ class Prompt:
         if self.cluster:
             extra["cluster"] = self.cluster
         return extra
+
+
+def _name_text(text: str) -> str:
+    """Name a text by its first words, as a file name may be, and by its hash."""
+    words = re.findall("[a-z0-9]+", text.lower())
+    beginning = "-".join(words)[:MOST_NAMED].strip("-")
+    sha = digest(_SURROGATE.sub(REPLACEMENT, text).encode(), 10)
+    return f"{beginning}-{sha}" if beginning else sha
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,6 +136,7 @@ def test_benchmarks_know_records_judges_and_the_grammar() -> None:
         "harness.records",
         "harness.download",
         "harness.results.stats",
+        "harness.results.columns",
         "harness.judges",
         "harness.models.checkpoint",
         "harness.models.devices",

@@ -45,8 +45,8 @@ class Benchmark(Protocol):
         ...
 
     @property
-    def judge(self) -> IdentifiedJudge:
-        """Whatever judges the images."""
+    def judge(self) -> IdentifiedJudge | None:
+        """Whatever judges the images; None if nobody does, so that they have no scores."""
         ...
 
     def prompts(self) -> Sequence[Prompt]:
@@ -65,7 +65,7 @@ class Benchmark(Protocol):
 REQUIRED = {
     "version": 'version = "1", changed whenever its scores would change',
     "images": "images, the number of images of each prompt",
-    "judge": "judge, the object that judges the images, with a string `id`",
+    "judge": "judge, the object that judges the images, with a string `id`, or None for no scores",
     "prompts": "def prompts(self) -> list[Prompt]",
     "score": "def score(self, items: Iterable[tuple[Prompt, Path]]) -> Iterator[Score]",
 }
@@ -94,7 +94,7 @@ class BenchmarkSpec:
     version: str
     images: int
     judge: str
-    """The id of its judge."""
+    """The id of its judge; "" if nobody judges its images."""
     prompts: tuple[Prompt, ...]
     score: Callable[[Iterable[tuple[Prompt, Path]]], Iterable[Score]]
 
@@ -117,17 +117,11 @@ class BenchmarkSpec:
     def of(cls, benchmark: object) -> BenchmarkSpec:
         """Read a benchmark's members. Raises UserError that names a missing one."""
         required = {member: _require(benchmark, member) for member in REQUIRED}
-        judge = getattr(required["judge"], "id", None)
-        if judge is None:
-            raise UserError(
-                f"benchmark {_class_name(benchmark)}: its judge {_class_name(required['judge'])} "
-                "has no `id`: write a string that names its model, revision and question"
-            )
         return cls(
             name=str(getattr(benchmark, "name", _class_name(benchmark))),
             version=required["version"],
             images=required["images"],
-            judge=judge,
+            judge=_read_judge(benchmark),
             prompts=tuple(required["prompts"]()),
             score=required["score"],
             aggregates=getattr(benchmark, "aggregates", weigh_evenly),
@@ -138,6 +132,11 @@ class BenchmarkSpec:
             excluded=str(getattr(benchmark, "excluded", "")),
             found=getattr(benchmark, "found", {}),
         )
+
+    @property
+    def is_judged(self) -> bool:
+        """Tell whether anybody judges its images."""
+        return bool(self.judge)
 
     def combine(self, categories: Sequence[str]) -> dict[str, dict[str, float]]:
         """Return its aggregates of these categories as plain numbers.
@@ -165,10 +164,25 @@ def reads_folders(benchmark_class: type) -> bool:
     return bool(getattr(benchmark_class, "reads_folders", False))
 
 
+def _read_judge(benchmark: object) -> str:
+    """Return the id of a benchmark's judge, "" for None. Raises UserError for one without an id."""
+    judge = getattr(benchmark, "judge", None)
+    if judge is None:
+        return ""
+    judge_id = getattr(judge, "id", None)
+    if not judge_id:
+        raise UserError(
+            f"benchmark {_class_name(benchmark)}: its judge {_class_name(judge)} "
+            "has no `id`: write a string that names its model, revision and question"
+        )
+    return str(judge_id)
+
+
 def _require(benchmark: object, member: str) -> Any:
     found = getattr(benchmark, member, None)
     is_method = REQUIRED[member].startswith("def ")
-    if found is None or (is_method and not callable(found)):
+    is_meant = member == "judge" and hasattr(benchmark, member)  # None: nobody judges
+    if (found is None and not is_meant) or (is_method and not callable(found)):
         raise UserError(
             f"benchmark {_class_name(benchmark)} has no `{member}`: write {REQUIRED[member]}"
         )

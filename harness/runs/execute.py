@@ -1,4 +1,4 @@
-"""Execute a run spec: draw its images, measure what that takes, and go on where memory runs out."""
+"""Execute a spec: draw its images, measure what that takes, and go on where memory runs out."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from harness.models import HasTextEncoder
 from harness.records import Job, Timing, one_line
 
 if TYPE_CHECKING:
-    from harness.runs.spec import RunSpec
+    from harness.runs.spec import DrawingSpec
 
 log = logging.getLogger("harness")
 
@@ -28,14 +28,14 @@ OnDelivery = Callable[[Delivery], None]
 
 
 class Executor:
-    """Draw the images of a run.
+    """Draw the images of a run, or of prompts without one.
 
     `stamp` says what became of the run that its configuration does not say: the number of slots
     where memory ran out, whether CUDA graphs are on, and which kernels serve. It belongs to the
     images drawn since.
     """
 
-    def __init__(self, spec: RunSpec) -> None:
+    def __init__(self, spec: DrawingSpec) -> None:
         self.spec = spec
         self.stamp: dict[str, str] = {}
 
@@ -102,7 +102,7 @@ class _Drawing:
 
     def __init__(
         self,
-        spec: RunSpec,
+        spec: DrawingSpec,
         stamp: dict[str, str],
         jobs: Iterable[Job],
         on_delivery: OnDelivery,

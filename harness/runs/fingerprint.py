@@ -71,6 +71,10 @@ PLACES = PLACES_OF_JUDGES | {"metadata", "checkpoint", "images_of"}
 
 They name no result: the content is named by the benchmark's version, prompts and judge id.
 """
+PLACES_OF: dict[str, frozenset[str]] = {
+    "benchmarks.prompts.OwnPrompts": frozenset({"file", "prompts_list", "category"}),
+}
+"""Such options of one class, whose names mean other things in other classes."""
 RECORDED_PLACES = frozenset(
     {"device", "base_url", "timeout_s", "retries", "backoff_s", "concurrency"}
 )
@@ -93,7 +97,8 @@ def drop_places(settings: Any) -> Any:
     """Return a benchmark's settings without those that say where something is (`PLACES`)."""
     if not isinstance(settings, dict):
         return settings
-    return {name: drop_places(value) for name, value in settings.items() if name not in PLACES}
+    places = PLACES | PLACES_OF.get(str(settings.get("_target_")), frozenset())
+    return {name: drop_places(value) for name, value in settings.items() if name not in places}
 
 
 def default_places(part: Any) -> Any:

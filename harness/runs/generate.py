@@ -8,15 +8,16 @@ import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from importlib.metadata import PackageNotFoundError, version
-from typing import Self
+from typing import Any, Self
 
 import torch
 from tqdm import tqdm
 
 from harness.engine.meter import Meter, describe
 from harness.engine.scheduler import Delivery
-from harness.models import HasPromptLimit
+from harness.models import HasPromptLimit, ImageModel
 from harness.records import PROMPT_CUT, Job, SampleRecord, Timing, digest, one_line
+from harness.runs.benchmark import BenchmarkSpec
 from harness.runs.execute import Executor
 from harness.runs.folder import RunFolder, encode_png, hash_tokens, image_path
 from harness.runs.plan import IncompleteRunError
@@ -46,6 +47,7 @@ class Generation:
     def __init__(
         self,
         executor: Executor,
+        benchmark: BenchmarkSpec,
         folder: RunFolder,
         *,
         with_scores: bool,
@@ -54,7 +56,7 @@ class Generation:
     ) -> None:
         device = executor.spec.model.device
         self._executor = executor
-        self._benchmark = executor.spec.plan.benchmark
+        self._benchmark = benchmark
         self._folder = folder
         self._with_scores = with_scores
         self._stop_on_error = stop_on_error
@@ -86,19 +88,16 @@ class Generation:
 
     def _warn_of_long_prompts(self, jobs: Sequence[Job]) -> None:
         """Warn of prompts whose ends the model does not read."""
-        cut = {job.prompt.id for job in jobs if self._count_cut(job)}
+        model = self._executor.spec.model
+        cut = {job.prompt.id for job in jobs if _count_cut(model, job)}
         if cut:
             log.warning(
                 "%s: %s reads only the beginning of %d prompts, such as %s: the board marks it",
                 self._folder.path,
-                self._executor.spec.model.name,
+                model.name,
                 len(cut),
                 min(cut),
             )
-
-    def _count_cut(self, job: Job) -> int:
-        model = self._executor.spec.model
-        return model.count_cut(job.prompt.text) if isinstance(model, HasPromptLimit) else 0
 
     def _take(self, progress: _Progress, delivery: Delivery) -> None:
         """Take an image, or an error, from the scheduler."""
@@ -122,9 +121,6 @@ class Generation:
     def _make_record(self, delivery: Delivery) -> SampleRecord:
         job = delivery.job
         image = delivery.image
-        notes = dict(delivery.notes)
-        if cut := self._count_cut(job):
-            notes[PROMPT_CUT] = cut
         return SampleRecord(
             prompt_id=job.prompt.id,
             image=job.image,
@@ -135,7 +131,7 @@ class Generation:
             image_sha="" if image is None else digest(encode_png(image)),
             path="" if image is None else image_path(job.prompt, job.image),
             error=delivery.error,
-            notes=notes,
+            notes=complete_notes(self._executor.spec.model, delivery),
             stamp={**self._stamp, **self._executor.stamp},
         )
 
@@ -161,6 +157,18 @@ class Generation:
         )
         if timing.warm_up > 1 and not timing.warm:
             log.warning("%s: not warm after %d images: its seconds may drift", path, timing.warm_up)
+
+
+def complete_notes(model: ImageModel, delivery: Delivery) -> dict[str, Any]:
+    """Return the notes that are journalled: the method's, and how much of its prompt was cut."""
+    notes: dict[str, Any] = dict(delivery.notes)
+    if cut := _count_cut(model, delivery.job):
+        notes[PROMPT_CUT] = cut
+    return notes
+
+
+def _count_cut(model: ImageModel, job: Job) -> int:
+    return model.count_cut(job.prompt.text) if isinstance(model, HasPromptLimit) else 0
 
 
 @lru_cache(maxsize=1)

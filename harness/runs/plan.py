@@ -72,3 +72,8 @@ class Plan:
         """List what names the prompts and their judge in a fingerprint; some settings may not."""
         settings = {name: value for name, value in self.settings.items() if name not in without}
         return [self.benchmark.version, settings, self.prompts_sha, self.benchmark.judge]
+
+
+def wants_scores(plan: Plan, config: DictConfig) -> bool:
+    """Tell whether images are to be scored: it is asked for, and somebody judges them."""
+    return "score" in config.stages and plan.benchmark.is_judged

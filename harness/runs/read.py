@@ -219,16 +219,23 @@ class Run:
         others = sorted(set(named) - {"score"})
         return {name: dict(named[name]) for name in ["score", *others]}
 
+    @property
+    def is_judged(self) -> bool:
+        """Tell whether its benchmark has a judge. One without a judge has written "" as its id."""
+        return self.about.get("judge") != ""
+
     @cached_property
     def unjudged(self) -> frozenset[Key]:
-        """Delivered images without a value."""
+        """Delivered images without a value; none where there is no judge to give them."""
+        if not self.is_judged:
+            return frozenset()
         judged = {key for key, score in self.scores.items() if score.value is not None}
         return frozenset(self.done.keys() - judged)
 
     @property
     def is_scored(self) -> bool:
         """Tell whether a judge has valued any delivered image; else there is nothing to rank."""
-        return len(self.unjudged) < len(self.done)
+        return self.is_judged and len(self.unjudged) < len(self.done)
 
     @cached_property
     def table(self) -> pd.DataFrame:

@@ -19,7 +19,7 @@ def prepare_judge(benchmark: BenchmarkSpec, jobs: Sequence[Job]) -> None:
 
     Raises UserError where the judge cannot be had.
     """
-    if not jobs:
+    if not jobs or not benchmark.is_judged:
         return
     benchmark.ready()
     if benchmark.estimate is not None:
@@ -33,6 +33,8 @@ def score_images(
 
     A score that no journal can hold leaves its image unjudged, and says why.
     """
+    if not benchmark.is_judged:
+        return []
     values = []
     for given in benchmark.score([(job.prompt, folder.image_file(job)) for job in jobs]):
         score = _expect_writable(given)

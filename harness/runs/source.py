@@ -14,7 +14,7 @@ from harness.runs.folder import RunFolder
 from harness.runs.generate import Generation
 from harness.runs.imported import build_imported_run
 from harness.runs.options import spell_numbers
-from harness.runs.plan import Plan
+from harness.runs.plan import Plan, wants_scores
 from harness.runs.spec import RunSpec, build_run_spec
 
 
@@ -85,8 +85,9 @@ class DrawnRun:
         config = self.spec.config
         generation = Generation(
             self.executor,
+            self.plan.benchmark,
             folder,
-            with_scores="score" in config.stages,
+            with_scores=wants_scores(self.plan, config),
             stop_on_error=config.on_error == "stop",
             track=track,
         )

@@ -5,6 +5,7 @@ A `RunSpec` is a value: nothing in it changes while images are drawn. `execute` 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -45,28 +46,28 @@ from harness.runs.plugins import hash_plugins
 
 
 @dataclass(frozen=True)
-class RunSpec:
-    """The parts of a run whose images a method draws, built by `build_run_spec`."""
+class DrawingSpec:
+    """The parts that draw images of any prompts, built by `build_drawing_spec`."""
 
-    config: DictConfig
-    choices: Mapping[str, str]  # the option that was chosen in each group of configurations
     model: ImageModel
     method: Method
     method_spec: MethodSpec
     sampling: Sampling
-    plan: Plan
     sampler_sizes: Mapping[str, Any]  # arguments of `Sampler`, and `concurrency`
     warm_up: int  # images that are drawn at most before seconds count
+    seed: int
+    numerics: str
+
+
+@dataclass(frozen=True)
+class RunSpec(DrawingSpec):
+    """The parts of a run whose images a method draws, built by `build_run_spec`."""
+
+    config: DictConfig
+    choices: Mapping[str, str]  # the option that was chosen in each group of configurations
+    plan: Plan
     plugins: Mapping[str, str]  # modules of a user's own -> hash of their source
     fingerprint: str
-
-    @property
-    def seed(self) -> int:
-        return self.config.seed
-
-    @property
-    def numerics(self) -> str:
-        return self.config.numerics
 
     def folder(self, results: Path) -> Path:
         """Return where the run's folder is below a results folder."""
@@ -121,10 +122,8 @@ def build_run_spec(config: DictConfig, choices: Mapping[str, str]) -> RunSpec:
     expect_result_options(config)
 
     # 1. The model, and how its tokens are drawn.
-    model_config = resolve_config(config.model)
-    sampling = Sampling(**model_config.pop("sampling"))
-    _expect_trained_weights(model_config)
-    model = load_model(dump(model_config), str(config.device))
+    sampling = Sampling(**resolve_config(config.model.sampling))
+    model = load_configured_model(config)
 
     # 2. The method, and what it declares.
     method = build_object(config.method)
@@ -135,17 +134,11 @@ def build_run_spec(config: DictConfig, choices: Mapping[str, str]) -> RunSpec:
     plan = Plan.of(benchmark, config.benchmark)
 
     # 4. The sampler's sizes, as far as memory allows.
-    sampler_config = resolve_config(config.sampler)
-    warm_up = _choose_warm_up(sampler_config.pop("warm_up", 0), model.device)
-    sampler_sizes = _choose_sampler_sizes(
-        sampler_config,
-        config.numerics,
-        Asking(model, method_spec, benchmark),
-        sampling,
-        len(plan.jobs),
-    )
+    asking = Asking(model, method_spec, benchmark)
+    drawing = build_drawing_spec(config, method, sampling, asking, images=len(plan.jobs))
 
     # 5. The name of all that results depend on.
+    model_config = _model_options(config)
     method_config = drop_titles(resolve_config(config.method))
     identity = {
         "model": [
@@ -161,7 +154,7 @@ def build_run_spec(config: DictConfig, choices: Mapping[str, str]) -> RunSpec:
             method_spec.part_ids,
         ],
         "benchmark": plan.identify(),
-        "sampler": restore_size_names(sampler_sizes),
+        "sampler": restore_size_names(drawing.sampler_sizes),
         "numerics": config.numerics,
         "seed": config.seed,
     }
@@ -169,18 +162,41 @@ def build_run_spec(config: DictConfig, choices: Mapping[str, str]) -> RunSpec:
     if plugins:
         identity["plugins"] = plugins
     return RunSpec(
+        **_fields_of(drawing),
         config=config,
         choices=choices,
-        model=model,
-        method=method,
-        method_spec=method_spec,
-        sampling=sampling,
         plan=plan,
-        sampler_sizes=sampler_sizes,
-        warm_up=warm_up,
         plugins=plugins,
         fingerprint=fingerprint(identity),
     )
+
+
+def build_drawing_spec(
+    config: DictConfig, method: Method, sampling: Sampling, asking: Asking, *, images: int
+) -> DrawingSpec:
+    """Put together what draws `images` images: a model, a method, and a sampler that serves both.
+
+    `asking` holds the model, the method's declarations, and the benchmark whose judge takes memory
+    beside them, if there is one. Raises UserError for parts that do not fit each other.
+    """
+    sampler_config = resolve_config(config.sampler)
+    warm_up = _choose_warm_up(sampler_config.pop("warm_up", 0), asking.model.device)
+    sampler_sizes = _choose_sampler_sizes(sampler_config, config.numerics, asking, sampling, images)
+    return DrawingSpec(
+        model=asking.model,
+        method=method,
+        method_spec=asking.method_spec,
+        sampling=sampling,
+        sampler_sizes=sampler_sizes,
+        warm_up=warm_up,
+        seed=config.seed,
+        numerics=config.numerics,
+    )
+
+
+def _fields_of(drawing: DrawingSpec) -> dict[str, Any]:
+    """Return the fields of a drawing spec by name, as they are."""
+    return {field.name: getattr(drawing, field.name) for field in dataclasses.fields(drawing)}
 
 
 @dataclass(frozen=True)
@@ -189,7 +205,7 @@ class Asking:
 
     model: ImageModel
     method_spec: MethodSpec
-    benchmark: object
+    benchmark: object = None  # where images are drawn without one
 
     def estimate_need(self, sampler: Mapping[str, Any], device: torch.device) -> MemoryNeed:
         """Estimate what a sampler with such options takes of a device, and all beside it.
@@ -208,6 +224,20 @@ class Asking:
         owners = [part for _, part in spec.parts]
         owners.append(getattr(self.benchmark, "judge", None))
         return need_beside(self.model, shape, owners)
+
+
+def load_configured_model(config: DictConfig) -> Any:
+    """Load the model of a composed configuration. Raises UserError for random weights."""
+    model_config = _model_options(config)
+    _expect_trained_weights(model_config)
+    return load_model(dump(model_config), str(config.device))
+
+
+def _model_options(config: DictConfig) -> dict[str, Any]:
+    """Return the options that a model is built from: all but how its tokens are drawn."""
+    options = resolve_config(config.model)
+    del options["sampling"]
+    return options
 
 
 def load_model(config: str, device: str) -> Any:

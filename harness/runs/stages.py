@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 from omegaconf import DictConfig
 
 from harness.records import UserError
-from harness.runs.plan import IncompleteRunError
+from harness.runs.plan import IncompleteRunError, wants_scores
 
 if TYPE_CHECKING:
     from harness.runs.folder import RunFolder
@@ -53,6 +53,7 @@ def run_stages(
     shard = Shard.parse(config.shard)
     source = build_source(config, choices)
     plan = source.plan
+    _expect_judge(plan, config, choices["benchmark"])
     if "estimate" in config.stages:
         _print_estimate(plan, config, choices["benchmark"])
         return
@@ -60,7 +61,7 @@ def run_stages(
     # 2. Prepare the judges of a new run first: what cannot be judged leaves no folder.
     path = source.folder(Path(config.results))
     is_new = not path.exists()
-    if is_new and "score" in config.stages:
+    if is_new and wants_scores(plan, config):
         prepare_judge(plan.benchmark, plan.jobs)
     if is_new and "generate" in config.stages:
         source.prepare()
@@ -87,7 +88,7 @@ def _fill_folder(
     from harness.runs.score import prepare_judge, score_images, write_summary
 
     benchmark = source.plan.benchmark
-    with_scores = "score" in config.stages
+    with_scores = wants_scores(source.plan, config)
 
     # 1. See what is there, and what is not.
     source.import_images(folder)
@@ -107,6 +108,16 @@ def _fill_folder(
         score_images(benchmark, folder, folder.unscored(benchmark.judge))
         track()
         write_summary(benchmark, folder)
+
+
+def _expect_judge(plan: Plan, config: DictConfig, benchmark: str) -> None:
+    """Raise UserError where nothing but scores is asked for, and nobody would give them."""
+    is_for_scores = "score" in config.stages and "generate" not in config.stages
+    if is_for_scores and not plan.benchmark.is_judged:
+        raise UserError(
+            f"stages={list(config.stages)}: benchmark={benchmark} has no judge that could score: "
+            "choose one, such as judge@benchmark.judge=pictogram_reward"
+        )
 
 
 def _print_estimate(plan: Plan, config: DictConfig, benchmark: str) -> None:
@@ -156,7 +167,7 @@ def _expect_complete(plan: Plan, folder: RunFolder, config: DictConfig) -> None:
         raise IncompleteRunError(
             f"{folder.path}: {failed} of {folder.planned} images failed; run again to retry them"
         )
-    if "score" not in config.stages:
+    if not wants_scores(plan, config):
         return
     if unanswered := len(folder.unscored(plan.benchmark.judge)):
         raise IncompleteRunError(

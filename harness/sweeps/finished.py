@@ -48,14 +48,15 @@ class KnownPoints:
 def is_complete(folder: Path, stages: Iterable[str]) -> bool:
     """Return whether every planned image of a run folder is there, byte for byte.
 
-    If `stages` ask for scores, all images must be scored, too.
+    If `stages` ask for scores and the run has a judge, all images must be scored, too.
     """
     try:
         run = read_run(folder)
     except UserError:
         return False
+    needs_scores = "score" in stages and run.is_judged
     unscored = run.planned.keys() - run.scores.keys()
-    if not run.complete or ("score" in stages and unscored):
+    if not run.complete or (needs_scores and unscored):
         return False
     return all(is_intact(folder, record) for record in run.done.values())
 
