@@ -1,7 +1,7 @@
 """`python -m harness.distance METHOD PLAIN [OTHER_PLAIN]`: are a method's images plain sampling's?
 
 Each is a run folder, or the fingerprint of a run below `--results`; all are of the same prompts. A
-method that keeps the model's law draws images that are as far from plain's as another plain run's.
+method that keeps the model's distribution draws images as far from plain's as another plain run's.
 The images of each prompt are exchanged between the two runs at random: p is the share of exchanges
 that put them as far apart. Needs no reference images and no judge. Give runs of other seeds: images
 drawn from the same noise are no independent draws.
@@ -22,6 +22,7 @@ from harness.compare import find_run
 from harness.judges.features import ClipFeatures, Extractor, PictogramFeatures
 from harness.records import UserError, one_line
 from harness.results import stats
+from harness.results.labels import label_runs
 from harness.results.stats import distances
 from harness.runs.folder import FORMATS, UNREADABLE
 from harness.runs.read import Run
@@ -104,9 +105,10 @@ def describe_distances(runs: Sequence[Run], extractor: Extractor) -> list[str]:
         f"{plain.protocol.benchmark} on {plain.protocol.model}, {prompts} prompts, "
         f"{len(keys)} images a run, features {extractor.id}, scaled to a deviation of 1"
     ]
-    lines += _compare_images(method, plain, sets[0], sets[1], keys)
+    group_N = _number_prompts(keys)
+    lines += _compare_images(method, plain, sets[0], sets[1], group_N)
     if len(runs) > 2:
-        lines += _compare_images(runs[2], plain, sets[2], sets[1], keys)
+        lines += _compare_images(runs[2], plain, sets[2], sets[1], group_N)
     return lines
 
 
@@ -126,11 +128,11 @@ def _read_features(run: Run, keys: Sequence[tuple[str, int]], extractor: Extract
 
 
 def _compare_images(
-    run: Run, plain: Run, x_ND: np.ndarray, y_ND: np.ndarray, keys: Sequence[tuple[str, int]]
+    run: Run, plain: Run, x_ND: np.ndarray, y_ND: np.ndarray, group_N: np.ndarray
 ) -> list[str]:
     """State both distances of a run's images to plain's, and whether exchanges explain them."""
-    group_N = _number_prompts(keys)
-    name = f"{run.name} ({run.fingerprint}) to {plain.name} ({plain.fingerprint})"
+    labels = label_runs([run, plain])
+    name = f"{labels[run.path]} ({run.fingerprint}) to {labels[plain.path]} ({plain.fingerprint})"
     value = distances.frechet(x_ND, y_ND).value
     if np.array_equal(x_ND, y_ND):
         return [f"{name}: identical images"]

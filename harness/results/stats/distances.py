@@ -96,7 +96,7 @@ def frechet(x_ND: np.ndarray, y_MD: np.ndarray) -> Frechet:
 
 
 def frechet_of_moments(one: Moments, other: Moments) -> Frechet:
-    """Return the Fréchet distance of two normal laws."""
+    """Return the Fréchet distance of two normal distributions."""
     root = _root(one.covariance)
     eigenvalues = np.linalg.eigvalsh(root @ other.covariance @ root)
     shared = np.sqrt(eigenvalues.clip(0)).sum()
@@ -109,7 +109,7 @@ def estimate_frechet(x_ND: np.ndarray, reference: Moments) -> Estimate:
     """Return the Fréchet distance to a fixed reference, with the influence of each picture.
 
     The influence of picture i is 2 (mu - mu_r) . c_i + c_i' (I - T) c_i, centred, where c_i is its
-    distance from the mean and T the optimal map from the set's normal law to the reference's.
+    distance from the mean and T the optimal map from the set's normal distribution to the reference's.
     Raises UserError unless there are more pictures than features: else T is not defined.
     """
     (x_ND,) = check_features(x_ND)
@@ -131,7 +131,7 @@ def estimate_frechet(x_ND: np.ndarray, reference: Moments) -> Estimate:
 
 
 def frechet_of_equals(eigenvalue_D: Sequence[float] | np.ndarray, n: int, m: int) -> float:
-    """Return the mean distance of two samples of one normal law, to second order.
+    """Return the mean distance of two samples of one normal distribution, to second order.
 
     The distance of equals is not 0: it falls with the numbers of pictures, so that distances of
     different numbers are never compared.
@@ -276,7 +276,7 @@ def swap_test(
     draws: int = 10_000,
     seed: int = 0,
 ) -> SwapTest:
-    """Test whether two samplers draw from one law, prompt by prompt, by the kernel distance.
+    """Test whether two samplers have one distribution a prompt, by the kernel distance.
 
     Under that hypothesis the pictures of a prompt may be exchanged between the samplers. Row i of
     both belongs to one prompt; rows of one `group_N` are exchanged together (several pictures of a
