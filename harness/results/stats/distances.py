@@ -109,8 +109,8 @@ def estimate_frechet(x_ND: np.ndarray, reference: Moments) -> Estimate:
     """Return the Fréchet distance to a fixed reference, with the influence of each picture.
 
     The influence of picture i is 2 (mu - mu_r) . c_i + c_i' (I - T) c_i, centred, where c_i is its
-    distance from the mean and T the optimal map from the set's normal distribution to the reference's.
-    Raises UserError unless there are more pictures than features: else T is not defined.
+    distance from the mean and T the optimal map from the set's normal distribution to that of the
+    reference. Raises UserError unless there are more pictures than features: else T is not defined.
     """
     (x_ND,) = check_features(x_ND)
     count, dim = x_ND.shape
