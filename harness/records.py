@@ -31,6 +31,8 @@ _Row = TypeVar("_Row")
 PACKAGE = Path(__file__).resolve().parent
 """The folder of the harness's own code."""
 
+MOST_CAUSES = 4
+"""Errors of a chain of causes that a line tells."""
 PROMPT_CUT = "prompt_cut"
 """The note of a record that says how many positions of its prompt's end the model did not read."""
 STRICT: Mapping[str, Any] = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
@@ -427,8 +429,18 @@ def explain_error(error: BaseException) -> str:
     """Say in a line what an unexpected error is, and where its author finds it.
 
     That is the innermost line of a plug-in, if there is one, else the innermost of the harness; and
-    the cause, if the error has one.
+    the same of each cause that the error has.
     """
+    told = []
+    link: BaseException | None = error
+    while link is not None and len(told) < MOST_CAUSES:
+        told.append(_explain_alone(link))
+        link = link.__cause__
+    return "; caused by ".join(told)
+
+
+def _explain_alone(error: BaseException) -> str:
+    """Explain an error without its cause."""
     text = f"{type(error).__name__}: {one_line(error)}"
     frames = [
         frame
@@ -438,10 +450,8 @@ def explain_error(error: BaseException) -> str:
     plug_ins = [frame for frame in frames if not Path(frame.filename).is_relative_to(PACKAGE)]
     if frames:
         frame = (plug_ins or frames)[-1]
-        text += f" ({_near(frame.filename)}, line {frame.lineno}, in {frame.name}"
+        text += f" ({near_path(frame.filename)}, line {frame.lineno}, in {frame.name}"
         text += f": {frame.line})" if frame.line else ")"
-    if error.__cause__ is not None:
-        text += f"; caused by {type(error.__cause__).__name__}: {one_line(error.__cause__)}"
     return text
 
 
@@ -457,7 +467,7 @@ def _standard_library() -> str:
     return sysconfig.get_paths()["stdlib"]
 
 
-def _near(file: str) -> str:
+def near_path(file: str) -> str:
     """Return a file's path from the current folder, if it lies below it."""
     path = Path(file)
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file

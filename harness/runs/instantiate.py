@@ -13,7 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 from harness.records import UserError, explain_error, one_line
 from harness.runs.plugins import list_targets
 
-COMMAND_OPTIONS = ("results", "stages", "device", "logger", "shard", "shards", "on_error")
+COMMAND_OPTIONS = (
+    "results", "stages", "device", "logger", "shard", "shards", "on_error", "stuck_after_s",
+)  # fmt: skip
 """Options that say how and where a run is carried out; all others say what it computes."""
 
 
