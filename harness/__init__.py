@@ -9,6 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from harness.packages import pin_own_packages
+
 if TYPE_CHECKING:
     from harness.download import cache_folder as cache_folder
     from harness.engine.acceptance import Draft as Draft
@@ -79,6 +81,8 @@ _HOME = {
 """The public names by the module that defines them."""
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 __all__ = sorted(_MODULE)
+
+pin_own_packages()
 
 
 def __getattr__(name: str) -> Any:

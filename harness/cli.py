@@ -10,7 +10,6 @@ python -m harness benchmark=tiif stages=[estimate]      calls and tokens that it
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 import re
@@ -30,6 +29,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from harness.packages import add_author_folder, expect_own_packages
 from harness.records import UserError, explain_error, one_line
 from harness.runs.instantiate import COMMAND_OPTIONS, build_object, resolve_config
 from harness.runs.options import expect_options
@@ -59,7 +59,6 @@ def main() -> None:
 def run_command(arguments: Sequence[str]) -> int:
     """Carry out a command, and return its exit code."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us, who print them in one line
-    _expect_one_home()
     enable_plugins()
     logging.getLogger("hydra").setLevel(logging.WARNING)  # each run logs its own line
     command = Command()
@@ -67,6 +66,7 @@ def run_command(arguments: Sequence[str]) -> int:
     argv = sys.argv
     sys.argv = [sys.argv[0], *defer_swept_options(arguments)]
     try:
+        expect_own_packages()
         with preemptible(command.record_preemption):
             command.run_jobs()
             command.finish()
@@ -182,6 +182,7 @@ class Command:
 
     def _carry_out(self, config: DictConfig, attempt: Attempt) -> None:
         hydra_config = HydraConfig.get()
+        add_author_folders(hydra_config)
         expect_options(config)
         if hydra_config.mode != RunMode.MULTIRUN and attempt.part is None:
             _expect_single_run(config, hydra_config)
@@ -332,24 +333,14 @@ def explain_unknown_option(message: str) -> str:
     )
 
 
+def add_author_folders(hydra_config: HydraConf) -> None:
+    """Put the folder beside each added folder of configuration (`--config-dir`) on the path."""
+    for source in hydra_config.runtime.config_sources:
+        if source.schema == "file":
+            add_author_folder(Path(source.path).parent)
+
+
 def print_error(message: BaseException | str, code: int = 2) -> int:
     """Print an error in one line, and return the exit code."""
     print(f"error: {one_line(message)}", file=sys.stderr)
     return code
-
-
-def _expect_one_home() -> None:
-    """Stop if another package's `methods`, `benchmarks` or `conf` are found before ours.
-
-    Their names are common.
-    """
-    home = Path(__file__).resolve().parent.parent
-    for name in ("methods", "benchmarks", "conf"):
-        spec = importlib.util.find_spec(name)
-        found = Path(spec.origin).resolve().parent.parent if spec and spec.origin else None
-        if found != home:
-            message = (
-                f"package {name!r} is found in {found}, not beside harness in {home}: "
-                "run from another folder"
-            )
-            sys.exit(print_error(message))

@@ -77,8 +77,8 @@ def _expect_importable(target: str) -> None:
             raise UserError(f"_target_={target}: {explain_error(error)}") from error
     if module is None:
         raise UserError(
-            f"_target_={target}: there is no module {parts[0]!r}: put its folder on PYTHONPATH, or "
-            "run the command in that folder"
+            f"_target_={target}: there is no module {parts[0]!r}: put it beside the folder of "
+            "--config-dir, or its folder on PYTHONPATH"
         )
     found: Any = module
     for part in parts[module.__name__.count(".") + 1 :]:
