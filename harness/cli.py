@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sys
 from collections.abc import Sequence
 from contextvars import ContextVar
@@ -36,7 +35,8 @@ from harness.runs.options import expect_options
 from harness.runs.plan import IncompleteRunError
 from harness.runs.preemption import PREEMPTED, Preempted, end_process, preemptible
 from harness.runs.stages import run_stages
-from harness.sweeps.overrides import defer_swept_options
+from harness.runs.unknown_names import explain_compose_error
+from harness.sweeps.overrides import defer_swept_options, take_first_point
 
 if TYPE_CHECKING:
     from harness.sweeps.ledger import Event, Ledger, Status, SweepPart
@@ -64,14 +64,14 @@ def run_command(arguments: Sequence[str]) -> int:
     command = Command()
     current = _CURRENT.set(command)
     argv = sys.argv
-    sys.argv = [sys.argv[0], *defer_swept_options(arguments)]
+    sys.argv = [sys.argv[0], *defer_swept_options(take_first_point(arguments))]
     try:
         expect_own_packages()
         with preemptible(command.record_preemption):
             command.run_jobs()
             command.finish()
     except (UserError, OSError, HydraException, OmegaConfBaseException) as error:
-        return print_error(explain_unknown_option(one_line(error)))
+        return print_error(explain_compose_error(error, arguments))
     except KeyboardInterrupt:
         return print_error("interrupted; run the same command again to continue", code=130)
     except Preempted as error:
@@ -317,20 +317,6 @@ def enable_plugins() -> None:
     folder = str(Path(__file__).parent / "plugins")
     if folder not in sys.path:
         sys.path.append(folder)
-
-
-def explain_unknown_option(message: str) -> str:
-    """Return a better remedy for an unknown option; other messages are returned as they are.
-
-    Hydra advises to append the option with a plus, but nothing would read it.
-    """
-    unknown = re.match(r"Could not override '(?P<key>[^']+)'", message)
-    if not unknown:
-        return message
-    return (
-        f"unknown option {unknown['key']!r}: "
-        "add `--cfg job` to the command without it to see the options there are"
-    )
 
 
 def add_author_folders(hydra_config: HydraConf) -> None:
