@@ -428,8 +428,8 @@ def digest(data: bytes, length: int = 64) -> str:
 def explain_error(error: BaseException) -> str:
     """Say in a line what an unexpected error is, and where its author finds it.
 
-    That is the innermost line of a plug-in, if there is one, else the innermost of the harness; and
-    the same of each cause that the error has.
+    That is the innermost line of a plug-in, if there is one, else of a method or benchmark of ours,
+    else of the harness; and the same of each cause that the error has.
     """
     told = []
     link: BaseException | None = error
@@ -447,12 +447,20 @@ def _explain_alone(error: BaseException) -> str:
         for frame in traceback.extract_tb(error.__traceback__)
         if not _is_library(frame.filename)
     ]
-    plug_ins = [frame for frame in frames if not Path(frame.filename).is_relative_to(PACKAGE)]
     if frames:
-        frame = (plug_ins or frames)[-1]
+        frame = max(enumerate(frames), key=lambda each: (_rank(each[1].filename), each[0]))[1]
         text += f" ({near_path(frame.filename)}, line {frame.lineno}, in {frame.name}"
         text += f": {frame.line})" if frame.line else ")"
     return text
+
+
+def _rank(file: str) -> int:
+    """Rank a file by how likely its author is to have made a mistake: plug-ins are the first."""
+    path = Path(file)
+    if path.is_relative_to(PACKAGE):
+        return 0
+    is_own = any(path.is_relative_to(PACKAGE.parent / name) for name in ("methods", "benchmarks"))
+    return 1 if is_own else 2
 
 
 def _is_library(file: str) -> bool:

@@ -98,7 +98,7 @@ async def forget_await(canvas: Canvas, s: Session) -> Canvas:
 
 async def forget_answer(canvas: Canvas, s: Session) -> Canvas:
     await s.run([canvas])
-    (image,) = s.render([canvas])  # type: ignore[misc, var-annotated]
+    (_image,) = s.render([canvas])  # type: ignore[misc, var-annotated]
     return canvas
 
 
@@ -136,7 +136,9 @@ def test_calls_that_are_awaited_later_are_no_mistake() -> None:
             await second
             return canvas
 
-    assert all(delivery.image is not None for delivery in draw(Later(return_none), jobs(TEXTS)).values())
+    assert all(
+        delivery.image is not None for delivery in draw(Later(return_none), jobs(TEXTS)).values()
+    )
 
 
 # ------------------------------------------------------------------ methods that end the run
@@ -257,7 +259,9 @@ async def look_for_nothing(canvas: Canvas, s: Session) -> None:
         await s.render([canvas])
 
 
-def draw_stuck(mistake: Mistake, texts: Sequence[str] = TEXTS, **options: Any) -> dict[Any, Delivery]:
+def draw_stuck(
+    mistake: Mistake, texts: Sequence[str] = TEXTS, **options: Any
+) -> dict[Any, Delivery]:
     """Draw with a short patience; all slots are free afterwards, whatever happens."""
     sampler = Sampler(ToyModel(), Sampling(scale=2.0), slots=12, prefill=(3, 4))
     method: Method = Mistaken(mistake)

@@ -19,10 +19,11 @@ from harness.cli import enable_plugins
 from harness.engine.memory import SHARE, count_fitting_slots
 from harness.engine.memory_need import GB, MemoryNeed
 from harness.engine.method_spec import MethodSpec
-from harness.records import UserError, dump, one_line
+from harness.records import UserError, dump
 from harness.runs.instantiate import build_object, resolve_config
 from harness.runs.options import expect_options
 from harness.runs.spec import Asking, build_benchmark, build_model, count_asked_slots
+from harness.runs.unknown_names import explain_compose_error
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,9 @@ class JobState:
     canvases: list[Canvas] = field(default_factory=list)  # the open ones
     opened: int = 0  # canvases opened so far, closed ones included
     notes: dict[str, JSON] = field(default_factory=dict)
-    calls: list[StartedCall] = field(default_factory=list)  # that nobody had awaited, when last seen
+    calls: list[StartedCall] = field(
+        default_factory=list
+    )  # that nobody had awaited, when last seen
     progress: Progress = field(default_factory=Progress)
 
     def derive_key(self, *purpose: str | int) -> int:

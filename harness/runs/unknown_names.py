@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
@@ -86,10 +87,12 @@ def _compose_without_options(arguments: Sequence[str]) -> DictConfig | None:
                 value = take_first_value(override)
                 if (GROUPS / override.key_or_group.partition("@")[0]).is_dir():
                     overrides.append(f"{argument.partition('=')[0]}={value}")
-    folder = find_config_dir(arguments)
-    if folder is not None:
-        overrides.append(f"hydra.searchpath=[file://{folder}]")
     with suppress(HydraException, OmegaConfBaseException):
+        if GlobalHydra.instance().is_initialized():  # in the middle of a sweep
+            return hydra.compose("config", overrides=overrides)
+        folder = find_config_dir(arguments)
+        if folder is not None:
+            overrides.append(f"hydra.searchpath=[file://{folder}]")
         with hydra.initialize_config_module("conf", version_base="1.3"):
             return hydra.compose("config", overrides=overrides)
     return None

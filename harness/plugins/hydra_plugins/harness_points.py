@@ -141,6 +141,7 @@ class PointSweeper(BasicSweeper):
 
         Raises what Hydra raises for any other mistake, and if no point is possible.
         """
+        errors: list[HydraException] = []
         impossible: list[Point] = []
         for point in points:
             try:
@@ -149,10 +150,10 @@ class PointSweeper(BasicSweeper):
                 if not is_unknown_option(error) or len(impossible) + 1 == len(points):
                     raise
                 impossible.append(point)
-                shown = ",".join(one for one in point if not is_command_option(one))
-                print(
-                    f"left out: {shown}: {explain_compose_error(error, point)}", file=sys.stderr
-                )
+                errors.append(error)
+        for point, error in zip(impossible, errors, strict=True):
+            shown = ",".join(one for one in point if not is_command_option(one))
+            print(f"left out: {shown}: {explain_compose_error(error, point)}", file=sys.stderr)
         return impossible
 
     def _searched_folders(self) -> list[str]:
