@@ -30,6 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from harness.packages import add_author_folder, expect_own_packages
 from harness.records import UserError, explain_error, one_line
+from harness.runs.failures import forget_failures, is_new_failure
 from harness.runs.instantiate import COMMAND_OPTIONS, build_object, resolve_config
 from harness.runs.options import expect_options
 from harness.runs.plan import IncompleteRunError
@@ -60,6 +61,7 @@ def run_command(arguments: Sequence[str]) -> int:
     """Carry out a command, and return its exit code."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us, who print them in one line
     enable_plugins()
+    forget_failures()
     logging.getLogger("hydra").setLevel(logging.WARNING)  # each run logs its own line
     command = Command()
     current = _CURRENT.set(command)
@@ -235,8 +237,10 @@ class Command:
             reason = one_line(error)[:120]
             self._fail(f"the device's memory is too small ({reason}): {LESS_MEMORY}", 2)
             return
-        log.exception("%s failed", self.attempt.name or "the run")
-        self._fail(explain_error(error), 1)
+        problem = explain_error(error)
+        if is_new_failure(problem):
+            log.exception("%s failed", self.attempt.name or "the run")
+        self._fail(problem, 1)
 
     # ------------------------------------------------------------------ a sweep
 
@@ -295,9 +299,12 @@ def _has_failed_sweep(attempt: Attempt) -> bool:
 
 
 def _print_unfinished(unfinished: Sequence[tuple[str, Event]]) -> None:
-    """Print a table of the points, or shares of them, that did not end well."""
+    """Print the points, or shares of them, that did not end well: those with one error together."""
+    names: dict[str, list[str]] = {}
     for name, end in unfinished:
-        print_error(f"{name}: {end.error or end.event}")
+        names.setdefault(end.error or end.event, []).append(name)
+    for problem, points in names.items():
+        print_error(f"{'; '.join(points)}: {problem}")
     if unfinished:
         print(
             f"{len(unfinished)} of the sweep's runs did not end well; "

@@ -31,6 +31,8 @@ _Row = TypeVar("_Row")
 PACKAGE = Path(__file__).resolve().parent
 """The folder of the harness's own code."""
 
+PLUG_IN = 2
+"""The rank of files that are not the project's own."""
 MOST_CAUSES = 4
 """Errors of a chain of causes that a line tells."""
 PROMPT_CUT = "prompt_cut"
@@ -431,7 +433,7 @@ def explain_error(error: BaseException) -> str:
     That is the innermost line of a plug-in, if there is one, else of a method or benchmark of ours,
     else of the harness; and the same of each cause that the error has.
     """
-    told = []
+    told: list[str] = []
     link: BaseException | None = error
     while link is not None and len(told) < MOST_CAUSES:
         told.append(_explain_alone(link))
@@ -442,16 +444,23 @@ def explain_error(error: BaseException) -> str:
 def _explain_alone(error: BaseException) -> str:
     """Explain an error without its cause."""
     text = f"{type(error).__name__}: {one_line(error)}"
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not _is_library(frame.filename)
-    ]
+    frames = _list_frames(error)
     if frames:
         frame = max(enumerate(frames), key=lambda each: (_rank(each[1].filename), each[0]))[1]
         text += f" ({near_path(frame.filename)}, line {frame.lineno}, in {frame.name}"
         text += f": {frame.line})" if frame.line else ")"
     return text
+
+
+def is_raised_by_plug_in(error: BaseException) -> bool:
+    """Tell whether code that is not the project's own raised an error, or called what did."""
+    return any(_rank(frame.filename) == PLUG_IN for frame in _list_frames(error))
+
+
+def _list_frames(error: BaseException) -> list[traceback.FrameSummary]:
+    """List the frames that an error passed, the innermost last, but those of libraries."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return [frame for frame in frames if not _is_library(frame.filename)]
 
 
 def _rank(file: str) -> int:
@@ -460,7 +469,7 @@ def _rank(file: str) -> int:
     if path.is_relative_to(PACKAGE):
         return 0
     is_own = any(path.is_relative_to(PACKAGE.parent / name) for name in ("methods", "benchmarks"))
-    return 1 if is_own else 2
+    return 1 if is_own else PLUG_IN
 
 
 def _is_library(file: str) -> bool:

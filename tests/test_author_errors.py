@@ -18,7 +18,6 @@ from toy import TEXTS, ToyModel, draw, jobs
 from harness.engine import watchdog
 from harness.engine.canvas import Canvas
 from harness.engine.guidance import Sampling
-from harness.engine.method_spec import MethodSpec
 from harness.engine.sampler import Sampler
 from harness.engine.scheduler import Delivery, Scheduler
 from harness.engine.session import Method, Session
@@ -370,10 +369,3 @@ def test_a_chain_of_causes_is_told_to_its_root() -> None:
     assert first.startswith("RuntimeError: no method (tests/test_author_errors.py, line")
     assert "ValueError: bad file" in second and "in load" in second
     assert "OSError: no such table" in third and "in read" in third
-
-
-def test_method_specs_read_callables_that_python_cannot_inspect() -> None:
-    class Odd(NotAsync):
-        generate = dict.fromkeys  # type: ignore[assignment]
-
-    assert MethodSpec.of(Odd()).rows == 1

@@ -106,8 +106,8 @@ class Scheduler:
         """Carry out all jobs; `deliver` gets each one as it ends.
 
         An error of `deliver`, a UserError and a lack of memory end the run: they are raised, and
-        jobs in flight are dropped. So does a method that gets stuck in one job after the other. The model's device is the current one meanwhile, also for judges
-        and drafters.
+        jobs in flight are dropped. So does a method that gets stuck in one job after the other.
+        The model's device is the current one meanwhile, also for judges and drafters.
         """
         run = _Run(
             method=self._method,

@@ -10,7 +10,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from harness.records import UserError, explain_error, one_line
+from harness.records import UserError, explain_error, is_raised_by_plug_in, one_line
 from harness.runs.plugins import list_targets
 
 COMMAND_OPTIONS = (
@@ -29,8 +29,8 @@ def resolve_config(config: DictConfig) -> dict[str, Any]:
 def build_object(config: Any, **extra: Any) -> Any:
     """Instantiate a `_target_`, with `extra` arguments besides the configured ones.
 
-    Raises UserError, in its own words, for what the constructor refuses (UserError, ValueError,
-    OSError); with the line in which anything else went wrong; and for a class that cannot be found,
+    Raises UserError, in its own words, for what the constructor refuses (UserError, and of the
+    project's own classes ValueError and OSError); with the line in which anything else went wrong; and for a class that cannot be found,
     with the reason. An allocation that failed is raised as it is.
     """
     plain = OmegaConf.to_container(config) if OmegaConf.is_config(config) else config
@@ -44,9 +44,16 @@ def build_object(config: Any, **extra: Any) -> Any:
         cause = error.__cause__
         if cause is not None and short_of_memory(cause):
             raise cause from None
-        if isinstance(cause, UserError | ValueError | OSError):
-            raise UserError(one_line(cause)) from error
+        if _is_worded_for_users(cause):
+            raise UserError(one_line(str(cause))) from error
         raise UserError(_explain_failure(error, cause)) from error
+
+
+def _is_worded_for_users(cause: BaseException | None) -> bool:
+    """Tell whether an error's message is enough: what Python raises in a plug-in needs its line."""
+    if isinstance(cause, UserError):
+        return True
+    return isinstance(cause, ValueError | OSError) and not is_raised_by_plug_in(cause)
 
 
 def _explain_failure(error: BaseException, cause: BaseException | None) -> str:

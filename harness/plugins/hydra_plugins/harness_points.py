@@ -151,9 +151,9 @@ class PointSweeper(BasicSweeper):
                     raise
                 impossible.append(point)
                 errors.append(error)
-        for point, error in zip(impossible, errors, strict=True):
+        for point, reason in zip(impossible, errors, strict=True):
             shown = ",".join(one for one in point if not is_command_option(one))
-            print(f"left out: {shown}: {explain_compose_error(error, point)}", file=sys.stderr)
+            print(f"left out: {shown}: {explain_compose_error(reason, point)}", file=sys.stderr)
         return impossible
 
     def _searched_folders(self) -> list[str]:
