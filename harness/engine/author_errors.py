@@ -25,8 +25,13 @@ class StartedCall:
     line: int
 
     @classmethod
-    def of(cls, name: str, coroutine: Coroutine[Any, Any, Any], caller: FrameType) -> StartedCall:
-        """Note a call and the frame that made it."""
+    def of(
+        cls, name: str, coroutine: Coroutine[Any, Any, Any], frame: FrameType | None
+    ) -> StartedCall:
+        """Note a call; whoever called the function of this `frame` made it."""
+        caller = frame.f_back if frame is not None else None
+        if caller is None:  # a Python without frames
+            return cls(name, coroutine, "", 0)
         return cls(name, coroutine, caller.f_code.co_filename, caller.f_lineno)
 
     @property

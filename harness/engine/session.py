@@ -10,7 +10,7 @@ file); the scheduler carries out the requests of hundreds of sessions as one bat
 from __future__ import annotations
 
 import functools
-import sys
+import inspect
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, runtime_checkable
@@ -156,7 +156,7 @@ def _awaited(call: _Call[_Options, _Result]) -> _Call[_Options, _Result]:
         self: Session, *args: _Options.args, **options: _Options.kwargs
     ) -> Coroutine[Any, Any, _Result]:
         coroutine = call(self, *args, **options)
-        self._state.note_call(StartedCall.of(call.__name__, coroutine, sys._getframe(1)))
+        self._state.note_call(StartedCall.of(call.__name__, coroutine, inspect.currentframe()))
         return coroutine
 
     return start
