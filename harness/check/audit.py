@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.check.originals import print_result
-from harness.records import SampleRecord, UserError, digest, one_line
+from harness.records import SampleRecord, UserError, digest
 from harness.runs.unknown_names import explain_compose_error
 
 

@@ -29,9 +29,9 @@ def resolve_config(config: DictConfig) -> dict[str, Any]:
 def build_object(config: Any, **extra: Any) -> Any:
     """Instantiate a `_target_`, with `extra` arguments besides the configured ones.
 
-    Raises UserError, in its own words, for what the constructor refuses (UserError, and of the
-    project's own classes ValueError and OSError); with the line in which anything else went wrong; and for a class that cannot be found,
-    with the reason. An allocation that failed is raised as it is.
+    Raises UserError, in its own words, for what the constructor refuses: UserError, and of the
+    project's own classes ValueError and OSError. Of all else it tells the line, and for a class
+    that cannot be found the reason. An allocation that failed is raised as it is.
     """
     plain = OmegaConf.to_container(config) if OmegaConf.is_config(config) else config
     for target in list_targets(plain):
