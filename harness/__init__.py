@@ -1,13 +1,16 @@
 """Compare test-time methods for visual autoregressive models on one batched sampler.
 
 `draw` draws an image of a prompt, `load` reads results into pandas frames. The other names are what
-a method author needs. They are loaded on first use, so that `import harness` stays light.
+the author of a method, benchmark, model or judge needs (docs/extend). They are loaded on first use,
+so that `import harness` stays light.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from harness.packages import pin_own_packages
 
 if TYPE_CHECKING:
     from harness.download import cache_folder as cache_folder
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from harness.engine.guidance import Guide as Guide
     from harness.engine.guidance import cfg as cfg
     from harness.engine.guidance import unguided as unguided
+    from harness.engine.method_spec import DecodingSizes as DecodingSizes
     from harness.engine.probes import Probe as Probe
     from harness.engine.probes import confidence as confidence
     from harness.engine.probes import entropy as entropy
@@ -46,9 +50,14 @@ if TYPE_CHECKING:
     from harness.kernels.noise import Noise as Noise
     from harness.models import ImageModel as ImageModel
     from harness.records import Answer as Answer
+    from harness.records import Prompt as Prompt
+    from harness.records import Score as Score
     from harness.records import UnansweredError as UnansweredError
     from harness.records import UserError as UserError
     from harness.results.load import load as load
+    from harness.runs.benchmark import Aggregates as Aggregates
+    from harness.runs.benchmark import Benchmark as Benchmark
+    from harness.runs.benchmark import IdentifiedJudge as IdentifiedJudge
     from harness.runs.trace_codec import pack_picture as pack_picture
     from harness.runs.trace_codec import pack_series as pack_series
     from harness.runs.trace_codec import unpack_series as unpack_series
@@ -63,6 +72,7 @@ _HOME = {
     "harness.engine.canvas": ("Canvas",),
     "harness.engine.draft_trees": ("Tree", "paths", "without_replacement"),
     "harness.engine.guidance": ("Guide", "cfg", "unguided"),
+    "harness.engine.method_spec": ("DecodingSizes",),
     "harness.engine.probes": ("Probe", "confidence", "entropy"),
     "harness.engine.rendering": ("Image",),
     "harness.engine.session": (
@@ -71,13 +81,16 @@ _HOME = {
     "harness.judges.verifier": ("Verifier",),
     "harness.kernels.noise": ("Noise",),
     "harness.models": ("ImageModel",),
-    "harness.records": ("Answer", "UnansweredError", "UserError"),
+    "harness.records": ("Answer", "Prompt", "Score", "UnansweredError", "UserError"),
     "harness.results.load": ("load",),
+    "harness.runs.benchmark": ("Aggregates", "Benchmark", "IdentifiedJudge"),
     "harness.runs.trace_codec": ("pack_picture", "pack_series", "unpack_series"),
 }  # fmt: skip
 """The public names by the module that defines them."""
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 __all__ = sorted(_MODULE)
+
+pin_own_packages()
 
 
 def __getattr__(name: str) -> Any:

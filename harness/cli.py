@@ -11,10 +11,8 @@ python -m harness benchmark=tiif stages=[estimate]      calls and tokens that it
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
@@ -31,14 +29,17 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from harness.packages import add_author_folder, expect_own_packages
 from harness.prompt_option import PromptCommand, draw_into_files
 from harness.records import UserError, explain_error, one_line
+from harness.runs.failures import forget_failures, is_new_failure
 from harness.runs.instantiate import COMMAND_OPTIONS, build_object, resolve_config
 from harness.runs.options import expect_options
 from harness.runs.plan import IncompleteRunError
 from harness.runs.preemption import PREEMPTED, Preempted, end_process, preemptible
 from harness.runs.stages import run_stages
-from harness.sweeps.overrides import defer_swept_options
+from harness.runs.unknown_names import explain_compose_error
+from harness.sweeps.overrides import defer_swept_options, take_first_point
 
 if TYPE_CHECKING:
     from harness.sweeps.ledger import Event, Ledger, Status, SweepPart
@@ -62,8 +63,8 @@ def main() -> None:
 def run_command(arguments: Sequence[str]) -> int:
     """Carry out a command, and return its exit code."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us, who print them in one line
-    _expect_one_home()
     enable_plugins()
+    forget_failures()
     logging.getLogger("hydra").setLevel(logging.WARNING)  # each run logs its own line
     try:
         asked = PromptCommand.of(arguments)
@@ -72,13 +73,14 @@ def run_command(arguments: Sequence[str]) -> int:
     command = Command(prompts=asked.prompts)
     current = _CURRENT.set(command)
     argv = sys.argv
-    sys.argv = [sys.argv[0], *defer_swept_options(asked.arguments)]
+    sys.argv = [sys.argv[0], *defer_swept_options(take_first_point(asked.arguments))]
     try:
+        expect_own_packages()
         with preemptible(command.record_preemption):
             command.run_jobs()
             command.finish()
     except (UserError, OSError, HydraException, OmegaConfBaseException) as error:
-        return print_error(explain_unknown_option(one_line(error)))
+        return print_error(explain_compose_error(error, arguments))
     except KeyboardInterrupt:
         return print_error("interrupted; run the same command again to continue", code=130)
     except Preempted as error:
@@ -196,6 +198,7 @@ class Command:
 
     def _carry_out(self, config: DictConfig, attempt: Attempt) -> None:
         hydra_config = HydraConfig.get()
+        add_author_folders(hydra_config)
         expect_options(config)
         if hydra_config.mode != RunMode.MULTIRUN and attempt.part is None:
             _expect_single_run(config, hydra_config)
@@ -252,8 +255,10 @@ class Command:
             reason = one_line(error)[:120]
             self._fail(f"the device's memory is too small ({reason}): {LESS_MEMORY}", 2)
             return
-        log.exception("%s failed", self.attempt.name or "the run")
-        self._fail(explain_error(error), 1)
+        problem = explain_error(error)
+        if is_new_failure(problem):
+            log.exception("%s failed", self.attempt.name or "the run")
+        self._fail(problem, 1)
 
     # ------------------------------------------------------------------ a sweep
 
@@ -334,9 +339,12 @@ def _has_failed_sweep(attempt: Attempt) -> bool:
 
 
 def _print_unfinished(unfinished: Sequence[tuple[str, Event]]) -> None:
-    """Print a table of the points, or shares of them, that did not end well."""
+    """Print the points, or shares of them, that did not end well: those with one error together."""
+    names: dict[str, list[str]] = {}
     for name, end in unfinished:
-        print_error(f"{name}: {end.error or end.event}")
+        names.setdefault(end.error or end.event, []).append(name)
+    for problem, points in names.items():
+        print_error(f"{'; '.join(points)}: {problem}")
     if unfinished:
         print(
             f"{len(unfinished)} of the sweep's runs did not end well; "
@@ -358,38 +366,14 @@ def enable_plugins() -> None:
         sys.path.append(folder)
 
 
-def explain_unknown_option(message: str) -> str:
-    """Return a better remedy for an unknown option; other messages are returned as they are.
-
-    Hydra advises to append the option with a plus, but nothing would read it.
-    """
-    unknown = re.match(r"Could not override '(?P<key>[^']+)'", message)
-    if not unknown:
-        return message
-    return (
-        f"unknown option {unknown['key']!r}: "
-        "add `--cfg job` to the command without it to see the options there are"
-    )
+def add_author_folders(hydra_config: HydraConf) -> None:
+    """Put the folder beside each added folder of configuration (`--config-dir`) on the path."""
+    for source in hydra_config.runtime.config_sources:
+        if source.schema == "file":
+            add_author_folder(Path(source.path).parent)
 
 
 def print_error(message: BaseException | str, code: int = 2) -> int:
     """Print an error in one line, and return the exit code."""
     print(f"error: {one_line(message)}", file=sys.stderr)
     return code
-
-
-def _expect_one_home() -> None:
-    """Stop if another package's `methods`, `benchmarks` or `conf` are found before ours.
-
-    Their names are common.
-    """
-    home = Path(__file__).resolve().parent.parent
-    for name in ("methods", "benchmarks", "conf"):
-        spec = importlib.util.find_spec(name)
-        found = Path(spec.origin).resolve().parent.parent if spec and spec.origin else None
-        if found != home:
-            message = (
-                f"package {name!r} is found in {found}, not beside harness in {home}: "
-                "run from another folder"
-            )
-            sys.exit(print_error(message))

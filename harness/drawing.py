@@ -14,7 +14,6 @@ import gc
 import html
 import inspect
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,12 +32,13 @@ from omegaconf.errors import OmegaConfBaseException
 from PIL import Image as Pillow
 from tqdm import tqdm
 
-from harness.cli import enable_plugins, explain_unknown_option
+from harness.cli import enable_plugins
 from harness.engine.guidance import Sampling
 from harness.engine.method_spec import MethodSpec
 from harness.engine.scheduler import Delivery
 from harness.engine.session import Method
-from harness.records import Job, Prompt, Usage, UserError, dump, one_line
+from harness.packages import add_author_folder
+from harness.records import Job, Prompt, Usage, UserError, dump
 from harness.runs.execute import Executor, rows_are_invariant
 from harness.runs.folder import encode_png
 from harness.runs.generate import complete_notes
@@ -52,6 +52,7 @@ from harness.runs.spec import (
     build_model,
     load_configured_model,
 )
+from harness.runs.unknown_names import explain_compose_error
 
 LEAST_SHOWN = 192
 """Pixels of an image's width in a notebook at least: smaller ones are shown enlarged."""
@@ -193,7 +194,7 @@ def draw(
         try:
             config, objects = choices.compose(config_dir)
         except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(explain_unknown_option(one_line(error))) from error
+            raise UserError(explain_compose_error(error)) from error
     made = None if isinstance(method, str) else _expect_method(method, options)
     name = method if isinstance(method, str) else type(made).__name__
     drawings = draw_jobs(config, name, jobs, made=made, objects=objects)
@@ -376,11 +377,8 @@ def _make_plain(value: object) -> Any:
 
 def _find_modules_beside(config_dir: str | Path | None) -> None:
     """Let the classes be found that lie beside a folder of configurations."""
-    if config_dir is None:
-        return
-    beside = str(Path(config_dir).expanduser().resolve().parent)
-    if beside not in sys.path:
-        sys.path.append(beside)
+    if config_dir is not None:
+        add_author_folder(Path(config_dir).expanduser().resolve().parent)
 
 
 # ------------------------------------------------------------------ parts

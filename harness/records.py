@@ -31,6 +31,10 @@ _Row = TypeVar("_Row")
 PACKAGE = Path(__file__).resolve().parent
 """The folder of the harness's own code."""
 
+PLUG_IN = 2
+"""The rank of files that are not the project's own."""
+MOST_CAUSES = 4
+"""Errors of a chain of causes that a line tells."""
 PROMPT_CUT = "prompt_cut"
 """The note of a record that says how many positions of its prompt's end the model did not read."""
 OWN = "own_prompts"
@@ -450,23 +454,46 @@ def digest(data: bytes, length: int = 64) -> str:
 def explain_error(error: BaseException) -> str:
     """Say in a line what an unexpected error is, and where its author finds it.
 
-    That is the innermost line of a plug-in, if there is one, else the innermost of the harness; and
-    the cause, if the error has one.
+    That is the innermost line of a plug-in, if there is one, else of a method or benchmark of ours,
+    else of the harness; and the same of each cause that the error has.
     """
+    told: list[str] = []
+    link: BaseException | None = error
+    while link is not None and len(told) < MOST_CAUSES:
+        told.append(_explain_alone(link))
+        link = link.__cause__
+    return "; caused by ".join(told)
+
+
+def _explain_alone(error: BaseException) -> str:
+    """Explain an error without its cause."""
     text = f"{type(error).__name__}: {one_line(error)}"
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not _is_library(frame.filename)
-    ]
-    plug_ins = [frame for frame in frames if not Path(frame.filename).is_relative_to(PACKAGE)]
+    frames = _list_frames(error)
     if frames:
-        frame = (plug_ins or frames)[-1]
-        text += f" ({_near(frame.filename)}, line {frame.lineno}, in {frame.name}"
+        frame = max(enumerate(frames), key=lambda each: (_rank(each[1].filename), each[0]))[1]
+        text += f" ({near_path(frame.filename)}, line {frame.lineno}, in {frame.name}"
         text += f": {frame.line})" if frame.line else ")"
-    if error.__cause__ is not None:
-        text += f"; caused by {type(error.__cause__).__name__}: {one_line(error.__cause__)}"
     return text
+
+
+def is_raised_by_plug_in(error: BaseException) -> bool:
+    """Tell whether code that is not the project's own raised an error, or called what did."""
+    return any(_rank(frame.filename) == PLUG_IN for frame in _list_frames(error))
+
+
+def _list_frames(error: BaseException) -> list[traceback.FrameSummary]:
+    """List the frames that an error passed, the innermost last, but those of libraries."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return [frame for frame in frames if not _is_library(frame.filename)]
+
+
+def _rank(file: str) -> int:
+    """Rank a file by how likely its author is to have made a mistake: plug-ins are the first."""
+    path = Path(file)
+    if path.is_relative_to(PACKAGE):
+        return 0
+    is_own = any(path.is_relative_to(PACKAGE.parent / name) for name in ("methods", "benchmarks"))
+    return 1 if is_own else PLUG_IN
 
 
 def _is_library(file: str) -> bool:
@@ -481,7 +508,7 @@ def _standard_library() -> str:
     return sysconfig.get_paths()["stdlib"]
 
 
-def _near(file: str) -> str:
+def near_path(file: str) -> str:
     """Return a file's path from the current folder, if it lies below it."""
     path = Path(file)
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file

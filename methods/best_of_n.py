@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from harness import Canvas, Decoding, Judge, Session, UserError
+from harness import Canvas, Decoding, DecodingSizes, Judge, Session, UserError
 
 
 class BestOfN:
@@ -34,8 +34,9 @@ class BestOfN:
         self.rows = n
         self.reward = reward
         self.decoding = decoding
-        self.tokens_per_step = 1 if decoding is None else decoding.tokens_per_step
-        self.tree_capacity = 0 if decoding is None else decoding.tree_capacity
+        sizes = DecodingSizes.of(decoding)
+        self.tokens_per_step = sizes.tokens_per_step
+        self.tree_capacity = sizes.tree_capacity
 
     async def generate(self, prompt: str, s: Session) -> Canvas:
         # 1. Draw N candidates.

@@ -20,11 +20,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.cli import enable_plugins, explain_unknown_option, print_error
+from harness.cli import enable_plugins, print_error
 from harness.engine.memory import cap_memory, short_of_memory
 from harness.models.devices import device_named
 from harness.records import UserError, one_line
 from harness.runs.options import expect_options
+from harness.runs.unknown_names import explain_compose_error
 
 NAMES = ("sampler", "methods", "judges")
 HELP = {"-h", "--help"}
@@ -50,7 +51,7 @@ def main() -> None:
     try:
         _app()
     except (UserError, HydraException, OmegaConfBaseException) as error:
-        sys.exit(print_error(explain_unknown_option(one_line(error))))
+        sys.exit(print_error(explain_compose_error(error, options)))
     except Exception as error:
         if not short_of_memory(error):
             raise

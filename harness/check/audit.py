@@ -13,8 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.check.originals import print_result
-from harness.cli import explain_unknown_option
-from harness.records import SampleRecord, UserError, digest, one_line
+from harness.records import SampleRecord, UserError, digest
+from harness.runs.unknown_names import explain_compose_error
 
 
 class Check(NamedTuple):
@@ -30,7 +30,7 @@ def _explain_options() -> Iterator[None]:
     try:
         yield
     except (UserError, HydraException, OmegaConfBaseException) as error:
-        raise UserError(explain_unknown_option(one_line(error))) from error
+        raise UserError(explain_compose_error(error)) from error
 
 
 @_explain_options()

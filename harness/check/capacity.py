@@ -15,14 +15,15 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.cli import enable_plugins, explain_unknown_option
+from harness.cli import enable_plugins
 from harness.engine.memory import SHARE, count_fitting_slots
 from harness.engine.memory_need import GB, MemoryNeed
 from harness.engine.method_spec import MethodSpec
-from harness.records import UserError, dump, one_line
+from harness.records import UserError, dump
 from harness.runs.instantiate import build_object, resolve_config
 from harness.runs.options import expect_options
 from harness.runs.spec import Asking, build_benchmark, build_model, count_asked_slots
+from harness.runs.unknown_names import explain_compose_error
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +125,7 @@ def print_capacities(options: Sequence[str], cards: Sequence[float]) -> int:
     try:
         capacity = measure_capacity(options)
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(explain_unknown_option(one_line(error))) from None
+        raise UserError(explain_compose_error(error, options)) from None
     for card_gb in cards:
         print(capacity.describe(card_gb), flush=True)
     return 0 if all(capacity.fitting(card_gb) for card_gb in cards) else 1

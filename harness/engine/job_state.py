@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from harness.engine.author_errors import StartedCall, expect_one_canvas
 from harness.engine.canvas import Canvas
+from harness.engine.watchdog import Progress
 from harness.kernels.noise import derive
 from harness.records import JSON, Job, Usage
 
@@ -29,6 +31,10 @@ class JobState:
     canvases: list[Canvas] = field(default_factory=list)  # the open ones
     opened: int = 0  # canvases opened so far, closed ones included
     notes: dict[str, JSON] = field(default_factory=dict)
+    calls: list[StartedCall] = field(
+        default_factory=list
+    )  # that nobody had awaited, when last seen
+    progress: Progress = field(default_factory=Progress)
 
     def derive_key(self, *purpose: str | int) -> int:
         """Derive a 64-bit random key that depends on seed, prompt, image and purpose alone."""
@@ -44,7 +50,12 @@ class JobState:
             )
 
     def expect_open(self, *canvases: Canvas) -> None:
-        """Raise ValueError unless all canvases belong to this job and are open."""
+        """Raise ValueError unless all canvases belong to this job and are open.
+
+        Raises TypeError for what is no canvas.
+        """
+        for canvas in canvases:
+            expect_one_canvas(canvas)
         if any(canvas not in self.canvases for canvas in canvases):
             raise ValueError("the canvas is closed or belongs to another job")
 
@@ -64,6 +75,19 @@ class JobState:
         self.canvases = []
         self.reserved_slots = 0
         return still_open
+
+    def note_call(self, call: StartedCall) -> None:
+        """Note a call of the session that has to be awaited."""
+        self.calls = [earlier for earlier in self.calls if earlier.is_forgotten]
+        self.calls.append(call)
+
+    def take_forgotten_call(self) -> StartedCall | None:
+        """Return the first call that nobody has awaited, if there is one; all are dropped."""
+        forgotten = [call for call in self.calls if call.is_forgotten]
+        self.calls.clear()
+        for call in forgotten:
+            call.drop()
+        return forgotten[0] if forgotten else None
 
     def charge_judge(self, images: int, seconds: float, tokens: int, unanswered: int) -> None:
         """Add a judge's answers about `images` images to the ledger; some may be no answers."""

@@ -6,6 +6,7 @@ wrote, and each mistake is answered with the member's name and the remedy.
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -42,6 +43,12 @@ _TREE_CAPACITY = _Count(
     default=0,
     earlier_name="room",
 )
+_DECODING_CAPACITY = _Count(
+    "tree_capacity",
+    "0 if its drafts are chains, or the nodes of its largest draft tree",
+    minimum=0,
+    earlier_name="room",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +76,7 @@ class MethodSpec:
             raise UserError(
                 f"method {_name(method)} has no `async def generate(self, prompt, s)`: write it"
             )
+        _expect_arguments(method)
         parts = tuple(_list_parts(method))
         return cls(
             rows=_read_count(method, _ROWS),
@@ -136,6 +144,7 @@ class MethodSpec:
         `slots` and what follows are the sampler's. Parts that depend on the model (drafters,
         neighbour tables) check it in their `expect_target`.
         """
+        self._expect_branches(sampling)
         self._expect_slots(slots)
         self._expect_sizes(tokens_per_step, tree_capacity)
         if self.needs_hidden and not hidden:
@@ -165,6 +174,14 @@ class MethodSpec:
             if release is not None:
                 release()
 
+    def _expect_branches(self, sampling: Sampling) -> None:
+        if sampling.scale != 1 and self.branches < 2:
+            raise UserError(
+                f"branches={self.branches} is too few under guidance "
+                f"(model.sampling.scale={sampling.scale:g}): every canvas has two, the null prompt "
+                "and the prompt; set `branches = 2` in the method, or model.sampling.scale=1"
+            )
+
     def _expect_slots(self, slots: int) -> None:
         if self.slots > slots:
             raise UserError(
@@ -186,12 +203,37 @@ class MethodSpec:
             )
 
 
+@dataclass(frozen=True, slots=True)
+class DecodingSizes:
+    """What a decoding declares, for the method that finishes its canvases with it."""
+
+    tokens_per_step: int = 1
+    tree_capacity: int = 0
+
+    @classmethod
+    def of(cls, decoding: object | None) -> DecodingSizes:
+        """Read a decoding's declarations; None draws token by token.
+
+        Raises UserError that names a missing or impossible one.
+        """
+        if decoding is None:
+            return cls()
+        if not callable(getattr(decoding, "finish", None)):
+            raise UserError(
+                f"decoding {_name(decoding)} has no `async def finish(self, rows, s)`: write it"
+            )
+        return cls(
+            tokens_per_step=_read_count(decoding, _TOKENS_PER_STEP, "decoding"),
+            tree_capacity=_read_count(decoding, _DECODING_CAPACITY, "decoding"),
+        )
+
+
 def _name(method: object) -> str:
     return type(method).__name__
 
 
-def _read_count(method: object, count: _Count) -> int:
-    """Read a number that a method declares, also under its earlier name."""
+def _read_count(method: object, count: _Count, part: str = "method") -> int:
+    """Read a number that a method or decoding declares, also under its earlier name."""
     declared_as = count.name
     value = getattr(method, count.name, None)
     if value is None and count.earlier_name is not None:
@@ -202,15 +244,30 @@ def _read_count(method: object, count: _Count) -> int:
         return count.default
     if value is None:
         raise UserError(
-            f"method {_name(method)} does not declare `{count.name}`: set it to {count.meaning}"
+            f"{part} {_name(method)} does not declare `{count.name}`: set it to {count.meaning}"
         )
     number = _whole_number(value)
     if number is None or number < count.minimum:
         raise UserError(
-            f"method {_name(method)} declares {declared_as}={value!r}: "
+            f"{part} {_name(method)} declares {declared_as}={value!r}: "
             f"give a whole number from {count.minimum} up"
         )
     return number
+
+
+def _expect_arguments(method: Any) -> None:
+    """Raise UserError if `generate` does not take a prompt and a session."""
+    try:
+        signature = inspect.signature(method.generate)
+    except (TypeError, ValueError):
+        return  # of what Python cannot read, such as a compiled function
+    try:
+        signature.bind("", None)
+    except TypeError:
+        raise UserError(
+            f"method {_name(method)} has generate{signature}: "
+            "write `async def generate(self, prompt, s)`"
+        ) from None
 
 
 def _whole_number(value: object) -> int | None:

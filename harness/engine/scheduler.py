@@ -18,6 +18,7 @@ from itertools import islice
 from typing import Any, Protocol, TypeVar
 
 from harness.engine.acceptance import Draft, Rule, exact
+from harness.engine.author_errors import expect_awaitable, expect_canvas
 from harness.engine.canvas import Canvas
 from harness.engine.job_state import JobState
 from harness.engine.memory import short_of_memory
@@ -38,6 +39,7 @@ from harness.engine.session import (
     TokenCountingJudge,
     expect_json,
 )
+from harness.engine.watchdog import STUCK_AFTER_S, STUCK_IN_A_ROW, StuckError, TurnTimer
 from harness.models.devices import on_device
 from harness.records import (
     JSON,
@@ -67,11 +69,18 @@ class Scheduler:
 
     Each job reserves `rows * branches` slots when it starts; closing canvases only shrinks the
     reservation, so jobs cannot deadlock. `concurrency` bounds the jobs in flight (1 for latency).
-    Raises UserError when the method does not fit the sampler.
+    A job whose method makes no progress for `stuck_after_s` seconds of its turns fails; None waits
+    for ever. Raises UserError when the method does not fit the sampler.
     """
 
     def __init__(
-        self, method: Method, sampler: Sampler, *, seed: int, concurrency: int | None = None
+        self,
+        method: Method,
+        sampler: Sampler,
+        *,
+        seed: int,
+        concurrency: int | None = None,
+        stuck_after_s: float | None = STUCK_AFTER_S,
     ) -> None:
         self._spec = MethodSpec.of(method)
         self._spec.expect_fit(
@@ -86,6 +95,7 @@ class Scheduler:
         self._sampler = sampler
         self._seed = seed
         self._concurrency = concurrency or sampler.slots
+        self._stuck_after_s = stuck_after_s
 
     @property
     def sampler(self) -> Sampler:
@@ -96,8 +106,8 @@ class Scheduler:
         """Carry out all jobs; `deliver` gets each one as it ends.
 
         An error of `deliver`, a UserError and a lack of memory end the run: they are raised, and
-        jobs in flight are dropped. The model's device is the current one meanwhile, also for judges
-        and drafters.
+        jobs in flight are dropped. So does a method that gets stuck in one job after the other.
+        The model's device is the current one meanwhile, also for judges and drafters.
         """
         run = _Run(
             method=self._method,
@@ -107,8 +117,10 @@ class Scheduler:
             concurrency=self._concurrency,
             jobs_to_start=deque(jobs),
             deliver=deliver,
+            stuck_after_s=self._stuck_after_s,
+            timer=TurnTimer(self._stuck_after_s),
         )
-        with on_device(self._sampler.model.device):
+        with on_device(self._sampler.model.device), run.timer.installed():
             try:
                 while run.has_jobs():
                     run.play_round()
@@ -136,7 +148,7 @@ class _FinalRender(RenderRequest):
     state: JobState
 
 
-def _describe_error(error: Exception) -> str:
+def _describe_error(error: BaseException) -> str:
     """Say what a job failed of; where in the code only if something is wrong with that."""
     if isinstance(error, NotFiniteError | UnansweredError):
         return f"{type(error).__name__}: {error}"
@@ -145,16 +157,27 @@ def _describe_error(error: Exception) -> str:
 
 async def _draw_image(method: Method, session: Session, state: JobState) -> tuple[Canvas, Image]:
     """Run a method for its prompt, check what it returns, and render it."""
-    canvas = await method.generate(state.job.prompt.text, session)
+    returned = await _generate(method, session, state)
+    canvas = expect_canvas(method, returned, session.num_tokens)
     state.expect_open(canvas)
-    if not canvas.done:
-        raise ValueError(
-            f"the method returned a canvas with {canvas.length} of {session.num_tokens} tokens"
-        )
     for name, fact in state.notes.items():  # it may have changed since it was noted
         expect_json(name, fact)
     (image,) = await _FinalRender([canvas], [()], state)
     return canvas, image
+
+
+async def _generate(method: Method, session: Session, state: JobState) -> object:
+    """Run a method for its prompt. Raises TypeError for a call that it forgot to await."""
+    made = expect_awaitable(method, method.generate(state.job.prompt.text, session))
+    try:
+        returned: object = await made
+    except Exception as error:
+        if forgotten := state.take_forgotten_call():
+            raise TypeError(forgotten.problem) from error
+        raise
+    if forgotten := state.take_forgotten_call():
+        raise TypeError(forgotten.problem)
+    return returned
 
 
 def _keep_writable(notes: Mapping[str, JSON]) -> dict[str, JSON]:
@@ -184,6 +207,9 @@ class _Run:
     concurrency: int
     jobs_to_start: deque[Job]
     deliver: Callable[[Delivery], None]
+    stuck_after_s: float | None
+    timer: TurnTimer
+    stuck_in_a_row: int = 0  # jobs since the last image
     flights: list[_Flight] = field(default_factory=list)
     # Pictures of requests that are being rendered.
     pictures: dict[RenderRequest, list[Picture]] = field(default_factory=dict)
@@ -278,25 +304,33 @@ class _Run:
         A job that ends or fails here is delivered. A UserError and a lack of memory concern the
         whole run and are raised.
         """
+        state = flight.state
+        stuck = state.progress.count_turn(state.usage.visual_tokens, self.stuck_after_s)
         try:
-            if isinstance(answer, Exception):
-                request = flight.coroutine.throw(answer)
-            else:
-                request = flight.coroutine.send(answer)
-            if not isinstance(request, Request):
-                raise TypeError(
-                    f"the method awaited {request!r}; only a session's requests can be awaited"
-                )
-            flight.request = request
+            with self.timer.turn():
+                flight.request = _advance(flight.coroutine, stuck or answer)
         except StopIteration as stop:
             canvas, image = stop.value
             self._end_flight(flight, tokens=canvas.tokens, image=image)
+            self.stuck_in_a_row = 0
+        except StuckError as error:
+            self._end_stuck_flight(flight, error)
         except UserError:
             raise
         except Exception as error:
             if short_of_memory(error):
                 raise
             self._end_flight(flight, error=_describe_error(error))
+
+    def _end_stuck_flight(self, flight: _Flight, error: StuckError) -> None:
+        """Deliver a job whose method makes no progress; end the run if that goes on and on."""
+        with suppress(BaseException):  # whatever it says on its way out
+            flight.coroutine.close()
+        problem = _describe_error(error)
+        self._end_flight(flight, error=problem)
+        self.stuck_in_a_row += 1
+        if self.stuck_in_a_row >= STUCK_IN_A_ROW:
+            raise UserError(f"{self.stuck_in_a_row} images in a row got stuck: {problem}")
 
     def _end_flight(
         self,
@@ -582,6 +616,28 @@ class _Run:
             f"(sampling.temperature={sampling.temperature:g}, scale={sampling.scale:g}, {dtype}): "
             "raise the temperature, or set model.dtype=float32 if logits overflow"
         )
+
+
+# ------------------------------------------------------------------ turns
+
+
+def _advance(coroutine: Coroutine[Request[Any], Any, Any], answer: object) -> Request[Any]:
+    """Send an answer, or throw an exception, into a coroutine; return what it awaits next.
+
+    Raises TypeError, at the method's own line, for anything but a session's request.
+    """
+    if isinstance(answer, BaseException):
+        request = coroutine.throw(answer)
+    else:
+        request = coroutine.send(answer)
+    if isinstance(request, Request):
+        return request
+    error = TypeError(
+        f"the method awaited {request!r}; only a session's requests can be awaited: "
+        "take out asyncio and the like"
+    )
+    coroutine.throw(error)
+    raise error
 
 
 # ------------------------------------------------------------------ batches

@@ -9,14 +9,17 @@ file); the scheduler carries out the requests of hundreds of sessions as one bat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+import functools
+import inspect
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from torch import Tensor
 
 from harness.engine.acceptance import Draft, Rule, exact
+from harness.engine.author_errors import StartedCall, expect_rows
 from harness.engine.canvas import Canvas, Context
 from harness.engine.draft_trees import Tree
 from harness.engine.guidance import Guide
@@ -140,6 +143,24 @@ class TokenCountingJudge(Judge, Protocol):
 
 # ------------------------------------------------------------------ the session
 
+_Options = ParamSpec("_Options")
+_Result = TypeVar("_Result")
+_Call = Callable[Concatenate["Session", _Options], Coroutine[Any, Any, _Result]]
+
+
+def _awaited(call: _Call[_Options, _Result]) -> _Call[_Options, _Result]:
+    """Note each call of a session that has to be awaited, so that a forgotten await is found."""
+
+    @functools.wraps(call)
+    def start(
+        self: Session, *args: _Options.args, **options: _Options.kwargs
+    ) -> Coroutine[Any, Any, _Result]:
+        coroutine = call(self, *args, **options)
+        self._state.note_call(StartedCall.of(call.__name__, coroutine, inspect.currentframe()))
+        return coroutine
+
+    return start
+
 
 @dataclass(eq=False, slots=True)
 class Session:
@@ -241,19 +262,22 @@ class Session:
 
     # -------------------------------------------------------------- awaitable
 
+    @_awaited
     async def run(self, rows: Sequence[Canvas], until: int | None = None) -> None:
         """Draw tokens until every row has `until` of them (default: all)."""
-        self._state.expect_open(*rows)
+        self._expect_rows(rows, "run")
         await RunRequest(list(rows), self.num_tokens if until is None else until)
 
+    @_awaited
     async def look(self, rows: Sequence[Canvas], probe: Probe) -> list[dict[str, float]]:
         """Read signals of each row's next-token distribution before the token is drawn.
 
         The `step` that follows needs no forward.
         """
-        self._state.expect_open(*rows)
+        self._expect_rows(rows, "look")
         return await LookRequest(list(rows), probe)
 
+    @_awaited
     async def step(
         self,
         rows: Sequence[Canvas],
@@ -264,11 +288,12 @@ class Session:
 
         Returns how many draft tokens of each row were accepted.
         """
-        self._state.expect_open(*rows)
+        self._expect_rows(rows, "step")
         if drafts is None:
             drafts = [None] * len(rows)
         return await StepRequest(list(rows), list(drafts), rule)
 
+    @_awaited
     async def draw_at(self, rows: Sequence[Canvas], places: Sequence[Sequence[int]]) -> None:
         """Draw the tokens at chosen places of every row in one forward.
 
@@ -276,9 +301,10 @@ class Session:
         before its first gap; until its gaps are filled, it can only be drawn at places, or
         truncated.
         """
-        self._state.expect_open(*rows)
+        self._expect_rows(rows, "draw_at")
         await DrawAtRequest(list(rows), [list(places_of_row) for places_of_row in places])
 
+    @_awaited
     async def draft(
         self, drafter: Drafter, rows: Sequence[Canvas], n: int | Tree, sibling: int = 0
     ) -> list[Draft | None]:
@@ -287,9 +313,10 @@ class Session:
         Drafts are cut so that one more token fits; None where none fits. Siblings 0, 1, ... are
         independent proposals from the same place.
         """
-        self._state.expect_open(*rows)
+        self._expect_rows(rows, "draft")
         return await ProposeRequest(list(rows), drafter, n, sibling)
 
+    @_awaited
     async def render(
         self, rows: Sequence[Canvas], pads: Sequence[Sequence[int]] | None = None
     ) -> list[Image]:
@@ -297,11 +324,12 @@ class Session:
 
         `pads` are tokens to show behind each row's, in this image only.
         """
-        self._state.expect_open(*rows)
+        self._expect_rows(rows, "render")
         if pads is None:
             pads = [()] * len(rows)
         return await RenderRequest(list(rows), [tuple(pad) for pad in pads])
 
+    @_awaited
     async def ask(
         self,
         judge: Judge,
@@ -326,6 +354,10 @@ class Session:
             if not answer.answered and not may_be_silent:
                 raise UnansweredError(describe_silence(judge.id, answers))
         return [answer.value for answer in answers]
+
+    def _expect_rows(self, rows: Sequence[Canvas], call: str) -> None:
+        expect_rows(rows, call)
+        self._state.expect_open(*rows)
 
 
 def expect_json(name: str, fact: object) -> None:

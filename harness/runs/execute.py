@@ -15,6 +15,7 @@ from harness.engine.memory import short_of_memory
 from harness.engine.meter import Meter, describe, warm_up
 from harness.engine.sampler import Sampler
 from harness.engine.scheduler import Delivery, Scheduler
+from harness.engine.watchdog import STUCK_AFTER_S
 from harness.kernels import why_unused
 from harness.models import HasTextEncoder
 from harness.records import Job, Timing, one_line
@@ -169,7 +170,13 @@ class _Drawing:
         concurrency = sizes.pop("concurrency")
         sizes["prefill"] = tuple(sizes["prefill"])
         sampler = Sampler(spec.model, spec.sampling, **sizes)
-        return Scheduler(spec.method, sampler, seed=spec.seed, concurrency=concurrency)
+        return Scheduler(
+            spec.method,
+            sampler,
+            seed=spec.seed,
+            concurrency=concurrency,
+            stuck_after_s=spec.config.get("stuck_after_s", STUCK_AFTER_S),
+        )
 
     def _warm_up_with(self, scheduler: Scheduler) -> None:
         """Draw images and throw them away, the last jobs first.

@@ -19,6 +19,7 @@ from harness.models import HasPromptLimit, ImageModel
 from harness.records import PROMPT_CUT, Job, SampleRecord, Timing, digest, one_line
 from harness.runs.benchmark import BenchmarkSpec
 from harness.runs.execute import Executor
+from harness.runs.failures import is_new_failure
 from harness.runs.folder import RunFolder, encode_png, hash_tokens, image_path
 from harness.runs.plan import IncompleteRunError
 from harness.runs.plugins import OWN_PACKAGES, PROJECT
@@ -137,7 +138,9 @@ class Generation:
 
     def _report_failure(self, delivery: Delivery) -> None:
         job = delivery.job
-        log.warning("%s image %d failed: %s", job.prompt.id, job.image, one_line(delivery.error))
+        if is_new_failure(delivery.error):
+            error = one_line(delivery.error)
+            log.warning("%s image %d failed: %s", job.prompt.id, job.image, error)
         if self._stop_on_error:
             raise IncompleteRunError(
                 f"{self._folder.path}: {job.prompt.id} image {job.image}: {delivery.error}"

@@ -11,10 +11,12 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from harness.records import UserError, explain_error, one_line
+from harness.records import UserError, explain_error, is_raised_by_plug_in, one_line
 from harness.runs.plugins import list_targets
 
-COMMAND_OPTIONS = ("results", "stages", "device", "logger", "shard", "shards", "on_error")
+COMMAND_OPTIONS = (
+    "results", "stages", "device", "logger", "shard", "shards", "on_error", "stuck_after_s",
+)  # fmt: skip
 """Options that say how and where a run is carried out; all others say what it computes."""
 
 TITLE = "title"
@@ -69,9 +71,9 @@ def build_object(config: Any, **extra: Any) -> Any:
     """Instantiate a `_target_`, with `extra` arguments besides the configured ones.
 
     Titles are left out: see `drop_titles`.
-    Raises UserError, in its own words, for what the constructor refuses (UserError, ValueError,
-    OSError); with the line in which anything else went wrong; and for a class that cannot be found,
-    with the reason. An allocation that failed is raised as it is.
+    Raises UserError, in its own words, for what the constructor refuses: UserError, and of the
+    project's own classes ValueError and OSError. Of all else it tells the line, and for a class
+    that cannot be found the reason. An allocation that failed is raised as it is.
     """
     plain = OmegaConf.to_container(config) if OmegaConf.is_config(config) else config
     for target in list_targets(plain):
@@ -87,9 +89,16 @@ def build_object(config: Any, **extra: Any) -> Any:
         cause = error.__cause__
         if cause is not None and short_of_memory(cause):
             raise cause from None
-        if isinstance(cause, UserError | ValueError | OSError):
-            raise UserError(one_line(cause)) from error
+        if _is_worded_for_users(cause):
+            raise UserError(one_line(str(cause))) from error
         raise UserError(_explain_failure(error, cause)) from error
+
+
+def _is_worded_for_users(cause: BaseException | None) -> bool:
+    """Tell whether an error's message is enough: what Python raises in a plug-in needs its line."""
+    if isinstance(cause, UserError):
+        return True
+    return isinstance(cause, ValueError | OSError) and not is_raised_by_plug_in(cause)
 
 
 def _explain_failure(error: BaseException, cause: BaseException | None) -> str:
@@ -120,8 +129,8 @@ def _expect_importable(target: str) -> None:
             raise UserError(f"_target_={target}: {explain_error(error)}") from error
     if module is None:
         raise UserError(
-            f"_target_={target}: there is no module {parts[0]!r}: put its folder on PYTHONPATH, or "
-            "run the command in that folder"
+            f"_target_={target}: there is no module {parts[0]!r}: put it beside the folder of "
+            "--config-dir, or its folder on PYTHONPATH"
         )
     found: Any = module
     for part in parts[module.__name__.count(".") + 1 :]:

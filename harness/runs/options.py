@@ -47,12 +47,17 @@ class CommandOptions:
     shard: str
     shards: int
     on_error: Literal["continue", "stop"]
+    stuck_after_s: float | None
 
     def __post_init__(self) -> None:
         if self.shards < 1:
             raise ValueError(f"shards={self.shards}: must be at least 1")
         if not self.stages:
             raise ValueError("stages=[]: name one at least")
+        if self.stuck_after_s is not None and self.stuck_after_s <= 0:
+            raise ValueError(
+                f"stuck_after_s={self.stuck_after_s:g}: give seconds, or null to wait for ever"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
+from harness.runs.unknown_names import take_first_value
+
 MULTIRUN = {"-m", "--multirun"}
+SHOW = {"--cfg", "-c"}
 EXPERIMENT = "experiment"
 """The group whose choice may sweep anything."""
 
@@ -29,6 +32,25 @@ def defer_swept_options(arguments: Sequence[str]) -> list[str]:
         if override.is_sweep_override() or override.key_or_group == EXPERIMENT
     }
     return [_defer(argument, parsed.get(argument), swept) for argument in arguments]
+
+
+def take_first_point(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments of a sweep's first point if they ask to show a configuration.
+
+    Hydra shows the configuration of a single run only. Other arguments are returned as they are.
+    """
+    shows = any(argument.partition("=")[0] in SHOW for argument in arguments)
+    if not shows or not MULTIRUN & set(arguments):
+        return list(arguments)
+    parsed = _parse(arguments)
+    first = []
+    for argument in arguments:
+        override = parsed.get(argument)
+        if override is not None and override.is_sweep_override():
+            first.append(f"{argument.partition('=')[0]}={take_first_value(override)}")
+        elif argument not in MULTIRUN:
+            first.append(argument)
+    return first
 
 
 def _parse(arguments: Sequence[str]) -> Mapping[str, Override]:

@@ -12,16 +12,19 @@ It lives in this namespace folder because Hydra looks for plugins nowhere else (
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 
 from harness import cli
 from harness.records import UserError
 from harness.runs.instantiate import COMMAND_OPTIONS
+from harness.runs.unknown_names import explain_compose_error, is_unknown_option
 from harness.sweeps.finished import KnownPoints, key_point
 from harness.sweeps.ledger import Ledger, is_command_option
 
@@ -111,9 +114,11 @@ class PointSweeper(BasicSweeper):
             if folder is None:
                 waiting.append(point)
 
-        # 2. Refuse the sweep if one of the others does not compose.
-        if waiting:
-            super().validate_batch_is_legal(waiting)
+        # 2. Leave out those with an option that their choices do not have; refuse all else that
+        #    does not compose, and a sweep of which nothing is left.
+        impossible = self._find_impossible(waiting)
+        waiting = [point for point in waiting if point not in impossible]
+        plan = [planned for planned in plan if planned[0] not in impossible]
 
         # 3. Write the plan into the ledger.
         ledger = self._open_ledger(overrides)
@@ -126,10 +131,30 @@ class PointSweeper(BasicSweeper):
             ledger.write("planned", point=key, overrides=shown, shards=config.shards)
             jobs += _share_out(point, config.shards, ledger.name_point(key))
 
-        if finished := len(points) - len(waiting):
+        if finished := len(plan) - len(waiting):
             print(f"{finished} of {len(points)} points are finished and left out")
         cli.lead_sweep(ledger, config, is_fresh=bool(waiting))
         return jobs
+
+    def _find_impossible(self, points: list[Point]) -> list[Point]:
+        """Find the points with an option that does not exist there, and name them.
+
+        Raises what Hydra raises for any other mistake, and if no point is possible.
+        """
+        errors: list[HydraException] = []
+        impossible: list[Point] = []
+        for point in points:
+            try:
+                super().validate_batch_is_legal([point])
+            except HydraException as error:
+                if not is_unknown_option(error) or len(impossible) + 1 == len(points):
+                    raise
+                impossible.append(point)
+                errors.append(error)
+        for point, reason in zip(impossible, errors, strict=True):
+            shown = ",".join(one for one in point if not is_command_option(one))
+            print(f"left out: {shown}: {explain_compose_error(reason, point)}", file=sys.stderr)
+        return impossible
 
     def _searched_folders(self) -> list[str]:
         """List the folders of configuration that the command line added."""
