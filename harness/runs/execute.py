@@ -15,7 +15,6 @@ from harness.engine.memory import short_of_memory
 from harness.engine.meter import Meter, describe, warm_up
 from harness.engine.sampler import Sampler
 from harness.engine.scheduler import Delivery, Scheduler
-from harness.engine.watchdog import STUCK_AFTER_S
 from harness.kernels import why_unused
 from harness.models import HasTextEncoder
 from harness.records import Job, Timing, one_line
@@ -175,7 +174,7 @@ class _Drawing:
             sampler,
             seed=spec.seed,
             concurrency=concurrency,
-            stuck_after_s=spec.config.get("stuck_after_s", STUCK_AFTER_S),
+            stuck_after_s=spec.stuck_after_s,
         )
 
     def _warm_up_with(self, scheduler: Scheduler) -> None:

@@ -57,6 +57,7 @@ class DrawingSpec:
     warm_up: int  # images that are drawn at most before seconds count
     seed: int
     numerics: str
+    stuck_after_s: float | None  # an image fails whose method makes no progress so long
 
 
 @dataclass(frozen=True)
@@ -191,6 +192,7 @@ def build_drawing_spec(
         warm_up=warm_up,
         seed=config.seed,
         numerics=config.numerics,
+        stuck_after_s=config.stuck_after_s,
     )
 
 
