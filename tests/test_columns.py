@@ -30,6 +30,11 @@ def table_of(file: Path) -> Table:
     return found
 
 
+def fixed_columns(table: Table, *tasks: str) -> list[str]:
+    """The header of a table of runs that were asked no others of GenEval's tasks."""
+    return [name for name in table.names if name in tasks or name not in columns.TASKS]
+
+
 def test_written_headers_are_the_described_columns(tmp_path: Path) -> None:
     values = {f"colors/{i}": [1.0, float(i % 2)] for i in range(4)}
     write_run(tmp_path, values)
@@ -41,22 +46,33 @@ def test_written_headers_are_the_described_columns(tmp_path: Path) -> None:
         table.file for table in TABLES if not table.file.startswith("bench/")
     }
     for file in written:
-        assert header_of(file) == list(table_of(file).names)
+        assert header_of(file) == fixed_columns(table_of(file), "colors")
 
 
 def test_a_benchmarks_own_categories_follow_the_fixed_columns(tmp_path: Path) -> None:
     write_run(tmp_path, {"texture/0": [1.0], "shape/0": [0.0]})
     frame = build(tmp_path).frame
-    assert list(frame.columns) == [*LEADERBOARD.names, "shape", "texture"]
+    assert list(frame.columns) == [*fixed_columns(LEADERBOARD), "shape", "texture"]
+
+
+def test_a_task_of_geneval_has_a_column_where_a_run_was_asked_it(tmp_path: Path) -> None:
+    run = write_run(tmp_path, {"texture/0": [1.0]})
+    assert not set(columns.TASKS) & set(build(tmp_path).frame)
+    write_run(tmp_path, {"counting/0": [1.0]}, fingerprint="2" * 8, prompts_sha="b" * 16)
+    frame = build(tmp_path).frame
+    assert set(columns.TASKS) & set(frame) == {"counting"}
+    of_texture = frame[frame["fingerprint"] == run.name.rpartition("-")[2]]
+    assert of_texture["counting"].isna().all()
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_published_headers_are_the_described_columns(file: Path) -> None:
-    assert header_of(file) == list(table_of(file).names)
+    header = header_of(file)
+    assert header == fixed_columns(table_of(file), *set(columns.TASKS).intersection(header))
 
 
 def test_columns_of_a_table_have_different_names() -> None:
-    assert len(LEADERBOARD.names) == 100
+    assert len(LEADERBOARD.names) == 101
     for table in TABLES:
         assert len(set(table.names)) == len(table.names)
 

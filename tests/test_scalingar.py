@@ -11,7 +11,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-import hydra
 import numpy as np
 import pytest
 import torch
@@ -24,6 +23,7 @@ from harness.engine.sampler import Sampler
 from harness.engine.scheduler import Delivery, Scheduler
 from harness.engine.session import Session
 from harness.records import TIMES, UserError
+from harness.runs.instantiate import build_object
 from methods.conformance.scalingar import conformance, settings_of
 from methods.plain import Plain
 from methods.scalingar import (
@@ -742,7 +742,7 @@ def configured(name: str) -> ScalingAR:
     if "defaults" in config:
         config.pop("defaults")
         config = OmegaConf.merge(OmegaConf.load(CONF / "scalingar.yaml"), config)
-    return hydra.utils.instantiate(config)
+    return build_object(config)
 
 
 def test_the_configurations_are_the_papers_with_windows_scaled_to_the_embedded_grid() -> None:

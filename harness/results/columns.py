@@ -26,7 +26,7 @@ Group = Literal[
 GROUPS: tuple[Group, ...] = get_args(Group)
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
-"""GenEval's tasks. They have columns of their own, which other benchmarks leave empty."""
+"""GenEval's tasks. They have columns among the fixed ones, where a run was asked them."""
 TEXT = "text"
 SHARE = "0 to 1"
 SCORE = "difference of scores"
@@ -130,7 +130,8 @@ LEADERBOARD = Table(
     "A row for each run, in the order of benchmark, model, method and number of candidates. Costs "
     "are means over delivered images and include candidates that were thrown away. Scores count "
     "images that are missing, failed or unjudged as wrong. A column for each further category or "
-    "aggregate of a benchmark follows the fixed ones.",
+    "aggregate of a benchmark follows the fixed ones; tasks of GenEval that no run was asked have "
+    "none.",
     (
         Column("benchmark", TEXT, "Benchmark that gave the prompts.", "what was run"),
         Column("model", TEXT, "Model that drew the images.", "what was run"),
@@ -138,7 +139,9 @@ LEADERBOARD = Table(
         Column(
             "params",
             TEXT,
-            "Method options that differ from its configuration file, as `n=8, reward=other`.",
+            "Method options, as `n=8, reward=other`: the number of candidates, those that differ "
+            "from the configuration file, and those that differ between runs of the method under "
+            "one protocol.",
             "what was run",
         ),
         Column("images", "images", "Images delivered.", "what was run"),
@@ -522,6 +525,14 @@ LEADERBOARD = Table(
             "Prompts that are longer than the model reads, and were drawn from their beginnings.",
             "what was run",
         ),
+        Column(
+            "label",
+            TEXT,
+            "What the run is called in tables and figures: the method's title with its number of "
+            "candidates, and in brackets the options in `params`, and what else tells it from the "
+            "other runs of its protocol. No two of them are called the same.",
+            "what was run",
+        ),
     ),
 )
 
@@ -561,7 +572,7 @@ CURVES = Table(
     "on, in one of two currencies. Curves are linear in log2 of the budget.",
     (
         *LEADERBOARD.select("protocol", "benchmark", "model", "method"),
-        Column("params", TEXT, "Changed method options, without `n`.", "what was run"),
+        Column("params", TEXT, "Options of the method, without `n`.", "what was run"),
         *LEADERBOARD.select("seed"),
         Column(
             "currency",

@@ -14,14 +14,15 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
 import pandas as pd
 
-from harness.results.columns import CURVES, LEADERBOARD, METRICS, benchmark_column
+from harness.results.columns import CURVES, LEADERBOARD, METRICS, TASKS, benchmark_column
+from harness.results.labels import Label, label_runs
 from harness.results.metrics import (
     Metric,
     curve_rows,
@@ -30,7 +31,7 @@ from harness.results.metrics import (
     unscored_metrics,
 )
 from harness.results.ranking import PLAIN, RankedGroup, find_misfits
-from harness.results.rows import RESOLVED, Row, leaderboard_rows, unscored_row
+from harness.results.rows import RESOLVED, Row, leaderboard_rows, name_run, unscored_row
 from harness.runs.journal import write_atomic
 from harness.runs.read import RankingProtocol, Run, read_runs
 
@@ -43,6 +44,7 @@ class Board:
     """The tables of a results folder."""
 
     runs: tuple[Run, ...]  # in the order of the frame's rows
+    labels: tuple[Label, ...]  # what each is called
     frame: pd.DataFrame  # leaderboard.csv
     metrics: pd.DataFrame  # metrics.csv
     curves: pd.DataFrame  # curves.csv
@@ -77,6 +79,7 @@ def project_runs(runs: Iterable[Run], problems: Iterable[str] = ()) -> Board:
     ranked = [run for run in candidates if run.path not in misfits]
 
     # 2. Compare the runs of each protocol.
+    labels = label_runs(ranked)
     rows: dict[Path, Row] = {}
     metrics: dict[Path, list[Metric]] = {}
     curves: list[Row] = []
@@ -88,16 +91,19 @@ def project_runs(runs: Iterable[Run], problems: Iterable[str] = ()) -> Board:
         for run, row in zip(group.runs, leaderboard_rows(group), strict=True):
             rows[run.path] = row
             metrics[run.path] = run_metrics(group, run, row)
-        curves += curve_rows(group)
+        curves += curve_rows(group, labels)
+    for run in ranked:
+        rows[run.path] |= name_run(labels[run.path])
 
     # 3. Lay them out.
     metric_rows: list[Row] = []
     for run in ranked:
         for metric in metrics[run.path]:
-            metric_rows.append(run_identity(run) | metric._asdict())
+            metric_rows.append(run_identity(run, labels[run.path]) | metric._asdict())
     return Board(
         runs=tuple(ranked),
-        frame=_leaderboard_frame([rows[run.path] for run in ranked]),
+        labels=tuple(labels[run.path] for run in ranked),
+        frame=_leaderboard_frame([rows[run.path] for run in ranked], _asked_tasks(ranked)),
         metrics=pd.DataFrame(metric_rows, columns=METRICS.names),
         curves=pd.DataFrame(curves, columns=CURVES.names),
         excluded=tuple(run for run in ordered if run.excluded),
@@ -129,11 +135,25 @@ def _is_in_pool(run: Run, protocol: RankingProtocol) -> bool:
     return any_number == protocol and run.about["method"] == PLAIN and run.complete
 
 
-def _leaderboard_frame(rows: list[Row]) -> pd.DataFrame:
-    """Return leaderboard.csv: its fixed columns, then the benchmarks' own ones by name."""
+def _asked_tasks(runs: Iterable[Run]) -> set[str]:
+    """Return the tasks of GenEval that are among the categories of a run."""
+    asked: set[str] = set()
+    for run in runs:
+        asked |= set(TASKS).intersection(run.planned.values())
+    return asked
+
+
+def _leaderboard_frame(rows: list[Row], tasks: Collection[str]) -> pd.DataFrame:
+    """Return leaderboard.csv: its fixed columns, then the benchmarks' own ones by name.
+
+    Of the fixed columns with GenEval's tasks it has those in `tasks`.
+    """
     names = {name for row in rows for name in row}
     further = [benchmark_column(name) for name in sorted(names - set(LEADERBOARD.names))]
-    header = [column.name for column in (*LEADERBOARD.columns, *further)]
+    header = []
+    for column in (*LEADERBOARD.columns, *further):
+        if column.name in tasks or column.name not in TASKS:
+            header.append(column.name)
     return pd.DataFrame(rows, columns=header)
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
 from harness.results import stats
 from harness.results.columns import COSTS, STAGE_SECONDS, THROUGHPUT
+from harness.results.labels import Label
 from harness.results.ranking import CURRENCIES, Currency, Curve, RankedGroup
 from harness.results.rows import PERCENTILES, Row, number, wall_seconds
 from harness.runs.read import Run
@@ -35,10 +37,11 @@ class Metric(NamedTuple):
     n: int  # sample size
 
 
-def run_identity(run: Run) -> Row:
+def run_identity(run: Run, label: Label) -> Row:
     """Return the columns that name a run in the long tables."""
-    names = ("benchmark", "model", "method", "params", "fingerprint")
+    names = ("benchmark", "model", "method", "fingerprint")
     identity: Row = {name: str(run.about[name] or "") for name in names}
+    identity["params"] = ", ".join(label.params)
     return identity | {"protocol": run.protocol.id, "seed": run.about["seed"]}
 
 
@@ -161,20 +164,23 @@ def _without_interval(metric: str, value: float, n: int) -> Metric:
 # --- curves.csv -----------------------------------------------------------------------------------
 
 
-def curve_rows(group: RankedGroup) -> list[Row]:
-    """Return a row for each scaling curve of a group, by visual tokens and by seconds."""
+def curve_rows(group: RankedGroup, labels: Mapping[Path, Label]) -> list[Row]:
+    """Return a row for each scaling curve of a group, by visual tokens and by seconds.
+
+    `labels` has what each run is called, by its folder.
+    """
     rows = []
     for currency in CURRENCIES:
         for curve in group.curves(currency):
-            rows.append(_curve_row(group, curve, currency))
+            rows.append(_curve_row(group, curve, currency, labels[curve.runs[-1].path]))
     return rows
 
 
-def _curve_row(group: RankedGroup, curve: Curve, currency: Currency) -> Row:
+def _curve_row(group: RankedGroup, curve: Curve, currency: Currency, label: Label) -> Row:
     budgets = curve.budgets
     quality = curve.quality.tolist()
-    row = run_identity(curve.runs[-1])
-    row["params"] = curve.params
+    row = run_identity(curve.runs[-1], label)
+    row["params"] = ", ".join(label.params_without_budget)
     row["currency"] = currency
     row["budgets"] = " ".join(f"{budget:.4g}" for budget in budgets)
     row["scores"] = " ".join(f"{round(score, 10):.4f}" for score in quality)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from harness.records import SampleRecord
 from harness.results import stats
 from harness.results.columns import COSTS, STAGE_SECONDS
+from harness.results.labels import Label
 from harness.results.ranking import RankedGroup, Saving
 from harness.results.stats import Difference
 from harness.runs.read import Run
@@ -42,6 +43,11 @@ def leaderboard_rows(group: RankedGroup) -> list[Row]:
         for row, tie_group, (low, high) in ranks:
             row |= {"tie_group": tie_group, "rank_low": low, "rank_high": high}
     return rows
+
+
+def name_run(label: Label) -> Row:
+    """Return the columns that tell a run from its neighbours."""
+    return {"params": ", ".join(label.params), "label": str(label)}
 
 
 def unscored_row(run: Run) -> Row:
@@ -81,7 +87,6 @@ def _describe_run(run: Run) -> Row:
     done = [record for _, record in sorted(run.done.items())]
     row: Row = {
         "method": str(run.about["method"] or ""),
-        "params": str(run.about["params"] or ""),
         "fingerprint": str(run.about["fingerprint"] or ""),
         **run.protocol._asdict(),
         "protocol": run.protocol.id,

@@ -68,7 +68,7 @@ def render_table(frame: pd.DataFrame) -> str:
 def _render_runs(runs: pd.DataFrame) -> list[str]:
     """Return header and lines; params are cut and categories left out only where they don't fit."""
     own_categories = [str(name) for name in runs.columns if name not in LEADERBOARD.names]
-    categories = [name for name in (*TASKS, *own_categories) if runs[name].notna().any()]
+    categories = [name for name in (*TASKS, *own_categories) if _has_values(runs, name)]
     numbers = ["visual_tokens", "target_passes", "device_s", "judge_s"]
     gaps = ("failed", "missing", "unjudged", "unanswered", "cut_prompts")
     numbers += [name for name in gaps if name in runs and runs[name].any()]
@@ -85,6 +85,10 @@ def _render_runs(runs: pd.DataFrame) -> list[str]:
         if max(map(len, lines)) <= WIDTH:
             break
     return lines
+
+
+def _has_values(runs: pd.DataFrame, name: str) -> bool:
+    return name in runs and bool(runs[name].notna().any())
 
 
 def _name_columns(runs: pd.DataFrame, width: int) -> list[list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import re
 from typing import Any
 
@@ -16,6 +17,9 @@ from harness.runs.plugins import list_targets
 COMMAND_OPTIONS = ("results", "stages", "device", "logger", "shard", "shards", "on_error")
 """Options that say how and where a run is carried out; all others say what it computes."""
 
+TITLE = "title"
+"""Option of a method for tables and figures: it names the method, and no result depends on it."""
+
 
 def resolve_config(config: DictConfig) -> dict[str, Any]:
     """Return a configuration as plain dicts, lists and values, with interpolations resolved."""
@@ -24,9 +28,47 @@ def resolve_config(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
+def read_title(settings: dict[str, Any]) -> str:
+    """Return a method's title from its plain settings; "" if it has none."""
+    has_title = TITLE in settings and is_title_of(settings.get("_target_"))
+    return str(settings[TITLE]) if has_title else ""
+
+
+def drop_titles(settings: Any) -> Any:
+    """Return plain settings without titles, at any depth: what is left is what results depend on.
+
+    A title stands beside a `_target_` whose class declares no option `title` of its own.
+    """
+    if isinstance(settings, list):
+        return [drop_titles(inner) for inner in settings]
+    if not isinstance(settings, dict):
+        return settings
+    has_title = TITLE in settings and is_title_of(settings.get("_target_"))
+    kept = {}
+    for name, value in settings.items():
+        if not (has_title and name == TITLE):
+            kept[name] = drop_titles(value)
+    return kept
+
+
+def is_title_of(target: object) -> bool:
+    """Tell whether `title` beside a `_target_` is for tables, as the class declares no such option.
+
+    A class that cannot be found declares none: whoever builds it says what is wrong.
+    """
+    if target is None:
+        return False
+    try:
+        declared = inspect.signature(hydra.utils.get_object(str(target))).parameters
+    except Exception:  # an import of a user's module may raise anything
+        return True
+    return TITLE not in declared
+
+
 def build_object(config: Any, **extra: Any) -> Any:
     """Instantiate a `_target_`, with `extra` arguments besides the configured ones.
 
+    Titles are left out: see `drop_titles`.
     Raises UserError, in its own words, for what the constructor refuses (UserError, ValueError,
     OSError); with the line in which anything else went wrong; and for a class that cannot be found,
     with the reason. An allocation that failed is raised as it is.
@@ -34,6 +76,9 @@ def build_object(config: Any, **extra: Any) -> Any:
     plain = OmegaConf.to_container(config) if OmegaConf.is_config(config) else config
     for target in list_targets(plain):
         _expect_importable(target)
+    if drop_titles(plain) != plain:
+        is_composed = OmegaConf.is_config(config)
+        config = drop_titles(resolve_config(config) if is_composed else config)
     try:
         return hydra.utils.instantiate(config, **extra)
     except hydra.errors.InstantiationException as error:

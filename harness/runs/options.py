@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from harness.records import STRICT, UserError, printable
-from harness.runs.instantiate import resolve_config
+from harness.runs.instantiate import TITLE, is_title_of, resolve_config
 
 MOST_SHOWN = 60
 """Characters of a bad value that a message shows."""
@@ -198,7 +198,9 @@ def type_options(node: Any, name: str, skipped: Collection[str] = ()) -> Any:
     typed: dict[str, Any] = {}
     for key, value in node.items():
         option = f"{name}.{key}"
-        if isinstance(value, Mapping | list) and _holds_target(value):
+        if key == TITLE and is_title_of(node["_target_"]):
+            typed[key] = _typed(value, str, option)
+        elif isinstance(value, Mapping | list) and _holds_target(value):
             typed[key] = type_options(value, option)
         elif signature is None or key.startswith("_") or key in skipped:
             typed[key] = value

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -48,6 +48,7 @@ NEEDED: Mapping[str, type] = {
 }
 """What config.yaml must say under `run`, and of which type."""
 OPTIONAL: Mapping[str, type] = {
+    "title": str,
     "judge": str,
     "version": str,
     "prompts_sha": str,
@@ -109,6 +110,16 @@ class Run:
     @property
     def fingerprint(self) -> str:
         return str(self.about["fingerprint"])
+
+    @property
+    def title(self) -> str:
+        """Return the method's name for people, without options: "Best-of-N".
+
+        Runs that were made before methods had titles take that of the preset; a plug-in without
+        one has the name of its configuration.
+        """
+        method = str(self.about["method"])
+        return str(self.about.get("title") or _shipped_titles().get(method) or method)
 
     @property
     def excluded(self) -> str:
@@ -263,6 +274,17 @@ def format_options(params: str, candidates: float | None) -> str:
     if has_candidates and not any(part.startswith("n=") for part in shown):
         shown.insert(0, f"n={candidates:.0f}")
     return ", ".join(shown)
+
+
+@cache
+def _shipped_titles() -> Mapping[str, str]:
+    """Return the title of each method that the project has, by the name of its configuration."""
+    titles = {}
+    for file in (Path(__file__).parents[2] / "conf" / "method").glob("*.yaml"):
+        settings = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        if "title" in settings:
+            titles[file.stem] = str(settings["title"])
+    return titles
 
 
 def find_runs(results: Path) -> list[Path]:

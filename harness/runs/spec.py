@@ -32,7 +32,13 @@ from harness.runs.fingerprint import (
     name_paths_by_content,
     restore_size_names,
 )
-from harness.runs.instantiate import COMMAND_OPTIONS, build_object, resolve_config
+from harness.runs.instantiate import (
+    COMMAND_OPTIONS,
+    build_object,
+    drop_titles,
+    read_title,
+    resolve_config,
+)
 from harness.runs.options import expect_result_options
 from harness.runs.plan import Plan
 from harness.runs.plugins import hash_plugins
@@ -76,6 +82,8 @@ class RunSpec:
         for option in COMMAND_OPTIONS:
             config.pop(option, None)
         config["sampler"]["slots"] = self.sampler_sizes["slots"]
+        title = read_title(config["method"])
+        config["method"] = drop_titles(config["method"])
         made = {
             "model": self.model.name,
             "method": self.choices["method"],
@@ -86,6 +94,8 @@ class RunSpec:
             "memory_gb": self._memory_gb(),
             "plugins": dict(self.plugins),
         }
+        if title:
+            made["title"] = title
         described = self.plan.describe(
             made, benchmark=self.choices["benchmark"], fingerprint=self.fingerprint
         )
@@ -136,7 +146,7 @@ def build_run_spec(config: DictConfig, choices: Mapping[str, str]) -> RunSpec:
     )
 
     # 5. The name of all that results depend on.
-    method_config = resolve_config(config.method)
+    method_config = drop_titles(resolve_config(config.method))
     identity = {
         "model": [
             model.name,
@@ -336,8 +346,8 @@ def _is_compact(wanted: bool, numerics: str, concurrency: int | None) -> bool:
 def _changed_options(method: DictConfig, name: str) -> str:
     """List a method's options that differ from its configuration file, "n=8, reward=other"."""
     default = hydra.compose("config", overrides=[f"method={name}"]).method
-    mine = _flatten(resolve_config(method))
-    theirs = _flatten(resolve_config(default))
+    mine = _flatten(drop_titles(resolve_config(method)))
+    theirs = _flatten(drop_titles(resolve_config(default)))
     changed = [
         f"{key}={value}"
         for key, value in sorted(mine.items())

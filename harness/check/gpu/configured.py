@@ -67,10 +67,12 @@ def build_model(name: str, device: str, **options: Any) -> tuple[Any, Sampling]:
 
 def compose() -> dict[str, Any]:
     """Compose everything that the file holds; needs Hydra."""
+    from harness.runs.instantiate import drop_titles
+
     groups = Path(__file__).parents[3] / "conf"
     methods = sorted(path.stem for path in (groups / "method").glob("*.yaml"))
     return {
-        "method": {name: _compose(f"method={name}")["method"] for name in methods},
+        "method": {name: drop_titles(_compose(f"method={name}")["method"]) for name in methods},
         "model": {
             EMBEDDED: _compose(f"model={EMBEDDED}")["model"],
             **{name: _with_random_weights(_compose(f"model={name}")["model"]) for name in MODELS},
