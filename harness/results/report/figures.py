@@ -27,6 +27,7 @@ from harness.results.report.collect import (
     dots,
     spent,
 )
+from harness.results.report.colors import PALETTE, run_color
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,13 +37,8 @@ WIDTH = 3.35
 """Inches: one column."""
 HEIGHT = 2.3
 """Inches, without the legend."""
-PALETTE = (
-    *("#6f6b64", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#3a9bd9"),
-    *("#882255", "#2a9d8f", "#7d7d1f", "#332288", "#e69f00", "#9e4fbf", "#4b7a4b"),
-    *("#a0522d", "#5f6fb5", "#c2456a", "#007a87", "#647687"),
-)
-"""Grey for plain, then one for each method; the page has the same (core.js)."""
 MARKERS = "osD^PX*v"
+"""The page has the same (SYMBOLS in figures.js)."""
 LETTERS = 28
 """Longest label of a legend in two columns."""
 GREY = "#b9b4aa"
@@ -243,7 +239,7 @@ def _draw_spent(figure: Figure, panel: Panel) -> None:
             found.append(seconds)
 
     before = np.zeros(len(found))
-    for stage, color in zip(_used_stages(found), PALETTE[1:], strict=False):
+    for stage, color in zip(_used_stages(found), PALETTE["light"][1:], strict=False):
         values = np.array([seconds.get(stage, 0.0) for seconds in found])
         axes.barh(labels, values, left=before, height=0.7, color=color, label=stage)
         before += values
@@ -341,7 +337,7 @@ def _draw_timeline(figure: Figure, one: Shown, found: Confidence) -> None:
 
 def _look(one: Shown) -> tuple[str, str]:
     """Return a run's colour and marker."""
-    color = PALETTE[one.color % len(PALETTE)]
+    color = run_color(one.color, one.shade, "light")
     marker = MARKERS[one.symbol % len(MARKERS)]
     return color, marker
 
