@@ -3,7 +3,7 @@
     index.html, style.css, *.js    the page (harness/results/report/page), the same for every report
     plotly.min.js                  the plotting library, out of the installed plotly package
     data/board.js                  what is there at first paint: leaderboard, curves, fronts, ...
-    data/palette.js                the colours of the methods, which figures have too
+    data/palette.js                colours that belong to no run
     data/pairs-<board>.js          any two runs compared, loaded when that is looked at
     data/claims.js                 published numbers, which were not measured here
     data/gallery.js                a column of values for each run and property, over all images

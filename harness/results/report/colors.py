@@ -1,6 +1,6 @@
 """Choose the colours of the page and of the figures: one for each method, shades for its budgets.
 
-The page takes them from data/palette.js, so that it and the figures agree.
+The page takes them from its data files, so that it and the figures agree.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ Found by a search for the largest smallest distance (OKLab) between any two of a
 protanopic, deuteranopic and tritanopic eyes see them (Machado et al., IEEE TVCG 15, 2009), with a
 contrast of at least 3 to the background. The first ones are the most distinct.
 """
+STAGES = (17, 9, 6, 4, 3, 13, 1, 12)
+"""The methods' colours that stages of an image have, where bars are stacked."""
 PALEST = 0.5
 """How far the shade of a method's smallest budget is mixed with the background, at most."""
 
@@ -51,6 +53,11 @@ def run_color(color: int, shade: float, theme: Theme) -> str:
     `shade` is 1 for the largest budget of the method, and 0 for the smallest of several.
     """
     return _mix(method_color(color, theme), BACKGROUND[theme], PALEST * (1 - shade))
+
+
+def list_stage_colors(theme: Theme) -> list[str]:
+    """Return the colours of the stages of an image, in their order."""
+    return [PALETTE[theme][color] for color in STAGES]
 
 
 def _mix(color: str, other: str, share: float) -> str:

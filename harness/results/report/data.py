@@ -17,7 +17,7 @@ from harness.results.leaderboard import resolved
 from harness.results.report import collect
 from harness.results.report.budgets import AXES, LEVELS, Family, list_families
 from harness.results.report.collect import Confidence, Dot, Key, Panel, Shown
-from harness.results.report.colors import PALETTE, THEMES, run_color
+from harness.results.report.colors import THEMES, list_stage_colors, run_color
 from harness.results.report.pairs import Pair, compare_pairs, mean_by_prompt
 from harness.results.report.thumbnails import measure_images, thumbnail_stem
 from harness.runs.journal import write_atomic
@@ -213,8 +213,8 @@ def _describe_pair(pair: Pair) -> dict[str, Any]:
 
 
 def describe_palette() -> dict[str, Any]:
-    """Return the colours of each theme: grey, then one for each method."""
-    return {theme: list(PALETTE[theme]) for theme in THEMES}
+    """Return the colours of each theme that belong to no run."""
+    return {theme: {"stages": list_stage_colors(theme)} for theme in THEMES}
 
 
 def _describe_notes(panel: Panel) -> dict[str, list[Any]]:

@@ -27,7 +27,7 @@ from harness.results.report.collect import (
     dots,
     spent,
 )
-from harness.results.report.colors import PALETTE, run_color
+from harness.results.report.colors import list_stage_colors, run_color
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,6 +39,8 @@ HEIGHT = 2.3
 """Inches, without the legend."""
 MARKERS = "osD^PX*v"
 """The page has the same (SYMBOLS in figures.js)."""
+LARGEST_AREA = 220
+"""Square points of the widest circle."""
 LETTERS = 28
 """Longest label of a legend in two columns."""
 GREY = "#b9b4aa"
@@ -132,7 +134,7 @@ def _list_cost_figures(panel: Panel) -> Iterator[tuple[str, Draw]]:
         cost = "device and judge seconds, relative to plain"
         yield "pareto_seconds", partial(_draw_front, found=seconds, cost=cost)
 
-    if any(one.seconds > 0 for one in panel.shown):
+    if panel.is_scored and any(one.seconds > 0 for one in panel.shown):
         yield "bubbles", partial(_draw_bubbles, panel=panel)
     if any(spent(one) for one in panel.shown):
         yield "spent", partial(_draw_spent, panel=panel)
@@ -209,18 +211,22 @@ def _label_dot(axes: Axes, dot: Dot, *, on_left: bool) -> None:
 
 
 def _draw_bubbles(figure: Figure, panel: Panel) -> None:
-    """Draw score over seconds; the area is the memory that the target needs for one image."""
+    """Draw score over seconds; areas are proportional to the memory of an image, if that differs.
+
+    It is what the target needs; the x axis says which memory the largest area is.
+    """
     axes = figure.subplots()
     memory = [float(one.run.about.get("memory_gb") or 0) for one in panel.shown]
     most = max(memory)
+    are_sized = len(set(memory)) > 1
     for one, gb in zip(panel.shown, memory, strict=True):
         if one.seconds > 0:
-            size = 20 + 200 * gb / most if most else 30
+            size = LARGEST_AREA * gb / most if are_sized else 30
             color, _ = _look(one)
             look: Any = {"s": size, "color": color, "alpha": 0.65, "lw": 0.8}
             axes.scatter(one.seconds, one.row["score"], label=one.label, **look)
 
-    memory_note = "; area: memory" if most else ""
+    memory_note = f"\narea: memory, the largest {most:.2g} GB" if are_sized else ""
     axes.set_xscale("log")
     axes.set(xlabel=f"device and judge seconds an image{memory_note}", ylabel="score")
     _set_decimal_ticks(axes, [one.seconds for one in panel.shown if one.seconds > 0])
@@ -239,7 +245,7 @@ def _draw_spent(figure: Figure, panel: Panel) -> None:
             found.append(seconds)
 
     before = np.zeros(len(found))
-    for stage, color in zip(_used_stages(found), PALETTE["light"][1:], strict=False):
+    for stage, color in zip(_used_stages(found), list_stage_colors("light"), strict=False):
         values = np.array([seconds.get(stage, 0.0) for seconds in found])
         axes.barh(labels, values, left=before, height=0.7, color=color, label=stage)
         before += values

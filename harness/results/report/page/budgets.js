@@ -35,7 +35,7 @@ function budgetTable(one, axis) {
   const families = one.budgets[axis];
   const bought = (family, level) => (family.bought[level] === null ? null : runOf(family.bought[level]));
   const levels = LEVELS.map((times_, level) => ({
-    key: `level${level}`, title: `${times_}×`, about: `The best-paid run that costs at most ${times_} times plain sampling`, down: true,
+    key: `level${level}`, title: `${times_}×`, about: `The dearest run of a method that costs at most ${times_} times plain sampling; of equal ones the best`, down: true,
     value: (family) => bought(family, level)?.score, cell: (family) => boughtCell(family, level, bought),
   }));
   const name = { key: "name", title: "Method", name: "label", down: false, value: (family) => family.name, cell: familyCell };
@@ -66,7 +66,7 @@ function drawBudgets(node, families, unit) {
     const dots = runs.map((run, i) => ({ label: run.label, score: run.score, low: run.ci_low, high: run.ci_high, cost: x[i] }));
     return [
       { x: [...x, end], y: [...y, y.at(-1)], mode: "lines", line: { color, width: 1.5, shape: "hv" }, opacity: 0.55, hoverinfo: "skip", showlegend: false, legendgroup: family.name },
-      { x, y, mode: "markers", name: escaped(family.name), legendgroup: family.name, marker: { color: runs.map(colour), size: 9, symbol: symbolOf(last) }, error_y: errors(dots, faded(color, 0.6)), hovertemplate: dots.map(about) },
+      { x: [...x].reverse(), y: [...y].reverse(), mode: "markers", name: escaped(family.name), legendgroup: family.name, marker: { color: runs.map(colour).reverse(), size: 9, symbol: symbolOf(last) }, error_y: errors([...dots].reverse(), faded(color, 0.6)), hovertemplate: dots.map(about).reverse() },
     ];
   });
   const axis = doubling([...costs, ...LEVELS], `budget: ${unit}, plain = 1 (log2)`);

@@ -82,11 +82,12 @@ function drawComparison(body, gallery, a, b) {
   return undo;
 }
 
-/** Return the difference of every prompt's mean, the largest first. */
+/** Return the difference of every prompt's mean, the largest first; of equal ones those with images. */
 function differencesOf(gallery, a, b) {
   const of = (run) => gallery.runs[run.id].mean;
   const prompts = gallery.prompts.map(([id, wording, category], prompt) => ({ prompt, id, wording, category, value: of(a)[prompt] - of(b)[prompt] }));
-  return prompts.sort((one, other) => other.value - one.value || one.prompt - other.prompt);
+  const pictured = (each) => gallery.runs[a.id].thumb[tellingEntry(gallery, each, [a, b])] !== "";
+  return prompts.sort((one, other) => other.value - one.value || pictured(other) - pictured(one) || one.prompt - other.prompt);
 }
 
 const totals = (pair) => Object.values(pair.categories).reduce((sum, [, , , ...counts]) => sum.map((count, i) => count + counts[i]), [0, 0, 0]);
@@ -155,7 +156,8 @@ function tellingEntry(gallery, each, [a, b]) {
   const sign = Math.sign(each.value || 0);
   const entries = Array.from({ length: gallery.images }, (_, image) => each.prompt * gallery.images + image);
   const gain = (entry) => sign * (value(a, entry) - value(b, entry));
-  return entries.reduce((best, entry) => (gain(entry) > gain(best) ? entry : best));
+  const pictured = (entry) => gallery.runs[a.id].thumb[entry] !== "";
+  return entries.sort((one, other) => gain(other) - gain(one) || pictured(other) - pictured(one) || one - other)[0];
 }
 
 function openPrompt(gallery, each, runs, among) {

@@ -67,7 +67,16 @@ function plot(node, traces, layout) {
   };
   for (const name of Object.keys(merged).filter((key) => /^[xy]axis/.test(key)))
     merged[name] = { ...axis, ...merged[name], title: { ...axis.title, text: merged[name].title || "" } };
+  makeRoomForLegend(node, traces, merged);
   return Plotly.react(node, traces, merged, { displayModeBar: false, responsive: true });
+}
+
+/** On a phone a legend has a row for each trace: the figure grows by it, and it stands clear of the axis. */
+function makeRoomForLegend(node, traces, layout) {
+  const rows = traces.filter((trace) => trace.name && trace.showlegend !== false).length;
+  if (innerWidth > 760 || layout.showlegend === false || rows < 2 || layout.legend.y > 0) return;
+  node.style.height = `${320 + 20 * rows}px`;
+  layout.legend = { ...layout.legend, y: -0.32 };
 }
 
 function doubling(costs, title) {
@@ -106,8 +115,15 @@ function drawFront(node, dots, title) {
   plot(node, [
     { x: rest.map((d) => d.cost), y: rest.map((d) => d.score), mode: "markers", marker: { color: grey, size: 8, symbol: rest.map((d) => symbolOf(runOf(d.id))) }, error_y: errors(rest, faded(grey, 0.5)), hovertemplate: rest.map(about) },
     { x: best.map((d) => d.cost), y: best.map((d) => d.score), mode: "lines", line: { color: style("--quiet"), width: 1, dash: "dot", shape: "hv" }, hoverinfo: "skip" },
-    { x: best.map((d) => d.cost), y: best.map((d) => d.score), mode: "markers+text", text: best.map((d) => escaped(d.label)), textposition: best.map((d, i) => (labelLeft(d, best[i + 1], dots) ? "top left" : "bottom right")), textfont: { size: 11 }, marker: { size: 10, color: best.map((d) => colour(runOf(d.id))), symbol: best.map((d) => symbolOf(runOf(d.id))) }, error_y: errors(best, style("--quiet")), hovertemplate: best.map(about) },
+    { x: best.map((d) => d.cost), y: best.map((d) => d.score), mode: "markers+text", text: namesAt(best).map(escaped), textposition: best.map((d, i) => (labelLeft(d, best[i + 1], dots) ? "top left" : "bottom right")), textfont: { size: 11 }, marker: { size: 10, color: best.map((d) => colour(runOf(d.id))), symbol: best.map((d) => symbolOf(runOf(d.id))) }, error_y: errors(best, style("--quiet")), hovertemplate: best.map(about) },
   ], { xaxis: doubling(dots.map((d) => d.cost), `${title} (log2)`), yaxis: { title: "score" }, showlegend: false });
+}
+
+/** Return a label for each dot; dots in one place share that of the first. */
+function namesAt(dots) {
+  const near = (one, other) => Math.abs(Math.log(one.cost / other.cost)) < 0.05 && Math.abs(one.score - other.score) < 0.02;
+  const firstOf = dots.map((dot) => dots.findIndex((other) => near(dot, other)));
+  return dots.map((_, i) => dots.filter((_other, j) => firstOf[j] === i).map((dot) => dot.label).join(", "));
 }
 
 /** True for labels of the dearer half, unless the next point is near and needs that place. */
@@ -137,7 +153,7 @@ function sizeLegend(sizes, width) {
 }
 
 function drawSpent(node) {
-  const runs = board().runs.filter((run) => run.spent.decode).reverse(), colours = report.palette[theme()].slice(1);
+  const runs = board().runs.filter((run) => run.spent.decode).reverse(), colours = report.palette[theme()].stages;
   const stages = [...new Set(runs.flatMap((run) => Object.keys(run.spent)))].filter((stage) => runs.some((run) => run.spent[stage] > 0));
   node.style.height = `${96 + 24 * runs.length}px`;
   plot(node, stages.map((stage, i) => ({

@@ -206,7 +206,7 @@ function shotOf(gallery, run, entry, open) {
   return h("button", { class: `shot ${judged ? name : ""}`, onclick: open, title: judged ? reason || null : null, "aria-label": `${run.label}: ${outcome}` },
     h("div", { class: "frame" }, picture(column, entry)),
     judged && h("span", { class: "verdict" }, h("b", { text: mark }), reason || name),
-    h("small", { text: column.drawn[entry] ? `${whole(column.tokens[entry])} tokens · ${milliseconds(column.ms[entry])}` : "" }),
+    h("small", { text: column.drawn[entry] ? `${whole(column.tokens[entry])} tok · ${milliseconds(column.ms[entry])}` : "" }),
     h("small", { text: `seed ${run.seed}/${entry % gallery.images}` }));
 }
 

@@ -6,8 +6,8 @@ function showResults(view) {
   view.append(
     h("section", { class: "head" }, h("h1", { text: words(one.title) }), h("p", { class: "lead", text: lead(one) })),
     h("section", { class: "wide" }, leaderboard(one)),
-    legendOf(one),
-    remarksOf(one),
+    legendOf(one) || "",
+    remarksOf(one) || "",
   );
   const undo = showFigures(view, one);
   if (one.scored) view.append(claims());
@@ -107,7 +107,7 @@ function nameCell(run, one) {
   return h("th", { scope: "row" }, link);
 }
 
-const BAR = 140; // pixels
+const BAR = 108; // pixels
 
 /** Return the lowest and the highest end of the intervals of a board, and the place of a score between them. */
 function spanOf(one) {
