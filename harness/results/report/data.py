@@ -94,7 +94,7 @@ def _gallery_columns(
     columns["mean"] = None
     if one.run.is_scored:
         means = mean_by_prompt(one)
-        columns["mean"] = [means[prompt_id] for prompt_id in one.run.prompts]
+        columns["mean"] = [means[prompt_id] for prompt_id in dict.fromkeys(key[0] for key in keys)]
     return columns
 
 
@@ -267,7 +267,7 @@ NUMBERLESS = (
 
 
 def _shorten_verdict(verdict: object) -> str:
-    """Return why a difference is not resolved, without this run's numbers; "" for a resolved one."""
+    """Return why a difference is not resolved, without the run's numbers; "" if it is."""
     if not isinstance(verdict, str) or not verdict.startswith("not resolved"):
         return ""
     for pattern, replacement in NUMBERLESS:
