@@ -3,7 +3,7 @@
 
 const withGallery = () => load("data/gallery.js").then(() => report.galleries[state.board]);
 const OUTCOMES = { "": "any outcome", wins: "wins against plain", losses: "losses against plain", nobody: "right for nobody", everybody: "right for all", open: "failed or unjudged" };
-const HEAD = 44; // pixels of the row of names
+const HEAD = 58; // pixels of the row of names
 
 const right = (value) => (value === null ? null : value >= 0.5);
 

@@ -128,7 +128,7 @@ function scoreCell(run, one) {
   const bar = svg("svg", { class: "bar", viewBox: `0 0 ${BAR} 16`, width: BAR, height: 16, role: "img", "aria-label": `between ${score(run.ci_low)} and ${score(run.ci_high)}` },
     plain && plain.score !== null && svg("line", { class: "plain", x1: x(plain.score), x2: x(plain.score), y1: 0, y2: 16 }),
     run.ci_low !== null && svg("line", { class: "range", x1: x(run.ci_low), x2: x(run.ci_high), y1: 8, y2: 8, stroke: colour(run) }),
-    svg("circle", { cx: x(run.score), cy: 8, r: 4, fill: colour(run) }));
+    svg("circle", { cx: x(run.score), cy: 8, r: 3, fill: colour(run) }));
   return h("td", { class: "score" }, h("div", {}, h("span", { class: "value" }, h("b", { text: score(run.score) }), h("span", { class: "interval", text: interval(run.ci_low, run.ci_high, score) })), bar));
 }
 
