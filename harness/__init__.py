@@ -1,7 +1,7 @@
 """Compare test-time methods for visual autoregressive models on one batched sampler.
 
-These names are what a method author needs. They are loaded on first use, so that `import harness`
-stays light.
+These names are what a method author needs, and `load`, which reads results into pandas frames. They
+are loaded on first use, so that `import harness` stays light.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from harness.records import Answer as Answer
     from harness.records import UnansweredError as UnansweredError
     from harness.records import UserError as UserError
+    from harness.results.load import load as load
     from harness.runs.trace_codec import pack_picture as pack_picture
     from harness.runs.trace_codec import pack_series as pack_series
     from harness.runs.trace_codec import unpack_series as unpack_series
@@ -66,6 +67,7 @@ _HOME = {
     "harness.kernels.noise": ("Noise",),
     "harness.models": ("ImageModel",),
     "harness.records": ("Answer", "UnansweredError", "UserError"),
+    "harness.results.load": ("load",),
     "harness.runs.trace_codec": ("pack_picture", "pack_series", "unpack_series"),
 }  # fmt: skip
 """The public names by the module that defines them."""

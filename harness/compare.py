@@ -13,6 +13,7 @@ from pathlib import Path
 from harness.cli import print_error
 from harness.records import UserError
 from harness.results import stats
+from harness.results.labels import label_runs
 from harness.results.ranking import RankedGroup, find_misfits
 from harness.runs.read import Run, find_runs, read_run
 
@@ -67,12 +68,13 @@ def describe_comparison(a: Run, b: Run) -> list[str]:
     """
     _expect_comparable(a, b)
     group = RankedGroup([a, b])
+    labels = label_runs([a, b])
     protocol = a.protocol
     lines = [
         f"{protocol.benchmark} on {protocol.model}, {len(a.prompts)} prompts x "
         f"{protocol.images_per_prompt} images, judge {a.judge or 'none'}, paired by prompt",
-        f"A = {a.name} ({a.fingerprint}): {group.score(a):.3f}    "
-        f"B = {b.name} ({b.fingerprint}): {group.score(b):.3f}",
+        f"A = {labels[a.path]} ({a.fingerprint}): {group.score(a):.3f}    "
+        f"B = {labels[b.path]} ({b.fingerprint}): {group.score(b):.3f}",
     ]
     if not group.error_is_known:
         lines.append(
@@ -82,7 +84,7 @@ def describe_comparison(a: Run, b: Run) -> list[str]:
     lines += _difference_lines(group, a, b)
     lines += _category_lines(group, a, b)
     for run in (a, b):
-        lines += [f"{run.name}: {gap}" for gap in _gaps(run)]
+        lines += [f"{labels[run.path]}: {gap}" for gap in _gaps(run)]
     return lines
 
 
@@ -96,8 +98,10 @@ def _expect_comparable(a: Run, b: Run) -> None:
         if of_a != of_b:
             differing.append(f"{name} {of_a or 'none'} and {of_b or 'none'}")
     if differing:
+        labels = label_runs([a, b])
         raise UserError(
-            f"{a.name} and {b.name} were run under different protocols: {'; '.join(differing)}"
+            f"{labels[a.path]} and {labels[b.path]} were run under different protocols: "
+            f"{'; '.join(differing)}"
         )
     for run in (a, b):
         if not run.is_scored:

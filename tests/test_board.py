@@ -92,6 +92,7 @@ def test_the_bundled_board_is_small_and_complete() -> None:
     runs = [name.split("/")[2] for name in files if name.endswith("config.yaml")]
     assert {run.rpartition("-")[0] for run in runs} >= METHODS
     assert b"results=results/board" in files["README.md"]
+    assert files["README.md"].endswith(files["export/leaderboard.md"])
 
 
 # --- packing --------------------------------------------------------------------------------------

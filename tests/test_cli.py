@@ -27,9 +27,10 @@ def test_a_sweep_makes_a_folder_a_row_and_a_label_each(tmp_path: Path) -> None:
     rows = read_board(tmp_path)
     assert [(row["method"], row["params"], row["images"]) for row in rows] == [
         ("toy_best", "n=2", "12"),
-        ("toy_best", "", "12"),  # three candidates
+        ("toy_best", "n=3", "12"),  # the preset's own number
         ("toy_best", "n=4", "12"),
     ]
+    assert [row["label"] for row in rows] == [f"toy_best, N = {n}" for n in (2, 3, 4)]
     assert [row["visual_tokens"] for row in rows] == ["32.00", "48.00", "64.00"]
     assert len(folders(tmp_path)) == 3
     assert (tmp_path / "results/sheet.png").is_file()

@@ -358,8 +358,8 @@ def test_texts_of_any_script_and_length_are_kept(tmp_path: Path) -> None:
     folder = write_run(tmp_path, values, prompts=prompts, params="名=é, x_y=50%|{}")
     assert [p.text for p in read_run(folder).prompts.values()] == texts
     board = build(tmp_path)
-    assert r"名=é, x\_y=50\%|\{\}" in to_latex(board)
-    assert r"名=é, x_y=50%\|{}" in to_markdown(board)
+    assert r"x\_y=50\%|\{\}, 名=é" in to_latex(board)
+    assert r"x_y=50%\|{}, 名=é" in to_markdown(board)
     assert "名=é" in (tmp_path / "leaderboard.csv").read_text(encoding="utf-8")
 
 
@@ -402,6 +402,22 @@ def test_curves_start_at_plain(board: Board) -> None:
     assert math.isnan(best["quality_at_8"])
     assert best["ausc_low"] < best["ausc"] < best["ausc_high"]
     assert set(tokens.index) == {"best_of_n", "clever"}
+
+
+def test_a_reward_that_was_never_asked_is_not_flagged(tmp_path: Path) -> None:
+    values = {f"a/{i}": [1.0, 0.0] for i in range(3)}
+    for number, calls in enumerate((0, 2)):
+        write_run(
+            tmp_path,
+            values,
+            "best_of_n",
+            fingerprint=f"{number:08d}",
+            options={"n": 1 + number},
+            usage={"judge_calls": calls},
+            asked={"reward": JUDGE},
+        )
+    frame = build(tmp_path).frame.set_index("candidates")
+    assert frame["reward_is_judge"].to_dict() == {1: "", 2: "same"}
 
 
 def test_verifiers_of_the_judge_and_its_family_are_flagged(board: Board) -> None:

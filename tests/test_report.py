@@ -200,7 +200,7 @@ def test_an_image_is_shown_with_verdict_reason_cost_and_boxes(tmp_path: Path) ->
     assert gallery["reasons"][run["reason"][missing]] == "not drawn yet"
 
     wrong = run["value"].index(0.0)
-    assert gallery["reasons"][run["reason"][wrong]] == "expected thing>=2, found 1"
+    assert gallery["reasons"][run["reason"][wrong]] == "expected at least 2 thing, found 1"
 
     assert run["drawn"][2] == 1
     assert run["tokens"][2] == 144

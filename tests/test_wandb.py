@@ -145,7 +145,7 @@ def test_a_protocol_shows_its_scaling_curves(results: Path) -> None:
     (curve,) = (row for row in every if row["currency"] == "visual_tokens")
     points = [line for line in history if "budget" in line]
     budgets = [f"{point['budget']:.4g}" for point in points]
-    scores = [f"{point['scaling/best_of_n, seed 0']:.4f}" for point in points]
+    scores = [f"{point['scaling/Best-of-N, seed 0']:.4f}" for point in points]
     assert budgets == curve["budgets"].split()
     assert scores == curve["scores"].split()
 

@@ -28,6 +28,7 @@ GROUPS: tuple[Group, ...] = get_args(Group)
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 """GenEval's tasks. They have columns among the fixed ones, where a run was asked them."""
 TEXT = "text"
+YES = ("yes or no", "yes or empty")
 SHARE = "0 to 1"
 SCORE = "difference of scores"
 PLAIN_IMAGES = "plain images"
@@ -796,6 +797,47 @@ BENCH_JUDGES = Table(
     ),
 )
 
+# --- frames ---------------------------------------------------------------------------------------
+
+IMAGES = Table(
+    "images of harness.load",
+    "A row for each planned image of each run. A column `notes.NAME` for each thing that methods "
+    "noted follows.",
+    (
+        *LEADERBOARD.select("benchmark", "model", "method", "label", "seed", "fingerprint"),
+        Column("prompt_id", TEXT, "Prompt.", "what was run"),
+        Column("image", "integer", "Number of the image of its prompt, from 0.", "what was run"),
+        Column("category", TEXT, "Category of the prompt.", "what was run"),
+        Column("prompt", TEXT, "Text of the prompt.", "what was run"),
+        Column("status", TEXT, "`done`, `failed` or `missing`.", "what was run"),
+        Column(
+            "score",
+            SHARE,
+            "Value that the judge gave the image; missing where it was not judged, which counts "
+            "as 0 in scores of runs.",
+            "quality",
+        ),
+        Column("reason", TEXT, "Why it counts so, in words.", "quality"),
+        Column("detail", "mapping", "All else that the judge said.", "quality"),
+        *LEADERBOARD.select(*COSTS, *STAGE_SECONDS),
+        Column("file", TEXT, "The image's file; empty where it is not there.", "provenance"),
+    ),
+)
+
+PROMPTS = Table(
+    "prompts of harness.load",
+    "A row for each prompt of each benchmark.",
+    (
+        *LEADERBOARD.select("benchmark", "prompts_sha"),
+        *IMAGES.select("prompt_id", "category", "prompt"),
+        Column("weight", "ratio", "Weight of the prompt in its category's mean.", "what was run"),
+        Column("cluster", TEXT, "Prompts of one cluster are resampled together.", "what was run"),
+    ),
+)
+
+FRAMES = (IMAGES, PROMPTS)
+"""Tables that are in no file: what `harness.load` returns beside the leaderboard's rows."""
+
 TABLES = (
     LEADERBOARD,
     METRICS,
@@ -820,13 +862,18 @@ on one machine with one version of the code, the others do not.
 
 A bench appends its rows to its file and keeps those of earlier days, commits and machines. Their
 cells are empty in columns that were added later.
+
+In Python, `harness.load(folder)` has the same as pandas frames: `.runs` are the rows of
+leaderboard.csv in the types of their columns, with the `folder` of each run and a column for each
+option of its method (`method.n`) and sampling (`model.sampling.scale`); `.images` and `.prompts`
+are described at the end.
 """
 
 
 def to_markdown() -> str:
     """Render all tables as one Markdown page; the leaderboard's columns are sorted by group."""
     parts = [INTRODUCTION]
-    for table in TABLES:
+    for table in (*TABLES, *FRAMES):
         parts.append(f"## {table.file}\n\n{table.rows}\n")
         if table is LEADERBOARD:
             for group in GROUPS:

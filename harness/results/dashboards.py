@@ -18,8 +18,10 @@ import pandas as pd
 
 from harness.records import Score, Usage, digest
 from harness.results.contact_sheet import render_contact_sheet
+from harness.results.labels import Label, label_runs
 from harness.results.leaderboard import Board, heading, protocols
 from harness.results.ranking import CURRENCIES, Currency, Curve, RankedGroup
+from harness.results.reasons import explain_value
 from harness.runs.read import Run
 
 PROGRESS_LINES = 50
@@ -74,9 +76,10 @@ def describe_board(board: Board, pictures: int) -> Iterator[Page]:
     """Yield the page of each run, with at most `pictures` of its images, then of each protocol."""
     rows = [row for _, row in board.frame.iterrows()]
     fingerprints = board.metrics["fingerprint"]
-    for run, row in zip(board.runs, rows, strict=True):
+    for run, label, row in zip(board.runs, board.labels, rows, strict=True):
         metrics = board.metrics[fingerprints == run.fingerprint]
-        yield _describe_run(run, row, metrics, pictures)
+        page = _describe_run(run, row, metrics, pictures)
+        yield replace(page, name=_name_page(run, label))
     for frame in protocols(board.frame):
         protocol_id = frame["protocol"].iloc[0]
         runs = [run for run in board.runs if run.protocol.id == protocol_id]
@@ -93,12 +96,18 @@ def describe_planned(run: Run) -> Page:
         tags.append("latency")
     return Page(
         id=run.fingerprint,
-        name=f"{run.name}, seed {run.about['seed']}",
+        name=_name_page(run, label_runs([run])[run.path]),
         group=_group(run),
         kind="run",
         tags=tags,
         config=run.config,
     )
+
+
+def _name_page(run: Run, label: Label) -> str:
+    """Return a run's label with its seed, which tells runs of several boards apart."""
+    seed = f"seed {run.about['seed']}"
+    return str(label) if seed in label.options else f"{label}, {seed}"
 
 
 def _group(run: Run) -> str:
@@ -159,7 +168,7 @@ def _prompt_table(run: Run) -> Table:
     rows = []
     for prompt in run.prompts.values():
         values = []
-        reason: Any = ""
+        reason = ""
         for image in range(run.protocol.images_per_prompt):
             score = run.scores.get((prompt.id, image))
             if score is None:
@@ -167,11 +176,10 @@ def _prompt_table(run: Run) -> Table:
                 continue
             values.append(score.value or 0.0)
             if values[-1] < 1:
-                reason = reason or score.detail.get("reasons") or ""
+                reason = reason or explain_value(run, (prompt.id, image))
 
         mean = sum(values) / len(values)
-        text = reason if isinstance(reason, str) else "; ".join(map(str, reason))
-        rows.append([prompt.id, prompt.category, prompt.text, mean, text])
+        rows.append([prompt.id, prompt.category, prompt.text, mean, reason])
     return ["prompt_id", "category", "prompt", "value", "reason"], rows
 
 
@@ -186,9 +194,11 @@ def _describe_protocol(runs: Sequence[Run], frame: pd.DataFrame) -> Page:
     if scored:
         group = RankedGroup(scored)
         summary["best/score"] = float(frame["score"].max())
+        labels = label_runs(runs)
         for currency in CURRENCIES:
             for curve in group.curves(currency):
-                points += _curve_points(curve, currency)
+                family = labels[curve.runs[-1].path].family
+                points += _curve_points(curve, family, currency)
 
     known = frame.dropna(axis=1, how="all")
     rows = []
@@ -209,12 +219,10 @@ def _describe_protocol(runs: Sequence[Run], frame: pd.DataFrame) -> Page:
     )
 
 
-def _curve_points(curve: Curve, currency: Currency) -> list[Line]:
+def _curve_points(curve: Curve, family: str, currency: Currency) -> list[Line]:
     """Return a scaling curve's points, each with its 95 % interval if there is one."""
     prefix, budget_name = BUDGETS[currency]
-    words = (curve.method, curve.params, f"seed {curve.seed}")
-    family = ", ".join(filter(None, words))
-    name = f"{prefix}/{family}"
+    name = f"{prefix}/{family}, seed {curve.seed}"
     ends = None
     if curve.quality_D.size:
         ends = np.quantile(curve.quality_D, [0.025, 0.975], axis=1)

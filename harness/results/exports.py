@@ -19,6 +19,7 @@ import pandas as pd
 import yaml
 
 from harness.results.claims import compare_with_claims
+from harness.results.labels import ONE_AT_A_TIME
 from harness.results.leaderboard import (
     Board,
     excluded_line,
@@ -29,7 +30,6 @@ from harness.results.leaderboard import (
     to_csv,
 )
 from harness.runs.journal import write_atomic
-from harness.runs.read import format_options
 
 LEGEND = (
     "Score: mean over categories of prompt means, with its 95 % interval (cluster bootstrap over "
@@ -196,7 +196,7 @@ def to_eval_results(board: Board, i: int) -> str:
     run = board.runs[i]
     row = board.frame.iloc[i]
     about = (
-        f"{run.name}; {len(run.prompts)} prompts x {row['images_per_prompt']} images; "
+        f"{board.labels[i]}; {len(run.prompts)} prompts x {row['images_per_prompt']} images; "
         f"judge {run.judge}"
     )
     of_run = board.metrics["fingerprint"] == run.fingerprint
@@ -220,10 +220,9 @@ def to_eval_results(board: Board, i: int) -> str:
 
 def _cells(row: pd.Series) -> list[str]:
     """Return a run's cells in the order of HEADS."""
-    changed = format_options(row["params"], row["candidates"])
-    method = f"{row['method']} {changed}".strip()
-    if row["concurrency"] == 1:
-        method += ", one at a time"
+    method = str(row["label"])
+    if row["concurrency"] == 1 and ONE_AT_A_TIME not in method:
+        method += f", {ONE_AT_A_TIME}"
     if absent := row["missing"] + row["failed"]:
         method += f" ({absent} images missing)"
     return [

@@ -23,6 +23,7 @@ from harness.runs.read import Run
 BUDGET = "n"
 """The option with the number of candidates, which is part of the title."""
 TARGET = "_target_"
+ONE_AT_A_TIME = "one at a time"
 MOST_LETTERS = 40
 """Letters of an option's value; a longer one is named by its beginning and its digest."""
 DIGEST_LETTERS = 6
@@ -206,7 +207,7 @@ def shorten_value(value: Any) -> str:
 def _concurrency_words(run: Run) -> list[str]:
     if run.concurrency is None:
         return []
-    return ["one at a time" if run.concurrency == 1 else f"{run.concurrency} at a time"]
+    return [ONE_AT_A_TIME if run.concurrency == 1 else f"{run.concurrency} at a time"]
 
 
 # --- runs that are still called the same ----------------------------------------------------------

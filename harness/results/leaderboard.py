@@ -230,14 +230,6 @@ def heading(runs: pd.DataFrame) -> str:
     )
 
 
-def signed(row: pd.Series, name: str) -> str:
-    """Format a difference with its sign: in brackets if it is not resolved, a dash for none."""
-    if pd.isna(row[name]):
-        return "-"
-    text = f"{row[name]:+.3f}"
-    return f"{text} " if resolved(row, name) else f"({text})"
-
-
 def resolved(row: pd.Series, name: str) -> bool:
     """Tell whether a row's difference is of detectable size and its adjusted p below 5 %."""
     return bool(row[f"{name}_verdict"] == RESOLVED)

@@ -25,6 +25,8 @@ Row = dict[str, Cell]
 
 RESOLVED = "resolved"
 """The verdict on a difference of detectable size whose adjusted p is below 5 %."""
+NOT_RESOLVED = "not resolved: "
+"""What the verdict on any other difference begins with; the reason follows."""
 PERCENTILES = (0.5, 0.9, 0.95, 0.99)
 
 
@@ -256,13 +258,13 @@ def _verdict(row: Row, family: str, comparisons: int) -> str:
     difference = abs(number(row[family]))
     detectable = number(row[f"{family}_detectable"])
     if math.isnan(detectable):
-        return "not resolved: the error is not known, as a category has a single prompt"
+        return f"{NOT_RESOLVED}the error is not known, as a category has a single prompt"
     if p >= stats.ALPHA:
-        return f"not resolved: p {p:.2g}"
+        return f"{NOT_RESOLVED}p {p:.2g}"
     if number(row[f"{family}_p_holm"]) >= stats.ALPHA:
-        return f"not resolved: not significant after correction for {comparisons} comparisons"
+        return f"{NOT_RESOLVED}not significant after correction for {comparisons} comparisons"
     if difference < detectable:
-        return f"not resolved: found in less than 80 % of repeats, which takes {detectable:.3f}"
+        return f"{NOT_RESOLVED}found in less than 80 % of repeats, which takes {detectable:.3f}"
     return RESOLVED
 
 

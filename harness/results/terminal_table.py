@@ -1,8 +1,13 @@
-"""Render the leaderboard for a terminal of 140 columns."""
+"""Render the leaderboard for a terminal: the best run first, within the width that there is.
+
+A run's label is never cut: where the line is too narrow, columns are left out and labels wrapped.
+"""
 
 from __future__ import annotations
 
 import math
+import shutil
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -10,13 +15,14 @@ import pandas as pd
 
 from harness.records import printable
 from harness.results.columns import LEADERBOARD, TASKS
-from harness.results.leaderboard import heading, protocols, signed
-from harness.runs.read import format_options
+from harness.results.leaderboard import heading, protocols, resolved
+from harness.results.rows import NOT_RESOLVED
 
 WIDTH = 140
-"""Characters that a line may fill."""
-LAYOUTS = ((28, True), (20, True), (12, True), (28, False))
-"""Characters of the text columns, and whether categories are shown; the first that fits is used."""
+"""Characters that a line may fill where the output is no terminal."""
+LABEL_WIDTH = 28
+"""Characters that a label has at least, before columns are left out for it."""
+GAP = "  "
 TITLES = {
     "single_object": "one",
     "two_object": "two",
@@ -29,29 +35,43 @@ TITLES = {
     "tie_group": "tie",
 }
 DIFFERENCES = {"vs_plain": "vs plain", "vs_bon": "vs BoN"}
+COUNTS_OF_GAPS = ("failed", "missing", "unjudged", "unanswered", "cut_prompts")
 DIGITS = {
     "visual_tokens": 0,
-    "failed": 0,
-    "missing": 0,
-    "unjudged": 0,
-    "unanswered": 0,
-    "cut_prompts": 0,
+    **dict.fromkeys(COUNTS_OF_GAPS, 0),
     "tie_group": 0,
     "target_passes": 1,
     "device_s": 3,
     "judge_s": 3,
 }
 """Digits after the decimal point; 2 for columns that are not there."""
-LEFT_ALIGNED = ("method", "params")
+LEFT_OUT = (
+    (),
+    ("categories",),
+    ("categories", "judge_s"),
+    ("categories", "judge_s", "device_s"),
+    ("categories", "judge_s", "device_s", "target_passes"),
+    ("categories", "judge_s", "device_s", "target_passes", "tie_group", "vs_bon"),
+    ("categories", "judge_s", "device_s", "target_passes", "tie_group", "vs_bon", "interval"),
+)
+"""What is left out, the first that fits; the last is taken even where it does not fit."""
+P_TOO_LARGE = "p is 0.05 or more"
+TOO_SMALL = "so small that it is found in less than 80 % of repeats"
+
+Column = list[str]
+"""A title, and a cell for each run."""
 
 
-def render_table(frame: pd.DataFrame) -> str:
-    """Render the board as text: a block for each protocol, a line for each run.
+def render_table(frame: pd.DataFrame, width: int | None = None) -> str:
+    """Render the board as text: a block for each protocol, a line for each run, best score first.
 
-    Differences in brackets are not resolved: this comparison cannot tell them from none.
+    A line has at most `width` characters; by default as many as the terminal. Differences in
+    brackets are not resolved, and a letter beside them says why.
     """
     if frame.empty:
         return "The leaderboard is empty: there is no run to rank."
+    if width is None:
+        width = shutil.get_terminal_size((WIDTH, 0)).columns
     groups = protocols(frame)
     headings = Counter(heading(runs) for runs in groups)
     blocks = []
@@ -60,92 +80,122 @@ def render_table(frame: pd.DataFrame) -> str:
         if headings[title] > 1:  # they differ in judge, numerics, version or prompts
             first = runs.iloc[0]
             title += f" (protocol {first['protocol']}, judge {first['judge'] or 'none'})"
-        lines = [title, *_render_runs(runs)]
-        blocks.append("\n".join(map(printable, lines)))
+        lines = [*_wrap(printable(title), width), *_render_runs(runs, width)]
+        blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
 
 
-def _render_runs(runs: pd.DataFrame) -> list[str]:
-    """Return header and lines; params are cut and categories left out only where they don't fit."""
+def _render_runs(runs: pd.DataFrame, width: int) -> list[str]:
+    """Return header, lines and legend of the runs of one protocol."""
+    ordered = runs.sort_values(
+        ["score", "label"], ascending=[False, True], na_position="last", kind="stable"
+    )
+    labels = [printable(str(label)) for label in ordered["label"]]
+    longest = max(map(len, ["method", *labels]))
+    reasons = _list_reasons(ordered)
+    for left_out in LEFT_OUT:
+        lines = _align(_number_columns(ordered, reasons, left_out))
+        label_width = width - len(GAP) - max(map(len, lines))
+        if label_width >= min(longest, LABEL_WIDTH):
+            break
+    label_width = min(longest, max(label_width, LABEL_WIDTH // 2))
+
+    table = []
+    for label, line in zip(["method", *labels], lines, strict=True):
+        first, *rest = _wrap(label, label_width)
+        table.append(f"{first:<{label_width}}{GAP}{line}".rstrip())
+        table += rest
+    if reasons:
+        explained = "; ".join(f"{letter} {reason}" for reason, letter in reasons.items())
+        table += _wrap(f"In brackets: not resolved. {explained}.", width)
+    return table
+
+
+def _number_columns(
+    runs: pd.DataFrame, reasons: dict[str, str], left_out: Sequence[str]
+) -> list[Column]:
+    """Return all columns but that of the labels, without those that are left out."""
+    columns = []
+    if "tie_group" not in left_out and _has_values(runs, "tie_group"):
+        columns.append(_number_column(runs, "tie_group"))
+    columns.append(_score_column(runs, with_interval="interval" not in left_out))
+    for name, title in DIFFERENCES.items():
+        if name not in left_out and _has_values(runs, name):
+            differences = [_difference(row, name, reasons) for _, row in runs.iterrows()]
+            columns.append([title, *differences])
+
     own_categories = [str(name) for name in runs.columns if name not in LEADERBOARD.names]
     categories = [name for name in (*TASKS, *own_categories) if _has_values(runs, name)]
-    numbers = ["visual_tokens", "target_passes", "device_s", "judge_s"]
-    gaps = ("failed", "missing", "unjudged", "unanswered", "cut_prompts")
-    numbers += [name for name in gaps if name in runs and runs[name].any()]
-
-    for text_width, with_categories in LAYOUTS:
-        columns = _name_columns(runs, text_width)
-        if runs["tie_group"].notna().any():
-            columns.append(_number_column(runs, "tie_group"))
-        columns.append(_score_column(runs))
-        columns += _difference_columns(runs)
-        for name in [*(categories if with_categories else []), *numbers]:
-            columns.append(_number_column(runs, name))
-        lines = _align(columns)
-        if max(map(len, lines)) <= WIDTH:
-            break
-    return lines
+    numbers = [] if "categories" in left_out else categories
+    numbers += ["visual_tokens", "target_passes", "device_s", "judge_s"]
+    numbers += [name for name in COUNTS_OF_GAPS if name in runs and runs[name].any()]
+    columns += [_number_column(runs, name) for name in numbers if name not in left_out]
+    return columns
 
 
 def _has_values(runs: pd.DataFrame, name: str) -> bool:
     return name in runs and bool(runs[name].notna().any())
 
 
-def _name_columns(runs: pd.DataFrame, width: int) -> list[list[str]]:
-    """Return method and options, and what else tells the runs apart, cut to a width."""
-    methods = map(str, runs["method"])
-    params = map(format_options, runs["params"], runs["candidates"])
-    columns = [["method", *methods], ["params", *params]]
-    for name in ("seed", "concurrency"):
-        if runs[name].nunique(dropna=False) > 1:
-            columns.append([name, *_format_all(runs[name], digits=0)])
-    return [_cut_all(column, width) for column in columns]
+def _wrap(text: str, width: int) -> list[str]:
+    """Break a text into lines; those after the first are indented."""
+    return textwrap.wrap(text, width, subsequent_indent="  ") or [""]
 
 
-def _cut_all(column: Sequence[str], width: int) -> list[str]:
-    return [_cut(text, width) for text in column]
+# --- cells ----------------------------------------------------------------------------------------
 
 
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 2] + ".."
-
-
-def _score_column(runs: pd.DataFrame) -> list[str]:
-    column = ["score [95% interval]"]
+def _score_column(runs: pd.DataFrame, *, with_interval: bool) -> Column:
+    column = ["score [95% interval]" if with_interval else "score"]
     for score, low, high in zip(runs["score"], runs["ci_low"], runs["ci_high"], strict=True):
         if pd.isna(score):
             column.append("not scored")
             continue
         interval = "    -,     -" if math.isnan(low) else f"{low:.3f}, {high:.3f}"
-        column.append(f"{score:.3f} [{interval}]")
+        column.append(f"{score:.3f} [{interval}]" if with_interval else f"{score:.3f}")
     return column
 
 
-def _difference_columns(runs: pd.DataFrame) -> list[list[str]]:
-    """Return the differences from plain sampling, and from Best-of-N at equal budget, if any."""
-    columns = []
-    for name, title in DIFFERENCES.items():
-        if runs[name].notna().any():
-            differences = [signed(row, name) for _, row in runs.iterrows()]
-            columns.append([title, *differences])
-    return columns
+def _list_reasons(runs: pd.DataFrame) -> dict[str, str]:
+    """Return why differences are not resolved, each with the letter that stands for it."""
+    found: dict[str, str] = {}
+    for name in DIFFERENCES:
+        for _, row in runs.iterrows():
+            if pd.notna(row[name]) and not resolved(row, name):
+                found.setdefault(_why_not(row, name), chr(ord("a") + len(found)))
+    return found
 
 
-def _number_column(runs: pd.DataFrame, name: str) -> list[str]:
+def _why_not(row: pd.Series, name: str) -> str:
+    """Return why a difference is not resolved, without the numbers of the row."""
+    reason = str(row[f"{name}_verdict"]).removeprefix(NOT_RESOLVED)
+    if reason.startswith("p "):
+        return P_TOO_LARGE
+    return TOO_SMALL if reason.startswith("found in less") else reason
+
+
+def _difference(row: pd.Series, name: str, reasons: dict[str, str]) -> str:
+    """Format a difference with its sign, in brackets with a letter if it is not resolved."""
+    if pd.isna(row[name]):
+        return "-"
+    text = f"{row[name]:+.3f}"
+    return f"{text}   " if resolved(row, name) else f"({text} {reasons[_why_not(row, name)]})"
+
+
+def _number_column(runs: pd.DataFrame, name: str) -> Column:
     title = TITLES.get(name, name)
     return [title, *_format_all(runs[name], digits=DIGITS.get(name, 2))]
 
 
-def _format_all(values: Iterable[float | None], digits: int) -> list[str]:
+def _format_all(values: Iterable[float | None], digits: int) -> Column:
     """Format numbers; a dash for those that are unknown."""
     return ["-" if pd.isna(value) else f"{value:.{digits}f}" for value in values]
 
 
-def _align(columns: list[list[str]]) -> list[str]:
-    """Pad the columns, each with its title first, and join them to lines."""
+def _align(columns: list[Column]) -> list[str]:
+    """Pad the columns on the left, each with its title first, and join them to lines."""
     padded = []
     for column in columns:
         width = max(map(len, column))
-        pad = str.ljust if column[0] in LEFT_ALIGNED else str.rjust
-        padded.append([pad(cell, width) for cell in column])
-    return ["  ".join(line).rstrip() for line in zip(*padded, strict=True)]
+        padded.append([cell.rjust(width) for cell in column])
+    return [GAP.join(line).rstrip() for line in zip(*padded, strict=True)]

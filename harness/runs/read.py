@@ -102,12 +102,6 @@ class Run:
     """Questions that the method's judges left without an answer, in the last attempt."""
 
     @property
-    def name(self) -> str:
-        """Method and options, for people."""
-        options = format_options(str(self.about["params"]), self.candidates)
-        return f"{self.about['method']} {options}".strip()
-
-    @property
     def fingerprint(self) -> str:
         return str(self.about["fingerprint"])
 
@@ -155,8 +149,9 @@ class Run:
     def image(self, record: SampleRecord) -> Path | None:
         """Return a delivered image's file if it is still there; never one outside the folder."""
         file = self.path / record.path
-        is_inside = bool(record.path) and file.resolve().is_relative_to(self.path.resolve())
-        return file if is_inside and file.is_file() else None
+        if not record.path or not file.is_file():
+            return None
+        return file if file.resolve().is_relative_to(self.path.resolve()) else None
 
     @cached_property
     def device(self) -> str:
@@ -261,19 +256,6 @@ class Run:
             for _, prompt in sorted(self.prompts.items())
         ]
         return digest(dump(rows).encode(), 16)
-
-
-def format_options(params: str, candidates: float | None) -> str:
-    """List a method's changed options, and its number of candidates even where it is the default.
-
-    `params` lists the changed ones, as "n=8, reward=other"; without a number of candidates
-    `candidates` is None or NaN.
-    """
-    shown = params.split(", ") if params else []
-    has_candidates = candidates is not None and not math.isnan(candidates)
-    if has_candidates and not any(part.startswith("n=") for part in shown):
-        shown.insert(0, f"n={candidates:.0f}")
-    return ", ".join(shown)
 
 
 @cache

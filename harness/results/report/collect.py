@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
@@ -454,21 +454,6 @@ def replaced_entries(one: Shown, keys: Sequence[Key], most: int) -> list[int]:
 
 
 # --- images ---------------------------------------------------------------------------------------
-
-
-def reason(run: Run, key: Key) -> str:
-    """Say in a line why an image counts as it does: the judge's words, or why it has no score."""
-    if key not in run.done:
-        return "failed: the same command draws it again" if key in run.failed else "not drawn yet"
-    score = run.scores.get(key)
-    if score is None:
-        return "not judged yet"
-
-    detail = score.detail
-    reasons = detail.get("reasons") or detail.get("unjudged") or detail.get("reason") or ""
-    if isinstance(reasons, Iterable) and not isinstance(reasons, str):
-        return "; ".join(map(str, reasons))
-    return str(reasons)
 
 
 def boxes(score: Score | None) -> list[list[Any]]:

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from harness.results.leaderboard import resolved
+from harness.results.reasons import explain_value
 from harness.results.report import collect
 from harness.results.report.budgets import AXES, LEVELS, Family, list_families
 from harness.results.report.collect import Confidence, Dot, Key, Panel, Shown
@@ -85,7 +86,7 @@ def _gallery_columns(
         name: [] for name in ("value", "thumb", "reason", "drawn", "tokens", "ms")
     }
     for key in keys:
-        reason = collect.reason(one.run, key)
+        reason = explain_value(one.run, key)
         cell = _gallery_cell(one, key, thumbs)
         cell["reason"] = reasons.setdefault(reason, len(reasons))
         for name, value in cell.items():
