@@ -31,7 +31,6 @@ from harness.results.report.collect import (
     stages,
 )
 
-PAGE = Path(figures.__file__).parent / "page"
 HOSTILE = {
     0: "</script><script>document.title='taken'</script>"
     "<img src=x onerror=\"document.title='taken'\">",
@@ -134,7 +133,7 @@ def test_every_figure_has_what_the_page_shows(tmp_path: Path) -> None:
 
     curve = drawn["scaling"][0].lines[0]
     shown = by_label(panel)
-    members = ("plain", "best of n (n=2)", "best of n (n=4)")
+    members = ("Plain", "Best-of-2", "Best-of-4")
     assert curve.get_xdata().tolist() == [1.0, 2.0, 4.0]
     assert curve.get_ydata().tolist() == [shown[label].row["score"] for label in members]
     assert len(drawn["bubbles"][0].collections) == 6
@@ -236,13 +235,13 @@ def test_runs_stand_in_the_page_in_the_order_of_their_panel(tmp_path: Path) -> N
 def test_accepted_tokens_are_summed_over_a_run(tmp_path: Path) -> None:
     make_board(tmp_path)
     shown = by_label(only_panel(tmp_path))
-    assert acceptance(shown["speculative"]) == {"accepted": [24 * 30, 24 * 10, 24 * 5]}
-    assert acceptance(shown["plain"]) == {}
+    assert acceptance(shown["Speculative"]) == {"accepted": [24 * 30, 24 * 10, 24 * 5]}
+    assert acceptance(shown["Plain"]) == {}
 
 
 def test_confidence_is_averaged_over_the_candidates_that_are_alive(tmp_path: Path) -> None:
     make_board(tmp_path)
-    found = confidence(by_label(only_panel(tmp_path))["scalingar (n=3)"])
+    found = confidence(by_label(only_panel(tmp_path))["ScalingAR, N = 3"])
     assert found is not None
     assert found.side == 4
     assert found.alive_T.tolist() == [3.0] * 6 + [2.0] * 3 + [1.0] * 7
@@ -254,7 +253,7 @@ def test_confidence_is_averaged_over_the_candidates_that_are_alive(tmp_path: Pat
 
 def test_stops_are_summed_over_a_run(tmp_path: Path) -> None:
     make_board(tmp_path)
-    (stop,) = stages(by_label(only_panel(tmp_path))["gridar (n=4)"])
+    (stop,) = stages(by_label(only_panel(tmp_path))["GridAR, N = 4"])
     assert stop | {"stage": ""} == {
         "stage": "",
         "images": 24,
@@ -271,9 +270,9 @@ def test_curves_join_the_budgets_of_a_family_from_plain_on(tmp_path: Path) -> No
     make_board(tmp_path)
     panel = only_panel(tmp_path)
     ((family, members),) = curves(panel)
-    assert family == "best of n"
+    assert family == "Best-of-N"
     labels = [dot.one.label for dot in members]
-    assert labels == ["plain", "best of n (n=2)", "best of n (n=4)"]
+    assert labels == ["Plain", "Best-of-2", "Best-of-4"]
     assert {dot.one.label for dot in dots(panel, "tokens")} == set(by_label(panel))
 
 
@@ -305,7 +304,7 @@ def test_large_images_get_small_thumbnails_and_stale_files_go(tmp_path: Path) ->
     assert list((tmp_path / "report/figures").iterdir())
     shutil.rmtree(folder)
     report(tmp_path)
-    names = ("board", "claims", "figures", "gallery")
+    names = ("board", "claims", "figures", "gallery", "palette")
     in_folders = {name for name in files(tmp_path / "report") if "/" in name}
     assert in_folders == {f"data/{name}.js" for name in names}
 
@@ -335,12 +334,6 @@ def test_names_in_journals_cannot_reach_outside(tmp_path: Path) -> None:
 def files_outside_reports(folder: Path) -> set[Path]:
     paths = (path for path in folder.rglob("*") if path.is_file())
     return {path for path in paths if "report" not in path.parts}
-
-
-def test_page_and_figures_have_the_same_colours() -> None:
-    light = re.search(r"light: \[(.*?)\]", (PAGE / "core.js").read_text(), re.DOTALL)
-    assert light
-    assert tuple(json.loads(f"[{light[1]}]")) == figures.PALETTE
 
 
 # --- bad input ------------------------------------------------------------------------------------
@@ -447,7 +440,7 @@ def test_the_page_works_from_disk(page: Path, browser: Browser) -> None:
     assert browser.evaluate(PAPER) != light
 
     # 2. The gallery: only the rows in sight, thumbnails, boxes.
-    browser.press("3")
+    browser.press("5")
     assert browser.wait(count(".row")) < 20  # of 80
     assert browser.evaluate(text(".row p")) == HOSTILE[0]
     assert browser.evaluate("document.title") == "Gallery"
@@ -472,8 +465,8 @@ def test_the_page_works_from_disk(page: Path, browser: Browser) -> None:
     assert browser.evaluate(text("#detail .wording")) == HOSTILE[0]
 
     # 4. Filters.
-    best_of_4 = ids["best of n (n=4)"]
-    plain_values = gallery["runs"][ids["plain"]]["value"]
+    best_of_4 = ids["Best-of-4"]
+    plain_values = gallery["runs"][ids["Plain"]]["value"]
     best_values = gallery["runs"][best_of_4]["value"]
     wins = sum(a < b for a, b in zip(plain_values, best_values, strict=True))
     browser.open(page, f"#gallery?vs=wins&runs={best_of_4}")
@@ -482,9 +475,9 @@ def test_the_page_works_from_disk(page: Path, browser: Browser) -> None:
 
     # 5. What methods noted, about an image and over a run.
     noted = {
-        "scalingar (n=3)": ".maps .map",
-        "gridar (n=4)": ".composite img",
-        "best of n (n=4)": ".meters .chosen",
+        "ScalingAR, N = 3": ".maps .map",
+        "GridAR, N = 4": ".composite img",
+        "Best-of-4": ".meters .chosen",
     }
     for label, selector in noted.items():
         browser.open(page, f"#gallery?at=made/00002/0&run={ids[label]}")

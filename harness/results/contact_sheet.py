@@ -17,6 +17,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from harness.engine.session import Judge
 from harness.records import Answer, Prompt, UserError
+from harness.results.labels import label_runs
+from harness.results.ranking import RankedGroup
 from harness.runs.folder import FORMATS, UNREADABLE
 from harness.runs.journal import write_atomic
 from harness.runs.read import Run, read_run
@@ -29,8 +31,10 @@ PITCH = TILE + GAP
 
 PROMPT_WIDTH = 270
 """Column on the left of a sheet of runs, with the prompts."""
-RUN_NAME_HEIGHT = 76
-"""Row at the top of a sheet of runs, with their methods and options."""
+RUN_NAME_HEIGHT = 112
+"""Row at the top of a sheet of runs, with their labels and scores."""
+LEGEND_HEIGHT = 34
+"""Row at the bottom, which says what the frames mean."""
 
 CATEGORY_WIDTH = 100
 """Column on the left of a sheet of rewards, with the categories."""
@@ -70,14 +74,14 @@ def write_contact_sheet(folders: Sequence[Path], path: Path, rows: int = 12) -> 
     runs = [run for run in runs if not shown_ids.isdisjoint(run.prompts)]
 
     width = PROMPT_WIDTH + len(runs) * PITCH + GAP
-    height = RUN_NAME_HEIGHT + len(prompts) * PITCH + GAP
+    height = RUN_NAME_HEIGHT + len(prompts) * PITCH + GAP + LEGEND_HEIGHT
     sheet = ContactSheet(width, height)
 
+    labels = label_runs(runs)
     for column, run in enumerate(runs):
         x = PROMPT_WIDTH + column * PITCH
-        method = str(run.about["method"]).replace("_", " ")
-        name = f"{method} {run.about['params']}"
-        sheet.write((x, 12), name, size=17, width=TILE)
+        sheet.write((x, 12), str(labels[run.path]), size=16, width=TILE, most_lines=4)
+        sheet.write((x, RUN_NAME_HEIGHT - 22), _score_text(run), size=14, ink=QUIET_INK)
 
     for row, prompt in enumerate(prompts):
         y = RUN_NAME_HEIGHT + row * PITCH
@@ -89,6 +93,7 @@ def write_contact_sheet(folders: Sequence[Path], path: Path, rows: int = 12) -> 
             x = PROMPT_WIDTH + column * PITCH
             sheet.paste((x, y), run, (prompt.id, 0))
 
+    sheet.write_legend((GAP, height - LEGEND_HEIGHT + 6), is_judged=_is_any_judged(runs))
     write_atomic(path, sheet.png())
     return path
 
@@ -110,13 +115,26 @@ def render_contact_sheet(run: Run, pictures: int = 16, columns: int = 4) -> byte
         return None
 
     rows = math.ceil(len(prompts) / columns)
-    sheet = ContactSheet(GAP + columns * PITCH, GAP + rows * PITCH)
+    height = GAP + rows * PITCH + LEGEND_HEIGHT
+    sheet = ContactSheet(GAP + columns * PITCH, height)
     for i, prompt in enumerate(prompts):
         row, column = divmod(i, columns)
         x = GAP + column * PITCH
         y = GAP + row * PITCH
         sheet.paste((x, y), run, (prompt.id, 0))
+    sheet.write_legend((GAP, height - LEGEND_HEIGHT + 6), is_judged=_is_any_judged([run]))
     return sheet.png()
+
+
+def _score_text(run: Run) -> str:
+    """Return a run's score over all its prompts, as the leaderboard has it."""
+    if not run.is_scored:
+        return "not scored"
+    return f"score {RankedGroup([run]).score(run):.3f}"
+
+
+def _is_any_judged(runs: Sequence[Run]) -> bool:
+    return any(run.is_scored for run in runs)
 
 
 # --- one run, by a reward -------------------------------------------------------------------------
@@ -203,14 +221,19 @@ class ContactSheet:
         width: int | None = None,
         ink: str = INK,
         spacing: int = 4,
+        most_lines: int | None = None,
     ) -> None:
         """Write a text below and right of `corner`, in lines of at most `width`.
 
-        `size` is that of the font, `spacing` the gap between lines.
+        `size` is that of the font, `spacing` the gap between lines. Of more than `most_lines` lines
+        the rest is left out, which "..." says.
         """
         font = ImageFont.load_default(size)
         if width is not None:
             text = _wrap(text, font, width)
+        lines = text.split("\n")
+        if most_lines is not None and len(lines) > most_lines:
+            text = "\n".join(lines[:most_lines]) + " ..."
         self._pen.multiline_text(corner, text, font=font, fill=ink, spacing=spacing)
 
     def paste(self, corner: Corner, run: Run, key: Key) -> None:
@@ -232,6 +255,19 @@ class ContactSheet:
             is_right = (score.value or 0.0) >= 0.5
             frame = (x - 3, y - 3, x + TILE + 2, y + TILE + 2)
             self._pen.rectangle(frame, outline=RIGHT if is_right else WRONG, width=4)
+
+    def write_legend(self, corner: Corner, *, is_judged: bool) -> None:
+        """Say in a line what the frames mean."""
+        x, y = corner
+        meanings = ((RIGHT, "right"), (WRONG, "wrong"), (UNJUDGED, "not judged, or no image"))
+        if not is_judged:
+            self.write(corner, "not judged", size=14, ink=QUIET_INK)
+            return
+        font = ImageFont.load_default(14)
+        for color, meaning in meanings:
+            self._pen.rectangle((x, y, x + 14, y + 14), outline=color, width=4)
+            self.write((x + 22, y - 1), meaning, size=14, ink=QUIET_INK)
+            x += 22 + math.ceil(font.getlength(meaning)) + 2 * GAP
 
     def png(self) -> bytes:
         """Return the image as a PNG file."""

@@ -54,6 +54,15 @@ class Selection(NamedTuple):
     high: float
 
 
+class CategoryInterval(NamedTuple):
+    """The difference of two runs in one category, with its 95 % interval."""
+
+    category: str
+    value: float
+    low: float
+    high: float
+
+
 class CategoryDifference(NamedTuple):
     """The difference of two runs in one category; q is adjusted for all categories."""
 
@@ -244,19 +253,26 @@ class RankedGroup:
         Only where the error is known.
         """
         delta_P = self._values(a) - self._values(b)
-        delta_DC = self._category_draws(a) - self._category_draws(b)
-        value_C = self.design.category_means(delta_P[None])[0]
         p = []
         for one_hot_C in np.eye(len(self.design.categories)):
             contribution_G = self.design.cluster_contributions(delta_P, one_hot_C)
             p.append(stats.sign_flip_test(contribution_G))
         q = stats.benjamini_hochberg(p)
+        intervals = self.category_intervals(a, b)
+        return [
+            CategoryDifference(*found, q_of_category)
+            for found, q_of_category in zip(intervals, q, strict=True)
+        ]
 
+    def category_intervals(self, a: Run, b: Run) -> list[CategoryInterval]:
+        """Return `a` minus `b` in every category; ends are nan where the error is not known."""
+        delta_P = self._values(a) - self._values(b)
+        delta_DC = self._category_draws(a) - self._category_draws(b)
+        value_C = self.design.category_means(delta_P[None])[0]
         found = []
         for c, category in enumerate(self.design.categories):
-            value = float(value_C[c])
-            low, high = stats.percentile_interval(delta_DC[:, c])
-            found.append(CategoryDifference(category, value, low, high, q[c]))
+            low, high = _interval_or_nan(delta_DC[:, c])
+            found.append(CategoryInterval(category, float(value_C[c]), low, high))
         return found
 
     def vs_plain(self, run: Run) -> Difference | None:

@@ -3,6 +3,8 @@
     index.html, style.css, *.js    the page (harness/results/report/page), the same for every report
     plotly.min.js                  the plotting library, out of the installed plotly package
     data/board.js                  what is there at first paint: leaderboard, curves, fronts, ...
+    data/palette.js                colours that belong to no run
+    data/pairs-<board>.js          any two runs compared, loaded when that is looked at
     data/claims.js                 published numbers, which were not measured here
     data/gallery.js                a column of values for each run and property, over all images
     data/<run>-<part>.js           boxes and notes of some prompts, loaded when they are looked at
@@ -27,6 +29,8 @@ from harness.results.report.collect import panels
 from harness.results.report.data import (
     describe_claim,
     describe_gallery,
+    describe_pairs,
+    describe_palette,
     describe_panel,
     write_data,
     write_details,
@@ -37,7 +41,7 @@ from harness.runs.journal import write_atomic
 
 __all__ = ["panels", "write_figures", "write_report", "write_thumbnail"]
 
-DATA_FILES = {"board.js", "claims.js", "figures.js", "gallery.js"}
+DATA_FILES = {"board.js", "claims.js", "figures.js", "gallery.js", "palette.js"}
 """Data files that every report has."""
 
 
@@ -65,6 +69,10 @@ def write_report(results: Path, board: Board, *, figures: bool = True) -> Path:
     # 2. Numbers.
     claims = compare_with_claims(board).to_dict("records")
     write_data(data / "board.js", "boards", [describe_panel(panel, results) for panel in every])
+    write_data(data / "palette.js", "palette", describe_palette())
+    for i, panel in enumerate(every):
+        write_data(data / f"pairs-{i}.js", f"pairs[{i}]", describe_pairs(panel))
+        details.add(f"pairs-{i}.js")
     write_data(data / "claims.js", "claims", [describe_claim(row) for row in claims])
 
     # 3. Figures.

@@ -13,11 +13,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from harness.records import Prompt, SampleRecord, Score
+from harness.results.labels import Label
 from harness.results.leaderboard import Board
 from harness.results.ranking import PLAIN, find_plain
 from harness.runs.read import RankingProtocol, Run
@@ -35,11 +37,11 @@ class Shown:
 
     run: Run
     row: Row
-    options: str  # "n=8, seed 1"
-    family: str  # method and options without the number of candidates: a scaling curve
+    name: Label
     plain: str | None  # id of the plain run that it is compared with
     color: int = 0  # a number for each method, 0 for plain
-    symbol: int = 0  # a number for each family of a method
+    shade: float = 1.0  # 1 for the method's largest number of candidates, 0 for its smallest
+    symbol: int = 0  # a number for each family of a method, from another start for each method
 
     @property
     def id(self) -> str:
@@ -48,9 +50,23 @@ class Shown:
 
     @property
     def label(self) -> str:
-        """Return method and options, as figures name the run."""
-        method = _method(self.run)
-        return f"{method} ({self.options})" if self.options else method
+        """Return title, budget and options, as everything names the run."""
+        return str(self.name)
+
+    @property
+    def title(self) -> str:
+        """Return title and budget."""
+        return self.name.title
+
+    @property
+    def options(self) -> str:
+        """Return what the label says besides title and budget."""
+        return ", ".join(self.name.options)
+
+    @property
+    def family(self) -> str:
+        """Return title and options without the number of candidates: a scaling curve's name."""
+        return self.name.family
 
     @property
     def seconds(self) -> float:
@@ -78,6 +94,11 @@ class Panel:
         return list(self.shown[0].run.prompts.values())
 
     @property
+    def is_scored(self) -> bool:
+        """Tell whether any run has been judged: else there are images and costs only."""
+        return any(one.run.is_scored for one in self.shown)
+
+    @property
     def baseline(self) -> str | None:
         """Return the id of the plain run that the best of the others is compared with."""
         return next((one.plain for one in self.shown if one.plain), None)
@@ -90,19 +111,26 @@ class Panel:
 
 def panels(board: Board) -> list[Panel]:
     """Return a panel for each protocol of a leaderboard, in the order of their first rows."""
-    rows: dict[int, Row] = {}
-    places: dict[int, int] = {}
+    rows: dict[Path, Row] = {}
+    labels: dict[Path, Label] = {}
+    places: dict[Path, int] = {}
     lines = board.frame.to_dict("records")
-    for place, (run, line) in enumerate(zip(board.runs, lines, strict=True)):
-        rows[id(run)] = {str(name): value for name, value in line.items()}
-        places[id(run)] = place
+    every = zip(board.runs, lines, board.labels, strict=True)
+    for place, (run, line, label) in enumerate(every):
+        rows[run.path] = {str(name): value for name, value in line.items()}
+        labels[run.path] = label
+        places[run.path] = place
 
     found = []
     for protocol, members in groupby(sorted(board.runs, key=_protocol), key=_protocol):
         runs = list(members)
-        shown = _dress(runs, [rows[id(run)] for run in runs])
-        first = min(places[id(run)] for run in runs)
-        found.append((first, Panel(protocol, sorted(shown, key=_best_first))))
+        shown = []
+        for run in runs:
+            plain = find_plain(run, runs)
+            plain_id = None if plain is None else _id(plain)
+            shown.append(Shown(run, rows[run.path], labels[run.path], plain_id))
+        first = min(places[run.path] for run in runs)
+        found.append((first, Panel(protocol, sorted(_dress(shown), key=_best_first))))
     return [panel for _, panel in sorted(found, key=lambda one: one[0])]
 
 
@@ -110,29 +138,24 @@ def _protocol(run: Run) -> RankingProtocol:
     return run.protocol
 
 
-def _dress(runs: Sequence[Run], rows: Sequence[Row]) -> list[Shown]:
-    """Give each run of a panel its name, colour and symbol."""
-    methods = {str(run.about["method"]) for run in runs}
-    colored = sorted(methods - {PLAIN})
-    families: dict[str, list[str]] = {}
-    shown = []
-    for run, row in zip(runs, rows, strict=True):
-        method = str(run.about["method"])
-        plain = find_plain(run, runs)
-        one = Shown(
-            run=run,
-            row=row,
-            options=_options(run, runs),
-            family=_family(run),
-            plain=None if plain is None else _id(plain),
-        )
+def _dress(shown: Sequence[Shown]) -> list[Shown]:
+    """Give each run of a panel its colour, shade and symbol."""
+    by_method: dict[str, list[Shown]] = {}
+    for one in shown:
+        by_method.setdefault(_method(one.run), []).append(one)
 
-        known = families.setdefault(method, [])
-        if one.family not in known:
-            known.append(one.family)
-        color = 0 if method == PLAIN else 1 + colored.index(method)
-        shown.append(replace(one, color=color, symbol=known.index(one.family)))
-    return shown
+    dressed = []
+    others = sorted(by_method.keys() - {PLAIN})
+    for method, siblings in by_method.items():
+        color = 0 if method == PLAIN else 1 + others.index(method)
+        families = list(dict.fromkeys(one.family for one in siblings))
+        sizes = sorted({one.run.candidates or 0 for one in siblings})
+        for one in siblings:
+            rank = sizes.index(one.run.candidates or 0)
+            shade = rank / (len(sizes) - 1) if len(sizes) > 1 else 1.0
+            symbol = color + families.index(one.family)
+            dressed.append(replace(one, color=color, shade=shade, symbol=symbol))
+    return dressed
 
 
 def _id(run: Run) -> str:
@@ -140,35 +163,7 @@ def _id(run: Run) -> str:
 
 
 def _method(run: Run) -> str:
-    return str(run.about["method"]).replace("_", " ")
-
-
-def _options(run: Run, among: Sequence[Run]) -> str:
-    """Join a run's options, the number of candidates first, and what tells it from the others."""
-    params = str(run.about["params"])
-    words = [option for option in params.split(", ") if option]
-
-    n = run.options.get("n")
-    if isinstance(n, int) and f"n={n}" not in words:
-        words.insert(0, f"n={n}")
-
-    seeds = {other.about["seed"] for other in among}
-    if len(seeds) > 1:
-        words.append(f"seed {run.about['seed']}")
-
-    concurrencies = {other.concurrency for other in among}
-    if len(concurrencies) > 1 and run.concurrency:
-        words.append(f"{run.concurrency} at a time")
-    return ", ".join(words)
-
-
-def _family(run: Run) -> str:
-    """Join method and options without the number of candidates."""
-    words = [_method(run)]
-    for option in str(run.about["params"]).split(", "):
-        if not re.fullmatch(r"n=\d+|", option):
-            words.append(option)
-    return ", ".join(words)
+    return str(run.about["method"])
 
 
 def _best_first(one: Shown) -> tuple[float, str, str]:
@@ -215,7 +210,7 @@ def dots(panel: Panel, front: str) -> list[Dot]:
             high=float(one.row["ci_high"]),
             efficient=one.row[f"front_{front}"] == "yes",
         )
-        if dot.cost > 0:
+        if dot.cost > 0 and one.run.is_scored:
             found.append(dot)
     return sorted(found, key=lambda dot: (dot.cost, -dot.score))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,10 @@ import pandas as pd
 from harness.results.leaderboard import resolved
 from harness.results.reasons import explain_value
 from harness.results.report import collect
+from harness.results.report.budgets import AXES, LEVELS, Family, list_families
 from harness.results.report.collect import Confidence, Dot, Key, Panel, Shown
+from harness.results.report.colors import THEMES, list_stage_colors, run_color
+from harness.results.report.pairs import Pair, compare_pairs, mean_by_prompt
 from harness.results.report.thumbnails import measure_images, thumbnail_stem
 from harness.runs.journal import write_atomic
 
@@ -88,6 +92,10 @@ def _gallery_columns(
         for name, value in cell.items():
             columns[name].append(value)
     columns["size"] = measure_images(one.run)
+    columns["mean"] = None
+    if one.run.is_scored:
+        means = mean_by_prompt(one)
+        columns["mean"] = [means[prompt_id] for prompt_id in dict.fromkeys(key[0] for key in keys)]
     return columns
 
 
@@ -160,10 +168,54 @@ def describe_panel(panel: Panel, results: Path) -> dict[str, Any]:
         "categories": list(dict.fromkeys(prompt.category for prompt in panel.prompts)),
         "baseline": panel.baseline,
         "runs": [_describe_run(one, results) for one in panel.shown],
+        "scored": panel.is_scored,
         "fronts": fronts,
         "curves": curves,
+        "budgets": _describe_budgets(panel),
         **_describe_notes(panel),
     }
+
+
+def _describe_budgets(panel: Panel) -> dict[str, list[Any]]:
+    """Return, for each axis, what every family of runs buys at `LEVELS`; none without any cost."""
+    found = {}
+    for axis in AXES:
+        found[axis] = [_describe_family(family) for family in list_families(panel, axis)]
+    return found
+
+
+def _describe_family(family: Family) -> dict[str, Any]:
+    bought = [family.bought_at(level) for level in LEVELS]
+    return {
+        "name": family.name,
+        "offers": [{"id": offer.one.id, "cost": _plain(offer.cost)} for offer in family.offers],
+        "bought": [None if offer is None else offer.one.id for offer in bought],
+    }
+
+
+def describe_pairs(panel: Panel) -> dict[str, Any]:
+    """Return the comparison of every pair of runs, by the ids of both: "a b"."""
+    return {f"{pair.a.id} {pair.b.id}": _describe_pair(pair) for pair in compare_pairs(panel)}
+
+
+def _describe_pair(pair: Pair) -> dict[str, Any]:
+    found = pair.difference
+    categories = {}
+    for interval in pair.categories:
+        outcomes = pair.outcomes[interval.category]
+        categories[interval.category] = [
+            *(_plain(number) for number in (interval.value, interval.low, interval.high)),
+            outcomes.wins,
+            outcomes.ties,
+            outcomes.losses,
+        ]
+    numbers = ("value", "low", "high", "p", "test", "detectable", "resolved")
+    return {name: _plain(getattr(found, name)) for name in numbers} | {"categories": categories}
+
+
+def describe_palette() -> dict[str, Any]:
+    """Return the colours of each theme that belong to no run."""
+    return {theme: {"stages": list_stage_colors(theme)} for theme in THEMES}
 
 
 def _describe_notes(panel: Panel) -> dict[str, list[Any]]:
@@ -188,13 +240,16 @@ def _describe_notes(panel: Panel) -> dict[str, list[Any]]:
 def _describe_run(one: Shown, results: Path) -> dict[str, Any]:
     """Return a run's leaderboard row, how it is drawn, and where its seconds went."""
     found = {name: _plain(value) for name, value in one.row.items()}
-    for name in ("id", "label", "options", "family", "plain", "color", "symbol"):
+    for name in ("id", "label", "title", "options", "family", "plain", "symbol"):
         found[name] = getattr(one, name)
+    found["color"] = {theme: run_color(one.color, one.shade, theme) for theme in THEMES}
+    found["scored"] = one.run.is_scored
 
     row = pd.Series(dict(one.row))
     for name in ("vs_plain", "vs_bon"):
         is_known = not pd.isna(row[name])
         found[f"{name}_resolved"] = is_known and resolved(row, name)
+        found[f"{name}_reason"] = _shorten_verdict(found.get(f"{name}_verdict"))
 
     found["marks"] = one.run.marks
     found["folder"] = os.path.relpath(one.run.path, results)
@@ -202,6 +257,23 @@ def _describe_run(one: Shown, results: Path) -> dict[str, Any]:
     found["memory_gb"] = one.run.about.get("memory_gb")
     found["spent"] = collect.spent(one)
     return found
+
+
+NUMBERLESS = (
+    (r"not resolved: ", ""),
+    (r"^p [\d.e-]+$", "not significant: p is 5 % or more"),
+    (r", which takes [\d.]+$", ""),
+)
+"""What is left out of a verdict, so that equal reasons read alike."""
+
+
+def _shorten_verdict(verdict: object) -> str:
+    """Return why a difference is not resolved, without the run's numbers; "" if it is."""
+    if not isinstance(verdict, str) or not verdict.startswith("not resolved"):
+        return ""
+    for pattern, replacement in NUMBERLESS:
+        verdict = re.sub(pattern, replacement, verdict)
+    return verdict
 
 
 def describe_claim(row: Mapping[Any, Any]) -> dict[str, Any]:

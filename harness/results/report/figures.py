@@ -27,6 +27,7 @@ from harness.results.report.collect import (
     dots,
     spent,
 )
+from harness.results.report.colors import list_stage_colors, run_color
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,13 +37,10 @@ WIDTH = 3.35
 """Inches: one column."""
 HEIGHT = 2.3
 """Inches, without the legend."""
-PALETTE = (
-    *("#6f6b64", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#3a9bd9"),
-    *("#882255", "#2a9d8f", "#7d7d1f", "#332288", "#e69f00", "#9e4fbf", "#4b7a4b"),
-    *("#a0522d", "#5f6fb5", "#c2456a", "#007a87", "#647687"),
-)
-"""Grey for plain, then one for each method; the page has the same (core.js)."""
 MARKERS = "osD^PX*v"
+"""The page has the same (SYMBOLS in figures.js)."""
+LARGEST_AREA = 220
+"""Square points of the widest circle."""
 LETTERS = 28
 """Longest label of a legend in two columns."""
 GREY = "#b9b4aa"
@@ -136,7 +134,7 @@ def _list_cost_figures(panel: Panel) -> Iterator[tuple[str, Draw]]:
         cost = "device and judge seconds, relative to plain"
         yield "pareto_seconds", partial(_draw_front, found=seconds, cost=cost)
 
-    if any(one.seconds > 0 for one in panel.shown):
+    if panel.is_scored and any(one.seconds > 0 for one in panel.shown):
         yield "bubbles", partial(_draw_bubbles, panel=panel)
     if any(spent(one) for one in panel.shown):
         yield "spent", partial(_draw_spent, panel=panel)
@@ -213,18 +211,22 @@ def _label_dot(axes: Axes, dot: Dot, *, on_left: bool) -> None:
 
 
 def _draw_bubbles(figure: Figure, panel: Panel) -> None:
-    """Draw score over seconds; the area is the memory that the target needs for one image."""
+    """Draw score over seconds; areas are proportional to the memory of an image, if that differs.
+
+    It is what the target needs; the x axis says which memory the largest area is.
+    """
     axes = figure.subplots()
     memory = [float(one.run.about.get("memory_gb") or 0) for one in panel.shown]
     most = max(memory)
+    are_sized = len(set(memory)) > 1
     for one, gb in zip(panel.shown, memory, strict=True):
         if one.seconds > 0:
-            size = 20 + 200 * gb / most if most else 30
+            size = LARGEST_AREA * gb / most if are_sized else 30
             color, _ = _look(one)
             look: Any = {"s": size, "color": color, "alpha": 0.65, "lw": 0.8}
             axes.scatter(one.seconds, one.row["score"], label=one.label, **look)
 
-    memory_note = "; area: memory" if most else ""
+    memory_note = f"\narea: memory, the largest {most:.2g} GB" if are_sized else ""
     axes.set_xscale("log")
     axes.set(xlabel=f"device and judge seconds an image{memory_note}", ylabel="score")
     _set_decimal_ticks(axes, [one.seconds for one in panel.shown if one.seconds > 0])
@@ -243,7 +245,7 @@ def _draw_spent(figure: Figure, panel: Panel) -> None:
             found.append(seconds)
 
     before = np.zeros(len(found))
-    for stage, color in zip(_used_stages(found), PALETTE[1:], strict=False):
+    for stage, color in zip(_used_stages(found), list_stage_colors("light"), strict=False):
         values = np.array([seconds.get(stage, 0.0) for seconds in found])
         axes.barh(labels, values, left=before, height=0.7, color=color, label=stage)
         before += values
@@ -341,7 +343,7 @@ def _draw_timeline(figure: Figure, one: Shown, found: Confidence) -> None:
 
 def _look(one: Shown) -> tuple[str, str]:
     """Return a run's colour and marker."""
-    color = PALETTE[one.color % len(PALETTE)]
+    color = run_color(one.color, one.shade, "light")
     marker = MARKERS[one.symbol % len(MARKERS)]
     return color, marker
 

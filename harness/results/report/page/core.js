@@ -1,14 +1,7 @@
 "use strict";
 // What all views share: data, elements, numbers, colours, and the state that the address carries.
 
-const report = { boards: [], galleries: null, details: {}, figures: [] };
-
-const PALETTES = {
-  light: ["#6f6b64", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#3a9bd9", "#882255", "#2a9d8f", "#7d7d1f", "#332288",
-    "#e69f00", "#9e4fbf", "#4b7a4b", "#a0522d", "#5f6fb5", "#c2456a", "#007a87", "#647687"],
-  dark: ["#a8a39a", "#4aa3df", "#ff8a4c", "#2fcf9f", "#e39cc6", "#f2b632", "#8accf2", "#e07aa8", "#6fd0be", "#c4c45a", "#9f95f0",
-    "#ffc04d", "#c98be6", "#8fc48f", "#d98f6a", "#9aa8e8", "#f08aa8", "#4fc3cf", "#a3b4c4"],
-};
+const report = { boards: [], galleries: null, details: {}, figures: [], pairs: [], palette: {} };
 
 // ---- elements: text is set as text, never as markup
 
@@ -33,6 +26,8 @@ const fixed = (value, digits) => (value === null || value === undefined ? "–" 
 const signed = (value) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(3)}`;
 const whole = (value) => (value === null || value === undefined ? "–" : Math.round(value).toLocaleString("en"));
 const milliseconds = (value) => (value === null ? "–" : value < 10 ? `${value.toFixed(1)} ms` : value < 10000 ? `${whole(value)} ms` : `${(value / 1000).toFixed(1)} s`);
+const interval = (low, high, show) => (low === null || low === undefined ? "" : `[${show(low)}, ${show(high)}]`);
+const score = (value) => fixed(value, 3);
 const words = (name) => String(name).replaceAll("_", " ");
 
 // ---- data files: a page opened from a disk may load scripts, and nothing else
@@ -66,19 +61,21 @@ function setTheme(name) {
 setTheme(
   new URLSearchParams(location.search).get("theme") || stored("theme") || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light"),
 );
-const colour = (run) => PALETTES[theme()][run.color % PALETTES.light.length];
+const colour = (run) => run.color[theme()];
 const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 // ---- state: all of it stands in the address, so that every view has a permanent link
 
-const DEFAULTS = { view: "results", board: "0", task: "", vs: "", runs: "", image: "", q: "", at: "", run: "", boxes: "" };
+const VIEWS = { results: () => showResults, compare: () => showCompare, budgets: () => showBudgets, inside: () => showInside, gallery: () => showGallery };
+const DEFAULTS = { view: "results", board: "0", task: "", vs: "", runs: "", image: "", q: "", at: "", run: "", boxes: "", a: "", b: "", axis: "tokens" };
 const state = { ...DEFAULTS };
 
 function readAddress() {
   const [view, query] = location.hash.slice(1).split("?");
   Object.assign(state, DEFAULTS, Object.fromEntries(new URLSearchParams(query || "")));
-  state.view = ["results", "inside", "gallery"].includes(view) ? view : "results";
+  state.view = view in VIEWS ? view : "results";
   if (!report.boards[state.board]) state.board = "0";
+  if (!viewsOf(board()).includes(state.view)) state.view = "results";
 }
 function address(changes) {
   const next = { ...state, ...changes };
@@ -90,5 +87,45 @@ function setState(changes, push = false) {
   Object.assign(state, changes);
   if (hash !== location.hash) history[push ? "pushState" : "replaceState"](null, "", hash);
 }
+/** Return the views that a board has something to show in. */
+const viewsOf = (one) => Object.keys(VIEWS).filter((view) => view !== "budgets" || (one && Object.values(one.budgets).some((families) => families.length)));
 const board = () => report.boards[state.board];
 const runOf = (id) => board().runs.find((run) => run.id === id);
+
+// ---- tables that can be sorted
+
+/** Order numbers and texts; what is missing stands last, whatever the direction. */
+function compare(a, b, down) {
+  const missing = (value) => value === null || value === undefined || value === "";
+  if (missing(a) || missing(b)) return missing(a) - missing(b);
+  const order = typeof a === "string" ? a.localeCompare(b, "en", { numeric: true }) : a - b;
+  return down ? -order : order;
+}
+
+/**
+ * Make a table whose heads sort it.
+ * A column has key, title, value(row) and cell(row); further about, name (a class) and down (largest first).
+ */
+function sortedTable(name, columns, rows, { by, label, rowClass = () => null }) {
+  let sorted = { key: by, down: columns.find((column) => column.key === by).down };
+  const table = h("table", { class: name });
+  const head = (column) => h("th", {
+    scope: "col", title: column.about, class: column.name || "number",
+    "aria-sort": column.key === sorted.key ? (sorted.down ? "descending" : "ascending") : null,
+  }, h("button", { text: column.title, onclick: () => sort(column) }), column.key === "score" && column.scale);
+  function sort(column) {
+    sorted = { key: column.key, down: column.key === sorted.key ? !sorted.down : column.down };
+    draw();
+    table.querySelector("th[aria-sort] button").focus();
+  }
+  function draw() {
+    const { value } = columns.find((column) => column.key === sorted.key);
+    const ordered = [...rows].sort((a, b) => compare(value(a), value(b), sorted.down));
+    table.replaceChildren(
+      h("thead", {}, h("tr", {}, columns.map(head))),
+      h("tbody", {}, ordered.map((row) => h("tr", { class: rowClass(row) }, columns.map((column) => column.cell(row))))),
+    );
+  }
+  draw();
+  return h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": label }, table);
+}

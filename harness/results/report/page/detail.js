@@ -43,7 +43,7 @@ function toggleBoxes() {
 }
 
 function drawDetail() {
-  const { entry, id, gallery, runs } = opened, run = runOf(id), column = gallery.runs[id];
+  const { entry, id, gallery, runs } = opened, one = board(), run = runOf(id), column = gallery.runs[id];
   const [promptId, wording, category] = gallery.prompts[Math.floor(entry / gallery.images)], image = entry % gallery.images;
   const [mark, name] = verdict(column, entry), reason = gallery.reasons[column.reason[entry]];
   const frame = h("div", { class: "frame" }, picture(column, entry)), notes = h("div", { class: "noted" });
@@ -53,22 +53,22 @@ function drawDetail() {
   dialog.replaceChildren(
     h("form", { method: "dialog", class: "close" }, h("button", { text: "✕", "aria-label": "Close" })),
     h("div", { class: "look" },
-      h("div", { class: `large ${name}` }, frame, h("label", { class: "toggle" }, boxes, "boxes that the judge kept")),
+      h("div", { class: `large ${name}` }, frame, one.scored && h("label", { class: "toggle" }, boxes, "boxes that the judge kept")),
       h("div", { class: "said" },
         h("p", { class: "wording", text: wording, tabindex: -1, autofocus: true }),
-        h("p", { class: "quiet", text: `${words(category)} · ${promptId} · image ${image + 1} · seed ${run.seed}/${image}` }),
+        h("p", { class: "quiet", text: `${words(category)} · ${promptId} · image ${image} · seed ${run.seed}/${image}` }),
         h("h2", {}, h("i", { class: "dot", style: `background:${colour(run)}` }), run.label),
-        h("p", { class: `verdict ${name}` }, h("b", { text: mark }), reason || name),
+        one.scored && h("p", { class: `verdict ${name}` }, h("b", { text: mark }), reason || name),
         facts)),
     h("div", { class: "strip" }, runs.map((each) => {
       const [sign, outcome] = verdict(gallery.runs[each.id], entry);
       return h("button", { class: `shot ${outcome}`, title: each.label, "aria-label": `${each.label}: ${outcome}`, "aria-current": each.id === id, onclick: () => openDetail(entry, each.id, gallery, opened) },
-        h("div", { class: "frame" }, picture(gallery.runs[each.id], entry)), h("small", {}, h("b", { text: sign }), ` ${words(each.method)}`));
+        h("div", { class: "frame" }, picture(gallery.runs[each.id], entry)), h("small", {}, one.scored && h("b", { text: `${sign} ` }), each.title));
     })),
     notes);
   detailOf(gallery, id, entry).then((detail) => {
     if (!opened || opened.entry !== entry || opened.id !== id) return;
-    if (detail.path) addLarge(frame, `../${run.folder}/${detail.path}`);
+    if (detail.path) addLarge(frame, `../${run.folder}/${detail.path}`, wording);
     if (state.boxes === "1") overlay(frame, detail, column.size, true);
     const rows = { ...detail.costs, ...Object.fromEntries(Object.entries(detail.said || {}).map(([k, v]) => [words(k), typeof v === "object" ? JSON.stringify(v) : v])) };
     facts.append(...Object.entries(rows).filter(([, v]) => v !== 0).flatMap(([term, value]) => [h("dt", { text: term }), h("dd", { text: typeof value === "number" ? value.toLocaleString("en") : String(value) })]));
@@ -77,9 +77,9 @@ function drawDetail() {
 }
 
 /** Replace a thumbnail by the image itself, if its file still exists. */
-function addLarge(frame, source) {
+function addLarge(frame, source, alt) {
   const large = new Image();
-  large.alt = "";
+  large.alt = alt;
   large.onload = () => frame.firstElementChild?.replaceWith(large);
   large.src = source;
 }
@@ -100,7 +100,7 @@ function candidatesOf(notes) {
   const known = notes.scores.filter((score) => score !== null), low = Math.min(0, ...known), high = Math.max(...known, low + 1e-9);
   return h("section", {}, h("h3", { text: "Candidates, by the score that chose among them" }),
     h("ol", { class: "meters" }, notes.scores.map((score, i) => h("li", { class: i === notes.chosen ? "chosen" : "" },
-      h("span", { text: i + 1 }), h("i", { style: `width:${score === null ? 0 : Math.max(1, (100 * (score - low)) / (high - low)).toFixed(1)}%` }), h("span", { text: score === null ? "no score" : score.toFixed(3) })))));
+      h("span", { text: i }), h("i", { style: `width:${score === null ? 0 : Math.max(1, (100 * (score - low)) / (high - low)).toFixed(1)}%` }), h("span", { text: score === null ? "no score" : score.toFixed(3) })))));
 }
 
 function countsOf(title, counts) {
@@ -123,7 +123,7 @@ async function traceOf(notes) {
   const [low, high] = extent(...series);
   return h("section", {}, h("h3", { text: "Confidence of each candidate over the image, until it ends" }),
     h("div", { class: "maps" }, series.map((values, i) => h("figure", { class: i === notes.chosen ? "chosen" : "" }, heatMap(values, side, low, high),
-      h("figcaption", { text: `${i + 1}${i === notes.chosen ? " delivered" : notes.terminated_at[i] === null ? "" : ` ended at ${notes.terminated_at[i]}`}` }))), scaleBar(low, high)),
+      h("figcaption", { text: `${i}${i === notes.chosen ? " delivered" : notes.terminated_at[i] === null ? "" : ` ended at ${notes.terminated_at[i]}`}` }))), scaleBar(low, high)),
     timeline(series, threshold, notes, low, high));
 }
 

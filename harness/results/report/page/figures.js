@@ -2,21 +2,27 @@
 // Figures of the results: scaling curves, fronts, bubbles and stages, drawn when they come into sight.
 
 const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "star", "hexagon", "triangle-down"];
+const symbolOf = (run) => SYMBOLS[run.symbol % SYMBOLS.length];
 
 function showFigures(view, one) {
   const cards = [
     one.fronts.tokens.length > 1 && ["scaling", "Scaling curves", "Score over budget: visual tokens drawn for an image, plain sampling being 1. Bands are 95 % intervals.", drawScaling, "whole"],
     one.fronts.tokens.length > 1 && ["pareto_tokens", "At equal visual tokens", "Runs that no other beats with as few tokens stand on the line; the rest is grey.", (n) => drawFront(n, one.fronts.tokens, "visual tokens, relative to plain")],
     one.fronts.seconds.length > 1 && ["pareto_seconds", "At equal seconds", "The same over device and judge seconds: a verifier costs seconds, not tokens.", (n) => drawFront(n, one.fronts.seconds, "device and judge seconds, relative to plain")],
-    ["bubbles", "Quality, seconds and memory", memoryCaption(one), drawBubbles, "whole"],
+    one.scored && ["bubbles", hasSizes(one) ? "Quality, seconds and memory" : "Quality and seconds", memoryCaption(one), drawBubbles, "whole"],
     one.runs.some((run) => run.spent.decode) && ["spent", "Where the seconds go", "Mean seconds of an image by stage. With one image at a time (SingleStream) the bar is the whole latency; with many (Offline) it is the image's share of the device.", drawSpent, "whole"],
   ].filter(Boolean);
   return plotCards(view, cards);
 }
 
 function memoryCaption(one) {
-  return one.runs.some((run) => run.memory_gb) ? "Score over seconds an image; areas are the memory that the target needs for one image, judges and drafters apart." : "Score over seconds an image. These runs do not say how much memory they need.";
+  if (hasSizes(one)) return "Score over seconds an image. The area of a circle is the memory that the target needs for one image, judges and drafters apart; the grey ones are the scale.";
+  const gb = one.runs[0].memory_gb;
+  return gb && one.runs.every((run) => run.memory_gb === gb) ? `Score over seconds an image. All of these runs need ${gb.toPrecision(2)} GB of memory for one image.` : "Score over seconds an image.";
 }
+
+/** True if the runs say how much memory they need, and it differs, so that areas say something. */
+const hasSizes = (one) => new Set(one.runs.map((run) => run.memory_gb || 0)).size > 1;
 
 /** Add cards whose plots are drawn when they come near the window; returns a function that removes the plots. */
 function plotCards(view, cards) {
@@ -61,7 +67,16 @@ function plot(node, traces, layout) {
   };
   for (const name of Object.keys(merged).filter((key) => /^[xy]axis/.test(key)))
     merged[name] = { ...axis, ...merged[name], title: { ...axis.title, text: merged[name].title || "" } };
+  makeRoomForLegend(node, traces, merged);
   return Plotly.react(node, traces, merged, { displayModeBar: false, responsive: true });
+}
+
+/** On a phone a legend has a row for each trace: the figure grows by it, and it stands clear of the axis. */
+function makeRoomForLegend(node, traces, layout) {
+  const rows = traces.filter((trace) => trace.name && trace.showlegend !== false).length;
+  if (innerWidth > 760 || layout.showlegend === false || rows < 2 || layout.legend.y > 0) return;
+  node.style.height = `${320 + 20 * rows}px`;
+  layout.legend = { ...layout.legend, y: -0.32 };
 }
 
 function doubling(costs, title) {
@@ -86,11 +101,11 @@ function drawScaling(node) {
   for (const curve of one.curves) {
     const last = runOf(curve.dots.at(-1).id), color = colour(last), known = curve.dots.filter((dot) => dot.low !== null);
     traces.push({ x: [...known.map((d) => d.cost), ...known.map((d) => d.cost).reverse()], y: [...known.map((d) => d.high), ...known.map((d) => d.low).reverse()], fill: "toself", fillcolor: faded(color, 0.13), line: { width: 0 }, hoverinfo: "skip", showlegend: false, mode: "lines" });
-    traces.push({ x: curve.dots.map((d) => d.cost), y: curve.dots.map((d) => d.score), name: escaped(words(curve.family)), mode: "lines+markers", line: { color, width: 2 }, marker: { color, size: 8, symbol: SYMBOLS[last.symbol] }, hovertemplate: curve.dots.map(about) });
+    traces.push({ x: curve.dots.map((d) => d.cost), y: curve.dots.map((d) => d.score), name: escaped(curve.family), mode: "lines+markers", line: { color, width: 2 }, marker: { color, size: 8, symbol: symbolOf(last) }, hovertemplate: curve.dots.map(about) });
   }
   for (const dot of one.fronts.tokens.filter((d) => !inCurves.has(d.id))) {
     const color = colour(runOf(dot.id));
-    traces.push({ x: [dot.cost], y: [dot.score], name: escaped(dot.label), mode: "markers", marker: { color, size: 8, symbol: SYMBOLS[runOf(dot.id).symbol] }, error_y: errors([dot], faded(color, 0.5)), hovertemplate: about(dot) });
+    traces.push({ x: [dot.cost], y: [dot.score], name: escaped(dot.label), mode: "markers", marker: { color, size: 8, symbol: symbolOf(runOf(dot.id)) }, error_y: errors([dot], faded(color, 0.5)), hovertemplate: about(dot) });
   }
   plot(node, traces, { xaxis: doubling(one.fronts.tokens.map((d) => d.cost), "budget: visual tokens, plain = 1 (log2)"), yaxis: { title: "score" } });
 }
@@ -98,32 +113,51 @@ function drawScaling(node) {
 function drawFront(node, dots, title) {
   const best = dots.filter((d) => d.efficient), rest = dots.filter((d) => !d.efficient), grey = style("--faint");
   plot(node, [
-    { x: rest.map((d) => d.cost), y: rest.map((d) => d.score), mode: "markers", marker: { color: grey, size: 8, symbol: rest.map((d) => SYMBOLS[runOf(d.id).symbol]) }, error_y: errors(rest, faded(grey, 0.5)), hovertemplate: rest.map(about) },
+    { x: rest.map((d) => d.cost), y: rest.map((d) => d.score), mode: "markers", marker: { color: grey, size: 8, symbol: rest.map((d) => symbolOf(runOf(d.id))) }, error_y: errors(rest, faded(grey, 0.5)), hovertemplate: rest.map(about) },
     { x: best.map((d) => d.cost), y: best.map((d) => d.score), mode: "lines", line: { color: style("--quiet"), width: 1, dash: "dot", shape: "hv" }, hoverinfo: "skip" },
-    { x: best.map((d) => d.cost), y: best.map((d) => d.score), mode: "markers+text", text: best.map((d) => escaped(d.label)), textposition: best.map((d, i) => (labelLeft(d, best[i + 1], dots) ? "top left" : "bottom right")), textfont: { size: 11 }, marker: { size: 10, color: best.map((d) => colour(runOf(d.id))), symbol: best.map((d) => SYMBOLS[runOf(d.id).symbol]) }, error_y: errors(best, style("--quiet")), hovertemplate: best.map(about) },
+    { x: best.map((d) => d.cost), y: best.map((d) => d.score), mode: "markers+text", text: namesAt(best).map(escaped), textposition: best.map((d, i) => (labelLeft(d, best[i + 1], dots) ? "top left" : "bottom right")), textfont: { size: 11 }, marker: { size: 10, color: best.map((d) => colour(runOf(d.id))), symbol: best.map((d) => symbolOf(runOf(d.id))) }, error_y: errors(best, style("--quiet")), hovertemplate: best.map(about) },
   ], { xaxis: doubling(dots.map((d) => d.cost), `${title} (log2)`), yaxis: { title: "score" }, showlegend: false });
+}
+
+/** Return a label for each dot; dots in one place share that of the first. */
+function namesAt(dots) {
+  const near = (one, other) => Math.abs(Math.log(one.cost / other.cost)) < 0.05 && Math.abs(one.score - other.score) < 0.02;
+  const firstOf = dots.map((dot) => dots.findIndex((other) => near(dot, other)));
+  return dots.map((_, i) => dots.filter((_other, j) => firstOf[j] === i).map((dot) => dot.label).join(", "));
 }
 
 /** True for labels of the dearer half, unless the next point is near and needs that place. */
 const labelLeft = (dot, next, dots) => dot.cost ** 2 > dots[0].cost * dots.at(-1).cost && !(next && next.cost < 1.6 * dot.cost);
 
+const LARGEST = 44; // pixels of the widest circle
+
 function drawBubbles(node) {
-  const runs = board().runs.filter((run) => run.seconds > 0 && run.score !== null);
-  const most = Math.max(...runs.map((run) => run.memory_gb || 0));
-  const area = (run) => (most ? 10 + 34 * Math.sqrt((run.memory_gb || 0) / most) : 14);
+  const one = board(), runs = one.runs.filter((run) => run.seconds > 0 && run.score !== null);
+  const most = Math.max(...runs.map((run) => run.memory_gb || 0)), sized = hasSizes(one);
+  const width = (gb) => (sized ? LARGEST * Math.sqrt(gb / most) : 11);
   plot(node, runs.map((run) => ({
     x: [run.seconds], y: [run.score], name: escaped(run.label), mode: "markers",
-    marker: { color: faded(colour(run), 0.65), size: area(run), line: { color: colour(run), width: 1.5 } },
-    hovertemplate: `<b>${escaped(run.label)}</b><br>score ${fixed(run.score, 3)}<br>${fixed(run.seconds, 3)} s an image${run.memory_gb ? `<br>${run.memory_gb.toPrecision(3)} GB` : ""}<extra></extra>`,
+    marker: { color: faded(colour(run), 0.65), size: Math.max(3, width(run.memory_gb || 0)), symbol: sized ? "circle" : symbolOf(run), line: { color: colour(run), width: 1.5 } },
+    hovertemplate: `<b>${escaped(run.label)}</b><br>score ${score(run.score)}<br>${fixed(run.seconds, 3)} s an image${run.memory_gb ? `<br>${run.memory_gb.toPrecision(3)} GB` : ""}<extra></extra>`,
   })), { xaxis: { type: "log", title: "device and judge seconds an image (log)", ...decades(runs.map((run) => run.seconds)) }, yaxis: { title: "score" } });
+  node.parentNode.querySelector(".sizes")?.remove();
+  if (sized) node.before(sizeLegend([most / 4, most], width));
+}
+
+/** Show what some areas mean. */
+function sizeLegend(sizes, width) {
+  return h("div", { class: "sizes" }, "area: memory", sizes.map((gb) => {
+    const across = width(gb), side = Math.ceil(across) + 2;
+    return h("span", {}, svg("svg", { width: side, height: side, "aria-hidden": "true" }, svg("circle", { cx: side / 2, cy: side / 2, r: across / 2 })), `${Number(gb.toPrecision(2))} GB`);
+  }));
 }
 
 function drawSpent(node) {
-  const runs = board().runs.filter((run) => run.spent.decode).reverse(), colours = PALETTES[theme()].slice(1);
+  const runs = board().runs.filter((run) => run.spent.decode).reverse(), colours = report.palette[theme()].stages;
   const stages = [...new Set(runs.flatMap((run) => Object.keys(run.spent)))].filter((stage) => runs.some((run) => run.spent[stage] > 0));
   node.style.height = `${96 + 24 * runs.length}px`;
   plot(node, stages.map((stage, i) => ({
     y: runs.map((run) => escaped(run.label)), x: runs.map((run) => run.spent[stage] || 0), name: stage, type: "bar", orientation: "h", marker: { color: colours[i] },
     hovertemplate: runs.map((run) => `<b>${escaped(run.label)}</b>, ${run.scenario}<br>${stage} ${fixed(run.spent[stage] || 0, 4)} s<extra></extra>`),
-  })), { barmode: "stack", legend: { orientation: "h", y: 1, yanchor: "bottom", font: { color: style("--ink") }, itemclick: "toggleothers" }, xaxis: { title: "seconds an image" }, yaxis: {} });
+  })), { barmode: "stack", legend: { orientation: "h", y: 1, yanchor: "bottom", font: { color: style("--ink") }, itemclick: "toggleothers" }, xaxis: { title: "seconds an image", ticksuffix: " s" }, yaxis: {} });
 }

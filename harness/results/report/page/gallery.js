@@ -3,7 +3,7 @@
 
 const withGallery = () => load("data/gallery.js").then(() => report.galleries[state.board]);
 const OUTCOMES = { "": "any outcome", wins: "wins against plain", losses: "losses against plain", nobody: "right for nobody", everybody: "right for all", open: "failed or unjudged" };
-const HEAD = 44; // pixels of the row of names
+const HEAD = 58; // pixels of the row of names
 
 const right = (value) => (value === null ? null : value >= 0.5);
 
@@ -64,15 +64,15 @@ function drawGallery(view, gallery) {
   const search = h("input", { id: "search", type: "search", placeholder: "Search prompts", "aria-label": "Search prompts", value: state.q, oninput: () => filter({ q: search.value }) });
   const boxes = h("input", { type: "checkbox", onchange: () => showBoxes(boxes.checked) });
   boxes.checked = state.boxes === "1";
-  const images = Object.fromEntries([["", "all images"], ...Array.from({ length: gallery.images }, (_, i) => [String(i), `image ${i + 1}`])]);
+  const images = Object.fromEntries([["", "all images"], ...Array.from({ length: gallery.images }, (_, i) => [String(i), `image ${i}`])]);
   view.replaceChildren(
     h("div", { class: "filters" },
       search,
       select("task", "Task", Object.fromEntries([["", "all tasks"], ...one.categories.map((name) => [name, words(name)])])),
-      select("vs", "Outcome", one.baseline ? OUTCOMES : { "": OUTCOMES[""], nobody: OUTCOMES.nobody, everybody: OUTCOMES.everybody, open: OUTCOMES.open }),
+      one.scored && select("vs", "Outcome", one.baseline ? OUTCOMES : { "": OUTCOMES[""], nobody: OUTCOMES.nobody, everybody: OUTCOMES.everybody, open: OUTCOMES.open }),
       gallery.images > 1 ? select("image", "Image", images) : "",
       methodPicker(one, (ids) => { state.runs = ids; runs = shownRuns(); filter({ runs: ids }); }),
-      h("label", { class: "toggle" }, boxes, "boxes"),
+      one.scored && h("label", { class: "toggle" }, boxes, "boxes"),
       count),
     pane);
 
@@ -85,7 +85,7 @@ function drawGallery(view, gallery) {
   }
   function restart() {
     count.textContent = `${whole(entries.length)} of ${whole(gallery.prompts.length * gallery.images)} rows`;
-    names.replaceChildren(h("div", { class: "prompt" }), ...runs.map((run) => h("div", { class: "name", title: run.label }, h("i", { class: "dot", style: `background:${colour(run)}` }), h("span", { text: words(run.method) }), h("small", { text: run.options || "\u00a0" }))));
+    names.replaceChildren(h("div", { class: "prompt" }), ...runs.map((run) => h("div", { class: "name", title: run.label }, h("i", { class: "dot", style: `background:${colour(run)}` }), h("span", { text: run.title }), h("small", { text: run.options || "\u00a0" }))));
     rows.forEach((row) => row.remove());
     rows.clear();
     body.replaceChildren(entries.length ? "" : h("p", { class: "empty", text: "Nothing passes these filters." }));
@@ -196,15 +196,16 @@ function methodPicker(one, change) {
 function rowOf(gallery, runs, entry, open) {
   const [, wording, category] = gallery.prompts[Math.floor(entry / gallery.images)], image = entry % gallery.images;
   return h("div", { class: "row" },
-    h("div", { class: "prompt" }, h("p", { text: wording, title: wording }), h("small", { text: `${words(category)}${gallery.images > 1 ? ` · image ${image + 1}` : ""}` })),
+    h("div", { class: "prompt" }, h("p", { text: wording, title: wording }), h("small", { text: `${words(category)}${gallery.images > 1 ? ` · image ${image}` : ""}` })),
     runs.map((run) => shotOf(gallery, run, entry, () => open(run))));
 }
 
 function shotOf(gallery, run, entry, open) {
   const column = gallery.runs[run.id], reason = gallery.reasons[column.reason[entry]], [mark, name] = verdict(column, entry);
-  return h("button", { class: `shot ${name}`, onclick: open, title: reason || null, "aria-label": `${run.label}: ${name}${reason ? `, ${reason}` : ""}` },
+  const judged = board().scored || !column.drawn[entry], outcome = judged ? `${name}${reason ? `, ${reason}` : ""}` : `image ${entry % gallery.images}`;
+  return h("button", { class: `shot ${judged ? name : ""}`, onclick: open, title: judged ? reason || null : null, "aria-label": `${run.label}: ${outcome}` },
     h("div", { class: "frame" }, picture(column, entry)),
-    h("span", { class: "verdict" }, h("b", { text: mark }), reason || name),
+    judged && h("span", { class: "verdict" }, h("b", { text: mark }), reason || name),
     h("small", { text: column.drawn[entry] ? `${whole(column.tokens[entry])} tok · ${milliseconds(column.ms[entry])}` : "" }),
     h("small", { text: `seed ${run.seed}/${entry % gallery.images}` }));
 }

@@ -118,6 +118,6 @@ function composites(stop) {
 
 function verdictOf(fine, candidate, stop) {
   const source = (stop.source || [])[candidate], copied = source !== undefined && source !== candidate;
-  const text = fine ? "possible" : copied ? `↻ ${source + 1}` : "impossible";
-  return h("span", { class: fine ? "right" : "wrong", text: `${candidate + 1} ${fine ? "✓" : "✗"}${copied ? ` → ${source + 1}` : ""}`, title: copied ? `${text}: becomes a copy of candidate ${source + 1}` : text });
+  const text = fine ? "possible" : copied ? `↻ ${source}` : "impossible";
+  return h("span", { class: fine ? "right" : "wrong", text: `${candidate} ${fine ? "✓" : "✗"}${copied ? ` → ${source}` : ""}`, title: copied ? `${text}: becomes a copy of candidate ${source}` : text });
 }

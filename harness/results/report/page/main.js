@@ -1,7 +1,6 @@
 "use strict";
 // Shows the view that the address names; keys and buttons that all views share.
 
-const VIEWS = { results: showResults, inside: showInside, gallery: showGallery };
 let leave = null; // removes the listeners of the shown view
 
 function show() {
@@ -11,6 +10,7 @@ function show() {
   view.className = state.view;
   view.replaceChildren();
   for (const link of document.querySelectorAll("nav a")) {
+    link.hidden = !viewsOf(board()).includes(link.dataset.view);
     link.href = `#${link.dataset.view}${state.board === "0" ? "" : `?board=${state.board}`}`;
     link.toggleAttribute("aria-current", link.dataset.view === state.view);
   }
@@ -19,8 +19,8 @@ function show() {
     view.append(h("p", { class: "empty", text: "No run has been reported yet: the results folder is empty." }));
     return;
   }
-  document.title = { results: board().title, inside: "Inside the methods", gallery: "Gallery" }[state.view];
-  leave = VIEWS[state.view](view) || null;
+  document.title = { results: words(board().title), compare: "Compare two runs", budgets: "Budgets", inside: "Inside the methods", gallery: "Gallery" }[state.view];
+  leave = VIEWS[state.view]()(view) || null;
   showDetail();
 }
 
@@ -52,8 +52,8 @@ for (const dialog of document.querySelectorAll("dialog"))
 
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, select, textarea")) return;
-  const view = { 1: "results", 2: "inside", 3: "gallery" }[event.key];
-  if (view && !document.querySelector("dialog[open]")) go(view);
+  const view = Object.keys(VIEWS)[event.key - 1];
+  if (view && viewsOf(board()).includes(view) && !document.querySelector("dialog[open]")) go(view);
   else if (event.key === "t") toggleTheme();
   else if (event.key === "?") document.getElementById("keys").showModal();
   else if (event.key === "/" && document.getElementById("search")) document.getElementById("search").focus();

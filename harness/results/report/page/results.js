@@ -6,10 +6,11 @@ function showResults(view) {
   view.append(
     h("section", { class: "head" }, h("h1", { text: words(one.title) }), h("p", { class: "lead", text: lead(one) })),
     h("section", { class: "wide" }, leaderboard(one)),
-    remarksOf(one),
+    legendOf(one) || "",
+    remarksOf(one) || "",
   );
   const undo = showFigures(view, one);
-  view.append(claims());
+  if (one.scored) view.append(claims());
   return undo;
 }
 
@@ -34,18 +35,21 @@ function claimsTable() {
 
 function lead(one) {
   const runs = one.runs.length === 1 ? "One run" : `${one.runs.length} runs`;
-  return `${runs} over the same ${whole(one.prompts)} prompts × ${one.images} ${one.images === 1 ? "image" : "images"}, ` +
-    `judged by ${one.judge || "nobody yet"}. Lines are 95 % intervals over prompts; the dashed line is plain sampling.`;
+  const over = `${runs} over the same ${whole(one.prompts)} ${one.prompts === 1 ? "prompt" : "prompts"} × ${one.images} ${one.images === 1 ? "image" : "images"}`;
+  if (!one.scored) return `${over}. No judge has scored them: here is what they cost; the gallery has the images.`;
+  return `${over}, judged by ${one.judge}. Scores are between 0 and 1. Lines are 95 % intervals over prompts; the dashed line is plain sampling.`;
 }
 
 function remarksOf(one) {
   const remarks = [];
   if (one.runs.length === 1) remarks.push("One run only: there is nothing to compare it with yet.");
-  else if (!one.baseline) remarks.push("There is no plain run on this board, so nothing is compared with plain, and budgets are not known.");
-  for (const run of one.runs)
-    for (const name of ["failed", "missing", "unjudged", "unanswered"])
-      if (run[name]) remarks.push(`${run.label}: ${run[name]} images ${name}, counted as wrong.`);
-  for (const run of one.runs) for (const mark of run.marks) remarks.push(`${run.label}: ${mark}.`);
+  else if (one.scored && !one.baseline) remarks.push("There is no plain run on this board, so nothing is compared with plain, and budgets are not known.");
+  for (const run of one.runs) {
+    const counted = run.scored ? ", counted as wrong" : "";
+    for (const name of ["failed", "missing", ...(run.scored ? ["unjudged", "unanswered"] : [])])
+      if (run[name]) remarks.push(`${run.label}: ${run[name]} ${run[name] === 1 ? "image" : "images"} ${name}${counted}.`);
+    for (const mark of run.marks) remarks.push(`${run.label}: ${mark}.`);
+  }
   for (const [overlap, words] of [["same", "the judge itself"], ["family", "a relative of the judge, which may share its blind spots"]]) {
     const some = one.runs.filter((run) => run.reward_is_judge === overlap);
     if (some.length) remarks.push(`Chosen by ${words}: ${some.map((run) => run.label).join("; ")}.`);
@@ -56,17 +60,27 @@ function remarksOf(one) {
 // ---- leaderboard
 
 const SHORT = { single_object: "single", two_object: "two", counting: "count", color_attr: "attr" };
+const LETTERS = "abcdefgh";
+
+/** Return the reasons for which differences of a board are grey; a cell names its own by a letter. */
+function reasonsOf(one) {
+  const found = one.runs.flatMap((run) => [run.vs_plain_reason, run.vs_bon_reason]).filter(Boolean);
+  return [...new Set(found)].sort();
+}
 
 function columns(one) {
-  const number = (key, title, show, about) => ({ key, title, about, value: (run) => run[key], cell: (run) => h("td", { class: "number", text: show(run[key]) }) });
+  const reasons = reasonsOf(one);
+  const number = (key, title, show, about) => ({ key, title, about, down: false, value: (run) => run[key], cell: (run) => h("td", { class: "number", text: show(run[key]) }) });
+  const difference = (key, title, about) => ({ key, title, about, down: true, value: (run) => run[key], cell: (run) => differenceCell(run, key, reasons) });
   const known = (name) => one.runs.some((run) => typeof run[name] === "number");
+  const tasks = one.categories.filter(known);
   return [
-    known("tie_group") && { key: "tie_group", title: "Tie", about: "Runs with the same number cannot be told apart by these prompts", value: (run) => run.tie_group, cell: tieCell },
-    { key: "label", title: "Method", value: (run) => run.label, cell: (run) => nameCell(run, one) },
-    { key: "score", title: "Score", value: (run) => run.score, cell: (run) => scoreCell(run, one) },
-    known("vs_plain") && { key: "vs_plain", title: "Against plain", about: "Difference of the scores, paired by prompt. Grey: not resolved, the reason is beside it", value: (run) => run.vs_plain, cell: (run) => differenceCell(run, "vs_plain") },
-    known("vs_bon") && { key: "vs_bon", title: "Against Best-of-N", about: "The same, against Best-of-N with as many visual tokens", value: (run) => run.vs_bon, cell: (run) => differenceCell(run, "vs_bon") },
-    ...one.categories.filter(known).map((name) => ({ key: name, title: SHORT[name] || words(name), value: (run) => run[name], cell: (run) => taskCell(run, name, one) })),
+    known("tie_group") && { key: "tie_group", title: "Tie", name: "tie_group", about: "Runs with the same number cannot be told apart by these prompts", down: false, value: (run) => run.tie_group, cell: tieCell },
+    { key: "label", title: "Method", name: "label", down: false, value: (run) => run.label, cell: (run) => nameCell(run, one) },
+    one.scored && { key: "score", title: "Score", name: "score", about: "0 to 1, with its 95 % interval over prompts", down: true, value: (run) => run.score, cell: (run) => scoreCell(run, one), scale: scaleOf(one) },
+    known("vs_plain") && difference("vs_plain", "Against plain", "Difference of the scores, paired by prompt. Grey: not resolved, see the letters below the table"),
+    known("vs_bon") && difference("vs_bon", "Against Best-of-N", "The same, against Best-of-N with as many visual tokens"),
+    ...tasks.map((name) => ({ key: name, title: SHORT[name] || words(name), about: `Score on ${words(name)}, 0 to 1`, down: true, value: (run) => run[name], cell: (run) => taskCell(run, name, one) })),
     number("visual_tokens", "Tokens", whole, "Visual tokens drawn for each delivered image, discarded candidates included"),
     number("target_passes", "Passes", (v) => fixed(v, 1), "Sequential forwards of the target model for each delivered image"),
     number("seconds", "Seconds", (v) => fixed(v, 3), "Device and judge seconds for each delivered image"),
@@ -74,65 +88,72 @@ function columns(one) {
 }
 
 function leaderboard(one) {
-  const all = columns(one);
-  let sorted = { key: "score", down: true };
-  const table = h("table", { class: "board" });
-  const draw = () => {
-    const column = all.find((c) => c.key === sorted.key);
-    const runs = [...one.runs].sort((a, b) => compare(column.value(a), column.value(b)) * (sorted.down ? -1 : 1));
-    table.replaceChildren(
-      h("thead", {}, h("tr", {}, all.map((c) => h("th", { scope: "col", title: c.about, class: ["label", "score", "tie_group"].includes(c.key) ? c.key : "number", "aria-sort": c.key === sorted.key ? (sorted.down ? "descending" : "ascending") : null },
-        h("button", { text: c.title, onclick: () => { sorted = { key: c.key, down: c.key === sorted.key ? !sorted.down : c.key !== "label" }; draw(); } }))))),
-      h("tbody", {}, runs.map((run) => h("tr", { class: run.plain === run.id ? "baseline" : null }, all.map((c) => c.cell(run))))),
-    );
-  };
-  draw();
-  return h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Leaderboard" }, table);
+  const by = one.scored ? "score" : "label";
+  return sortedTable("board", columns(one), one.runs, { by, label: "Leaderboard", rowClass: (run) => (run.plain === run.id ? "baseline" : null) });
 }
 
-function compare(a, b) {
-  if (a === null || a === undefined) return -1;
-  if (b === null || b === undefined) return 1;
-  return typeof a === "string" ? a.localeCompare(b, "en", { numeric: true }) : a - b;
+/** Explain colours and letters of the differences. */
+function legendOf(one) {
+  const reasons = reasonsOf(one);
+  if (!one.runs.some((run) => typeof run.vs_plain === "number")) return false;
+  return h("section", {}, h("p", { class: "legend" },
+    h("b", { class: "right", text: "better" }), " and ", h("b", { class: "wrong", text: "worse" }), " than the other run, resolved. ",
+    reasons.length > 0 && ["Grey: not resolved; ", reasons.map((reason, i) => [i ? "; " : "", h("sup", { text: LETTERS[i] }), ` ${reason}`]), "."]));
 }
 
 function nameCell(run, one) {
-  const link = h("a", { href: address({ ...DEFAULTS, board: state.board, view: "gallery", runs: run.id === one.baseline ? "" : run.id }), title: `${run.folder}\nseed ${run.seed}, commit ${run.commit || "?"}, ${run.device || "?"}` });
-  link.append(h("i", { class: "dot", style: `background:${colour(run)}` }), h("div", {}, h("span", { text: words(run.method) }), h("small", { text: run.options })));
+  const link = h("a", { href: address({ ...DEFAULTS, board: state.board, view: "gallery", runs: run.id === one.baseline ? "" : run.id }), title: `${run.label}\n${run.folder}\nseed ${run.seed}, commit ${run.commit || "?"}, ${run.device || "?"}` });
+  link.append(h("i", { class: "dot", style: `background:${colour(run)}` }), h("div", {}, h("span", { text: run.title }), h("small", { text: run.options })));
   return h("th", { scope: "row" }, link);
 }
 
+const BAR = 108; // pixels
+
+/** Return the lowest and the highest end of the intervals of a board, and the place of a score between them. */
+function spanOf(one) {
+  const known = one.runs.flatMap((run) => [run.ci_low ?? run.score, run.ci_high ?? run.score]).filter((value) => value !== null && value !== undefined);
+  const low = Math.min(...known), high = Math.max(...known);
+  return { low, high, x: (value) => (4 + ((value - low) / (high - low || 1)) * (BAR - 8)).toFixed(1) };
+}
+
+/** Name the ends of the bars in the column's head. */
+function scaleOf(one) {
+  const { low, high } = spanOf(one);
+  return Number.isFinite(low) && h("span", { class: "ends", "aria-hidden": "true" }, h("span", { text: fixed(low, 2) }), h("span", { text: fixed(high, 2) }));
+}
+
 function scoreCell(run, one) {
-  const known = one.runs.flatMap((r) => [r.ci_low ?? r.score, r.ci_high ?? r.score]).filter((v) => v !== null);
-  const low = Math.min(...known), high = Math.max(...known), width = 140;
-  const x = (value) => (4 + ((value - low) / (high - low || 1)) * (width - 8)).toFixed(1);
-  const plain = runOf(one.baseline);
-  const bar = run.score === null ? null : svg("svg", { class: "bar", viewBox: `0 0 ${width} 16`, width, height: 16, role: "img", "aria-label": `between ${fixed(run.ci_low, 3)} and ${fixed(run.ci_high, 3)}` },
+  if (!run.scored || run.score === null) return h("td", { class: "score quiet", text: "not scored" });
+  const { x } = spanOf(one), plain = runOf(one.baseline);
+  const bar = svg("svg", { class: "bar", viewBox: `0 0 ${BAR} 16`, width: BAR, height: 16, role: "img", "aria-label": `between ${score(run.ci_low)} and ${score(run.ci_high)}` },
     plain && plain.score !== null && svg("line", { class: "plain", x1: x(plain.score), x2: x(plain.score), y1: 0, y2: 16 }),
     run.ci_low !== null && svg("line", { class: "range", x1: x(run.ci_low), x2: x(run.ci_high), y1: 8, y2: 8, stroke: colour(run) }),
-    svg("circle", { cx: x(run.score), cy: 8, r: 4, fill: colour(run) }));
-  return h("td", { class: "score" }, h("div", {}, h("span", {}, h("b", { text: run.score === null ? "not scored" : fixed(run.score, 3) }), h("span", { class: "interval", text: run.ci_low === null ? "" : `[${fixed(run.ci_low, 3)}, ${fixed(run.ci_high, 3)}]` })), bar));
+    svg("circle", { cx: x(run.score), cy: 8, r: 3, fill: colour(run) }));
+  return h("td", { class: "score" }, h("div", {}, h("span", { class: "value" }, h("b", { text: score(run.score) }), h("span", { class: "interval", text: interval(run.ci_low, run.ci_high, score) })), bar));
 }
 
 function tieCell(run) {
   return h("td", { class: "tie", text: run.tie_group ?? "–", title: run.rank_low ? `rank ${run.rank_low} to ${run.rank_high}` : null });
 }
 
-function differenceCell(run, name) {
+function differenceCell(run, name, reasons) {
   const value = run[name];
   if (typeof value !== "number") return h("td", { class: "number quiet", text: "–" });
   const resolved = run[`${name}_resolved`], bound = name === "vs_plain" ? run.worse_at_most : null;
+  const against = name === "vs_plain" ? run.plain : null;
+  const letter = LETTERS[reasons.indexOf(run[`${name}_reason`])];
   const about = [
     resolved ? null : run[`${name}_verdict`],
     typeof bound === "number" ? `at most ${Math.max(0, -bound).toFixed(3)} worse (95 %)` : null,
   ].filter(Boolean);
   return h("td", { class: `number difference ${resolved ? (value > 0 ? "better" : "worse") : "quiet"}`, title: about.join("\n") || null },
-    h("b", { text: signed(value) }), run[`${name}_low`] !== null && h("span", { class: "interval", text: `[${signed(run[`${name}_low`])}, ${signed(run[`${name}_high`])}]` }));
+    h("b", {}, against ? h("a", { href: address({ ...DEFAULTS, board: state.board, view: "compare", a: run.id, b: against }), text: signed(value), "aria-label": `${signed(value)}: compare with plain` }) : signed(value)), !resolved && letter && h("sup", { text: letter }),
+    h("span", { class: "interval", text: interval(run[`${name}_low`], run[`${name}_high`], signed) }));
 }
 
 function taskCell(run, name, one) {
   const value = run[name];
   if (typeof value !== "number") return h("td", { class: "number quiet", text: "–" });
   const best = Math.max(...one.runs.map((r) => r[name] ?? 0));
-  return h("td", { class: `number task${value === best ? " best" : ""}`, style: `--share:${value}` , text: (100 * value).toFixed(0) });
+  return h("td", { class: `number task${value === best ? " best" : ""}`, style: `--share:${value}`, text: fixed(value, 2) });
 }
