@@ -42,6 +42,11 @@ if TYPE_CHECKING:
     from harness.kernels.noise import Noise as Noise
     from harness.models import ImageModel as ImageModel
     from harness.records import Answer as Answer
+    from harness.records import Count as Count
+    from harness.records import Natural as Natural
+    from harness.records import NotNegative as NotNegative
+    from harness.records import Positive as Positive
+    from harness.records import Share as Share
     from harness.records import UnansweredError as UnansweredError
     from harness.records import UserError as UserError
     from harness.runs.trace_codec import pack_picture as pack_picture
@@ -65,7 +70,10 @@ _HOME = {
     "harness.judges.verifier": ("Verifier",),
     "harness.kernels.noise": ("Noise",),
     "harness.models": ("ImageModel",),
-    "harness.records": ("Answer", "UnansweredError", "UserError"),
+    "harness.records": (
+        "Answer", "Count", "Natural", "NotNegative", "Positive", "Share", "UnansweredError",
+        "UserError",
+    ),
     "harness.runs.trace_codec": ("pack_picture", "pack_series", "unpack_series"),
 }  # fmt: skip
 """The public names by the module that defines them."""

@@ -20,7 +20,7 @@ from benchmarks.geneval.detector import Instance
 from benchmarks.geneval.verdict import COLORS
 from benchmarks.optional import require
 from harness.download import file_sha256
-from harness.records import UserError, one_line
+from harness.records import Count, UserError, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -74,7 +74,7 @@ class Clip:
         weights: str = "openai",
         checkpoint: str | None = None,
         device: str = "auto",
-        batch: int | None = None,
+        batch: Count | None = None,
     ) -> None:
         if batch is not None and batch < 1:
             raise UserError(f"benchmark.colors.batch={batch}: at least one crop is needed")
