@@ -12,10 +12,11 @@ import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from harness import (
     Canvas,

@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Protocol, TypedDict
+from typing import Any, Protocol
 
 import numpy as np
+from typing_extensions import TypedDict
 
 from harness.records import Count, NotNegative, Share
 

@@ -83,6 +83,7 @@ class ResultOptions:
     anything takes: a run that is drawn again whole is the same; what was interrupted, or shared
     out, need not be.
     """
+    embedded: str | None
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed <= LARGEST_SEED:
@@ -366,10 +367,10 @@ def _make_adapter(hint: Any) -> Any:
     members = [member for member in _list_members(hint) if not is_protocol(member)]
     if not members:
         return None
+    readable: Any = Union[tuple(members)]  # noqa: UP007 the members are known here only
     try:
         return TypeAdapter(
-            Union[tuple(members)],  # noqa: UP007 the members are known here only
-            config=ConfigDict(strict=True, allow_inf_nan=False, extra="forbid"),
+            readable, config=ConfigDict(strict=True, allow_inf_nan=False, extra="forbid")
         )
     except (PydanticSchemaGenerationError, PydanticUserError, TypeError):
         return None
