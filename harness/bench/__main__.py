@@ -36,6 +36,9 @@ def main() -> None:
     enable_plugins()
     logging.getLogger("hydra").setLevel(logging.WARNING)
     name, *options = sys.argv[1:] or [""]
+    if name in ("-h", "--help"):
+        print(__doc__)
+        sys.exit(0)
     if name not in NAMES:
         sys.exit(print_error(f"bench {name!r}: choose from {', '.join(NAMES)}"))
     sys.argv[1:] = [f"+bench={name}", *options]

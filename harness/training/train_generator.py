@@ -9,6 +9,7 @@ good enough: if plain sampling were perfect, no method could be better.
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,13 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from harness.arguments import explain_mistakes, not_negative
 from harness.models.pictogram import grammar, world
 from harness.models.pictogram.detector import Detector, new_network
 from harness.models.pictogram.generator import GPT, GPTSpec, draw_tokens
 from harness.models.pictogram.reading import holds
 from harness.models.vq import VQ, to_uint8
 from harness.training import loop as training
-from harness.training.train_detector import trained_vq
+from harness.training.train_detector import expect_trained_vq
 from harness.training.train_tokenizer import GRID, to_pixels
 
 SPECS = {
@@ -43,11 +45,12 @@ AVERAGE = 0.998
 """Decay of the running average of the weights."""
 
 
+@explain_mistakes
 def main() -> None:
     parser = training.parser(__doc__ or "", cpu_minutes=60)
     parser.add_argument(
         "--enough",
-        type=float,
+        type=not_negative,
         default=0.62,
         help="stop when the monitor's mean over the tasks is above",
     )
@@ -60,6 +63,7 @@ def train(options: training.Options, enough: float) -> GPT:
 
     Returns the running average of the weights.
     """
+    vq = expect_trained_vq(options)
     gpt = GPT(SPECS[options.set])
     average = GPT(SPECS[options.set])
     path = options.checkpoint("generator")
@@ -71,8 +75,6 @@ def train(options: training.Options, enough: float) -> GPT:
         gpt.load_state_dict(states["model"])
         training.restore(optimisers, states["optimisers"])
     average.load_state_dict(states.get("average", gpt.state_dict()))
-    vq = trained_vq(options)
-    assert vq is not None, "train the tokenizer first"
     loss_of = training.compile_if_possible(loss_of_batch)
     encode = training.compile_if_possible(vq.encode)
     losses: list[float] = []
@@ -179,4 +181,4 @@ def watch(
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
