@@ -42,7 +42,9 @@ PACKAGE = Path(__file__).resolve().parent
 """The folder of the harness's own code."""
 
 PROMPT_CUT = "prompt_cut"
-"""The note of a record that says how many positions of its prompt's end the model did not read."""
+"""The note of a record that says how many positions of its prompt's end the model did not read.
+
+Of a prompt and what a method made of it, the longest counts."""
 STRICT: Mapping[str, Any] = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
 """How lines of journals are read: no unknown field, no conversion, finite numbers only."""
 

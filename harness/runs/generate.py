@@ -119,7 +119,7 @@ class Generation:
         image = delivery.image
         notes = dict(delivery.notes)
         if cut := self._count_cut(job):
-            notes[PROMPT_CUT] = cut
+            notes[PROMPT_CUT] = max(cut, notes.get(PROMPT_CUT, 0))  # or of what it became
         return SampleRecord(
             prompt_id=job.prompt.id,
             image=job.image,
