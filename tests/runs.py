@@ -21,7 +21,11 @@ from harness.results.columns import TIMED
 TESTS = Path(__file__).parent
 TOY = ("--config-dir", str(TESTS / "toy_conf"), "model=toy", "benchmark=toy", "sampler.slots=24")
 """Options of a run on the toy model."""
-ENTRY = {"harness": "harness.cli", "harness.bench": "harness.bench.__main__", "benchmarks.geneval": "benchmarks.geneval.__main__"}
+ENTRY = {
+    "harness": "harness.cli",
+    "harness.bench": "harness.bench.__main__",
+    "benchmarks.geneval": "benchmarks.geneval.__main__",
+}
 """Modules whose `main` lies in another one."""
 
 

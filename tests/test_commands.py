@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from runs import TESTS, TOY, folders, harness
+from runs import TOY, folders, harness
 
 from harness import training
 

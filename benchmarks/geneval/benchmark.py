@@ -41,9 +41,12 @@ FLOOR = 0.05
 """Detections above this score are journaled, so that other thresholds need no second detection."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Evaluator:
-    """Hold detector and color classifier: together they are the judge."""
+    """Hold detector and color classifier: together they are the judge.
+
+    Each of them declares what it takes of the device.
+    """
 
     detector: Detector
     colors: Colors

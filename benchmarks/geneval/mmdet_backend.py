@@ -82,6 +82,10 @@ class Mmdet(Mask2Former):
         if short_side != OFFICIAL_SHORT_SIDE:
             self.id += f"@{short_side}"
 
+    @property
+    def side(self) -> int:
+        return self._short_side
+
     def build(self) -> torch.nn.Module:
         """Build the network on the CPU, and check operators, classes and weights."""
         import torch

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.geneval.detector import LONG_SIDE_RATIO, Mask2Former, expect_coco
+from benchmarks.geneval.detector import LONG_SIDE_RATIO, USUAL_SIDE, Mask2Former, expect_coco
 from harness.records import Count, UserError, one_line
 
 if TYPE_CHECKING:
@@ -48,6 +48,10 @@ class Transformers(Mask2Former):
         self.id = f"transformers-{name}-{weights_name}"
         if short_side:
             self.id += f"@{short_side}"
+
+    @property
+    def side(self) -> int:
+        return self._short_side or USUAL_SIDE
 
     def build(self) -> torch.nn.Module:
         """Build the network on the CPU, and the processor that prepares its pictures."""

@@ -118,8 +118,11 @@ class Generation:
         job = delivery.job
         image = delivery.image
         notes = dict(delivery.notes)
-        if cut := self._count_cut(job):
-            notes[PROMPT_CUT] = max(cut, notes.get(PROMPT_CUT, 0))  # or of what it became
+        cut = self._count_cut(job)
+        rewritten_cut = notes.get(PROMPT_CUT, 0)
+        assert isinstance(rewritten_cut, int)
+        if cut > rewritten_cut:
+            notes[PROMPT_CUT] = cut
         return SampleRecord(
             prompt_id=job.prompt.id,
             image=job.image,

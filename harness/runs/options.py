@@ -136,6 +136,14 @@ def expect_result_options(config: DictConfig) -> None:
     _expect_types(resolve_config(config))
 
 
+def expect_fields(kind: type, config: DictConfig) -> None:
+    """Check the options of a configuration that a dataclass with the same names declares.
+
+    Raises UserError that names the first bad one, its value and what was expected.
+    """
+    _expect_fields(kind, _pick(resolve_config(config), kind), "")
+
+
 def spell_numbers(config: DictConfig, choices: Mapping[str, str]) -> DictConfig:
     """Return a checked configuration with each number in one spelling, so that 3 is 3.0.
 
