@@ -59,6 +59,14 @@ def _read_image(path: Path) -> np.ndarray | str:
     try:
         with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
             upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I"):
+                return _narrow_gray(np.asarray(upright))
             return np.asarray(upright.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         return f"{path.name} cannot be read: {error}".replace(str(path), path.name)
+
+
+def _narrow_gray(gray: np.ndarray) -> np.ndarray:
+    """Return gray of 16 bits as RGB of 8: Pillow's own conversion makes nearly all of it white."""
+    narrow = (gray.clip(0, 65535) // 257).astype(np.uint8)
+    return np.repeat(narrow[..., None], 3, axis=-1)

@@ -50,8 +50,13 @@ if TYPE_CHECKING:
     from harness.kernels.noise import Noise as Noise
     from harness.models import ImageModel as ImageModel
     from harness.records import Answer as Answer
+    from harness.records import Count as Count
+    from harness.records import Natural as Natural
+    from harness.records import NotNegative as NotNegative
+    from harness.records import Positive as Positive
     from harness.records import Prompt as Prompt
     from harness.records import Score as Score
+    from harness.records import Share as Share
     from harness.records import UnansweredError as UnansweredError
     from harness.records import UserError as UserError
     from harness.results.load import load as load
@@ -81,7 +86,10 @@ _HOME = {
     "harness.judges.verifier": ("Verifier",),
     "harness.kernels.noise": ("Noise",),
     "harness.models": ("ImageModel",),
-    "harness.records": ("Answer", "Prompt", "Score", "UnansweredError", "UserError"),
+    "harness.records": (
+        "Answer", "Count", "Natural", "NotNegative", "Positive", "Prompt", "Score", "Share",
+        "UnansweredError", "UserError",
+    ),
     "harness.results.load": ("load",),
     "harness.runs.benchmark": ("Aggregates", "Benchmark", "IdentifiedJudge"),
     "harness.runs.trace_codec": ("pack_picture", "pack_series", "unpack_series"),

@@ -18,13 +18,23 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
+
+from annotated_types import Ge, Gt, Le
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 JSON = None | bool | int | float | str | Sequence["JSON"] | Mapping[str, "JSON"]
 
+
+Count = Annotated[int, Ge(1)]
+Natural = Annotated[int, Ge(0)]
+Positive = Annotated[float, Gt(0)]
+NotNegative = Annotated[float, Ge(0)]
+Share = Annotated[float, Ge(0), Le(1)]
+"""Numbers of a range. A constructor that declares an option by them never gets another one: runs
+check the annotations of options before they build anything."""
 
 _Row = TypeVar("_Row")
 
@@ -36,7 +46,9 @@ PLUG_IN = 2
 MOST_CAUSES = 4
 """Errors of a chain of causes that a line tells."""
 PROMPT_CUT = "prompt_cut"
-"""The note of a record that says how many positions of its prompt's end the model did not read."""
+"""The note of a record that says how many positions of its prompt's end the model did not read.
+
+Of a prompt and what a method made of it, the longest counts."""
 OWN = "own_prompts"
 """The category of prompts for which nobody has named one."""
 MOST_NAMED = 40

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from harness import Canvas, Decoding, DecodingSizes, Judge, Session, UserError
+from harness import Canvas, Count, Decoding, DecodingSizes, Judge, Session, UserError
 
 
 class BestOfN:
@@ -24,7 +24,7 @@ class BestOfN:
 
     def __init__(
         self,
-        n: int,
+        n: Count,
         reward: Judge | None = None,
         decoding: Decoding | None = None,
     ) -> None:

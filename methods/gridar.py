@@ -16,8 +16,22 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
+from typing_extensions import TypedDict
 
-from harness import Canvas, Image, Judge, Session, UserError, Verifier, cfg, pack_picture
+from harness import (
+    Canvas,
+    Count,
+    Image,
+    Judge,
+    Natural,
+    NotNegative,
+    Session,
+    Share,
+    UserError,
+    Verifier,
+    cfg,
+    pack_picture,
+)
 from methods.best_of_n import index_of_best, is_missing
 
 GROUP = 4
@@ -61,6 +75,16 @@ class RewriteSettings:
 
     keep_original: bool  # refuse those that do not begin with the original
     most_words: int  # refuse longer ones
+
+
+class StageOptions(TypedDict, total=False):
+    """The options of a stage; the switches may switch off what is on for the method."""
+
+    share: Share
+    strips: Count
+    select: bool
+    rewrite: bool
+    three_way: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,22 +138,22 @@ class GridAR:
 
     def __init__(
         self,
-        n: int,
-        stages: Mapping[str, Mapping[str, float | bool] | None],
+        n: Count,
+        stages: Mapping[str, StageOptions | None],
         verifier: Verifier,
         reward: Judge,
         *,
         select: bool = True,
         rewrite: bool = True,
         three_way: bool = True,
-        rewrite_scale: float | None = None,
+        rewrite_scale: NotNegative | None = None,
         grouped_by_4: bool = True,
         replacement: str = "round_robin",
         pad: str = "repeat",
-        line: int = 3,
+        line: Natural = 3,
         strict_parse: bool = False,
         keep_original: bool = False,
-        most_words: int = 80,
+        most_words: Count = 80,
         orm_fallback: float | None = None,
         released_fallback: bool = False,
     ) -> None:
@@ -324,7 +348,7 @@ def _expect_choices(n: int, pad: str, replacement: str) -> None:
 
 
 def _read_stages(
-    stages: Mapping[str, Mapping[str, float | bool] | None], switches: Mapping[str, bool]
+    stages: Mapping[str, StageOptions | None], switches: Mapping[str, bool]
 ) -> list[Stage]:
     """Read the stages that are not left out, in the order of their shares."""
     read = []
@@ -334,9 +358,7 @@ def _read_stages(
     return sorted(read, key=lambda stage: stage.share)
 
 
-def _read_stage(
-    name: str, options: Mapping[str, float | bool], switches: Mapping[str, bool]
-) -> Stage:
+def _read_stage(name: str, options: StageOptions, switches: Mapping[str, bool]) -> Stage:
     """Read a stage, which may switch off for itself what is on for the method."""
     unknown = set(options) - {"share", "strips", *switches}
     if unknown or "share" not in options:

@@ -15,9 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness import (
+    Count,
     Drafts,
     ImageModel,
     Noise,
+    NotNegative,
     UserError,
     exact,
     residual_probs,
@@ -43,9 +45,9 @@ class Grouped:
 
     def __init__(
         self,
-        size: int = 14,
-        law_gap: float = 0.15,
-        code_gap: float = 0.5,
+        size: Count = 14,
+        law_gap: NotNegative = 0.15,
+        code_gap: NotNegative = 0.5,
     ) -> None:
         if size < 1:
             raise UserError(f"rule.size={size}: a group holds at least the token itself")

@@ -25,7 +25,10 @@ from torch import Tensor
 from harness import (
     Drafts,
     ImageModel,
+    Natural,
     Noise,
+    Positive,
+    Share,
     UserError,
     cache_folder,
     residual_probs,
@@ -67,9 +70,9 @@ class Lantern:
 
     def __init__(
         self,
-        k: int,
-        delta: float | None = None,
-        multiplier: float | None = None,
+        k: Natural,
+        delta: Share | None = None,
+        multiplier: Positive | None = None,
         residual: str = "optimal",
         metric: str = "l2",
         require_support: bool = False,

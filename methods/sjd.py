@@ -5,7 +5,7 @@ SJD is arXiv 2410.01699; its coupled form, GS-SJD, is arXiv 2510.24211.
 
 from __future__ import annotations
 
-from harness import Drafter, Rule, UserError, exact
+from harness import Count, Drafter, Rule, UserError, exact
 from methods.speculative import Speculative
 
 
@@ -20,7 +20,7 @@ class SJD(Speculative):
     def __init__(
         self,
         drafter: Drafter,
-        window: int = 16,
+        window: Count = 16,
         rule: Rule = exact,
     ) -> None:
         if window < 2:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from harness import Canvas, Drafter, Rule, Session, Tree, UserError, exact
+from harness import Canvas, Count, Drafter, Rule, Session, Tree, UserError, exact
 
 
 class Speculative:
@@ -26,7 +26,7 @@ class Speculative:
     def __init__(
         self,
         drafter: Drafter,
-        gamma: int | Tree = 4,
+        gamma: Count | Tree = 4,
         rule: Rule = exact,
     ) -> None:
         self.drafter = drafter

@@ -21,7 +21,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness import Canvas, Draft, Drafter, Rule, Session, Tree, UserError, exact, paths
+from harness import (
+    Canvas,
+    Count,
+    Draft,
+    Drafter,
+    Natural,
+    NotNegative,
+    Rule,
+    Session,
+    Tree,
+    UserError,
+    exact,
+    paths,
+)
 from methods.speculative import Speculative, sum_signals
 
 WARM = 6
@@ -62,9 +75,9 @@ class Uniform:
 
     def __init__(
         self,
-        interval: int,
-        phase: int = 1,
-        paths: int = 1,
+        interval: Count,
+        phase: Natural = 1,
+        paths: Count = 1,
     ) -> None:
         if interval < 1:
             raise UserError(f"schedule.interval={interval}: must be at least 1, which never skips")
@@ -94,9 +107,9 @@ class Dynamic:
     def __init__(
         self,
         threshold: float,
-        paths: int = 4,
-        decay: float = 0.9,
-        stride: int = 1,
+        paths: Count = 4,
+        decay: NotNegative = 0.9,
+        stride: Count = 1,
     ) -> None:
         if paths < 1 + stride:
             raise UserError(
@@ -141,12 +154,12 @@ class VVS(Speculative):
         self,
         drafter: Drafter,
         schedule: Schedule,
-        gamma: int | Tree = 4,
+        gamma: Count | Tree = 4,
         rule: Rule = exact,
         select: str = "random",
         truncate: bool = True,
         post: str = "fill",
-        cap: int | None = None,
+        cap: Count | None = None,
     ) -> None:
         super().__init__(drafter, gamma, rule)
         if select not in ("random", "confidence"):

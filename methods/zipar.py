@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from harness import Canvas, Session, UserError
+from harness import Canvas, Count, Session, UserError
 
 
 class ZipAR:
@@ -30,7 +30,7 @@ class ZipAR:
     branches = 2
     tree_capacity = 0
 
-    def __init__(self, window: int = 4, parallel: int = 4) -> None:
+    def __init__(self, window: Count = 4, parallel: Count = 4) -> None:
         for name, value in (("window", window), ("parallel", parallel)):
             if value < 1:
                 raise UserError(f"method.{name}={value}: must be at least 1")

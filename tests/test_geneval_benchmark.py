@@ -20,6 +20,7 @@ from benchmarks.geneval.colors import Clip, ColorQuestion
 from benchmarks.geneval.mmdet_backend import Mmdet
 from benchmarks.geneval.summary import read_results, summarize
 from benchmarks.geneval.verdict import COLORS
+from benchmarks.images import read_images
 from harness.records import Score, UserError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "geneval" / "evaluation_metadata.jsonl"
@@ -234,6 +235,15 @@ def test_an_odd_picture_is_unjudged_with_its_reason_and_spoils_nothing(
     assert [scores[0], scores[2]] == expected
     assert scores[1].value is None
     assert scores[1].detail["unjudged"]
+
+
+def test_gray_of_16_bits_is_narrowed_and_not_cut_to_white(tmp_path: Path) -> None:
+    gray = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    Image.fromarray(gray).save(tmp_path / "0.png")
+    (pixels,) = read_images([tmp_path / "0.png"])
+    assert isinstance(pixels, np.ndarray)
+    assert (pixels == (gray // 257)[..., None]).all()
+    assert pixels.shape == (8, 8, 3) and pixels.dtype == np.uint8
 
 
 def tiny(judges: tuple[Mmdet, Clip], files: Path, **options: Any) -> GenEval:

@@ -161,6 +161,20 @@ def test_a_prompt_that_is_longer_than_the_model_reads_is_said_and_counted(tmp_pa
     assert line["cut_prompts"] == "1"
 
 
+def test_a_rewritten_prompt_that_is_longer_than_the_model_reads_is_counted(tmp_path: Path) -> None:
+    code, said = harness(
+        tmp_path, "method=gridar", "~method.verifier.weights", "method.most_words=99",
+        "method.verifier._target_=test_gridar.Mock", f"+method.verifier.clause='{' very' * 40}'",
+        "benchmark.prompts=1", "benchmark.images=1", "sampler.slots=12",
+    )  # fmt: skip
+    assert code == 0, said
+    (journal,) = tmp_path.glob("results/*/*/*/records-0.jsonl")
+    (cut,) = [json.loads(line)["notes"]["prompt_cut"] for line in journal.open()]
+    assert cut >= 40 - 32
+    (line,) = csv.DictReader((tmp_path / "results" / "leaderboard.csv").open())
+    assert line["cut_prompts"] == "1"
+
+
 def test_a_bomb_of_an_image_is_said_and_not_unpacked(tmp_path: Path) -> None:
     program = tmp_path / "1.png"  # PostScript, which Pillow would hand to Ghostscript
     program.write_bytes(

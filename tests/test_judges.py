@@ -640,3 +640,25 @@ def test_an_added_option_names_a_result_once_it_is_used() -> None:
         return fingerprint({"method": {"_target_": "methods.gridar.GridAR", "n": 4, **options}})
 
     assert identify() == identify(released_fallback=False) != identify(released_fallback=True)
+
+
+def test_a_judge_that_sees_goes_on_after_half_an_emoji(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The self-test is on: an endpoint that says the same to every picture is stopped by it."""
+    use(server, "good", monkeypatch)
+    spoilt: list[dict] = []
+
+    def spoil_one(body: dict) -> tuple[int, object]:
+        if spoilt:
+            return reply_as_asked(body)
+        spoilt.append(body)
+        return ENDPOINTS["surrogate"](body)
+
+    server.behave = spoil_one
+    code, output = harness(tmp_path, *options_of("gridar", tmp_path))
+    assert code == 0, output
+    assert spoilt and server.tested
+    (folder,) = folders(tmp_path)
+    assert all(record.status == "done" for record in last_records(folder))
+    assert "\ud83d" not in (folder / "records-0.jsonl").read_bytes().decode()

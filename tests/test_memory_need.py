@@ -13,6 +13,9 @@ from test_memory import Peak, spec_of
 from test_vlm import tiny_config, tiny_processor
 from toy import TEXTS, ToyModel, jobs
 
+from benchmarks.geneval.benchmark import Evaluator
+from benchmarks.geneval.colors import Clip
+from benchmarks.geneval.mmdet_backend import Mmdet
 from harness.check import main as check
 from harness.check.capacity import Capacity, measure_capacity
 from harness.drafters.eagle import Eagle, Layer, LayerWeights
@@ -422,6 +425,18 @@ def test_objects_speak_for_those_that_hold_them() -> None:
     assert need_of(Holder()).part("frugal").fixed == GB
     judge = Frugal()
     assert need_of(judge, judge).fixed == need_of(judge).fixed, "the same object is asked once"
+
+
+def test_an_evaluator_of_geneval_declares_detector_and_colors() -> None:
+    detector = Mmdet(weights="random", device="cpu", batch=2)
+    evaluator = Evaluator(detector, Clip(weights="random", device="cpu", batch=3))
+    need = need_of(evaluator)
+    assert need.part("detector").fixed == 4 * 69_000_000
+    assert need.part("CLIP").fixed == 4 * 428_000_000
+    larger = Mmdet(weights="random", device="cpu", batch=2, short_side=1600)
+    of_larger = need_of(Evaluator(larger, evaluator.colors)).part("detector's pictures").fixed
+    assert of_larger == 4 * need.part("detector's pictures").fixed
+    assert "not declared" not in need.describe(2)
 
 
 def test_tables_of_a_rule_count_once_they_are_loaded() -> None:

@@ -19,10 +19,18 @@ from benchmarks.geneval.detector import CLASSES, Detector, Instance
 from benchmarks.geneval.layout import IMAGES, read_folder, warn_of_oddities
 from benchmarks.geneval.prompts import locate_metadata, read_prompts, select_by_classes
 from benchmarks.geneval.summary import Result, format_result, summarize
-from benchmarks.geneval.verdict import COLORS, DEFAULTS, ColorOf, Options, Verdict, verdict
+from benchmarks.geneval.verdict import (
+    COLORS,
+    DEFAULTS,
+    ChangedOptions,
+    ColorOf,
+    Options,
+    Verdict,
+    verdict,
+)
 from benchmarks.images import judge_each, read_images
 from benchmarks.spread import spread_evenly
-from harness.records import Prompt, Score, UserError
+from harness.records import Count, Prompt, Score, UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,9 +41,12 @@ FLOOR = 0.05
 """Detections above this score are journaled, so that other thresholds need no second detection."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Evaluator:
-    """Hold detector and color classifier: together they are the judge."""
+    """Hold detector and color classifier: together they are the judge.
+
+    Each of them declares what it takes of the device.
+    """
 
     detector: Detector
     colors: Colors
@@ -67,10 +78,10 @@ class GenEval:
         colors: Colors,
         metadata: str | None = None,
         allow_other_version: bool = False,
-        prompts: int | None = None,
-        images: int | str = IMAGES,
+        prompts: Count | None = None,
+        images: Count | str = IMAGES,
         classes: Sequence[str] | None = None,
-        options: Mapping[str, Any] | None = None,
+        options: ChangedOptions | None = None,
     ) -> None:
         self.judge = Evaluator(detector, colors)
         self.options = Options(**(options or {}))

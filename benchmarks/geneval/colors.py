@@ -20,7 +20,7 @@ from benchmarks.geneval.detector import Instance
 from benchmarks.geneval.verdict import COLORS
 from benchmarks.optional import require
 from harness.download import file_sha256
-from harness.records import UserError, one_line
+from harness.records import Count, MemoryPart, UserError, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +33,12 @@ PROMPTS = (
 )
 GRAY = (153, 153, 153)
 OFFICIAL = "ViT-L-14-quickgelu"
+
+
+WEIGHT_BYTES = 4 * 428_000_000
+"""Bytes of CLIP ViT-L/14 in float32, as it lies on the device."""
+CROP_BYTES = 4 * 257 * 1024 * 12
+"""Bytes that a crop takes: twelve copies of the hidden states of its 257 positions, in float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +80,7 @@ class Clip:
         weights: str = "openai",
         checkpoint: str | None = None,
         device: str = "auto",
-        batch: int | None = None,
+        batch: Count | None = None,
     ) -> None:
         if batch is not None and batch < 1:
             raise UserError(f"benchmark.colors.batch={batch}: at least one crop is needed")
@@ -106,6 +112,21 @@ class Clip:
     def network(self) -> Any:
         assert self._network is not None, "load() comes first"
         return self._network
+
+    def memory_need(self, _model: object, _shape: object) -> list[MemoryPart]:
+        """List its weights, and what a forward over a batch of crops takes."""
+        held = 0 if self._network is None else WEIGHT_BYTES
+        crops = self._count_crops()
+        return [
+            MemoryPart("CLIP", WEIGHT_BYTES, held=held, device=self._device_name),
+            MemoryPart("CLIP's crops", fixed=crops * CROP_BYTES, device=self._device_name),
+        ]
+
+    def _count_crops(self) -> int:
+        """Return how many crops a forward has."""
+        from harness.models.devices import device_named
+
+        return self._batch or (1 if device_named(self._device_name).type == "cpu" else 16)
 
     def load(self) -> None:
         """Build the network on the device; later calls do nothing."""
@@ -139,7 +160,7 @@ class Clip:
         self.load()
 
         # 1. Crop the objects, and fill the last batch up with copies of the last crop.
-        size = self._batch or (1 if self._device.type == "cpu" else 16)
+        size = self._count_crops()
         crops = [
             self.preprocess(crop_object(question.image, question.instance))
             for question in questions

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from harness.models.pictogram.grammar import CLASSES
-from harness.records import UserError
+from harness.records import MemoryPart, UserError
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +27,18 @@ MAX_INSTANCES = 100
 """Objects per picture, all classes together; one query may appear under several classes."""
 LONG_SIDE_RATIO = 1333 / 800
 """Largest ratio of the long to the short side of a network's input."""
+
+
+WEIGHT_BYTES = 4 * 69_000_000
+"""Bytes of Mask2Former Swin-S in float32, before it is loaded."""
+USUAL_SIDE = 800
+"""Pixels of a picture's side, unless another is chosen."""
+PLACE_VALUES = 2300
+"""Numbers in float32 that live at once at each place of a picture's finest map, 4 x 4 pixels.
+
+They are the maps of the pixel decoder, the widest layer of the backbone, and the masks of 100
+queries after 10 layers: added up from the network's dimensions, not measured.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +98,29 @@ class Mask2Former:
         assert self._network is not None, "load() comes first"
         return self._network
 
+    def memory_need(self, _model: object, _shape: object) -> list[MemoryPart]:
+        """List its weights, and what a forward over a batch of square pictures takes."""
+        places = (self.side // 4) ** 2
+        pictures = self._count_pictures()
+        held = 0 if self._network is None else WEIGHT_BYTES
+        return [
+            MemoryPart("detector", WEIGHT_BYTES, held=held, device=self._device_name),
+            MemoryPart(
+                "detector's pictures",
+                fixed=4 * PLACE_VALUES * places * pictures,
+                device=self._device_name,
+            ),
+        ]
+
+    @property
+    def side(self) -> int:
+        """Return the pixels of a picture's short side."""
+        return USUAL_SIDE
+
+    def _count_pictures(self) -> int:
+        """Return how many pictures a forward has."""
+        return self._batch or (1 if self.device.type == "cpu" else 8)
+
     def load(self) -> None:
         """Build the network on the device; later calls do nothing."""
         if self._network is None:
@@ -98,7 +133,7 @@ class Mask2Former:
 
         self.load()
         found: list[list[Instance]] = [[] for _ in images]
-        size = self._batch or (1 if self.device.type == "cpu" else 8)
+        size = self._count_pictures()
         with torch.inference_mode():
             # 1. Prepare all pictures; those with inputs of one shape share forwards.
             prepared = [self.prepare(image) for image in images]

@@ -19,7 +19,7 @@ from benchmarks.geneval import mmcv_ops
 from benchmarks.geneval.detector import LONG_SIDE_RATIO, Mask2Former, expect_coco
 from benchmarks.optional import require
 from harness.download import fetch, file_sha256
-from harness.records import UserError, one_line
+from harness.records import Count, UserError, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -53,9 +53,9 @@ class Mmdet(Mask2Former):
         config: str = OFFICIAL,
         weights: str = "published",
         checkpoint: str | None = None,
-        short_side: int = OFFICIAL_SHORT_SIDE,
+        short_side: Count = OFFICIAL_SHORT_SIDE,
         device: str = "auto",
-        batch: int | None = None,
+        batch: Count | None = None,
     ) -> None:
         super().__init__(device, batch, weights)
         if short_side < 32:
@@ -81,6 +81,10 @@ class Mmdet(Mask2Former):
         self.id = f"mmdet-{name}-{self._name_weights()}"
         if short_side != OFFICIAL_SHORT_SIDE:
             self.id += f"@{short_side}"
+
+    @property
+    def side(self) -> int:
+        return self._short_side
 
     def build(self) -> torch.nn.Module:
         """Build the network on the CPU, and check operators, classes and weights."""

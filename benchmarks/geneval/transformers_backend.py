@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.geneval.detector import LONG_SIDE_RATIO, Mask2Former, expect_coco
-from harness.records import UserError, one_line
+from benchmarks.geneval.detector import LONG_SIDE_RATIO, USUAL_SIDE, Mask2Former, expect_coco
+from harness.records import Count, UserError, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -33,9 +33,9 @@ class Transformers(Mask2Former):
         model: str = "facebook/mask2former-swin-small-coco-instance",
         revision: str | None = None,
         weights: str = "published",
-        short_side: int | None = None,
+        short_side: Count | None = None,
         device: str = "auto",
-        batch: int | None = None,
+        batch: Count | None = None,
     ) -> None:
         super().__init__(device, batch, weights)
         self._model = model
@@ -48,6 +48,10 @@ class Transformers(Mask2Former):
         self.id = f"transformers-{name}-{weights_name}"
         if short_side:
             self.id += f"@{short_side}"
+
+    @property
+    def side(self) -> int:
+        return self._short_side or USUAL_SIDE
 
     def build(self) -> torch.nn.Module:
         """Build the network on the CPU, and the processor that prepares its pictures."""

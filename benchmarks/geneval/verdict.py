@@ -14,6 +14,9 @@ from itertools import product
 from typing import Any, Protocol
 
 import numpy as np
+from typing_extensions import TypedDict
+
+from harness.records import Count, NotNegative, Share
 
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 RELATIONS = ("left of", "right of", "above", "below")
@@ -45,6 +48,16 @@ class Options:
     max_objects: int = 16  # per class
     max_overlap: float = 1.0  # IoU at which the less confident of two boxes is dropped; 1 = never
     position_threshold: float = 0.1  # share of the two sizes that an offset must exceed
+
+
+class ChangedOptions(TypedDict, total=False):
+    """The reference's options that have other values than its own."""
+
+    threshold: Share
+    counting_threshold: Share
+    max_objects: Count
+    max_overlap: Share
+    position_threshold: NotNegative
 
 
 @dataclass(frozen=True, slots=True)

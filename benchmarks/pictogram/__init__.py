@@ -17,7 +17,7 @@ from benchmarks.geneval.prompts import locate_metadata, read_prompts, select_by_
 from benchmarks.geneval.verdict import Detection, Options, verdict
 from benchmarks.images import judge_each, read_images
 from benchmarks.spread import spread_evenly
-from harness.records import Prompt, Score, UserError
+from harness.records import Count, Natural, Prompt, Score, Share, UserError
 
 BATCH = 64
 """Images read and judged at a time."""
@@ -57,12 +57,12 @@ class Pictogram:
     def __init__(
         self,
         judge: Detector,
-        prompts: int | None = None,
-        images: int = 4,
-        total: int = 553,
-        seed: int = 0,
+        prompts: Count | None = None,
+        images: Count = 4,
+        total: Count = 553,
+        seed: Natural = 0,
         metadata: str | None = None,
-        threshold: float = 0.4,
+        threshold: Share = 0.4,
     ) -> None:
         if images < 1:
             raise UserError(f"benchmark.images={images}: at least one image per prompt is needed")

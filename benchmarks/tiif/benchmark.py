@@ -11,7 +11,7 @@ from benchmarks.tiif.scores import OFFICIAL
 from benchmarks.tiif.text import RapidOcr
 from benchmarks.tiif.vqa_benchmark import VQABenchmark
 from benchmarks.tiif.vqa_model import SYSTEM, VQAJudge, write_message
-from harness.records import Prompt
+from harness.records import Count, Prompt
 
 CHARACTERS_PER_TOKEN = 4
 PICTURE_TOKENS = (255, 765)
@@ -35,8 +35,8 @@ class Tiif(VQABenchmark):
         self,
         judge: VQAJudge,
         split: str = "test",
-        prompts: int | None = None,
-        images: int | str = 1,
+        prompts: Count | None = None,
+        images: Count | str = 1,
         images_of: str | None = None,
         metadata: str | None = None,
         allow_other_version: bool = False,

@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from benchmarks.tiif.answers import READING, is_refusal, read_fairly
-from harness.records import Answer, UserError, digest, dump
+from harness.records import Answer, Count, UserError, digest, dump
 
 SYSTEM = "You are a professional critic of images."
 TEMPLATES = (
@@ -102,7 +102,7 @@ class ImageAnswers:
 class VQAJudge:
     """Judge images by a VQA model, which is asked up to `attempts` times for a readable reply."""
 
-    def __init__(self, chat: VQAModel, attempts: int = 3) -> None:
+    def __init__(self, chat: VQAModel, attempts: Count = 3) -> None:
         if attempts < 1:
             raise UserError(f"benchmark.judge.attempts={attempts}: at least one is needed")
         self.chat = chat

@@ -33,7 +33,7 @@ from harness.models.pictogram.grammar import (
     make_spec,
     words,
 )
-from harness.records import Prompt, UserError, dump
+from harness.records import Count, Natural, Prompt, UserError, dump
 
 GROUPS = Groups(
     groups={
@@ -90,10 +90,10 @@ class TiifPictogram(VQABenchmark):
     def __init__(
         self,
         judge: VQAJudge,
-        prompts: int | None = None,
-        images: int = 1,
-        scenes: int = 90,
-        seed: int = 0,
+        prompts: Count | None = None,
+        images: Count = 1,
+        scenes: Count = 90,
+        seed: Natural = 0,
         classes: str = DEFAULT,
     ) -> None:
         if classes not in CLASS_SETS:

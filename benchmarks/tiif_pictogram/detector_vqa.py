@@ -16,6 +16,7 @@ from benchmarks.geneval.verdict import relations
 from benchmarks.images import judge_each
 from benchmarks.pictogram import ColoredDetection, Detector
 from harness.models.pictogram.grammar import COLORS, PLACES, RELATIONS, article, plural
+from harness.records import Share
 
 # --- questions ------------------------------------------------------------------------------------
 
@@ -82,7 +83,7 @@ class DetectorVQA:
     in the upper half.
     """
 
-    def __init__(self, detector: Detector, threshold: float = 0.4) -> None:
+    def __init__(self, detector: Detector, threshold: Share = 0.4) -> None:
         self._detector = detector
         self._threshold = threshold
         self.id = f"{detector.id}-eyes-{threshold}"  # as run folders have recorded it

@@ -20,6 +20,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from harness.bench.options import expect_bench_options
 from harness.cli import enable_plugins, print_error
 from harness.engine.memory import cap_memory, short_of_memory
 from harness.models.devices import device_named
@@ -69,6 +70,7 @@ _bars_held: list[bool] = []
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
 def _app(config: DictConfig) -> None:
     expect_options(config)
+    expect_bench_options(str(config.bench).split(".")[-2], config)
     on_cpu = device_named(str(config.device)).type == "cpu"
     with cap_memory() if on_cpu else nullcontext():
         run_bench = hydra.utils.get_method(config.bench)

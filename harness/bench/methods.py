@@ -60,6 +60,7 @@ def run(config: DictConfig) -> bool:
     batches, blocks, warm_up = expect_plan(config)
     names = ["plain", *(name for name in expect_names(config, "methods") if name != "plain")]
     methods = {name: method_named(name) for name in names}
+    terminating = [(name, *_method_and_rival(config, name)) for name in config.terminating]
     model, sampling = random_model(config)
     heading = f"{model.name}: {', '.join(names)}"
     outcome = Outcome(BENCH_METHODS, model, heading, {"model": model.name})
@@ -77,8 +78,8 @@ def run(config: DictConfig) -> bool:
                 bars.append(_bar(model, what, row["bookkeeping"], config.most_bookkeeping))
         outcome.write(plot=("batch", "speedup", "method"))
 
-    for name in config.terminating:
-        bars.append(_measure_termination(config, str(name), model, sampling))
+    for name, method, rival in terminating:
+        bars.append(_measure_termination(config, name, method, rival, model, sampling))
     return all_hold(bars)
 
 
@@ -101,8 +102,8 @@ def _bar(model: Any, what: str, measured: float, most: float) -> Bar:
     return Bar(what, measured, most=most, binding=model.device.type == "cuda")
 
 
-def method_named(name: str, *options: str) -> Method:
-    """Build a configured method. Raises UserError for one that there is not."""
+def method_named(name: str, *options: str, option: str = "methods") -> Method:
+    """Build a configured method, which `option` names. Raises UserError for one that is not."""
     import hydra
 
     from harness.runs.instantiate import build_object
@@ -112,7 +113,7 @@ def method_named(name: str, *options: str) -> Method:
             hydra.compose("config", overrides=[f"method={name}", *options]).method
         )
     except hydra.errors.HydraException as error:
-        raise UserError(f"methods={name}: {error}") from None
+        raise UserError(f"{option}={name}: {error}") from None
     return made
 
 
@@ -207,7 +208,16 @@ def _pair_decode_steps(method: Work, plain: Work) -> Times:
 # --- early termination ----------------------------------------------------------------------------
 
 
-def _measure_termination(config: DictConfig, name: str, model: Any, sampling: Sampling) -> Bar:
+def _method_and_rival(config: DictConfig, name: str) -> tuple[Method, Method]:
+    """Build a method that ends candidates early, and the one with as many that does not."""
+    method = method_named(name, option="terminating")
+    rows = MethodSpec.of(method).rows
+    return method, method_named(str(config.against), f"method.n={rows}", option="against")
+
+
+def _measure_termination(
+    config: DictConfig, name: str, method: Method, against: Method, model: Any, sampling: Sampling
+) -> Bar:
     """Measure the time ratio of ending candidates early over the ratio of branch steps.
 
     It is 1 if all that is saved in branch steps is saved in seconds. Both methods have the same
@@ -217,14 +227,8 @@ def _measure_termination(config: DictConfig, name: str, model: Any, sampling: Sa
     from harness.results.columns import BENCH_TERMINATION
 
     _, blocks, warm_up = expect_plan(config)
-    for option in ("slots_for", "queue"):
-        if not isinstance(config[option], int) or config[option] < 1:
-            raise UserError(f"{option}={config[option]}: give a number of prompts of at least 1")
-
-    method = method_named(name)
-    rows = MethodSpec.of(method).rows
     other = str(config.against)
-    against = method_named(other, f"method.n={rows}")
+    rows = MethodSpec.of(method).rows
     work = Work(method, model, sampling, config.slots_for, queue=config.queue)
     whole = Work(against, model, sampling, config.slots_for, queue=config.queue)
     times = interleave({"method": work, "best": whole}, blocks, model.device, warm_up=warm_up)

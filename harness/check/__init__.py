@@ -22,6 +22,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness.arguments import natural
 from harness.check.gpu.options import add_options
 from harness.check.originals import CONFORMANCE
 from harness.records import UserError, one_line
@@ -81,7 +82,7 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     audit = kinds.add_parser("run", help="audit a run folder")
     audit.add_argument("folder", type=Path)
     audit.add_argument(
-        "--again", type=int, default=4, help="images to draw again and compare (default 4)"
+        "--again", type=natural, default=4, help="images to draw again and compare (default 4)"
     )
     repeat = kinds.add_parser(
         "repeat", help="draw runs again in other batches, orders, pieces and sizes"

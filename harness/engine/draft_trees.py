@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from harness.kernels.noise import DRAFT, Noise
-from harness.records import UserError
+from harness.records import Count, UserError
 
 Parents = tuple[int, ...]
 """The parent of every node: an earlier node, or -1 for the root."""
@@ -111,7 +111,7 @@ class Static:
 
     chosen = False
 
-    def __init__(self, children: str | Mapping[str, int]) -> None:
+    def __init__(self, children: str | Mapping[str, Count]) -> None:
         counts = _read_child_counts(children)
         nodes = _name_nodes(counts)
         number = {"": -1}
@@ -287,7 +287,7 @@ class Dynamic:
 
     chosen = True
 
-    def __init__(self, nodes: int = 58, depth: int = 5, top_k: int = 10) -> None:
+    def __init__(self, nodes: Count = 58, depth: Count = 5, top_k: Count = 10) -> None:
         if min(nodes, depth, top_k) < 1:
             raise UserError(
                 f"tree.nodes={nodes}, depth={depth}, top_k={top_k}: each must be at least 1"

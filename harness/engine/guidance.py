@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.records import UserError
+from harness.records import Natural, NotNegative, Positive, Share, UserError
 
 Guide = Callable[[Tensor, Tensor], Tensor]
 """(logits_RKTV, scale_R) -> logits_RTV: combine the branches of a canvas into one prediction."""
@@ -29,10 +29,10 @@ class Sampling:
     -1 guides all. Raises UserError for values out of range.
     """
 
-    scale: float = 1.0
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
+    scale: Positive = 1.0
+    temperature: NotNegative = 1.0
+    top_k: Natural = 0
+    top_p: Share = 1.0
     interval: int = -1
 
     def __post_init__(self) -> None:

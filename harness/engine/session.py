@@ -27,7 +27,8 @@ from harness.engine.job_state import JobState
 from harness.engine.probes import Probe
 from harness.engine.rendering import Image
 from harness.engine.sampler import Sampler
-from harness.records import JSON, Answer, UnansweredError, describe_silence, dump
+from harness.models import HasPromptLimit
+from harness.records import JSON, PROMPT_CUT, Answer, UnansweredError, describe_silence, dump
 
 # ------------------------------------------------------------------ methods and their parts
 
@@ -239,6 +240,18 @@ class Session:
         prompt = self._state.job.prompt.text
         contexts = [Context(text, prompt if text is None else text) for text in texts]
         self._sampler.condition(canvas, contexts, guide)
+        for text in texts:
+            self._note_cut(text)
+
+    def _note_cut(self, text: str | None) -> None:
+        """Note how many positions of a text's end the model does not read, if that is the most."""
+        model = self._sampler.model
+        if text is None or not isinstance(model, HasPromptLimit):
+            return
+        if cut := model.count_cut(text):
+            before = self._state.notes.get(PROMPT_CUT, 0)
+            assert isinstance(before, int)
+            self._state.notes[PROMPT_CUT] = max(before, cut)
 
     def truncate(self, canvas: Canvas, length: int) -> None:
         """Keep the first `length` tokens. Drawing on gives the same tokens again."""

@@ -17,7 +17,7 @@ from harness.judges.verifier import HELPFUL, AnswerForm
 from harness.models import ImageModel
 from harness.models.checkpoint import content_of
 from harness.models.devices import device_named
-from harness.records import Answer, MemoryPart, UserError, clean_text, one_line
+from harness.records import Answer, Count, MemoryPart, UserError, clean_text, one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +46,7 @@ class LocalVLM:
         *,
         device: str = "auto",
         dtype: str = "bfloat16",
-        max_new_tokens: int = 96,
+        max_new_tokens: Count = 96,
         self_test: bool = True,
     ) -> None:
         self._processor, commit = _load_processor(model, revision)

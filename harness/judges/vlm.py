@@ -29,7 +29,16 @@ from harness.engine.rendering import Image
 from harness.judges.replies import CUT_OFF, EMPTY, is_completion, read_words, read_yes
 from harness.judges.self_test import expect_sight
 from harness.judges.verifier import HELPFUL, AnswerForm
-from harness.records import Answer, UserError, clean_text, one_line
+from harness.records import (
+    Answer,
+    Count,
+    Natural,
+    NotNegative,
+    Positive,
+    UserError,
+    clean_text,
+    one_line,
+)
 
 log = logging.getLogger(__name__)
 
@@ -66,17 +75,17 @@ class Endpoint:
         base_url: str | None = None,
         model: str | None = None,
         *,
-        temperature: float | None = 0.0,
+        temperature: NotNegative | None = 0.0,
         logprobs: bool = True,
-        max_tokens: int | None = 200,
+        max_tokens: Count | None = 200,
         picture: str = "jpeg",
         needs_key: bool = False,
-        timeout_s: float = 60.0,
-        retries: int = 2,
-        backoff_s: float = 1.0,
-        longest_pause_s: float = 60.0,
-        concurrency: int = 8,
-        give_up_after: int | None = 20,
+        timeout_s: Positive = 60.0,
+        retries: Natural = 2,
+        backoff_s: NotNegative = 1.0,
+        longest_pause_s: NotNegative = 60.0,
+        concurrency: Count = 8,
+        give_up_after: Count | None = 20,
         self_test: bool = True,
     ) -> None:
         self._url = (base_url or os.environ.get("VLM_BASE_URL", "")).rstrip("/")

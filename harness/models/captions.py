@@ -23,7 +23,7 @@ from torch import Tensor
 
 from harness.kernels.noise import derive
 from harness.models import checkpoint as checkpoints
-from harness.records import UserError, digest, one_line
+from harness.records import Count, UserError, digest, one_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class T5:
         self,
         hub: str = "google/flan-t5-xl",
         revision: str = "main",
-        length: int = 120,
+        length: Count = 120,
         dtype: str = "bfloat16",
         checkpoint: str | None = None,
         cache: str | None = None,
@@ -205,7 +205,7 @@ class WordFeatures:
 
     revision = "words"
 
-    def __init__(self, width: int = 2048, length: int = 120) -> None:
+    def __init__(self, width: Count = 2048, length: Count = 120) -> None:
         self.width = width
         self.length = length
 

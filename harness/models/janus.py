@@ -23,7 +23,7 @@ from harness.models.kv_cache import KVCache
 from harness.models.linear import Linear
 from harness.models.trunk import Attend, Trunk, prepare, running_rotary
 from harness.models.vq import VQ
-from harness.records import UserError
+from harness.records import Count, UserError
 
 
 class Janus:
@@ -46,7 +46,7 @@ class Janus:
         weights: str = "published",
         size: str | JanusSpec | None = None,
         family: str = "Janus-Pro",
-        max_context: int = 192,
+        max_context: Count = 192,
         device: str | torch.device = "cpu",
         dtype: str = "bfloat16",
         render_dtype: str = "float32",

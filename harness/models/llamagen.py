@@ -32,7 +32,7 @@ from harness.models.llamagen_checkpoint import WeightSource, fill_model
 from harness.models.llamagen_network import GPT, SIZES, GPTSpec, rotary_table
 from harness.models.trunk import Attend, TrunkSpec, prepare
 from harness.models.vq import VQ, VQSpec, to_uint8
-from harness.records import UserError
+from harness.records import Count, UserError
 
 log = logging.getLogger(__name__)
 
@@ -233,8 +233,8 @@ def _attend_by_running_mean(last_mean: Tensor) -> Attend:
 
 def load(
     name: str,
-    size: str | Mapping[str, int],
-    image: int,
+    size: str | Mapping[str, Count],
+    image: Count,
     captions: Captions,
     *,
     weights: str = "published",
@@ -242,7 +242,7 @@ def load(
     revision: str | None = None,
     file: str | None = None,
     checkpoint: str | None = None,
-    tokenizer: Mapping[str, int | Sequence[int]] | None = None,
+    tokenizer: Mapping[str, Count | Sequence[Count]] | None = None,
     tokenizer_hub: str | None = None,
     tokenizer_file: str = "vq_ds16_t2i.pt",
     tokenizer_checkpoint: str | None = None,
@@ -307,7 +307,7 @@ def load(
     )
 
 
-def _gpt_spec(size: str | Mapping[str, int], side: int, codes: int) -> GPTSpec:
+def _gpt_spec(size: str | Mapping[str, Count], side: int, codes: int) -> GPTSpec:
     if isinstance(size, str):
         if size not in SIZES:
             raise UserError(f"model.size={size}: choose from {', '.join(SIZES)}")

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from harness.records import SampleRecord, Score, Usage, UserError, digest, dump, one_line
+from harness.records import Natural, SampleRecord, Score, Usage, UserError, digest, dump, one_line
 from harness.results.dashboards import (
     STEPS,
     Page,
@@ -78,7 +78,7 @@ class Wandb:
     """
 
     def __init__(
-        self, project: str, entity: str | None = None, mode: str = "auto", pictures: int = 16
+        self, project: str, entity: str | None = None, mode: str = "auto", pictures: Natural = 16
     ) -> None:
         if mode not in MODES:
             raise UserError(f"logger.mode={mode}: choose from {', '.join(MODES)}")

@@ -165,7 +165,8 @@ class Generation:
 def complete_notes(model: ImageModel, delivery: Delivery) -> dict[str, Any]:
     """Return the notes that are journalled: the method's, and how much of its prompt was cut."""
     notes: dict[str, Any] = dict(delivery.notes)
-    if cut := _count_cut(model, delivery.job):
+    cut = _count_cut(model, delivery.job)
+    if cut > notes.get(PROMPT_CUT, 0):  # the note there is of a prompt that the method rewrote
         notes[PROMPT_CUT] = cut
     return notes
 

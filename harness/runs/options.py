@@ -9,14 +9,25 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar, Literal, NamedTuple, get_type_hints
+from types import UnionType
+from typing import (
+    Any,
+    ClassVar,
+    Literal,
+    NamedTuple,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import hydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from typing_extensions import is_protocol
 
 from harness.records import STRICT, UserError, printable
 from harness.runs.instantiate import TITLE, is_title_of, resolve_config
@@ -27,6 +38,8 @@ SAMPLING = "harness.engine.guidance.Sampling"
 """What reads the options under `model.sampling`."""
 SPELLED = ("model", "method", "benchmark", "judge", "drafter", "detector", "colors")
 """The groups of configurations whose numbers name results."""
+PLAIN = (type(None), bool, int, float, str, list, Mapping)
+"""What a configuration holds."""
 EXACT = 2.0**53
 """Below it every whole number is a float."""
 LARGEST_SEED = 2**63 - 1
@@ -75,6 +88,7 @@ class ResultOptions:
     anything takes: a run that is drawn again whole is the same; what was interrupted, or shared
     out, need not be.
     """
+    embedded: str | None
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed <= LARGEST_SEED:
@@ -125,6 +139,14 @@ def expect_options(config: DictConfig) -> None:
 def expect_result_options(config: DictConfig) -> None:
     """Check the options that results depend on, as `expect_options` does."""
     _expect_types(resolve_config(config))
+
+
+def expect_fields(kind: type, config: DictConfig) -> None:
+    """Check the options of a configuration that a dataclass with the same names declares.
+
+    Raises UserError that names the first bad one, its value and what was expected.
+    """
+    _expect_fields(kind, _pick(resolve_config(config), kind), "")
 
 
 def spell_numbers(config: DictConfig, choices: Mapping[str, str]) -> DictConfig:
@@ -260,7 +282,8 @@ def _read_signature(target: str) -> Signature | None:
     except Exception:  # whoever builds it says what is wrong with it
         return None
     try:
-        hints = get_type_hints(made.__init__ if inspect.isclass(made) else made)
+        options = made.__init__ if inspect.isclass(made) else made
+        hints = get_type_hints(options, include_extras=True)
     except Exception:  # annotations may name what only a type checker imports
         hints = {}
     kinds = {parameter.kind for parameter in parameters}
@@ -278,6 +301,9 @@ def _read_signature(target: str) -> Signature | None:
 def _typed(value: Any, hint: Any, name: str) -> Any:
     """Return a value as its annotation has it; a type that only objects have is not checked."""
     adapter = _make_adapter(hint)
+    if adapter is None and is_protocol(hint) and isinstance(value, PLAIN):
+        shown = printable(json.dumps(value, ensure_ascii=False))[:MOST_SHOWN]
+        raise UserError(f"{name}={shown}: choose an object, by _target_ or from its group")
     if adapter is None:
         return value
     _validate(adapter, value, name)
@@ -306,16 +332,18 @@ def _validate(adapter: Any, value: Any, name: str) -> None:
 
 
 def _explain(error: Mapping[str, Any], value: Any, name: str) -> str:
-    """Say which option has which value, and what was expected."""
+    """Say which option has which value, and what was expected.
+
+    `name` ends with a dot, or is empty, where `value` is a mapping of options.
+    """
     if error["type"] == "value_error":
         return str(error["msg"]).removeprefix("Value error, ")
-    fields = [str(part) for part in error["loc"] if isinstance(part, str | int)]
-    bad = error["input"] if name.endswith(".") or not name else value
-    option = name + fields[0] if name.endswith(".") or not name else name
-    text = bad if isinstance(bad, str) else json.dumps(bad, ensure_ascii=False)
-    shown = printable(text)[:MOST_SHOWN]
+    path, bad = _follow(value, error["loc"])
+    option = ".".join([name.rstrip("."), *path]).removeprefix(".")
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"unknown option {option!r}"
+    text = bad if isinstance(bad, str) else json.dumps(bad, ensure_ascii=False)
+    shown = printable(text)[:MOST_SHOWN]
     if option == "stages":
         return f"stages={shown}: choose from estimate, generate, score, report, in brackets"
     if error["type"] == "literal_error":
@@ -325,15 +353,44 @@ def _explain(error: Mapping[str, Any], value: Any, name: str) -> str:
     return f"{option}={shown}: {message[:1].lower()}{message[1:]}"
 
 
+def _follow(value: Any, place: Sequence[str | int]) -> tuple[list[str], Any]:
+    """Follow the place of an error into mappings, up to an option of its own.
+
+    What comes after that are elements, or names that pydantic gives to the types of a union.
+    """
+    path: list[str] = []
+    for part in place:
+        if not isinstance(value, Mapping) or part not in value:
+            break
+        path.append(str(part))
+        value = value[part]
+    return path, value
+
+
 @lru_cache(maxsize=512)
 def _make_adapter(hint: Any) -> Any:
-    """Return the strict reader of a type; None for a type that only objects have."""
+    """Return the strict reader of a type; None for a type that only objects have.
+
+    A protocol is such a type, but nothing plain satisfies it: of a union with protocols the other
+    members are read.
+    """
     from pydantic import ConfigDict, PydanticUserError, TypeAdapter
     from pydantic.errors import PydanticSchemaGenerationError
 
     if hasattr(hint, "__pydantic_config__"):
         return TypeAdapter(hint)
+    members = [member for member in _list_members(hint) if not is_protocol(member)]
+    if not members:
+        return None
+    readable: Any = Union[tuple(members)]  # noqa: UP007 the members are known here only
     try:
-        return TypeAdapter(hint, config=ConfigDict(strict=True, allow_inf_nan=False))
+        return TypeAdapter(
+            readable, config=ConfigDict(strict=True, allow_inf_nan=False, extra="forbid")
+        )
     except (PydanticSchemaGenerationError, PydanticUserError, TypeError):
         return None
+
+
+def _list_members(hint: Any) -> tuple[Any, ...]:
+    """List the members of a union; another type is its own only one."""
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)

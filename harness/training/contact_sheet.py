@@ -48,10 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     chosen = parser.parse_args(arguments)
     try:
+        folder = files.find_set(chosen.weights)
         drawn = chosen.run and draw_reward_range(
             read_run(chosen.run), PictogramReward(chosen.weights)
         )
-        path = files.find_set(chosen.weights) / "IMAGES.png" if drawn else CLASS_PAGE
+        path = folder / "IMAGES.png" if drawn else CLASS_PAGE
         (drawn or draw_class_page()).quantize(128).save(path, optimize=True)
     except UserError as error:
         return print_error(error)

@@ -10,6 +10,7 @@ drafter that is not shipped: laid into the folder of checkpoints, its file can b
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from harness.arguments import explain_mistakes
 from harness.drafters.eagle import Layer
 from harness.models.pictogram import weights as files
 from harness.models.pictogram.detector import new_network
@@ -33,6 +35,7 @@ STATE = Path("training") / "generator.pt"
 """
 
 
+@explain_mistakes
 def main() -> None:
     """Export a set, or unpack one."""
     parser = training.parser("export", __doc__ or "", cpu_minutes=0)
@@ -204,4 +207,4 @@ def rebuild(
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from harness.arguments import count, natural, not_negative
 from harness.models.pictogram import weights as files
 from harness.models.pictogram.grammar import CLASS_SETS
 
@@ -63,11 +64,11 @@ def parser(script: str, description: str, *, cpu_minutes: float) -> argparse.Arg
     )
     made.add_argument(
         "--cpu-minutes",
-        type=float,
+        type=not_negative,
         default=cpu_minutes,
         help="CPU time of the whole training, earlier runs included",
     )
-    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--seed", type=natural, default=0)
     made.add_argument(
         "--work",
         type=Path,
@@ -85,25 +86,9 @@ def add_samples(made: argparse.ArgumentParser) -> None:
     """Add the option that ends a training after a number of samples: see `Progress.share`."""
     made.add_argument(
         "--samples",
-        type=positive,
+        type=count,
         help="end after so many samples, earlier runs included, whatever CPU time they take",
     )
-
-
-def positive(text: str) -> int:
-    """Read a whole number of at least 1, for argparse."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
-    return number
-
-
-def share(text: str) -> float:
-    """Read a number of 0 to 1, for argparse."""
-    number = float(text)
-    if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"{text} must be from 0 to 1")
-    return number
 
 
 def options(arguments: argparse.Namespace) -> Options:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,12 +26,12 @@ import torch.nn.functional as F
 from hydra.utils import instantiate
 from torch import Tensor
 
+from harness.arguments import count, explain_mistakes
 from harness.drafters import eagle
 from harness.drafters.model import DraftModel
 from harness.models.pictogram import grammar
 from harness.records import UserError
 from harness.results.stats import macro_mean, paired_difference
-from harness.training import loop as training
 from harness.training import verify
 
 SPECULATIVE = "methods.speculative.Speculative"
@@ -67,6 +68,7 @@ class Place:
     entropy: np.ndarray  # of the target, nats
 
 
+@explain_mistakes
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m harness.training.measure_draft",
@@ -75,11 +77,9 @@ def main() -> None:
     )
     parser.add_argument("--weights", default=grammar.DEFAULT, help="a set, or the folder of one")
     parser.add_argument("--drafter", choices=("draft", "eagle"), default="draft")
-    parser.add_argument("--prompts", type=training.positive, default=102)
-    parser.add_argument("--images", type=training.positive, default=2, help="for each prompt")
-    parser.add_argument(
-        "--plain", type=training.positive, default=4, help="images of plain sampling"
-    )
+    parser.add_argument("--prompts", type=count, default=102)
+    parser.add_argument("--images", type=count, default=2, help="for each prompt")
+    parser.add_argument("--plain", type=count, default=4, help="images of plain sampling")
     parser.add_argument(
         "--methods", nargs="*", choices=sorted(METHODS), default=list(METHODS), metavar="METHOD"
     )
@@ -277,4 +277,4 @@ def rows_of(tags: Sequence[str]) -> list[Any]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from harness.arguments import explain_mistakes
 from harness.models.pictogram import world
 from harness.models.pictogram.detector import (
     ARCHITECTURES,
@@ -29,6 +31,7 @@ from harness.models.pictogram.detector import (
 from harness.models.pictogram.grammar import TASKS, objects
 from harness.models.pictogram.world import SIDE, Pixels, Placed
 from harness.models.vq import VQ, to_uint8
+from harness.records import UserError
 from harness.training import loop as training
 from harness.training.train_tokenizer import GRID, new_vq, swap_for_near, to_pixels
 
@@ -37,6 +40,7 @@ Scene = tuple[Pixels, tuple[Placed, ...]]
 """A picture, and the objects in it that count."""
 
 
+@explain_mistakes
 def main() -> None:
     parser = training.parser("train_detector", __doc__ or "", cpu_minutes=8)
     parser.add_argument("--part", choices=("judge", "reward"), default="judge")
@@ -89,6 +93,15 @@ def trained_vq(options: training.Options) -> VQ | None:
     vq = new_vq()
     vq.load_state_dict(states["model"])
     return vq.eval()
+
+
+def expect_trained_vq(options: training.Options) -> VQ:
+    """Load the tokenizer of this set's checkpoint. Raises UserError where it is not trained yet."""
+    vq = trained_vq(options)
+    if vq is None:
+        path = options.checkpoint("tokenizer")
+        raise UserError(f"{path}: there is no tokenizer: train it first, or set --work or --set")
+    return vq
 
 
 # --- data -----------------------------------------------------------------------------------------
@@ -347,4 +360,4 @@ def overlap(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

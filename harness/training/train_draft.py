@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -20,13 +21,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from harness.arguments import count, explain_mistakes, not_negative
 from harness.models.pictogram import grammar
 from harness.models.pictogram.generator import GPT, GPTSpec, draw_with_probs
 from harness.models.trunk import causal
 from harness.models.vq import VQ
 from harness.records import UserError
 from harness.training import loop as training
-from harness.training.train_detector import trained_vq
+from harness.training.train_detector import expect_trained_vq
 from harness.training.train_generator import SPECS as TEACHERS
 from harness.training.train_generator import one_sample
 from harness.training.train_tokenizer import to_pixels
@@ -60,6 +62,7 @@ class Recipe:
     overlap: float = 0.0  # weight of the rejected share beside the cross entropy
 
 
+@explain_mistakes
 def main() -> None:
     parser = training.parser("train_draft", __doc__ or "", cpu_minutes=8)
     training.add_samples(parser)
@@ -73,10 +76,8 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     usual = Recipe()
     for name, what in (("layers", "layers"), ("dim", "width"), ("heads", "attention heads")):
         size = getattr(SPEC, name)
-        parser.add_argument(f"--{name}", type=training.positive, default=size, help=what)
-    parser.add_argument(
-        "--hidden", type=training.positive, default=SPEC.hidden, help="units of a feed-forward"
-    )
+        parser.add_argument(f"--{name}", type=count, default=size, help=what)
+    parser.add_argument("--hidden", type=count, default=SPEC.hidden, help="units of a feed-forward")
     parser.add_argument(
         "--from-generator",
         action="store_true",
@@ -84,22 +85,22 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--fresh-every",
-        type=training.positive,
+        type=count,
         default=usual.fresh_every,
         help=f"steps between two additions of {DRAWN} samples and {SCENES} scenes",
     )
     parser.add_argument(
         "--kept",
-        type=training.positive,
+        type=count,
         default=usual.kept,
         help="samples and scenes to learn from, the latest",
     )
     parser.add_argument(
-        "--rate", type=float, default=usual.rate, help="factor of the peak learning rates"
+        "--rate", type=not_negative, default=usual.rate, help="factor of the peak learning rates"
     )
     parser.add_argument(
         "--overlap",
-        type=float,
+        type=not_negative,
         default=usual.overlap,
         help="weight of the share of drafts that are rejected, beside the cross entropy",
     )
@@ -240,8 +241,7 @@ class Pool:
     """
 
     def __init__(self, teacher: GPT, options: training.Options, kept: int) -> None:
-        vq = trained_vq(options)
-        assert vq is not None, "train the tokenizer first"
+        vq = expect_trained_vq(options)
         self._vq = vq
         self._teacher = teacher
         self._options = options
@@ -345,4 +345,4 @@ def acceptance(draft: GPT, word_B32: Tensor, token_BN: Tensor, probs_BNV: Tensor
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

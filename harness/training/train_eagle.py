@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from harness.arguments import count, explain_mistakes, natural, not_negative
 from harness.drafters.eagle import Layer, target_spec
 from harness.engine.acceptance import exact
 from harness.engine.guidance import Sampling
@@ -42,6 +44,7 @@ Captions = Callable[[random.Random], str]
 """Draws one training caption."""
 
 
+@explain_mistakes
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m harness.training.train_eagle",
@@ -55,11 +58,14 @@ def main() -> None:
         help="training captions, one a line (default: the embedded grammar's)",
     )
     parser.add_argument(
-        "--cpu-minutes", type=float, default=10, help="time of the process, earlier runs included"
+        "--cpu-minutes",
+        type=not_negative,
+        default=10,
+        help="time of the process, earlier runs included",
     )
     training.add_samples(parser)
-    parser.add_argument("--batch", type=int, default=32, help="pictures a step")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch", type=count, default=32, help="pictures a step")
+    parser.add_argument("--seed", type=natural, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
         "--work",
@@ -313,4 +319,4 @@ class Lesson:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -12,6 +12,7 @@ are right at a place, and with near codes in the context it learns to go on from
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from harness.arguments import explain_mistakes, not_negative, share
 from harness.models.pictogram import grammar, world
 from harness.models.pictogram.detector import Detector, new_network
 from harness.models.pictogram.generator import GPT, GPTSpec, draw_tokens
@@ -28,7 +30,7 @@ from harness.models.pictogram.reading import holds
 from harness.models.vq import VQ, to_uint8
 from harness.records import UserError
 from harness.training import loop as training
-from harness.training.train_detector import trained_vq
+from harness.training.train_detector import expect_trained_vq
 from harness.training.train_tokenizer import GRID, swap_for_near, to_pixels
 
 SPECS = {
@@ -58,29 +60,30 @@ class Recipe:
     rate: float = 1.0  # factor of the learning rates
 
 
+@explain_mistakes
 def main() -> None:
     parser = training.parser("train_generator", __doc__ or "", cpu_minutes=60)
     parser.add_argument(
         "--enough",
-        type=float,
+        type=not_negative,
         default=0.62,
         help="stop when the monitor's mean over the tasks is above",
     )
     usual = Recipe()
     parser.add_argument(
         "--noise",
-        type=training.share,
+        type=share,
         default=usual.noise,
         help="standard deviation of the noise on encoded pictures, black to white being 1",
     )
     parser.add_argument(
         "--swap",
-        type=training.share,
+        type=share,
         default=usual.swap,
         help="mean share of the context that is replaced by one of the five nearest codes",
     )
     parser.add_argument(
-        "--rate", type=training.share, default=usual.rate, help="factor of the learning rates"
+        "--rate", type=share, default=usual.rate, help="factor of the learning rates"
     )
     arguments = parser.parse_args()
     recipe = Recipe(arguments.noise, arguments.swap, arguments.rate)
@@ -93,6 +96,7 @@ def train(options: training.Options, enough: float, recipe: Recipe = Recipe()) -
     Returns the running average of the weights. Raises UserError where the checkpoint to continue
     is of another recipe.
     """
+    vq = expect_trained_vq(options)
     gpt = GPT(SPECS[options.set])
     average = GPT(SPECS[options.set])
     path = options.checkpoint("generator")
@@ -105,8 +109,6 @@ def train(options: training.Options, enough: float, recipe: Recipe = Recipe()) -
         gpt.load_state_dict(states["model"])
         training.restore(optimisers, states["optimisers"])
     average.load_state_dict(states.get("average", gpt.state_dict()))
-    vq = trained_vq(options)
-    assert vq is not None, "train the tokenizer first"
     loss_of = training.compile_if_possible(loss_of_batch)
     encode = training.compile_if_possible(vq.encode)
     losses: list[float] = []
@@ -236,4 +238,4 @@ def watch(
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -9,6 +9,7 @@ EMA codebook whose dead rows are restarted from current latents. Attention layer
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from harness.arguments import explain_mistakes, not_negative
 from harness.models.pictogram import world
 from harness.models.pictogram.grammar import TASKS
 from harness.models.vq import MISSING, VQ, AttnBlock, VQSpec, to_uint8
@@ -28,11 +30,12 @@ BATCH = 32
 PLAIN_STEPS = 150
 
 
+@explain_mistakes
 def main() -> None:
     parser = training.parser("train_tokenizer", __doc__ or "", cpu_minutes=9)
     parser.add_argument(
         "--decoder-minutes",
-        type=float,
+        type=not_negative,
         default=5,
         help="CPU time for the decoder alone, codes fixed",
     )
@@ -293,4 +296,4 @@ def decibel(picture: np.ndarray, other: np.ndarray) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -26,6 +26,7 @@ from hydra.utils import instantiate
 from PIL import Image
 from torch import Tensor
 
+from harness.arguments import explain_mistakes
 from harness.drafters.model import DraftModel
 from harness.engine.acceptance import exact
 from harness.engine.guidance import Sampling
@@ -75,6 +76,7 @@ class Gate:
         return f"{self.name:<46} {self.value:>8.3f}  {asked or 'report':<18} {mark}"
 
 
+@explain_mistakes
 def main() -> None:
     """Measure, print and perhaps write the gates; exit with 1 if they contradict the card."""
     parser = argparse.ArgumentParser(
@@ -680,4 +682,4 @@ def file_gates(bench: Bench, size: dict[str, int]) -> list[Gate]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -16,6 +16,7 @@ from harness import UserError, cfg
 from methods.conformance.cases import Rule, check_cases
 from methods.gridar import (
     GridAR,
+    StageOptions,
     choose_candidate,
     extract_prompt,
     orthogonal_part,
@@ -87,7 +88,7 @@ def _select(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_possible_configuration(n: int, strips: int, grouped_by_4: bool) -> bool:
-    stages = {"stage": {"share": 1 / strips, "strips": strips}}
+    stages = {"stage": StageOptions(share=1 / strips, strips=strips)}
     try:
         GridAR(n, stages, _Unasked(), _Unasked(), grouped_by_4=grouped_by_4)
     except UserError:

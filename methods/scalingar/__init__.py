@@ -5,7 +5,7 @@ The paper is arXiv 2509.26376v3.
 
 from __future__ import annotations
 
-from harness import Canvas, Session, UserError
+from harness import Canvas, Count, Session, UserError
 from methods.scalingar.group import CandidateGroup
 from methods.scalingar.profile import PROBES
 from methods.scalingar.settings import (
@@ -51,7 +51,7 @@ class ScalingAR:
 
     def __init__(
         self,
-        n: int = 8,
+        n: Count = 8,
         *,
         entropy_source: str = "cond",
         channel: Channel = PAPER.channel,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from harness import UserError
+from harness import Count, Natural, NotNegative, Positive, Share, UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,20 +45,20 @@ class Policy:
 class ProfileSettings:
     """Constants of the confidence profile (Sec. 4.1). Raises UserError for values out of range."""
 
-    entropy_weight: float = 0.5  # alpha_H
-    margin_weight: float = 0.5  # alpha_M
-    token_smoothing: float = 0.2  # lambda_tok, weight of the new value
-    token_weight: float = 0.65  # w_tok
-    block_weight: float = 0.35  # w_blk
-    block_side: int = 4  # b, tokens
-    worst_share: float = 0.1  # q, of the blocks begun
-    intrinsic_smoothing: float = 0.2  # lambda_I, weight of the new value
-    intrinsic_weight: float = 0.75  # w_I
-    cond_weight: float = 0.25  # w_D
-    rolling_steps: int = 64  # W_roll, open
-    low_percentile: float = 5.0  # open
-    high_percentile: float = 95.0  # open
-    epsilon: float = 1e-6  # open
+    entropy_weight: NotNegative = 0.5  # alpha_H
+    margin_weight: NotNegative = 0.5  # alpha_M
+    token_smoothing: Share = 0.2  # lambda_tok, weight of the new value
+    token_weight: NotNegative = 0.65  # w_tok
+    block_weight: NotNegative = 0.35  # w_blk
+    block_side: Count = 4  # b, tokens
+    worst_share: Share = 0.1  # q, of the blocks begun
+    intrinsic_smoothing: Share = 0.2  # lambda_I, weight of the new value
+    intrinsic_weight: NotNegative = 0.75  # w_I
+    cond_weight: NotNegative = 0.25  # w_D
+    rolling_steps: Count = 64  # W_roll, open
+    low_percentile: NotNegative = 5.0  # open
+    high_percentile: Positive = 95.0  # open
+    epsilon: Positive = 1e-6  # open
 
     def __post_init__(self) -> None:
         for name in ("token_smoothing", "intrinsic_smoothing", "worst_share"):
@@ -83,10 +83,10 @@ class TerminationSettings:
     Raises UserError for values out of range.
     """
 
-    quantile: float = 0.2  # p, of the live candidates' confidences
-    smoothing: float = 0.2  # lambda_theta, weight of the new value
-    warmup_share: float = 0.125  # W0, of the image's tokens
-    min_alive: int = 1  # candidates a prompt keeps at least, open
+    quantile: Share = 0.2  # p, of the live candidates' confidences
+    smoothing: Share = 0.2  # lambda_theta, weight of the new value
+    warmup_share: Share = 0.125  # W0, of the image's tokens
+    min_alive: Count = 1  # candidates a prompt keeps at least, open
 
     def __post_init__(self) -> None:
         for name in ("quantile", "smoothing", "warmup_share"):
@@ -113,8 +113,8 @@ class RecoverySettings:
     enabled: bool = True
     mode: str = "window_end"
     reference: str = "since_flag"
-    window_steps: int = 32  # Delta_rec
-    rebound: float = 0.05  # delta_rec, relative to the lowest confidence
+    window_steps: Natural = 32  # Delta_rec
+    rebound: NotNegative = 0.05  # delta_rec, relative to the lowest confidence
 
     def __post_init__(self) -> None:
         _expect_one_of("recovery.mode", self.mode, ("window_end", "window_any", "alg1_immediate"))
@@ -135,12 +135,14 @@ class SchedulerSettings:
     """
 
     form: str = "additive"
-    drift: float = 0.3  # alpha, gain where the prompt loses influence
-    volatility: float = 0.4  # beta, gain on the variance of the intrinsic score
-    rebound: float = 0.4  # gamma (lambda in the paper's table), loss where confidence recovers
-    variance_steps: int = 32  # W_var, open
-    lowest_scale: float = 1.0  # open
-    highest_factor: float = 2.0  # of the base scale, open
+    drift: NotNegative = 0.3  # alpha, gain where the prompt loses influence
+    volatility: NotNegative = 0.4  # beta, gain on the variance of the intrinsic score
+    rebound: NotNegative = (
+        0.4  # gamma (lambda in the paper's table), loss where confidence recovers
+    )
+    variance_steps: Count = 32  # W_var, open
+    lowest_scale: NotNegative = 1.0  # open
+    highest_factor: Positive = 2.0  # of the base scale, open
 
     def __post_init__(self) -> None:
         _expect_one_of("scheduler.form", self.form, ("additive", "relative"))
