@@ -20,6 +20,7 @@ CONFORMANCE = {
     "geneval-summary": "benchmarks.geneval.conformance.conformance",
     "gridar": "methods.conformance.gridar.conformance",
     "scalingar": "methods.conformance.scalingar.conformance",
+    "t2i_compbench": "benchmarks.t2i_compbench.conformance.conformance",
     "tiif": "benchmarks.tiif.conformance.conformance",
 }
 """Function of each kind of conformance file: file -> passed, failed, messages."""
