@@ -25,6 +25,7 @@ CONFORMANCE = {
 }
 """Function of each kind of conformance file: file -> passed, failed, messages."""
 PARITY = {
+    "BLIP VQA, the attribute evaluator of T2I-CompBench": "benchmarks.t2i_compbench.parity.parity",
     "LlamaGen text-to-image": "harness.parity.llamagen.parity",
     "Janus-Pro text-to-image": "harness.parity.janus.parity",
 }
