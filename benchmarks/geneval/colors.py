@@ -68,6 +68,9 @@ class Clip:
     1 on the CPU and 16 on a GPU, where the reference's mixed precision is used.
     """
 
+    option = "colors"
+    """The benchmark's option that configures it, for messages."""
+
     def __init__(
         self,
         model: str = OFFICIAL,
@@ -77,9 +80,11 @@ class Clip:
         batch: int | None = None,
     ) -> None:
         if batch is not None and batch < 1:
-            raise UserError(f"benchmark.colors.batch={batch}: at least one crop is needed")
+            raise UserError(f"benchmark.{self.option}.batch={batch}: at least one crop is needed")
         if weights == "random" and checkpoint:
-            raise UserError("benchmark.colors: weights=random and a checkpoint exclude each other")
+            raise UserError(
+                f"benchmark.{self.option}: weights=random and a checkpoint exclude each other"
+            )
 
         is_file = model.endswith(".json")
         has_quick_gelu = (
@@ -87,7 +92,7 @@ class Clip:
         )
         if not has_quick_gelu:
             raise UserError(
-                f"benchmark.colors.model={model} has no QuickGELU, "
+                f"benchmark.{self.option}.model={model} has no QuickGELU, "
                 f"which OpenAI's weights need: {OFFICIAL}"
             )
         name = f"{Path(model).stem}-{file_sha256(Path(model))[:8]}" if is_file else model
@@ -139,7 +144,7 @@ class Clip:
         self.load()
 
         # 1. Crop the objects, and fill the last batch up with copies of the last crop.
-        size = self._batch or (1 if self._device.type == "cpu" else 16)
+        size = self.batch_size()
         crops = [
             self.preprocess(crop_object(question.image, question.instance))
             for question in questions
@@ -160,6 +165,10 @@ class Clip:
                 for question, image_D in zip(questions, image_ND[: len(questions)], strict=True)
             ]
 
+    def batch_size(self) -> int:
+        """Count the pictures of a forward, once the network is loaded."""
+        return self._batch or (1 if self._device.type == "cpu" else 16)
+
     def _create_network(self, name: str) -> tuple[Any, Any]:
         """Create the network and its preprocessing."""
         import open_clip
@@ -173,7 +182,7 @@ class Clip:
             raise UserError(
                 f"CLIP {self._model} with weights {self._checkpoint or self._weights} "
                 f"cannot be loaded ({one_line(error)[:200]}): "
-                "set benchmark.colors.checkpoint to its open_clip_model.safetensors"
+                f"set benchmark.{self.option}.checkpoint to its open_clip_model.safetensors"
             ) from None
         return network, preprocess
 
