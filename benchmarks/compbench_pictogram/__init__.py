@@ -180,5 +180,7 @@ def _scale(one: ColoredDetection, scale: float) -> _Seen:
 def _answer_question(question: Mapping[str, str], found: Sequence[ColoredDetection]) -> float:
     """Answer with the chance that some object is of the class and has the color."""
     color = COLORS.index(question["color"])
-    chances = [one.score * one.color_shares[color] for one in found if one.name == question["class"]]
+    chances = [
+        one.score * one.color_shares[color] for one in found if one.name == question["class"]
+    ]
     return max(chances, default=0.0)

@@ -153,7 +153,10 @@ class T2ICompBench:
                 number = len(prompt.spec.get("phrases", ())) if option == "blip" else 1
                 asked[option] += number
         what = {"blip": "questions", "detector": "pictures", "depth": "pictures", "clip": "texts"}
-        listed = [f"{asked[option]:,} {what[option]} to {one.id}" for option, one in self._evaluators.items()]
+        listed = [
+            f"{asked[option]:,} {what[option]} to {one.id}"
+            for option, one in self._evaluators.items()
+        ]
         return "; ".join(listed)
 
     def score(self, items: Iterable[tuple[Prompt, Path]]) -> Iterator[Score]:
@@ -249,7 +252,9 @@ class T2ICompBench:
         """Say why the run must not enter a leaderboard; empty if it may."""
         random = [one.id for one in self._evaluators.values() if one.random]
         if random:
-            return f"{' and '.join(random)}: random weights test the path, their scores mean nothing"
+            return (
+                f"{' and '.join(random)}: random weights test the path, their scores mean nothing"
+            )
         return "images made elsewhere: what they cost is not known" if self.found else ""
 
     def _describe_reach(self) -> Iterator[str]:
@@ -314,18 +319,14 @@ class T2ICompBench:
             )
         return judged
 
-    def _ask_questions(
-        self, shown: Sequence[tuple[Prompt, int, np.ndarray]]
-    ) -> list[list[float]]:
+    def _ask_questions(self, shown: Sequence[tuple[Prompt, int, np.ndarray]]) -> list[list[float]]:
         """Ask about the noun phrases of each image; none where its category asks nothing."""
         asked = []
         for prompt, _, pixels in shown:
             for phrase in prompt.spec.get("phrases", ()):
                 asked.append((pixels, write_question(phrase)))
         answers = iter(self._blip.answer(asked) if asked else [])
-        return [
-            [next(answers) for _ in prompt.spec.get("phrases", ())] for prompt, _, _ in shown
-        ]
+        return [[next(answers) for _ in prompt.spec.get("phrases", ())] for prompt, _, _ in shown]
 
     def _detect(self, pictures: Sequence[Picture]) -> list[list[Found] | None]:
         return self._detector.detect(pictures) if pictures else []

@@ -21,7 +21,6 @@ import numpy as np
 from harness.records import UserError, one_line
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 ANSWER_START = 30522
@@ -109,8 +108,15 @@ def load_checkpoint(network: Any, path: Path) -> None:
             new_name = rename_tensor(name)
             if new_name:
                 renamed[new_name] = tensor
-    except (OSError, RuntimeError, KeyError, TypeError, AttributeError, EOFError,
-            pickle.UnpicklingError) as error:
+    except (
+        OSError,
+        RuntimeError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        EOFError,
+        pickle.UnpicklingError,
+    ) as error:
         raise UserError(
             f"{path} is no checkpoint of BLIP's VQA network ({one_line(error)[:200]})"
         ) from None

@@ -21,9 +21,7 @@ def first_sentence(prompt: str) -> str:
     return prompt.partition(".")[0].lower()
 
 
-def list_parts(
-    prompt: str, spatial: Collection[str], action: Collection[str]
-) -> tuple[str, ...]:
+def list_parts(prompt: str, spatial: Collection[str], action: Collection[str]) -> tuple[str, ...]:
     """Name the parts of a complex prompt's score.
 
     `spatial` and `action` are the first sentences of the prompts of those lists.

@@ -129,9 +129,7 @@ def _is_detection(detection: object) -> bool:
 
 def _is_finite(number: object) -> bool:
     return (
-        isinstance(number, int | float)
-        and not isinstance(number, bool)
-        and math.isfinite(number)
+        isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
     )
 
 

@@ -104,7 +104,9 @@ def _list_images(samples: Path) -> dict[str, list[Path]]:
                     raise UserError(
                         f"{path} and {other.name} have the same number: remove one of them"
                     )
-    return {text: [path for _, path in sorted(of_text.items())] for text, of_text in numbered.items()}
+    return {
+        text: [path for _, path in sorted(of_text.items())] for text, of_text in numbered.items()
+    }
 
 
 def _deal_images(

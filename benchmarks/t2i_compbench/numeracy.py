@@ -36,13 +36,14 @@ CLASS_OF = {
 }
 """Words whose name in the detector's vocabulary is another one."""
 _REGULAR = (
-    "airplane apple backpack bag balloon banana bear bee bicycle bird boat book bottle bowl boy "
-    "bread cake camel camera candle car cat chair chicken clock computer cow cup desk dog drum "
-    "duck egg flag frog giraffe girl guitar hamburger helicopter helmet horse key kite lamp lemon "
-    "microphone microwave paddle painting pear pen phone pig pillow plate printer rabbit "
-    "refrigerator ship sink sofa stool suitcase swan table television tent toy train truck turtle "
-    "vase"
-).split()
+    "airplane,apple,backpack,bag,balloon,banana,bear,bee,bicycle,bird,boat,book,"
+    "bottle,bowl,boy,bread,cake,camel,camera,candle,car,cat,chair,chicken,clock,"
+    "computer,cow,cup,desk,dog,drum,duck,egg,flag,frog,giraffe,girl,guitar,"
+    "hamburger,helicopter,helmet,horse,key,kite,lamp,lemon,microphone,microwave,"
+    "paddle,painting,pear,pen,phone,pig,pillow,plate,printer,rabbit,refrigerator,"
+    "ship,sink,sofa,stool,suitcase,swan,table,television,tent,toy,train,truck,"
+    "turtle,vase"
+)
 _PLURALS: Mapping[str, str] = {
     "butterfly": "butterflies",
     "couch": "couches",
@@ -59,7 +60,7 @@ _PLURALS: Mapping[str, str] = {
     "strawberry": "strawberries",
     "tomato": "tomatoes",
     "woman": "women",
-    **{name: f"{name}s" for name in _REGULAR},
+    **{name: f"{name}s" for name in _REGULAR.split(",")},
 }
 """The nouns that numbers are read with, and their plurals (the reference's new_objects.txt)."""
 _SINGULARS = {plural: name for name, plural in _PLURALS.items()}

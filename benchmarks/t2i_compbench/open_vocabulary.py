@@ -69,7 +69,6 @@ class OpenVocabulary:
         if self._network is not None:
             return
         require("open_clip", extra="geneval")
-        import torch
         from open_clip import SimpleTokenizer
         from transformers import Owlv2ImageProcessor
 
@@ -111,8 +110,7 @@ class OpenVocabulary:
         # 3. Keep the good ones, the best first.
         kept = self._select(score_N, name_N, box_N4)
         return [
-            Found(names[int(name_N[i])], tuple(box_N4[i].tolist()), float(score_N[i]))
-            for i in kept
+            Found(names[int(name_N[i])], tuple(box_N4[i].tolist()), float(score_N[i])) for i in kept
         ]
 
     def _select(self, score_N: Tensor, name_N: Tensor, box_N4: Tensor) -> list[int]:

@@ -35,7 +35,11 @@ def summarise_categories(
         mean = rows.groupby("prompt_id")["value"].mean().mean()
         number = rows["prompt_id"].nunique()
         line = f"{category:<12} {mean:.4f} {_format_interval(low, high)}, {number} prompts"
-        of_category = [by_key[key] for key in zip(rows["prompt_id"], rows["image"], strict=True) if key in by_key]
+        of_category = [
+            by_key[key]
+            for key in zip(rows["prompt_id"], rows["image"], strict=True)
+            if key in by_key
+        ]
         yield line + _describe_places(of_category)
     if len(scores) < len(table):
         yield f"PARTIAL: {len(scores)} of {len(table)} images"
