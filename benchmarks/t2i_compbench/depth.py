@@ -93,8 +93,9 @@ class DptDepth:
         import torch
         from transformers import DPTForDepthEstimation
 
+        kind: Any = DPTForDepthEstimation
         try:
-            return DPTForDepthEstimation.from_pretrained(
+            return kind.from_pretrained(
                 self._model, revision=self._revision, dtype=torch.float32
             )
         except (OSError, ValueError, KeyError, ImportError) as error:

@@ -151,8 +151,9 @@ class OpenVocabulary:
         import torch
         from transformers import Owlv2ForObjectDetection
 
+        kind: Any = Owlv2ForObjectDetection
         try:
-            return Owlv2ForObjectDetection.from_pretrained(
+            return kind.from_pretrained(
                 self._model, revision=self._revision, dtype=torch.float32
             )
         except (OSError, ValueError, KeyError, ImportError) as error:

@@ -104,6 +104,6 @@ def _expect_no_mistake(fixture: Fixture, got_Q: Tensor) -> Iterator[Quantity]:
     """Expect that no mistake was made: where its answers differ, ours are not those."""
     expected = fixture.read_tensors(EXPECTED)
     for name in WRONG:
-        mistake = (expected[name] - expected["probability"]).abs().max()
+        mistake = float((expected[name] - expected["probability"]).abs().max())
         distance = float((got_Q - expected[name]).abs().max())
         yield Quantity(f"{name} (not matched)", "distance", distance, distance > 0.5 * mistake)
