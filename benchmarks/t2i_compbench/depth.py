@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,14 @@ from harness.records import UserError, one_line
 MODEL = "Intel/dpt-hybrid-midas"
 SIDE = 480
 """Pixels a side of the network's input."""
+HYBRID: Mapping[str, Any] = {
+    "is_hybrid": True,
+    "readout_type": "project",
+    "neck_hidden_sizes": [256, 512, 768, 768],
+    "neck_ignore_stages": [0, 1],
+    "reassemble_factors": [1, 1, 1, 0.5],
+}
+"""What the published network has other than the library's default."""
 
 
 class DptDepth:
@@ -85,9 +93,7 @@ class DptDepth:
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return DPTForDepthEstimation(
-                DPTConfig(is_hybrid=True, readout_type="project", neck_ignore_stages=[0, 1])
-            )
+            return DPTForDepthEstimation(DPTConfig(**HYBRID))
 
     def _published_network(self) -> Any:
         import torch
@@ -95,9 +101,7 @@ class DptDepth:
 
         kind: Any = DPTForDepthEstimation
         try:
-            return kind.from_pretrained(
-                self._model, revision=self._revision, dtype=torch.float32
-            )
+            return kind.from_pretrained(self._model, revision=self._revision, dtype=torch.float32)
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise UserError(
                 f"depth {self._model!r} cannot be had ({one_line(error)[:200]}): "

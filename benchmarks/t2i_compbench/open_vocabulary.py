@@ -95,7 +95,7 @@ class OpenVocabulary:
             ids_QW = self._tokenizer([_write_query(name) for name in names]).to(self._device)
             end_Q1 = ids_QW.argmax(-1, keepdim=True)
             places_W = torch.arange(WORDS, device=self._device)
-            pixels = self._processor(picture.pixels, return_tensors="pt")["pixel_values"]
+            pixels = self._processor(picture.pixels.copy(), return_tensors="pt")["pixel_values"]
             outputs = self._network(
                 input_ids=ids_QW,
                 attention_mask=(places_W <= end_Q1).long(),
@@ -153,9 +153,7 @@ class OpenVocabulary:
 
         kind: Any = Owlv2ForObjectDetection
         try:
-            return kind.from_pretrained(
-                self._model, revision=self._revision, dtype=torch.float32
-            )
+            return kind.from_pretrained(self._model, revision=self._revision, dtype=torch.float32)
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise self._unavailable(error) from None
 
