@@ -74,6 +74,9 @@ class Clip:
     1 on the CPU and 16 on a GPU, where the reference's mixed precision is used.
     """
 
+    option = "colors"
+    """The benchmark's option that configures it, for messages."""
+
     def __init__(
         self,
         model: str = OFFICIAL,
@@ -83,9 +86,11 @@ class Clip:
         batch: Count | None = None,
     ) -> None:
         if batch is not None and batch < 1:
-            raise UserError(f"benchmark.colors.batch={batch}: at least one crop is needed")
+            raise UserError(f"benchmark.{self.option}.batch={batch}: at least one crop is needed")
         if weights == "random" and checkpoint:
-            raise UserError("benchmark.colors: weights=random and a checkpoint exclude each other")
+            raise UserError(
+                f"benchmark.{self.option}: weights=random and a checkpoint exclude each other"
+            )
 
         is_file = model.endswith(".json")
         has_quick_gelu = (
@@ -93,7 +98,7 @@ class Clip:
         )
         if not has_quick_gelu:
             raise UserError(
-                f"benchmark.colors.model={model} has no QuickGELU, "
+                f"benchmark.{self.option}.model={model} has no QuickGELU, "
                 f"which OpenAI's weights need: {OFFICIAL}"
             )
         name = f"{Path(model).stem}-{file_sha256(Path(model))[:8]}" if is_file else model
@@ -116,14 +121,14 @@ class Clip:
     def memory_need(self, _model: object, _shape: object) -> list[MemoryPart]:
         """List its weights, and what a forward over a batch of crops takes."""
         held = 0 if self._network is None else WEIGHT_BYTES
-        crops = self._count_crops()
+        crops = self.batch_size()
         return [
             MemoryPart("CLIP", WEIGHT_BYTES, held=held, device=self._device_name),
             MemoryPart("CLIP's crops", fixed=crops * CROP_BYTES, device=self._device_name),
         ]
 
-    def _count_crops(self) -> int:
-        """Return how many crops a forward has."""
+    def batch_size(self) -> int:
+        """Return how many pictures a forward has."""
         from harness.models.devices import device_named
 
         return self._batch or (1 if device_named(self._device_name).type == "cpu" else 16)
@@ -160,7 +165,7 @@ class Clip:
         self.load()
 
         # 1. Crop the objects, and fill the last batch up with copies of the last crop.
-        size = self._count_crops()
+        size = self.batch_size()
         crops = [
             self.preprocess(crop_object(question.image, question.instance))
             for question in questions
@@ -194,7 +199,7 @@ class Clip:
             raise UserError(
                 f"CLIP {self._model} with weights {self._checkpoint or self._weights} "
                 f"cannot be loaded ({one_line(error)[:200]}): "
-                "set benchmark.colors.checkpoint to its open_clip_model.safetensors"
+                f"set benchmark.{self.option}.checkpoint to its open_clip_model.safetensors"
             ) from None
         return network, preprocess
 

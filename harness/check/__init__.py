@@ -5,6 +5,7 @@ python -m harness.check geneval-summary FILE     its summary, likewise
 python -m harness.check acceptance FILE  acceptance rules of speculative methods, likewise
 python -m harness.check gridar FILE      GridAR's guidance, verdicts, copies, prompts and choice
 python -m harness.check scalingar FILE   our ScalingAR arithmetic, likewise
+python -m harness.check t2i_compbench FILE     T2I-CompBench++'s questions, boxes, counts and scores
 python -m harness.check tiif FILE        TIIF-Bench's replies, scores and text metrics, likewise
 python -m harness.check coco FILE        caption lists, scores and distances of COCO, likewise
 python -m harness.check parity FOLDER    our model against what the original returned

@@ -21,10 +21,12 @@ CONFORMANCE = {
     "geneval-summary": "benchmarks.geneval.conformance.conformance",
     "gridar": "methods.conformance.gridar.conformance",
     "scalingar": "methods.conformance.scalingar.conformance",
+    "t2i_compbench": "benchmarks.t2i_compbench.conformance.conformance",
     "tiif": "benchmarks.tiif.conformance.conformance",
 }
 """Function of each kind of conformance file: file -> passed, failed, messages."""
 PARITY = {
+    "BLIP VQA, the attribute evaluator of T2I-CompBench": "benchmarks.t2i_compbench.parity.parity",
     "LlamaGen text-to-image": "harness.parity.llamagen.parity",
     "Janus-Pro text-to-image": "harness.parity.janus.parity",
 }

@@ -66,7 +66,7 @@ PLACES_OF_JUDGES = REACHING | frozenset(
     }
 )
 """Options of a judge, at any depth, that say where it runs or how it is reached."""
-PLACES = PLACES_OF_JUDGES | {"metadata", "checkpoint", "images_of"}
+PLACES = PLACES_OF_JUDGES | {"metadata", "checkpoint", "images_of", "vocabulary", "detections"}
 """Options of a benchmark, at any depth, that say where something is or how it is reached.
 
 They name no result: the content is named by the benchmark's version, prompts and judge id.
