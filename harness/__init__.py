@@ -13,13 +13,16 @@ if TYPE_CHECKING:
     from harness.download import cache_folder as cache_folder
     from harness.engine.acceptance import Draft as Draft
     from harness.engine.acceptance import Drafts as Drafts
+    from harness.engine.acceptance import DraftTest as DraftTest
     from harness.engine.acceptance import Rule as Rule
     from harness.engine.acceptance import coupled as coupled
     from harness.engine.acceptance import exact as exact
+    from harness.engine.acceptance import list_tests as list_tests
     from harness.engine.acceptance import residual_probs as residual_probs
     from harness.engine.acceptance import tested_against as tested_against
     from harness.engine.acceptance import token_prob as token_prob
     from harness.engine.acceptance import verify as verify
+    from harness.engine.acceptance import verify_by_depth as verify_by_depth
     from harness.engine.acceptance import verify_chain as verify_chain
     from harness.engine.canvas import Canvas as Canvas
     from harness.engine.draft_trees import Tree as Tree
@@ -51,8 +54,9 @@ if TYPE_CHECKING:
 _HOME = {
     "harness.download": ("cache_folder",),
     "harness.engine.acceptance": (
-        "Draft", "Drafts", "Rule", "coupled", "exact", "residual_probs", "tested_against",
-        "token_prob", "verify", "verify_chain",
+        "Draft", "DraftTest", "Drafts", "Rule", "coupled", "exact", "list_tests",
+        "residual_probs", "tested_against", "token_prob", "verify", "verify_by_depth",
+        "verify_chain",
     ),
     "harness.engine.canvas": ("Canvas",),
     "harness.engine.draft_trees": ("Tree", "paths", "without_replacement"),

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness import Canvas, Draft, Drafter, Rule, Session, Tree, UserError, exact, paths
-from methods.speculative import Speculative, sum_signals
+from methods.speculative import Speculative, rule_facts, sum_signals
 
 WARM = 6
 """Committed tokens that a canvas must exceed before its first skip."""
@@ -199,7 +199,7 @@ class VVS(Speculative):
                     accepted[count] += 1
             skipped_before = skipped
             round_index += 1
-        s.note(accepted=accepted, skips=skips, **sum_signals(rows))
+        s.note(accepted=accepted, skips=skips, **rule_facts(self.rule), **sum_signals(rows))
 
     async def _choose_skips(
         self,

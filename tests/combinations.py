@@ -30,6 +30,7 @@ from harness.models import ImageModel
 from harness.models.pictogram.generator import Pictogram
 from harness.records import Job
 from methods.best_of_n import BestOfN
+from methods.cool_sd import CoolSD
 from methods.gsd import Grouped
 from methods.lantern import Lantern
 from methods.plain import Plain
@@ -182,6 +183,7 @@ def _drafted(
     """Chains and trees, exact, coupled and relaxed, of one drafter."""
     additive = partial(Lantern, 4, delta=0.2, residual="code_static")
     multiplicative = partial(Lantern, 4, multiplier=2.0, residual="code_static")
+    mild = partial(CoolSD, 1.1, floor=1.0)
     builders: list[tuple[str, str, Callable[[Subject], Method]]] = [
         ("chain", "greedy", lambda s: Speculative(drafter(s), 3)),
         ("chain of one", "greedy", lambda s: Speculative(drafter(s), 1)),
@@ -197,6 +199,8 @@ def _drafted(
         ),
         ("dynamic tree", "greedy", lambda s: Speculative(drafter(s), GROWING)),
         ("coupled dynamic tree", "plain", lambda s: Speculative(drafter(s), GROWING, coupled)),
+        ("annealed chain", "finished", lambda s: Speculative(drafter(s), 3, CoolSD(2.0))),
+        ("annealed static tree", "greedy", lambda s: Speculative(drafter(s), BUSHY, mild())),
         ("skipping chain", "finished", lambda s: VVS(drafter(s), Uniform(3, 1), 3)),
         (
             "rejecting chain",
@@ -228,6 +232,7 @@ def _without_drafter() -> list[Family]:
         Family("jacobi maximal", lambda _: SJD(above(), 5), "greedy", central=True),
         Family("jacobi coupled", lambda _: SJD(tied(), 5, coupled), "plain"),
         Family("jacobi grouped", lambda _: SJD(Jacobi(), 5, Grouped(4))),
+        Family("jacobi annealed", lambda _: SJD(above(), 5, CoolSD(2.0, floor=1.0)), "greedy"),
         Family("zipar", lambda _: ZipAR(2, 3), central=True),
         Family("zipar alone", lambda _: ZipAR(2, 1)),
     ]

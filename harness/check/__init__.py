@@ -3,6 +3,7 @@
 python -m harness.check geneval FILE     our GenEval decision against a conformance file
 python -m harness.check geneval-summary FILE     its summary, likewise
 python -m harness.check acceptance FILE  acceptance rules of speculative methods, likewise
+python -m harness.check cool_sd FILE     Cool-SD's weights, tests, residuals and bound, likewise
 python -m harness.check gridar FILE      GridAR's guidance, verdicts, copies, prompts and choice
 python -m harness.check scalingar FILE   our ScalingAR arithmetic, likewise
 python -m harness.check tiif FILE        TIIF-Bench's replies, scores and text metrics, likewise

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 CONFORMANCE = {
     "acceptance": "methods.conformance.acceptance.conformance",
+    "cool_sd": "methods.conformance.cool_sd.conformance",
     "geneval": "benchmarks.geneval.conformance.conformance",
     "geneval-summary": "benchmarks.geneval.conformance.conformance",
     "gridar": "methods.conformance.gridar.conformance",
