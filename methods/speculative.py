@@ -46,6 +46,9 @@ class Speculative:
                 raise UserError(
                     "method.gamma is a tree, and the drafter drafts chains: give a number instead"
                 )
+            expect_tree = getattr(drafter, "expect_tree", None)
+            if expect_tree is not None:
+                expect_tree(gamma)
             self.depth = gamma.depth
             self.tree_capacity = gamma.nodes
             self.tokens_per_step = 1 + gamma.nodes

@@ -20,7 +20,7 @@ from harness.drafters.eagle import Eagle, Layer, LayerWeights, embedded, target_
 from harness.drafters.jacobi import Jacobi
 from harness.drafters.model import DraftModel
 from harness.engine.acceptance import coupled
-from harness.engine.draft_trees import Dynamic, Static
+from harness.engine.draft_trees import Dynamic, Proactive, Static
 from harness.engine.guidance import Sampling
 from harness.engine.method_spec import MethodSpec
 from harness.engine.sampler import Sampler
@@ -35,7 +35,9 @@ from methods.gsd import Grouped
 from methods.lantern import Lantern
 from methods.plain import Plain
 from methods.scalingar import ScalingAR
+from methods.search import Beam, CellColors, FillingReward, ImportanceSampling
 from methods.sjd import SJD
+from methods.sjd_pac import longest
 from methods.speculative import Speculative
 from methods.vvs import VVS, Uniform
 from methods.vvs import Dynamic as DynamicSkips
@@ -46,6 +48,7 @@ Drawn = dict[tuple[str, int], Delivery]
 
 ONE_NODE = Static({"": 1})
 BUSHY = Static({"": 2, "0": 2, "1": 1, "00": 1})
+PAC = Proactive(2, 3, 8)
 GROWING = Dynamic(nodes=6, depth=3, top_k=3)
 
 CFG = Sampling(scale=2.0)
@@ -233,6 +236,18 @@ def _without_drafter() -> list[Family]:
         Family("jacobi coupled", lambda _: SJD(tied(), 5, coupled), "plain"),
         Family("jacobi grouped", lambda _: SJD(Jacobi(), 5, Grouped(4))),
         Family("jacobi annealed", lambda _: SJD(above(), 5, CoolSD(2.0, floor=1.0)), "greedy"),
+        Family("jacobi tree", lambda _: Speculative(Jacobi("uniform", "maximal"), PAC), "greedy"),
+        Family(
+            "jacobi coupled tree",
+            lambda _: Speculative(Jacobi("uniform", "gumbel"), PAC, coupled),
+            "plain",
+            central=True,
+        ),
+        Family(
+            "jacobi tree as released",
+            lambda _: Speculative(Jacobi("uniform", "maximal", "residual"), PAC, longest),
+            "greedy",
+        ),
         Family("zipar", lambda _: ZipAR(2, 3), central=True),
         Family("zipar alone", lambda _: ZipAR(2, 1)),
     ]
@@ -255,6 +270,9 @@ SEARCHES = [
     Family("plain interval", lambda _: Plain(), "plain", Sampling(scale=2.0, interval=5)),
     Family("best of 3", lambda _: BestOfN(3, PixelSum())),
     Family("likeliest of 2", lambda _: BestOfN(2)),
+    Family("importance sampling", lambda _: ImportanceSampling(3, PixelSum())),
+    Family("beam", lambda _: Beam(PixelSum(), 2, 2)),
+    Family("fr_tts", lambda _: FillingReward(4, PixelSum(), CellColors(2))),
     Family("scalingar", lambda _: ScalingAR(4)),
     Family(
         "scalingar guided",

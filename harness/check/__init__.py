@@ -6,6 +6,7 @@ python -m harness.check acceptance FILE  acceptance rules of speculative methods
 python -m harness.check cool_sd FILE     Cool-SD's weights, tests, residuals and bound, likewise
 python -m harness.check gridar FILE      GridAR's guidance, verdicts, copies, prompts and choice
 python -m harness.check scalingar FILE   our ScalingAR arithmetic, likewise
+python -m harness.check sjd_pac FILE     SJD-PAC's trees, candidates and walks, likewise
 python -m harness.check tiif FILE        TIIF-Bench's replies, scores and text metrics, likewise
 python -m harness.check parity FOLDER    our model against what the original returned
 python -m harness.check run FOLDER       is a run folder complete, intact and reproducible?

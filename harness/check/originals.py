@@ -21,6 +21,7 @@ CONFORMANCE = {
     "geneval-summary": "benchmarks.geneval.conformance.conformance",
     "gridar": "methods.conformance.gridar.conformance",
     "scalingar": "methods.conformance.scalingar.conformance",
+    "sjd_pac": "methods.conformance.sjd_pac.conformance",
     "tiif": "benchmarks.tiif.conformance.conformance",
 }
 """Function of each kind of conformance file: file -> passed, failed, messages."""

@@ -57,16 +57,16 @@ def length_of_draft(draft: Draft | None) -> int:
 
 @dataclass(frozen=True, slots=True)
 class DraftVerdict:
-    """The target's view of a followed draft: its distributions and how many tokens were accepted.
+    """The target's view of a followed draft: its distributions and which tokens were accepted.
 
     `probs_TV` [1 + G, V] begins with the distribution at the place of the first draft token. The
-    first `accepted` tokens of the draft were committed, and one more token; distributions behind
-    that one were computed from a rejected token.
+    tokens along `path`, indices from the root down, were committed, and one more token;
+    distributions behind that one were computed from a rejected token.
     """
 
     draft: Draft
     probs_TV: Tensor
-    accepted: int
+    path: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -478,6 +478,8 @@ class SlotTest:
     draft_probs_RV: Tensor  # what the token was drawn from
     token_R: Tensor
     threshold_R: Tensor  # u q, in float64
+    node_R: Tensor  # the draft token's index; -1 where the place has no such child
+    waiting_R: Tensor  # bool: the row had come to this test; a child of no chance is passed over
     depth: int  # of the token in its draft, from 1
 
 
@@ -521,7 +523,15 @@ def list_tests(
             accepted_R = tested_R & (child_R == accepted_child_R)
             threshold_R = uniform_RTC[:, d, rank] * draft_prob_R
             yield SlotTest(
-                tested_R, accepted_R, left_RV, draft_probs_RV, token_R, threshold_R, d + 1
+                tested_R=tested_R,
+                accepted_R=accepted_R,
+                probs_RV=left_RV,
+                draft_probs_RV=draft_probs_RV,
+                token_R=token_R,
+                threshold_R=threshold_R,
+                node_R=child_R,
+                waiting_R=waiting_R & (child_R >= 0),
+                depth=d + 1,
             )
             left_RV = _subtract_rejected(
                 tested_R & ~accepted_R, left_RV, draft_probs_RV, token_R, residual
