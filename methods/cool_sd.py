@@ -28,6 +28,8 @@ from harness import (
     verify_by_depth,
 )
 
+SMALLEST_SCALE = 1e-9
+"""Stands in for a scale of 0, whose weight would be infinite."""
 LONGEST_MEAN = 16
 """Draft tokens over which a schedule of mean weight delta is still sensible."""
 
@@ -197,3 +199,49 @@ def _is_number(value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return math.isfinite(value)
+
+
+# ------------------------------------------------------------------ weights by entropy
+
+
+class EntropyAcceptance(WeightedAcceptance):
+    """Relax where the target is sure: w = 1 / s, s = slope H + offset, at most `cap`.
+
+    H is the entropy, in nats, of what a token is tested against (arXiv 2510.09012, over Jacobi
+    drafts). Published: slope 1/9, offset 0.05, cap 1 (Lumina-mGPT); slope 1/8, offset 0, no cap for
+    LlamaGen, whose released file then takes w = `constant` 2 instead. The released code draws from
+    max(p - q, 0) also where s exceeds 1; the residual here keeps such places lossless.
+
+    Raises UserError for values out of range.
+    """
+
+    def __init__(
+        self,
+        slope: float = 1 / 9,
+        offset: float = 0.05,
+        cap: float | None = 1.0,
+        constant: float | None = None,
+    ) -> None:
+        for name, value in (("slope", slope), ("offset", offset)):
+            if not 0 <= value < math.inf:
+                raise UserError(f"rule.{name}={value}: must be 0 or positive")
+        for name, bound in (("cap", cap), ("constant", constant)):
+            if bound is not None and not 0 < bound < math.inf:
+                raise UserError(f"rule.{name}={bound}: must be positive, or null")
+        if slope == offset == 0 and constant is None:
+            raise UserError(
+                "rule.slope=0, rule.offset=0: would accept every draft token; set one of them, or "
+                "rule.constant"
+            )
+        self.slope = slope
+        self.offset = offset
+        self.cap = cap
+        self.constant = constant
+
+    def weights(self, probs_RV: Tensor, depth_R: Tensor) -> Tensor:
+        """Return w of each row's distribution, float64 [R]."""
+        if self.constant is not None:
+            return torch.full_like(depth_R, self.constant, dtype=torch.float64)
+        entropy_R = torch.special.entr(probs_RV.double()).sum(1)
+        scale_R = (self.slope * entropy_R + self.offset).clamp(min=SMALLEST_SCALE, max=self.cap)
+        return 1 / scale_R

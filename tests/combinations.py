@@ -30,7 +30,7 @@ from harness.models import ImageModel
 from harness.models.pictogram.generator import Pictogram
 from harness.records import Job
 from methods.best_of_n import BestOfN
-from methods.cool_sd import CoolSD
+from methods.cool_sd import CoolSD, EntropyAcceptance
 from methods.gsd import Grouped
 from methods.lantern import Lantern
 from methods.plain import Plain
@@ -236,6 +236,7 @@ def _without_drafter() -> list[Family]:
         Family("jacobi coupled", lambda _: SJD(tied(), 5, coupled), "plain"),
         Family("jacobi grouped", lambda _: SJD(Jacobi(), 5, Grouped(4))),
         Family("jacobi annealed", lambda _: SJD(above(), 5, CoolSD(2.0, floor=1.0)), "greedy"),
+        Family("jacobi by entropy", lambda _: SJD(Jacobi(), 5, EntropyAcceptance()), "greedy"),
         Family("jacobi tree", lambda _: Speculative(Jacobi("uniform", "maximal"), PAC), "greedy"),
         Family(
             "jacobi coupled tree",
@@ -267,6 +268,12 @@ SEARCHES = [
     Family("plain top-k", lambda _: Plain(), "plain", Sampling(scale=3.0, top_k=5)),
     Family("plain top-p", lambda _: Plain(), "plain", Sampling(scale=2.0, top_p=0.8)),
     Family("plain unguided", lambda _: Plain(), "plain", Sampling(scale=1.0, top_k=3)),
+    Family(
+        "plain by entropy",
+        lambda _: Plain(),
+        "plain",
+        Sampling(scale=2.0, top_k=9, entropy_gain=2.5, entropy_theta=0.6),
+    ),
     Family("plain interval", lambda _: Plain(), "plain", Sampling(scale=2.0, interval=5)),
     Family("best of 3", lambda _: BestOfN(3, PixelSum())),
     Family("likeliest of 2", lambda _: BestOfN(2)),

@@ -76,7 +76,7 @@ def draw_one(
 ) -> tuple[Tensor, Tensor]:
     """Draw one token a canvas: tokens int64 [R], log-probabilities float64 [R] in nats."""
     kernel = None
-    if sampling.interval < 0 and guide in (cfg, unguided):
+    if sampling.interval < 0 and not sampling.follows_entropy and guide in (cfg, unguided):
         use = kernel_use(sampling, logits_SV.dtype, logits_SV.shape[-1])
         kernel = kernels.guided_draw(logits_SV.device, use)
     if kernel is not None:
