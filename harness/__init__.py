@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from harness.engine.session import Method as Method
     from harness.engine.session import Session as Session
     from harness.engine.session import TokenCountingJudge as TokenCountingJudge
+    from harness.judges.narrator import Narrator as Narrator
     from harness.judges.verifier import Verifier as Verifier
     from harness.kernels.noise import ACCEPT as ACCEPT
     from harness.kernels.noise import DRAW as DRAW
@@ -77,6 +78,7 @@ _HOME = {
     "harness.engine.session": (
         "Decoding", "Drafter", "Judge", "Method", "Session", "TokenCountingJudge",
     ),
+    "harness.judges.narrator": ("Narrator",),
     "harness.judges.verifier": ("Verifier",),
     "harness.kernels.noise": ("ACCEPT", "DRAW", "RESIDUAL", "Noise"),
     "harness.models": ("ImageModel",),

@@ -14,6 +14,7 @@ from test_batch_invariance import Wanderer
 from test_gridar import Mock, gridar
 from test_janus import tiny as tiny_janus
 from test_llamagen import tiny as tiny_llamagen
+from test_twig import Muse
 from toy import TEXTS, PixelSum, ToyModel, jobs
 
 from harness.drafters.eagle import Eagle, Layer, LayerWeights, embedded, target_spec
@@ -39,6 +40,7 @@ from methods.search import Beam, CellColors, FillingReward, ImportanceSampling
 from methods.sjd import SJD
 from methods.sjd_pac import longest
 from methods.speculative import Speculative
+from methods.twig import TwiG
 from methods.vvs import VVS, Uniform
 from methods.vvs import Dynamic as DynamicSkips
 from methods.zipar import ZipAR
@@ -262,6 +264,12 @@ DRAFTED = [
 ]
 """Every way to draw more than one token in a forward."""
 
+
+def pac_decoding() -> Speculative:
+    """SJD-PAC, to finish another method's candidates."""
+    return Speculative(Jacobi("uniform", "maximal"), PAC)
+
+
 SEARCHES = [
     Family("plain", lambda _: Plain(), "plain"),
     Family("plain greedy", lambda _: Plain(), "plain", GREEDY),
@@ -286,7 +294,9 @@ SEARCHES = [
         lambda _: ScalingAR(3, entropy_source="guided_prev"),
         sampling=Sampling(scale=2.0, top_k=6),
     ),
+    Family("twig", lambda _: TwiG(Muse(), layers=2)),
     Family("gridar", lambda _: gridar(Mock())),
+    Family("gridar, jacobi tree", lambda _: gridar(Mock(), decoding=pac_decoding())),
     Family("wanderer", lambda _: Wanderer()),
 ]
 """Ways that draw token by token, and choose among candidates."""
