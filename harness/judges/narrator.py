@@ -70,7 +70,7 @@ def thought_question(layer: int, layers: int, text: str) -> str:
         return f"{intro}Write the sentence for the {part}. {rules}"
     return (
         f'{intro}The parts so far are described as: "{told["previous"]}"\n'
-        f"The picture shows what is painted; the rest is a flat placeholder. Write the sentence for "
+        f"The picture shows what is painted above a flat placeholder. Write the sentence for "
         f"the {part}: only what naturally continues the picture, without repeating what is there. "
         f"Where the picture and the description disagree, follow the picture. {rules}"
     )
@@ -81,7 +81,7 @@ def critic_question(layer: int, layers: int, text: str) -> str:
     told = json.loads(text)
     part = name_part(layer, layers)
     earlier = f'The parts before: "{told["previous"]}"\n' if told["previous"] else ""
-    rest = "" if layer == layers else " Ignore the flat placeholder below: it is not painted."
+    rest = "" if layer == layers else " Ignore the flat placeholder below it."
     return (
         f'An image of the prompt "{told["prompt"]}" is painted from top to bottom, in {layers} '
         f'horizontal parts.\n{earlier}The {part} is meant to show: "{told["thought"]}"\n'

@@ -144,7 +144,8 @@ class Questioner:
 
     `question` makes the question of a text. `answer` says what the judge answers with: "reply", the
     chat's words, or "yes", its probability of yes. The question of `text_of_id` names the judge.
-    Words that begin as refusals do are refused, unless the text begins so itself. Raises UserError for another `answer`.
+    Words that begin as refusals do are refused, unless the text begins so itself. Raises UserError
+    for another `answer`.
     """
 
     def __init__(
