@@ -14,22 +14,30 @@ from harness.packages import pin_own_packages
 
 if TYPE_CHECKING:
     from harness.download import cache_folder as cache_folder
+    from harness.drafters.jacobi import Jacobi as Jacobi
+    from harness.drafters.jacobi import JacobiWindow as JacobiWindow
     from harness.drawing import Drawing as Drawing
     from harness.drawing import FailedImageError as FailedImageError
     from harness.drawing import draw as draw
     from harness.drawing import release as release
     from harness.engine.acceptance import Draft as Draft
     from harness.engine.acceptance import Drafts as Drafts
+    from harness.engine.acceptance import DraftTest as DraftTest
     from harness.engine.acceptance import Rule as Rule
+    from harness.engine.acceptance import SlotTest as SlotTest
     from harness.engine.acceptance import coupled as coupled
     from harness.engine.acceptance import exact as exact
+    from harness.engine.acceptance import list_tests as list_tests
     from harness.engine.acceptance import residual_probs as residual_probs
     from harness.engine.acceptance import tested_against as tested_against
     from harness.engine.acceptance import token_prob as token_prob
     from harness.engine.acceptance import verify as verify
+    from harness.engine.acceptance import verify_by_depth as verify_by_depth
     from harness.engine.acceptance import verify_chain as verify_chain
     from harness.engine.canvas import Canvas as Canvas
+    from harness.engine.draft_trees import Proactive as Proactive
     from harness.engine.draft_trees import Tree as Tree
+    from harness.engine.draft_trees import continue_tree as continue_tree
     from harness.engine.draft_trees import paths as paths
     from harness.engine.draft_trees import without_replacement as without_replacement
     from harness.engine.guidance import Guide as Guide
@@ -46,7 +54,11 @@ if TYPE_CHECKING:
     from harness.engine.session import Method as Method
     from harness.engine.session import Session as Session
     from harness.engine.session import TokenCountingJudge as TokenCountingJudge
+    from harness.judges.narrator import Narrator as Narrator
     from harness.judges.verifier import Verifier as Verifier
+    from harness.kernels.noise import ACCEPT as ACCEPT
+    from harness.kernels.noise import DRAW as DRAW
+    from harness.kernels.noise import RESIDUAL as RESIDUAL
     from harness.kernels.noise import Noise as Noise
     from harness.models import ImageModel as ImageModel
     from harness.records import Answer as Answer
@@ -69,13 +81,17 @@ if TYPE_CHECKING:
 
 _HOME = {
     "harness.download": ("cache_folder",),
+    "harness.drafters.jacobi": ("Jacobi", "JacobiWindow"),
     "harness.drawing": ("Drawing", "FailedImageError", "draw", "release"),
     "harness.engine.acceptance": (
-        "Draft", "Drafts", "Rule", "coupled", "exact", "residual_probs", "tested_against",
-        "token_prob", "verify", "verify_chain",
+        "Draft", "DraftTest", "Drafts", "Rule", "SlotTest", "coupled", "exact", "list_tests",
+        "residual_probs", "tested_against", "token_prob", "verify", "verify_by_depth",
+        "verify_chain",
     ),
     "harness.engine.canvas": ("Canvas",),
-    "harness.engine.draft_trees": ("Tree", "paths", "without_replacement"),
+    "harness.engine.draft_trees": (
+        "Proactive", "Tree", "continue_tree", "paths", "without_replacement",
+    ),
     "harness.engine.guidance": ("Guide", "cfg", "unguided"),
     "harness.engine.method_spec": ("DecodingSizes",),
     "harness.engine.probes": ("Probe", "confidence", "entropy"),
@@ -83,8 +99,9 @@ _HOME = {
     "harness.engine.session": (
         "Decoding", "Drafter", "Judge", "Method", "Session", "TokenCountingJudge",
     ),
+    "harness.judges.narrator": ("Narrator",),
     "harness.judges.verifier": ("Verifier",),
-    "harness.kernels.noise": ("Noise",),
+    "harness.kernels.noise": ("ACCEPT", "DRAW", "RESIDUAL", "Noise"),
     "harness.models": ("ImageModel",),
     "harness.records": (
         "Answer", "Count", "Natural", "NotNegative", "Positive", "Prompt", "Score", "Share",

@@ -21,6 +21,7 @@ from typing_extensions import TypedDict
 from harness import (
     Canvas,
     Count,
+    Decoding,
     Image,
     Judge,
     Natural,
@@ -128,12 +129,11 @@ class GridAR:
     `orm_fallback` go on as the released code does where it refuses or cannot be read, and note how
     often; never where it is unreachable.
 
-    Raises UserError for numbers that do not fit together, and for a grid that the stages cannot
-    split.
+    `decoding` finishes the candidates behind the last stop, for example speculatively; None draws
+    them token by token. Nobody has published this combination. Raises UserError for numbers that do
+    not fit together, and for a grid that the stages cannot split.
     """
 
-    tokens_per_step = 1
-    tree_capacity = 0
     needs_guidance = True
 
     def __init__(
@@ -156,6 +156,7 @@ class GridAR:
         most_words: Count = 80,
         orm_fallback: float | None = None,
         released_fallback: bool = False,
+        decoding: Decoding | None = None,
     ) -> None:
         _expect_choices(n, pad, replacement)
         switches = {"select": select, "rewrite": rewrite, "three_way": three_way}
@@ -169,6 +170,9 @@ class GridAR:
         self.branches = 3 if needs_third_branch else 2
         self.orm_fallback = orm_fallback
         self.released_fallback = released_fallback
+        self.decoding = decoding
+        self.tokens_per_step = 1 if decoding is None else decoding.tokens_per_step
+        self.tree_capacity = 0 if decoding is None else decoding.tree_capacity
         self._picture = PictureSettings(pad, line)
         self._selection = SelectionSettings(grouped_by_4, replacement, strict_parse)
         self._rewriting = RewriteSettings(keep_original, most_words)
@@ -218,7 +222,10 @@ class GridAR:
             s.note(stages=stops)
 
         # 4. Finish all candidates, and deliver the one that the reward likes best.
-        await s.run(candidates)
+        if self.decoding is None:
+            await s.run(candidates)
+        else:
+            await self.decoding.finish(candidates, s)
         if self.n == 1:
             return candidates[0]
         images = await s.render(candidates)

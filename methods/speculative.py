@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from harness import Canvas, Count, Drafter, Rule, Session, Tree, UserError, exact
 
@@ -16,8 +17,10 @@ class Speculative:
     and accept more tokens.
 
     Notes `accepted`, which counts the verifications that accepted 0, 1, 2, ... draft tokens, and
-    the rule's signals. The class is also a decoding: other methods finish their candidates with it.
-    Raises UserError unless gamma is at least 1, and for a tree where the drafter grows none.
+    the rule's facts and signals. A rule whose tests depend on depth has `expect_depth(depth)`,
+    which is told the longest path of a draft. The class is also a decoding: other methods finish
+    their candidates with it. Raises UserError unless gamma is at least 1, and for a tree where the
+    drafter grows none.
     """
 
     rows = 1
@@ -43,9 +46,15 @@ class Speculative:
                 raise UserError(
                     "method.gamma is a tree, and the drafter drafts chains: give a number instead"
                 )
+            expect_tree = getattr(drafter, "expect_tree", None)
+            if expect_tree is not None:
+                expect_tree(gamma)
             self.depth = gamma.depth
             self.tree_capacity = gamma.nodes
             self.tokens_per_step = 1 + gamma.nodes
+        expect_depth = getattr(rule, "expect_depth", None)
+        if expect_depth is not None:
+            expect_depth(self.depth)
 
     async def generate(self, prompt: str, s: Session) -> Canvas:
         (canvas,) = s.open()
@@ -62,7 +71,7 @@ class Speculative:
             # 2. Verify all drafts in one target forward, and draw one more token for each canvas.
             for count in await s.step(live, drafts, rule=self.rule):
                 accepted[count] += 1
-        s.note(accepted=accepted, **sum_signals(rows))
+        s.note(accepted=accepted, **rule_facts(self.rule), **sum_signals(rows))
 
 
 def grows_trees(drafter: Drafter) -> bool:
@@ -71,6 +80,11 @@ def grows_trees(drafter: Drafter) -> bool:
     Such a drafter says so by the class attribute `trees = True`; others need not declare anything.
     """
     return getattr(drafter, "trees", False)
+
+
+def rule_facts(rule: Rule) -> dict[str, Any]:
+    """Return what a rule says of itself for the journal, in its attribute `facts`."""
+    return getattr(rule, "facts", {})
 
 
 def sum_signals(rows: Sequence[Canvas]) -> dict[str, float]:

@@ -35,7 +35,7 @@ from harness import (
     exact,
     paths,
 )
-from methods.speculative import Speculative, sum_signals
+from methods.speculative import Speculative, rule_facts, sum_signals
 
 WARM = 6
 """Committed tokens that a canvas must exceed before its first skip."""
@@ -212,7 +212,7 @@ class VVS(Speculative):
                     accepted[count] += 1
             skipped_before = skipped
             round_index += 1
-        s.note(accepted=accepted, skips=skips, **sum_signals(rows))
+        s.note(accepted=accepted, skips=skips, **rule_facts(self.rule), **sum_signals(rows))
 
     async def _choose_skips(
         self,

@@ -14,13 +14,14 @@ from test_batch_invariance import Wanderer
 from test_gridar import Mock, gridar
 from test_janus import tiny as tiny_janus
 from test_llamagen import tiny as tiny_llamagen
+from test_twig import Muse
 from toy import TEXTS, PixelSum, ToyModel, jobs
 
 from harness.drafters.eagle import Eagle, Layer, LayerWeights, embedded, target_spec
 from harness.drafters.jacobi import Jacobi
 from harness.drafters.model import DraftModel
 from harness.engine.acceptance import coupled
-from harness.engine.draft_trees import Dynamic, Static
+from harness.engine.draft_trees import Dynamic, Proactive, Static
 from harness.engine.guidance import Sampling
 from harness.engine.method_spec import MethodSpec
 from harness.engine.sampler import Sampler
@@ -30,12 +31,16 @@ from harness.models import ImageModel
 from harness.models.pictogram.generator import Pictogram
 from harness.records import Job
 from methods.best_of_n import BestOfN
+from methods.cool_sd import CoolSD, EntropyAcceptance
 from methods.gsd import Grouped
 from methods.lantern import Lantern
 from methods.plain import Plain
 from methods.scalingar import ScalingAR
+from methods.search import Beam, CellColors, FillingReward, ImportanceSampling
 from methods.sjd import SJD
+from methods.sjd_pac import longest
 from methods.speculative import Speculative
+from methods.twig import TwiG
 from methods.vvs import VVS, Uniform
 from methods.vvs import Dynamic as DynamicSkips
 from methods.zipar import ZipAR
@@ -45,6 +50,7 @@ Drawn = dict[tuple[str, int], Delivery]
 
 ONE_NODE = Static({"": 1})
 BUSHY = Static({"": 2, "0": 2, "1": 1, "00": 1})
+PAC = Proactive(2, 3, 8)
 GROWING = Dynamic(nodes=6, depth=3, top_k=3)
 
 CFG = Sampling(scale=2.0)
@@ -182,6 +188,7 @@ def _drafted(
     """Chains and trees, exact, coupled and relaxed, of one drafter."""
     additive = partial(Lantern, 4, delta=0.2, residual="code_static")
     multiplicative = partial(Lantern, 4, multiplier=2.0, residual="code_static")
+    mild = partial(CoolSD, 1.1, floor=1.0)
     builders: list[tuple[str, str, Callable[[Subject], Method]]] = [
         ("chain", "greedy", lambda s: Speculative(drafter(s), 3)),
         ("chain of one", "greedy", lambda s: Speculative(drafter(s), 1)),
@@ -197,6 +204,8 @@ def _drafted(
         ),
         ("dynamic tree", "greedy", lambda s: Speculative(drafter(s), GROWING)),
         ("coupled dynamic tree", "plain", lambda s: Speculative(drafter(s), GROWING, coupled)),
+        ("annealed chain", "finished", lambda s: Speculative(drafter(s), 3, CoolSD(2.0))),
+        ("annealed static tree", "greedy", lambda s: Speculative(drafter(s), BUSHY, mild())),
         ("skipping chain", "finished", lambda s: VVS(drafter(s), Uniform(3, 1), 3)),
         (
             "rejecting chain",
@@ -228,6 +237,20 @@ def _without_drafter() -> list[Family]:
         Family("jacobi maximal", lambda _: SJD(above(), 5), "greedy", central=True),
         Family("jacobi coupled", lambda _: SJD(tied(), 5, coupled), "plain"),
         Family("jacobi grouped", lambda _: SJD(Jacobi(), 5, Grouped(4))),
+        Family("jacobi annealed", lambda _: SJD(above(), 5, CoolSD(2.0, floor=1.0)), "greedy"),
+        Family("jacobi by entropy", lambda _: SJD(Jacobi(), 5, EntropyAcceptance()), "greedy"),
+        Family("jacobi tree", lambda _: Speculative(Jacobi("uniform", "maximal"), PAC), "greedy"),
+        Family(
+            "jacobi coupled tree",
+            lambda _: Speculative(Jacobi("uniform", "gumbel"), PAC, coupled),
+            "plain",
+            central=True,
+        ),
+        Family(
+            "jacobi tree as released",
+            lambda _: Speculative(Jacobi("uniform", "maximal", "residual"), PAC, longest),
+            "greedy",
+        ),
         Family("zipar", lambda _: ZipAR(2, 3), central=True),
         Family("zipar alone", lambda _: ZipAR(2, 1)),
     ]
@@ -241,22 +264,39 @@ DRAFTED = [
 ]
 """Every way to draw more than one token in a forward."""
 
+
+def pac_decoding() -> Speculative:
+    """SJD-PAC, to finish another method's candidates."""
+    return Speculative(Jacobi("uniform", "maximal"), PAC)
+
+
 SEARCHES = [
     Family("plain", lambda _: Plain(), "plain"),
     Family("plain greedy", lambda _: Plain(), "plain", GREEDY),
     Family("plain top-k", lambda _: Plain(), "plain", Sampling(scale=3.0, top_k=5)),
     Family("plain top-p", lambda _: Plain(), "plain", Sampling(scale=2.0, top_p=0.8)),
     Family("plain unguided", lambda _: Plain(), "plain", Sampling(scale=1.0, top_k=3)),
+    Family(
+        "plain by entropy",
+        lambda _: Plain(),
+        "plain",
+        Sampling(scale=2.0, top_k=9, entropy_gain=2.5, entropy_theta=0.6),
+    ),
     Family("plain interval", lambda _: Plain(), "plain", Sampling(scale=2.0, interval=5)),
     Family("best of 3", lambda _: BestOfN(3, PixelSum())),
     Family("likeliest of 2", lambda _: BestOfN(2)),
+    Family("importance sampling", lambda _: ImportanceSampling(3, PixelSum())),
+    Family("beam", lambda _: Beam(PixelSum(), 2, 2)),
+    Family("fr_tts", lambda _: FillingReward(4, PixelSum(), CellColors(2))),
     Family("scalingar", lambda _: ScalingAR(4)),
     Family(
         "scalingar guided",
         lambda _: ScalingAR(3, entropy_source="guided_prev"),
         sampling=Sampling(scale=2.0, top_k=6),
     ),
+    Family("twig", lambda _: TwiG(Muse(), layers=2)),
     Family("gridar", lambda _: gridar(Mock())),
+    Family("gridar, jacobi tree", lambda _: gridar(Mock(), decoding=pac_decoding())),
     Family("wanderer", lambda _: Wanderer()),
 ]
 """Ways that draw token by token, and choose among candidates."""

@@ -7,10 +7,13 @@ from typing import Any, get_args
 
 import pytest
 from test_batch_invariance import Wanderer
+from test_twig import Muse
 from toy import TEXTS, PixelSum, ToyModel, draw, jobs
 
+from harness.drafters.jacobi import Jacobi
 from harness.engine import meter
 from harness.engine.canvas import Canvas
+from harness.engine.draft_trees import Proactive
 from harness.engine.guidance import Sampling
 from harness.engine.sampler import Sampler
 from harness.engine.scheduler import Scheduler
@@ -18,6 +21,9 @@ from harness.engine.session import Method, Session
 from harness.records import Stage, UserError
 from methods.best_of_n import BestOfN
 from methods.plain import Plain
+from methods.search import Beam, FillingReward
+from methods.speculative import Speculative
+from methods.twig import TwiG
 
 # ------------------------------------------------------------------ tokens and seconds
 
@@ -44,7 +50,18 @@ class CountingList(list):
         CountingList.total += len(self) - before
 
 
-@pytest.mark.parametrize("method", [Plain(), BestOfN(3), Wanderer()])
+@pytest.mark.parametrize(
+    "method",
+    [
+        Plain(),
+        BestOfN(3),
+        Wanderer(),
+        Beam(PixelSum(), 2, 2),
+        FillingReward(4, PixelSum()),
+        TwiG(Muse(), layers=2),
+        Speculative(Jacobi("uniform", "maximal"), Proactive(2, 2, 6)),
+    ],
+)
 def test_tokens_ever_committed_are_sampled_or_skipped(
     method: Method, monkeypatch: pytest.MonkeyPatch
 ) -> None:

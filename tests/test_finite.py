@@ -13,6 +13,7 @@ from toy import TEXTS, PixelSum, ToyModel, jobs
 
 from harness.drafters.jacobi import Jacobi
 from harness.drafters.model import DraftModel
+from harness.engine.draft_trees import Proactive
 from harness.engine.guidance import Sampling, warp
 from harness.engine.method_spec import MethodSpec
 from harness.engine.rendering import Renderer
@@ -35,6 +36,7 @@ METHODS: dict[str, Callable[[], object]] = {
     "scalingar": lambda: ScalingAR(2),
     "speculative": lambda: Speculative(DraftModel(lambda device="cpu": ToyModel()), 3),
     "sjd": lambda: SJD(Jacobi(), 4),
+    "sjd_pac": lambda: Speculative(Jacobi("uniform", "maximal"), Proactive(2, 2, 6)),
     "zipar": lambda: ZipAR(2, 3),
 }
 

@@ -15,6 +15,9 @@ from test_batch_invariance import costs
 from toy import DEVICES, TEXTS, PixelSum, ToyModel, draw, jobs
 
 from harness.check import main as check
+from harness.drafters.jacobi import Jacobi
+from harness.engine.acceptance import coupled
+from harness.engine.draft_trees import Proactive
 from harness.engine.guidance import Sampling, cfg
 from harness.engine.rendering import Image
 from harness.engine.scheduler import Delivery
@@ -32,6 +35,7 @@ from methods.gridar import (
     stack_tops,
     three_way_guidance,
 )
+from methods.speculative import Speculative
 
 VECTORS = Path(__file__).parents[2] / "shared" / "data" / "methods" / "gridar.jsonl"
 Tokens = dict[tuple[str, int], tuple[int, ...]]
@@ -104,6 +108,16 @@ def stops_of(delivery: Delivery) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def best_of_4() -> Tokens:
     return drawn_tokens(BestOfN(4, PixelSum()))
+
+
+def test_a_decoding_finishes_the_candidates_that_stops_left() -> None:
+    """With coupled noise the images are those without a decoding, for fewer target passes."""
+    alone = draw(gridar(Mock()), jobs(TEXTS), slots=48)
+    decoding = Speculative(Jacobi("uniform", "gumbel"), Proactive(2, 2, 6), coupled)
+    for key, delivery in draw(gridar(Mock(), decoding=decoding), jobs(TEXTS), slots=48).items():
+        assert not delivery.error
+        assert delivery.tokens == alone[key].tokens
+        assert delivery.usage.target_passes <= alone[key].usage.target_passes
 
 
 # --- reductions -----------------------------------------------------------------------------------

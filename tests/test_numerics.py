@@ -21,7 +21,7 @@ from toy import TEXTS, PixelSum, ToyModel, draw, jobs
 from harness.drafters.jacobi import Jacobi
 from harness.engine.acceptance import Draft
 from harness.engine.canvas import Canvas
-from harness.engine.draft_trees import Static
+from harness.engine.draft_trees import Proactive, Static
 from harness.engine.guidance import Sampling
 from harness.engine.method_spec import MethodSpec
 from harness.engine.rendering import Image, Picture
@@ -128,6 +128,7 @@ METHODS: dict[str, Callable[[ToyModel], Method]] = {
     "vvs": lambda target: VVS(drafter(like=target), Uniform(2), NARROW),
     "looking": lambda _: Looking(),
     "sjd": lambda _: SJD(Jacobi("random", "maximal"), 4),
+    "sjd_pac": lambda _: Speculative(Jacobi("uniform", "maximal"), Proactive(2, 2, 6)),
     "zipar": lambda _: ZipAR(2),
 }
 

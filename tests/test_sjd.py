@@ -364,7 +364,7 @@ def test_laws_that_do_not_change_are_accepted() -> None:
     drafter = Jacobi()
     while not canvas.done:
         verdict = sampler.verdict(canvas)
-        left = 0 if verdict is None else len(verdict.draft) - verdict.accepted
+        left = 0 if verdict is None else len(verdict.draft) - len(verdict.path)
         drafts = drafter.propose(sampler, [canvas], 5)
         sampler.forward([canvas], drafts)
         (accepted,) = sampler.draw([canvas], drafts, exact)

@@ -3,8 +3,10 @@
 python -m harness.check geneval FILE     our GenEval decision against a conformance file
 python -m harness.check geneval-summary FILE     its summary, likewise
 python -m harness.check acceptance FILE  acceptance rules of speculative methods, likewise
+python -m harness.check cool_sd FILE     Cool-SD's weights, tests, residuals and bound, likewise
 python -m harness.check gridar FILE      GridAR's guidance, verdicts, copies, prompts and choice
 python -m harness.check scalingar FILE   our ScalingAR arithmetic, likewise
+python -m harness.check sjd_pac FILE     SJD-PAC's trees, candidates and walks, likewise
 python -m harness.check t2i_compbench FILE     T2I-CompBench++'s questions, boxes, counts and scores
 python -m harness.check tiif FILE        TIIF-Bench's replies, scores and text metrics, likewise
 python -m harness.check coco FILE        caption lists, scores and distances of COCO, likewise

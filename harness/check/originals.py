@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 CONFORMANCE = {
     "acceptance": "methods.conformance.acceptance.conformance",
     "coco": "benchmarks.coco.conformance.conformance",
+    "cool_sd": "methods.conformance.cool_sd.conformance",
     "geneval": "benchmarks.geneval.conformance.conformance",
     "geneval-summary": "benchmarks.geneval.conformance.conformance",
     "gridar": "methods.conformance.gridar.conformance",
     "scalingar": "methods.conformance.scalingar.conformance",
+    "sjd_pac": "methods.conformance.sjd_pac.conformance",
     "t2i_compbench": "benchmarks.t2i_compbench.conformance.conformance",
     "tiif": "benchmarks.tiif.conformance.conformance",
 }

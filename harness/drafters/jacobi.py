@@ -4,7 +4,8 @@ There is no draft model and no training. After a rejection, the distributions be
 token are stale, because they saw it. Tokens drawn from them are still proper drafts, because it is
 known what they were drawn from (Speculative Jacobi Decoding, arXiv 2410.01699).
 
-Shapes: R rows (canvases), G places of the window, N image tokens, V vocabulary.
+Shapes: R rows (canvases), G places of the window, N image tokens, C candidates of a place, M nodes
+of a tree, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,15 +17,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.engine.acceptance import Draft, residual_probs
+from harness.engine.acceptance import Draft, DraftVerdict, residual_probs
 from harness.engine.canvas import Canvas
+from harness.engine.draft_trees import (
+    Static,
+    Tree,
+    chain_parents,
+    continue_tree,
+    without_replacement,
+)
 from harness.engine.memory_need import takes_nothing
 from harness.engine.sampler import Sampler
-from harness.kernels.noise import ACCEPT, DRAFT, DRAW, RESIDUAL, Noise
+from harness.kernels.noise import ACCEPT, BRANCH, DRAFT, DRAW, RESIDUAL, Noise
 from harness.records import UserError
 
 INITS = ("random", "uniform", "repeat_horizon", "repeat_vertical", "sample_horizon")
 COUPLINGS = ("none", "maximal", "gumbel")
+SIBLINGS = ("target", "residual")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,32 +65,61 @@ class Jacobi:
     always the one that the token follows now, never an older one: otherwise images would not
     follow the target's distribution.
 
+    Trees are those of SJD-PAC: the tokens of a place, the same under every parent, are the token
+    that a chain would have there and further ones drawn without replacement from the same
+    distribution. `siblings` says from what the further ones come: `target`, as just said, keeps the
+    target's distribution; `residual` draws them from what the coupling's residual leaves, as
+    described of the released code (KangJialiang/SJD-PAC), and loses it.
+
     A drafter keeps no state: everything is in `Sampler.verdict`. That is None after a canvas was
     forked over, truncated, committed to or conditioned anew, and the whole window is made up.
     Raises UserError for unknown options.
     """
 
-    def __init__(self, init: str = "random", coupling: str = "none") -> None:
+    trees = True  # `propose` also takes the shape of a static tree
+
+    def __init__(
+        self, init: str = "random", coupling: str = "none", siblings: str = "target"
+    ) -> None:
         if init not in INITS:
             raise UserError(f"drafter.init={init}: choose from {', '.join(INITS)}")
         if coupling not in COUPLINGS:
             raise UserError(f"drafter.coupling={coupling}: choose from {', '.join(COUPLINGS)}")
+        if siblings not in SIBLINGS:
+            raise UserError(f"drafter.siblings={siblings}: choose from {', '.join(SIBLINGS)}")
         self.init = init
         self.coupling = coupling
+        self.siblings = siblings
 
     memory_need = takes_nothing  # it works on what the sampler keeps
 
+    def expect_tree(self, tree: Tree) -> None:
+        """Raise UserError for a tree whose shape depends on a drafter's distributions."""
+        if not isinstance(tree, Static):
+            raise UserError(
+                f"method.gamma is a tree of kind {type(tree).__name__}, and Jacobi drafts have no "
+                "likeliest paths: choose Static or Proactive, or a number"
+            )
+
     @torch.no_grad()
     def propose(
-        self, sampler: Sampler, rows: Sequence[Canvas], n: int, sibling: int = 0
+        self, sampler: Sampler, rows: Sequence[Canvas], n: int | Tree, sibling: int = 0
     ) -> list[Draft | None]:
-        """Draft a chain of up to `n` tokens for every row.
+        """Draft a chain of up to `n` tokens, or a static tree, for every row.
 
-        A chain ends early enough that one more token fits into the image; None if no chain fits.
+        A draft ends early enough that one more token fits into the image; None if none fits.
         Siblings are drawn from the same distributions, independently of each other.
         """
-        # 1. Choose the length of each chain.
-        lengths = [_chain_length(sampler, canvas, n) for canvas in rows]
+        # 1. Choose the depth of each draft.
+        tree: Static | None = None
+        if isinstance(n, int):
+            most = n
+        else:
+            self.expect_tree(n)
+            assert isinstance(n, Static)
+            tree = n
+            most = tree.depth
+        lengths = [_chain_length(sampler, canvas, most) for canvas in rows]
         columns = max(lengths, default=0)
         if columns == 0:
             return [None for _ in rows]
@@ -91,16 +129,77 @@ class Jacobi:
             noise = sampler.noise(rows, columns)
             window = _collect_window(sampler, rows, columns)
             grid_width = sampler.model.grid[1]
-            token_RG, probs_RGV = self.fill(window, noise, grid_width, sibling)
+            if tree is None:
+                token_RG, probs_RGV = self.fill(window, noise, grid_width, sibling)
+            else:
+                token_RG, probs_RGV = self.fill_tree(window, noise, grid_width, tree, sibling)
 
         # 3. Cut the rows; `followed` asks the sampler to keep the next verdict.
         drafts: list[Draft | None] = []
         for token_G, probs_GV, length in zip(token_RG, probs_RGV, lengths, strict=True):
             if length == 0:
                 drafts.append(None)
-            else:
+            elif tree is None:
                 drafts.append(Draft(token_G[:length], probs_GV[:length], followed=True))
+            else:
+                count = tree.count_nodes(length)
+                parents = tree.parents[:count]
+                drafts.append(Draft(token_G[:count], probs_GV[:count], parents, followed=True))
         return drafts
+
+    def fill_tree(
+        self, window: JacobiWindow, noise: Noise, grid_width: int, tree: Static, sibling: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Return the tokens of a tree's nodes [R, M] and what each was drawn from [R, M, V].
+
+        The window has as many places as the tree is deep, or fewer, where rows end; then there are
+        as many nodes as are no deeper.
+        """
+        # 1. The first candidate of every place is a chain's.
+        first_RG, probs_RGV = self.fill(window, noise, grid_width, sibling)
+        depth = first_RG.shape[1]
+        nodes = tree.count_nodes(depth)
+        node_of = list(zip(tree.depths[:nodes], tree.ranks[:nodes], strict=True))
+        fresh = noise.salted(noise.position_RT[:, 0])
+        if sibling:
+            fresh = fresh.salted(torch.full_like(noise.position_RT[:, 0], sibling))
+
+        # 2. Draw the others; list all candidates and their distributions, place after place.
+        tokens: list[Tensor] = []
+        stages: list[Tensor] = []  # where no token is left to be drawn, zero everywhere
+        column_of: dict[tuple[int, int], int] = {}
+        for d in range(depth):
+            count = 1 + max(rank for node_depth, rank in node_of if node_depth == d + 1)
+            noise_here = fresh.at(torch.full_like(first_RG[:, 0], d))
+            pool_RV = self._pool_of_siblings(
+                first_RG[:, d], probs_RGV[:, d], window.old_RG[:, d], window.old_probs_RGV[:, d]
+            )
+            token_RC = first_RG[:, d : d + 1]
+            if count > 1:
+                more_Rc = noise_here.order(BRANCH, pool_RV, count - 1)
+                token_RC = torch.cat((token_RC, more_Rc), 1)
+            for rank in range(count):
+                column_of[d + 1, rank] = len(column_of)
+            tokens.append(token_RC)
+            stages.append(without_replacement(probs_RGV[:, d], token_RC))
+
+        # 3. Give every node the candidate of its depth and rank.
+        columns = [column_of[place] for place in node_of]
+        return torch.cat(tokens, 1)[:, columns], torch.cat(stages, 1)[:, columns]
+
+    def _pool_of_siblings(
+        self, first_R: Tensor, probs_RV: Tensor, old_R: Tensor, old_probs_RV: Tensor
+    ) -> Tensor:
+        """Return the weights that further candidates of a place are drawn from, [R, V]."""
+        without_first_RV = probs_RV.scatter(1, first_R.unsqueeze(1), 0)
+        if self.siblings == "target":
+            return without_first_RV
+        # As released: the residual's draws are the candidates, with a kept token put before them.
+        left_RV = residual_probs(probs_RV, old_probs_RV, old_R)
+        old_prob_R = old_probs_RV.gather(1, old_R.unsqueeze(1))[:, 0]
+        kept_R = (first_R == old_R) & (old_prob_R > 0)
+        left_but_first_RV = left_RV.scatter(1, first_R.unsqueeze(1), 0)
+        return torch.where(kept_R[:, None], left_RV, left_but_first_RV)
 
     def fill(
         self, window: JacobiWindow, noise: Noise, grid_width: int, sibling: int = 0
@@ -234,15 +333,27 @@ def _collect_window(sampler: Sampler, rows: Sequence[Canvas], columns: int) -> J
         if verdict is None:
             continue
         assert verdict.draft.probs is not None, "a followed draft says what it was drawn from"
-        first = verdict.accepted + 1
-        behind = slice(first, first + columns)
-        probs_nV = verdict.probs_TV[behind]
-        old_n = verdict.draft.tokens[behind]
-        probs_RGV[r, : len(probs_nV)] = probs_nV
-        old_RG[r, : len(old_n)] = old_n
-        old_probs_RGV[r, : len(old_n)] = verdict.draft.probs[behind]
-        verified[r] = len(probs_nV)
+        law_nodes, old_nodes = _list_behind(verdict, columns)
+        probs_RGV[r, : len(law_nodes)] = verdict.probs_TV[[1 + node for node in law_nodes]]
+        old_RG[r, : len(old_nodes)] = verdict.draft.tokens[old_nodes]
+        old_probs_RGV[r, : len(old_nodes)] = verdict.draft.probs[old_nodes]
+        verified[r] = len(law_nodes)
         likeliest_R[r] = verdict.probs_TV[-1].argmax()
 
     verified_R = torch.tensor(verified, device=device)
     return JacobiWindow(probs_RGV, verified_R, old_RG, old_probs_RGV, image_RN, likeliest_R)
+
+
+def _list_behind(verdict: DraftVerdict, columns: int) -> tuple[list[int], list[int]]:
+    """List the nodes that say what of the next places: their distributions, their old tokens.
+
+    The second list is shorter where the last of these places was not drafted.
+    """
+    parents = verdict.draft.parents
+    if parents is None:
+        parents = chain_parents(len(verdict.draft))
+    known = continue_tree(parents)
+    end = 1 + verdict.path[-1] if verdict.path else 0
+    law_nodes = [int(node) for node in known.law_TG[end, :columns] if node >= 0]
+    old_nodes = [int(node) for node in known.old_TG[end, :columns] if node >= 0]
+    return law_nodes, old_nodes

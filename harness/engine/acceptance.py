@@ -5,8 +5,9 @@ target's distribution behind every draft token in one forward, and calls a `Rule
 path of draft tokens and draws one more token. Everything here is pure and batched: R canvases are
 verified together, and no row depends on another.
 
-To write a rule, pass an `AcceptanceProb` and a `Residual` to `verify`, or write a `Rule` from
-scratch; a rule that reports numbers of its own implements `MeasuredRule`.
+To write a rule, pass an `AcceptanceProb` and a `Residual` to `verify`; to `verify_by_depth` where
+they depend on how deep in the draft a token stands; or write a `Rule` from scratch. A rule that
+reports numbers of its own implements `MeasuredRule`.
 
 Shapes: R canvases, G draft tokens (nodes of a tree), T = 1 + G places (the root, which is the last
 committed token, then one behind every draft token), D depths of a tree, C children of a place,
@@ -15,7 +16,7 @@ V vocabulary, n rows of any batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -56,16 +57,16 @@ def length_of_draft(draft: Draft | None) -> int:
 
 @dataclass(frozen=True, slots=True)
 class DraftVerdict:
-    """The target's view of a followed draft: its distributions and how many tokens were accepted.
+    """The target's view of a followed draft: its distributions and which tokens were accepted.
 
     `probs_TV` [1 + G, V] begins with the distribution at the place of the first draft token. The
-    first `accepted` tokens of the draft were committed, and one more token; distributions behind
-    that one were computed from a rejected token.
+    tokens along `path`, indices from the root down, were committed, and one more token;
+    distributions behind that one were computed from a rejected token.
     """
 
     draft: Draft
     probs_TV: Tensor
-    accepted: int
+    path: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +161,18 @@ rejected; those results are not used.
 """
 
 
+@dataclass(frozen=True, slots=True)
+class DraftTest:
+    """How a rule tests some draft tokens, and what a rejection leaves to draw from."""
+
+    acceptance_prob: AcceptanceProb
+    residual: Residual
+
+
+TestAtDepth = Callable[[Tensor], DraftTest]
+"""(depth_R) -> the test of draft tokens at these depths, int64 [R]; 1 is the first of a draft."""
+
+
 Rule = Callable[[Tensor, Drafts, Noise], tuple[Tensor, Tensor]]
 """(probs_RTV, drafts, noise) -> (path_RG, next_R): accept a path of draft tokens, draw one more.
 
@@ -241,17 +254,32 @@ def verify(
     q is the probability a token was drafted with and u a uniform. Arguments and results are those
     of a `Rule`; after a rejection the next token comes from `residual`.
     """
-    if drafts.forest is not None:
-        return _verify_trees(probs_RTV, drafts, drafts.forest, noise, acceptance_prob, residual)
+    test = DraftTest(acceptance_prob, residual)
+    return verify_by_depth(probs_RTV, drafts, noise, lambda _depth_R: test)
 
-    columns = drafts.token_RG.shape[1]
+
+def verify_by_depth(
+    probs_RTV: Tensor, drafts: Drafts, noise: Noise, test_at: TestAtDepth
+) -> tuple[Tensor, Tensor]:
+    """Do as `verify`, with a test that depends on how deep in the draft a token stands."""
+    if drafts.forest is not None:
+        return _verify_trees(probs_RTV, drafts, drafts.forest, noise, test_at)
+
+    rows, columns = drafts.token_RG.shape
     if columns == 0:
         return drafts.token_RG, _draw_one(noise, DRAW, probs_RTV[:, 0])
 
+    depth_n = torch.arange(1, 1 + columns, device=probs_RTV.device).repeat(rows)
     probs_nV = probs_RTV[:, :columns].flatten(0, 1)
-    acceptance_prob_n = acceptance_prob(probs_nV, drafts.token_RG.flatten())
+    acceptance_prob_n = test_at(depth_n).acceptance_prob(probs_nV, drafts.token_RG.flatten())
     acceptance_prob_RG = acceptance_prob_n.unflatten(0, (-1, columns))
-    return verify_chain(probs_RTV, drafts, noise, acceptance_prob_RG, residual)
+    return _verify_chain(
+        probs_RTV,
+        drafts,
+        noise,
+        acceptance_prob_RG,
+        lambda depth_R: test_at(depth_R).residual,
+    )
 
 
 def verify_chain(
@@ -264,6 +292,17 @@ def verify_chain(
     `residual`; after a full acceptance the bonus token is drawn from the target's distribution.
     Needs G > 0; returns path and next token of a `Rule`.
     """
+    return _verify_chain(probs_RTV, drafts, noise, acceptance_prob_RG, lambda _depth_R: residual)
+
+
+def _verify_chain(
+    probs_RTV: Tensor,
+    drafts: Drafts,
+    noise: Noise,
+    acceptance_prob_RG: Tensor,
+    residual_at: Callable[[Tensor], Residual],
+) -> tuple[Tensor, Tensor]:
+    """Do as `verify_chain`, with the residual of the depth at which each row stopped."""
     # 1. Accept the leading run of tokens that pass their test.
     passes_RG = acceptance_threshold(drafts, noise) < acceptance_prob_RG
     count_R, path_RG = _accept_leading_run(passes_RG & _is_drafted(drafts))
@@ -277,7 +316,7 @@ def verify_chain(
 
     # 3. Draw the next token: from the residual after a rejection, else from the target.
     noise_here = noise.at(count_R)
-    left_RV = residual(probs_RV, draft_probs_RV, token_R)
+    left_RV = residual_at(count_R + 1)(probs_RV, draft_probs_RV, token_R)
     replacement_R = _draw_one(noise_here, RESIDUAL, left_RV)
     bonus_R = _draw_one(noise_here, DRAW, probs_RV)
     return path_RG, torch.where(count_R < drafts.length_R, replacement_R, bonus_R)
@@ -316,8 +355,7 @@ def _verify_trees(
     drafts: Drafts,
     trees: Forest,
     noise: Noise,
-    acceptance_prob: AcceptanceProb,
-    residual: Residual,
+    test_at: TestAtDepth,
 ) -> tuple[Tensor, Tensor]:
     """Walk down trees from the root: test the children of a place, step to the first accepted one.
 
@@ -337,14 +375,14 @@ def _verify_trees(
         # 1. Test the children of each walk's place, in drafting order, until one is accepted.
         child_RC = child_RTC[walk.row_R, walk.place_R]
         accepted_R = torch.full_like(walk.place_R, -1)
+        test = test_at(torch.full_like(walk.place_R, depth + 1))
         for rank in range(siblings):
             passes_R = walk.test_child(
                 drafts,
                 child_RC[:, rank],
                 uniform_RTC[:, depth, rank],
                 walk.active_R & (accepted_R < 0),
-                acceptance_prob,
-                residual,
+                test,
             )
             accepted_R = torch.where(passes_R, child_RC[:, rank], accepted_R)
 
@@ -386,8 +424,7 @@ class _TreeWalk:
         child_R: Tensor,
         uniform_R: Tensor,
         waiting_R: Tensor,
-        acceptance_prob: AcceptanceProb,
-        residual: Residual,
+        test: DraftTest,
     ) -> Tensor:
         """Test one child of each place in the rows that are `waiting`; True where it is accepted.
 
@@ -400,11 +437,11 @@ class _TreeWalk:
         draft_prob_R = token_prob(draft_probs_RV, token_R)
 
         tested_R = waiting_R & (child_R >= 0) & (draft_prob_R > 0)
-        passes_R = uniform_R * draft_prob_R < acceptance_prob(self.left_RV, token_R)
+        passes_R = uniform_R * draft_prob_R < test.acceptance_prob(self.left_RV, token_R)
         rejected_R = tested_R & ~passes_R
 
         self.left_RV = _subtract_rejected(
-            rejected_R, self.left_RV, draft_probs_RV, token_R, residual
+            rejected_R, self.left_RV, draft_probs_RV, token_R, test.residual
         )
         self.rejected_R = self.rejected_R | rejected_R
         return tested_R & passes_R
@@ -429,6 +466,81 @@ def _subtract_rejected(
 
 
 # ------------------------------------------------------------------ what was tested
+
+
+@dataclass(frozen=True, slots=True)
+class SlotTest:
+    """One test of a draft token in each of R rows; where `tested_R` is False there was none."""
+
+    tested_R: Tensor  # bool
+    accepted_R: Tensor  # bool
+    probs_RV: Tensor  # the target, less what earlier siblings took
+    draft_probs_RV: Tensor  # what the token was drawn from
+    token_R: Tensor
+    threshold_R: Tensor  # u q, in float64
+    node_R: Tensor  # the draft token's index; -1 where the place has no such child
+    waiting_R: Tensor  # bool: the row had come to this test; a child of no chance is passed over
+    depth: int  # of the token in its draft, from 1
+
+
+def list_tests(
+    probs_RTV: Tensor, drafts: Drafts, noise: Noise, path_RG: Tensor, test_at: TestAtDepth
+) -> Iterator[SlotTest]:
+    """Repeat the tests that ended in `path_RG`, rejected ones included, for `MeasuredRule.signals`.
+
+    `tested_against` gives the accepted ones alone, at once.
+    """
+    # 1. Take chains as trees of one branch.
+    columns = drafts.token_RG.shape[1]
+    trees = drafts.forest
+    if trees is None:
+        depth = columns
+        place_T = torch.arange(columns, device=path_RG.device)
+        child_RG = torch.where(place_T < drafts.length_R[:, None], place_T, -1)
+        child_RTC = F.pad(child_RG, (0, 1), value=-1).unsqueeze(2)
+    else:
+        depth = trees.depth
+        child_RTC = torch.from_numpy(trees.child_RTC).to(path_RG.device)
+    siblings = child_RTC.shape[2]
+    uniform_RTC = noise.uniform(ACCEPT, siblings)
+    row_R = torch.arange(len(path_RG), device=path_RG.device)
+    place_R = torch.zeros_like(row_R)
+    active_R = torch.ones_like(row_R, dtype=torch.bool)
+
+    for d in range(depth):
+        # 2. Test the children of each place until the one that the path takes.
+        accepted_child_R = path_RG[:, d]
+        waiting_R = active_R
+        left_RV = probs_RTV[row_R, place_R]
+        residual = test_at(torch.full_like(place_R, d + 1)).residual
+        for rank in range(siblings):
+            child_R = child_RTC[row_R, place_R, rank]
+            node_R = child_R.clamp(min=0)
+            token_R = drafts.token_RG[row_R, node_R]
+            draft_probs_RV = drafts.probs_RGV[row_R, node_R]
+            draft_prob_R = token_prob(draft_probs_RV, token_R)
+            tested_R = waiting_R & (child_R >= 0) & (draft_prob_R > 0)
+            accepted_R = tested_R & (child_R == accepted_child_R)
+            threshold_R = uniform_RTC[:, d, rank] * draft_prob_R
+            yield SlotTest(
+                tested_R=tested_R,
+                accepted_R=accepted_R,
+                probs_RV=left_RV,
+                draft_probs_RV=draft_probs_RV,
+                token_R=token_R,
+                threshold_R=threshold_R,
+                node_R=child_R,
+                waiting_R=waiting_R & (child_R >= 0),
+                depth=d + 1,
+            )
+            left_RV = _subtract_rejected(
+                tested_R & ~accepted_R, left_RV, draft_probs_RV, token_R, residual
+            )
+            waiting_R = waiting_R & ~accepted_R
+
+        # 3. Step down to it.
+        active_R = active_R & (accepted_child_R >= 0)
+        place_R = torch.where(active_R, accepted_child_R + 1, place_R)
 
 
 def tested_against(

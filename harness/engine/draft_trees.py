@@ -120,6 +120,8 @@ class Static:
         self.depth = len(nodes[-1])
         self.nodes = len(nodes)
         self.parents: Parents = tuple(number[node[:-1]] for node in nodes)
+        self.depths = tuple(len(node) for node in nodes)  # tokens on the path to each node
+        self.ranks = tuple(int(node[-1]) for node in nodes)  # of each node among its siblings
         self._counts = counts
         self._number = number
 
@@ -183,15 +185,102 @@ class Static:
         probs_RGV = None if greedy else torch.cat(child_probs, 1)
         return self._cut_to_depth(max_depth, torch.cat(tokens, 1), probs_RGV)
 
+    def count_nodes(self, depth: int) -> int:
+        """Count the nodes that are no deeper than this: a tree cut there has the first of them."""
+        return self._nodes_to_depth[min(depth, self.depth)]
+
     def _cut_to_depth(
         self, max_depth: Sequence[int], token_RG: Tensor, probs_RGV: Tensor | None
     ) -> list[GrownTree]:
         grown = []
         for r, most in enumerate(max_depth):
-            count = self._nodes_to_depth[min(most, self.depth)]
+            count = self.count_nodes(most)
             probs_GV = None if probs_RGV is None else probs_RGV[r, :count]
             grown.append(GrownTree(token_RG[r, :count], self.parents[:count], probs_GV))
         return grown
+
+
+class Proactive(Static):
+    """A tree of `width` children at each of its first places, and a chain behind the first branch.
+
+    SJD-PAC (arXiv 2603.18599) drafts such trees: a next token is likely to be rejected where the
+    last window was, so several are tried there. `levels` counts the root, which is fed too, and
+    `window` all positions of a forward: the tree has window - 1 nodes, of which those at depths
+    1 to levels - 1 branch. A width of 1 is a chain. Raises UserError for values out of range, and
+    for a window that the branching part does not fit into.
+    """
+
+    def __init__(self, width: int = 3, levels: int = 3, window: int = 64) -> None:
+        if not 1 <= width <= 10:
+            raise UserError(f"tree.width={width}: give 1 to 10 children a place")
+        if levels < 2:
+            raise UserError(f"tree.levels={levels}: must be at least 2, the root's level included")
+        branching = sum(width**depth for depth in range(levels))
+        if window < max(2, branching):
+            raise UserError(
+                f"tree.window={window}: {width} children at {levels - 1} depths and the root take "
+                f"{branching} positions: set tree.window={max(2, branching)} or more"
+            )
+        counts: dict[str, int] = {}
+        level = [""]
+        for _ in range(levels - 1):
+            counts |= dict.fromkeys(level, width)
+            level = [place + str(rank) for place in level for rank in range(width)]
+        for length in range(window - branching):
+            counts["0" * (levels - 1 + length)] = 1
+        super().__init__(counts)
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """Where the nodes of a tree go on after its verification, by the place where the walk ended.
+
+    At an end (0 the root, 1 + g node g) at depth a, a token was drawn that is no node. Column j
+    stands for the j-th place behind it.
+    """
+
+    law_TG: np.ndarray  # int64: the node whose distribution is that of the place, -1 none
+    old_TG: np.ndarray  # int64: the node that was drafted for the place, -1 none
+
+
+@lru_cache(maxsize=64)
+def continue_tree(parents: Parents) -> Continuation:
+    """Tabulate which nodes say what of the places behind the next token.
+
+    The node at depth d speaks of the place at depth d + 1: that on the walk's way, prolonged by
+    first children while the tree allows it, and else that of the branch of all first children.
+    """
+    first_child: dict[int, int] = {}
+    for node, parent in enumerate(parents):
+        first_child.setdefault(parent, node)
+    main = _follow(first_child, -1)
+    depth_of = {-1: 0}
+    for node, parent in enumerate(parents):
+        depth_of[node] = depth_of[parent] + 1
+
+    depth = max(depth_of.values())
+    law_TG = np.full((1 + len(parents), depth), -1)
+    old_TG = np.full_like(law_TG, -1)
+    for end in range(-1, len(parents)):
+        way = _follow(first_child, end)
+        behind = [*way, *main[depth_of[end] + len(way) :]]
+        law_TG[1 + end, : len(behind)] = behind
+        for column, node in enumerate(behind):
+            old = first_child.get(node, -1)
+            on_main = depth_of[node]
+            if old < 0 and on_main < len(main):
+                old = main[on_main]
+            old_TG[1 + end, column] = old
+    return Continuation(law_TG, old_TG)
+
+
+def _follow(first_child: Mapping[int, int], place: int) -> list[int]:
+    """List the nodes below a place along first children."""
+    way: list[int] = []
+    while place in first_child:
+        place = first_child[place]
+        way.append(place)
+    return way
 
 
 def _read_child_counts(children: str | Mapping[str, int]) -> dict[str, int]:

@@ -76,7 +76,7 @@ def draw_one(
 ) -> tuple[Tensor, Tensor]:
     """Draw one token a canvas: tokens int64 [R], log-probabilities float64 [R] in nats."""
     kernel = None
-    if sampling.interval < 0 and guide in (cfg, unguided):
+    if sampling.interval < 0 and not sampling.follows_entropy and guide in (cfg, unguided):
         use = kernel_use(sampling, logits_SV.dtype, logits_SV.shape[-1])
         kernel = kernels.guided_draw(logits_SV.device, use)
     if kernel is not None:
@@ -132,11 +132,13 @@ class GroupLogits:
 class Verified:
     """What a rule decided for R canvases: accepted draft tokens, and what is committed.
 
-    Of `token_RT` and `log_prob_RT` the first `accepted + 1` columns of each row count. `signals`
-    are what the rule measured, [R] each.
+    Of `token_RT` and `log_prob_RT` the first `accepted + 1` columns of each row count. `path_RG`
+    holds the accepted nodes of trees, and no columns for chains. `signals` are what the rule
+    measured, [R] each.
     """
 
     accepted_R: Tensor
+    path_RG: Tensor
     token_RT: Tensor
     log_prob_RT: Tensor
     signals: dict[str, Tensor]
@@ -144,20 +146,24 @@ class Verified:
     def pack(self) -> Tensor:
         """Pack all into one float64 table [R, X], so that one copy takes it to the host."""
         parts = [self.accepted_R.double().unsqueeze(1), self.token_RT.double(), self.log_prob_RT]
+        parts.append(self.path_RG.double())
         parts += [value_R.double().unsqueeze(1) for value_R in self.signals.values()]
         return torch.cat(parts, 1)
 
     def unpack(self, row: Sequence[float]) -> VerifiedRow:
         """Read one row of a packed table."""
         width = self.token_RT.shape[1]
-        committed = int(row[0]) + 1
+        accepted = int(row[0])
+        committed = accepted + 1
         tokens = row[1 : 1 + width]
         log_probs = row[1 + width : 1 + 2 * width]
+        nodes = self.path_RG.shape[1]
+        path = row[1 + 2 * width :][:nodes] if nodes else range(accepted)
         return VerifiedRow(
-            accepted=int(row[0]),
+            path=tuple(int(node) for node in path[:accepted]),
             tokens=[int(token) for token in tokens[:committed]],
             log_probs=list(log_probs[:committed]),
-            signals=dict(zip(self.signals, row[1 + 2 * width :], strict=True)),
+            signals=dict(zip(self.signals, row[1 + 2 * width + nodes :], strict=True)),
         )
 
 
@@ -165,7 +171,7 @@ class Verified:
 class VerifiedRow:
     """What a rule decided for one canvas, on the host."""
 
-    accepted: int
+    path: tuple[int, ...]  # accepted draft tokens, indices from the root down
     tokens: list[int]
     log_probs: list[float]
     signals: dict[str, float]
@@ -255,13 +261,13 @@ class TokenDraw:
         for (i, verified), values in zip(order, table, strict=True):
             row = verified.unpack(values)
             canvas = rows[i]
-            accepted[i] = row.accepted
+            accepted[i] = len(row.path)
             canvas.append_drawn(row.tokens, row.log_probs)
             canvas.add_signals(row.signals)
             draft = drafts[i]
             if draft is not None and i in followed_probs:
                 probs_TV = followed_probs[i][: 1 + len(draft)]
-                canvas.verdict = DraftVerdict(draft, probs_TV, row.accepted)
+                canvas.verdict = DraftVerdict(draft, probs_TV, row.path)
         return accepted
 
     def _apply(
@@ -292,7 +298,8 @@ class TokenDraw:
         log_prob_RT = probs_RTV[row_R1, column_RT, token_RT].double().log()
 
         self._store_accepted(rows, stacked.forest, path_RG, token_RT, noise.position_RT)
-        return Verified(accepted_R1[:, 0], token_RT, log_prob_RT, signals)
+        tree_path_RG = path_RG[:, :0] if stacked.forest is None else path_RG
+        return Verified(accepted_R1[:, 0], tree_path_RG, token_RT, log_prob_RT, signals)
 
     def _store_accepted(
         self,

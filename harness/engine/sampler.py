@@ -430,7 +430,9 @@ def _examine_kernels(model: ImageModel, table: SlotTable, sampling: Sampling) ->
     keys = table.cache.keys
     logits_dtype = torch.promote_types(model.dtype, torch.float32)
     attention = kernels.Use("attention", keys.dtype, keys.shape[-1])
-    draws = kernel_use(sampling, logits_dtype, model.vocab)
-    for use in (attention, draws):
+    uses = [attention]
+    if not sampling.follows_entropy:  # no kernel measures entropies before it draws
+        uses.append(kernel_use(sampling, logits_dtype, model.vocab))
+    for use in uses:
         kernels.why_unused(model.device, use)
-    return [attention, draws, kernels.Use("signals", logits_dtype, model.vocab)]
+    return [*uses, kernels.Use("signals", logits_dtype, model.vocab)]

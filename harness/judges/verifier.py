@@ -143,16 +143,23 @@ class Questioner:
     """A judge that puts a question about each text to a chat.
 
     `question` makes the question of a text. `answer` says what the judge answers with: "reply", the
-    chat's words, or "yes", its probability of yes. Words that begin as refusals do are refused,
-    unless the text begins so itself. Raises UserError for another `answer`.
+    chat's words, or "yes", its probability of yes. The question of `text_of_id` names the judge.
+    Words that begin as refusals do are refused, unless the text begins so itself. Raises UserError
+    for another `answer`.
     """
 
-    def __init__(self, chat: Chat, question: Callable[[str], str], answer: str = "reply") -> None:
+    def __init__(
+        self,
+        chat: Chat,
+        question: Callable[[str], str],
+        answer: str = "reply",
+        text_of_id: str = "{prompt}",
+    ) -> None:
         self._chat = chat
         self._question = question
         self._form = _read_form(answer)
         self._ask: _Ask = chat.yes if self._form == "yes" else chat.reply
-        self.id = f"{chat.id}-{digest(question('{prompt}').encode(), 8)}"
+        self.id = f"{chat.id}-{digest(question(text_of_id).encode(), 8)}"
         self.tokens: Sequence[int] = ()
 
     def ready(self) -> None:

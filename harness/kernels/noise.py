@@ -18,10 +18,11 @@ from torch import Tensor
 DRAW = 0
 ACCEPT = 1
 RESIDUAL = 2
+BRANCH = 3
 DRAFT = 7
 """Lanes: independent numbers at one position for drawing a token, testing a draft token, drawing
-from a residual, drafting. DRAFT is the last: siblings of a draft use 7, 8 and so on; 3 to 6 are
-free.
+from a residual, adding siblings to a drafted token, drafting. DRAFT is the last: siblings of a
+draft use 7, 8 and so on; 4 to 6 are free.
 """
 
 SPARSE = 4

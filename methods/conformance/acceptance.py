@@ -39,10 +39,10 @@ def conformance(path: Path | str) -> tuple[int, int, list[str]]:
 
     Raises UserError that names the line of a malformed case.
     """
-    return check_cases(path, RULES, _differences)
+    return check_cases(path, RULES, find_differences)
 
 
-class _GivenNoise:
+class GivenNoise:
     """Noise with given uniforms [G, siblings] that records what is drawn from in each lane."""
 
     def __init__(self, uniforms: list[list[float]]) -> None:
@@ -52,7 +52,7 @@ class _GivenNoise:
     def uniform(self, _lane: int, count: int) -> Tensor:
         return self._uniforms[None, :, :count]
 
-    def at(self, _offset_R: Tensor) -> _GivenNoise:
+    def at(self, _offset_R: Tensor) -> GivenNoise:
         return self
 
     def race(self, lane: int, weight_RTV: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ def _exact_chain(given: Mapping[str, Any]) -> dict[str, Any]:
     draft_probs_GV = torch.tensor(given["q"])
     token_G = torch.tensor(given["draft"])
     length = len(token_G)
-    noise = _GivenNoise([[chance] for chance in given["uniforms"]])
+    noise = GivenNoise([[chance] for chance in given["uniforms"]])
     drafts = Drafts(token_G[None], draft_probs_GV[None], torch.tensor([length]))
     path_RG, _ = exact(probs_TV[None], drafts, cast(Noise, noise))
 
@@ -110,7 +110,7 @@ def _walk_one_place(
     probs_RTV = torch.tensor(given["p"]).expand(1, 1 + count, -1)
     siblings = Draft(token_G, draft_probs_GV, (-1,) * count)
     drafts = Drafts.stack([siblings], probs_RTV)
-    noise = _GivenNoise([given["uniforms"]] * 2)
+    noise = GivenNoise([given["uniforms"]] * 2)
     path_RG, _ = verify(probs_RTV, drafts, cast(Noise, noise), acceptance_prob, residual_probs)
 
     # 2. One stage per sibling.
@@ -217,18 +217,18 @@ NULL_IS_A_VALUE = ("accepted", "final_law")
 """Results for which an expected null is compared."""
 
 
-def _differences(got: Any, expected: Any, where: str = "") -> Iterator[str]:
+def find_differences(got: Any, expected: Any, where: str = "") -> Iterator[str]:
     """Compare results at any depth; an expected null is compared only where it is a value."""
     if expected is None:
         differs = where in NULL_IS_A_VALUE and got is not None
     elif isinstance(expected, dict):
         for name, value in expected.items():
             found = None if got is None else got.get(name)
-            yield from _differences(found, value, f"{where}.{name}".strip("."))
+            yield from find_differences(found, value, f"{where}.{name}".strip("."))
         return
     elif isinstance(expected, list) and got is not None and len(got) == len(expected):
         for place, (found, value) in enumerate(zip(got, expected, strict=True)):
-            yield from _differences(found, value, f"{where}[{place}]")
+            yield from find_differences(found, value, f"{where}[{place}]")
         return
     elif isinstance(expected, float) and got is not None:
         differs = not abs(got - expected) <= TOLERANCE * max(1.0, abs(expected))
