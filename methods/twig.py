@@ -102,16 +102,16 @@ class TwiG:
     async def generate(self, prompt: str, s: Session) -> Canvas:
         canvas, *spares = s.open(self.rows)
         spare = spares[0] if spares else None
-        told: list[str] = [prompt] if self.keep_prompt or not self.think else []
+        sentences: list[str] = [prompt] if self.keep_prompt or not self.think else []
         facts: list[dict[str, Any]] = []
         for layer in range(self.layers):
             # 1. Think: one more sentence, and the prompt that the sentences make.
-            before = list(told)
+            before = list(sentences)
             thought = prompt
             if self.think:
-                thought = await self._think(layer, prompt, told, canvas, s)
-                told = self._extend(before, thought)
-            self._condition(canvas, told or [prompt], s)
+                thought = await self._think(layer, prompt, sentences, canvas, s)
+                sentences = self._extend(before, thought)
+            self._condition(canvas, sentences or [prompt], s)
 
             # 2. Draw.
             first = canvas.length
@@ -126,26 +126,26 @@ class TwiG:
                 reviews.append(review)
                 if review.score >= self.theta or not review.sentence:
                     break
-                told = self._extend(before, review.sentence)
+                sentences = self._extend(before, review.sentence)
                 thought = review.sentence
                 s.fork(canvas, over=spare)
                 s.truncate(spare, first)
-                self._condition(spare, told, s)
+                self._condition(spare, sentences, s)
                 await s.run([spare], until=until)
                 canvas, spare = spare, canvas
             scores = [review.score for review in reviews]
-            facts.append({"text": self._join(told or [prompt]), "scores": scores})
+            facts.append({"text": self._join(sentences or [prompt]), "scores": scores})
         s.note(layers=facts)
         return canvas
 
     async def _think(
-        self, layer: int, prompt: str, told: list[str], canvas: Canvas, s: Session
+        self, layer: int, prompt: str, sentences: list[str], canvas: Canvas, s: Session
     ) -> str:
         """Ask for the sentence of a layer; the last one stays where there is no answer."""
         picture = BLANK
         if layer:
             (picture,) = await self._render(canvas, s)
-        text = json.dumps({"prompt": prompt, "previous": self._join(told)})
+        text = json.dumps({"prompt": prompt, "previous": self._join(sentences)})
         (sentence,) = await s.ask(
             self._thoughts[layer],
             text,
@@ -182,17 +182,17 @@ class TwiG:
         shown = [0] * missing if self.placeholder == "zero" else []
         return await s.render([canvas], [shown])
 
-    def _condition(self, canvas: Canvas, told: list[str], s: Session) -> None:
-        s.condition(canvas, (None, self._join(told)), cfg)
+    def _condition(self, canvas: Canvas, sentences: list[str], s: Session) -> None:
+        s.condition(canvas, (None, self._join(sentences)), cfg)
 
-    def _extend(self, told: list[str], sentence: str) -> list[str]:
+    def _extend(self, sentences: list[str], sentence: str) -> list[str]:
         """Add a sentence to those before; an empty one changes nothing."""
         if not sentence:
-            return list(told)
-        return [*told, sentence] if self.join else [sentence]
+            return list(sentences)
+        return [*sentences, sentence] if self.join else [sentence]
 
-    def _join(self, told: list[str]) -> str:
-        return " ".join(told)
+    def _join(self, sentences: list[str]) -> str:
+        return " ".join(sentences)
 
 
 def read_sentence(reply: str) -> str:

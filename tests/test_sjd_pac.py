@@ -129,7 +129,7 @@ def record(
 ) -> None:
     """Keep what the verification says of the places behind each row's new token."""
     known = continue_tree(parents)
-    law_RG = torch.from_numpy(known.law_TG)[end_R]
+    law_RG = torch.from_numpy(known.source_TG)[end_R]
     old_RG = torch.from_numpy(known.old_TG)[end_R]
     index = torch.arange(len(row))
     rows.verified_R[row] = (law_RG >= 0).sum(1)

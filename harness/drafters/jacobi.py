@@ -333,11 +333,11 @@ def _collect_window(sampler: Sampler, rows: Sequence[Canvas], columns: int) -> J
         if verdict is None:
             continue
         assert verdict.draft.probs is not None, "a followed draft says what it was drawn from"
-        law_nodes, old_nodes = _list_behind(verdict, columns)
-        probs_RGV[r, : len(law_nodes)] = verdict.probs_TV[[1 + node for node in law_nodes]]
+        known_nodes, old_nodes = _list_behind(verdict, columns)
+        probs_RGV[r, : len(known_nodes)] = verdict.probs_TV[[1 + node for node in known_nodes]]
         old_RG[r, : len(old_nodes)] = verdict.draft.tokens[old_nodes]
         old_probs_RGV[r, : len(old_nodes)] = verdict.draft.probs[old_nodes]
-        verified[r] = len(law_nodes)
+        verified[r] = len(known_nodes)
         likeliest_R[r] = verdict.probs_TV[-1].argmax()
 
     verified_R = torch.tensor(verified, device=device)
@@ -354,6 +354,6 @@ def _list_behind(verdict: DraftVerdict, columns: int) -> tuple[list[int], list[i
         parents = chain_parents(len(verdict.draft))
     known = continue_tree(parents)
     end = 1 + verdict.path[-1] if verdict.path else 0
-    law_nodes = [int(node) for node in known.law_TG[end, :columns] if node >= 0]
+    known_nodes = [int(node) for node in known.source_TG[end, :columns] if node >= 0]
     old_nodes = [int(node) for node in known.old_TG[end, :columns] if node >= 0]
-    return law_nodes, old_nodes
+    return known_nodes, old_nodes

@@ -239,7 +239,7 @@ class Continuation:
     stands for the j-th place behind it.
     """
 
-    law_TG: np.ndarray  # int64: the node whose distribution is that of the place, -1 none
+    source_TG: np.ndarray  # int64: the node whose distribution is that of the place, -1 none
     old_TG: np.ndarray  # int64: the node that was drafted for the place, -1 none
 
 
@@ -259,19 +259,19 @@ def continue_tree(parents: Parents) -> Continuation:
         depth_of[node] = depth_of[parent] + 1
 
     depth = max(depth_of.values())
-    law_TG = np.full((1 + len(parents), depth), -1)
-    old_TG = np.full_like(law_TG, -1)
+    source_TG = np.full((1 + len(parents), depth), -1)
+    old_TG = np.full_like(source_TG, -1)
     for end in range(-1, len(parents)):
         way = _follow(first_child, end)
         behind = [*way, *main[depth_of[end] + len(way) :]]
-        law_TG[1 + end, : len(behind)] = behind
+        source_TG[1 + end, : len(behind)] = behind
         for column, node in enumerate(behind):
             old = first_child.get(node, -1)
             on_main = depth_of[node]
             if old < 0 and on_main < len(main):
                 old = main[on_main]
             old_TG[1 + end, column] = old
-    return Continuation(law_TG, old_TG)
+    return Continuation(source_TG, old_TG)
 
 
 def _follow(first_child: Mapping[int, int], place: int) -> list[int]:

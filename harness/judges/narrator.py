@@ -56,10 +56,10 @@ def name_part(layer: int, layers: int) -> str:
 
 def thought_question(layer: int, layers: int, text: str) -> str:
     """Ask what the next layer shows."""
-    told = json.loads(text)
+    given = json.loads(text)
     part = name_part(layer, layers)
     intro = (
-        f'An image of the prompt "{told["prompt"]}" is painted from top to bottom, in {layers} '
+        f'An image of the prompt "{given["prompt"]}" is painted from top to bottom, in {layers} '
         f"horizontal parts, each described by one sentence.\n"
     )
     rules = (
@@ -69,7 +69,7 @@ def thought_question(layer: int, layers: int, text: str) -> str:
     if layer == 1:
         return f"{intro}Write the sentence for the {part}. {rules}"
     return (
-        f'{intro}The parts so far are described as: "{told["previous"]}"\n'
+        f'{intro}The parts so far are described as: "{given["previous"]}"\n'
         f"The picture shows what is painted above a flat placeholder. Write the sentence for "
         f"the {part}: only what naturally continues the picture, without repeating what is there. "
         f"Where the picture and the description disagree, follow the picture. {rules}"
@@ -78,13 +78,13 @@ def thought_question(layer: int, layers: int, text: str) -> str:
 
 def critic_question(layer: int, layers: int, text: str) -> str:
     """Ask how good a layer is, and for a better sentence."""
-    told = json.loads(text)
+    given = json.loads(text)
     part = name_part(layer, layers)
-    earlier = f'The parts before: "{told["previous"]}"\n' if told["previous"] else ""
+    earlier = f'The parts before: "{given["previous"]}"\n' if given["previous"] else ""
     rest = "" if layer == layers else " Ignore the flat placeholder below it."
     return (
-        f'An image of the prompt "{told["prompt"]}" is painted from top to bottom, in {layers} '
-        f'horizontal parts.\n{earlier}The {part} is meant to show: "{told["thought"]}"\n'
+        f'An image of the prompt "{given["prompt"]}" is painted from top to bottom, in {layers} '
+        f'horizontal parts.\n{earlier}The {part} is meant to show: "{given["thought"]}"\n'
         f"Look at the {part} of the picture.{rest}\n"
         "1. Give an integer from 0 to 100 for how well this part fits the prompt and its sentence: "
         "colours, completeness, detail, spatial relations, coherence. An object that is cut off at "

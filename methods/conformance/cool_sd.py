@@ -140,8 +140,8 @@ def _node(given: Mapping[str, Any]) -> dict[str, Any]:
 def _bound(given: Mapping[str, Any]) -> dict[str, Any]:
     """Enumerate one round: its bound, the accepted tokens, and the distance that it attains."""
     places = len(given["w"])
-    probs = {prefix: torch.tensor(law).double() for prefix, law in given["p"].items()}
-    draft_probs = {prefix: torch.tensor(law).double() for prefix, law in given["q"].items()}
+    probs = {prefix: torch.tensor(values).double() for prefix, values in given["p"].items()}
+    draft_probs = {prefix: torch.tensor(values).double() for prefix, values in given["q"].items()}
     rule = GivenWeights(given["w"])
     vocab = len(probs[""])
     bound = 0.0

@@ -47,7 +47,7 @@ def conformance(path: Path | str) -> tuple[int, int, list[str]]:
 def _shape(given: Mapping[str, Any]) -> dict[str, Any]:
     tree = Proactive(given["width"], given["levels"], given["window"])
     # Behind a walk that ended at the root, the branch of all first children goes on.
-    main = [node for node in continue_tree(tree.parents).law_TG[0].tolist() if node >= 0]
+    main = [node for node in continue_tree(tree.parents).source_TG[0].tolist() if node >= 0]
     return {
         "nodes": tree.nodes,
         "depth": tree.depth,
@@ -63,7 +63,7 @@ def _onward(given: Mapping[str, Any]) -> dict[str, Any]:
     old_nodes = [node for node in known.old_TG[end].tolist() if node >= 0]
     # The place behind the window has a distribution, too, but no old token: the file leaves it out.
     return {
-        "law_nodes": known.law_TG[end].tolist()[: len(old_nodes)],
+        "law_nodes": known.source_TG[end].tolist()[: len(old_nodes)],
         "old_nodes": old_nodes,
     }
 
