@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from runs import harness
-from toy import draw, jobs
+from toy import ToyModel, draw, jobs
 
 from harness.engine.guidance import Sampling
-from harness.records import SampleRecord
+from harness.records import SampleRecord, UserError
+from harness.runs.spec import load_configured_model
 from methods.plain import Plain
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,3 +90,11 @@ def test_the_hugging_face_decoder_is_drawn_from_by_its_own_probabilities(
         expected = logits.log_softmax(-1).gather(1, ids[0, len(text) :, None] - TEXT)[:, 0]
         drawn = torch.tensor(delivery.notes["log_probs"])
         torch.testing.assert_close(drawn, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_a_grid_that_does_not_hold_the_tokens_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.runs.spec.load_model", lambda *_: ToyModel(grid=(4, 4)))
+    monkeypatch.setattr(ToyModel, "num_tokens", 15)
+    config = OmegaConf.create({"model": {"_target_": "x", "sampling": {}}, "device": "cpu"})
+    with pytest.raises(UserError, match=r"grid of 4 x 4 does not hold num_tokens=15"):
+        load_configured_model(config)

@@ -229,10 +229,20 @@ class Asking:
 
 
 def load_configured_model(config: DictConfig) -> Any:
-    """Load the model of a composed configuration. Raises UserError for random weights."""
+    """Load the model of a composed configuration.
+
+    Raises UserError for random weights, and for a model whose grid does not hold its tokens.
+    """
     model_config = _model_options(config)
     _expect_trained_weights(model_config)
-    return load_model(dump(model_config), str(config.device))
+    model = load_model(dump(model_config), str(config.device))
+    rows, columns = model.grid
+    if rows * columns != model.num_tokens:
+        raise UserError(
+            f"model {model.name}: its grid of {rows} x {columns} does not hold "
+            f"num_tokens={model.num_tokens}"
+        )
+    return model
 
 
 def _model_options(config: DictConfig) -> dict[str, Any]:
