@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
-from harness.cli import print_error
-from harness.records import UserError
+from harness.records import UserError, one_line
 
 P = ParamSpec("P")
 Number = TypeVar("Number", int, float)
@@ -58,6 +58,12 @@ def explain_mistakes(main: Callable[P, int | None]) -> Callable[P, int]:
             return print_error(error)
 
     return run
+
+
+def print_error(message: BaseException | str, code: int = 2) -> int:
+    """Print an error in one line, and return the exit code."""
+    print(f"error: {one_line(message)}", file=sys.stderr)
+    return code
 
 
 def _whole(text: str) -> int:

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.cli import print_error
+from harness.arguments import print_error
 from harness.records import Prompt, SampleRecord, UserError
 from harness.results.exports import to_markdown, write_exports
 from harness.results.leaderboard import Board, build

@@ -29,6 +29,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from harness.arguments import print_error
 from harness.packages import add_author_folder, expect_own_packages
 from harness.prompt_option import PromptCommand, draw_into_files
 from harness.records import UserError, explain_error, one_line
@@ -371,9 +372,3 @@ def add_author_folders(hydra_config: HydraConf) -> None:
     for source in hydra_config.runtime.config_sources:
         if source.schema == "file":
             add_author_folder(Path(source.path).parent)
-
-
-def print_error(message: BaseException | str, code: int = 2) -> int:
-    """Print an error in one line, and return the exit code."""
-    print(f"error: {one_line(message)}", file=sys.stderr)
-    return code

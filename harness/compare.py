@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.cli import print_error
+from harness.arguments import print_error
 from harness.records import UserError
 from harness.results import stats
 from harness.results.labels import label_runs

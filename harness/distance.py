@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image as Pillow
 
-from harness.cli import print_error
+from harness.arguments import print_error
 from harness.compare import find_run
 from harness.judges.features import ClipFeatures, Extractor, PictogramFeatures
 from harness.records import UserError, one_line

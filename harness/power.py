@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.cli import print_error
+from harness.arguments import print_error
 from harness.compare import find_run
 from harness.records import UserError
 from harness.results.stats import (

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.cli import print_error
+from harness.arguments import print_error
 from harness.records import UserError
 from harness.runs.lock import Shard, Writer, find_writers
 from harness.runs.read import Run, find_runs, read_run

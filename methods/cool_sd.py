@@ -18,9 +18,12 @@ import torch
 from torch import Tensor
 
 from harness import (
+    Count,
     Drafts,
     DraftTest,
     Noise,
+    NotNegative,
+    Positive,
     UserError,
     list_tests,
     residual_probs,
@@ -125,11 +128,11 @@ class CoolSD(WeightedAcceptance):
 
     def __init__(
         self,
-        delta: float = 1.1,
-        nu: float = 0.7,
+        delta: Positive = 1.1,
+        nu: NotNegative = 0.7,
         mu: str | float = "mean",
-        floor: float = 0.0,
-        length: int | None = None,
+        floor: NotNegative = 0.0,
+        length: Count | None = None,
     ) -> None:
         if not 0 < delta < math.inf:
             raise UserError(f"rule.delta={delta}: must be positive; 1 with nu=0 is exact")
@@ -217,10 +220,10 @@ class EntropyAcceptance(WeightedAcceptance):
 
     def __init__(
         self,
-        slope: float = 1 / 9,
-        offset: float = 0.05,
-        cap: float | None = 1.0,
-        constant: float | None = None,
+        slope: NotNegative = 1 / 9,
+        offset: NotNegative = 0.05,
+        cap: Positive | None = 1.0,
+        constant: Positive | None = None,
     ) -> None:
         for name, value in (("slope", slope), ("offset", offset)):
             if not 0 <= value < math.inf:

@@ -18,7 +18,17 @@ from typing import Any
 
 import numpy as np
 
-from harness import Canvas, Image, Judge, Session, UserError
+from harness import (
+    Canvas,
+    Count,
+    Image,
+    Judge,
+    Natural,
+    NotNegative,
+    Positive,
+    Session,
+    UserError,
+)
 from methods.best_of_n import index_of_best, is_missing
 from methods.gridar import padding_tokens
 
@@ -43,7 +53,7 @@ class ImportanceSampling:
     branches = 2
     tokens_per_step = 1
 
-    def __init__(self, n: int, reward: Judge, gain: float = 10.0) -> None:
+    def __init__(self, n: Count, reward: Judge, gain: NotNegative = 10.0) -> None:
         _expect_candidates(n)
         if not 0 <= gain < math.inf:
             raise UserError(f"method.gain={gain}: must be 0 (uniform) or positive")
@@ -109,8 +119,8 @@ class Beam:
     def __init__(
         self,
         reward: Judge,
-        beams: int = 2,
-        branch: int = 4,
+        beams: Count = 2,
+        branch: Count = 4,
         stops: Sequence[float] = (0.25, 0.5, 0.75),
         pad: str = "repeat",
     ) -> None:
@@ -204,9 +214,9 @@ def reassign(candidates: Sequence[Canvas], sources: Sequence[int], s: Session) -
 class Climb:
     """How the best filling of an undrawn part is looked for."""
 
-    fills: int = 5  # random fillings to begin with
-    rounds: int = 5  # rounds of changes at most, of two attempts each
-    misses: int = 2  # rounds without a better filling that end the search
+    fills: Count = 5  # random fillings to begin with
+    rounds: Natural = 5  # rounds of changes at most, of two attempts each
+    misses: Count = 2  # rounds without a better filling that end the search
 
 
 class FillingReward:
@@ -230,13 +240,13 @@ class FillingReward:
 
     def __init__(
         self,
-        n: int,
+        n: Count,
         reward: Judge,
         features: Judge | None = None,
         stops: Sequence[float] = (0.5, 0.75),
-        block: int | None = None,
+        block: Count | None = None,
         climb: Climb | None = None,
-        temperature: float = 1.0,
+        temperature: Positive = 1.0,
     ) -> None:
         _expect_candidates(n)
         if block is not None and block < 1:
@@ -400,7 +410,7 @@ class CellColors:
     The published features are VGG16's; these need no download (our choice).
     """
 
-    def __init__(self, cells: int = 6) -> None:
+    def __init__(self, cells: Count = 6) -> None:
         if cells < 1:
             raise UserError(f"features.cells={cells}: must be at least 1")
         self.cells = cells

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from harness import Canvas, Image, Narrator, Session, UserError, cfg
+from harness import Canvas, Count, Image, Narrator, Natural, Session, UserError, cfg
 
 PLACEHOLDERS = ("zero", "model")
 PASSES = 100
@@ -60,9 +60,9 @@ class TwiG:
     def __init__(
         self,
         narrator: Narrator,
-        layers: int = 3,
-        theta: int = 90,
-        redraws: int = 1,
+        layers: Count = 3,
+        theta: Natural = 90,
+        redraws: Natural = 1,
         think: bool = True,
         keep_prompt: bool = False,
         join: bool = True,

@@ -615,6 +615,8 @@ def test_a_score_that_cannot_be_written_is_none(value: float, detail: dict) -> N
             self.saved.append(score)
 
     class Scoring:
+        is_judged = True
+
         def score(self, items: object) -> list[Score]:
             return [Score("toy/0", 0, "j", value, detail), Score("toy/1", 0, "j", 1.0)]
 

@@ -385,7 +385,7 @@ def test_the_terminal_table_fits_140_columns(tmp_path: Path) -> None:
     frame = build(tmp_path).frame
     for task in ("single_object", "two_object", "counting", "color_attr"):
         frame[task] = 0.5
-    text = render_table(frame)
+    text = render_table(frame, 140)
     lines = text.splitlines()
     assert lines[0] == "pictogram on pictogram_16, 4 prompts x 2 images"
     assert "0.875 [0.750, 1.000]" in lines[2]
@@ -396,4 +396,4 @@ def test_the_terminal_table_fits_140_columns(tmp_path: Path) -> None:
     assert "failed" in render_table(frame.assign(failed=[0, 3]))
     many = pd.DataFrame({f"category {i}": [0.5, 0.5] for i in range(20)})
     wide = pd.concat([frame, many], axis=1)
-    assert max(map(len, render_table(wide).splitlines())) <= 140
+    assert max(map(len, render_table(wide, 140).splitlines())) <= 140

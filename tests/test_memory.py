@@ -232,6 +232,7 @@ def spec_of(method: Method, slots: int) -> Any:
         numerics="constant",
         seed=0,
         warm_up=0,
+        stuck_after_s=None,
     )
 
 

@@ -38,13 +38,15 @@ GROUPS = ("method", "model", "benchmark", "sampler", "logger", *MOUNTED)
 EXAMPLES: dict[str, object] = {
     "prompts": 1, "batch": 1, "short_side": 1, "max_tokens": 1, "rewrite_scale": 1.0,
     "orm_fallback": 1.0, "slots": 1, "memory_gb": 1.0, "concurrency": 1, "warm_up": 1,
-    "reward": {}, "classes": [], "low_percentile": 5.0, "high_percentile": 95.0,
+    "reward": {}, "classes": [], "stuck_after_s": 30.0, "prompts_list": [], "categories": [],
+    "block": 1, "length": 1, "constant": 1.0, "low_percentile": 5.0, "high_percentile": 95.0,
 }  # fmt: skip
 """Values of options that have null, or a whole number for any, there; other nulls are texts."""
 MAY_BE_ZERO = {
     # what is off, all or none at 0
     "seed", "temperature", "top_k", "top_p", "interval", "warm_up", "retries", "backoff_s",
-    "longest_pause_s", "pictures", "line", "k", "threshold", "decay", "phase",
+    "longest_pause_s", "pictures", "line", "k", "threshold", "decay", "phase", "gain", "theta",
+    "redraws", "rounds", "nu", "floor", "slope", "offset",
     # shares, weights and gaps
     "counting_threshold", "max_overlap", "position_threshold", "law_gap", "code_gap", "delta",
     "share", "rewrite_scale", "orm_fallback", "entropy_weight", "margin_weight", "token_smoothing",
@@ -58,6 +60,7 @@ MAY_BE_NEGATIVE = {
     "schedule.threshold",  # a cosine
 }
 FREE = {
+    "method.rule.mu",  # a word or a number
     "benchmark.classes",  # a name, a list, or `model`: the benchmark's own reader
 }
 WRONG: dict[type, tuple[object, ...]] = {

@@ -28,7 +28,7 @@ from benchmarks.t2i_compbench.questions import multiply_answers, round_answer
 from benchmarks.t2i_compbench.spatial import score_plane
 from benchmarks.t2i_compbench.summary import summarise_categories
 from harness.models.pictogram.grammar import COLORS
-from harness.records import Prompt, Score, UserError
+from harness.records import Count, Natural, Prompt, Score, Share, UserError
 
 BATCH = 64
 """Images read and judged at a time."""
@@ -74,11 +74,11 @@ class CompbenchPictogram:
     def __init__(
         self,
         judge: Detector,
-        prompts: int | None = None,
-        images: int = 4,
-        total: int = 480,
-        seed: int = 0,
-        threshold: float = 0.4,
+        prompts: Count | None = None,
+        images: Count = 4,
+        total: Count = 480,
+        seed: Natural = 0,
+        threshold: Share = 0.4,
     ) -> None:
         if images < 1:
             raise UserError(f"benchmark.images={images}: at least one image per prompt is needed")

@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.images import judge_each, read_images
 from benchmarks.prompts.files import list_prompts, read_prompts
 from benchmarks.spread import spread_evenly
-from harness.records import Answer, Prompt, Score, UserError
+from harness.records import Answer, Count, Prompt, Score, UserError
 
 BATCH = 16
 """Images put to the judge at a time; their scores are journaled before the next batch."""
@@ -43,8 +43,8 @@ class OwnPrompts:
         file: str | None = None,
         prompts_list: Sequence[str] | None = None,
         category: str = "category",
-        prompts: int | None = None,
-        images: int = 1,
+        prompts: Count | None = None,
+        images: Count = 1,
     ) -> None:
         if images < 1:
             raise UserError(f"benchmark.images={images}: at least one image per prompt is needed")

@@ -30,7 +30,7 @@ from benchmarks.t2i_compbench.prompts import CATEGORIES, can_be_found, read_prom
 from benchmarks.t2i_compbench.questions import multiply_answers, round_answer, write_question
 from benchmarks.t2i_compbench.spatial import SpatialScore, score_depth, score_plane
 from benchmarks.t2i_compbench.summary import summarise_categories
-from harness.records import Prompt, Score, UserError
+from harness.records import Count, Prompt, Score, UserError
 
 log = logging.getLogger(__name__)
 
@@ -94,8 +94,8 @@ class T2ICompBench:
         categories: Sequence[str] | None = None,
         color_list: str = "current",
         metadata: str | None = None,
-        prompts: int | None = None,
-        images: int | str = IMAGES,
+        prompts: Count | None = None,
+        images: Count | str = IMAGES,
         upright: bool = False,
     ) -> None:
         self._blip = blip

@@ -21,7 +21,7 @@ from benchmarks.t2i_compbench.blip_network import (
 )
 from benchmarks.t2i_compbench.questions import clean_question, yes_probability
 from harness.download import fetch, file_sha256
-from harness.records import UserError
+from harness.records import Count, UserError
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +53,7 @@ class BlipVqa:
         weights: str = "published",
         vocabulary: str | None = None,
         device: str = "auto",
-        batch: int | None = None,
+        batch: Count | None = None,
     ) -> None:
         if batch is not None and batch < 1:
             raise UserError(f"benchmark.blip.batch={batch}: at least one row is needed")

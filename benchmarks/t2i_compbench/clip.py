@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from benchmarks.geneval.colors import Clip
+from harness.records import Count
 
 OFFICIAL = "ViT-B-32-quickgelu"
 WORDS = 77
@@ -25,7 +26,7 @@ class ClipScore(Clip):
         weights: str = "openai",
         checkpoint: str | None = None,
         device: str = "auto",
-        batch: int | None = None,
+        batch: Count | None = None,
     ) -> None:
         super().__init__(model, weights, checkpoint, device, batch)
 

@@ -20,8 +20,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from harness.arguments import print_error
 from harness.bench.options import expect_bench_options
-from harness.cli import enable_plugins, print_error
+from harness.cli import enable_plugins
 from harness.engine.memory import cap_memory, short_of_memory
 from harness.models.devices import device_named
 from harness.records import UserError, one_line

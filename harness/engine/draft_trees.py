@@ -210,7 +210,7 @@ class Proactive(Static):
     for a window that the branching part does not fit into.
     """
 
-    def __init__(self, width: int = 3, levels: int = 3, window: int = 64) -> None:
+    def __init__(self, width: Count = 3, levels: Count = 3, window: Count = 64) -> None:
         if not 1 <= width <= 10:
             raise UserError(f"tree.width={width}: give 1 to 10 children a place")
         if levels < 2:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from harness.cli import print_error
+from harness.arguments import print_error
 from harness.judges.pictogram import PictogramReward
 from harness.models.pictogram import weights as files
 from harness.models.pictogram import world

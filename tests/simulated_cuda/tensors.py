@@ -132,7 +132,9 @@ def _with_tensors(index: Any) -> Any:
     """Lists in an index become tensors, as torch makes of them."""
     if isinstance(index, tuple):
         return tuple(_with_tensors(part) for part in index)
-    return torch.tensor(index) if isinstance(index, list) else index
+    if not isinstance(index, list):
+        return index
+    return torch.tensor(index) if index else torch.zeros(0, dtype=torch.long)
 
 
 def without_modes() -> AbstractContextManager[Any]:

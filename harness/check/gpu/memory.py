@@ -232,6 +232,7 @@ def _make_run(model: Any, sampling: Sampling, method: Method, slots: int) -> Sim
         numerics="fast",
         seed=0,
         warm_up=0,
+        stuck_after_s=None,
     )
 
 
