@@ -13,7 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.check.originals import print_result
-from harness.records import SampleRecord, UserError, digest
+from harness.packages import add_author_folder
+from harness.records import SampleRecord, UserError, digest, one_line
 from harness.runs.unknown_names import explain_compose_error
 
 
@@ -64,15 +65,23 @@ def check_reproducibility(options: Sequence[str]) -> int:
 
 
 @_explain_options()
-def check_run(folder: Path, again: int) -> int:
-    """Audit a run folder, print what fails, and return the exit code."""
+def check_run(folder: Path, again: int, config_dir: Path | None = None) -> int:
+    """Audit a run folder, print what fails, and return the exit code.
+
+    Modules of an author's own are found beside `config_dir`, as the run found them. Raises
+    UserError if there is no such folder.
+    """
+    if config_dir is not None:
+        if not config_dir.is_dir():
+            raise UserError(f"--config-dir {config_dir}: no such folder")
+        add_author_folder(config_dir.resolve().parent)
     return print_result(*audit_run(folder, again))
 
 
 def audit_run(folder: Path, again: int) -> tuple[int, int, list[str]]:
     """Check that a run folder is complete and intact, and that `again` of its images draw again.
 
-    Returns how many checks passed and failed, and what failed. Raises UserError for a folder that
+    An image that failed leaves it incomplete. Returns how many checks passed and failed, and what failed. Raises UserError for a folder that
     is no run.
     """
     if not (folder / "config.yaml").is_file():
@@ -82,10 +91,8 @@ def audit_run(folder: Path, again: int) -> tuple[int, int, list[str]]:
     records = _read_records(folder)
     delivered = [record for record in records.values() if record.status == "done"]
 
-    # 1. Every planned image is done or failed.
-    planned = config.run.planned
-    is_complete = len(records) == planned
-    checks = [Check(is_complete, f"{planned} images planned, {len(records)} done or failed")]
+    # 1. Every planned image is delivered.
+    checks = [_check_complete(config.run.planned, list(records.values()))]
 
     # 2. Every delivered image is there, byte for byte.
     checks += [_check_image(folder, record) for record in delivered]
@@ -108,6 +115,17 @@ def _read_records(folder: Path) -> dict[tuple[str, int], SampleRecord]:
             if record.status == "done" or record.key not in records:
                 records[record.key] = record
     return records
+
+
+def _check_complete(planned: int, records: Sequence[SampleRecord]) -> Check:
+    """Check that all planned images are delivered; tell the error of the first that failed."""
+    failed = [record for record in records if record.status == "failed"]
+    delivered = len(records) - len(failed)
+    message = f"{planned} images planned, {delivered} done, {len(failed)} failed"
+    if failed:
+        first = failed[0]
+        message += f", first {first.prompt_id}, image {first.image}: {one_line(first.error)}"
+    return Check(delivered == planned, message)
 
 
 def _check_image(folder: Path, record: SampleRecord) -> Check:
