@@ -135,7 +135,7 @@ def test_an_audit_passes_a_good_folder_and_finds_what_was_changed(tmp_path: Path
 
 
 def test_an_audit_fails_a_run_whose_images_failed(tmp_path: Path) -> None:
-    run = (*TOY, "method=toy_faulty", "benchmark.prompts=4", "stages=[generate]")
+    run = (*TOY, "method=toy_faulty", "benchmark.prompts=8", "stages=[generate]")
     harness(tmp_path, *run)
     (folder,) = folders(tmp_path)
     code, output = harness(tmp_path, "run", str(folder), module="harness.check")

@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from hydra.errors import HydraException
@@ -14,8 +15,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from harness.check.originals import print_result
 from harness.packages import add_author_folder
-from harness.records import SampleRecord, UserError, digest, one_line
+from harness.records import SampleRecord, UserError, digest, dump, one_line
 from harness.runs.unknown_names import explain_compose_error
+
+
+OWN_PROMPTS = "benchmarks.prompts.OwnPrompts"
+"""The benchmark whose prompts lie in a file of the user's."""
 
 
 class Check(NamedTuple):
@@ -99,7 +104,7 @@ def audit_run(folder: Path, again: int) -> tuple[int, int, list[str]]:
 
     # 3. Some of them draw again. Imported images have no model that could.
     if "model" in config:
-        checks += _check_again(config, delivered, again)
+        checks += _check_again(folder, config, delivered, again)
 
     failures = [check.message for check in checks if not check.passed]
     return len(checks) - len(failures), len(failures), failures
@@ -135,7 +140,9 @@ def _check_image(folder: Path, record: SampleRecord) -> Check:
     return Check(is_intact, f"{record.path}: {found[:12]} instead of {record.image_sha[:12]}")
 
 
-def _check_again(config: DictConfig, delivered: Sequence[SampleRecord], count: int) -> list[Check]:
+def _check_again(
+    folder: Path, config: DictConfig, delivered: Sequence[SampleRecord], count: int
+) -> list[Check]:
     """Draw some images again, on a fresh sampler, and compare their tokens."""
     from harness.engine.scheduler import Delivery
     from harness.runs.execute import Executor
@@ -147,7 +154,8 @@ def _check_again(config: DictConfig, delivered: Sequence[SampleRecord], count: i
         return []
     config.device = "auto"
     choices = {"method": config.run.method, "benchmark": config.run.benchmark}
-    spec = build_run_spec(config, choices)
+    with _own_prompts_of(folder, config):
+        spec = build_run_spec(config, choices)
     recorded = config.run.fingerprint
     if spec.fingerprint != recorded:
         message = f"this installation makes run {spec.fingerprint}, the folder holds {recorded}"
@@ -164,3 +172,26 @@ def _check_again(config: DictConfig, delivered: Sequence[SampleRecord], count: i
     jobs = [job for job in spec.plan.jobs if job.key in records]
     Executor(spec).draw(jobs, compare)
     return checks
+
+
+@contextmanager
+def _own_prompts_of(folder: Path, config: DictConfig) -> Iterator[None]:
+    """Have `benchmark=prompts` read the prompts that the run planned, not its file.
+
+    The file may have moved or changed since. Other benchmarks are left as they are.
+    """
+    if config.benchmark.get("_target_") != OWN_PROMPTS or config.benchmark.file is None:
+        yield
+        return
+    from harness.runs.read import read_run
+
+    rows = [
+        {"id": prompt.id.removeprefix("prompts/"), "prompt": prompt.text, "kind": prompt.category}
+        for prompt in read_run(folder).prompts.values()
+    ]
+    with TemporaryDirectory() as place:
+        file = Path(place) / "prompts.jsonl"
+        file.write_text("".join(f"{dump(row)}\n" for row in rows), encoding="utf-8")
+        config.benchmark.file = str(file)
+        config.benchmark.category = "kind"
+        yield
