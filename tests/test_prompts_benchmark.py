@@ -358,7 +358,7 @@ def test_the_embedded_reward_scores_own_prompts(mine: Path) -> None:
 
 
 def test_an_audit_draws_from_the_run_when_the_file_is_gone(tmp_path: Path) -> None:
-    table = "id,prompt,style\n7,a cat,x\n,\"a red car, old\",y\n9,three dogs,\n,a hat,x\n"
+    table = 'id,prompt,style\n7,a cat,x\n,"a red car, old",y\n9,three dogs,\n,a hat,x\n'
     file = tmp_path / "mine.csv"
     file.write_text(table)
     run = (*RUN[:-1], "benchmark.file=mine.csv", "benchmark.category=style", "benchmark.prompts=3")

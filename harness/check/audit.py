@@ -18,7 +18,6 @@ from harness.packages import add_author_folder
 from harness.records import SampleRecord, UserError, digest, dump, one_line
 from harness.runs.unknown_names import explain_compose_error
 
-
 OWN_PROMPTS = "benchmarks.prompts.OwnPrompts"
 """The benchmark whose prompts lie in a file of the user's."""
 
@@ -86,8 +85,8 @@ def check_run(folder: Path, again: int, config_dir: Path | None = None) -> int:
 def audit_run(folder: Path, again: int) -> tuple[int, int, list[str]]:
     """Check that a run folder is complete and intact, and that `again` of its images draw again.
 
-    An image that failed leaves it incomplete. Returns how many checks passed and failed, and what failed. Raises UserError for a folder that
-    is no run.
+    An image that failed leaves it incomplete. Returns how many checks passed and failed, and what
+    failed. Raises UserError for a folder that is no run.
     """
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder} is no run folder: config.yaml is missing")
