@@ -1,6 +1,7 @@
 """`python -m harness.compare A B`: one paired comparison in words.
 
-A and B are run folders, or fingerprints of runs below `--results` (default: results).
+A and B are run folders, or runs below `--results` (default: results) by fingerprint or by the name
+of their folder, METHOD-FINGERPRINT.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("a", help="run folder or fingerprint")
-    parser.add_argument("b", help="run folder or fingerprint")
+    parser.add_argument("a", help="run folder, METHOD-FINGERPRINT or fingerprint")
+    parser.add_argument("b", help="run folder, METHOD-FINGERPRINT or fingerprint")
     parser.add_argument(
-        "--results", type=Path, default=Path("results"), help="where fingerprints are looked for"
+        "--results", type=Path, default=Path("results"), help="where names of runs are looked for"
     )
     chosen = parser.parse_args(arguments)
     try:
@@ -44,25 +45,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def find_run(name: str, results: Path) -> Run:
-    """Read the run of a folder, or of a fingerprint below `results` (its beginning is enough).
+    """Read the run of a folder, or of a name below `results`: [METHOD-]FINGERPRINT.
 
-    Raises UserError unless exactly one run has the fingerprint.
+    The beginning of the fingerprint is enough. Raises UserError unless exactly one run is meant.
     """
     if (Path(name) / "config.yaml").exists():
         return read_run(Path(name))
     folders = find_runs(results)
-    found = [folder for folder in folders if name and _fingerprint(folder).startswith(name)]
+    found = [folder for folder in folders if _is_meant(folder, name)]
     if len(found) != 1:
         known = ", ".join(sorted(folder.name for folder in folders)) or "none"
         raise UserError(
-            f"{name}: {len(found)} runs below {results} have this fingerprint; there are {known}"
+            f"{name}: {len(found)} runs below {results} have this fingerprint or name; "
+            f"there are {known}"
         )
     return read_run(found[0])
 
 
-def _fingerprint(folder: Path) -> str:
-    """Return the end of a run folder's name: method-fingerprint."""
-    return folder.name.rpartition("-")[2]
+def _is_meant(folder: Path, name: str) -> bool:
+    """Tell whether a run folder is meant by the beginning of its fingerprint.
+
+    A method before it, as in the folder's own name, must be the whole name of the run's method.
+    """
+    method, _, fingerprint = folder.name.rpartition("-")
+    asked_method, _, beginning = name.rpartition("-")
+    is_method = asked_method in ("", method)
+    return is_method and bool(beginning) and fingerprint.startswith(beginning)
 
 
 def describe_comparison(a: Run, b: Run) -> list[str]:

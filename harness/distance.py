@@ -38,13 +38,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("method", help="run folder or fingerprint")
+    parser.add_argument("method", help="run folder, METHOD-FINGERPRINT or fingerprint")
     parser.add_argument("plain", help="a run of plain sampling with another seed")
     parser.add_argument(
         "other_plain", nargs="?", help="a second one of a third seed: how far apart equals are"
     )
     parser.add_argument(
-        "--results", type=Path, default=Path("results"), help="where fingerprints are looked for"
+        "--results", type=Path, default=Path("results"), help="where names of runs are looked for"
     )
     parser.add_argument(
         "--features",

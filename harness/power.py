@@ -47,8 +47,8 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("runs", nargs="*", help="two run folders or fingerprints")
-    add("--results", type=Path, default=Path("results"), help="where fingerprints are looked for")
+    add("runs", nargs="*", help="two run folders, METHOD-FINGERPRINT or fingerprints")
+    add("--results", type=Path, default=Path("results"), help="where names of runs are looked for")
     add("--difference", type=float, default=2.0, help="points to be resolved (default 2)")
     add("--power", type=float, default=0.8, help="chance to resolve it (default 0.8)")
     add("--prompts", type=int, default=553, help="prompts of the last column (default 553)")

@@ -134,6 +134,21 @@ def test_an_audit_passes_a_good_folder_and_finds_what_was_changed(tmp_path: Path
     assert "is no run folder" in output
 
 
+def test_an_audit_fails_a_run_whose_images_failed(tmp_path: Path) -> None:
+    run = (*TOY, "method=toy_faulty", "benchmark.prompts=8", "stages=[generate]")
+    harness(tmp_path, *run)
+    (folder,) = folders(tmp_path)
+    code, output = harness(tmp_path, "run", str(folder), module="harness.check")
+    assert code == 1
+    assert " failed, first " in output and "the judge is down" in output
+    # None delivered: nothing is left to draw again, and it fails all the same.
+    journal = folder / "records-0.jsonl"
+    lines = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join(line for line in lines if '"status":"failed"' in line))
+    code, output = harness(tmp_path, "run", str(folder), module="harness.check")
+    assert (code, output.splitlines()[-1]) == (1, "0 passed, 1 failed")
+
+
 def test_an_option_that_only_the_swept_choices_have_goes_with_each_point(tmp_path: Path) -> None:
     sweep = ("-m", *TOY, "method=toy_best,best_of_n_likelihood", "benchmark.prompts=2")
     code, said = harness(tmp_path, *sweep, "method.n=2")

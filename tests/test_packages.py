@@ -98,6 +98,39 @@ def test_an_authors_folder_is_found_beside_its_conf_from_anywhere(mine: Path) ->
     assert "methods.authors_own" in (folders(mine.parent)[0] / "config.yaml").read_text()
 
 
+def test_an_audit_finds_an_authors_method_beside_its_conf(
+    mine: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    forget_modules()
+    before = list(sys.path)
+    conf = ("--config-dir", str(mine / "conf"))
+    code, said = harness(mine.parent, *conf, *SMALL, "method=mine", "method.keep=2")
+    assert code == 0, said
+    (folder,) = folders(mine.parent)
+    # Another process knows nothing of the author's folder.
+    forget_author(before)
+    caplog.clear()
+    audit = ("run", str(folder))
+    code, said = harness(mine.parent, *audit, module="harness.check")
+    assert code == 2 and said.startswith("error: _target_=methods.authors_own.Mine"), said
+    assert said.count("\n") == 1
+    assert not caplog.records
+    code, said = harness(mine.parent, *audit, "--config-dir", "absent", module="harness.check")
+    assert code == 2 and "--config-dir absent: no such folder" in said
+    code, said = harness(mine.parent, *audit, *conf, module="harness.check")
+    assert code == 0, said
+
+
+def forget_author(path: list[str]) -> None:
+    """Take the author's folder off the import path, as it was before, with what it brought."""
+    import methods
+
+    forget_modules()
+    vars(methods).pop("authors_own", None)
+    sys.path[:] = path
+    methods.__path__[:] = methods.__path__[:1]
+
+
 def test_a_module_whose_name_is_taken_is_refused(mine: Path) -> None:
     (mine / "methods/plain.py").write_text("")
     with pytest.raises(UserError, match=r"mine/methods/plain\.py .*own methods\.plain: rename it"):

@@ -355,3 +355,23 @@ def test_the_embedded_reward_scores_own_prompts(mine: Path) -> None:
     assert len(run.scores) == 3
     assert all(0 <= (score.value or 0) <= 1 for score in run.scores.values())
     assert run.judge.startswith("pictogram-reward-")
+
+
+def test_an_audit_draws_from_the_run_when_the_file_is_gone(tmp_path: Path) -> None:
+    table = 'id,prompt,style\n7,a cat,x\n,"a red car, old",y\n9,three dogs,\n,a hat,x\n'
+    file = tmp_path / "mine.csv"
+    file.write_text(table)
+    run = (*RUN[:-1], "benchmark.file=mine.csv", "benchmark.category=style", "benchmark.prompts=3")
+    code, said = run_harness(tmp_path, *run, "stages=[generate]")
+    assert code == 0, said
+    (folder,) = folders(tmp_path)
+    audit = ("run", str(folder))
+    for change in (file.unlink, lambda: file.write_text("prompt\nanother\n")):
+        change()
+        code, said = run_harness(tmp_path, *audit, module="harness.check")
+        assert (code, said) == (0, "7 passed, 0 failed\n")
+    # What was planned is held against the run's fingerprint.
+    plan = folder / "jobs.jsonl"
+    plan.write_text(plan.read_text().replace("a red car", "a blue car"))
+    code, said = run_harness(tmp_path, *audit, module="harness.check")
+    assert code == 1 and "this installation makes run" in said

@@ -448,8 +448,11 @@ def test_a_comparison_in_words(results: Path, capsys: pytest.CaptureFixture[str]
     code, text = run_command(capsys, compare, "00000001", "00000006", "--results", str(results))
     assert "A - B = +0.000, 95 % interval" in text
     assert "Not resolved. A is at most 0.000 worse than B, with 95 % confidence." in text
-    folders = [str(results / "made/toy" / name) for name in ("lossy-00000007", "plain-00000001")]
-    assert "Resolved: A is worse than B." in run_command(capsys, compare, *folders)[1]
+    names = ("lossy-00000007", "plain-00000001")
+    folders = [str(results / "made/toy" / name) for name in names]
+    said = run_command(capsys, compare, *folders)[1]
+    assert "Resolved: A is worse than B." in said
+    assert run_command(capsys, compare, *names, "--results", str(results)) == (0, said)
 
 
 @pytest.mark.parametrize(
@@ -460,6 +463,8 @@ def test_a_comparison_in_words(results: Path, capsys: pytest.CaptureFixture[str]
         ("00000001", "ffff", "ffff: 0 runs below"),
         ("0000000", "00000001", "0000000: 7 runs below"),
         ("", "00000001", ": 0 runs below"),
+        ("plain-00000007", "00000001", "plain-00000007: 0 runs below"),
+        ("lossy-", "00000001", "lossy-: 0 runs below"),
     ],
 )
 def test_runs_that_cannot_be_compared_are_refused(

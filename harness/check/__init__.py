@@ -58,7 +58,7 @@ def _carry_out(chosen: argparse.Namespace) -> int:
     if chosen.kind == "run":
         from harness.check.audit import check_run
 
-        return check_run(chosen.folder, chosen.again)
+        return check_run(chosen.folder, chosen.again, chosen.config_dir)
 
     from harness.check.originals import check_conformance, check_parity
 
@@ -86,6 +86,9 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     audit.add_argument("folder", type=Path)
     audit.add_argument(
         "--again", type=natural, default=4, help="images to draw again and compare (default 4)"
+    )
+    audit.add_argument(
+        "--config-dir", type=Path, help="your folder of configurations; your code lies beside it"
     )
     repeat = kinds.add_parser(
         "repeat", help="draw runs again in other batches, orders, pieces and sizes"

@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from hydra.errors import HydraException
@@ -13,8 +14,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.check.originals import print_result
-from harness.records import SampleRecord, UserError, digest
+from harness.packages import add_author_folder
+from harness.records import SampleRecord, UserError, digest, dump, one_line
 from harness.runs.unknown_names import explain_compose_error
+
+OWN_PROMPTS = "benchmarks.prompts.OwnPrompts"
+"""The benchmark whose prompts lie in a file of the user's."""
 
 
 class Check(NamedTuple):
@@ -64,16 +69,24 @@ def check_reproducibility(options: Sequence[str]) -> int:
 
 
 @_explain_options()
-def check_run(folder: Path, again: int) -> int:
-    """Audit a run folder, print what fails, and return the exit code."""
+def check_run(folder: Path, again: int, config_dir: Path | None = None) -> int:
+    """Audit a run folder, print what fails, and return the exit code.
+
+    Modules of an author's own are found beside `config_dir`, as the run found them. Raises
+    UserError if there is no such folder.
+    """
+    if config_dir is not None:
+        if not config_dir.is_dir():
+            raise UserError(f"--config-dir {config_dir}: no such folder")
+        add_author_folder(config_dir.resolve().parent)
     return print_result(*audit_run(folder, again))
 
 
 def audit_run(folder: Path, again: int) -> tuple[int, int, list[str]]:
     """Check that a run folder is complete and intact, and that `again` of its images draw again.
 
-    Returns how many checks passed and failed, and what failed. Raises UserError for a folder that
-    is no run.
+    An image that failed leaves it incomplete. Returns how many checks passed and failed, and what
+    failed. Raises UserError for a folder that is no run.
     """
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder} is no run folder: config.yaml is missing")
@@ -82,17 +95,15 @@ def audit_run(folder: Path, again: int) -> tuple[int, int, list[str]]:
     records = _read_records(folder)
     delivered = [record for record in records.values() if record.status == "done"]
 
-    # 1. Every planned image is done or failed.
-    planned = config.run.planned
-    is_complete = len(records) == planned
-    checks = [Check(is_complete, f"{planned} images planned, {len(records)} done or failed")]
+    # 1. Every planned image is delivered.
+    checks = [_check_complete(config.run.planned, list(records.values()))]
 
     # 2. Every delivered image is there, byte for byte.
     checks += [_check_image(folder, record) for record in delivered]
 
     # 3. Some of them draw again. Imported images have no model that could.
     if "model" in config:
-        checks += _check_again(config, delivered, again)
+        checks += _check_again(folder, config, delivered, again)
 
     failures = [check.message for check in checks if not check.passed]
     return len(checks) - len(failures), len(failures), failures
@@ -110,6 +121,17 @@ def _read_records(folder: Path) -> dict[tuple[str, int], SampleRecord]:
     return records
 
 
+def _check_complete(planned: int, records: Sequence[SampleRecord]) -> Check:
+    """Check that all planned images are delivered; tell the error of the first that failed."""
+    failed = [record for record in records if record.status == "failed"]
+    delivered = len(records) - len(failed)
+    message = f"{planned} images planned, {delivered} done, {len(failed)} failed"
+    if failed:
+        first = failed[0]
+        message += f", first {first.prompt_id}, image {first.image}: {one_line(first.error)}"
+    return Check(delivered == planned, message)
+
+
 def _check_image(folder: Path, record: SampleRecord) -> Check:
     file = folder / record.path
     found = digest(file.read_bytes()) if file.is_file() else "missing"
@@ -117,7 +139,9 @@ def _check_image(folder: Path, record: SampleRecord) -> Check:
     return Check(is_intact, f"{record.path}: {found[:12]} instead of {record.image_sha[:12]}")
 
 
-def _check_again(config: DictConfig, delivered: Sequence[SampleRecord], count: int) -> list[Check]:
+def _check_again(
+    folder: Path, config: DictConfig, delivered: Sequence[SampleRecord], count: int
+) -> list[Check]:
     """Draw some images again, on a fresh sampler, and compare their tokens."""
     from harness.engine.scheduler import Delivery
     from harness.runs.execute import Executor
@@ -129,7 +153,8 @@ def _check_again(config: DictConfig, delivered: Sequence[SampleRecord], count: i
         return []
     config.device = "auto"
     choices = {"method": config.run.method, "benchmark": config.run.benchmark}
-    spec = build_run_spec(config, choices)
+    with _own_prompts_of(folder, config):
+        spec = build_run_spec(config, choices)
     recorded = config.run.fingerprint
     if spec.fingerprint != recorded:
         message = f"this installation makes run {spec.fingerprint}, the folder holds {recorded}"
@@ -146,3 +171,26 @@ def _check_again(config: DictConfig, delivered: Sequence[SampleRecord], count: i
     jobs = [job for job in spec.plan.jobs if job.key in records]
     Executor(spec).draw(jobs, compare)
     return checks
+
+
+@contextmanager
+def _own_prompts_of(folder: Path, config: DictConfig) -> Iterator[None]:
+    """Have `benchmark=prompts` read the prompts that the run planned, not its file.
+
+    The file may have moved or changed since. Other benchmarks are left as they are.
+    """
+    if config.benchmark.get("_target_") != OWN_PROMPTS or config.benchmark.file is None:
+        yield
+        return
+    from harness.runs.read import read_run
+
+    rows = [
+        {"id": prompt.id.removeprefix("prompts/"), "prompt": prompt.text, "kind": prompt.category}
+        for prompt in read_run(folder).prompts.values()
+    ]
+    with TemporaryDirectory() as place:
+        file = Path(place) / "prompts.jsonl"
+        file.write_text("".join(f"{dump(row)}\n" for row in rows), encoding="utf-8")
+        config.benchmark.file = str(file)
+        config.benchmark.category = "kind"
+        yield

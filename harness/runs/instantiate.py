@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import pkgutil
 import re
 from typing import Any
 
@@ -53,6 +54,14 @@ def drop_titles(settings: Any) -> Any:
     return kept
 
 
+def find_object(target: str) -> Any:
+    """Import the class or function of a dotted name, as Hydra does, but without its log lines.
+
+    Raises whatever its import raises.
+    """
+    return pkgutil.resolve_name(target)
+
+
 def is_title_of(target: object) -> bool:
     """Tell whether `title` beside a `_target_` is for tables, as the class declares no such option.
 
@@ -61,7 +70,7 @@ def is_title_of(target: object) -> bool:
     if target is None:
         return False
     try:
-        declared = inspect.signature(hydra.utils.get_object(str(target))).parameters
+        declared = inspect.signature(find_object(str(target))).parameters
     except Exception:  # an import of a user's module may raise anything
         return True
     return TITLE not in declared

@@ -30,7 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from typing_extensions import is_protocol
 
 from harness.records import STRICT, UserError, printable
-from harness.runs.instantiate import TITLE, is_title_of, resolve_config
+from harness.runs.instantiate import TITLE, find_object, is_title_of, resolve_config
 
 MOST_SHOWN = 60
 """Characters of a bad value that a message shows."""
@@ -277,7 +277,7 @@ class Signature(NamedTuple):
 def _read_signature(target: str) -> Signature | None:
     """Read what a `_target_` declares; None where it cannot be found or tells nothing."""
     try:
-        made = hydra.utils.get_object(target)
+        made = find_object(target)
         parameters = inspect.signature(made).parameters.values()
     except Exception:  # whoever builds it says what is wrong with it
         return None

@@ -23,6 +23,7 @@ from harness.engine.memory import choose_slots, is_taken_at_its_word
 from harness.engine.memory_need import GB, MemoryNeed, SamplerShape, estimate_need, need_beside
 from harness.engine.method_spec import MethodSpec
 from harness.engine.session import Method
+from harness.engine.watchdog import STUCK_AFTER_S
 from harness.models import ImageModel
 from harness.models.devices import choose_device
 from harness.records import UserError, dump
@@ -192,7 +193,7 @@ def build_drawing_spec(
         warm_up=warm_up,
         seed=config.seed,
         numerics=config.numerics,
-        stuck_after_s=config.stuck_after_s,
+        stuck_after_s=config.get("stuck_after_s", STUCK_AFTER_S),  # a saved run has none
     )
 
 
