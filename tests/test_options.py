@@ -39,7 +39,7 @@ EXAMPLES: dict[str, object] = {
     "prompts": 1, "batch": 1, "short_side": 1, "max_tokens": 1, "rewrite_scale": 1.0,
     "orm_fallback": 1.0, "slots": 1, "memory_gb": 1.0, "concurrency": 1, "warm_up": 1,
     "reward": {}, "classes": [], "stuck_after_s": 30.0, "prompts_list": [], "categories": [],
-    "block": 1, "length": 1, "constant": 1.0, "low_percentile": 5.0, "high_percentile": 95.0,
+    "method.block": 1, "length": 1, "constant": 1.0, "low_percentile": 5.0, "high_percentile": 95.0,
 }  # fmt: skip
 """Values of options that have null, or a whole number for any, there; other nulls are texts."""
 MAY_BE_ZERO = {
@@ -112,7 +112,7 @@ def list_options(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def list_wrong_values(name: str, value: object) -> list[object]:
     """List values that an option must refuse."""
     key = name.rpartition(".")[2]
-    example = EXAMPLES.get(key, "abc" if value is None else value)
+    example = EXAMPLES.get(name, EXAMPLES.get(key, "abc" if value is None else value))
     wrong = list(WRONG[type(example)])
     is_number = isinstance(example, int | float) and not isinstance(example, bool)
     if is_number and key not in MAY_BE_ZERO:
