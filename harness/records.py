@@ -472,12 +472,12 @@ def explain_error(error: BaseException) -> str:
     That is the innermost line of a plug-in, if there is one, else of a method or benchmark of ours,
     else of the harness; and the same of each cause that the error has.
     """
-    told: list[str] = []
+    links: list[str] = []
     link: BaseException | None = error
-    while link is not None and len(told) < MOST_CAUSES:
-        told.append(_explain_alone(link))
+    while link is not None and len(links) < MOST_CAUSES:
+        links.append(_explain_alone(link))
         link = link.__cause__
-    return "; caused by ".join(told)
+    return "; caused by ".join(links)
 
 
 def _explain_alone(error: BaseException) -> str:

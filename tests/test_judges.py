@@ -641,8 +641,8 @@ def test_a_benchmark_whose_scores_are_refused_is_told_once_and_ends_with_an_erro
     for _ in range(2):  # the second command finds the same in the journals
         code, output = harness(tmp_path, *TOY, "method=plain", *percent)
         assert code == 1
-        (told,) = [line for line in output.splitlines() if "8 images have no score" in line]
-        assert told.count("toy/0000") == 1 and "33.9: a score is a number from 0 to 1" in told
+        (line,) = [each for each in output.splitlines() if "8 images have no score" in each]
+        assert line.count("toy/0000") == 1 and "33.9: a score is a number from 0 to 1" in line
         assert output.count("33.9") <= 2  # at most a warning while it draws, and the end
 
 
