@@ -41,6 +41,9 @@ _Row = TypeVar("_Row")
 PACKAGE = Path(__file__).resolve().parent
 """The folder of the harness's own code."""
 
+AUTHOR_ERRORS = PACKAGE / "engine" / "author_errors.py"
+"""The module whose errors name the line of an author themselves."""
+
 PLUG_IN = 2
 """The rank of files that are not the project's own."""
 MOST_CAUSES = 4
@@ -353,7 +356,7 @@ class Score:
         """Raise ValueError for a value that no score has."""
         if self.value is not None and not 0 <= self.value <= 1:
             raise ValueError(
-                f"score {self.value} of {self.prompt_id} image {self.image}: "
+                f"score {self.value}: "
                 "a score is a number from 0 to 1, or None where the judge could not tell"
             )
 
@@ -469,12 +472,12 @@ def explain_error(error: BaseException) -> str:
     That is the innermost line of a plug-in, if there is one, else of a method or benchmark of ours,
     else of the harness; and the same of each cause that the error has.
     """
-    told: list[str] = []
+    links: list[str] = []
     link: BaseException | None = error
-    while link is not None and len(told) < MOST_CAUSES:
-        told.append(_explain_alone(link))
+    while link is not None and len(links) < MOST_CAUSES:
+        links.append(_explain_alone(link))
         link = link.__cause__
-    return "; caused by ".join(told)
+    return "; caused by ".join(links)
 
 
 def _explain_alone(error: BaseException) -> str:
@@ -483,6 +486,8 @@ def _explain_alone(error: BaseException) -> str:
     frames = _list_frames(error)
     if frames:
         frame = max(enumerate(frames), key=lambda each: (_rank(each[1].filename), each[0]))[1]
+        if _rank(frame.filename) == 0 and Path(frames[-1].filename) == AUTHOR_ERRORS:
+            return text  # the message names the author's line; ours says nothing to them
         text += f" ({near_path(frame.filename)}, line {frame.lineno}, in {frame.name}"
         text += f": {frame.line})" if frame.line else ")"
     return text

@@ -122,6 +122,7 @@ def test_a_mistake_about_one_prompt_fails_its_image_alone(
     assert "\n" not in error
     for word in words:
         assert word in error
+    assert "author_errors.py, line" not in error.replace("test_author_errors.py, line", "")
     assert not recwarn.list  # Python's own about the forgotten await, long after
 
 

@@ -209,6 +209,7 @@ def test_a_method_of_a_folder_of_configurations(tmp_path: Path) -> None:
         (("best_of_n", CAT), {"m": 4}, "unknown option 'method.m': there are"),
         (("best_of_n", CAT), {"n": 2.5}, "method.n=2.5"),
         (("best_of_n", CAT), {"n": 0}, "method.n=0"),
+        (("best_of_n", CAT), {"n": "4"}, "method.n='4': input should be a valid integer"),
         (("best_of_n", CAT), {"reward": "nobody"}, "judge=nobody: there is no such choice"),
         (("plain", CAT), {"seed": -1}, "seed=-1"),
         (("plain", CAT), {"number": -1}, "number=-1"),

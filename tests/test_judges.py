@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from chat_server import Server, says
 from runs import TESTS, TOY, deterministic, folders, harness
 from test_tiif_judge import write_reply
 from tiif_folder import write_folder
-from toy import TEXTS, PixelSum, draw, jobs
+from toy import TEXTS, PixelSum, ToyBenchmark, draw, jobs
 
 from harness import Answer, Canvas, Session
 from harness.judges.replies import is_refusal, read_words, read_yes, yes_or_no
@@ -623,6 +624,26 @@ def test_a_score_that_cannot_be_written_is_none(value: float, detail: dict) -> N
     kept = Kept()
     assert score_images(Scoring(), kept, jobs(TEXTS)[:2]) == [None, 1.0]  # type: ignore[arg-type]
     assert "its score cannot be written" in kept.saved[0].detail["unjudged"]
+
+
+class PercentBenchmark(ToyBenchmark):
+    """Scores in percent, which no score is."""
+
+    def score(self, items: Iterable[tuple[Prompt, Path]]) -> Iterator[Score]:
+        for score in super().score(items):
+            yield dataclasses.replace(score, value=33.9)
+
+
+def test_a_benchmark_whose_scores_are_refused_is_told_once_and_ends_with_an_error(
+    tmp_path: Path,
+) -> None:
+    percent = ("benchmark._target_=test_judges.PercentBenchmark", "benchmark.prompts=4")
+    for _ in range(2):  # the second command finds the same in the journals
+        code, output = harness(tmp_path, *TOY, "method=plain", *percent)
+        assert code == 1
+        (line,) = [each for each in output.splitlines() if "8 images have no score" in each]
+        assert line.count("toy/0000") == 1 and "33.9: a score is a number from 0 to 1" in line
+        assert output.count("33.9") <= 2  # at most a warning while it draws, and the end
 
 
 # --- names of results -----------------------------------------------------------------------------

@@ -401,3 +401,31 @@ def test_a_reason_stands_in_the_legend_and_on_the_difference(
     assert letter == browser.evaluate(text(".legend sup"))
     title = browser.evaluate("document.querySelector('td.difference').title")
     assert title.startswith("not resolved: p ")
+
+
+@needs_chromium
+def test_the_page_counts_questions_and_admits_notes_that_it_cannot_draw(
+    tmp_path: Path, browser: Browser
+) -> None:
+    values = {"a/0": [1.0], "a/1": [0.0]}
+    write_run(tmp_path, values, usage={"unanswered": 4}, notes={"mine": 1})
+    page = report(tmp_path)
+    browser.open(page)
+    remarks = browser.evaluate("document.querySelector('.notes').textContent")
+    assert "8 questions unanswered." in remarks
+    assert "wrong" not in remarks
+    browser.open(page, "#inside")
+    assert "has all notes" in browser.evaluate("document.querySelector('.empty').textContent")
+
+
+@needs_chromium
+def test_the_chooser_of_boards_names_what_differs_first(tmp_path: Path, browser: Browser) -> None:
+    values = {"a/0": [1.0], "a/1": [0.0]}
+    write_run(tmp_path, values)
+    write_run(tmp_path, values, fingerprint="00000002", judge="another")
+    write_run(tmp_path, {"a/0": [None]}, fingerprint="00000003", judge="", prompts_sha="b" * 16)
+    browser.open(report(tmp_path))
+    names = browser.evaluate("[...document.querySelectorAll('#boards option')].map(e => e.text)")
+    assert len(names) == 3
+    assert len({name[:14] for name in names}) == 3
+    assert not any(name.endswith((",", " ")) for name in names)

@@ -59,7 +59,7 @@ def test_a_torn_line_and_a_lost_image_are_made_good(
 def test_failed_jobs_are_recorded_and_retried_and_the_sweep_goes_on(tmp_path: Path) -> None:
     code, output = harness(tmp_path, *FAULTY)
     assert code == 1
-    assert "24 of 48 images failed; run again to retry" in output
+    assert "24 of 48 images failed: mend what is named above" in output
     assert [row["failed"] for row in leaderboard(tmp_path)] == ["0", "24"]
 
     (tmp_path / "mended").touch()

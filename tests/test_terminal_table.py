@@ -115,3 +115,12 @@ def test_two_headings_that_read_alike_say_what_differs(tmp_path: Path) -> None:
     write_run(tmp_path, values(3))
     write_run(tmp_path, values(4), fingerprint="00000002", numerics="fast")
     assert render_table(build(tmp_path).frame, 60).count("protocol ") == 2
+
+
+def test_runs_that_their_own_judge_chose_are_marked_below_the_table(frame: pd.DataFrame) -> None:
+    assert "Chosen by" not in render_table(frame, 200)
+    label = str(frame["label"].iloc[-1])
+    marked = frame.assign(reward_is_judge=["", "family", *[""] * (len(frame) - 3), "same"])
+    text = " ".join(render_table(marked, 200).split())
+    assert f"Chosen by the judge itself: {label}." in text
+    assert f"which may share its blind spots: {frame['label'].iloc[1]}." in text

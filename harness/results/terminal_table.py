@@ -57,6 +57,11 @@ LEFT_OUT = (
 """What is left out, the first that fits; the last is taken even where it does not fit."""
 P_TOO_LARGE = "p is 0.05 or more"
 TOO_SMALL = "so small that it is found in less than 80 % of repeats"
+OVERLAPS = {
+    "same": "the judge itself",
+    "family": "a relative of the judge, which may share its blind spots",
+}
+"""What `reward_is_judge` says of a run: who chose its images."""
 
 Column = list[str]
 """A title, and a cell for each run."""
@@ -108,6 +113,11 @@ def _render_runs(runs: pd.DataFrame, width: int) -> list[str]:
     if reasons:
         explained = "; ".join(f"{letter} {reason}" for reason, letter in reasons.items())
         table += _wrap(f"In brackets: not resolved. {explained}.", width)
+    for overlap, judge in OVERLAPS.items():
+        is_chosen = ordered["reward_is_judge"] == overlap
+        chosen = [printable(str(label)) for label in ordered["label"][is_chosen]]
+        if chosen:
+            table += _wrap(f"Chosen by {judge}: {'; '.join(chosen)}.", width)
     return table
 
 

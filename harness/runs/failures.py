@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-_told: set[str] = set()
-"""What this command has told already."""
+_known: set[str] = set()
+"""Errors that this command has reported."""
 
 
 def is_new_failure(error: str) -> bool:
     """Tell whether a command meets an error for the first time; from now on it is known."""
-    is_new = error not in _told
-    _told.add(error)
+    is_new = error not in _known
+    _known.add(error)
     return is_new
 
 
 def forget_failures() -> None:
     """Begin a command, which has told nothing yet."""
-    _told.clear()
+    _known.clear()

@@ -349,6 +349,8 @@ def _explain(error: Mapping[str, Any], value: Any, name: str) -> str:
     if error["type"] == "literal_error":
         known = str(error["ctx"]["expected"]).replace("'", "").replace(" or ", ", ")
         return f"{option}={shown}: choose from {known}"
+    if isinstance(bad, str):
+        shown = f"'{shown}'"  # else the text '4' reads like the number
     message = str(error["msg"])
     return f"{option}={shown}: {message[:1].lower()}{message[1:]}"
 

@@ -7,11 +7,15 @@ from collections.abc import Iterable, Sequence
 
 from harness.records import Job, Score, one_line
 from harness.runs.benchmark import BenchmarkSpec
+from harness.runs.failures import is_new_failure
 from harness.runs.folder import RunFolder
 from harness.runs.journal import write_atomic
 from harness.runs.lock import hold_lock
 
 log = logging.getLogger("harness")
+
+REFUSED = "its score cannot be written"
+"""How the reason begins that stands for a score that no journal can hold."""
 
 
 def prepare_judge(benchmark: BenchmarkSpec, jobs: Sequence[Job]) -> None:
@@ -31,7 +35,8 @@ def score_images(
 ) -> list[float | None]:
     """Score delivered images; each score is in the journal before the next one is asked for.
 
-    A score that no journal can hold leaves its image unjudged, and says why.
+    A score that no journal can hold leaves its image unjudged, and says why; the first one is
+    told at once, all are counted by `list_refused`.
     """
     if not benchmark.is_judged:
         return []
@@ -48,10 +53,17 @@ def _expect_writable(score: Score) -> Score:
     try:
         score.to_json()
     except (TypeError, ValueError) as error:
-        reason = f"its score cannot be written: {one_line(error)}"
-        log.warning("%s image %d: %s", score.prompt_id, score.image, reason)
+        reason = f"{REFUSED}: {one_line(error)}"
+        if is_new_failure(f"{REFUSED} of {score.judge}"):
+            log.warning("%s image %d: %s", score.prompt_id, score.image, reason)
         return Score(score.prompt_id, score.image, score.judge, None, {"unjudged": reason})
     return score
+
+
+def list_refused(benchmark: BenchmarkSpec, folder: RunFolder) -> list[Score]:
+    """List what stands in the journals of all shares for scores that could not be written."""
+    scores = folder.read_scores(benchmark.judge)
+    return [score for score in scores if str(score.detail.get("unjudged")).startswith(REFUSED)]
 
 
 def write_summary(benchmark: BenchmarkSpec, folder: RunFolder) -> None:

@@ -161,14 +161,24 @@ def _expect_complete(plan: Plan, folder: RunFolder, config: DictConfig) -> None:
 
     Every planned image is either done or failed.
     """
+    from harness.runs.score import list_refused
+
     failed = len(folder.missing())
     assert folder.delivered + failed == folder.planned
     if failed and "generate" in config.stages:
         raise IncompleteRunError(
-            f"{folder.path}: {failed} of {folder.planned} images failed; run again to retry them"
+            f"{folder.path}: {failed} of {folder.planned} images failed: mend what is named above, "
+            "or wait for what was out of reach, and run the same command again"
         )
     if not wants_scores(plan, config):
         return
+    if refused := list_refused(plan.benchmark, folder):
+        first = refused[0]
+        raise IncompleteRunError(
+            f"{folder.path}: {len(refused)} images have no score because theirs could not be "
+            f"written, such as {first.prompt_id} image {first.image} "
+            f"({first.detail['unjudged']}): mend the benchmark's score"
+        )
     if unanswered := len(folder.unscored(plan.benchmark.judge)):
         raise IncompleteRunError(
             f"{folder.path}: the judge left {unanswered} images without an answer; "

@@ -60,11 +60,11 @@ def _find_unknown(error: BaseException) -> str:
 
 def _explain_option(key: str, arguments: Sequence[str]) -> str:
     """Name the options that stand where an unknown one was looked for."""
-    told = f"unknown option {key!r}"
+    problem = f"unknown option {key!r}"
     remedy = "`--cfg job` shows all options with their values"
     config = _compose_without_options(arguments)
     if config is None:
-        return f"{told}: {remedy}"
+        return f"{problem}: {remedy}"
     part, _, name = key.rpartition(".")
     while part and OmegaConf.select(config, part) is None:
         part, _, name = part.rpartition(".")
@@ -74,7 +74,7 @@ def _explain_option(key: str, arguments: Sequence[str]) -> str:
         known = sorted({*known, *(folder.name for folder in GROUPS.iterdir() if folder.is_dir())})
     shown = [name for name in known if not name.startswith("_")]
     where = f" of {part}" if part else ""
-    return f"{told}: no {name!r}{where}{suggest(name, shown)} ({remedy})"
+    return f"{problem}: no {name!r}{where}{suggest(name, shown)} ({remedy})"
 
 
 def _compose_without_options(arguments: Sequence[str]) -> DictConfig | None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.records import Prompt, SampleRecord, Score
+from harness.records import PROMPT_CUT, Prompt, SampleRecord, Score
 from harness.results.labels import Label
 from harness.results.leaderboard import Board
 from harness.results.ranking import PLAIN, find_plain
@@ -275,6 +275,11 @@ def noted(one: Shown, name: str) -> list[tuple[SampleRecord, Any]]:
         if name in record.notes:
             found.append((record, record.notes[name]))
     return found
+
+
+def has_notes(one: Shown) -> bool:
+    """Tell whether a delivered image of a run carries any note of its method."""
+    return any(record.notes.keys() - {PROMPT_CUT} for record in one.run.done.values())
 
 
 def acceptance(one: Shown) -> dict[str, list[int]]:

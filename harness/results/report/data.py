@@ -162,6 +162,10 @@ def describe_panel(panel: Panel, results: Path) -> dict[str, Any]:
 
     return {
         "title": panel.title,
+        "benchmark": panel.protocol.benchmark,
+        "version": panel.protocol.version,
+        "model": panel.protocol.model,
+        "numerics": panel.protocol.numerics,
         "judge": panel.protocol.judge,
         "images": panel.protocol.images_per_prompt,
         "prompts": len(panel.prompts),
@@ -172,6 +176,7 @@ def describe_panel(panel: Panel, results: Path) -> dict[str, Any]:
         "fronts": fronts,
         "curves": curves,
         "budgets": _describe_budgets(panel),
+        "noted": any(collect.has_notes(one) for one in panel.shown),
         **_describe_notes(panel),
     }
 

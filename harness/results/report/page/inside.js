@@ -12,7 +12,7 @@ function showInside(view) {
   const more = one.confidence.map((found) => confidenceCard(view, found));
   for (const found of one.stages) stagesCard(view, found);
   if (!cards.length && !one.confidence.length && !one.stages.length)
-    view.append(h("p", { class: "empty", text: "None of these runs noted anything about itself." }));
+    view.append(h("p", { class: "empty", text: one.noted ? "Nothing noted that this page draws; `harness.load(...).images` has all notes." : "None of these runs noted anything about itself." }));
   return () => [undo, ...more].forEach((each) => each && each());
 }
 

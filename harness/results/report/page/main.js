@@ -35,10 +35,17 @@ function toggleTheme() {
   stored("theme", theme());
 }
 
+/** Name a board by its parts: first those in which boards differ, which a narrow chooser still shows. */
+function boardName(one) {
+  const partsOf = (each) => [words(each.benchmark), `on ${words(each.model)}`, `${each.prompts} × ${each.images}`, each.judge || "no judge", `version ${each.version}`, `${each.numerics} numerics`];
+  const all = report.boards.map(partsOf), parts = partsOf(one);
+  const differs = parts.map((_, i) => new Set(all.map((each) => each[i])).size > 1);
+  return [...parts.filter((_, i) => differs[i]), ...parts.filter((_, i) => !differs[i] && i < 3)].join(", ");
+}
+
 const boards = document.getElementById("boards");
-const judges = new Set(report.boards.map((one) => one.judge)).size;
 boards.hidden = report.boards.length < 2;
-boards.append(...report.boards.map((one, i) => h("option", { value: i, text: `${words(one.title)}, ${one.prompts} × ${one.images}${judges > 1 ? `, ${one.judge}` : ""}` })));
+boards.append(...report.boards.map((one, i) => h("option", { value: i, text: boardName(one), title: boardName(one) })));
 readAddress();
 boards.value = state.board;
 boards.addEventListener("change", () => {

@@ -46,8 +46,9 @@ function remarksOf(one) {
   else if (one.scored && !one.baseline) remarks.push("There is no plain run on this board, so nothing is compared with plain, and budgets are not known.");
   for (const run of one.runs) {
     const counted = run.scored ? ", counted as wrong" : "";
-    for (const name of ["failed", "missing", ...(run.scored ? ["unjudged", "unanswered"] : [])])
+    for (const name of ["failed", "missing", ...(run.scored ? ["unjudged"] : [])])
       if (run[name]) remarks.push(`${run.label}: ${run[name]} ${run[name] === 1 ? "image" : "images"} ${name}${counted}.`);
+    if (run.unanswered) remarks.push(`${run.label}: ${run.unanswered} ${run.unanswered === 1 ? "question" : "questions"} unanswered.`);
     for (const mark of run.marks) remarks.push(`${run.label}: ${mark}.`);
   }
   for (const [overlap, words] of [["same", "the judge itself"], ["family", "a relative of the judge, which may share its blind spots"]]) {
