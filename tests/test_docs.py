@@ -217,7 +217,7 @@ def test_a_command_that_is_wrong_is_found() -> None:
     with pytest.raises(Exception, match="method/no_method"):
         compose_all(["method=no_method"])
     GlobalHydra.instance().clear()
-    with pytest.raises(Exception, match="n=many"):
+    with pytest.raises(Exception, match="n='many'"):
         compose_all(["-m", "method=best_of_n", "method.n=2,many"])
 
 
