@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -49,6 +50,24 @@ def judge_each(
             is_refusal = isinstance(error, ValueError)
             return [reason if is_refusal else f"{type(error).__name__}: {reason}"]
     return [judge_each(judge, [item])[0] for item in items]
+
+
+def judge_files(
+    judge: Callable[[Sequence[np.ndarray]], Iterable[Result]],
+    items: Iterable[tuple[Item, Path]],
+    batch: int,
+) -> Iterator[tuple[Item, Path, np.ndarray | str, Result | str]]:
+    """Read and judge image files by batches; yield each with its pixels and its result.
+
+    In their places is a message where a file cannot be read, or the judge cannot take it.
+    """
+    remaining = iter(items)
+    while some := list(islice(remaining, batch)):
+        pictures = read_images(path for _, path in some)
+        images = [picture for picture in pictures if isinstance(picture, np.ndarray)]
+        judged = iter(judge_each(judge, images))
+        for (item, path), picture in zip(some, pictures, strict=True):
+            yield item, path, picture, picture if isinstance(picture, str) else next(judged)
 
 
 def _read_image(path: Path) -> np.ndarray | str:

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from benchmarks.compbench_pictogram.scenes import make_prompts
-from benchmarks.images import judge_each, read_images
+from benchmarks.images import judge_files
 from benchmarks.spread import spread_evenly
 from benchmarks.t2i_compbench.boxes import SHORT_SIDE
 from benchmarks.t2i_compbench.complex_prompts import average_parts
@@ -100,14 +99,8 @@ class CompbenchPictogram:
         A file that is missing, broken or of a size the judge cannot read gets no value, which
         counts as wrong; `unjudged` in its detail says why.
         """
-        remaining = iter(items)
-        while batch := list(islice(remaining, BATCH)):
-            pictures = read_images(path for _, path in batch)
-            images = [picture for picture in pictures if isinstance(picture, np.ndarray)]
-            detected = iter(judge_each(self.judge.detect, images))
-            for (prompt, path), picture in zip(batch, pictures, strict=True):
-                found = picture if isinstance(picture, str) else next(detected)
-                yield self._make_score(prompt, path, picture, found)
+        for prompt, path, picture, found in judge_files(self.judge.detect, items, BATCH):
+            yield self._make_score(prompt, path, picture, found)
 
     def summarise(self, scores: Sequence[Score]) -> Iterator[str]:
         """Format the score of each category with its interval, and what is left out."""

@@ -44,7 +44,7 @@ class Transformers(Mask2Former):
         self._processor: Any = None
 
         name = model.rstrip("/").split("/")[-1]
-        weights_name = "random" if self.random else (revision or self._newest_revision())[:8]
+        weights_name = "random" if self.random else (revision or find_revision(model))[:8]
         self.id = f"transformers-{name}-{weights_name}"
         if short_side:
             self.id += f"@{short_side}"
@@ -63,7 +63,7 @@ class Transformers(Mask2Former):
             )
             network = self._random_network() if self.random else self._published_network()
         except (OSError, ValueError, KeyError, ImportError) as error:
-            raise self._unavailable(error) from None
+            raise explain_missing(self._model, error) from None
         if self._short_side:
             longest = round(LONG_SIDE_RATIO * self._short_side)
             self._processor.size = {"shortest_edge": self._short_side, "longest_edge": longest}
@@ -82,24 +82,6 @@ class Transformers(Mask2Former):
         """Compute class and mask logits."""
         outputs = self.network(pixel_values=pixels_BCHW)
         return outputs.class_queries_logits, outputs.masks_queries_logits
-
-    def _newest_revision(self) -> str:
-        """Look up what identifies the checkpoint: a folder's hash, or the hub's commit."""
-        from harness.models.checkpoint import locate, revision_of
-
-        try:
-            folder = Path(self._model)
-            if not folder.is_dir():
-                folder = locate(self._model, None, ["config.json"], None)
-            return revision_of(folder)
-        except UserError as error:
-            raise self._unavailable(error) from None
-
-    def _unavailable(self, error: Exception) -> UserError:
-        return UserError(
-            f"detector {self._model!r} cannot be had ({one_line(error)[:200]}): "
-            "set benchmark.detector.model to a folder with its files"
-        )
 
     def _random_network(self) -> Any:
         import torch
@@ -123,3 +105,27 @@ class Transformers(Mask2Former):
                 f"{self._model} lacks {len(missing)} tensors of a Mask2Former, such as {missing[0]}"
             )
         return network
+
+
+def find_revision(model: str) -> str:
+    """Look up what identifies a detector's checkpoint: a folder's hash, or the hub's commit.
+
+    Raises UserError for one that cannot be had.
+    """
+    from harness.models.checkpoint import locate, revision_of
+
+    try:
+        folder = Path(model)
+        if not folder.is_dir():
+            folder = locate(model, None, ["config.json"], None)
+        return revision_of(folder)
+    except UserError as error:
+        raise explain_missing(model, error) from None
+
+
+def explain_missing(model: str, error: Exception) -> UserError:
+    """Make the error for a detector whose files cannot be had."""
+    return UserError(
+        f"detector {model!r} cannot be had ({one_line(error)[:200]}): "
+        "set benchmark.detector.model to a folder with its files"
+    )

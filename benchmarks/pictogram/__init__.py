@@ -7,7 +7,6 @@ each other.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -15,7 +14,7 @@ import numpy as np
 
 from benchmarks.geneval.prompts import locate_metadata, read_prompts, select_by_classes
 from benchmarks.geneval.verdict import Detection, Options, verdict
-from benchmarks.images import judge_each, read_images
+from benchmarks.images import judge_files
 from benchmarks.spread import spread_evenly
 from harness.records import Count, Natural, Prompt, Score, Share, UserError
 
@@ -86,14 +85,8 @@ class Pictogram:
         A file that is missing, broken or of a size the judge cannot read gets no value, which
         counts as wrong; `unjudged` in its detail says why.
         """
-        remaining = iter(items)
-        while batch := list(islice(remaining, BATCH)):
-            pictures = read_images(path for _, path in batch)
-            images = [picture for picture in pictures if isinstance(picture, np.ndarray)]
-            detected = iter(judge_each(self.judge.detect, images))
-            for (prompt, path), picture in zip(batch, pictures, strict=True):
-                found = picture if isinstance(picture, str) else next(detected)
-                yield self._make_score(prompt, path, found)
+        for prompt, path, _, found in judge_files(self.judge.detect, items, BATCH):
+            yield self._make_score(prompt, path, found)
 
     def _generate_prompts(self, total: int, seed: int) -> list[Prompt]:
         from harness.models.pictogram.grammar import generate_prompts

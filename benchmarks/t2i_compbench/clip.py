@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from benchmarks.geneval.colors import Clip
-from harness.records import Count
 
 OFFICIAL = "ViT-B-32-quickgelu"
 WORDS = 77
@@ -19,16 +18,6 @@ class ClipScore(Clip):
 
     option = "clip"
     missing = ""
-
-    def __init__(
-        self,
-        model: str = OFFICIAL,
-        weights: str = "openai",
-        checkpoint: str | None = None,
-        device: str = "auto",
-        batch: Count | None = None,
-    ) -> None:
-        super().__init__(model, weights, checkpoint, device, batch)
 
     def compare(self, asked: Sequence[tuple[np.ndarray, str]]) -> list[tuple[float, bool]]:
         """Return the cosine of each picture and text, and whether the text had to be cut."""

@@ -10,15 +10,15 @@ Shapes: B pictures, N boxes of a picture, Q names, W words of a name.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks.geneval.transformers_backend import explain_missing, find_revision
 from benchmarks.optional import require
 from benchmarks.t2i_compbench.boxes import resized_sides
 from benchmarks.t2i_compbench.evaluators import Found, Picture
-from harness.records import UserError, one_line
+from harness.records import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +61,7 @@ class OpenVocabulary:
         self._network: Any = None
         name = model.rstrip("/").split("/")[-1]
         self.protocol = f"detector={name}"
-        weights_name = "random" if self.random else (revision or self._newest_revision())[:8]
+        weights_name = "random" if self.random else (revision or find_revision(model))[:8]
         self.id = f"{name}-{weights_name}@{threshold}"
 
     def load(self) -> None:
@@ -121,24 +121,6 @@ class OpenVocabulary:
         kept = batched_nms(box_N4[good_N], score_N[good_N], name_N[good_N], self._overlap)
         return [int(i) for i in good_N[kept]]
 
-    def _newest_revision(self) -> str:
-        """Look up what identifies the checkpoint: a folder's hash, or the hub's commit."""
-        from harness.models.checkpoint import locate, revision_of
-
-        try:
-            folder = Path(self._model)
-            if not folder.is_dir():
-                folder = locate(self._model, None, ["config.json"], None)
-            return revision_of(folder)
-        except UserError as error:
-            raise self._unavailable(error) from None
-
-    def _unavailable(self, error: Exception) -> UserError:
-        return UserError(
-            f"detector {self._model!r} cannot be had ({one_line(error)[:200]}): "
-            "set benchmark.detector.model to a folder with its files"
-        )
-
     def _random_network(self) -> Any:
         import torch
         from transformers import Owlv2Config, Owlv2ForObjectDetection
@@ -155,7 +137,7 @@ class OpenVocabulary:
         try:
             return kind.from_pretrained(self._model, revision=self._revision, dtype=torch.float32)
         except (OSError, ValueError, KeyError, ImportError) as error:
-            raise self._unavailable(error) from None
+            raise explain_missing(self._model, error) from None
 
 
 def _write_query(name: str) -> str:
