@@ -265,7 +265,7 @@ def draw_stuck(
     """Draw with a short patience; all slots are free afterwards, whatever happens."""
     sampler = Sampler(ToyModel(), Sampling(scale=2.0), slots=12, prefill=(3, 4))
     method: Method = Mistaken(mistake)
-    scheduler = Scheduler(method, sampler, seed=0, stuck_after_s=0.1, **options)
+    scheduler = Scheduler(method, sampler, seed=0, stuck_after_s=0.3, **options)
     done: dict[Any, Delivery] = {}
     try:
         scheduler.run(jobs(texts), lambda delivery: done.update({delivery.job.key: delivery}))
@@ -281,7 +281,8 @@ def draw_stuck(
     [
         (spin, ["has not awaited", "while True:", "in spin"]),
         (spin_and_catch, ["has not awaited", "time.sleep(60)"]),
-        (spin_in_session, ["has not awaited", "s.truncate(canvas, 0)"]),
+        # The alarm rings inside the call or between two of them: either line is right.
+        (spin_in_session, ["has not awaited", "in spin_in_session"]),
         (run_for_nothing, ["drawn no token", "await s.run([canvas], until=4)"]),
         (look_for_nothing, ["drawn no token", "await s.render([canvas])"]),
     ],
@@ -305,7 +306,7 @@ def test_a_slow_turn_is_left_alone_where_nobody_may_handle_alarms() -> None:
     """Another handler of SIGALRM, and another thread, keep what they have."""
 
     async def take_a_while(canvas: Canvas, s: Session) -> Canvas:
-        time.sleep(0.3)
+        time.sleep(0.6)
         await s.run([canvas])
         return canvas
 
