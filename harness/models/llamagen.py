@@ -151,7 +151,7 @@ class LlamaGen:
     def _zero_entries(self, count: int) -> Tensor:
         """Keys or values of so many cache entries, [layers, H, count, d]."""
         spec = self.gpt.spec.trunk
-        shape = (spec.layers, spec.heads, count, spec.head_dim)
+        shape = (spec.layers, spec.kv_heads, count, spec.head_dim)
         return torch.zeros(shape, dtype=self.dtype, device=self.device)
 
     def _tensor(self, values: list[float]) -> Tensor:
