@@ -332,8 +332,8 @@ class Sampler:
     ) -> list[Picture]:
         """Begin to decode images of canvases, partial ones included; later work goes on meanwhile.
 
-        An unchanged canvas is decoded once. `pads` are codes to show behind each row's own, none for
-        forced places; what is still missing then looks as the model shows it.
+        An unchanged canvas is decoded once. `pads` are codes to show behind each row's own, none
+        for forced places; what is still missing then looks as the model shows it.
         """
         for canvas in rows:
             canvas.expect_open()

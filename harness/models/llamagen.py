@@ -313,7 +313,7 @@ def _gpt_spec(size: str | Mapping[str, Count], side: int, codes: int) -> GPTSpec
             raise UserError(f"model.size={size}: choose from {', '.join(SIZES)}")
         return GPTSpec(SIZES[size], side, codes)
 
-    trunk_sizes = dict(size)
+    trunk_sizes: dict[str, Any] = dict(size)
     other_sizes = {}
     for key in ("condition", "caption_dim"):
         if key in trunk_sizes:

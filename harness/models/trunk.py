@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.models.linear import Linear, can_pack, linear
+from harness.records import UserError
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, q_BHWd, k_BGWd, v_BGWd) -> attended values, same shape as q.
@@ -37,7 +38,7 @@ class TrunkSpec:
     `groups` is the number of key-value heads, each of which serves as many query heads (grouped
     queries); None is one for each query head. `bias` adds biases to queries, keys and values
     (Qwen2). `head_norm` normalises each head of queries and keys before the rotation: "layer" by
-    mean and variance (Chameleon).
+    mean and variance (Chameleon). Raises UserError for heads that groups do not divide.
     """
 
     layers: int
@@ -48,6 +49,13 @@ class TrunkSpec:
     groups: int | None = None
     bias: bool = False
     head_norm: Literal["none", "layer"] = "none"
+
+    def __post_init__(self) -> None:
+        if self.kv_heads < 1 or self.heads % self.kv_heads:
+            raise UserError(
+                f"{self.heads} query heads do not share {self.kv_heads} heads of keys and values "
+                "evenly"
+            )
 
     @property
     def head_dim(self) -> int:
