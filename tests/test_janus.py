@@ -23,12 +23,12 @@ from harness.drafters.model import DraftModel
 from harness.engine.acceptance import coupled
 from harness.engine.guidance import Sampling
 from harness.models import FollowableModel, HasClasses, HasCollapse, HasPrefix, HasRenderBytes
-from harness.models.janus import Janus, JanusNet, to_uint8
+from harness.models.janus import Janus, JanusNet
 from harness.models.janus_checkpoint import SIZES, JanusSpec
 from harness.models.janus_prompt import BEGIN_OF_IMAGE, BOS, PAD
 from harness.models.pictogram.weights import count_parameters
 from harness.models.trunk import TrunkSpec
-from harness.models.vq import MISSING, VQSpec
+from harness.models.vq import MISSING, VQSpec, truncate_to_uint8
 from harness.parity.fixture import Fixture
 from harness.parity.janus import parity
 from harness.records import UserError
@@ -301,7 +301,7 @@ def test_codes_are_the_nearest_unit_vectors(oracle: Any, model: Janus) -> None:
 
 def test_eight_bits_are_truncated() -> None:
     pixels = torch.tensor([-2.0, -1.0, 0.0, 0.999, 1.0, 3.0]).view(1, 1, 1, 6).expand(1, 3, 1, 6)
-    assert to_uint8(pixels)[0, 0, :, 0].tolist() == [0, 0, 127, 254, 255, 255]
+    assert truncate_to_uint8(pixels)[0, 0, :, 0].tolist() == [0, 0, 127, 254, 255, 255]
 
 
 def test_the_null_prompt_has_its_likes_length(library: Path) -> None:
