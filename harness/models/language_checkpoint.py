@@ -8,7 +8,8 @@ in memory at once.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,29 +36,85 @@ _PLAIN_NAMES = (
 WORD_TABLE = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 _NOT_NEEDED = re.compile(r".*\.rotary_emb\.inv_freq$")
+_OTHERS = re.compile(r"(model\.)?vqmodel\.")
+"""Names of the image tokenizer, which some layouts store with the language model."""
 
-HeadNormKind = Literal["none", "layer"]
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Language models of one class: its `model_type`s, what it assumes, and how its trunk differs.
+
+    `defaults` are the values where a configuration is silent, those of transformers' classes.
+    """
+
+    name: str
+    kinds: tuple[str, ...]
+    defaults: Mapping[str, Any]
+    bias: bool = False
+    head_norm: Literal["none", "layer"] = "none"
+
+
+_COMMON = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32}
+QWEN2 = Family(
+    "Qwen2",
+    ("qwen2",),
+    {
+        **_COMMON,
+        "intermediate_size": 22016,
+        "num_key_value_heads": 32,
+        "vocab_size": 151936,
+        "max_position_embeddings": 32768,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+    },
+    bias=True,
+)
+CHAMELEON = Family(
+    "Chameleon",
+    ("chameleon",),
+    {
+        **_COMMON,
+        "intermediate_size": 11008,
+        "num_key_value_heads": 32,
+        "vocab_size": 65536,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+    },
+    head_norm="layer",
+)
+EMU3 = Family(
+    "Emu3",
+    ("Emu3", "emu3"),
+    {
+        **_COMMON,
+        "intermediate_size": 14336,
+        "num_key_value_heads": 8,
+        "vocab_size": 184622,
+        "max_position_embeddings": 9216,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1000000.0,
+    },
+)
 
 
 # ------------------------------------------------------------------ dimensions
 
 
-def read_spec(
-    config: Mapping[str, Any],
-    defaults: Mapping[str, Any],
-    file: Path,
-    *,
-    bias: bool = False,
-    head_norm: HeadNormKind = "none",
-) -> LanguageSpec:
-    """Read the dimensions out of the configuration of a language model.
+def read_spec(path: Path, config: Mapping[str, Any], family: Family) -> LanguageSpec:
+    """Read the dimensions of the checkpoint at `path` out of its configuration.
 
-    `defaults` are what the model's class assumes where the configuration is silent. Raises
-    UserError for a variant that the shared trunk does not compute.
+    Raises UserError for another family's, and for a variant that the trunk does not compute.
     """
-    stated = {**defaults, **config}
+    kind = config.get("model_type")
+    if kind not in family.kinds:
+        raise UserError(
+            f"{path}: config.json says model_type {kind!r}; {family.name} has "
+            f"{' or '.join(family.kinds)}"
+        )
+    stated = {**family.defaults, **config.get("text_config", config)}
     try:
-        _expect_plain(stated, file)
+        _expect_plain(stated, path)
         heads = int(stated["num_attention_heads"])
         trunk = TrunkSpec(
             layers=int(stated["num_hidden_layers"]),
@@ -66,8 +123,8 @@ def read_spec(
             hidden=int(stated["intermediate_size"]),
             norm_eps=float(stated["rms_norm_eps"]),
             groups=int(stated.get("num_key_value_heads") or heads),
-            bias=bias,
-            head_norm=head_norm,
+            bias=family.bias,
+            head_norm=family.head_norm,
         )
         return LanguageSpec(
             trunk=trunk,
@@ -77,7 +134,7 @@ def read_spec(
         )
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise UserError(
-            f"{file}: config.json does not describe a language model ({error!r})"
+            f"{path}: config.json does not describe a language model ({error!r})"
         ) from None
 
 
@@ -87,7 +144,7 @@ def _rope_base(stated: Mapping[str, Any]) -> float:
     return float(parameters.get("rope_theta", stated["rope_theta"]))
 
 
-def _expect_plain(stated: Mapping[str, Any], file: Path) -> None:
+def _expect_plain(stated: Mapping[str, Any], path: Path) -> None:
     """Raise UserError for variants that the shared trunk does not compute."""
     heads = stated["num_attention_heads"]
     rope_type = (stated.get("rope_parameters") or {}).get("rope_type", "default")
@@ -104,30 +161,8 @@ def _expect_plain(stated: Mapping[str, Any], file: Path) -> None:
     for what, holds in is_plain.items():
         if not holds:
             raise UserError(
-                f"{file}: config.json has a {what} that is not supported: this is another model"
+                f"{path}: config.json has a {what} that is not supported: this is another model"
             )
-
-
-def find_codes(
-    vocabulary: Mapping[str, int], code_of: Callable[[str], int | None], file: Path
-) -> tuple[int, int]:
-    """Find the run of words that are codes, by name: the first, and how many there are.
-
-    `code_of` tells the code that a word names, None for other words. Raises UserError where code c
-    is not word `first` + c.
-    """
-    word_of: dict[int, int] = {}
-    for name, word in vocabulary.items():
-        code = code_of(name)
-        if code is not None:
-            word_of[code] = word
-    first = min(word_of.values(), default=0)
-    if not word_of or any(word != first + code for code, word in word_of.items()):
-        raise UserError(
-            f"{file}: the vocabulary's {len(word_of)} image tokens are no run in the order of "
-            "their codes: this is another model's vocabulary"
-        )
-    return first, len(word_of)
 
 
 # ------------------------------------------------------------------ tensors
@@ -138,20 +173,19 @@ def load_net(
     spec: LanguageSpec,
     image: ImageWords,
     *,
-    prefix: str = "",
-    others: str = "",
+    prefix: str,
     dtype: torch.dtype,
     device: torch.device,
 ) -> tuple[LanguageNet, nn.Embedding]:
     """Read a checkpoint: the weights that forwards read, on the device, and the word table.
 
-    `prefix` stands before the language model's names; names that begin with `others` are not its
-    own. A checkpoint without a head uses its word table as one. Raises UserError for tensors that
-    are missing, unknown in shape, or not finite.
+    `prefix` stands before the language model's names (`prefix_of`). A checkpoint without a head
+    uses its word table as one. Raises UserError for tensors that are missing, of another shape, or
+    not finite.
     """
     _expect_inside(spec, image, path)
     stored: dict[str, Tensor] = {}
-    for name, tensor in _read_kept(path, prefix, others):
+    for name, tensor in _read_kept(path, prefix):
         if name == HEAD:
             _expect_rows(tensor, name, spec, path)
             tensor = tensor[image.first : image.first + image.codes].clone()
@@ -182,13 +216,17 @@ def load_net(
     return net, table
 
 
-def _read_kept(path: Path, prefix: str, others: str) -> Iterator[tuple[str, Tensor]]:
+def prefix_of(config: Mapping[str, Any]) -> str:
+    """Return what stands before a language model's names: nothing, unless it is a part of more."""
+    return "text_model." if "text_config" in config else ""
+
+
+def _read_kept(path: Path, prefix: str) -> Iterator[tuple[str, Tensor]]:
     """Yield the language model's tensors, file after file, without the prefix of their names."""
     for file in checkpoints.weight_files(path):
         state = checkpoints.read_file(file)
         for name in sorted(state):
-            is_other = bool(others) and name.startswith(others)
-            if not is_other and name.startswith(prefix):
+            if name.startswith(prefix) and not _OTHERS.match(name):
                 yield name.removeprefix(prefix), state[name]
 
 
