@@ -39,6 +39,9 @@ from harness.records import Usage
 
 Arrays = Mapping[str, Tensor]
 
+DRAWN = "drawn "
+"""Stands before the number of a prompt that is drawn from, in the texts of `_FixturePrompts`."""
+
 
 @torch.no_grad()
 def simplear(fixture: Fixture, device: torch.device) -> Iterator[Quantity]:
@@ -46,7 +49,8 @@ def simplear(fixture: Fixture, device: torch.device) -> Iterator[Quantity]:
     stated = fixture.manifest["config"]
     image = ImageWords(stated["image"]["image_base"], stated["image"]["codes"])
     side = stated["image"]["grid"]
-    check = _Check(fixture, device, QWEN2, image, (side, side), _cosmos(fixture))
+    unseen = stated["llm"]["pad_token_id"]
+    check = _Check(fixture, device, QWEN2, image, (side, side), _cosmos(fixture), unseen=unseen)
     model = check.load("tied")
     got, greedy_BC = check.run(model)
     guided_BCV = got.pop("cfg_logits")
@@ -159,26 +163,36 @@ def _cosmos(fixture: Fixture) -> ImageTokenizer:
 
 
 class _FixtureModel(LanguageModel):
-    """A model whose prompts are those of a fixture: their ids by number, as a text."""
+    """A model whose prompts are those of a fixture; `prompts` are their numbers, as texts."""
 
     prompts: list[str]
 
 
 class _FixturePrompts:
-    """Ids of the prompts of a fixture."""
+    """Ids of the prompts of a fixture, by number; with a mark in front, without unseen words."""
 
-    def __init__(self, ids: Sequence[Sequence[int]], null: Sequence[int]) -> None:
+    def __init__(
+        self, ids: Sequence[Sequence[int]], null: Sequence[int], unseen: int | None
+    ) -> None:
         self.ids = ids
         self.null = null
+        self.unseen = unseen
 
     def __call__(self, text: str | None) -> Sequence[int]:
-        return self.null if text is None else self.ids[int(text)]
+        if text is None:
+            return self.null
+        ids = self.ids[int(text.removeprefix(DRAWN))]
+        if not text.startswith(DRAWN):
+            return ids
+        return [word for word in ids if word != self.unseen]
 
 
 class _Check:
     """The inputs of a fixture, and what is computed from them by a model.
 
     `end` are words behind every prompt of the fixture, `null` the null prompt, if that is no input.
+    `unseen` is a word that the original masks where it draws, though not along given codes: the
+    library's `generate` takes pads anywhere in a prompt for padding.
     """
 
     def __init__(
@@ -191,6 +205,7 @@ class _Check:
         tokenizer: ImageTokenizer,
         end: Sequence[int] = (),
         null: Sequence[int] = (),
+        unseen: int | None = None,
     ) -> None:
         self.fixture = fixture
         self.device = device
@@ -203,7 +218,7 @@ class _Check:
         ids = []
         while f"prompt_{len(ids)}" in self.inputs:
             ids.append([*self.inputs[f"prompt_{len(ids)}"].tolist(), *end])
-        self.prompts = _FixturePrompts(ids, null or self.inputs["null_prompt"].tolist())
+        self.prompts = _FixturePrompts(ids, null or self.inputs["null_prompt"].tolist(), unseen)
         assert isinstance(tokenizer.decoder, nn.Module)
         tokenizer.decoder.to(device)
         self.tokenizer = replace(tokenizer, codebook=tokenizer.codebook.to(device))
@@ -286,7 +301,8 @@ class _Check:
         sampling = Sampling(scale=self.scale, temperature=0.0)
         sampler = Sampler(model, sampling, slots=2 * len(model.prompts))
         rows = []
-        for key, text in enumerate(model.prompts):
+        for key, number in enumerate(model.prompts):
+            text = DRAWN + number
             contexts = [Context(None, text), Context(text, text)]
             rows.append(sampler.open(contexts, cfg, key, Usage()))
         nothing = [None] * len(rows)
