@@ -32,15 +32,13 @@ TOKENIZER_FILES = ("text_tokenizer.json",)
 
 
 class LuminaPrompts:
-    """Lumina-mGPT's prompts for images of one size (`harness.models.words.Prompts`).
+    """Lists the ids of a prompt of Lumina-mGPT's, or of the null prompt, for images of one size.
 
     `grid` is rows and columns of codes. The text names the width first, the tokens the height. The
     null prompt begins at the image's start. Nothing is trimmed.
     """
 
-    def __init__(self, words: Words, grid: tuple[int, int], image_ids: range) -> None:
-        self.image_ids = image_ids
-        self.row_end: int | None = words.vocabulary[ROW_END]
+    def __init__(self, words: Words, grid: tuple[int, int]) -> None:
         self._words = words
         rows, columns = grid
         self._height = rows * PIXELS_PER_CODE
@@ -80,15 +78,13 @@ def find_image_head(vocabulary: Mapping[str, int], grid: tuple[int, int]) -> tup
 
 
 class AnolePrompts:
-    """Anole's prompts: a text, and an image without a size (`harness.models.words.Prompts`).
+    """Lists the ids of a prompt of Anole's, or of the null prompt: a text, and an image's start.
 
-    They are those of LANTERN's form; the null prompt has no text.
+    The form is LANTERN's: an image has no size, and its rows have no ends. The null prompt has no
+    text.
     """
 
-    row_end = None
-
-    def __init__(self, words: Words, image_ids: range) -> None:
-        self.image_ids = image_ids
+    def __init__(self, words: Words) -> None:
         self._words = words
         self._begin = words.vocabulary[BEGIN_OF_TEXT]
         self._turn = words.vocabulary[TURN]

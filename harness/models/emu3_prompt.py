@@ -39,7 +39,7 @@ NEGATIVE = (
 
 
 class Emu3Prompts:
-    """Prompts in upstream's frame for images of one size (`harness.models.words.Prompts`).
+    """Lists the ids of a prompt, or of the null prompt, in upstream's frame with an image's size.
 
     `grid` is rows and columns of codes. `positive` stands behind a prompt, `negative` is the text
     of the null prompt. Names of special tokens in a prompt are read as these tokens, as upstream
@@ -50,12 +50,9 @@ class Emu3Prompts:
         self,
         words: Words,
         grid: tuple[int, int],
-        image_ids: range,
         positive: str = POSITIVE,
         negative: str = NEGATIVE,
     ) -> None:
-        self.image_ids = image_ids
-        self.row_end: int | None = words.vocabulary[ROW_END]
         self._words = words
         self._positive = positive
         self._negative = negative

@@ -22,17 +22,12 @@ NEGATIVE = (
 
 
 class SimpleARPrompts:
-    """Prompts in upstream's frame, without a begin-of-text token (`harness.models.words.Prompts`).
+    """Lists the ids of a prompt, or of the null prompt, in upstream's frame without a first token.
 
     `prefix` stands before a prompt, `negative` is the text of the null prompt. Nothing is trimmed.
     """
 
-    row_end = None
-
-    def __init__(
-        self, words: Words, image_ids: range, prefix: str = PREFIX, negative: str = NEGATIVE
-    ) -> None:
-        self.image_ids = image_ids
+    def __init__(self, words: Words, prefix: str = PREFIX, negative: str = NEGATIVE) -> None:
         self._words = words
         self._prefix = prefix
         self._negative = negative

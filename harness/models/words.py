@@ -30,21 +30,6 @@ class Words(Protocol):
         ...
 
 
-class Prompts(Protocol):
-    """The prompts of a model whose vocabulary holds words and image tokens.
-
-    `image_ids` are the ids of the codes, in their order. `row_end` is fed behind each row of codes
-    but the last, None if nothing is.
-    """
-
-    image_ids: range
-    row_end: int | None
-
-    def __call__(self, text: str | None) -> list[int]:
-        """List the ids of a prompt up to where the first code is drawn; None is the null prompt."""
-        ...
-
-
 class TokenizerWords:
     """A tokenizer of the `tokenizers` library, with what tokenizer_config.json adds to it.
 
