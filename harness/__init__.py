@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from harness.kernels.noise import RESIDUAL as RESIDUAL
     from harness.kernels.noise import Noise as Noise
     from harness.models import ImageModel as ImageModel
+    from harness.models.raster import Raster as Raster
     from harness.records import Answer as Answer
     from harness.records import Count as Count
     from harness.records import Natural as Natural
@@ -103,6 +104,7 @@ _HOME = {
     "harness.judges.verifier": ("Verifier",),
     "harness.kernels.noise": ("ACCEPT", "DRAW", "RESIDUAL", "Noise"),
     "harness.models": ("ImageModel",),
+    "harness.models.raster": ("Raster",),
     "harness.records": (
         "Answer", "Count", "Natural", "NotNegative", "Positive", "Prompt", "Score", "Share",
         "UnansweredError", "UserError",

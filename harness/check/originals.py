@@ -31,6 +31,9 @@ PARITY = {
     "BLIP VQA, the attribute evaluator of T2I-CompBench": "benchmarks.t2i_compbench.parity.parity",
     "LlamaGen text-to-image": "harness.parity.llamagen.parity",
     "Janus-Pro text-to-image": "harness.parity.janus.parity",
+    "SimpleAR text-to-image": "harness.parity.language.simplear",
+    "Lumina-mGPT text-to-image": "harness.parity.language.lumina",
+    "Emu3 text-to-image": "harness.parity.language.emu3",
 }
 """Comparison of each family that a fixture's manifest may name."""
 

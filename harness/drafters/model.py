@@ -73,7 +73,7 @@ class DraftModel:
     def expect_target(self, target: ImageModel) -> None:
         """Raise UserError unless the draft model draws the target's tokens on the same grid."""
         model = self._load_model(target.device)
-        for what in ("vocab", "grid"):
+        for what in ("vocab", "grid", "num_tokens"):
             mine = getattr(model, what)
             theirs = getattr(target, what)
             if mine != theirs:

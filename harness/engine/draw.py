@@ -37,6 +37,7 @@ from harness.engine.meter import Clock
 from harness.engine.probes import Probe
 from harness.engine.slots import SlotTable
 from harness.kernels.noise import DRAW, Noise
+from harness.models.raster import FORCED_TOKEN, hold_forced_probs, is_forced_at
 
 
 def guided_probs(
@@ -45,10 +46,12 @@ def guided_probs(
     logits_RKTV: Tensor,
     scale_R: Tensor,
     place_RT: Tensor | None = None,
+    forced_N: Tensor | None = None,
 ) -> Tensor:
     """Turn the branches' logits into probs [R, T, V] at places of the image.
 
-    Guidance depends on the place only under `sampling.interval` (LlamaGen `generate.py`).
+    Guidance depends on the place only under `sampling.interval` (LlamaGen `generate.py`). Where
+    `forced_N` says so, the place has but one token.
     """
     logits_RTV = guide(logits_RKTV, scale_R)
     if sampling.interval >= 0:
@@ -56,7 +59,11 @@ def guided_probs(
         is_late_RT1 = (place_RT >= sampling.interval + 2).unsqueeze(-1)
         unscaled_RTV = guide(logits_RKTV, torch.ones_like(scale_R))
         logits_RTV = torch.where(is_late_RT1, unscaled_RTV, logits_RTV)
-    return warp(logits_RTV, sampling)
+    probs_RTV = warp(logits_RTV, sampling)
+    if forced_N is None:
+        return probs_RTV
+    assert place_RT is not None
+    return hold_forced_probs(probs_RTV, is_forced_at(place_RT, forced_N))
 
 
 def kernel_use(sampling: Sampling, dtype: torch.dtype, vocab: int) -> kernels.Use:
@@ -73,8 +80,32 @@ def draw_one(
     scale_R: Tensor,
     key_R2: Tensor,
     place_R: Tensor,
+    forced_N: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Draw one token a canvas: tokens int64 [R], log-probabilities float64 [R] in nats."""
+    """Draw one token a canvas: tokens int64 [R], log-probabilities float64 [R] in nats.
+
+    Where `forced_N` says so, the token is `FORCED_TOKEN` for sure, whatever the logits.
+    """
+    token_R, log_prob_R = _draw_free(guide, sampling, logits_SV, slot_RK, scale_R, key_R2, place_R)
+    if forced_N is None:
+        return token_R, log_prob_R
+    is_forced_R = is_forced_at(place_R, forced_N)
+    return (
+        token_R.masked_fill(is_forced_R, FORCED_TOKEN),
+        log_prob_R.masked_fill(is_forced_R, 0.0),
+    )
+
+
+def _draw_free(
+    guide: Guide,
+    sampling: Sampling,
+    logits_SV: Tensor,
+    slot_RK: Tensor,
+    scale_R: Tensor,
+    key_R2: Tensor,
+    place_R: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Do as `draw_one` where no place is forced."""
     kernel = None
     if sampling.interval < 0 and not sampling.follows_entropy and guide in (cfg, unguided):
         use = kernel_use(sampling, logits_SV.dtype, logits_SV.shape[-1])
@@ -223,6 +254,7 @@ class TokenDraw:
                     self._scales(some),
                     key_R2,
                     place_R,
+                    self._slots.forced_N,
                 )
                 # 2. Put the tokens where the next forward reads them.
                 self._slots.token_SN[slot_RK, place_R.unsqueeze(1)] = token_R.unsqueeze(1)
@@ -415,11 +447,17 @@ class TokenDraw:
             scale_R = self._scales(some)
             logits_RKTV = logits_STV[slot_RK, :width]
             place_RT = None
-            if sampling.interval >= 0:
+            if sampling.interval >= 0 or self._slots.forced_N is not None:
                 length_R1 = self._slots.index([canvas.length for canvas in some])[:, None]
                 place_RT = length_R1 + depth_RT[self._slots.index(group.indices)]
             make_probs = partial(
-                guided_probs, group.guide, sampling, logits_RKTV, scale_R, place_RT
+                guided_probs,
+                group.guide,
+                sampling,
+                logits_RKTV,
+                scale_R,
+                place_RT,
+                self._slots.forced_N,
             )
             yield GroupLogits(group.indices, logits_RKTV, make_probs)
 

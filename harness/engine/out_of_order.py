@@ -2,7 +2,9 @@
 
 Each token is drawn from the probs that the tokens before it in the raster give, as far as there are
 any. Where the token right before it is missing, the nearest one before that stands in for it,
-unseen by all others. A token is fed once, with what there was when it was drawn.
+unseen by all others. A token is fed once, with what there was when it was drawn. What a forced
+place holds is known from the start: it is committed as soon as the place behind it is drawn, and no
+stand-in is needed for it.
 
 Shapes: B rows of a forward, W positions, R canvases, K branches of a canvas, T places of a canvas,
 N image tokens, L cache length,
@@ -24,6 +26,7 @@ from harness.engine.meter import Clock
 from harness.engine.slots import SlotTable
 from harness.kernels.noise import DRAW, Noise
 from harness.models.kv_cache import GapMask
+from harness.models.raster import FORCED_TOKEN
 
 
 class OutOfOrderDraw:
@@ -52,9 +55,11 @@ class OutOfOrderDraw:
         Raises ValueError for places that have a token or lie beyond the image, and where more
         positions wait to be fed than fit into one forward.
         """
-        # 1. Check the places, and write stand-ins before those that have nothing before them.
+        # 1. Check the places; commit forced ones right before them, and write stand-ins before
+        #    those that have nothing before them.
         for canvas, at in zip(rows, places, strict=True):
             self._expect_free(canvas, at)
+            self._commit_forced(canvas, at)
         stand_ins = [
             self._write_stand_ins(canvas, at) for canvas, at in zip(rows, places, strict=True)
         ]
@@ -85,6 +90,18 @@ class OutOfOrderDraw:
             raise ValueError(
                 f"places {bad} are drawn or beyond the image's {self._num_tokens} tokens"
             )
+
+    def _commit_forced(self, canvas: Canvas, places: Sequence[int]) -> None:
+        """Commit the forced places that lie right before some places and are missing."""
+        missing = [place - 1 for place in places if self._is_forced_gap(canvas, place - 1)]
+        if missing:
+            tokens = [FORCED_TOKEN] * len(missing)
+            self._commit(canvas, missing, tokens, [0.0] * len(missing))
+
+    def _is_forced_gap(self, canvas: Canvas, place: int) -> bool:
+        """Tell whether a place is forced and has no token yet."""
+        is_missing = place >= canvas.length and place not in canvas.out_of_order
+        return is_missing and self._slots.raster.is_forced(place)
 
     def _write_stand_ins(self, canvas: Canvas, places: Sequence[int]) -> list[int]:
         """Write a stand-in before each place that has no token there; return where."""

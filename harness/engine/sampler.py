@@ -41,6 +41,7 @@ from harness.engine.rendering import Image, Picture, Renderer
 from harness.engine.slots import SlotTable
 from harness.kernels.noise import Noise, derive
 from harness.models import ImageModel
+from harness.models.raster import FORCED_TOKEN, Raster
 from harness.records import Stage, Usage, UserError
 
 
@@ -120,6 +121,11 @@ class Sampler:
         return self.table.free
 
     @property
+    def raster(self) -> Raster:
+        """Return the places of an image."""
+        return self.table.raster
+
+    @property
     def positions(self) -> int:
         """Count the positions of a slot: context, image and tree capacity."""
         return self.table.cache.length
@@ -186,7 +192,7 @@ class Sampler:
 
         Raises RuntimeError when slots run out: the scheduler reserves them.
         """
-        canvas = Canvas(key, usage, self.model.num_tokens, self.sampling.scale, guide)
+        canvas = Canvas(key, usage, self.raster, self.sampling.scale, guide)
         with self.working([canvas], "text"):
             canvas.branches = [self.table.open_branch(context) for context in contexts]
         self.table.set_key(canvas, key)
@@ -246,7 +252,8 @@ class Sampler:
     def commit(self, canvas: Canvas, tokens: Sequence[int]) -> None:
         """Append tokens that the target has not seen; the next forward caches them.
 
-        Raises ValueError for tokens outside the vocabulary, or more than the image has left.
+        Raises ValueError for tokens outside the vocabulary, for other tokens than 0 at forced
+        places, and for more tokens than the image has left.
         """
         canvas.expect_open()
         canvas.expect_no_gap()
@@ -257,6 +264,12 @@ class Sampler:
             )
         if not all(0 <= token < self.model.vocab for token in tokens):
             raise ValueError(f"commit of tokens outside 0..{self.model.vocab - 1}: {list(tokens)}")
+        for place, token in enumerate(tokens, canvas.length):
+            if self.raster.is_forced(place) and token != FORCED_TOKEN:
+                raise ValueError(
+                    f"commit of token {token} at the forced place {place}, which holds "
+                    f"{FORCED_TOKEN}"
+                )
         self.table.write_tokens(canvas, canvas.length, list(tokens))
         canvas.append_unseen(tokens)
 
@@ -319,8 +332,8 @@ class Sampler:
     ) -> list[Picture]:
         """Begin to decode images of canvases, partial ones included; later work goes on meanwhile.
 
-        An unchanged canvas is decoded once. `pads` are tokens to show behind each row's own; what
-        is still missing then looks as the model shows it.
+        An unchanged canvas is decoded once. `pads` are codes to show behind each row's own, none
+        for forced places; what is still missing then looks as the model shows it.
         """
         for canvas in rows:
             canvas.expect_open()
@@ -335,7 +348,9 @@ class Sampler:
                 pictures[canvas, pad] = known
         for first in range(0, len(todo), self._renderer.chunk):
             chunk = todo[first : first + self._renderer.chunk]
-            tokens = [[*canvas.tokens, *pad] for canvas, pad in chunk]
+            tokens = []
+            for canvas, pad in chunk:
+                tokens.append([*canvas.tokens, *self.raster.lay_out(pad, canvas.length)])
             with self._renderer.beside(), self.working([canvas for canvas, _ in chunk], "render"):
                 decoded = self._renderer.decode(tokens)
             for (canvas, pad), picture in zip(chunk, decoded, strict=True):

@@ -28,6 +28,7 @@ from harness.engine.probes import Probe
 from harness.engine.rendering import Image
 from harness.engine.sampler import Sampler
 from harness.models import HasPromptLimit
+from harness.models.raster import Raster
 from harness.records import JSON, PROMPT_CUT, Answer, UnansweredError, describe_silence, dump
 
 # ------------------------------------------------------------------ methods and their parts
@@ -177,13 +178,22 @@ class Session:
 
     @property
     def num_tokens(self) -> int:
-        """Count the tokens of a finished image."""
+        """Count the tokens of a finished image, those of forced places included."""
         return self._sampler.model.num_tokens
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Return the rows and columns of tokens."""
+        """Return the rows and columns of codes."""
         return self._sampler.model.grid
+
+    @property
+    def raster(self) -> Raster:
+        """Return the places of an image: how rows follow one another, and which are forced.
+
+        At a forced place nothing is drawn: a canvas holds token 0 there, for sure, and the model is
+        fed what belongs there, such as the end of a row.
+        """
+        return self._sampler.raster
 
     @property
     def codebook(self) -> Tensor:
@@ -335,7 +345,7 @@ class Session:
     ) -> list[Image]:
         """Decode the images of canvases, partial ones included.
 
-        `pads` are tokens to show behind each row's, in this image only.
+        `pads` are codes to show behind each row's, in this image only; forced places take none.
         """
         self._expect_rows(rows, "render")
         if pads is None:

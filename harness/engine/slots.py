@@ -21,6 +21,7 @@ from harness.engine.canvas import Branch, Canvas, Context
 from harness.kernels.noise import words
 from harness.models import ImageModel
 from harness.models.kv_cache import KVCache
+from harness.models.raster import raster_of
 
 COPIED_AT_ONCE = 8
 """Slots that are copied together."""
@@ -45,6 +46,8 @@ class SlotTable:
     ) -> None:
         self._model = model
         self.device = model.device
+        self.raster = raster_of(model)
+        self.forced_N = self.raster.forced_mask(model.device)  # None: every place is drawn
         self.count = slots
         self.scratch = slots  # the row that padding is written to
         self.cache: KVCache = model.cache(slots, tree_capacity)

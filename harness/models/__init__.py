@@ -9,6 +9,7 @@ with `isinstance`, never by the member's name. The protocols and their members:
     HasTextEncoder    count_text_encoder_bytes, prepare_texts
                                            without it prompts cost no memory
     HasClasses        classes              without it there are no prompts of "its own classes"
+    HasForcedPlaces   forced, stride       without it a code is drawn at every place (`raster`)
     FollowableModel   trunk_spec, rotary   without it no feature drafter (EAGLE) can be chosen
 
 Shapes: B rows, W positions, P context positions, N image tokens, V vocabulary, D model width.
@@ -35,7 +36,7 @@ class ImageModel(Protocol):
 
     name: str
     revision: str  # identifies the weights (sha256 prefix, or "random")
-    grid: tuple[int, int]  # rows and columns of image tokens
+    grid: tuple[int, int]  # rows and columns of codes
     vocab: int
     dim: int
     max_context: int  # longest context, in positions
@@ -44,7 +45,7 @@ class ImageModel(Protocol):
 
     @property
     def num_tokens(self) -> int:
-        """Count the image tokens, N."""
+        """Count the image tokens, N: a place of the raster for each, forced ones included."""
         ...
 
     @property

@@ -151,7 +151,7 @@ class LlamaGen:
     def _zero_entries(self, count: int) -> Tensor:
         """Keys or values of so many cache entries, [layers, H, count, d]."""
         spec = self.gpt.spec.trunk
-        shape = (spec.layers, spec.heads, count, spec.head_dim)
+        shape = (spec.layers, spec.kv_heads, count, spec.head_dim)
         return torch.zeros(shape, dtype=self.dtype, device=self.device)
 
     def _tensor(self, values: list[float]) -> Tensor:
@@ -313,7 +313,7 @@ def _gpt_spec(size: str | Mapping[str, Count], side: int, codes: int) -> GPTSpec
             raise UserError(f"model.size={size}: choose from {', '.join(SIZES)}")
         return GPTSpec(SIZES[size], side, codes)
 
-    trunk_sizes = dict(size)
+    trunk_sizes: dict[str, Any] = dict(size)
     other_sizes = {}
     for key in ("condition", "caption_dim"):
         if key in trunk_sizes:

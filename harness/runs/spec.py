@@ -26,6 +26,7 @@ from harness.engine.session import Method
 from harness.engine.watchdog import STUCK_AFTER_S
 from harness.models import ImageModel
 from harness.models.devices import choose_device
+from harness.models.raster import raster_of
 from harness.records import UserError, dump
 from harness.runs.fingerprint import (
     PLACES_OF_JUDGES,
@@ -237,12 +238,7 @@ def load_configured_model(config: DictConfig) -> Any:
     model_config = _model_options(config)
     _expect_trained_weights(model_config)
     model = load_model(dump(model_config), str(config.device))
-    rows, columns = model.grid
-    if rows * columns != model.num_tokens:
-        raise UserError(
-            f"model {model.name}: its grid of {rows} x {columns} does not hold "
-            f"num_tokens={model.num_tokens}"
-        )
+    raster_of(model)  # raises if the grid does not hold its tokens
     return model
 
 

@@ -76,9 +76,14 @@ class ScalingAR:
     async def generate(self, prompt: str, s: Session) -> Canvas:
         candidates = s.open(self.n)
         group = CandidateGroup(self.settings, self.n, s.grid, base=candidates[0].scale)
-        for _ in range(s.num_tokens):
-            # 1. Read the confidence of every live candidate off its logits (Sec. 4.1).
+        for place in range(s.num_tokens):
+            # 0. At a forced place nothing is drawn, and there is nothing to be sure of.
             alive = [candidates[i] for i in group.live]
+            if s.raster.is_forced(place):
+                await s.step(alive)
+                continue
+
+            # 1. Read the confidence of every live candidate off its logits (Sec. 4.1).
             signals = await s.look(alive, self.probe)
 
             # 2. Set the guidance scale of this draw (Sec. 4.2.2), and draw.
