@@ -22,11 +22,8 @@ from harness.models import chameleon_vq, checkpoint, cosmos, emu3_vq
 from harness.models.cosmos import CosmosSpec
 from harness.models.torchscript import read_torchscript
 from harness.models.vq import MISSING, VQ, VQSpec, round_to_uint8
-from harness.parity.fixture import Fixture
-from harness.parity.image_decoders import compare_decoder
 from harness.records import UserError
 
-FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures"
 NONE_OF_COSMOS = "lacks 172 of 172 tensors"
 COSMOS = CosmosSpec(levels=(4, 3, 3), width=4, latent=4)
 CHAMELEON = VQSpec(40, 8, 32, (1, 2, 1), 1, 16, unit_length=False, lowest_attention=False)
@@ -337,19 +334,6 @@ def test_released_sizes() -> None:
 def test_eight_bits_are_rounded() -> None:
     pixels = torch.tensor([-2.0, -1.0, 0.0, 0.996, 1.0, 3.0]).view(1, 1, 1, 6).expand(1, 3, 1, 6)
     assert round_to_uint8(pixels)[0, 0, :, 0].tolist() == [0, 0, 128, 254, 255, 255]
-
-
-@pytest.mark.parametrize("name", ["simplear", "lumina", "emu3"])
-def test_parity_with_upstream(name: str) -> None:
-    folder = FIXTURES / f"{name}_tiny"
-    if not folder.is_dir():
-        pytest.skip("the shared parity fixture is not on this machine")
-    fixture = Fixture(folder)
-    quantities = list(compare_decoder(fixture, torch.device("cpu")))
-    assert not [str(quantity) for quantity in quantities if not quantity.passed]
-    expected = len(fixture.manifest["tensors"]["expected_vq.safetensors"])
-    layouts = 2 if name == "emu3" else 1
-    assert len(quantities) == layouts * expected
 
 
 # --- bad input ------------------------------------------------------------------------------------

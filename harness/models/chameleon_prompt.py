@@ -122,13 +122,13 @@ def hashed_words(words: int) -> HashedWords:
     return HashedWords(range(_FIRST_WORD, words), vocabulary)
 
 
-def read_words(path: Path, words: int, model: str) -> TokenizerWords | None:
+def read_words(path: Path, words: int) -> TokenizerWords | None:
     """Read the tokenizer beside the weights of a checkpoint; None if there is none.
 
-    `words` is the number of word embeddings, `model` names the model in errors. Raises UserError
-    for a file that is no tokenizer, or another model's.
+    `words` is the number of word embeddings. Raises UserError for a file that is no tokenizer, or
+    another model's.
     """
     file = find_tokenizer(path, TOKENIZER_FILES)
     if file is None:
         return None
-    return TokenizerWords(file, tuple(_RELEASED_IDS), words, model)
+    return TokenizerWords(file, tuple(_RELEASED_IDS), words, "Chameleon")

@@ -39,11 +39,6 @@ class SimpleARPrompts:
         return [first, *self._words.encode(shown), last]
 
 
-def find_image_ids(vocab: int, codes: int) -> range:
-    """Return the ids of the codes: the last ones of a vocabulary of `vocab` tokens."""
-    return range(vocab - codes, vocab)
-
-
 def hashed_words(vocab: int, codes: int) -> HashedWords:
     """Make a stand-in for random weights with a vocabulary of `vocab` tokens."""
     first_code = vocab - codes
