@@ -215,7 +215,7 @@ class _Check:
         self.inputs = fixture.read_tensors("inputs.safetensors")
         self.scale = float(fixture.manifest["run"]["cfg_scale"])
         self.teacher_BC = self.inputs["teacher_codes"].to(device)
-        ids = []
+        ids: list[list[int]] = []
         while f"prompt_{len(ids)}" in self.inputs:
             ids.append([*self.inputs[f"prompt_{len(ids)}"].tolist(), *end])
         self.prompts = _FixturePrompts(ids, null or self.inputs["null_prompt"].tolist(), unseen)
