@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from runs import harness
 from safetensors.torch import load_file, save_file
 from test_batch_invariance import Wanderer, costs
@@ -318,6 +319,64 @@ def test_the_null_prompt_has_its_likes_length(library: Path) -> None:
     assert len(added) == len(model.context("a x", ""))  # one id, from tokenizer_config.json
     with pytest.raises(UserError, match=r"set model\.max_context to 109 or more"):
         model.context("a cat" * 20, "")
+
+
+# --- its derivatives ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def derivative(original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The original layout in one safetensors file and float32, as T2I-R1 and Janus-Pro-R1 are."""
+    folder = tmp_path_factory.mktemp("derivative")
+    state: dict[str, Tensor] = {}
+    for shard in original.glob("*.bin"):
+        state |= torch.load(shard)
+    save_file(state, folder / "model.safetensors")
+    for file in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(original / file, folder)
+    return folder
+
+
+def configured(name: str, checkpoint: Path, **options: Any) -> Janus:
+    """A model as its configuration makes it, but for a checkpoint of another size."""
+    text = (Path(__file__).parents[1] / "conf" / "model" / f"{name}.yaml").read_text()
+    config = yaml.safe_load(text)
+    del config["sampling"]
+    assert config.pop("_target_") == "harness.models.janus.Janus"
+    changes = {"checkpoint": str(checkpoint), "size": None, "max_context": 64, **options}
+    return Janus(**{**config, **changes})
+
+
+@pytest.mark.parametrize(
+    ("name", "roles"),
+    [("t2i_r1", ("User", "Assistant")), ("janus_pro_r1", ("<|User|>", "<|Assistant|>"))],
+)
+def test_a_derivative_loads_and_has_its_own_prompt(
+    name: str, roles: tuple[str, str], derivative: Path, library: Path
+) -> None:
+    model = configured(name, derivative)
+    assert model.name == name
+    assert model.dtype == model.net.gen_head[0].weight.dtype == torch.bfloat16
+    assert model.vq.post_quant_conv.weight.dtype == torch.float32
+
+    tokenizer = Tokenizer.from_file(str(library / "tokenizer.json"))
+    text = f"{roles[0]}: a cat\n\n{roles[1]}:<begin_of_image>"
+    ids = [tokenizer.token_to_id(BOS), *tokenizer.encode(text).ids]
+    assert torch.equal(model.context("a cat", ""), model.embed_words(ids))
+    null = [ids[0], *[tokenizer.token_to_id(PAD)] * (len(ids) - 2), ids[-1]]
+    assert torch.equal(model.context(None, "a cat"), model.embed_words(null))
+
+
+def test_a_derivative_draws_what_its_weights_draw_as_janus_pro(derivative: Path) -> None:
+    """The layout of the files changes nothing; the roles of the prompt do."""
+    some = jobs(TEXTS[:2])
+    janus = draw(Plain(), some, model=load(derivative))
+    for name, same in (("janus_pro_r1", True), ("t2i_r1", False)):
+        model = configured(name, derivative, dtype="float32")
+        drawn = draw(Plain(), some, model=model)
+        for key, delivery in drawn.items():
+            assert not delivery.error
+            assert (delivery.tokens == janus[key].tokens) == same
 
 
 # --- against upstream's code ----------------------------------------------------------------------

@@ -23,12 +23,12 @@ from harness.models import checkpoint as checkpoints
 from harness.models.stored_names import Layout, fill_from
 from harness.models.torchscript import read_torchscript
 from harness.models.vq import (
+    MISSING,
     AttnBlock,
     ResnetBlock,
     full_precision_convolutions,
     group_norm,
     lay_out_for_rendering,
-    look_up,
 )
 from harness.records import UserError
 
@@ -76,16 +76,17 @@ class Cosmos(nn.Module):
     Pixels are float32 [B, 3, H, W], nominally in [-1, 1]; codes are int64 [B, N] in raster order.
     """
 
-    codebook: Tensor
-
     def __init__(self, spec: CosmosSpec = RELEASED) -> None:
         super().__init__()
         self.spec = spec
         self.post_quant_conv = nn.Conv2d(len(spec.levels), spec.latent, 1)
         self.decoder = CosmosDecoder(spec)
-        # It is computed, so it is on the CPU even if the weights are on the meta device yet.
-        with torch.device("cpu"):
-            self.register_buffer("codebook", tabulate_codes(spec.levels), persistent=False)
+
+    @property
+    def codebook(self) -> Tensor:
+        """Compute the vectors of all codes, [V, d]."""
+        code_V = torch.arange(self.spec.codes, device=self.post_quant_conv.weight.device)
+        return compute_vectors(code_V, self.spec.levels)
 
     def for_rendering(self, dtype: torch.dtype = torch.float32) -> Cosmos:
         """Lay the decoder out as convolutions are fastest, and let it compute in `dtype`.
@@ -109,26 +110,27 @@ class Cosmos(nn.Module):
 
     def decode(self, codes_BN: Tensor, grid: tuple[int, int]) -> Tensor:
         """Decode the codes of a grid of (rows, columns) to pixels."""
-        z_Bdhw = look_up(codes_BN.unflatten(1, grid), self.codebook)
-        z_Bdhw = z_Bdhw.to(self.post_quant_conv.weight.dtype)
+        codes_Bhw = codes_BN.unflatten(1, grid)
+        known_Bhw1 = (codes_Bhw != MISSING).unsqueeze(-1)
+        vector_Bhwd = compute_vectors(codes_Bhw.clamp(min=0), self.spec.levels) * known_Bhw1
+        z_Bdhw = vector_Bhwd.permute(0, 3, 1, 2).to(self.post_quant_conv.weight.dtype)
         with full_precision_convolutions():
             return self.decoder(self.post_quant_conv(z_Bdhw))
 
 
-def tabulate_codes(levels: Sequence[int]) -> Tensor:
-    """Tabulate the vectors of all codes, [V, d], float32 in [-1, 1].
+def compute_vectors(codes: Tensor, levels: Sequence[int]) -> Tensor:
+    """Compute the vectors of codes [...]: [..., d], float32 in [-1, 1].
 
     The first digit is the least significant. A digit of L values is (digit - L // 2) / (L // 2).
     """
-    code_V = torch.arange(prod(levels))
-    columns = []
+    numbers = []
     basis = 1
     for count in levels:
         half = count // 2
-        digit_V = code_V // basis % count
-        columns.append((digit_V - half) / half)
+        digit = codes // basis % count
+        numbers.append((digit - half) / half)
         basis *= count
-    return torch.stack(columns, -1)
+    return torch.stack(numbers, -1)
 
 
 class CosmosDecoder(nn.Module):

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from harness.models import checkpoint as checkpoints
 from harness.models.stored_names import Layout, fill_from
 from harness.models.vq import (
     Decoder,
@@ -195,6 +196,21 @@ def load(
     layout = original_layout(levels) if prefix is None else library_layout(levels, prefix)
     fill_from(vq, state, file, layout, _to_one_frame)
     return vq.eval().requires_grad_(False)
+
+
+def load_folder(folder: Path, config: Mapping[str, Any], prefix: str | None) -> Emu3VQ:
+    """Read the tokenizer from a checkpoint's folder, with what `config` says of it.
+
+    `prefix` is that of its names in the library's layout. Of other tensors in the files nothing is
+    kept. Raises UserError for files that are damaged or of another model.
+    """
+    spec = read_spec(config, folder)
+    kept: dict[str, Tensor] = {}
+    for file in checkpoints.weight_files(folder):
+        for name, tensor in checkpoints.read_file(file).items():
+            if name.startswith(prefix or ""):
+                kept[name] = tensor
+    return load(kept, folder, spec, prefix)
 
 
 _NOT_NEEDED = r"encoder\.|quant_conv\.|.*\.num_batches_tracked$"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from harness.models import checkpoint as checkpoints
 from harness.models.janus_checkpoint import SIZES, JanusSpec, read_spec, read_state
-from harness.models.janus_prompt import ROLES, HashedWords, Words, null_ids, read_words
+from harness.models.janus_prompt import ROLES, JanusWords, hashed_words, null_ids, read_words
 from harness.models.kv_cache import KVCache
 from harness.models.linear import Linear
 from harness.models.trunk import Attend, Trunk, prepare, running_rotary
@@ -59,7 +59,7 @@ class Janus:
 
         # 1. Weights: random ones of the stated size, or a checkpoint's.
         expected = _expected_spec(size)
-        self._words: Words | None
+        self._words: JanusWords | None
         if weights == "random":
             self._randomise(expected)
         elif weights == "published":
@@ -94,7 +94,7 @@ class Janus:
         self.net = _net_without_memory(expected).to(self.dtype)
         self.net.vq.float()
         checkpoints.randomise(self.net, self.device)
-        self._words = HashedWords(expected.words)
+        self._words = hashed_words(expected.words)
 
     def _load(
         self,

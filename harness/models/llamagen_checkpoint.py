@@ -69,11 +69,7 @@ class WeightSource:
         checkpoint = checkpoint or _file_beside(gpt_path, self.tokenizer_file)
         hub = self.tokenizer_hub or self.hub
         revision = None if self.tokenizer_hub else self.revision
-        try:
-            found = checkpoints.locate(hub, revision, [self.tokenizer_file], checkpoint)
-        except UserError as error:
-            reason = str(error).replace("model.checkpoint", "model.tokenizer_checkpoint")
-            raise UserError(f"tokenizer: {reason}") from None
+        found = checkpoints.locate_tokenizer(hub, revision, [self.tokenizer_file], checkpoint)
         return found / self.tokenizer_file if found.is_dir() else found
 
 

@@ -72,6 +72,11 @@ class VQ(nn.Module):
             self.quant_conv = nn.Conv2d(spec.latent, spec.code_dim, 1)
         self.post_quant_conv = nn.Conv2d(spec.code_dim, spec.latent, 1)
 
+    @property
+    def codebook(self) -> Tensor:
+        """Return the code vectors, [V, d]."""
+        return self.quantize.rows()
+
     def for_rendering(self, dtype: torch.dtype = torch.float32) -> VQ:
         """Lay the decoder out as convolutions are fastest, and let it compute in `dtype`.
 
