@@ -83,11 +83,18 @@ def find_marker(vocabulary: Mapping[str, int]) -> str:
 def compute_grid(ratio: tuple[int, int], area: int) -> tuple[int, int]:
     """Compute the rows and columns of codes of a width-to-height ratio and an area in pixels.
 
-    Source: Emu3's `processing_emu3.py`, `calculate_generate_size`.
+    Source: Emu3's `processing_emu3.py`, `calculate_generate_size`. Raises UserError for an area
+    that has no code in a row or column.
     """
     width, height = ratio
     scale = math.sqrt(area / (width * height)) / PIXELS_PER_CODE
-    return round(height * scale), round(width * scale)
+    grid = (round(height * scale), round(width * scale))
+    if not all(grid):
+        raise UserError(
+            f"model.area={area}: an image of {width}:{height} would have {grid[0]} rows and "
+            f"{grid[1]} columns of codes, give a larger area"
+        )
+    return grid
 
 
 # ------------------------------------------------------------------ vocabulary

@@ -117,5 +117,5 @@ def _make_random_parts(
 
 
 def _image_words(spec: LanguageSpec, tokenizer: CosmosSpec) -> ImageWords:
-    """The codes are the last words."""
+    """Say where the codes are: at the end of the vocabulary."""
     return ImageWords(spec.words - tokenizer.codes, tokenizer.codes)
