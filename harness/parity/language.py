@@ -90,7 +90,7 @@ def lumina(fixture: Fixture, device: torch.device) -> Iterator[Quantity]:
     check = _Check(fixture, device, CHAMELEON, image, grid, tokenizer, end=head, null=head)
     model = check.load("lumina")
     got, greedy_BC = check.run(model)
-    got |= check.laws(got["cfg_logits"], fixture.manifest["run"]["image_top_k"])
+    got |= check.filtered_probs(got["cfg_logits"], fixture.manifest["run"]["image_top_k"])
     got["image_ids"] = torch.arange(image.first, image.first + image.codes)
     got["image_head"] = torch.tensor(head)
     got["teacher_sequence"] = check.fed_words(model, [image.line or 0])
@@ -126,7 +126,7 @@ def emu3(fixture: Fixture, device: torch.device) -> Iterator[Quantity]:
         check = _Check(fixture, device, EMU3, image, grid, tokenizer)
         model = check.load(layout)
         got, greedy_BC = check.run(model)
-        got |= check.laws(got["cfg_logits"], fixture.manifest["run"]["top_k"])
+        got |= check.filtered_probs(got["cfg_logits"], fixture.manifest["run"]["top_k"])
         got["teacher_sequence"] = check.fed_words(model, closing)
         got["greedy_sequence"] = check.fed_words(model, closing, greedy_BC)
         got["drawn_positions"] = _drawn_places(raster_of(model))
@@ -312,7 +312,7 @@ class _Check:
         codes = [sampler.raster.pick_codes(canvas.tokens) for canvas in rows]
         return torch.tensor(codes, device=self.device)
 
-    def laws(self, guided_BCV: Tensor, top_k: int) -> dict[str, Tensor]:
+    def filtered_probs(self, guided_BCV: Tensor, top_k: int) -> dict[str, Tensor]:
         """Compute distributions behind top-k at the places where rounding decides nothing."""
         expected = self.fixture.read_tensors("expected_llm.safetensors")
         places_n2 = expected["law_top_k_places"].to(self.device)
