@@ -325,6 +325,44 @@ def test_a_full_size_model_of_random_weights_fits_a_plan(name: str) -> None:
     assert parts["weights"].fixed / 1e9 == pytest.approx(gigabytes[name], rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("name", "option", "text"),
+    [
+        ("simplear_0_5b", "prefix", simplear_prompt.PREFIX),
+        ("simplear_0_5b", "negative", simplear_prompt.NEGATIVE),
+        ("simplear_1_5b", "prefix", simplear_prompt.PREFIX),
+        ("simplear_1_5b", "negative", simplear_prompt.NEGATIVE),
+        ("emu3_gen", "positive", emu3_prompt.POSITIVE),
+        ("emu3_gen", "negative", emu3_prompt.NEGATIVE),
+    ],
+)
+def test_configured_words_are_upstreams(name: str, option: str, text: str) -> None:
+    assert yaml.safe_load((CONF / f"{name}.yaml").read_text())[option] == text
+
+
+def test_a_qwen_tokenizer_in_its_older_files_is_read(tmp_path: Path) -> None:
+    """Vocabulary and merges apart, and added tokens in the tokenizer's configuration."""
+    letters = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "at"]
+    vocabulary = {letter: n for n, letter in enumerate(letters)}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    assert simplear_prompt.read_words(tmp_path, 296, 36) is None
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na t\n")
+    flags = dict.fromkeys(("special", "lstrip", "rstrip", "normalized", "single_word"), False)
+    added = {
+        str(len(letters) + n): {"content": name, **flags}
+        for n, name in enumerate(("<|endoftext|>", "<|t2i|>", "<|soi|>"))
+    }
+    settings = {"tokenizer_class": "Qwen2Tokenizer", "added_tokens_decoder": added}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    words = simplear_prompt.read_words(tmp_path, 296, 36)
+    assert words is not None
+    ids = simplear_prompt.SimpleARPrompts(words, prefix="")("a cat")
+    assert ids == [258, *(vocabulary[one] for one in ("a", "Ġ", "c", "at")), 259]
+    (tmp_path / "vocab.json").write_text("{")
+    with pytest.raises(UserError, match=r"vocab\.json is no tokenizer"):
+        simplear_prompt.read_words(tmp_path, 296, 36)
+
+
 # --- prompts --------------------------------------------------------------------------------------
 
 

@@ -89,7 +89,9 @@ def locate_tokenizer(
     try:
         return locate(hub, revision, files, checkpoint)
     except UserError as error:
-        reason = str(error).replace("model.checkpoint", "model.tokenizer_checkpoint")
+        reason = str(error)
+        for option in ("checkpoint", "hub"):
+            reason = reason.replace(f"model.{option}", f"model.tokenizer_{option}")
         raise UserError(f"tokenizer: {reason}") from None
 
 
