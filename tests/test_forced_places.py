@@ -22,15 +22,17 @@ from combinations import (
     make_sampler,
 )
 from tiny_language import CODES, tiny
+from torch import Tensor
 from toy import ToyModel, draw, jobs
 
 from harness.drafters.jacobi import INITS, Jacobi
-from harness.engine.acceptance import coupled
+from harness.engine.acceptance import Draft, Drafts, coupled
 from harness.engine.canvas import Canvas
 from harness.engine.guidance import Sampling
 from harness.engine.sampler import Sampler
 from harness.engine.scheduler import Delivery
 from harness.engine.session import Method, Session
+from harness.kernels.noise import DRAW, Noise
 from harness.models.language_model import LanguageModel
 from harness.models.raster import Raster, raster_of, with_row_ends
 from harness.records import Usage, UserError
@@ -151,6 +153,25 @@ def test_a_draft_is_certain_at_forced_places() -> None:
         assert draft is not None and draft.probs is not None
         assert int(draft.tokens[4]) == 0
         assert draft.probs[4].tolist() == [1.0] + [0.0] * (CODES - 1)
+
+
+def accept_all(probs_RTV: Tensor, drafts: Drafts, noise: Noise) -> tuple[Tensor, Tensor]:
+    """A rule that accepts whole chains, whatever their tokens."""
+    path_RG = torch.arange(drafts.token_RG.shape[1]).expand(len(probs_RTV), -1)
+    return path_RG, noise.race(DRAW, probs_RTV)[:, -1]
+
+
+def test_whatever_a_rule_accepts_at_a_forced_place_is_its_token() -> None:
+    """Relaxed rules take look-alikes; a look-alike of a row's end is the row's end."""
+    sampler = Sampler(lined(), Sampling(scale=2.0), slots=2, tokens_per_step=7)
+    contexts, guide = sampler.contexts("a cat")
+    canvas = sampler.open(contexts, guide, 7, Usage())
+    draft = Draft(torch.tensor([1, 2, 3, 4, 5, 6]), None)
+    sampler.forward([canvas], [draft])
+    assert sampler.draw([canvas], [draft], accept_all) == [6]
+    assert canvas.tokens[:6] == (1, 2, 3, 4, 0, 6)
+    assert canvas.log_probs[4] == 0
+    assert canvas.ledger.sampled == 6
 
 
 def test_skipped_places_are_charged_as_codes_only() -> None:

@@ -76,11 +76,6 @@ class Raster:
         """Count the places of a whole image, N."""
         return len(self.forced) or self.codes
 
-    @property
-    def last_place(self) -> int:
-        """Return the place of the last code."""
-        return self.places - 1
-
     def is_forced(self, place: int) -> bool:
         """Tell whether nothing is drawn at a place."""
         return bool(self.forced) and self.forced[place]
