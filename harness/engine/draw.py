@@ -323,6 +323,9 @@ class TokenDraw:
         next_R1 = next_R.unsqueeze(1)
         path_token_RG = stacked.token_RG.gather(1, path_RG.clamp(min=0))
         token_RT = torch.cat((path_token_RG, next_R1), 1).scatter(1, accepted_R1, next_R1)
+        if self._slots.forced_N is not None:  # whatever node was accepted there, it is the same one
+            is_forced_RT = is_forced_at(noise.position_RT, self._slots.forced_N)
+            token_RT = token_RT.masked_fill(is_forced_RT, FORCED_TOKEN)
 
         # 3. Look up the log-probability of each at the place that the path gives it.
         row_R1 = torch.arange(len(rows), device=probs_RTV.device).unsqueeze(1)
