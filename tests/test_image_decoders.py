@@ -477,7 +477,7 @@ def test_a_bad_vqgan_is_one_line(
     odd = {"decoder.up.0.block.0.conv1.weight": torch.zeros(10, 32, 3, 3)}
     saved("a width of 10 is no multiple of 32 groups", **odd)
     odd = {"decoder.up.0.block.0.conv1.weight": torch.zeros(0, 32, 3, 3)}
-    saved("a width of 1 is no multiple of 32 groups", **odd)
+    saved("sizes must be at least 1", **odd)
     saved("no tensors by name", **{"decoder.conv_in.weight": "text"})
     torch.save({"state_dict": {**state, "decoder.extra": torch.zeros(1)}}, vqgan)
     chameleon_vq.load(vqgan)
