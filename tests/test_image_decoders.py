@@ -474,6 +474,10 @@ def test_a_bad_vqgan_is_one_line(
     saved("lacks 1 of 91 tensors", **{"decoder.up.1.upsample.conv.bias": None})
     saved(r"tensor decoder.conv_in.weight is \(3,\)", **{"decoder.conv_in.weight": torch.zeros(3)})
     saved("attends in the middle", **{"decoder.up.2.attn.0.norm.weight": torch.zeros(3)})
+    odd = {"decoder.up.0.block.0.conv1.weight": torch.zeros(10, 32, 3, 3)}
+    saved("a width of 10 is no multiple of 32 groups", **odd)
+    odd = {"decoder.up.0.block.0.conv1.weight": torch.zeros(0, 32, 3, 3)}
+    saved("sizes must be at least 1", **odd)
     saved("no tensors by name", **{"decoder.conv_in.weight": "text"})
     torch.save({"state_dict": {**state, "decoder.extra": torch.zeros(1)}}, vqgan)
     chameleon_vq.load(vqgan)

@@ -497,6 +497,12 @@ def test_a_checkpoint_of_another_size_is_refused(library: Path, tmp_path: Path) 
         changed = {**config, "text_config": {**config["text_config"], **change}}
         (folder / "config.json").write_text(json.dumps(changed))
         refused(message, checkpoint=str(folder))
+    for change in ({"num_attention_heads": 0}, {"num_hidden_layers": 0}, {"hidden_size": 33}):
+        changed = {**config, "text_config": {**config["text_config"], **change}}
+        (folder / "config.json").write_text(json.dumps(changed))
+        refused("is not a Janus configuration|are no trunk", checkpoint=str(folder))
+    (folder / "config.json").write_text(json.dumps({**config, "text_config": None}))
+    refused("is not a Janus configuration", checkpoint=str(folder))
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "llama"}))
     refused("says model_type 'llama'", checkpoint=str(folder))
     (folder / "config.json").unlink()

@@ -599,6 +599,40 @@ def test_bad_files_are_one_line(kind: str, tmp_path: Path) -> None:
         spoiled("has no vqgan.ckpt", "vqgan.ckpt", None)
 
 
+@pytest.mark.parametrize(
+    ("kind", "part", "changes"),
+    [
+        ("simplear", None, {"num_hidden_layers": 0}),
+        ("simplear", None, {"num_attention_heads": 0}),
+        ("simplear", None, {"num_attention_heads": 3}),
+        ("lumina", None, {"intermediate_size": -1}),
+        ("lumina", None, {"vocab_size": -1}),
+        ("anole", None, {"text_config": None}),
+        ("anole", None, {"hidden_size": "x"}),
+        ("emu3", None, {"text_config": 1}),
+        ("emu3", None, {"vq_config": None}),
+        ("emu3", "text_config", {"num_key_value_heads": 3}),
+        ("emu3", "vq_config", {"channel_multiplier": []}),
+        ("emu3", "vq_config", {"base_channels": 0}),
+        ("emu3", "vq_config", {"base_channels": 10}),
+        ("emu3", "vq_config", {"num_res_blocks": -1}),
+    ],
+)
+def test_sizes_that_no_model_has_are_one_line(
+    kind: str, part: str | None, changes: dict[str, Any], checkpoint: Mapping[str, Path]
+) -> None:
+    """None is made of them, nor does anything but a UserError come of it."""
+    file = checkpoint[kind] / "config.json"
+    whole = file.read_text()
+    config = json.loads(whole)
+    (config if part is None else config[part]).update(changes)
+    file.write_text(json.dumps(config))
+    try:
+        refused("", kind, checkpoint[kind])
+    finally:
+        file.write_text(whole)
+
+
 @pytest.mark.parametrize("kind", NAMES)
 def test_a_vocabulary_of_another_model_is_refused(kind: str, tmp_path: Path) -> None:
     folder = write_checkpoint(kind, tmp_path / kind)

@@ -115,18 +115,21 @@ def _read_spec(state: Mapping[str, Tensor], file: Path) -> VQSpec:
     outputs = [
         shape_of(f"decoder.up.{level}.block.0.conv1.weight")[0] for level in range(max(levels, 1))
     ]
-    width = outputs[0]  # the first multiplier is 1
+    width = max(outputs[0], 1)  # the first multiplier is 1
     multipliers = tuple(output // width for output in outputs)
-    return VQSpec(
-        codes,
-        code_dim,
-        width,
-        multipliers,
-        blocks,
-        latent,
-        unit_length=False,
-        lowest_attention=False,
-    )
+    try:
+        return VQSpec(
+            codes,
+            code_dim,
+            width,
+            multipliers,
+            blocks,
+            latent,
+            unit_length=False,
+            lowest_attention=False,
+        )
+    except ValueError as error:
+        raise UserError(f"{file} is no {FILE} of Chameleon's: {error}") from None
 
 
 def _count(state: Mapping[str, Tensor], name: str) -> int:

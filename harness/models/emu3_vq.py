@@ -155,8 +155,8 @@ def read_spec(config: Mapping[str, Any], file: Path) -> VQSpec:
 
     `file` is named in errors. Raises UserError for a configuration of another kind of tokenizer.
     """
-    is_library = "base_channels" in config
     try:
+        is_library = "base_channels" in config
         multipliers = config["channel_multiplier" if is_library else "ch_mult"]
         spec = VQSpec(
             codes=int(config["codebook_size"]),

@@ -112,8 +112,8 @@ def read_spec(path: Path, config: Mapping[str, Any], family: Family) -> Language
             f"{path}: config.json says model_type {kind!r}; {family.name} has "
             f"{' or '.join(family.kinds)}"
         )
-    stated = {**family.defaults, **config.get("text_config", config)}
     try:
+        stated = {**family.defaults, **config.get("text_config", config)}
         _expect_plain(stated, path)
         heads = int(stated["num_attention_heads"])
         trunk = TrunkSpec(
@@ -132,7 +132,7 @@ def read_spec(path: Path, config: Mapping[str, Any], family: Family) -> Language
             rope_base=_rope_base(stated),
             positions=int(stated["max_position_embeddings"]),
         )
-    except (TypeError, ValueError, AttributeError, KeyError) as error:
+    except (TypeError, ValueError, AttributeError, KeyError, ZeroDivisionError) as error:
         raise UserError(
             f"{path}: config.json does not describe a language model ({error!r})"
         ) from None

@@ -332,5 +332,5 @@ def _vq_spec(sizes: Mapping[str, int | Sequence[int]]) -> VQSpec:
         given[key] = tuple(value) if isinstance(value, Sequence) else value
     try:
         return replace(VQSpec(), **given)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise UserError(f"model.tokenizer={dict(sizes)}: {error}") from None

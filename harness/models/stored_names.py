@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from harness.models import checkpoint as checkpoints
@@ -46,9 +45,8 @@ def fill_from(
     file: Path,
     layout: Layout,
     convert: Convert | None = None,
-    dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Fill a module made on the meta device from a checkpoint's tensors.
+    """Fill a module made on the meta device from a checkpoint's tensors, in float32.
 
     Unknown tensors are reported. Raises UserError for tensors that are missing, named as the file
     would name them, and for those of another shape.
@@ -70,5 +68,5 @@ def fill_from(
         tensor = state[stored]
         if convert is not None:
             tensor = convert(name, tensor)
-        filled[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+        filled[name] = tensor.float() if tensor.is_floating_point() else tensor
     checkpoints.fill(module, filled, file)

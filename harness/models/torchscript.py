@@ -48,6 +48,10 @@ def read_torchscript(file: Path) -> dict[str, Tensor]:
     try:
         with zipfile.ZipFile(file) as archive:
             module = _Reader(archive, file).read_module()
+        if not isinstance(module, _Module):
+            found = type(module).__name__
+            raise UserError(f"{file} holds a {found} instead of a TorchScript module")
+        return dict(_list_tensors(module, "", ()))
     except UserError:
         raise
     except (
@@ -59,9 +63,6 @@ def read_torchscript(file: Path) -> dict[str, Tensor]:
         raise UserError(
             f"{file} cannot be read as a TorchScript archive ({reason}): download it again"
         ) from None
-    if not isinstance(module, _Module):
-        raise UserError(f"{file} holds a {type(module).__name__} instead of a TorchScript module")
-    return dict(_list_tensors(module, "", ()))
 
 
 class _Module:
@@ -78,7 +79,7 @@ def _list_tensors(
     """List the tensors of a module and of those in it, with their dotted names."""
     for name, value in vars(module).items():
         if isinstance(value, Tensor):
-            yield prefix + name, value
+            yield f"{prefix}{name}", value
         elif isinstance(value, _Module) and not any(value is one for one in parents):
             yield from _list_tensors(value, f"{prefix}{name}.", (*parents, module, value))
 

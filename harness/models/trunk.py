@@ -38,7 +38,7 @@ class TrunkSpec:
     `groups` is the number of key-value heads, each of which serves as many query heads (grouped
     queries); None is one for each query head. `bias` adds biases to queries, keys and values
     (Qwen2). `head_norm` normalises each head of queries and keys before the rotation: "layer" by
-    mean and variance (Chameleon). Raises UserError for heads that groups do not divide.
+    mean and variance (Chameleon). Raises UserError for sizes that no trunk has.
     """
 
     layers: int
@@ -51,6 +51,11 @@ class TrunkSpec:
     head_norm: Literal["none", "layer"] = "none"
 
     def __post_init__(self) -> None:
+        if min(self.layers, self.dim, self.heads, self.hidden) < 1 or self.dim % self.heads:
+            raise UserError(
+                f"{self.layers} layers of width {self.dim} with {self.heads} heads and "
+                f"{self.hidden} hidden numbers are no trunk"
+            )
         if self.kv_heads < 1 or self.heads % self.kv_heads:
             raise UserError(
                 f"{self.heads} query heads do not share {self.kv_heads} heads of keys and values "

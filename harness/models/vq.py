@@ -36,7 +36,8 @@ class VQSpec:
 
     Defaults are LlamaGen's `vq_ds16_t2i` (downsampling 16, 16384 codes of 8 numbers).
     `unit_length` scales code vectors at every look-up, `lowest_attention` attends behind each
-    residual block at the lowest resolution too, and not in the middle only.
+    residual block at the lowest resolution too, and not in the middle only. Raises ValueError for
+    sizes that no tokenizer has.
     """
 
     codes: int = 16384
@@ -48,6 +49,16 @@ class VQSpec:
     groups: int = 32
     unit_length: bool = True
     lowest_attention: bool = True
+
+    def __post_init__(self) -> None:
+        sizes = (self.codes, self.code_dim, self.width, self.blocks, self.latent, self.groups)
+        if not self.multipliers or min(*sizes, *self.multipliers) < 1:
+            raise ValueError("a tokenizer's sizes must be at least 1")
+        for multiplier in self.multipliers:
+            if self.width * multiplier % self.groups:
+                raise ValueError(
+                    f"a width of {self.width * multiplier} is no multiple of {self.groups} groups"
+                )
 
     @property
     def downsampling(self) -> int:

@@ -5,11 +5,10 @@ What is special about a model's prompt is in its own prompt module; here is what
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from harness.kernels.noise import derive
 from harness.records import UserError, one_line
@@ -58,7 +57,7 @@ class TokenizerWords:
         return ids
 
 
-def _read_tokenizer(file: Path):  # type: ignore[no-untyped-def]
+def _read_tokenizer(file: Path) -> Any:
     """The tokenizer of a file, as the transformers library reads it; nothing of it is run."""
     from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
@@ -123,23 +122,6 @@ def read_vocabulary(config: Mapping[str, object], path: Path) -> Mapping[str, in
     for name, number in found.items():
         if not isinstance(number, int) or isinstance(number, bool):
             raise UserError(f"{path}: vocabulary_map has {number!r} for {name!r}, which is no id")
-    return found
-
-
-def read_tokenizer_vocabulary(file: Path) -> Mapping[str, int]:
-    """Read ids by name out of a tokenizer's JSON file, without making a tokenizer of it.
-
-    Raises UserError for a file that cannot be read, or has no vocabulary.
-    """
-    try:
-        stored = json.loads(file.read_text())
-        found = dict(stored["model"]["vocab"])
-        for added in stored.get("added_tokens", []):
-            found[added["content"]] = added["id"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{file} has no vocabulary ({one_line(error)[:120]}): download it again"
-        ) from None
     return found
 
 
