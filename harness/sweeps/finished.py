@@ -48,7 +48,8 @@ class KnownPoints:
 def is_complete(folder: Path, stages: Iterable[str]) -> bool:
     """Return whether every planned image of a run folder is there, byte for byte.
 
-    If `stages` ask for scores and the run has a judge, all images must be scored, too.
+    If `stages` ask for scores and the run has a judge, all images must be scored, too, and measured
+    by its metrics.
     """
     try:
         run = read_run(folder)
@@ -57,6 +58,8 @@ def is_complete(folder: Path, stages: Iterable[str]) -> bool:
     needs_scores = "score" in stages and run.is_judged
     unscored = run.planned.keys() - run.scores.keys()
     if not run.complete or (needs_scores and unscored):
+        return False
+    if "score" in stages and not all(run.is_measured(name) for name in run.metrics):
         return False
     return all(is_intact(folder, record) for record in run.done.values())
 
