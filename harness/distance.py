@@ -103,7 +103,7 @@ def describe_distances(runs: Sequence[Run], extractor: Extractor) -> list[str]:
     prompts = len({prompt for prompt, _ in keys})
     lines = [
         f"{plain.protocol.benchmark} on {plain.protocol.model}, {prompts} prompts, "
-        f"{len(keys)} images a run, features {extractor.id}, scaled to a deviation of 1"
+        f"{len(keys)} images a run, features {extractor.identity}, scaled to a deviation of 1"
     ]
     group_N = _number_prompts(keys)
     lines += _compare_images(method, plain, sets[0], sets[1], group_N)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeV
 from annotated_types import Ge, Gt, Le
 
 if TYPE_CHECKING:
+    import numpy as np
     from pydantic import TypeAdapter
 
 JSON = None | bool | int | float | str | Sequence["JSON"] | Mapping[str, "JSON"]
@@ -377,6 +378,49 @@ class Score:
         _expect_not_negative({"image": score.image})
         score.expect_in_range()
         return score
+
+
+@dataclass(frozen=True, slots=True)
+class FeaturedScore:
+    """A score with the features of its image, by the extractor's identity: float32 [D].
+
+    A benchmark yields it in place of a score where sets of images are to be compared. The harness
+    keeps the features beside the image, and their sha256 under `FEATURES` in the score's detail.
+    """
+
+    score: Score
+    features: Mapping[str, np.ndarray]
+
+
+FEATURES = "features"
+"""What a score's detail calls the sha256 of each file of features, by the extractor's identity."""
+
+
+def prompt_path(prompt_id: str) -> str:
+    """Return where the files of a prompt lie below a folder of their kind.
+
+    The first part of the id, the benchmark's name, is left out. Raises UserError for an id that
+    could lead out of the folder.
+    """
+    parts = prompt_id.split("/")
+    if not all(re.fullmatch(r"[\w+-][\w+.-]*", part) for part in parts):
+        raise UserError(
+            f"prompt id {prompt_id!r} is not usable as a file name: "
+            "use letters, digits, '+', '-', '_'"
+        )
+    return "/".join(parts[1:] or parts)
+
+
+def features_path(extractor: str, prompt_id: str, image: int) -> str:
+    """Return where the features of an image lie below its run folder, by the extractor's identity.
+
+    Raises UserError for an identity that is not usable as a file name.
+    """
+    if not re.fullmatch(r"\w[\w+.-]*", extractor):
+        raise UserError(
+            f"extractor {extractor!r} is not usable as a file name: use letters, digits, '-', '_'"
+        )
+    return f"features/{extractor}/{prompt_path(prompt_id)}/{image}.npy"
 
 
 @dataclass(frozen=True, slots=True)
