@@ -19,9 +19,18 @@ import numpy as np
 
 from benchmarks.images import judge_each, read_images
 from harness.judges.features import Extractor, digest_features, read_features
-from harness.records import FEATURES, FeaturedScore, Prompt, Score, UserError
+from harness.records import (
+    FEATURES,
+    SET_METRICS,
+    FeaturedScore,
+    Prompt,
+    Score,
+    SetMetric,
+    SetMetrics,
+    UserError,
+)
 from harness.results.stats import set_metrics
-from harness.results.stats.set_metrics import Reference, SetMetrics
+from harness.results.stats.set_metrics import DISTANCES, Reference
 
 log = logging.getLogger("harness")
 
@@ -69,7 +78,7 @@ class SetJudge:
     extractor: Extractor | None
     scorers: Mapping[str, Scorer]
     reference: Callable[[], Reference] | None
-    wanted: Sequence[str] = set_metrics.SET_METRICS
+    wanted: Sequence[str] = DISTANCES
     prepare: Prepare = leave
     planned: int = 0
     batch: int = BATCH
@@ -106,7 +115,9 @@ class SetJudge:
             for i in range(len(batch))
         ]
 
-    def _make_score(self, prompt: Prompt, image: int, found: _Described | str) -> Score:
+    def _make_score(
+        self, prompt: Prompt, image: int, found: _Described | str
+    ) -> Score | FeaturedScore:
         """Make the score of an image; a string says why nothing is known of it."""
         reason = found if isinstance(found, str) else self._find_broken(found)
         if isinstance(found, str) or reason:
@@ -159,19 +170,17 @@ class SetJudge:
         about = partial(SetMetrics, self.id, self.planned, len(whole))
         if len(whole) < self.planned:
             log.info("no distances to a reference: %s", about().problem)
-            return {set_metrics.FILE: about().to_json()}
+            return {SET_METRICS: about().to_json()}
         features_ND = read_features(folder, whole, extractor).astype(np.float64)
         reference = self.reference()
         if set_metrics.needs_scaling(extractor):
             features_ND, reference = _scale_by_reference(features_ND, reference)
         prompt_ids = [score.prompt_id for score in whole]
-        found = set_metrics.measure_sets(
-            features_ND, prompt_ids, extractor, reference, self.wanted
-        )
+        found = set_metrics.measure_sets(features_ND, prompt_ids, extractor, reference, self.wanted)
         for name, metric in found.items():
             log.info("%s", describe_metric(name, metric))
         made = about(features=digest_features(whole, extractor), metrics=found)
-        return {set_metrics.FILE: made.to_json()}
+        return {SET_METRICS: made.to_json()}
 
     def summarise(self, scores: Sequence[Score]) -> Iterator[str]:
         """Format the mean of each metric of single images; an incomplete run has none."""
@@ -184,7 +193,7 @@ class SetJudge:
                 yield f"{name}: incomplete {len(known):,}/{self.planned:,}"
                 continue
             yield f"{name}: {math.fsum(known) / len(known):.4f}"
-        yield f"Judge {self.id}; distances to the reference are in {set_metrics.FILE}"
+        yield f"Judge {self.id}; distances to the reference are in {SET_METRICS}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +223,7 @@ def _scale_by_reference(
     return scaled_ND, Reference.of_features(reference.id, scaled_MD)
 
 
-def describe_metric(name: str, metric: set_metrics.SetMetric) -> str:
+def describe_metric(name: str, metric: SetMetric) -> str:
     """Say what a distance is, with its error; never without what equals would be apart."""
     line = f"{name} {metric.value:.4f}"
     if metric.error is not None:

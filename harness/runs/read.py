@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -19,10 +19,12 @@ import yaml
 
 from harness.records import (
     PROMPT_CUT,
+    SET_METRICS,
     STRICT,
     Prompt,
     SampleRecord,
     Score,
+    SetMetrics,
     Timing,
     UserError,
     digest,
@@ -98,6 +100,7 @@ class Run:
     scores: Mapping[Key, Score]
     judge: str  # "" before the first score
     timings: Sequence[Timing] = ()  # one for each process that drew to its end
+    sets: SetMetrics | None = None  # metrics of its images as a set, where its benchmark has any
     unanswered: Mapping[Key, int] = field(default_factory=dict)
     """Questions that the method's judges left without an answer, in the last attempt."""
 
@@ -319,6 +322,7 @@ def read_run(folder: Path) -> Run:
     }
     judge, scores = _read_scores(folder, str(about.get("judge") or ""))
     timings = read_journals(folder, "timings-*.jsonl", Timing.from_json)
+    sets = _read_set_metrics(folder, judge, scores, prompts)
     return Run(
         path=folder,
         config=config,
@@ -330,6 +334,7 @@ def read_run(folder: Path) -> Run:
         scores=scores,
         judge=judge,
         timings=tuple(timings),
+        sets=sets,
         unanswered=unanswered,
     )
 
@@ -471,3 +476,33 @@ def _read_scores(folder: Path, judge: str) -> tuple[str, dict[Key, Score]]:
         if score.judge in judges:
             by_image[score.prompt_id, score.image] = score
     return "".join(judges), by_image
+
+
+def _read_set_metrics(
+    folder: Path, judge: str, scores: Mapping[Key, Score], prompts: Mapping[str, Prompt]
+) -> SetMetrics | None:
+    """Read the metrics of the images as a set; none where they are of another judge's scores.
+
+    A set of which scores were lost since has no metric either. Raises UserError for a file that
+    cannot be read, or is of other prompts.
+    """
+    path = folder / SET_METRICS
+    if not path.exists():
+        return None
+    try:
+        found = SetMetrics.from_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({one_line(error)}): delete it, and stages=[score] makes it"
+        ) from None
+    if found.judge != judge:
+        return None
+    for name, metric in found.metrics.items():
+        if metric.pseudo and metric.pseudo.keys() != prompts.keys():
+            raise UserError(
+                f"{path}: {name} is of other prompts: delete it, and stages=[score] makes it"
+            )
+    scored = sum(score.value is not None for score in scores.values())
+    if scored < found.scored:
+        return replace(found, scored=scored, metrics={})
+    return found

@@ -1,8 +1,7 @@
-"""Metrics of a whole set of images, as numbers of its prompts: what `set_metrics.json` holds.
+"""Measure whole sets of images: distances to a reference, and to plain sampling's own images.
 
 A distance between sets is no mean over prompts, but the mean of its pseudo-values (`distances`): so
-whatever pairs, resamples and ranks means of prompts serves it, too. The file of a run that is not
-complete holds no metric: a set of fewer images is another measurement.
+whatever pairs, resamples and ranks means of prompts serves it, too.
 """
 
 from __future__ import annotations
@@ -10,20 +9,18 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from harness.records import STRICT, UserError, dump, parse_row
+from harness.records import STRICT, SetMetric, UserError, dump, parse_row
 from harness.results.stats import distances
 from harness.results.stats.comparison import ALPHA
 
-FILE = "set_metrics.json"
-"""Where a run's folder has them."""
 DIGITS = 9
 """Significant digits that are kept: sums differ behind them between machines."""
-SET_METRICS = ("fid", "kid")
+DISTANCES = ("fid", "kid")
 """Distances of a set to reference images: Fréchet's and the kernel's."""
 
 
@@ -48,70 +45,12 @@ class Reference:
         return cls(name, moments, len(features_MD), features_MD)
 
 
-@dataclass(frozen=True, slots=True)
-class SetMetric:
-    """A metric of a set of `n` images, against `m` reference images.
-
-    `error` and `pseudo` (by prompt id) are missing where the error cannot be known; `note` says
-    why. `bias` is what two sets of one normal distribution of these sizes are apart, on average.
-    """
-
-    __pydantic_config__: ClassVar = STRICT
-
-    value: float
-    n: int
-    m: int | None
-    extractor: str
-    reference: str
-    error: float | None = None
-    bias: float | None = None
-    note: str = ""
-    pseudo: Mapping[str, float] = field(default_factory=dict)
-
-    def is_comparable(self, other: SetMetric) -> bool:
-        """Tell whether two metrics differ by their images alone."""
-        mine = (self.n, self.m, self.extractor, self.reference)
-        return mine == (other.n, other.m, other.extractor, other.reference)
-
-
-@dataclass(frozen=True, slots=True)
-class SetMetrics:
-    """The metrics of a run's images, and how many of the planned ones are scored.
-
-    `features` is a digest of the features that they were made of.
-    """
-
-    __pydantic_config__: ClassVar = STRICT
-
-    judge: str
-    planned: int
-    scored: int
-    features: str = ""
-    metrics: Mapping[str, SetMetric] = field(default_factory=dict)
-
-    @property
-    def problem(self) -> str:
-        """Say why there is no metric; "" if there may be one."""
-        if self.scored == self.planned:
-            return ""
-        return f"incomplete {self.scored:,}/{self.planned:,}"
-
-    def to_json(self) -> str:
-        """Write the file's text; equal metrics give equal text."""
-        return dump(dataclasses.asdict(self)) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str | bytes) -> Self:
-        """Read the file's text. Raises ValueError that names the field and its value."""
-        return parse_row(cls, text)
-
-
 def measure_sets(
     features_ND: np.ndarray,
     prompt_ids: Sequence[str],
     extractor: str,
     reference: Reference,
-    wanted: Sequence[str] = SET_METRICS,
+    wanted: Sequence[str] = DISTANCES,
 ) -> dict[str, SetMetric]:
     """Measure the distances of a complete set of images to a reference.
 
@@ -199,7 +138,7 @@ class PlainDistance:
     other_plain: str
     """That of the other plain run; "" without one."""
     extractor: str
-    features: Mapping[str, str]
+    made_of: Mapping[str, str]
     """Digest of the features of each run, by its fingerprint."""
     n: int
     prompts: int
