@@ -25,9 +25,10 @@ from harness.results.exports import to_markdown, write_exports
 from harness.results.leaderboard import Board, build
 from harness.results.report import panels, write_figures, write_thumbnail
 from harness.runs.journal import find_journals, write_atomic
+from harness.runs.metrics import DESCRIPTION
 from harness.runs.read import Run, find_runs, read_run
 
-JOURNALS = ("jobs.jsonl", "records-*.jsonl", "scores*.jsonl", "timings-*.jsonl")
+JOURNALS = ("jobs.jsonl", "records-*.jsonl", "scores*.jsonl", "timings-*.jsonl", "metrics*.jsonl")
 MOST_MB = 16.0
 """Size of a board's packed journals, at most."""
 THUMBNAILS = 200
@@ -150,6 +151,8 @@ def _pack_runs(runs: Sequence[Run], source: Path) -> dict[Path, bytes]:
 def _pack_run(folder: Path) -> dict[str, bytes]:
     """Return a run folder's files, journals compressed; equal files give equal bytes."""
     files = {"config.yaml": (folder / "config.yaml").read_bytes()}
+    if (folder / DESCRIPTION).exists():
+        files[DESCRIPTION] = (folder / DESCRIPTION).read_bytes()
     for name in JOURNALS:
         for path in find_journals(folder, name):
             if path.exists():

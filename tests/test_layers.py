@@ -140,6 +140,7 @@ def test_benchmarks_know_records_judges_and_the_embedded_world() -> None:
         "harness.judges",
         "harness.models.checkpoint",
         "harness.models.devices",
+        "harness.models.pictures",
         "harness.parity.fixture",
         "harness.models.pictogram.grammar",
         "harness.models.pictogram.world",

@@ -67,7 +67,7 @@ def _write_all(results: Path, folders: Sequence[Path], tracker: Tracker) -> Boar
     # 1. Tables.
     board = build(results)
     write_exports(board, results / "export")
-    print(render_table(board.frame))
+    print(render_table(board.frame, metrics=board.image_metrics))
     print(f"\n{results / 'leaderboard.csv'}: {len(board.runs)} runs")
     if board.excluded:
         print(excluded_line(board))

@@ -478,13 +478,13 @@ class RankedGroup:
         return math.nan
 
 
-def find_plain(run: Run, among: Iterable[Run]) -> Run | None:
+def find_plain(run: Run, among: Iterable[Run], *, scored: bool = True) -> Run | None:
     """Return the run of plain sampling by which another one is measured; None without one.
 
-    It has the default options, is complete and scored. Of several, it is the one that agrees in
-    seed, else in concurrency, else in device.
+    It has the default options, is complete and, unless `scored` is False, scored. Of several, it is
+    the one that agrees in seed, else in concurrency, else in device.
     """
-    plain_runs = [other for other in among if is_plain(other) and other.is_scored]
+    plain_runs = [other for other in among if is_plain(other) and (other.is_scored or not scored)]
     return min(plain_runs, key=lambda plain: _mismatch(plain, run), default=None)
 
 
@@ -498,11 +498,12 @@ def find_misfits(runs: Sequence[Run]) -> dict[Path, str]:
     first_of: dict[RankingProtocol, Run] = {}
     taken = set(LEADERBOARD.names) - {"score", *TASKS}
     for run in runs:
-        names = {*run.planned.values(), *run.aggregates}
+        names = {*run.planned.values(), *run.aggregates, *run.metrics}
         if clashing := sorted(names & taken):
+            kind = "metric" if clashing[0] in run.metrics else "category"
             misfits[run.path] = (
-                f"{run.path}: category {clashing[0]!r} has the name of a leaderboard column; "
-                "rename the category"
+                f"{run.path}: {kind} {clashing[0]!r} has the name of a leaderboard column; "
+                f"rename the {kind}"
             )
             continue
         first = first_of.setdefault(run.protocol, run)

@@ -5,6 +5,7 @@
         jobs.jsonl       one line per planned prompt
         records-0.jsonl  one line per finished or failed image, once the image is safely on disk
         scores.jsonl     one line per scored image
+        metrics.jsonl    one line per measured image and metric, and metrics.json (see metrics.py)
         timings-0.jsonl  one line per process that drew to its end
         images/00042/2.png
         features/EXTRACTOR/00042/2.npy   what benchmarks of sets of images compare
@@ -138,10 +139,13 @@ class RunFolder:
         """List the jobs of this share without a delivered image, failed ones included."""
         return [job for key, job in self._share.items() if key not in self._done]
 
+    def delivered_jobs(self) -> list[Job]:
+        """List the jobs of this share whose image is there."""
+        return [job for key, job in self._share.items() if key in self._done]
+
     def unscored(self, judge: str) -> list[Job]:
         """List the delivered jobs of this share that `judge` has not scored."""
-        delivered = [job for key, job in self._share.items() if key in self._done]
-        return [job for job in delivered if (*job.key, judge) not in self._scored]
+        return [job for job in self.delivered_jobs() if (*job.key, judge) not in self._scored]
 
     def read_scores(self, judge: str) -> list[Score]:
         """Read the scores that `judge` gave to images of all shares until now, one for each image.

@@ -48,8 +48,8 @@ class KnownPoints:
 def is_complete(folder: Path, stages: Iterable[str]) -> bool:
     """Return whether every planned image of a run folder is there, byte for byte.
 
-    If `stages` ask for scores and the run has a judge, all images must be scored, too, and the
-    features that scores speak of be there.
+    If `stages` ask for scores and the run has a judge, all images must be scored, too, the features
+    that scores speak of be there, and images be measured by the run's metrics.
     """
     try:
         run = read_run(folder)
@@ -60,6 +60,8 @@ def is_complete(folder: Path, stages: Iterable[str]) -> bool:
     if not run.complete or (needs_scores and unscored):
         return False
     if needs_scores and not all(has_features(folder, score) for score in run.scores.values()):
+        return False
+    if "score" in stages and not all(run.is_measured(name) for name in run.metrics):
         return False
     return all(is_intact(folder, record) for record in run.done.values())
 
