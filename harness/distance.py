@@ -5,6 +5,9 @@ method that keeps the model's distribution draws images as far from plain's as a
 The images of each prompt are exchanged between the two runs at random: p is the share of exchanges
 that put them as far apart. Needs no reference images and no judge. Give runs of other seeds: images
 drawn from the same noise are no independent draws.
+
+Features that scoring has kept in the run folders (benchmark=coco_pictogram, coco) are taken where
+all runs have the same; else, and with --features, the images are described.
 """
 
 from __future__ import annotations
@@ -19,16 +22,15 @@ from PIL import Image as Pillow
 
 from harness.arguments import print_error
 from harness.compare import find_run
-from harness.judges.features import ClipFeatures, Extractor, PictogramFeatures
+from harness.judges.features import ClipFeatures, Extractor, PictogramFeatures, read_features
 from harness.records import UserError, one_line
 from harness.results import stats
 from harness.results.labels import label_runs
+from harness.results.plain_distance import FEWEST, find_extractor
 from harness.results.stats import distances
+from harness.results.stats.set_metrics import needs_scaling, scale_features
 from harness.runs.folder import FORMATS, UNREADABLE
 from harness.runs.read import Run
-
-FEWEST = 8
-"""Prompts below which no exchange can be rare: 2 in 2^7 are 1.6 %."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,8 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--features",
         choices=("pictogram", "clip"),
-        default="pictogram",
-        help="what describes an image: the embedded judge, or OpenAI's CLIP ViT-B/32",
+        help="what describes an image: the embedded judge, or OpenAI's CLIP ViT-B/32; by default "
+        "what the run folders keep, else the embedded judge",
     )
     parser.add_argument(
         "--weights", default="openai", help="of CLIP: a tag of open_clip, or a file of weights"
@@ -60,8 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         runs = [find_run(name, chosen.results) for name in names if name]
         expect_same_prompts(runs)
-        extractor: Extractor = (
-            PictogramFeatures() if chosen.features == "pictogram" else ClipFeatures(chosen.weights)
+        kept = "" if chosen.features else find_kept(runs)
+        extractor: Extractor | str = kept or (
+            ClipFeatures(chosen.weights) if chosen.features == "clip" else PictogramFeatures()
         )
         print("\n".join(describe_distances(runs, extractor)))
     except UserError as error:
@@ -87,23 +90,33 @@ def expect_same_prompts(runs: Sequence[Run]) -> None:
         raise UserError(f"{len(first.prompts)} prompts tell nothing: {FEWEST} at least are needed")
 
 
-def describe_distances(runs: Sequence[Run], extractor: Extractor) -> list[str]:
+def find_kept(runs: Sequence[Run]) -> str:
+    """Return the extractor of which all runs keep all features; "" without one."""
+    extractors = {find_extractor(run) for run in runs}
+    return extractors.pop() if len(extractors) == 1 else ""
+
+
+def describe_distances(runs: Sequence[Run], extractor: Extractor | str) -> list[str]:
     """Compare the first run's images with the second's, and a third's with them, in words.
 
-    Raises UserError where images are missing or cannot be read.
+    The name of an extractor stands for the features of it that the run folders keep. Raises
+    UserError where images or features are missing or cannot be read.
     """
     keys = sorted(set.intersection(*(set(run.done) for run in runs)))
     if len(keys) < 2:
         raise UserError("the runs have no two images of the same prompts")
     sets = [_read_features(run, keys, extractor) for run in runs]
-    deviation = np.concatenate(sets).std(0)
-    sets = [features[:, deviation > 0] / deviation[deviation > 0] for features in sets]
+    identity = extractor if isinstance(extractor, str) else extractor.identity
+    scaled = ""
+    if needs_scaling(identity):
+        sets = scale_features(sets)
+        scaled = ", scaled to a deviation of 1"
 
     method, plain = runs[:2]
     prompts = len({prompt for prompt, _ in keys})
     lines = [
         f"{plain.protocol.benchmark} on {plain.protocol.model}, {prompts} prompts, "
-        f"{len(keys)} images a run, features {extractor.identity}, scaled to a deviation of 1"
+        f"{len(keys)} images a run, features {identity}{scaled}"
     ]
     group_N = _number_prompts(keys)
     lines += _compare_images(method, plain, sets[0], sets[1], group_N)
@@ -112,8 +125,13 @@ def describe_distances(runs: Sequence[Run], extractor: Extractor) -> list[str]:
     return lines
 
 
-def _read_features(run: Run, keys: Sequence[tuple[str, int]], extractor: Extractor) -> np.ndarray:
-    """Describe a run's images, [N, D]."""
+def _read_features(
+    run: Run, keys: Sequence[tuple[str, int]], extractor: Extractor | str
+) -> np.ndarray:
+    """Describe a run's images, [N, D], or read what its folder keeps of them."""
+    if isinstance(extractor, str):
+        scores = [run.scores[key] for key in keys]
+        return read_features(run.path, scores, extractor).astype(np.float64)
     pictures = []
     for key in keys:
         file = run.image(run.done[key])

@@ -70,8 +70,9 @@ def leave(image: np.ndarray) -> np.ndarray:
 class SetJudge:
     """Score images by `scorers`, describe them by `extractor`, and compare them as a set.
 
-    `scorers` have the names of metrics; the first one's, cut to 0 to 1, is the score. `reference`
-    makes what the set is compared with, once it is needed; None: there is nothing to compare with.
+    `scorers` have the names of metrics; the first one's value, cut to 0 to 1, is the score, and
+    those of `unlisted` are no more than that. `reference` makes what the set is compared with, once
+    it is needed; None: there is nothing to compare with.
     """
 
     id: str
@@ -79,6 +80,7 @@ class SetJudge:
     scorers: Mapping[str, Scorer]
     reference: Callable[[], Reference] | None
     wanted: Sequence[str] = DISTANCES
+    unlisted: Sequence[str] = ()
     prepare: Prepare = leave
     planned: int = 0
     batch: int = BATCH
@@ -122,10 +124,13 @@ class SetJudge:
         reason = found if isinstance(found, str) else self._find_broken(found)
         if isinstance(found, str) or reason:
             return Score(prompt.id, image, self.id, None, {"unjudged": reason})
-        metrics = {name: value for name, value in found.metrics.items() if value is not None}
         first = found.metrics[next(iter(self.scorers))]
         value = None if first is None else min(1.0, max(0.0, float(first)))
-        detail = {"metrics": {name: float(known) for name, known in metrics.items()}}
+        metrics = {}
+        for name, known in found.metrics.items():
+            if known is not None and name not in self.unlisted:
+                metrics[name] = float(known)
+        detail = {"metrics": metrics}
         if value is None:
             return Score(prompt.id, image, self.id, None, {"unjudged": "no score", **detail})
         score = Score(prompt.id, image, self.id, value, detail)
@@ -188,6 +193,8 @@ class SetJudge:
         yield f"{len(judged):,} of {self.planned:,} images judged"
         for name in self.scorers:
             values = [score.detail["metrics"].get(name) for score in judged]
+            if name in self.unlisted:
+                values = [score.value for score in judged]
             known = [value for value in values if value is not None]
             if len(known) < self.planned:
                 yield f"{name}: incomplete {len(known):,}/{self.planned:,}"

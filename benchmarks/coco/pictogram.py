@@ -74,6 +74,7 @@ class CocoPictogram:
             extractor=self._extractor,
             scorers=scorers,
             reference=self._render_reference,
+            unlisted=("pictogram_reward",),
             planned=len(self._prompts) * images,
         )
 

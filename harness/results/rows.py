@@ -206,7 +206,7 @@ def find_overlap(run: Run, judge: str) -> str:
         return ""
     asked = run.about.get("asked") or {}
     models = [str(model) for role, model in asked.items() if role != "drafter"]
-    if judge in models:
+    if any(part in models for part in judge.split("+")):  # of a judge that is several models
         return "same"
     families = map(_family, models)
     return "family" if judge and _family(judge) in families else ""
