@@ -57,6 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--weights", default="openai", help="of CLIP: a tag of open_clip, or a file of weights"
     )
+    parser.add_argument(
+        "--each",
+        action="store_true",
+        help="test the images of each number by themselves: as many independent repetitions, whose "
+        "share below 5 %% is the level of the test for equals, and its power for others",
+    )
     chosen = parser.parse_args(arguments)
     names = [chosen.method, chosen.plain, chosen.other_plain]
     try:
@@ -66,7 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         extractor: Extractor | str = kept or (
             ClipFeatures(chosen.weights) if chosen.features == "clip" else PictogramFeatures()
         )
-        print("\n".join(describe_distances(runs, extractor)))
+        describe = describe_repetitions if chosen.each else describe_distances
+        print("\n".join(describe(runs, extractor)))
     except UserError as error:
         return print_error(error)
     return 0
@@ -102,9 +109,7 @@ def describe_distances(runs: Sequence[Run], extractor: Extractor | str) -> list[
     The name of an extractor stands for the features of it that the run folders keep. Raises
     UserError where images or features are missing or cannot be read.
     """
-    keys = sorted(set.intersection(*(set(run.done) for run in runs)))
-    if len(keys) < 2:
-        raise UserError("the runs have no two images of the same prompts")
+    keys = _share_keys(runs)
     sets = [_read_features(run, keys, extractor) for run in runs]
     identity = extractor if isinstance(extractor, str) else extractor.identity
     scaled = ""
@@ -123,6 +128,55 @@ def describe_distances(runs: Sequence[Run], extractor: Extractor | str) -> list[
     if len(runs) > 2:
         lines += _compare_images(runs[2], plain, sets[2], sets[1], group_N)
     return lines
+
+
+def describe_repetitions(runs: Sequence[Run], extractor: Extractor | str) -> list[str]:
+    """Test the images of each number by themselves, as repetitions of a run of one image a prompt.
+
+    Images of other numbers are drawn from other noise, so the repetitions are independent. Raises
+    UserError as `describe_distances`, and for runs of one seed.
+    """
+    keys = _share_keys(runs)
+    numbers_N = np.array([image for _, image in keys])
+    sets = [_read_features(run, keys, extractor) for run in runs]
+    if needs_scaling(extractor if isinstance(extractor, str) else extractor.identity):
+        sets = scale_features(sets)
+    labels = label_runs(runs)
+    plain = runs[1]
+    lines = []
+    for run, features_ND in zip(runs, sets, strict=True):
+        if run is plain:
+            continue
+        if run.about.get("seed") == plain.about.get("seed"):
+            raise UserError(f"{run.path} and {plain.path} have one seed: give runs of other seeds")
+        p = []
+        for number in sorted(set(numbers_N.tolist())):
+            is_in_N = numbers_N == number
+            p.append(distances.swap_test(features_ND[is_in_N], sets[1][is_in_N]).p)
+        lines.append(f"{labels[run.path]} to {labels[plain.path]}: {_count_rejected(p)}")
+        lines.append(f"  p = {', '.join(f'{one:.3f}' for one in sorted(p))}")
+    images = round(len(keys) / len(set(numbers_N.tolist())))
+    return [f"{images} images of as many prompts in each repetition", *lines]
+
+
+def _count_rejected(p: Sequence[float]) -> str:
+    """Say how many repetitions find a difference, and how many would where there is none."""
+    from scipy.stats import binom, kstest
+
+    rejected = sum(one < stats.ALPHA for one in p)
+    most = int(binom.ppf(0.99, len(p), stats.ALPHA))
+    return (
+        f"{rejected} of {len(p)} repetitions differ at {stats.ALPHA:.0%} (equals: up to {most} in "
+        f"99 % of cases); are all p equally likely? p = {kstest(p, 'uniform').pvalue:.2g}"
+    )
+
+
+def _share_keys(runs: Sequence[Run]) -> list[tuple[str, int]]:
+    """List the images that all runs have. Raises UserError unless there are two or more."""
+    keys = sorted(set.intersection(*(set(run.done) for run in runs)))
+    if len(keys) < 2:
+        raise UserError("the runs have no two images of the same prompts")
+    return keys
 
 
 def _read_features(
