@@ -58,7 +58,7 @@ class Means:
 class Lightness:
     """How light a picture is, from 0 to 1."""
 
-    identity = "lightness"
+    id = "lightness"
 
     def __call__(self, texts: Sequence[str], images: Sequence[np.ndarray]) -> list[float]:
         return [float(image.mean() / 255) for image in images]

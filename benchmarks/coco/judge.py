@@ -46,7 +46,7 @@ class Scorer(Protocol):
     """A network that scores how well pictures show their texts."""
 
     @property
-    def identity(self) -> str:
+    def id(self) -> str:
         """Name the network, its weights and its unit."""
         ...
 
@@ -70,9 +70,9 @@ def leave(image: np.ndarray) -> np.ndarray:
 class SetJudge:
     """Score images by `scorers`, describe them by `extractor`, and compare them as a set.
 
-    `scorers` have the names of metrics; the first one's value, cut to 0 to 1, is the score, and
-    those of `unlisted` are no more than that. `reference` makes what the set is compared with, once
-    it is needed; None: there is nothing to compare with.
+    `scorers` have the names of metrics; the first one's value, divided by `score_scale` and cut to
+    0 to 1, is the score, and those of `unlisted` are no more than that. `reference` makes what the
+    set is compared with, once it is needed; None: there is nothing to compare with.
     """
 
     id: str
@@ -80,6 +80,7 @@ class SetJudge:
     scorers: Mapping[str, Scorer]
     reference: Callable[[], Reference] | None
     wanted: Sequence[str] = DISTANCES
+    score_scale: float = 1.0
     unlisted: Sequence[str] = ()
     prepare: Prepare = leave
     planned: int = 0
@@ -125,7 +126,7 @@ class SetJudge:
         if isinstance(found, str) or reason:
             return Score(prompt.id, image, self.id, None, {"unjudged": reason})
         first = found.metrics[next(iter(self.scorers))]
-        value = None if first is None else min(1.0, max(0.0, float(first)))
+        value = None if first is None else min(1.0, max(0.0, float(first) / self.score_scale))
         metrics = {}
         for name, known in found.metrics.items():
             if known is not None and name not in self.unlisted:
@@ -150,7 +151,7 @@ class SetJudge:
             broken = self.extractor.identity
         for name, value in found.metrics.items():
             if value is not None and not math.isfinite(value):
-                broken = self.scorers[name].identity
+                broken = self.scorers[name].id
         if not broken:
             return ""
         self._broken += 1

@@ -66,8 +66,8 @@ class CocoPictogram:
         available = self._make_prompts(reward.classes, total, seed)
         self._prompts = available[: _expect_available(prompts, len(available))]
         self._reference: Reference | None = None
-        scorers = {"pictogram_reward": _Soft(reward), "pictogram_judge": _Soft(judge)}
-        identities = [self._extractor.identity, *(one.identity for one in scorers.values())]
+        scorers = {"pictogram_reward": reward, "pictogram_judge": judge}
+        identities = [self._extractor.identity, *(one.id for one in scorers.values())]
         named = digest(dump([*identities, self._name_reference()]).encode(), 8)
         self.judge = SetJudge(
             id=f"pictogram-coco-{named}+{reward.id}",
@@ -132,17 +132,6 @@ def render_scene(text: str, seed: str) -> np.ndarray:
     assert spec is not None
     pixels, _ = draw_scene(spec, random.Random(f"coco_pictogram/{seed}"))
     return pixels
-
-
-class _Soft:
-    """A detector's chance that a picture shows its caption, as a scorer."""
-
-    def __init__(self, reward: PictogramReward) -> None:
-        self._reward = reward
-        self.identity = reward.id
-
-    def __call__(self, texts: Sequence[str], images: Sequence[np.ndarray]) -> list[float | None]:
-        return self._reward(texts, images)
 
 
 def _take_turns(rows: Sequence[Row]) -> list[Row]:
