@@ -43,15 +43,20 @@ class MetricRows:
 
 
 def describe_metrics(runs: Sequence[Run]) -> dict[str, MetricAbout]:
-    """Describe the metrics of some runs, by name in their order.
+    """Describe the metrics of some runs that may enter tables, by name in their order.
 
     Of runs that call other metrics by one name the first one tells.
     """
     found: dict[str, MetricAbout] = {}
     for run in runs:
-        for name, measured in run.metrics.items():
-            found.setdefault(name, measured.about)
+        for name in list_shown(run):
+            found.setdefault(name, run.metrics[name].about)
     return found
+
+
+def list_shown(run: Run) -> list[str]:
+    """List the metrics of a run that may enter tables: not those of random weights."""
+    return [name for name, measured in run.metrics.items() if not measured.about.excluded]
 
 
 def list_metric_columns(metrics: Mapping[str, MetricAbout]) -> list[Column]:
@@ -70,7 +75,7 @@ def compare_metrics(runs: Sequence[Run]) -> dict[Path, MetricRows]:
     design = stats.Design(runs[0].table)
     rows: dict[Path, Row] = {run.path: {} for run in runs}
     for name in names:
-        members = [run for run in runs if name in run.metrics]
+        members = [run for run in runs if name in list_shown(run)]
         for run in members:
             rows[run.path] |= _describe(run, name)
         for scorer in dict.fromkeys(run.metrics[name].about.id for run in members):
@@ -82,7 +87,7 @@ def compare_metrics(runs: Sequence[Run]) -> dict[Path, MetricRows]:
         adjust_p_values(measured, f"{name}_vs_plain")
         add_verdicts(measured, f"{name}_vs_plain", digits=names[name].digits)
     return {
-        run.path: MetricRows(rows[run.path], tuple(run.metrics), design.num_clusters)
+        run.path: MetricRows(rows[run.path], tuple(list_shown(run)), design.num_clusters)
         for run in runs
     }
 

@@ -498,12 +498,17 @@ def find_misfits(runs: Sequence[Run]) -> dict[Path, str]:
     first_of: dict[RankingProtocol, Run] = {}
     taken = set(LEADERBOARD.names) - {"score", *TASKS}
     for run in runs:
-        names = {*run.planned.values(), *run.aggregates, *run.metrics}
-        if clashing := sorted(names & taken):
-            kind = "metric" if clashing[0] in run.metrics else "category"
+        categories = {*run.planned.values(), *run.aggregates}
+        if clashing := sorted(run.metrics.keys() & {*LEADERBOARD.names, *categories}):
             misfits[run.path] = (
-                f"{run.path}: {kind} {clashing[0]!r} has the name of a leaderboard column; "
-                f"rename the {kind}"
+                f"{run.path}: metric {clashing[0]!r} has the name of a leaderboard column; "
+                "rename the metric"
+            )
+            continue
+        if clashing := sorted(categories & taken):
+            misfits[run.path] = (
+                f"{run.path}: category {clashing[0]!r} has the name of a leaderboard column; "
+                "rename the category"
             )
             continue
         first = first_of.setdefault(run.protocol, run)

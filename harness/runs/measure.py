@@ -49,14 +49,10 @@ class Metric:
     scorer: Any
 
     def ready(self) -> None:
-        """Prepare the scorer. Raises UserError that names the metric if it cannot measure."""
+        """Prepare the scorer. Raises UserError if it cannot measure."""
         ready = getattr(self.scorer, "ready", None)
-        if not callable(ready):
-            return
-        try:
+        if callable(ready):
             ready()
-        except UserError as error:
-            raise UserError(f"metrics={self.name}: {error}") from None
 
     def release(self) -> None:
         """Let the scorer's network go: the next metric has one of its own."""
@@ -94,6 +90,7 @@ def build_metrics(config: DictConfig, plan: Plan) -> tuple[Metric, ...]:
             unit=str(getattr(scorer, "unit", "score")),
             better=getattr(scorer, "better", "higher"),
             digits=int(getattr(scorer, "digits", 4)),
+            excluded=str(getattr(scorer, "excluded", "")),
         )
         metrics.append(Metric(str(name), about, scorer))
     return tuple(metrics)
@@ -144,9 +141,19 @@ class MetricJournal:
 
 
 def prepare_metrics(metrics: Sequence[Metric]) -> None:
-    """Prepare each metric before anything is drawn. Raises UserError if one cannot measure."""
+    """Prepare each metric before anything is drawn.
+
+    Raises UserError for one that cannot measure, with its name and the command without it.
+    """
     for metric in metrics:
-        metric.ready()
+        try:
+            metric.ready()
+        except UserError as error:
+            others = ",".join(other.name for other in metrics if other is not metric)
+            raise UserError(
+                f"metrics={metric.name}: {error} (options are metrics.{metric.name}.OPTION); "
+                f"without it: metrics=[{others}]"
+            ) from None
 
 
 def measure_images(journal: MetricJournal) -> None:

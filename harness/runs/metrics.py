@@ -44,6 +44,7 @@ class MetricAbout:
     unit: str = "score"
     better: Better = "higher"
     digits: int = 4  # after the decimal point, in tables
+    excluded: str = ""  # why its values must not enter a table
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness.results.image_metrics import describe_metrics
+from harness.results.image_metrics import describe_metrics, list_shown
 from harness.results.leaderboard import resolved
 from harness.results.reasons import explain_value
 from harness.results.report import collect
@@ -265,7 +265,7 @@ def _describe_run(one: Shown, results: Path) -> dict[str, Any]:
     found["scored"] = one.run.is_scored
 
     row = pd.Series(dict(one.row))
-    for name in ("vs_plain", "vs_bon", *(f"{metric}_vs_plain" for metric in one.run.metrics)):
+    for name in ("vs_plain", "vs_bon", *(f"{metric}_vs_plain" for metric in list_shown(one.run))):
         is_known = not pd.isna(row[name])
         found[f"{name}_resolved"] = is_known and resolved(row, name)
         found[f"{name}_reason"] = _shorten_verdict(found.get(f"{name}_verdict"))
