@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -30,6 +30,7 @@ from harness.records import (
     UserError,
 )
 from harness.results.stats import set_metrics
+from harness.results.stats.distances import Moments
 from harness.results.stats.set_metrics import DISTANCES, Reference
 
 log = logging.getLogger("harness")
@@ -223,12 +224,20 @@ def _scale_by_reference(
     features_ND: np.ndarray, reference: Reference
 ) -> tuple[np.ndarray, Reference]:
     """Divide features by the reference's deviations; leave out those that do not vary there."""
-    assert reference.features_MD is not None
-    deviation_D = reference.features_MD.std(0)
+    moments = reference.moments
+    deviation_D = np.sqrt(moments.covariance.diagonal())
     varies_D = deviation_D > 0
-    scaled_MD = reference.features_MD[:, varies_D] / deviation_D[varies_D]
-    scaled_ND = features_ND[:, varies_D] / deviation_D[varies_D]
-    return scaled_ND, Reference.of_features(reference.id, scaled_MD)
+    scale_D = deviation_D[varies_D]
+    scaled = Moments(
+        moments.mean[varies_D] / scale_D,
+        moments.covariance[np.ix_(varies_D, varies_D)] / scale_D / scale_D[:, None],
+    )
+    features_MD = reference.features_MD
+    if features_MD is not None:
+        features_MD = features_MD[:, varies_D] / scale_D
+    return features_ND[:, varies_D] / scale_D, replace(
+        reference, moments=scaled, features_MD=features_MD
+    )
 
 
 def describe_metric(name: str, metric: SetMetric) -> str:
