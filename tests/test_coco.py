@@ -10,16 +10,21 @@ from typing import Any
 import numpy as np
 import pytest
 from hydra import compose, initialize_config_module
+from hydra.core.plugins import Plugins
 from PIL import Image as Pillow
 
+from benchmarks.coco.__main__ import main as window
 from benchmarks.coco.benchmark import Coco
 from benchmarks.coco.caption_files import COLUMNS, read_captions, read_table
 from benchmarks.coco.layout import find_images
 from benchmarks.coco.reference import read_moments, write_reference
-from harness.records import SET_METRICS, Prompt, SetMetrics, UserError
+from harness.cli import enable_plugins
+from harness.records import SET_METRICS, Prompt, Score, SetMetric, SetMetrics, UserError
+from harness.results.claims import decide_verdict, read_claims
 from harness.results.stats.set_metrics import Reference
 from harness.runs.benchmark import BenchmarkSpec
 from harness.runs.instantiate import build_object
+from harness.runs.read import Run
 
 IMAGES = 40
 """Images of the made caption file: more than the extractor below has features."""
@@ -78,6 +83,14 @@ def write_photographs(folder: Path) -> None:
 def build(folder: Path, **options: Any) -> Coco:
     parts: dict[str, Any] = {"extractor": Corners(), "clip": Lightness()}
     return Coco(**{**parts, "coco": str(folder), "allow_other_version": True, **options})
+
+
+def compose_benchmark(*overrides: str) -> Any:
+    """The configuration of a benchmark; plugins are found first, as in a command."""
+    enable_plugins()
+    Plugins.instance()
+    with initialize_config_module("conf", version_base="1.3"):
+        return compose("config", [*overrides, "device=cpu"]).benchmark
 
 
 @pytest.fixture(autouse=True)
@@ -198,28 +211,26 @@ def test_configurations_are_the_protocols_that_they_are_named_by(
     (tmp_path / "captions_source.tsv").write_bytes(
         table("5\t42\tA sign\t480\t640\tx.jpg\thttp://x")
     )
-    options = [f"benchmark.coco={place}", "benchmark.allow_other_version=true", "device=cpu"]
-    with initialize_config_module("conf", version_base="1.3"):
-        config = compose("config", [f"benchmark={benchmark}", *options])
-        own = compose("config", [f"benchmark={benchmark}", *options, "benchmark.crop=square256"])
-        other = compose("config", [f"benchmark={benchmark}", *options, "benchmark.captions=first"])
-    made = build_object(config.benchmark)
+    options = [f"benchmark.coco={place}", "benchmark.allow_other_version=true"]
+    config = compose_benchmark(f"benchmark={benchmark}", *options)
+    own = compose_benchmark(f"benchmark={benchmark}", *options, "benchmark.crop=square256")
+    other = compose_benchmark(f"benchmark={benchmark}", *options, "benchmark.captions=first")
+    made = build_object(config)
     assert made.judge.id.startswith(f"coco-{protocol}-")
     assert made.judge.id.endswith(f"+{made.judge.scorers['clip'].id}")
     assert not made.excluded
-    is_same = config.benchmark.crop == "square256"
-    found = build_object(own.benchmark).judge.id
+    is_same = config.crop == "square256"
+    found = build_object(own).judge.id
     assert found.startswith(f"coco-{protocol if is_same else 'own'}-")
     if protocol != "mlperf":  # whose captions are of another file
-        assert build_object(other.benchmark).judge.id.startswith("coco-own-")
+        assert build_object(other).judge.id.startswith("coco-own-")
 
 
 def test_random_weights_enter_no_table(tmp_path: Path) -> None:
     options = [f"benchmark.coco={write_captions(tmp_path)}", "benchmark.allow_other_version=true"]
-    options += ["benchmark.extractor.weights=random", "benchmark.clip.weights=tiny", "device=cpu"]
-    with initialize_config_module("conf", version_base="1.3"):
-        config = compose("config", ["benchmark=coco", *options])
-    assert build_object(config.benchmark).excluded == "random weights"
+    options += ["benchmark.extractor.weights=random", "benchmark.clip.weights=tiny"]
+    config = compose_benchmark("benchmark=coco", *options)
+    assert build_object(config).excluded == "random weights"
 
 
 def test_where_captions_and_photographs_lie_names_no_result() -> None:
@@ -452,3 +463,52 @@ def test_images_made_elsewhere_are_scored_by_networks_of_full_size(tmp_path: Pat
     next(folder.rglob("*.npy")).unlink()
     assert harness(tmp_path, *command)[0] == 0
     assert (folder / SET_METRICS).read_bytes() == before
+
+
+# ------------------------------------------------------------------ MLPerf's window, claims
+
+
+def write_scored(folder: Path, clip: float, fid: float, judge: str = "coco-mlperf-1+clip") -> Path:
+    """A run of two images as `stages=[score]` leaves it, as far as the window reads it."""
+    folder.mkdir()
+    made = SetMetric(fid, 2, None, "inception-6726825d-torch299", "npz-1")
+    sets = SetMetrics(judge, 2, 2, metrics={"fid": made})
+    (folder / SET_METRICS).write_text(sets.to_json())
+    scores = [
+        Score(f"coco/{i}", 0, judge, 0.3, {"metrics": {"clip": clip + delta}})
+        for i, delta in enumerate((-1.0, 1.0))
+    ]
+    (folder / "scores.jsonl").write_text("".join(f"{score.to_json()}\n" for score in scores))
+    return folder
+
+
+def test_mlperfs_window_is_closed_on_both_sides(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inside = write_scored(tmp_path / "inside", 31.75, 23.48)
+    assert window(["window", str(inside)]) == 0
+    assert "CLIP 31.75000: inside 31.68631873 to 31.81331801" in capsys.readouterr().out
+    better = write_scored(tmp_path / "better", 31.75, 22.0)
+    assert window(["window", str(better)]) == 1
+    assert "FID 22.00000: outside" in capsys.readouterr().out
+    other = write_scored(tmp_path / "other", 31.75, 23.48, judge="coco-clean-1+clip")
+    assert window(["window", str(other)]) == 2
+    assert "judged by coco-clean-1+clip, not as MLPerf does" in capsys.readouterr().err
+    (inside / "scores.jsonl").write_text("")
+    assert window(["window", str(inside)]) == 2
+    assert "0 of 2 images have a CLIP score" in capsys.readouterr().err
+
+
+def test_claims_are_put_beside_runs_of_their_protocol_alone() -> None:
+    claims = [claim for claim in read_claims() if claim.protocol]
+    assert {claim.protocol for claim in claims} == {"lantern", "sjd", "mlperf", "not stated"}
+    of_vvs = [c for c in claims if c.benchmark == "coco_lantern" and c.method == "plain"]
+    about = {"model": "llamagen_xl_256", "method": "plain", "benchmark": "coco_lantern"}
+    described = {}
+    for judge in ("coco-lantern-12345678+clip-x", "coco-own-12345678+clip-x"):
+        run = Run(Path(), {"method": {}}, about, {}, {}, {}, frozenset(), {}, judge)
+        described[judge] = {c.metric: c.value for c in of_vvs if c.describes(run)}
+    assert list(described.values()) == [{"fid": 24.88, "clip": 0.322}, {}]
+    assert decide_verdict("fid", 24.88, 25.0, 24.6, 25.4) == "reproduced"
+    assert decide_verdict("fid", 24.88, 25.0, 23.0, 27.0) == "not resolved"
+    assert decide_verdict("clip", 0.322, 0.3221, 0.3215, 0.3227) == "reproduced"
