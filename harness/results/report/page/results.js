@@ -55,6 +55,7 @@ function remarksOf(one) {
     const some = one.runs.filter((run) => run.reward_is_judge === overlap);
     if (some.length) remarks.push(`Chosen by ${words}: ${some.map((run) => run.label).join("; ")}.`);
   }
+  remarks.push(...one.sets);
   return remarks.length > 0 && h("section", {}, h("ul", { class: "notes" }, remarks.map((text) => h("li", { text }))));
 }
 
@@ -84,6 +85,7 @@ function columns(one) {
     known("vs_bon") && difference("vs_bon", "Against Best-of-N", "The same, against Best-of-N with as many visual tokens"),
     ...tasks.map((name) => ({ key: name, title: SHORT[name] || words(name), about: `Score on ${words(name)}, 0 to 1`, down: true, value: (run) => run[name], cell: (run) => taskCell(run, name, one) })),
     ...one.metrics.filter((metric) => known(metric.name)).flatMap((metric) => metricColumns(metric, known, reasons)),
+    known("fd_plain") && { key: "fd_plain", title: "Distance to plain", about: "Fréchet distance to plain sampling's own images, and in brackets that of another plain run: how far apart equals are; lower is better", down: false, value: (run) => run.fd_plain, cell: distanceCell },
     number("visual_tokens", "Tokens", whole, "Visual tokens drawn for each delivered image, discarded candidates included"),
     number("target_passes", "Passes", (v) => fixed(v, 1), "Sequential forwards of the target model for each delivered image"),
     number("seconds", "Seconds", (v) => fixed(v, 3), "Device and judge seconds for each delivered image"),
@@ -99,6 +101,15 @@ function metricColumns(metric, known, reasons) {
     { key: name, title: words(name), about: `${unit}, mean over prompts with its 95 % interval; ${better} is better`, down, value: (run) => run[name], cell: mean },
     known(difference) && { key: difference, title: `${words(name)} against plain`, about: "Difference of the means, paired by prompt. Grey: not resolved, see the letters below the table", down, value: (run) => run[difference], cell: (run) => differenceCell(run, difference, reasons, metric) },
   ].filter(Boolean);
+}
+
+/** Show a run's distance to plain sampling's images, how far apart equals are, and p; grey where nothing was found. */
+function distanceCell(run) {
+  if (typeof run.fd_plain !== "number") return h("td", { class: "number quiet", text: "–" });
+  const differs = (run.fd_plain_verdict || "").startsWith("differs");
+  const p = typeof run.fd_plain_p === "number" ? `, p ${fixed(run.fd_plain_p, 3)}` : "";
+  return h("td", { class: `number difference ${differs ? "worse" : "quiet"}`, title: run.fd_plain_verdict || null }, h("b", { text: fixed(run.fd_plain, 3) }),
+    h("span", { class: "interval", text: `[${fixed(run.fd_plain_null, 3)}]${p}` }));
 }
 
 function leaderboard(one) {
