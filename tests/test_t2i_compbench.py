@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.boxes import Found
 from benchmarks.compbench_pictogram import CompbenchPictogram
 from benchmarks.t2i_compbench.benchmark import NEEDS, T2ICompBench
 from benchmarks.t2i_compbench.blip import BlipVqa
@@ -29,7 +30,7 @@ from benchmarks.t2i_compbench.blip_network import (
 )
 from benchmarks.t2i_compbench.boxes import resized_sides
 from benchmarks.t2i_compbench.conformance import KINDS, conformance
-from benchmarks.t2i_compbench.evaluators import Found, Picture
+from benchmarks.t2i_compbench.evaluators import Picture
 from benchmarks.t2i_compbench.imported_detections import ImportedDetections
 from benchmarks.t2i_compbench.layout import export_run
 from benchmarks.t2i_compbench.numeracy import class_of, find_counts

@@ -6,19 +6,20 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.boxes import Found
 from benchmarks.images import judge_each, read_images
 from benchmarks.spread import spread_evenly
 from benchmarks.t2i_compbench.complex_prompts import average_parts
 from benchmarks.t2i_compbench.evaluators import (
     DepthEstimator,
     Evaluator,
-    Found,
     ObjectDetector,
     Picture,
     QuestionAnswerer,
@@ -68,6 +69,24 @@ RESULT_FILES = {
 
 Judged = tuple[float, dict[str, Any]] | None
 """Value and detail of an image; None where its detections were not imported yet."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Hold the evaluators that the categories of a run need; the others are None.
+
+    Each of them declares what it takes of the device.
+    """
+
+    blip: Evaluator | None = None
+    detector: Evaluator | None = None
+    depth: Evaluator | None = None
+    clip: Evaluator | None = None
+
+    @property
+    def id(self) -> str:
+        used = (self.blip, self.detector, self.depth, self.clip)
+        return "+".join(one.id for one in used if one is not None)
 
 
 class T2ICompBench:
@@ -120,7 +139,7 @@ class T2ICompBench:
                     f"{', '.join(users)} cannot be judged: set {evaluator.missing}; "
                     "or leave them out with benchmark.categories=[...]"
                 )
-        self.judge = _JudgeId("+".join(one.id for one in self._evaluators.values()))
+        self.judge = Judge(**self._evaluators)
 
         self.found: dict[tuple[str, int], Path] = {}
         """Imported images, by prompt id and number."""
@@ -387,13 +406,6 @@ class T2ICompBench:
         if depth is None:
             return score_plane(pair, relation, detections)
         return score_depth(pair, relation, detections, depth, upright=self._upright)
-
-
-class _JudgeId:
-    """The judge: all evaluators that the categories need."""
-
-    def __init__(self, judge_id: str) -> None:
-        self.id = judge_id
 
 
 def _names_of(prompt: Prompt) -> tuple[str, ...]:

@@ -13,14 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A detected object; its box is in the detector's scale (boxes.py)."""
-
-    name: str
-    box: tuple[float, ...]
-    score: float
+from benchmarks.boxes import Found
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +51,10 @@ class ObjectDetector(Evaluator, Protocol):
     """What marks the version of scores by a substitute; "" for the reference's detector."""
 
     def detect(self, pictures: Sequence[Picture]) -> list[list[Found] | None]:
-        """Find objects in each picture, in the detector's order; None where nobody looked yet."""
+        """Find objects in each picture, in the detector's order; None where nobody looked yet.
+
+        Boxes are in the reference detector's scale (boxes.py).
+        """
 
 
 class DepthEstimator(Evaluator, Protocol):

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks.boxes import Found
 from benchmarks.geneval.transformers_backend import explain_missing, find_revision
 from benchmarks.optional import require
 from benchmarks.t2i_compbench.boxes import resized_sides
-from benchmarks.t2i_compbench.evaluators import Found, Picture
+from benchmarks.t2i_compbench.evaluators import Picture
 from harness.records import UserError
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.t2i_compbench.boxes import Detection, overlap, single, single_box
+from benchmarks.boxes import Detection, single, single_box
+from benchmarks.t2i_compbench.boxes import overlap
 
 PERSONS = ("girl", "boy", "man", "woman")
 """Nouns for which the detector's class is "person"."""
