@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from benchmarks.memory import list_network_parts
 from harness.models.pictogram.grammar import CLASSES
 from harness.records import MemoryPart, UserError
 
@@ -102,15 +103,13 @@ class Mask2Former:
         """List its weights, and what a forward over a batch of square pictures takes."""
         places = (self.side // 4) ** 2
         pictures = self._count_pictures()
-        held = 0 if self._network is None else WEIGHT_BYTES
-        return [
-            MemoryPart("detector", WEIGHT_BYTES, held=held, device=self._device_name),
-            MemoryPart(
-                "detector's pictures",
-                fixed=4 * PLACE_VALUES * places * pictures,
-                device=self._device_name,
-            ),
-        ]
+        return list_network_parts(
+            "detector",
+            WEIGHT_BYTES,
+            4 * PLACE_VALUES * places * pictures,
+            is_loaded=self._network is not None,
+            device=self._device_name,
+        )
 
     @property
     def side(self) -> int:

@@ -27,7 +27,12 @@ from benchmarks.t2i_compbench.evaluators import (
 )
 from benchmarks.t2i_compbench.layout import count_images, read_folder, warn_of_missing
 from benchmarks.t2i_compbench.numeracy import score_counts
-from benchmarks.t2i_compbench.prompts import CATEGORIES, can_be_found, read_prompts
+from benchmarks.t2i_compbench.prompts import (
+    CATEGORIES,
+    can_be_found,
+    read_own_prompts,
+    read_prompts,
+)
 from benchmarks.t2i_compbench.questions import multiply_answers, round_answer, write_question
 from benchmarks.t2i_compbench.spatial import SpatialScore, score_depth, score_plane
 from benchmarks.t2i_compbench.summary import summarise_categories
@@ -96,7 +101,8 @@ class T2ICompBench:
     "current", or "older" for the colour prompts of before 2025-09-03. `prompts` takes that many,
     spread evenly over the categories. `images` may be a folder of the reference's layout instead of
     a number. Evaluators other than the reference's mark the version, as does another number of
-    images; `upright` reads depth maps the right way round, which the reference does not.
+    images; `upright` reads depth maps the right way round, which the reference does not. With `own`
+    the lists are not the official ones: spaCy parses their prompts, and marks the version.
 
     Raises UserError for what cannot be had, evaluators of the categories among it.
     """
@@ -116,21 +122,21 @@ class T2ICompBench:
         prompts: Count | None = None,
         images: Count | str = IMAGES,
         upright: bool = False,
+        own: bool = False,
     ) -> None:
         self._blip = blip
         self._detector = detector
         self._depth = depth
         self._clip = clip
         self._upright = upright
-        chosen = CATEGORIES if categories is None else tuple(categories)
-        available, version = read_prompts(chosen, color_list, metadata)
+        if own:
+            available, version = read_own_prompts(categories, metadata)
+        else:
+            named = CATEGORIES if categories is None else categories
+            available, version = read_prompts(named, color_list, metadata)
         self._prompts = available if prompts is None else spread_evenly(available, prompts)
         self._total = len(available)
-        self._categories = [
-            category
-            for category in chosen
-            if any(prompt.category == category for prompt in self._prompts)
-        ]
+        self._categories = list(dict.fromkeys(prompt.category for prompt in self._prompts))
         self._evaluators = self._list_evaluators()
         for option, evaluator in self._evaluators.items():
             if evaluator.missing:

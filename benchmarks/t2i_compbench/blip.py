@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks.memory import list_network_parts
 from benchmarks.t2i_compbench.blip_network import (
     MAX_TOKENS,
     BlipSpec,
@@ -21,7 +22,7 @@ from benchmarks.t2i_compbench.blip_network import (
 )
 from benchmarks.t2i_compbench.questions import clean_question, yes_probability
 from harness.download import fetch, file_sha256
-from harness.records import Count, UserError
+from harness.records import Count, MemoryPart, UserError
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +38,11 @@ VOCABULARY = (
     "86b5e0934494bd15c9632b12f734a8a67f723594/vocab.txt"
 )
 VOCABULARY_SHA256 = "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"
+
+WEIGHT_BYTES = 4 * 361_500_000
+"""Bytes of the network in float32."""
+PICTURE_BYTES = 4 * 4 * 12 * 901 * 901
+"""Bytes that a picture takes: four copies of the attention of 12 heads over its 901 positions."""
 
 
 class BlipVqa:
@@ -76,6 +82,22 @@ class BlipVqa:
         self._spec = BlipSpec()
         self._network: Any = None
 
+    def memory_need(self, _model: object, _shape: object) -> list[MemoryPart]:
+        """List its weights, and what encoding a batch of pictures takes."""
+        return list_network_parts(
+            "BLIP VQA",
+            WEIGHT_BYTES,
+            PICTURE_BYTES * self.batch_size(),
+            is_loaded=self._network is not None,
+            device=self._device_name,
+        )
+
+    def batch_size(self) -> int:
+        """Return how many rows a forward has."""
+        from harness.models.devices import device_named
+
+        return self._batch or (1 if device_named(self._device_name).type == "cpu" else 16)
+
     def load(self) -> None:
         """Build the network and its tokenizer; later calls do nothing."""
         if self._network is not None:
@@ -100,7 +122,7 @@ class BlipVqa:
         if not asked:
             return []
         self.load()
-        size = self._batch or (1 if self._device.type == "cpu" else 16)
+        size = self.batch_size()
         pictures = {id(picture): picture for picture, _ in asked}
         rows = {identity: row for row, identity in enumerate(pictures)}
         ids = [self._tokenizer.encode(clean_question(question)).ids for _, question in asked]
