@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from made_runs import make_run
 from PIL import Image
 
 import benchmarks.t2i_compbench.prompts as prompts_module
@@ -56,6 +57,9 @@ from harness.judges.pictogram import PictogramDetector
 from harness.models.pictogram import world
 from harness.models.pictogram.grammar import PROMPT_POSITIONS, parse, words
 from harness.records import MemoryPart, Prompt, UserError
+from harness.results.leaderboard import build
+from harness.results.report.collect import panels
+from harness.results.report.data import describe_panel
 
 SHARED = Path(__file__).parents[2] / "shared"
 LISTS = SHARED / "data" / "t2i_compbench"
@@ -384,6 +388,27 @@ def test_the_summary_says_what_cannot_be_reached(tmp_path: Path) -> None:
     assert "MARKED: 2 images a prompt where the papers have 10" in lines
     assert "PARTIAL: 2 of 600 images" in lines
     assert "both objects found in 0.0 % of images" in lines
+
+
+@needs_lists
+def test_a_substitute_is_never_ranked_with_the_reference(tmp_path: Path) -> None:
+    """They are on boards of their own, and only the reference's says what it cannot reach."""
+    for method, n, detector in (
+        ("plain", None, Said()),
+        ("best_of_n", 4, Said()),
+        ("gridar", 4, Said(protocol="detector=other")),
+    ):
+        made = make_benchmark(detector=detector, categories=["spatial"])
+        about = {"version": made.version} | ({"remark": made.remark} if made.remark else {})
+        make_run(tmp_path, method, n=n, benchmark="t2i_compbench", **about)
+    board = build(tmp_path)
+    reference, substitute = sorted(panels(board), key=lambda panel: panel.protocol.version)
+    assert [one.run.about["method"] for one in substitute.shown] == ["gridar"]
+    assert substitute.shown[0].plain is None
+    assert "detector=other" in substitute.protocol.version
+    assert len(reference.shown) == 2
+    assert (substitute.remark, "100 of 300" in reference.remark) == ("", True)
+    assert describe_panel(reference, tmp_path)["remark"] == reference.remark
 
 
 @needs_lists

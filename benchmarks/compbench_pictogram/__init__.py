@@ -33,7 +33,6 @@ BATCH = 64
 """Images read and judged at a time."""
 PARTS = ("spatial", "attribute")
 """What the score of a complex prompt averages, as the reference does for prompts about places."""
-LEFT_OUT = "left out, since no pictogram shows them: shape, texture, 3d_spatial, non_spatial"
 
 
 class ColoredDetection(Detection, Protocol):
@@ -63,6 +62,7 @@ class CompbenchPictogram:
 
     name = "compbench_pictogram"
     version = "1"
+    remark = "left out, since no pictogram shows them: shape, texture, 3d_spatial, non_spatial"
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class CompbenchPictogram:
         """Format the score of each category with its interval, and what is left out."""
         yield from summarise_categories(self._prompts, self.images, scores)
         yield f"Version {self.version}, judge {self.judge.id}"
-        yield LEFT_OUT
+        yield self.remark
 
     def _make_score(
         self,

@@ -160,6 +160,7 @@ class T2ICompBench:
             self.images = images
         self.version = "+".join([version, *self._list_marks()])
         self.excluded = self._why_excluded()
+        self.remark = "; ".join(self._describe_reach())
 
     def prompts(self) -> list[Prompt]:
         """List the prompts to draw."""
@@ -219,8 +220,8 @@ class T2ICompBench:
     def summarise(self, scores: Sequence[Score]) -> Iterator[str]:
         """Format the score of each category, what cannot be reached, and what marks the run."""
         yield from summarise_categories(self._prompts, self.images, scores)
-        if not self._detector.protocol:
-            yield from self._describe_reach()
+        if self.remark:
+            yield self.remark
         if self.images != IMAGES:
             yield f"MARKED: {self.images} images a prompt where the papers have {IMAGES}"
         if len(self._prompts) < self._total:
@@ -283,7 +284,12 @@ class T2ICompBench:
         return "images made elsewhere: what they cost is not known" if self.found else ""
 
     def _describe_reach(self) -> Iterator[str]:
-        """Say how many prompts cannot reach a full score with the reference's class names."""
+        """Say how many prompts cannot reach a full score with the reference's class names.
+
+        A substitute has no such names.
+        """
+        if self._detector.protocol:
+            return
         for category in ("spatial", "3d_spatial"):
             prompts = [prompt for prompt in self._prompts if prompt.category == category]
             lost = sum(not can_be_found(prompt) for prompt in prompts)

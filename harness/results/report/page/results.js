@@ -41,7 +41,7 @@ function lead(one) {
 }
 
 function remarksOf(one) {
-  const remarks = [];
+  const remarks = one.remark ? [`${one.remark}.`] : [];
   if (one.runs.length === 1) remarks.push("One run only: there is nothing to compare it with yet.");
   else if (one.scored && !one.baseline) remarks.push("There is no plain run on this board, so nothing is compared with plain, and budgets are not known.");
   for (const run of one.runs) {
