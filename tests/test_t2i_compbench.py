@@ -36,7 +36,7 @@ from benchmarks.t2i_compbench.clip import ClipScore
 from benchmarks.t2i_compbench.conformance import KINDS, conformance
 from benchmarks.t2i_compbench.depth import DptDepth
 from benchmarks.t2i_compbench.evaluators import Picture
-from benchmarks.t2i_compbench.imported_detections import ImportedDetections
+from benchmarks.t2i_compbench.imported_detections import RESULTS, ImportedDetections
 from benchmarks.t2i_compbench.layout import export_run
 from benchmarks.t2i_compbench.numeracy import class_of, find_counts
 from benchmarks.t2i_compbench.open_vocabulary import OpenVocabulary
@@ -469,9 +469,63 @@ def test_detections_are_those_of_the_image(tmp_path: Path) -> None:
     assert np.allclose(depth, 0.2)
 
 
+def write_scores(folder: Path, category: str, *answers: tuple[int, object]) -> None:
+    path = folder / RESULTS[category]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps([{"question_id": i, "answer": value} for i, value in answers]))
+
+
+@needs_lists
+def test_the_references_own_scores_are_those_of_the_run(tmp_path: Path) -> None:
+    """By the running number of an exported image; an image that was not judged waits."""
+    write_scores(tmp_path, "spatial", (0, 0.75), (1, 0.5))
+    write_scores(tmp_path, "3d_spatial", (0, "0.25"))
+    write_scores(tmp_path, "complex", (0, 0.5))
+    benchmark = make_benchmark(
+        detector=ImportedDetections(str(tmp_path)),
+        depth=ImportedDetections(),
+        categories=["spatial", "3d_spatial", "numeracy", "complex"],
+        images=1,
+        prompts=8,
+    )
+    benchmark.ready()
+    scores = list(benchmark.score(draw_images(tmp_path / "drawn", benchmark.prompts())))
+    value = {score.prompt_id.removeprefix("t2i_compbench/"): score.value for score in scores}
+    assert {name: value[name] for name in ("spatial/0", "spatial/1", "3d_spatial/0")} == {
+        "spatial/0": 0.75,
+        "spatial/1": 0.5,
+        "3d_spatial/0": 0.25,
+    }
+    key = benchmark.prompts()[-2].spec
+    assert key["kind"] == "spatial"  # half the position, half the attributes
+    attribute = 0.5 ** len(key["phrases"])
+    assert value["complex/0"] == pytest.approx((0.5 + attribute) / 2, abs=1e-4)
+    assert len(value) == 4  # nobody judged the others
+
+
+@needs_lists
+def test_scores_of_the_reference_are_of_depth_maps_as_it_reads_them(tmp_path: Path) -> None:
+    write_scores(tmp_path, "3d_spatial", (0, 0.25))
+    upright = make_benchmark(
+        detector=ImportedDetections(str(tmp_path)), categories=["3d_spatial"], upright=True
+    )
+    with pytest.raises(UserError, match="leave upright out"):
+        upright.ready()
+
+
+@pytest.mark.parametrize("answer", [1.5, "nan", "yes", None])
+def test_a_result_file_with_another_answer_is_refused(answer: object, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the reference has judged nothing there"):
+        ImportedDetections(str(tmp_path)).load()
+    write_scores(tmp_path, "numeracy", (0, answer))
+    with pytest.raises(UserError, match=r"vqa_result\.json: no result file"):
+        ImportedDetections(str(tmp_path)).load()
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
+        ({"depth": 3}, "'depth' must be the name of a picture"),
         ({"index": -1}, "'index' must be a whole number from 0, found -1"),
         ({"category": None}, "'category' must be a name"),
         ({"detections": {}}, "'detections' must be a list"),

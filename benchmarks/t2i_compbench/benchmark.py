@@ -20,6 +20,7 @@ from benchmarks.t2i_compbench.complex_prompts import average_parts
 from benchmarks.t2i_compbench.evaluators import (
     DepthEstimator,
     Evaluator,
+    HasScores,
     ObjectDetector,
     Picture,
     QuestionAnswerer,
@@ -170,6 +171,12 @@ class T2ICompBench:
         """Load the evaluators of the categories. Raises UserError if that is impossible."""
         for evaluator in self._evaluators.values():
             evaluator.load()
+        has_scores = isinstance(self._detector, HasScores) and self._detector.scores is not None
+        if self._upright and has_scores:
+            raise UserError(
+                "benchmark.upright=true: the reference's scores were made with depth maps read as "
+                "it reads them; give its detections and depths instead, or leave upright out"
+            )
 
     def estimate(self, prompts: Sequence[Prompt]) -> str:
         """Count what judging an image of each of these prompts asks of each evaluator."""
@@ -211,9 +218,9 @@ class T2ICompBench:
                     yield self._make_score(prompt, path, *found)
         if waiting:
             log.warning(
-                "%d images wait for detections: `python -m benchmarks.t2i_compbench export RUN "
-                "FOLDER`, run the reference's detector there, and set "
-                "benchmark.detector.detections=FILE",
+                "%d images wait for the reference's detector: `python -m benchmarks.t2i_compbench "
+                "export RUN FOLDER`, run its evaluators there, and set "
+                "benchmark.detector.detections=FOLDER",
                 waiting,
             )
 
@@ -332,11 +339,12 @@ class T2ICompBench:
 
         # 3. Decide.
         judged: list[Judged] = []
-        for index, (prompt, _, _) in enumerate(shown):
+        for index, (prompt, number, _) in enumerate(shown):
+            given = self._look_up_score(prompt, number)
             is_waiting = (index in detected and detected[index] is None) or (
                 index in depths and depths[index] is None
             )
-            if is_waiting:
+            if is_waiting and given is None:
                 judged.append(None)
                 continue
             judged.append(
@@ -346,9 +354,17 @@ class T2ICompBench:
                     detected.get(index) or [],
                     depths.get(index),
                     compared.get(index),
+                    given,
                 )
             )
         return judged
+
+    def _look_up_score(self, prompt: Prompt, number: int) -> float | None:
+        """Return what the reference's own detector and rules gave an image; None if unknown."""
+        if "detector" not in NEEDS[prompt.category] or not isinstance(self._detector, HasScores):
+            return None
+        running = self.images * int(prompt.id.rsplit("/", 1)[1]) + number
+        return (self._detector.scores or {}).get((prompt.category, running))
 
     def _ask_questions(self, shown: Sequence[tuple[Prompt, int, np.ndarray]]) -> list[list[float]]:
         """Ask about the noun phrases of each image; none where its category asks nothing."""
@@ -372,8 +388,12 @@ class T2ICompBench:
         detections: Sequence[Found],
         depth: np.ndarray | None,
         compared: tuple[float, bool] | None,
+        given: float | None,
     ) -> tuple[float, dict[str, Any]]:
-        """Apply the rules of a prompt's category; return the value and what it is made of."""
+        """Apply the rules of a prompt's category; return the value and what it is made of.
+
+        Of a part that needs a detector, `given` is the reference's own score, where it is known.
+        """
         category = prompt.category
         key = prompt.spec
         parts: dict[str, float] = {}
@@ -381,17 +401,11 @@ class T2ICompBench:
         if "blip" in NEEDS[category]:
             parts["attribute"] = float(multiply_answers(chances))
             detail["answers"] = [round_answer(chance) for chance in chances]
-        if "detector" in NEEDS[category]:
-            detail["detections"] = [[one.name, *one.box, one.score] for one in detections]
-        if category == "numeracy":
-            counted = score_counts([(name, count) for name, count in key["counts"]], detections)
-            parts["numeracy"] = counted.value
-            detail["counts"] = list(counted.counts)
+        if given is not None:
+            parts["numeracy" if category == "numeracy" else "spatial"] = given
         elif "detector" in NEEDS[category]:
-            placed = self._place(prompt, detections, depth)
-            parts["spatial"] = placed.value
-            detail["position"] = placed.position
-            detail["found"] = placed.found
+            detail["detections"] = [[one.name, *one.box, one.score] for one in detections]
+            self._apply_rules(prompt, detections, depth, parts, detail)
         if compared is not None:
             cosine, was_cut = compared
             parts["action"] = cosine
@@ -408,6 +422,26 @@ class T2ICompBench:
         if value < 0:
             detail["answer"] = value
         return min(1.0, max(0.0, value)), detail
+
+    def _apply_rules(
+        self,
+        prompt: Prompt,
+        detections: Sequence[Found],
+        depth: np.ndarray | None,
+        parts: dict[str, float],
+        detail: dict[str, Any],
+    ) -> None:
+        """Score what was detected: numbers of objects, or where two of them are."""
+        if prompt.category == "numeracy":
+            wanted = [(name, count) for name, count in prompt.spec["counts"]]
+            counted = score_counts(wanted, detections)
+            parts["numeracy"] = counted.value
+            detail["counts"] = list(counted.counts)
+            return
+        placed = self._place(prompt, detections, depth)
+        parts["spatial"] = placed.value
+        detail["position"] = placed.position
+        detail["found"] = placed.found
 
     def _place(
         self, prompt: Prompt, detections: Sequence[Found], depth: np.ndarray | None

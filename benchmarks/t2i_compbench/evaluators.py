@@ -7,9 +7,9 @@ give before it can be used; it is empty where nothing is missing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -55,6 +55,15 @@ class ObjectDetector(Evaluator, Protocol):
 
         Boxes are in the reference detector's scale (boxes.py).
         """
+
+
+@runtime_checkable
+class HasScores(Protocol):
+    """A detector that knows the reference's scores themselves."""
+
+    @property
+    def scores(self) -> Mapping[tuple[str, int], float] | None:
+        """Scores by category and running number, once it is loaded; None where it has none."""
 
 
 class DepthEstimator(Evaluator, Protocol):

@@ -1,7 +1,8 @@
-"""Take detections and depths that the reference's own networks made elsewhere.
+"""Take what the reference's own networks made elsewhere: scores, or detections and depths.
 
 UniDet runs on detectron2, which is on no package index, so the reference's detector cannot be
-installed here. A file has a JSON object for each image:
+installed here. Its scores are read from a folder of the reference's layout, where its evaluators
+left them (`RESULTS`); its detections from a file that has a JSON object for each image:
 
 {"category": "spatial", "index": 3, "image": 0,
  "detections": [{"class": "cat", "box": [x1, y1, x2, y2], "score": 0.9}], "depth": "3_0.png"}
@@ -12,6 +13,7 @@ an 8-bit picture beside the file, of any size.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,14 @@ from benchmarks.jsonl import bad_line, read_objects
 from benchmarks.t2i_compbench.boxes import resized_sides
 from benchmarks.t2i_compbench.evaluators import Picture
 from harness.records import UserError
+
+RESULTS = {
+    "spatial": "spatial/labels/annotation_obj_detection_2d/vqa_result.json",
+    "3d_spatial": "3d_spatial/labels/annotation_obj_detection_3d/vqa_result.json",
+    "numeracy": "numeracy/annotation_num/vqa_result.json",
+    "complex": "complex/labels/annotation_obj_detection_2d/vqa_result.json",
+}
+"""Where the reference's evaluators write the scores of each category that needs its detector."""
 
 Key = tuple[str, int]
 """Prompt id and number of an image."""
@@ -38,10 +48,11 @@ class _Row:
 
 
 class ImportedDetections:
-    """Look up what was detected in an image, and its depth.
+    """Look up the reference's score of an image, or what was detected in it and its depth.
 
-    Its id does not name the file, so that images are drawn first and detected later, in the same
-    run. An image that the file lacks gets no score: the next run asks again.
+    `detections` is the folder of the scores or the file of the detections. The id does not name it,
+    so that images are drawn first and detected later, in the same run. An image that it lacks gets
+    no score: the next run asks again.
     """
 
     id = "unidet-imported"
@@ -52,11 +63,18 @@ class ImportedDetections:
         self.missing = ""
         self._path = None if detections is None else Path(detections).expanduser()
         self._rows: Mapping[Key, _Row] | None = None
+        self.scores: Mapping[tuple[str, int], float] | None = None
+        """The reference's scores by category and running number; None where it has detections."""
 
     def load(self) -> None:
-        """Read the file; later calls do nothing. Without a file nothing was detected yet."""
-        if self._rows is None:
-            self._rows = {} if self._path is None else _read_rows(self._path)
+        """Read folder or file; later calls do nothing. Without either nothing was detected yet."""
+        if self._rows is not None:
+            return
+        self._rows = {}
+        if self._path is not None and self._path.is_dir():
+            self.scores = _read_scores(self._path)
+        elif self._path is not None:
+            self._rows = _read_rows(self._path)
 
     def detect(self, pictures: Sequence[Picture]) -> list[list[Found] | None]:
         """Look up the detections of each picture; None where the file has none."""
@@ -97,6 +115,34 @@ def _read_depth(path: Path, width: int, height: int) -> np.ndarray:
             return resize_depth(depth, width, height)
     except (OSError, ValueError, SyntaxError) as error:
         raise UserError(f"{path}: no depth picture ({error})") from None
+
+
+def _read_scores(folder: Path) -> dict[tuple[str, int], float]:
+    """Read the scores of all categories that were judged. Raises UserError if none was."""
+    scores: dict[tuple[str, int], float] = {}
+    for category, name in RESULTS.items():
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            for row in json.loads(path.read_text(encoding="utf-8")):
+                scores[category, int(row["question_id"])] = _read_score(row["answer"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: no result file of the reference ({error!r})") from None
+    if not scores:
+        raise UserError(
+            f"benchmark.detector.detections={folder}: the reference has judged nothing there; its "
+            f"evaluators write {', '.join(RESULTS.values())}"
+        )
+    return scores
+
+
+def _read_score(answer: object) -> float:
+    """Read a score, which is a number or its text. Raises ValueError outside of 0 to 1."""
+    score = float(str(answer))
+    if not 0 <= score <= 1:
+        raise ValueError(f"a score is between 0 and 1, found {answer!r}")
+    return score
 
 
 def _read_rows(path: Path) -> dict[Key, _Row]:
