@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.geneval.detector import Instance
 from benchmarks.geneval.verdict import COLORS
-from benchmarks.memory import list_network_parts
+from benchmarks.networks import list_network_parts
 from benchmarks.optional import require
 from harness.download import file_sha256
 from harness.records import Count, MemoryPart, UserError, one_line

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from benchmarks.memory import list_network_parts
+from benchmarks.networks import is_random, list_network_parts
 from harness.models.pictogram.grammar import CLASSES
 from harness.records import MemoryPart, UserError
 
@@ -81,9 +81,7 @@ class Mask2Former:
     def __init__(self, device: str, batch: int | None, weights: str) -> None:
         if batch is not None and batch < 1:
             raise UserError(f"benchmark.detector.batch={batch}: at least one picture is needed")
-        if weights not in ("published", "random"):
-            raise UserError(f"benchmark.detector.weights={weights}: choose published or random")
-        self.random = weights == "random"
+        self.random = is_random("detector", weights)
         self._device_name = device
         self._batch = batch
         self._network: torch.nn.Module | None = None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.memory import list_network_parts
+from benchmarks.networks import is_random, list_network_parts
 from benchmarks.t2i_compbench.blip_network import (
     MAX_TOKENS,
     BlipSpec,
@@ -63,11 +63,9 @@ class BlipVqa:
     ) -> None:
         if batch is not None and batch < 1:
             raise UserError(f"benchmark.blip.batch={batch}: at least one row is needed")
-        if weights not in ("published", "random"):
-            raise UserError(f"benchmark.blip.weights={weights}: choose published or random")
-        if weights == "random" and checkpoint:
+        self.random = is_random("blip", weights)
+        if self.random and checkpoint:
             raise UserError("benchmark.blip: weights=random and a checkpoint exclude each other")
-        self.random = weights == "random"
         self.missing = ""
         name = "random"
         if checkpoint:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.memory import list_network_parts
+from benchmarks.networks import is_random, list_network_parts
 from benchmarks.t2i_compbench.evaluators import Picture
 from benchmarks.t2i_compbench.imported_detections import resize_depth
 from harness.records import MemoryPart, UserError, one_line
@@ -44,9 +44,7 @@ class DptDepth:
         weights: str = "published",
         device: str = "auto",
     ) -> None:
-        if weights not in ("published", "random"):
-            raise UserError(f"benchmark.depth.weights={weights}: choose published or random")
-        self.random = weights == "random"
+        self.random = is_random("depth", weights)
         self.protocol = "depth=dpt-hybrid-midas"
         self.missing = ""
         if not self.random and revision is None:

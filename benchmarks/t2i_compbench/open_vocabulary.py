@@ -16,11 +16,11 @@ import numpy as np
 
 from benchmarks.boxes import Found
 from benchmarks.geneval.transformers_backend import explain_missing, find_revision
-from benchmarks.memory import list_network_parts
+from benchmarks.networks import is_random, list_network_parts
 from benchmarks.optional import require
 from benchmarks.t2i_compbench.boxes import resized_sides
 from benchmarks.t2i_compbench.evaluators import Picture
-from harness.records import MemoryPart, UserError
+from harness.records import MemoryPart
 
 if TYPE_CHECKING:
     import torch
@@ -59,9 +59,7 @@ class OpenVocabulary:
         overlap: float = 0.5,
         device: str = "auto",
     ) -> None:
-        if weights not in ("published", "random"):
-            raise UserError(f"benchmark.detector.weights={weights}: choose published or random")
-        self.random = weights == "random"
+        self.random = is_random("detector", weights)
         self.missing = ""
         self._model = model
         self._revision = revision
