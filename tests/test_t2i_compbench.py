@@ -559,7 +559,7 @@ def test_every_network_declares_what_it_takes_of_the_device() -> None:
     parts: dict[str, MemoryPart] = {}
     of_one = make_networks(batch=1)
     for evaluator in of_one:
-        for part in evaluator.memory_need(None, None):
+        for part in evaluator.memory_need(None, ON_CPU):
             parts[part.name] = part
             assert (part.held, part.device) == (0, "cpu")
     with torch.device("meta"):
@@ -574,8 +574,11 @@ def test_every_network_declares_what_it_takes_of_the_device() -> None:
     assert parts["CLIP"].fixed == 4 * 151_000_000  # of ViT-B/32, not of GenEval's ViT-L/14
     for one, three in zip(of_one, make_networks(batch=3), strict=True):
         ratio = 1 if isinstance(one, OpenVocabulary | DptDepth) else 3
-        many = three.memory_need(None, None)[1].fixed
-        assert many == ratio * one.memory_need(None, None)[1].fixed
+        many = three.memory_need(None, ON_CPU)[1].fixed
+        assert many == ratio * one.memory_need(None, ON_CPU)[1].fixed
+
+
+ON_CPU = SamplerShape(torch.device("cpu"), 1, (1, 1), 1)
 
 
 def make_networks(batch: int) -> tuple[BlipVqa, OpenVocabulary, DptDepth, ClipScore]:
@@ -591,13 +594,12 @@ def make_networks(batch: int) -> tuple[BlipVqa, OpenVocabulary, DptDepth, ClipSc
 def test_a_run_counts_the_memory_of_the_evaluators_that_it_needs() -> None:
     blip, detector, of_depth, clip = make_networks(batch=1)
     evaluators = {"blip": blip, "detector": detector, "depth": of_depth, "clip": clip}
-    shape = SamplerShape(torch.device("cpu"), 1, (1, 1), 1)
     for categories, names in (
         (None, {"BLIP VQA", "OWLv2", "DPT", "CLIP"}),
         (["numeracy"], {"OWLv2"}),
     ):
         benchmark = make_benchmark(**evaluators, categories=categories)
-        found = list_declared([benchmark.judge], None, shape)  # type: ignore[arg-type]
+        found = list_declared([benchmark.judge], None, ON_CPU)  # type: ignore[arg-type]
         assert {part.name for part in found if "'s" not in part.name} == names
         assert all(part.is_declared for part in found)
 

@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from benchmarks.networks import is_random, list_network_parts
+from benchmarks.networks import (
+    OnDevice,
+    count_rows,
+    is_random,
+    list_network_parts,
+    place_network,
+)
 from harness.models.pictogram.grammar import CLASSES
 from harness.records import MemoryPart, UserError
 
@@ -32,6 +38,8 @@ LONG_SIDE_RATIO = 1333 / 800
 
 WEIGHT_BYTES = 4 * 69_000_000
 """Bytes of Mask2Former Swin-S in float32, before it is loaded."""
+PICTURES = 8
+"""Pictures of a forward on a GPU."""
 USUAL_SIDE = 800
 """Pixels of a picture's side, unless another is chosen."""
 PLACE_VALUES = 2300
@@ -97,10 +105,11 @@ class Mask2Former:
         assert self._network is not None, "load() comes first"
         return self._network
 
-    def memory_need(self, _model: object, _shape: object) -> list[MemoryPart]:
+    def memory_need(self, _model: object, shape: OnDevice) -> list[MemoryPart]:
         """List its weights, and what a forward over a batch of square pictures takes."""
         places = (self.side // 4) ** 2
-        pictures = self._count_pictures()
+        device = place_network(self._device_name, shape)
+        pictures = count_rows(self._batch, device, PICTURES)
         return list_network_parts(
             "detector",
             WEIGHT_BYTES,
@@ -114,10 +123,6 @@ class Mask2Former:
         """Return the pixels of a picture's short side."""
         return USUAL_SIDE
 
-    def _count_pictures(self) -> int:
-        """Return how many pictures a forward has."""
-        return self._batch or (1 if self.device.type == "cpu" else 8)
-
     def load(self) -> None:
         """Build the network on the device; later calls do nothing."""
         if self._network is None:
@@ -130,7 +135,7 @@ class Mask2Former:
 
         self.load()
         found: list[list[Instance]] = [[] for _ in images]
-        size = self._count_pictures()
+        size = count_rows(self._batch, self.device, PICTURES)
         with torch.inference_mode():
             # 1. Prepare all pictures; those with inputs of one shape share forwards.
             prepared = [self.prepare(image) for image in images]

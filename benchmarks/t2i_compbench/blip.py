@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.networks import is_random, list_network_parts
+from benchmarks.networks import (
+    OnDevice,
+    count_rows,
+    is_random,
+    list_network_parts,
+    place_network,
+)
 from benchmarks.t2i_compbench.blip_network import (
     MAX_TOKENS,
     BlipSpec,
@@ -39,6 +45,8 @@ VOCABULARY = (
 )
 VOCABULARY_SHA256 = "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"
 
+ROWS = 16
+"""Rows of a forward on a GPU."""
 WEIGHT_BYTES = 4 * 361_500_000
 """Bytes of the network in float32."""
 PICTURE_BYTES = 4 * 4 * 12 * 901 * 901
@@ -80,21 +88,16 @@ class BlipVqa:
         self._spec = BlipSpec()
         self._network: Any = None
 
-    def memory_need(self, _model: object, _shape: object) -> list[MemoryPart]:
+    def memory_need(self, _model: object, shape: OnDevice) -> list[MemoryPart]:
         """List its weights, and what encoding a batch of pictures takes."""
+        rows = count_rows(self._batch, place_network(self._device_name, shape), ROWS)
         return list_network_parts(
             "BLIP VQA",
             WEIGHT_BYTES,
-            PICTURE_BYTES * self.batch_size(),
+            PICTURE_BYTES * rows,
             is_loaded=self._network is not None,
             device=self._device_name,
         )
-
-    def batch_size(self) -> int:
-        """Return how many rows a forward has."""
-        from harness.models.devices import device_named
-
-        return self._batch or (1 if device_named(self._device_name).type == "cpu" else 16)
 
     def load(self) -> None:
         """Build the network and its tokenizer; later calls do nothing."""
@@ -120,7 +123,7 @@ class BlipVqa:
         if not asked:
             return []
         self.load()
-        size = self.batch_size()
+        size = count_rows(self._batch, self._device, ROWS)
         pictures = {id(picture): picture for picture, _ in asked}
         rows = {identity: row for row, identity in enumerate(pictures)}
         ids = [self._tokenizer.encode(clean_question(question)).ids for _, question in asked]
