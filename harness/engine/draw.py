@@ -248,7 +248,8 @@ class TokenDraw:
                 probs_RTV = group.make_probs()
                 some = [rows[i] for i in group.indices]
                 their_drafts = [drafts[i] for i in group.indices]
-                verified = self._apply(rule, some, their_drafts, probs_RTV)
+                noise = self.noise(some, probs_RTV.shape[1])
+                verified = self.apply(rule, some, their_drafts, probs_RTV, noise)
                 tables.append(verified.pack())
                 # 2. Keep what drafters ask for.
                 for r, i in enumerate(group.indices):
@@ -270,17 +271,21 @@ class TokenDraw:
                 canvas.verdict = DraftVerdict(draft, probs_TV, row.path)
         return accepted
 
-    def _apply(
+    def apply(
         self,
         rule: Rule,
         rows: Sequence[Canvas],
         drafts: Sequence[Draft | None],
         probs_RTV: Tensor,
+        noise: Noise,
     ) -> Verified:
-        """Apply a rule to one group, and store what it accepted where the next forward reads it."""
+        """Apply a rule to one group, and store what it accepted where the next forward reads it.
+
+        `noise` is that of the places that the T columns stand for. A canvas may be in several rows,
+        with chains at places of their own.
+        """
         # 1. Ask the rule for the accepted path and the next token.
         stacked = Drafts.stack(list(drafts), probs_RTV)
-        noise = self.noise(rows, probs_RTV.shape[1])
         path_RG, next_R = rule(probs_RTV, stacked, noise)
         signals: dict[str, Tensor] = {}
         if isinstance(rule, MeasuredRule):
@@ -399,11 +404,13 @@ class TokenDraw:
         depth_RT: Tensor,
         sampling: Sampling | None = None,
         logits_STV: Tensor | None = None,
+        column_RT: Tensor | None = None,
     ) -> Iterator[GroupLogits]:
         """Yield the logits of the rows, one guide after another.
 
         `depth_RT` says how far behind the frontier each of the T columns is. The logits are those
-        at the frontiers unless others are given; `sampling` replaces the sampler's own.
+        at the frontiers unless others are given; `sampling` replaces the sampler's own. `column_RT`
+        says in which columns of the logits they are, if not in the first T.
         """
         sampling = sampling or self._sampling
         if logits_STV is None:
@@ -413,7 +420,11 @@ class TokenDraw:
             some = [rows[i] for i in group.indices]
             slot_RK = self._slots.index([canvas.slots for canvas in some])
             scale_R = self._scales(some)
-            logits_RKTV = logits_STV[slot_RK, :width]
+            if column_RT is None:
+                logits_RKTV = logits_STV[slot_RK, :width]
+            else:
+                column_R1T = column_RT[self._slots.index(group.indices)].unsqueeze(1)
+                logits_RKTV = logits_STV[slot_RK.unsqueeze(2), column_R1T]
             place_RT = None
             if sampling.interval >= 0:
                 length_R1 = self._slots.index([canvas.length for canvas in some])[:, None]
