@@ -34,6 +34,7 @@ from methods.best_of_n import BestOfN
 from methods.cool_sd import CoolSD, EntropyAcceptance
 from methods.gsd import Grouped
 from methods.lantern import Lantern
+from methods.pjd import PJD
 from methods.plain import Plain
 from methods.scalingar import ScalingAR
 from methods.search import Beam, CellColors, FillingReward, ImportanceSampling
@@ -253,6 +254,10 @@ def _without_drafter() -> list[Family]:
         ),
         Family("zipar", lambda _: ZipAR(2, 3), central=True),
         Family("zipar alone", lambda _: ZipAR(2, 1)),
+        Family("pjd", lambda _: PJD(above(), 2, 3, 3), central=True),
+        Family("pjd without deferring", lambda _: PJD(Jacobi("uniform"), 2, 3, 3, defer=False)),
+        Family("pjd as released", lambda _: PJD(Jacobi("random", "threshold"), 2, 3, 3)),
+        Family("pjd row by row", lambda _: PJD(tied(), 2, 3, 1, rule=coupled), "plain"),
     ]
 
 
