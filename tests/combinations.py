@@ -36,7 +36,7 @@ from methods.gsd import Grouped
 from methods.lantern import Lantern
 from methods.pjd import PJD
 from methods.plain import Plain
-from methods.scalingar import ScalingAR
+from methods.scalingar import Policy, ScalingAR
 from methods.search import Beam, CellColors, FillingReward, ImportanceSampling
 from methods.sjd import SJD
 from methods.sjd_pac import longest
@@ -275,6 +275,11 @@ def pac_decoding() -> Speculative:
     return Speculative(Jacobi("uniform", "maximal"), PAC)
 
 
+def terminating(drafter: Drafter) -> ScalingAR:
+    """ScalingAR's termination over drafts."""
+    return ScalingAR(4, policy=Policy(scheduler=False), drafter=drafter, window=5)
+
+
 SEARCHES = [
     Family("plain", lambda _: Plain(), "plain"),
     Family("plain greedy", lambda _: Plain(), "plain", GREEDY),
@@ -299,6 +304,7 @@ SEARCHES = [
         lambda _: ScalingAR(3, entropy_source="guided_prev"),
         sampling=Sampling(scale=2.0, top_k=6),
     ),
+    Family("scalingar, jacobi", lambda _: terminating(Jacobi("random", "gumbel"))),
     Family("twig", lambda _: TwiG(Muse(), layers=2)),
     Family("gridar", lambda _: gridar(Mock())),
     Family("gridar, jacobi tree", lambda _: gridar(Mock(), decoding=pac_decoding())),

@@ -147,7 +147,7 @@ def test_both_samplers_finish_the_same_images_by_the_rules_law(
 def test_what_a_kill_left_undone_is_drawn_as_beside_the_others(
     subject: Subject, family: Family
 ) -> None:
-    """Run on by another process, in another order and number, a job has the same bytes and costs."""
+    """By another process, in another order and number: the same bytes and costs."""
     some = subject.jobs(2)
     some = [replace(job, image=image) for job in some for image in range(2)]
     model = model_of(subject)

@@ -127,6 +127,10 @@ class GroupLogits:
     logits_RKTV: Tensor
     make_probs: Callable[[], Tensor]
 
+    def make_flat_probs(self) -> Tensor:
+        """Make probs [R T, 1, V], one place a row."""
+        return self.make_probs().flatten(0, 1).unsqueeze(1)
+
 
 @dataclass(frozen=True, slots=True)
 class Verified:
@@ -343,17 +347,22 @@ class TokenDraw:
 
     # ------------------------------------------------------------------ looks
 
-    def probe(self, rows: Sequence[Canvas], probe: Probe) -> list[dict[str, float]]:
-        """Measure signals at the frontiers; draw nothing."""
-        signals: list[dict[str, float]] = [{} for _ in rows]
+    def probe(
+        self, rows: Sequence[Canvas], drafts: Sequence[Draft | None], probe: Probe
+    ) -> list[list[dict[str, float]]]:
+        """Measure signals at the frontiers and behind each draft token; draw nothing."""
+        signals: list[list[dict[str, float]]] = [[] for _ in rows]
+        width = 1 + _longest(drafts)
         with self._clock.measure(ledgers_of(rows), "decode"):
-            depth_RT = self._depths([None] * len(rows), width=1)
-            for group in self.logits_by_group(rows, depth_RT):
-                measured = probe(group.logits_RKTV, group.make_probs)
-                columns = [value_R.double() for value_R in measured.values()]
-                table = torch.stack(columns, 1).tolist()
-                for i, values in zip(group.indices, table, strict=True):
-                    signals[i] = dict(zip(measured, values, strict=True))
+            for group in self.logits_by_group(rows, self._depths(drafts, width)):
+                # A probe is given one place a row: each place stands for a row.
+                logits_RTKV = group.logits_RKTV.transpose(1, 2)
+                measured = probe(logits_RTKV.flatten(0, 1).unsqueeze(2), group.make_flat_probs)
+                columns = [value_n.double() for value_n in measured.values()]
+                table = torch.stack(columns, 1).unflatten(0, (-1, width)).tolist()
+                for i, places in zip(group.indices, table, strict=True):
+                    wanted = places[: 1 + length_of_draft(drafts[i])]
+                    signals[i] = [dict(zip(measured, values, strict=True)) for values in wanted]
         return signals
 
     def target_probs(

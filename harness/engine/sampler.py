@@ -278,9 +278,17 @@ class Sampler:
         self._forward.bring_logits(rows, drafts)
 
     @torch.no_grad()
-    def probe(self, rows: Sequence[Canvas], probe: Probe) -> list[dict[str, float]]:
-        """Measure signals at the frontiers of rows, which must be ready; draw nothing."""
-        return self._draw.probe(rows, probe)
+    def probe(
+        self,
+        rows: Sequence[Canvas],
+        probe: Probe,
+        drafts: Sequence[Draft | None] | None = None,
+    ) -> list[list[dict[str, float]]]:
+        """Measure signals at the frontiers of rows, and behind each draft token; draw nothing.
+
+        The rows must be ready.
+        """
+        return self._draw.probe(rows, drafts or [None] * len(rows), probe)
 
     @torch.no_grad()
     def draw(self, rows: Sequence[Canvas], drafts: Sequence[Draft | None], rule: Rule) -> list[int]:

@@ -540,15 +540,15 @@ class _Run:
         steps: Sequence[StepRequest],
     ) -> None:
         """Compute the logits that all rows wait for, in one forward."""
-        undrafted = _all_rows(looks) + _unfinished_rows(runs)
+        undrafted = _unfinished_rows(runs)
         drafts: list[Draft | None] = [None] * len(undrafted)
-        drafts += _all_drafts(steps)
-        self.sampler.forward(undrafted + _all_rows(steps), drafts)
+        drafts += _all_drafts(looks) + _all_drafts(steps)
+        self.sampler.forward(undrafted + _all_rows(looks) + _all_rows(steps), drafts)
 
     def _answer_looks(self, looks: Sequence[LookRequest]) -> None:
         """Read the signals of each probe for the rows of all jobs that look."""
         for group in _group_by(looks, lambda one: id(one.probe)):
-            signals = self.sampler.probe(_all_rows(group), group[0].probe)
+            signals = self.sampler.probe(_all_rows(group), group[0].probe, _all_drafts(group))
             self._resume_all(_split(signals, group))
 
     def _draw_tokens(self, runs: Sequence[RunRequest]) -> None:
@@ -667,8 +667,8 @@ def _all_rows(requests: Iterable[_HasRows]) -> list[Canvas]:
     return [canvas for request in requests for canvas in request.rows]
 
 
-def _all_drafts(steps: Iterable[StepRequest]) -> list[Draft | None]:
-    return [draft for step in steps for draft in step.drafts]
+def _all_drafts(requests: Iterable[StepRequest | LookRequest]) -> list[Draft | None]:
+    return [draft for request in requests for draft in request.drafts]
 
 
 def _unfinished_rows(runs: Iterable[RunRequest]) -> list[Canvas]:

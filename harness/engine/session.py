@@ -305,7 +305,20 @@ class Session:
         The `step` that follows needs no forward.
         """
         self._expect_rows(rows, "look")
-        return await LookRequest(list(rows), probe)
+        signals = await LookRequest(list(rows), [None] * len(rows), probe)
+        return [places[0] for places in signals]
+
+    @_awaited
+    async def look_along(
+        self, rows: Sequence[Canvas], drafts: Sequence[Draft | None], probe: Probe
+    ) -> list[list[dict[str, float]]]:
+        """Read signals at the next place of every row, and behind each token of its draft.
+
+        Those behind a token that is then rejected belong to no place. The `step` that follows with
+        the same drafts needs no forward.
+        """
+        self._expect_rows(rows, "look_along")
+        return await LookRequest(list(rows), list(drafts), probe)
 
     @_awaited
     async def step(
@@ -459,10 +472,11 @@ class RunRequest(Request[None]):
 
 
 @dataclass(eq=False, slots=True)
-class LookRequest(Request[list[dict[str, float]]]):
-    """Read the signals of a probe at the next place of every row."""
+class LookRequest(Request[list[list[dict[str, float]]]]):
+    """Read the signals of a probe at the next place of every row, and along its draft."""
 
     rows: list[Canvas]
+    drafts: list[Draft | None]
     probe: Probe
 
 
