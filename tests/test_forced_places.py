@@ -37,8 +37,9 @@ from harness.models.language_model import LanguageModel
 from harness.models.raster import Raster, raster_of, with_row_ends
 from harness.records import Usage, UserError
 from methods.best_of_n import BestOfN
+from methods.pjd import PJD
 from methods.plain import Plain
-from methods.scalingar import ScalingAR
+from methods.scalingar import Policy, ScalingAR
 from methods.scalingar.group import CandidateGroup
 from methods.sjd import SJD
 from methods.vvs import VVS, Uniform
@@ -212,6 +213,21 @@ def test_zipar_draws_rows_side_by_side_and_never_waits_for_a_row_end() -> None:
         assert delivery.usage.target_positions <= 2 * (11 + 2)
 
 
+@pytest.mark.parametrize("parallel", [1, 3])
+@pytest.mark.parametrize("defer", [False, True])
+def test_pjd_one_row_after_another_is_plain_sampling(parallel: int, defer: bool) -> None:
+    drafter = Jacobi("repeat_vertical", "maximal")
+    method = PJD(drafter, context=4, window=3, parallel=parallel, defer=defer)
+    assert tokens(drawn(method, GREEDY)) == tokens(drawn(Plain(), GREEDY))
+
+
+def test_pjd_draws_rows_side_by_side_around_row_ends() -> None:
+    method = PJD(Jacobi("repeat_vertical", "maximal"), context=2, window=3, parallel=3, defer=True)
+    for delivery in drawn(method).values():
+        assert delivery.usage.sampled == 12
+        assert [delivery.tokens[place] for place in sorted(ENDS)] == [0, 0]
+
+
 def test_rows_are_counted_by_their_codes() -> None:
     assert row_counts(7, raster_of(lined())) == [4, 2, 0]
     assert row_counts(5, raster_of(lined())) == [4, 0, 0]
@@ -263,6 +279,14 @@ def test_scalingar_looks_at_codes_only(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not first.error and not second.error
     assert len(looked) == 2 * 12
     assert not np.isnan(looked[0].profile.confidence).all(1).any()
+
+    drafted = ScalingAR(
+        2, drafter=Jacobi("uniform", "gumbel"), window=4, policy=Policy(scheduler=False)
+    )
+    for delivery in drawn(drafted).values():
+        assert not delivery.error, delivery.error
+        assert delivery.usage.sampled >= 12
+    assert len(looked) == 4 * 12
 
 
 def test_a_likelihood_per_token_is_one_per_code() -> None:
