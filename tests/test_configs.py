@@ -68,7 +68,9 @@ def test_every_benchmark_builds_or_says_which_files_it_lacks(
     if "pictogram" in benchmark:
         assert build_spec(f"benchmark={benchmark}").plan.jobs
         return
-    with pytest.raises(UserError, match=r"set benchmark\.(metadata|file)=PATH") as error:
+    with pytest.raises(
+        UserError, match=r"set benchmark\.(metadata|file|coco)=(PATH|FOLDER)"
+    ) as error:
         build_spec(f"benchmark={benchmark}")
     assert "\n" not in str(error.value)
 

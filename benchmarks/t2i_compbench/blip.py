@@ -156,21 +156,29 @@ class BlipVqa:
         return torch.cat(encoded)
 
 
+def find_vocabulary(vocabulary: str | None, option: str) -> Path:
+    """Find bert-base-uncased's vocab.txt: as given by an option, or its pinned download.
+
+    Raises UserError for another file, and where it cannot be had.
+    """
+    if vocabulary is None:
+        remedy = f"set {option}=PATH"
+        return fetch(VOCABULARY, VOCABULARY_SHA256, "t2i_compbench/vocab.txt", remedy)
+    path = Path(vocabulary).expanduser()
+    found = file_sha256(path)
+    if found != VOCABULARY_SHA256:
+        raise UserError(
+            f"{option}={vocabulary} has sha256 {found}, bert-base-uncased's vocab.txt has "
+            f"{VOCABULARY_SHA256}"
+        )
+    return path
+
+
 def _read_tokenizer(vocabulary: str | None) -> Any:
     """Read the tokenizer of the questions, which are cut to the reference's length."""
     from tokenizers import BertWordPieceTokenizer
 
-    if vocabulary is None:
-        remedy = "set benchmark.blip.vocabulary=PATH"
-        path = fetch(VOCABULARY, VOCABULARY_SHA256, "t2i_compbench/vocab.txt", remedy)
-    else:
-        path = Path(vocabulary).expanduser()
-        found = file_sha256(path)
-        if found != VOCABULARY_SHA256:
-            raise UserError(
-                f"benchmark.blip.vocabulary={vocabulary} has sha256 {found}, bert-base-uncased's "
-                f"vocab.txt has {VOCABULARY_SHA256}"
-            )
+    path = find_vocabulary(vocabulary, "benchmark.blip.vocabulary")
     tokenizer = BertWordPieceTokenizer(str(path), lowercase=True)
     tokenizer.enable_truncation(MAX_TOKENS)
     return tokenizer

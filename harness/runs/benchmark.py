@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from harness.records import Prompt, Score, UserError
+from harness.records import FeaturedScore, Prompt, Score, UserError
 
 Key = tuple[str, int]
 """Prompt id and number of an image."""
@@ -53,11 +53,12 @@ class Benchmark(Protocol):
         """List the prompts, with their answer keys. Called once for each run."""
         ...
 
-    def score(self, items: Iterable[tuple[Prompt, Path]]) -> Iterable[Score]:
+    def score(self, items: Iterable[tuple[Prompt, Path]]) -> Iterable[Score | FeaturedScore]:
         """Score image files that are named by their number ("images/00042/2.png"), in order.
 
         Scores may be yielded as they come: each is saved before the next is asked for. An image
-        without a score is asked about again by the next run.
+        without a score is asked about again by the next run. A benchmark that compares sets of
+        images yields their features, too.
         """
         ...
 
@@ -96,7 +97,7 @@ class BenchmarkSpec:
     judge: str
     """The id of its judge; "" if nobody judges its images."""
     prompts: tuple[Prompt, ...]
-    score: Callable[[Iterable[tuple[Prompt, Path]]], Iterable[Score]]
+    score: Callable[[Iterable[tuple[Prompt, Path]]], Iterable[Score | FeaturedScore]]
 
     aggregates: Callable[[Sequence[str]], Aggregates] = weigh_evenly
     """Combine category means, "score" among them: `aggregates(categories)`."""
