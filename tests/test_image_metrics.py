@@ -352,3 +352,18 @@ def test_a_file_that_cannot_be_read_is_named(file: str, text: str, tmp_path: Pat
     (folder / file).write_text(text)
     with pytest.raises(UserError, match=rf"{file}.*cannot be read"):
         read_run(folder)
+
+
+def test_a_network_is_reward_and_metric_of_one_run(tmp_path: Path) -> None:
+    reward = ("judge@method.reward=clip", "method.reward.weights=tiny")
+    method = ("method=best_of_n", "method.n=2", *reward)
+    options = (*TOY, "benchmark.prompts=2", *method, "device=cpu")
+    harness(tmp_path, *options)
+    code, output = harness(tmp_path, *options, "metrics=[clip]", "metrics.clip.weights=tiny")
+    assert code == 0, output
+    assert "4 done, 0 to draw" in output  # a metric that is mounted from the judges names no run
+    run = read_run(the_folder(tmp_path))
+    measured = run.metrics["clip"]
+    assert run.about["asked"]["reward"] == measured.about.id == "clip-tiny-cosine"
+    assert (measured.about.excluded, len(measured.values)) == ("random weights", 4)
+    assert "clip" not in build(tmp_path / "results").frame

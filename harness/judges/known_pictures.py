@@ -15,7 +15,7 @@ RECORDED = Path(__file__).with_name("known_features.json")
 """The first features of each picture, by the identity of the extractor that they are of."""
 TOLERANCE = 1e-3
 """Difference that is allowed, relative to the largest feature of a picture."""
-SIDE = 64
+SIDE = 48
 
 
 class Checked(Protocol):
@@ -55,11 +55,17 @@ def check_extractor(extractor: Checked, reference: Checked | None = None) -> Non
     if not np.array_equal(found_ND, alone_ND):
         raise _fail(extractor, "gives features that depend on which pictures come together")
 
-    recorded = json.loads(RECORDED.read_text()).get(extractor.identity)
+    recorded = read_recorded().get(extractor.identity)
     if recorded is not None:
         _expect_close(extractor, found_ND, np.array(recorded), "those recorded")
     if reference is not None:
         _expect_close(extractor, found_ND, reference.features(pictures), "those of the CPU")
+
+
+def read_recorded() -> dict[str, list[list[float]]]:
+    """Read the first features of the known pictures, by the identity of their extractor."""
+    recorded: dict[str, list[list[float]]] = json.loads(RECORDED.read_text())
+    return recorded
 
 
 def _expect_close(

@@ -9,6 +9,7 @@ import dataclasses
 import logging
 import math
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -36,6 +37,8 @@ log = logging.getLogger("harness")
 
 BATCH = 16
 """Images that are read and given to a scorer at a time."""
+PROGRESS_S = 30
+"""Seconds between two lines of progress."""
 MOST_NOT_FINITE = 0.01
 """Share of a run's images whose values may be no finite numbers; with more, measuring stops."""
 
@@ -165,7 +168,6 @@ def measure_images(journal: MetricJournal) -> None:
         jobs = journal.unmeasured(metric)
         if not jobs:
             continue
-        log.info("%s: %d images to measure by %s", journal.folder.path, len(jobs), metric.name)
         try:
             _measure(metric, jobs, journal)
         finally:
@@ -177,9 +179,11 @@ def _measure(metric: Metric, jobs: Sequence[Job], journal: MetricJournal) -> Non
     remaining = iter(jobs)
     cut = 0
     not_finite = 0
+    progress = _Progress(f"{journal.folder.path}: {metric.name}", len(jobs))
     while some := list(islice(remaining, BATCH)):
         measured = measure_batch(metric, some, journal.folder)
         journal.save(measured)
+        progress.advance(len(some))
         cut += sum(measurement.cut > 0 for measurement in measured)
         not_finite += sum(not measurement.is_final for measurement in measured)
         if not_finite >= max(1.0, MOST_NOT_FINITE * journal.folder.planned):
@@ -189,10 +193,34 @@ def _measure(metric: Metric, jobs: Sequence[Job], journal: MetricJournal) -> Non
                 f"numbers, such as that of {bad.prompt_id} image {bad.image}: "
                 f"{_explain_device(metric)}"
             )
+    progress.end()
     if cut:
         log.warning(
             "%s: %s reads only the beginning of %d texts", journal.folder.path, metric.name, cut
         )
+
+
+class _Progress:
+    """Log now and then how far a metric is, and in the end what it took."""
+
+    def __init__(self, name: str, total: int) -> None:
+        self._name = name
+        self._total = total
+        self._done = 0
+        self._began = time.monotonic()
+        self._last_line = self._began
+
+    def advance(self, images: int) -> None:
+        """Count measured images."""
+        self._done += images
+        if time.monotonic() - self._last_line > PROGRESS_S:
+            self._last_line = time.monotonic()
+            log.info("%s: %d of %d images measured", self._name, self._done, self._total)
+
+    def end(self) -> None:
+        """Log what an image took, with loading the network."""
+        seconds = (time.monotonic() - self._began) / max(1, self._done)
+        log.info("%s: %d images measured, %.3g s each", self._name, self._done, seconds)
 
 
 def measure_batch(metric: Metric, jobs: Sequence[Job], folder: RunFolder) -> list[Measurement]:

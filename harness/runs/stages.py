@@ -96,7 +96,6 @@ def _fill_folder(
     from harness.runs.score import prepare_judge, score_images, write_summary
 
     folder = journal.folder
-
     benchmark = source.plan.benchmark
     with_scores = wants_scores(source.plan, config)
 
@@ -106,7 +105,7 @@ def _fill_folder(
     _log_progress(source.plan, folder, source.missing_word)
     if not is_new and with_scores:
         prepare_judge(benchmark, [*missing, *folder.unscored(benchmark.judge)])
-    if not is_new:
+    if not is_new:  # those that have nothing left to measure need no weights
         prepare_metrics([one for one in journal.metrics if missing or journal.unmeasured(one)])
 
     # 2. Draw what is missing, and score it meanwhile.
