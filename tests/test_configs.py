@@ -161,6 +161,19 @@ def test_the_demo_leaves_no_method_out() -> None:
     assert shown == set(classes.values())
 
 
+def test_the_demo_stays_short() -> None:
+    """Candidates are what it costs: 1,600 take about four minutes on two cores."""
+    drawn = 0
+    for point in compose_experiment("demo").hydra.sweeper.points:
+        config = compose_experiment("demo", *point)
+        choices = {
+            name: str(config.hydra.runtime.choices[name]) for name in ("method", "benchmark")
+        }
+        spec = build_run_spec(config, choices)
+        drawn += len(spec.plan.jobs) * spec.method.rows
+    assert drawn <= 1600
+
+
 @pytest.mark.parametrize("experiment", filter(has_claims, options(EXPERIMENT)))
 def test_a_papers_table_measures_every_claim_that_this_project_can(experiment: str) -> None:
     """Each published number of its sources has a point of the same model, method and options."""

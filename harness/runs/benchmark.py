@@ -30,8 +30,8 @@ class Benchmark(Protocol):
     """Prompts, and scores for images of them: the members that every benchmark has.
 
     It may have more, which `BenchmarkSpec` describes one by one: `name` (else that of its class),
-    `aggregates`, `summarise`, `files`, `estimate`, `ready`, `excluded`, and for imported images
-    `reads_folders` (on the class) and `found`.
+    `aggregates`, `summarise`, `files`, `estimate`, `ready`, `excluded`, `remark`, and for imported
+    images `reads_folders` (on the class) and `found`.
     """
 
     @property
@@ -111,6 +111,8 @@ class BenchmarkSpec:
     """Make files of a run folder, name -> text: `files(scores, folder)`."""
     excluded: str = ""
     """Why runs must not enter a leaderboard; "" if they may."""
+    remark: str = ""
+    """What must be said beside the scores, such as what cannot be reached; "" if nothing."""
     found: Mapping[Key, Path] = field(default_factory=dict)
     """Images that were found in the folder `benchmark.images`, by prompt id and number."""
 
@@ -131,6 +133,7 @@ class BenchmarkSpec:
             summarise=getattr(benchmark, "summarise", None),
             files=getattr(benchmark, "files", make_no_files),
             excluded=str(getattr(benchmark, "excluded", "")),
+            remark=str(getattr(benchmark, "remark", "")),
             found=getattr(benchmark, "found", {}),
         )
 

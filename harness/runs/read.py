@@ -58,6 +58,7 @@ OPTIONAL: Mapping[str, type] = {
     "prompts_sha": str,
     "numerics": str,
     "excluded": str,
+    "remark": str,
     "aggregates": dict,
     "asked": dict,
     "plugins": dict,

@@ -173,6 +173,7 @@ def describe_panel(panel: Panel, results: Path) -> dict[str, Any]:
         "prompts": len(panel.prompts),
         "categories": list(dict.fromkeys(prompt.category for prompt in panel.prompts)),
         "baseline": panel.baseline,
+        "remark": panel.remark,
         "runs": [_describe_run(one, results) for one in panel.shown],
         "metrics": _describe_metrics(panel),
         "sets": explain_sets(pd.DataFrame([dict(one.row) for one in panel.shown])),

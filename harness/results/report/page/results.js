@@ -41,15 +41,20 @@ function lead(one) {
 }
 
 function remarksOf(one) {
-  const remarks = [];
+  const remarks = one.remark ? [`${one.remark}.`] : [];
   if (one.runs.length === 1) remarks.push("One run only: there is nothing to compare it with yet.");
   else if (one.scored && !one.baseline) remarks.push("There is no plain run on this board, so nothing is compared with plain, and budgets are not known.");
+  const marked = new Map();
   for (const run of one.runs) {
     const counted = run.scored ? ", counted as wrong" : "";
     for (const name of ["failed", "missing", ...(run.scored ? ["unjudged"] : [])])
       if (run[name]) remarks.push(`${run.label}: ${run[name]} ${run[name] === 1 ? "image" : "images"} ${name}${counted}.`);
     if (run.unanswered) remarks.push(`${run.label}: ${run.unanswered} ${run.unanswered === 1 ? "question" : "questions"} unanswered.`);
-    for (const mark of run.marks) remarks.push(`${run.label}: ${mark}.`);
+    for (const mark of run.marks) marked.set(mark, [...(marked.get(mark) || []), run.label]);
+  }
+  for (const [mark, labels] of marked) {
+    const all = labels.length > 1 && labels.length === one.runs.length;
+    remarks.push(`${all ? `All ${labels.length} runs` : labels.join("; ")}: ${mark}.`);
   }
   for (const [overlap, words] of [["same", "the judge itself"], ["family", "a relative of the judge, which may share its blind spots"]]) {
     const some = one.runs.filter((run) => run.reward_is_judge === overlap);
