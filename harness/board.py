@@ -1,9 +1,9 @@
 """`python -m harness.board pack SOURCE TARGET`: make a results folder small enough to publish.
 
-Keeps what tables are derived from: configurations, prompts, journals and scores, compressed. Leaves
-out images, but for a few thumbnails, and what only figures are made of: most traces and partial
-pictures of candidates. `python -m harness 'stages=[report]' results=TARGET` then writes the same
-tables from it, byte for byte.
+Keeps what tables are derived from: configurations, prompts, journals and scores, compressed, and
+distances of sets of images. Leaves out images, but for a few thumbnails, their features, and what
+only figures are made of: most traces and partial pictures of candidates. `python -m harness
+'stages=[report]' results=TARGET` then writes the same tables from it, byte for byte.
 """
 
 from __future__ import annotations
@@ -158,6 +158,8 @@ def _pack_run(folder: Path) -> dict[str, bytes]:
             if path.exists():
                 plain_name = path.name.removesuffix(".gz")
                 files[f"{plain_name}.gz"] = _pack_journal(path)
+    for path in sorted(folder.glob("set_metrics*.json")):
+        files[path.name] = path.read_bytes()
     return files
 
 

@@ -164,13 +164,16 @@ LEADERBOARD = Table(
     "A row for each run, in the order of benchmark, model, method and number of candidates. Costs "
     "are means over delivered images and include candidates that were thrown away. Scores count "
     "images that are missing, failed or unjudged as wrong. A column for each further category or "
-    "aggregate of a benchmark follows the fixed ones; tasks of GenEval that no run was asked have "
-    "none. For each metric of images, such as `metrics=[clip]`, follow `clip`, its mean over "
-    "prompts, empty unless every planned image has a number; `clip_low` and `clip_high`, the 95 % "
-    "interval; `clip_images`, those that have a number; `clip_by`, the id of what measured them; "
-    "`clip_is_reward`, as `reward_is_judge`; and `clip_vs_plain` with the columns of `vs_plain`, "
-    "against a plain run that the same scorer measured. Holm's family are all runs of the protocol "
-    "with that metric.",
+    "aggregate of a benchmark follows the fixed ones; tasks of GenEval that no run was asked, and "
+    "distances of sets of images where no run has any, have none. For each metric of images, such "
+    "as `metrics=[clip]`, follow `clip`, its mean over prompts, empty unless every planned image "
+    "has a number; `clip_low` and `clip_high`, the 95 % interval; `clip_images`, those that have a "
+    "number; `clip_by`, the id of what measured them; `clip_is_reward`, as `reward_is_judge`; and "
+    "`clip_vs_plain` with the columns of `vs_plain`, against a plain run that the same scorer "
+    "measured. Holm's family are all runs of the protocol with that metric. `fid` and `kid` are "
+    "such metrics: distances of all images of a run to the reference images of its benchmark, by "
+    "the features that `fid_by` names. They are means of pseudo-values of prompts, so that they "
+    "are paired and resampled as the others are; lower is better.",
     (
         Column("benchmark", TEXT, "Benchmark that gave the prompts.", "what was run"),
         Column("model", TEXT, "Model that drew the images.", "what was run"),
@@ -572,6 +575,48 @@ LEADERBOARD = Table(
             "other runs of its protocol. No two of them are called the same.",
             "what was run",
         ),
+        Column(
+            "fid_bias",
+            "squared distance",
+            "What two sets of as many images of one normal distribution are apart on average: the "
+            "part of `fid` that says nothing about the images. It falls with their number.",
+            "quality",
+        ),
+        Column(
+            "set_note",
+            TEXT,
+            "Why distances of the images to the reference are not there (`incomplete 498/500`), or "
+            "have no interval.",
+            "quality",
+        ),
+        Column(
+            "fd_plain",
+            "squared distance",
+            "Fréchet distance of the run's images to a plain run's of the same prompts, of another "
+            "seed where there is one; lower is better. It is not 0 for a method that keeps the "
+            "model's distribution: read it beside `fd_plain_null`.",
+            "comparison",
+        ),
+        Column(
+            "fd_plain_null",
+            "squared distance",
+            "The same distance of another plain run to that one: how far apart equals are.",
+            "comparison",
+        ),
+        Column(
+            "fd_plain_p",
+            "p value",
+            "How often exchanging the images of each prompt between the two runs puts them as far "
+            "apart, by the kernel distance; empty for runs of one seed.",
+            "comparison",
+        ),
+        Column(
+            "fd_plain_verdict",
+            TEXT,
+            "What follows: that the images differ, that no difference was found with so many "
+            "images, or why there is no test.",
+            "comparison",
+        ),
     ),
 )
 
@@ -581,6 +626,9 @@ STAGE_SECONDS = LEADERBOARD.names_in("time by stage")
 """Fields of `records.Usage` that say where `device_s` and `wall_s` went; old journals lack them."""
 THROUGHPUT = LEADERBOARD.names_in("throughput")
 """Columns from a run's timings; empty where no process drew to its end."""
+DISTANCE_TO_PLAIN = ("fd_plain", "fd_plain_null", "fd_plain_p", "fd_plain_verdict")
+OCCASIONAL = frozenset({*TASKS, "fid_bias", "set_note", *DISTANCE_TO_PLAIN})
+"""Columns that a table has only where one of its runs was asked the task, or has a value."""
 TIMED = tuple(column.name for column in LEADERBOARD.columns if column.timed)
 """Columns that follow from clocks, so they differ between two runs of the same jobs."""
 

@@ -29,6 +29,7 @@ from harness.results.leaderboard import (
     resolved,
     to_csv,
 )
+from harness.results.set_words import DISTANCES, explain_sets, list_distances
 from harness.runs.journal import write_atomic
 
 LEGEND = (
@@ -98,13 +99,20 @@ def to_markdown(board: Board) -> str:
     parts = []
     for runs in protocols(board.frame):
         metrics = _list_metrics(runs, board)
-        lines = [f"### {heading(runs)}", "", *_pipe_head([*HEADS, *metrics])]
+        distances = list_distances(runs)
+        heads = [*HEADS, *metrics, *(DISTANCES[name] for name in distances)]
+        lines = [f"### {heading(runs)}", "", *_pipe_head(heads)]
         for _, row in runs.iterrows():
-            method, score, *cells = [*_cells(row), *_metric_cells(row, metrics)]
+            method, score, *cells = [
+                *_cells(row),
+                *_metric_cells(row, metrics),
+                *(_or_dash(row[name]) for name in distances),
+            ]
             marked = {"best": f"**{score}**", "tied": f"{score} †", "": score}
             score = marked[_status(row, runs)]
             lines.append(_pipe_row([_escape_pipe(method), score, *cells]))
         parts.append("\n".join(lines))
+        parts += [_escape_pipe(line) for line in explain_sets(runs)]
     parts += [line for line in (excluded_line(board), problems_line(board)) if line]
     parts.append(f"† tied with the best. {LEGEND}")
     return "\n\n".join(parts) + "\n"
@@ -161,7 +169,8 @@ def to_latex(board: Board) -> str:
 
 def _latex_table(runs: pd.DataFrame, metrics: Mapping[str, int]) -> str:
     """Render the rows of one protocol, with the metrics of its images."""
-    heads = [*HEADS, *metrics]
+    distances = list_distances(runs)
+    heads = [*HEADS, *metrics, *(DISTANCES[name] for name in distances)]
     lines = [
         rf"% {heading(runs)}, protocol {runs['protocol'].iloc[0]}",
         rf"\begin{{tabular}}{{ll{'r' * (len(heads) - 2)}}}",
@@ -170,7 +179,11 @@ def _latex_table(runs: pd.DataFrame, metrics: Mapping[str, int]) -> str:
         r"\midrule",
     ]
     for _, row in runs.iterrows():
-        written = [*_cells(row), *_metric_cells(row, metrics)]
+        written = [
+            *_cells(row),
+            *_metric_cells(row, metrics),
+            *(_or_dash(row[name]) for name in distances),
+        ]
         method, score, *cells = map(_escape_latex, written)
         marked = {
             "best": rf"\textbf{{{score}}}",
@@ -179,7 +192,8 @@ def _latex_table(runs: pd.DataFrame, metrics: Mapping[str, int]) -> str:
         }
         score = marked[_status(row, runs)]
         lines.append(_latex_row([method, score, *cells]))
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
+    notes = [f"% {line}" for line in explain_sets(runs)]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *notes])
 
 
 def _latex_row(cells: Sequence[str]) -> str:

@@ -5,8 +5,9 @@
     results/curves.csv       one row per method and currency: quality at equal budget, areas
 
 Nothing but run folders is read (see runs/read.py), and equal journals give equal files, byte for
-byte. Rows whose protocols differ (benchmark, version, prompts, judge, images per prompt, numerics,
-model) are never ranked together. `columns` says what each column means.
+byte. Distances to plain sampling's images are measured first where features are kept, and stay in
+the run folders. Rows whose protocols differ (benchmark, version, prompts, judge, images per prompt,
+numerics, model) are never ranked together. `columns` says what each column means.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from harness.results.columns import (
     CURVES,
     LEADERBOARD,
     METRICS,
+    OCCASIONAL,
     TASKS,
     Column,
     benchmark_column,
@@ -39,12 +41,21 @@ from harness.results.labels import Label, label_runs
 from harness.results.metrics import (
     Metric,
     curve_rows,
+    distance_metrics,
     run_identity,
     run_metrics,
     unscored_metrics,
 )
+from harness.results.plain_distance import read_distances, update_distances
 from harness.results.ranking import PLAIN, RankedGroup, find_misfits
-from harness.results.rows import RESOLVED, Row, leaderboard_rows, name_run, unscored_row
+from harness.results.rows import (
+    RESOLVED,
+    Row,
+    describe_distance,
+    leaderboard_rows,
+    name_run,
+    unscored_row,
+)
 from harness.runs.journal import write_atomic
 from harness.runs.metrics import MetricAbout
 from harness.runs.read import RankingProtocol, Run, read_runs
@@ -74,6 +85,7 @@ def build(results: Path) -> Board:
     fit its neighbours, is left out and named in `problems`.
     """
     found = read_runs(results)
+    update_distances(found.runs)
     board = project_runs(found.runs, found.problems)
     write_atomic(
         results / LEADERBOARD.file, to_csv(board.frame, list_metric_columns(board.image_metrics))
@@ -113,6 +125,10 @@ def project_runs(runs: Iterable[Run], problems: Iterable[str] = ()) -> Board:
         for path, found in compare_metrics(members).items():
             rows[path] |= found.row
             metrics[path] += metric_values(found)
+    for path, distance in read_distances(ranked).items():
+        row = describe_distance(distance)
+        rows[path] |= row
+        metrics[path] += distance_metrics(row, distance.prompts)
     for run in ranked:
         rows[run.path] |= name_run(labels[run.path])
 
@@ -180,14 +196,16 @@ def _leaderboard_frame(
 ) -> pd.DataFrame:
     """Return leaderboard.csv: its fixed columns, the benchmarks' own ones by name, and `metrics`.
 
-    Of the fixed columns with GenEval's tasks it has those in `tasks`.
+    Of the fixed columns with GenEval's tasks it has those in `tasks`, and of other occasional ones
+    those that a row has.
     """
     names = {name for row in rows for name in row}
     known = {*LEADERBOARD.names, *(column.name for column in metrics)}
     further = [benchmark_column(name) for name in sorted(names - known)]
+    shown = {*tasks, *(names - set(TASKS))}
     header = []
     for column in (*LEADERBOARD.columns, *further, *metrics):
-        if column.name in tasks or column.name not in TASKS:
+        if column.name in shown or column.name not in OCCASIONAL:
             header.append(column.name)
     return pd.DataFrame(rows, columns=header)
 

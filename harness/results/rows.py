@@ -17,6 +17,7 @@ from harness.results.columns import COSTS, STAGE_SECONDS
 from harness.results.labels import Label
 from harness.results.ranking import RankedGroup, Saving
 from harness.results.stats import Difference
+from harness.results.stats.set_metrics import PlainDistance
 from harness.runs.read import Run
 
 Cell = str | int | float | None
@@ -108,10 +109,36 @@ def _describe_run(run: Run) -> Row:
         "reward_is_judge": find_overlap(run, run.judge),
         "accepted": _mean_accepted(done),
     }
+    row |= _describe_sets(run)
     row |= _mean_usage(done, COSTS)
     if any(record.usage.decode_s for record in done):  # older journals have no stages
         row |= _mean_usage(done, STAGE_SECONDS)
     return row | _latencies(run) | _throughput(run)
+
+
+def _describe_sets(run: Run) -> Row:
+    """Return what a reader must know of the metrics of a run's images as a set."""
+    if run.sets is None:
+        return {}
+    row: Row = {}
+    if "fid" in run.sets.metrics:
+        row["fid_bias"] = run.sets.metrics["fid"].bias
+    notes = [run.sets.problem]
+    for name, metric in run.sets.metrics.items():
+        if metric.note:
+            notes.append(f"{name} {metric.value:.4g}, {metric.note}")
+    row["set_note"] = "; ".join(note for note in notes if note)
+    return row
+
+
+def describe_distance(distance: PlainDistance) -> Row:
+    """Return how far a run's images are from plain sampling's."""
+    return {
+        "fd_plain": distance.value,
+        "fd_plain_null": distance.null,
+        "fd_plain_p": distance.p,
+        "fd_plain_verdict": distance.verdict,
+    }
 
 
 def _mean_usage(done: Sequence[SampleRecord], names: Sequence[str]) -> Row:
@@ -179,7 +206,7 @@ def find_overlap(run: Run, judge: str) -> str:
         return ""
     asked = run.about.get("asked") or {}
     models = [str(model) for role, model in asked.items() if role != "drafter"]
-    if judge in models:
+    if any(part in models for part in judge.split("+")):  # of a judge that is several models
         return "same"
     families = map(_family, models)
     return "family" if judge and _family(judge) in families else ""

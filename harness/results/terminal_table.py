@@ -18,6 +18,7 @@ from harness.results.columns import LEADERBOARD, TASKS
 from harness.results.image_metrics import list_metric_columns
 from harness.results.leaderboard import heading, protocols, resolved
 from harness.results.rows import NOT_RESOLVED
+from harness.results.set_words import DISTANCES, explain_sets, list_distances
 from harness.runs.metrics import MetricAbout
 
 WIDTH = 140
@@ -54,6 +55,7 @@ LEFT_OUT = (
     ("categories", "judge_s"),
     ("categories", "judge_s", "device_s"),
     ("categories", "judge_s", "device_s", "target_passes"),
+    ("categories", "judge_s", "device_s", "target_passes", "tie_group", "vs_bon"),
     ("categories", "judge_s", "device_s", "target_passes", "tie_group", "vs_bon", "metrics"),
     (
         *("categories", "judge_s", "device_s", "target_passes", "tie_group", "vs_bon"),
@@ -123,6 +125,9 @@ def _render_runs(runs: pd.DataFrame, width: int, metrics: Mapping[str, MetricAbo
     if reasons:
         explained = "; ".join(f"{letter} {reason}" for reason, letter in reasons.items())
         table += _wrap(f"In brackets: not resolved. {explained}.", width)
+    if "metrics" not in left_out:
+        for line in explain_sets(ordered):
+            table += _wrap(printable(line), width)
     for overlap, judge in OVERLAPS.items():
         is_chosen = ordered["reward_is_judge"] == overlap
         chosen = [printable(str(label)) for label in ordered["label"][is_chosen]]
@@ -150,6 +155,9 @@ def _number_columns(
     for name, about in metrics.items():
         if "metrics" not in left_out and _has_values(runs, name):
             columns.append([name, *_format_all(runs[name], about.digits)])
+    if "metrics" not in left_out:
+        for name in list_distances(runs):
+            columns.append([DISTANCES[name], *_format_all(runs[name], digits=3)])
 
     known = {*LEADERBOARD.names, *(column.name for column in list_metric_columns(metrics))}
     own_categories = [str(name) for name in runs.columns if name not in known]

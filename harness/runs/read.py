@@ -20,10 +20,12 @@ import yaml
 
 from harness.records import (
     PROMPT_CUT,
+    SET_METRICS,
     STRICT,
     Prompt,
     SampleRecord,
     Score,
+    SetMetrics,
     Timing,
     UserError,
     digest,
@@ -56,6 +58,7 @@ OPTIONAL: Mapping[str, type] = {
     "prompts_sha": str,
     "numerics": str,
     "excluded": str,
+    "remark": str,
     "aggregates": dict,
     "asked": dict,
     "plugins": dict,
@@ -102,6 +105,7 @@ class Run:
     scores: Mapping[Key, Score]
     judge: str  # "" before the first score
     timings: Sequence[Timing] = ()  # one for each process that drew to its end
+    sets: SetMetrics | None = None  # metrics of its images as a set, where its benchmark has any
     metrics: Mapping[str, Measured] = field(default_factory=dict)  # by name
     unanswered: Mapping[Key, int] = field(default_factory=dict)
     """Questions that the method's judges left without an answer, in the last attempt."""
@@ -334,6 +338,8 @@ def read_run(folder: Path) -> Run:
     metrics = _list_metrics(scores, judge) | read_metrics(folder)
     scores = _add_metrics(scores, metrics)
     timings = read_journals(folder, "timings-*.jsonl", Timing.from_json)
+    sets = _read_set_metrics(folder, judge, scores, prompts)
+    metrics = metrics | _spread_set_metrics(sets, planned)
     return Run(
         path=folder,
         config=config,
@@ -345,6 +351,7 @@ def read_run(folder: Path) -> Run:
         scores=scores,
         judge=judge,
         timings=tuple(timings),
+        sets=sets,
         metrics=metrics,
         unanswered=unanswered,
     )
@@ -482,6 +489,19 @@ def _list_metrics(scores: Mapping[Key, Score], judge: str) -> dict[str, Measured
     return {name: Measured(MetricAbout(judge), by_image) for name, by_image in values.items()}
 
 
+def _spread_set_metrics(sets: SetMetrics | None, planned: Mapping[Key, str]) -> dict[str, Measured]:
+    """List the metrics of a set as numbers of its images: the pseudo-value of an image's prompt.
+
+    Their mean is the metric. A metric whose error is not known has none.
+    """
+    found = {}
+    for name, metric in sets.metrics.items() if sets is not None else ():
+        if metric.pseudo:
+            about = MetricAbout(metric.id, unit="squared distance", better="lower")
+            found[name] = Measured(about, {key: metric.pseudo[key[0]] for key in planned})
+    return found
+
+
 def _add_metrics(scores: Mapping[Key, Score], metrics: Mapping[str, Measured]) -> dict[Key, Score]:
     """Return scores whose detail has what metrics say of the image, too."""
     shown = {}
@@ -507,3 +527,33 @@ def _read_scores(folder: Path, judge: str) -> tuple[str, dict[Key, Score]]:
         if score.judge in judges:
             by_image[score.prompt_id, score.image] = score
     return "".join(judges), by_image
+
+
+def _read_set_metrics(
+    folder: Path, judge: str, scores: Mapping[Key, Score], prompts: Mapping[str, Prompt]
+) -> SetMetrics | None:
+    """Read the metrics of the images as a set; none where they are of another judge's scores.
+
+    A set of which scores were lost since has no metric either. Raises UserError for a file that
+    cannot be read, or is of other prompts.
+    """
+    path = folder / SET_METRICS
+    if not path.exists():
+        return None
+    try:
+        found = SetMetrics.from_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({one_line(error)}): delete it, and stages=[score] makes it"
+        ) from None
+    if found.judge != judge:
+        return None
+    for name, metric in found.metrics.items():
+        if metric.pseudo and metric.pseudo.keys() != prompts.keys():
+            raise UserError(
+                f"{path}: {name} is of other prompts: delete it, and stages=[score] makes it"
+            )
+    scored = sum(score.value is not None for score in scores.values())
+    if scored < found.scored:
+        return replace(found, scored=scored, metrics={})
+    return found

@@ -22,6 +22,7 @@ from harness.results.report.collect import Confidence, Dot, Key, Panel, Shown
 from harness.results.report.colors import THEMES, list_stage_colors, run_color
 from harness.results.report.pairs import Pair, compare_pairs, mean_by_prompt
 from harness.results.report.thumbnails import measure_images, thumbnail_stem
+from harness.results.set_words import explain_sets
 from harness.runs.journal import write_atomic
 
 PART = 16
@@ -172,8 +173,10 @@ def describe_panel(panel: Panel, results: Path) -> dict[str, Any]:
         "prompts": len(panel.prompts),
         "categories": list(dict.fromkeys(prompt.category for prompt in panel.prompts)),
         "baseline": panel.baseline,
+        "remark": panel.remark,
         "runs": [_describe_run(one, results) for one in panel.shown],
         "metrics": _describe_metrics(panel),
+        "sets": explain_sets(pd.DataFrame([dict(one.row) for one in panel.shown])),
         "scored": panel.is_scored,
         "fronts": fronts,
         "curves": curves,
