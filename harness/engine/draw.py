@@ -32,7 +32,7 @@ from harness.engine.acceptance import (
 )
 from harness.engine.canvas import Canvas, ledgers_of
 from harness.engine.draft_trees import Forest
-from harness.engine.guidance import Guide, Sampling, cfg, unguided, warp
+from harness.engine.guidance import Guide, ImageGuide, Sampling, cfg, unguided, warp
 from harness.engine.meter import Clock
 from harness.engine.probes import Probe
 from harness.engine.slots import SlotTable
@@ -123,9 +123,19 @@ def group_by_guide(rows: Sequence[Canvas]) -> list[GuideGroup]:
 class GroupLogits:
     """Logits of one group of rows, and what makes probs [R, T, V] of them when it is called."""
 
+    guide: Guide
     indices: list[int]
     logits_RKTV: Tensor
     make_probs: Callable[[], Tensor]
+
+
+def read_text_branches(group: GroupLogits) -> Tensor:
+    """Return the logits of the branches that probes compare: the null prompt's first.
+
+    The empty image of an edit is none of them.
+    """
+    skipped = int(isinstance(group.guide, ImageGuide))
+    return group.logits_RKTV[:, skipped:]
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,7 +354,7 @@ class TokenDraw:
         with self._clock.measure(ledgers_of(rows), "decode"):
             depth_RT = self._depths([None] * len(rows), width=1)
             for group in self.logits_by_group(rows, depth_RT):
-                measured = probe(group.logits_RKTV, group.make_probs)
+                measured = probe(read_text_branches(group), group.make_probs)
                 columns = [value_R.double() for value_R in measured.values()]
                 table = torch.stack(columns, 1).tolist()
                 for i, values in zip(group.indices, table, strict=True):
@@ -421,7 +431,7 @@ class TokenDraw:
             make_probs = partial(
                 guided_probs, group.guide, sampling, logits_RKTV, scale_R, place_RT
             )
-            yield GroupLogits(group.indices, logits_RKTV, make_probs)
+            yield GroupLogits(group.guide, group.indices, logits_RKTV, make_probs)
 
     def _depths(self, drafts: Sequence[Draft | None], width: int) -> Tensor:
         """Return how far behind the frontier each column of some drafts is, [R, T]."""

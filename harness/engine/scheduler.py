@@ -82,7 +82,7 @@ class Scheduler:
         concurrency: int | None = None,
         stuck_after_s: float | None = STUCK_AFTER_S,
     ) -> None:
-        self._spec = MethodSpec.of(method)
+        self._spec = MethodSpec.of(method).under(sampler.sampling)
         self._spec.expect_fit(
             sampler.model,
             sampler.sampling,

@@ -204,7 +204,8 @@ class Session:
 
         Raises RuntimeError for more canvases than the method's `rows`.
         """
-        contexts, guide = self._sampler.contexts(self._state.job.prompt.text)
+        prompt = self._state.job.prompt
+        contexts, guide = self._sampler.contexts(prompt.text, prompt.source)
         return [self._open_canvas(contexts, guide) for _ in range(n)]
 
     def _open_canvas(self, contexts: list[Context], guide: Guide) -> Canvas:
@@ -232,13 +233,16 @@ class Session:
         method's `branches`.
         """
         self._state.expect_open(canvas)
+        prompt = self._state.job.prompt
+        contexts = [
+            Context(text, prompt.text if text is None else text, prompt.source) for text in texts
+        ]
+        contexts, guide = self._sampler.guide_by_image(contexts, guide)
         branches = self._state.branches
-        if len(texts) > branches:
+        if len(contexts) > branches:
             raise RuntimeError(
-                f"{len(texts)} branches asked for: the method's `branches` declares {branches}"
+                f"{len(contexts)} branches asked for: the method's `branches` declares {branches}"
             )
-        prompt = self._state.job.prompt.text
-        contexts = [Context(text, prompt if text is None else text) for text in texts]
         self._sampler.condition(canvas, contexts, guide)
         for text in texts:
             self._note_cut(text)

@@ -19,11 +19,20 @@ from torch import Tensor
 
 from harness.engine.canvas import Branch, Canvas, Context
 from harness.kernels.noise import words
-from harness.models import ImageModel
+from harness.models import EditsImages, ImageModel
 from harness.models.kv_cache import KVCache
 
 COPIED_AT_ONCE = 8
 """Slots that are copied together."""
+
+
+def _embed(model: ImageModel, context: Context) -> Tensor:
+    """Embed a context, [P, D]. Raises TypeError for a source that the model cannot edit."""
+    if context.source is None:
+        return model.context(context.text, context.like)
+    if not isinstance(model, EditsImages):
+        raise TypeError(f"model {model.name} edits no image")
+    return model.edit_context(context.text, context.like, context.source)
 
 
 class SlotTable:
@@ -70,7 +79,7 @@ class SlotTable:
 
         @lru_cache(maxsize=4 * slots)
         def embed_context(context: Context) -> Tensor:
-            return model.context(context.text, context.like)
+            return _embed(model, context)
 
         self._embed_context = embed_context
 

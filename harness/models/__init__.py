@@ -9,6 +9,7 @@ with `isinstance`, never by the member's name. The protocols and their members:
     HasTextEncoder    count_text_encoder_bytes, prepare_texts
                                            without it prompts cost no memory
     HasClasses        classes              without it there are no prompts of "its own classes"
+    EditsImages       edit_context         without it prompts with a source image are refused
     FollowableModel   trunk_spec, rotary   without it no feature drafter (EAGLE) can be chosen
 
 Shapes: B rows, W positions, P context positions, N image tokens, V vocabulary, D model width.
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from harness.models.kv_cache import KVCache, Prefix
 from harness.models.trunk import Attend, TrunkSpec
+from harness.records import SourceImage
 
 
 class ImageModel(Protocol):
@@ -144,6 +146,19 @@ class HasPromptLimit(Protocol):
 
     def count_cut(self, text: str) -> int:
         """Count the positions of a prompt's end that the model does not read."""
+        ...
+
+
+@runtime_checkable
+class EditsImages(Protocol):
+    """A model that edits a source image as a prompt says.
+
+    Its contexts hold the source, an empty one included, so that all branches of a canvas are of one
+    shape: `context` is the empty image with a text, or without.
+    """
+
+    def edit_context(self, text: str | None, like: str, source: SourceImage) -> Tensor:
+        """Embed a source image and a prompt, [P, D]; `text` and `like` are those of `context`."""
         ...
 
 

@@ -31,6 +31,7 @@ from omegaconf import OmegaConf
 from PIL import Image as Pillow
 
 from harness.records import (
+    IMAGE_FORMATS,
     Job,
     Prompt,
     SampleRecord,
@@ -49,8 +50,7 @@ from harness.runs.journal import (
 )
 from harness.runs.lock import Shard, hold_lock, take_share, write_holder
 
-FORMATS = ("PNG", "JPEG", "WEBP")
-"""Kinds of image files that are read; Pillow knows others that start programs."""
+FORMATS = IMAGE_FORMATS
 UNREADABLE = (OSError, ValueError, SyntaxError, Pillow.DecompressionBombError)
 """Errors of opening or decoding a file that is damaged, no image, or too large a one."""
 Pillow.MAX_IMAGE_PIXELS = 1 << 25  # Pillow refuses twice as many: 8192 x 8192

@@ -414,6 +414,7 @@ class _PlanLine:
     text: str = ""
     weight: float = 1.0
     cluster: str = ""
+    source: str = ""  # the hash of the image to be edited; the file is in the folder `sources`
 
 
 def _parse_planned(line: str) -> tuple[Prompt, int]:
