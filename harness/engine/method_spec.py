@@ -153,8 +153,8 @@ class MethodSpec:
         `slots` and what follows are the sampler's. Parts that depend on the model (drafters,
         neighbour tables) check it in their `expect_target`.
         """
-        self._expect_branches(sampling)
         self._expect_sight(model, sampling)
+        self._expect_branches(sampling)
         self._expect_slots(slots)
         self._expect_sizes(tokens_per_step, tree_capacity)
         if self.needs_hidden and not hidden:

@@ -142,6 +142,23 @@ class TokenCountingJudge(Judge, Protocol):
     """Tokens read and written for each question of the last call."""
 
 
+@runtime_checkable
+class EditJudge(Protocol):
+    """A judge of edits: it is given the image that each one was made from, too.
+
+    `sees_source = True` says so. Texts are instructions. Everything else is as in `Judge`.
+    """
+
+    id: str
+    sees_source: bool
+
+    def __call__(
+        self, texts: Sequence[str], images: Sequence[Image], sources: Sequence[Image | None]
+    ) -> Sequence[Any]:
+        """Answer once for each text, image and source; the source is None where there is none."""
+        ...
+
+
 # ------------------------------------------------------------------ the session
 
 _Options = ParamSpec("_Options")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from harness.download import file_sha256
 from harness.models import checkpoint as checkpoints
 from harness.models.llamagen_network import GPT
 from harness.models.vq import VQ
@@ -107,7 +108,7 @@ def fill_editor(editor: nn.Module, vq: VQ, source: WeightSource, sha256: str | N
     """
     path = source.find_gpt()
     if sha256:
-        found = checkpoints.sha256([path])
+        found = file_sha256(path)
         if not found.startswith(sha256):
             raise UserError(
                 f"{path} has sha256 {found}, not {sha256}: get the file again, or set model.sha256"

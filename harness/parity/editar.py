@@ -168,8 +168,9 @@ class _Check:
         """Draw greedily until every canvas has so many tokens (None: all), int64 [B, until]."""
         until = until or self.model.num_tokens
         while canvases[0].length < until:
-            sampler.forward(canvases, [None] * len(canvases))
-            sampler.draw(canvases, [None] * len(canvases), exact)
+            if not sampler.burst(canvases, until - canvases[0].length):
+                sampler.forward(canvases, [None] * len(canvases))
+                sampler.draw(canvases, [None] * len(canvases), exact)
         return torch.tensor([canvas.tokens for canvas in canvases])
 
 
