@@ -256,7 +256,9 @@ def test_a_judge_that_sees_the_source_may_choose_edits() -> None:
 def test_models_and_prompts_that_do_not_fit_are_refused() -> None:
     toy: Any = ToyModel()
     editor: Any = tiny()
-    with pytest.raises(UserError, match=r"toy draws from texts and edits no image.*model=editar"):
+    with pytest.raises(
+        UserError, match=r"toy draws from texts and edits no image.*such as model=editar"
+    ):
         expect_sources(toy, [edit().prompt])
     with pytest.raises(UserError, match="tiny edits images, and 1 prompts have none"):
         expect_sources(editor, [Prompt("a", "a cat", "any")])

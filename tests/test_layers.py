@@ -142,6 +142,7 @@ def test_benchmarks_know_records_judges_and_the_grammar() -> None:
         "harness.models.devices",
         "harness.parity.fixture",
         "harness.models.pictogram.grammar",
+        "harness.models.pictogram.edits",
     )
     for module, path in list_modules("benchmarks"):
         for name in list_imports(path):

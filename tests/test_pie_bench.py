@@ -445,8 +445,8 @@ def test_images_made_elsewhere_are_scored_resumed_and_compared(
         tmp_path, "compare", str(mine), str(theirs), module="benchmarks.pie_bench"
     )
     assert code == 0, said
-    assert "paired by prompt, A - B" in said
-    assert said.count("4 prompts") >= len(METRICS) - 1
+    assert "paired by image, A - B" in said
+    assert said.count("4 images") >= len(METRICS) - 1
 
     code, said = run_harness(
         tmp_path, "export", str(mine), str(data), "copies", module="benchmarks.pie_bench"

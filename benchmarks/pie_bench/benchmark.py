@@ -19,7 +19,7 @@ from benchmarks.pie_bench.masks import decode_mask
 from benchmarks.pie_bench.metrics import Edit, Measured, Meter
 from benchmarks.pie_bench.networks import KeyReader, PerceptualDistance, TextSimilarity
 from benchmarks.pie_bench.pixels import SsimBorder
-from benchmarks.pie_bench.summary import INFINITE, summarise_metrics, write_results
+from benchmarks.pie_bench.summary import INFINITE, RESULTS, summarise_metrics, write_results
 from benchmarks.spread import spread_evenly
 from harness.records import Count, Prompt, Score, UserError
 
@@ -173,7 +173,7 @@ class PieBench:
 
     def files(self, scores: Sequence[Score], folder: Path) -> dict[str, str]:
         """Write the metrics of each image as the reference does; returns a text by its name."""
-        return {"pie_bench-results.csv": write_results(scores, folder.name)}
+        return {RESULTS: write_results(scores, folder.name)}
 
     def _measure_all(self, shown: Sequence[tuple[Prompt, np.ndarray]]) -> list[Measured]:
         return [self._measure(prompt, pixels) for prompt, pixels in shown]

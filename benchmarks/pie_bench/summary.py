@@ -11,14 +11,24 @@ import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import yaml
 
-from benchmarks.pie_bench.metrics import METRICS, NO_VALUE, SOURCE_SIMILARITY, Metric, average
-from harness.records import Score, UserError
-from harness.runs.read import Run
+from benchmarks.pie_bench.metrics import (
+    FACTORS,
+    METRICS,
+    NO_VALUE,
+    SOURCE_SIMILARITY,
+    Metric,
+    average,
+)
+from harness.records import Score, UserError, one_line
 
+RESULTS = "pie_bench-results.csv"
+"""The file of a run folder with a row for each image."""
 INFINITE = "infinite"
 """Entry of a score's detail: metrics that are infinite, which JSON has no number for."""
 
@@ -136,34 +146,66 @@ def write_results(scores: Sequence[Score], method: str) -> str:
     return text.getvalue()
 
 
-# --- two runs -------------------------------------------------------------------------------------
+# --- two result files -----------------------------------------------------------------------------
 
 
-def compare_runs(run: Run, other: Run) -> Iterator[str]:
-    """Compare two runs in all metrics, paired by prompt; values that one lacks are left out.
+def compare_results(one: Path, other: Path) -> Iterator[str]:
+    """Compare two result files in all metrics, paired by image; those that one lacks are left out.
 
-    Raises UserError for runs of another benchmark, or under other protocols.
+    Each is a run folder, or a file as the reference writes it. Raises UserError for files that
+    cannot be read, and for runs that were scored under different protocols.
     """
-    for one in (run, other):
-        if one.protocol.benchmark != "pie_bench":
-            raise UserError(f"{one.path}: a run of {one.protocol.benchmark}, not of pie_bench")
-    if run.about["version"] != other.about["version"] or run.judge != other.judge:
+    protocols = [_read_protocol(path) for path in (one, other)]
+    if all(protocols) and protocols[0] != protocols[1]:
         raise UserError(
-            f"{run.path} and {other.path} were scored under different protocols: "
-            f"{run.about['version']} by {run.judge}, and {other.about['version']} by {other.judge}"
+            f"{one} and {other} were scored under different protocols: {protocols[0]}, and "
+            f"{protocols[1]}"
         )
-    yield f"A = {run.path.name}    B = {other.path.name}    paired by prompt, A - B"
+    tables = [_read_results(path) for path in (one, other)]
+    yield f"A = {one.name}    B = {other.name}    paired by image, A - B"
     for metric in METRICS:
-        yield _compare_metric(run, other, metric)
+        yield _compare_metric(tables[0], tables[1], metric)
 
 
-def _compare_metric(run: Run, other: Run, metric: Metric) -> str:
+def _read_protocol(path: Path) -> str:
+    """Name the version and judge of a run folder; "" where they are not known."""
+    config = path / "config.yaml"
+    if not config.is_file():
+        return ""
+    run = yaml.safe_load(config.read_text(encoding="utf-8"))["run"]
+    return f"{run['version']} by {run['judge']}"
+
+
+def _read_results(path: Path) -> pd.DataFrame:
+    """Read a value of each image and metric: columns category, prompt_id, metric, value."""
+    file = path / RESULTS if path.is_dir() else path
+    try:
+        with file.open(newline="", encoding="utf-8") as opened:
+            lines = list(csv.DictReader(opened))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{file}: cannot be read ({one_line(error)})") from None
+    rows = []
+    for number, line in enumerate(lines, start=2):
+        for column, text in line.items():
+            metric = str(column).rpartition("|")[2]
+            if metric not in FACTORS or text in (None, "", NO_VALUE):
+                continue
+            try:
+                value = float(str(text))
+            except ValueError:
+                raise UserError(f"{file}, line {number}: {column} {text!r} is no number") from None
+            if math.isfinite(value):
+                file_id = line["file_id"]
+                rows.append((file_id[:1], file_id, metric, value))
+    if not rows:
+        raise UserError(f"{file}: no metrics: it is no result file of PIE-Bench")
+    return pd.DataFrame(rows, columns=["category", "prompt_id", "metric", "value"])
+
+
+def _compare_metric(one: pd.DataFrame, other: pd.DataFrame, metric: Metric) -> str:
     from harness.results import stats
 
-    tables = []
-    for one in (run, other):
-        categories = {prompt.id: prompt.category for prompt in one.prompts.values()}
-        tables.append(_tabulate(list(one.scores.values()), categories, metric))
+    tables = [table[table["metric"] == metric.name] for table in (one, other)]
     both = set(tables[0]["prompt_id"]) & set(tables[1]["prompt_id"])
     if not both:
         return f"{metric.title:<26} no image has a value in both"
@@ -176,5 +218,5 @@ def _compare_metric(run: Run, other: Run, metric: Metric) -> str:
     means = value_RP.mean(axis=1) * factor
     return (
         f"{metric.title:<26} {means[0]:8.2f} {means[1]:8.2f}  {factor * found.value:+.2f} "
-        f"[{factor * found.low:+.2f}, {factor * found.high:+.2f}], {p}, {len(both)} prompts"
+        f"[{factor * found.low:+.2f}, {factor * found.high:+.2f}], {p}, {len(both)} images"
     )

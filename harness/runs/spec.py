@@ -305,7 +305,7 @@ def expect_sources(model: ImageModel, prompts: Sequence[Prompt]) -> None:
     if edits and not isinstance(model, EditsImages):
         raise UserError(
             f"model {model.name} draws from texts and edits no image, as {len(edits)} prompts ask "
-            f"for, such as {edits[0]}: choose model=editar"
+            f"for, such as {edits[0]}: choose a model that edits, such as model=editar"
         )
     if len(edits) < len(prompts) and isinstance(model, EditsImages):
         raise UserError(
