@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -34,6 +35,8 @@ from harness.models.pictogram.editor import (
 from harness.models.pictogram.generator import GPT, GPTSpec, load_gpt, load_tokenizer, spec_config
 from harness.models.trunk import causal
 from harness.records import SourceImage, Usage, UserError
+from harness.results.contact_sheet import GAP, PITCH, PROMPT_WIDTH, write_contact_sheet
+from harness.runs.read import read_run
 from harness.training import loop as training
 from harness.training import train_editor
 
@@ -336,6 +339,18 @@ def test_a_run_edits_by_the_reward_and_goes_on(tmp_path: Path) -> None:
     assert len(records) == 4
     assert '"judge_calls":2' in records[0]
     assert f'"text_positions":{4 * (144 + 32)}' in records[0]
+
+    # The sources stand in the folder, on the page and on the sheet.
+    run = read_run(folder)
+    assert {run.source(prompt_id) for prompt_id in run.prompts} == set(folder.glob("sources/*"))
+    assert len(run.sources) == 4
+    gallery = (tmp_path / "results" / "report" / "data" / "gallery.js").read_text()
+    shown = re.findall(r'"([0-9a-f]{16}\.png)"', re.search(r'"sources":\[[^]]*\]', gallery)[0])  # type: ignore[index]
+    assert len(shown) == 4
+    assert all((tmp_path / "results" / "report" / "thumbs" / name).is_file() for name in shown)
+    sheet = write_contact_sheet([folder], tmp_path / "sheet.png")
+    with Image.open(sheet) as drawn:
+        assert drawn.width == PROMPT_WIDTH + 2 * PITCH + GAP
 
     # An image that is gone is drawn again, to the same bytes.
     image = next(folder.glob("images/*/0.png"))

@@ -7,6 +7,7 @@
         scores.jsonl     one line per scored image
         timings-0.jsonl  one line per process that drew to its end
         images/00042/2.png
+        sources/...      images that prompts ask to edit, as they were given
 
 A killed process loses at most the images that were not finished; running again completes the folder
 to the same bytes. Several processes may write one run, each its own share of the jobs (`Shard`) to
@@ -198,6 +199,8 @@ class RunFolder:
                     "move it away or choose another results="
                 )
             return
+        for source in {job.prompt.source for job in jobs if job.prompt.source is not None}:
+            write_atomic(self.path / source_path(source.sha), source.data)
         plan = "".join(line + "\n" for line in _plan_lines(jobs))
         write_atomic(self.path / "jobs.jsonl", plan.encode())
         write_atomic(known, OmegaConf.to_yaml(OmegaConf.create(dict(config))).encode())
@@ -235,6 +238,11 @@ def image_path(prompt: Prompt, image: int) -> str:
             "use letters, digits, '+', '-', '_'"
         )
     return "/".join(("images", *(parts[1:] or parts), f"{image}.png"))
+
+
+def source_path(sha: str) -> str:
+    """Return where a source image lies below the run folder, by its hash."""
+    return f"sources/{digest(sha.encode(), 16)}"
 
 
 def is_intact(folder: Path, record: SampleRecord) -> bool:
