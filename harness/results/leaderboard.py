@@ -221,6 +221,18 @@ def protocols(frame: pd.DataFrame) -> list[pd.DataFrame]:
     return [runs for _, runs in frame.groupby("protocol", sort=False)]
 
 
+def rows_beside(board: Board, folders: Collection[Path]) -> pd.DataFrame:
+    """Return the rows of each protocol that a run in `folders` has; all rows if none of them has.
+
+    A command prints what it changed, and not the other boards of its results folder.
+    """
+    own = [run.path in folders for run in board.runs]
+    if not any(own):
+        return board.frame
+    protocol = board.frame["protocol"]
+    return board.frame[protocol.isin(protocol[own])]
+
+
 def heading(runs: pd.DataFrame) -> str:
     """Return the heading of the rows of one protocol."""
     first = runs.iloc[0]
