@@ -22,6 +22,7 @@ from harness.engine.guidance import Sampling
 from harness.engine.sampler import Sampler
 from harness.judges.pictogram import PictogramDetector
 from harness.judges.pictogram_edit import PictogramEditReward
+from harness.judges.pictogram_edit_verifier import PictogramEditVerifier
 from harness.models.pictogram import edits, grammar
 from harness.models.pictogram import weights as files
 from harness.models.pictogram.detector import read_box_colors
@@ -376,3 +377,99 @@ def test_a_generator_file_is_no_editor(tmp_path: Path) -> None:
     files.write_part(weights / "editor.safetensors", GPT(GPTSpec(1, 32, 2, 48)), config)
     with pytest.raises(files.WeightsError, match="knows 257 words, instructions have 262"):
         PictogramEditor(str(weights))
+
+
+# ------------------------------------------------------------------ GridAR on edits
+
+
+def top_of(scene: edits.Scene, rows: int) -> np.ndarray:
+    return scene.draw()[0][:rows]
+
+
+def test_a_true_edit_is_possible_at_every_stop(made: list[edits.Edit]) -> None:
+    verifier = PictogramEditVerifier(SET)
+    right = 0
+    for edit in made:
+        tops = [top_of(edit.target, 12)] * 4
+        halves = [top_of(edit.target, 24)] * 2
+        source = edit.source.draw()[0]
+        (quarter,) = verifier.select(4)([edit.text], [np.concatenate(tops)], [source])
+        (half,) = verifier.select(2)([edit.text], [np.concatenate(halves)], [source])
+        right += (quarter, half) == (", ".join(["possible"] * 4), "possible, possible")
+    assert right >= 0.95 * len(made)
+
+
+def test_what_cannot_be_mended_is_impossible(made: list[edits.Edit]) -> None:
+    """The untouched source fails where the edited thing lies in its upper half; so does a loss."""
+    verifier = PictogramEditVerifier(SET)
+    untouched = []
+    lost = []
+    for edit in made:
+        source = edit.source.draw()[0]
+        key = edits.describe(edit)
+        selector = verifier.select(2)
+        if edit.kind != "add" and key["gone"]["box"][3] <= 24:
+            stack = np.concatenate([top_of(edit.source, 24), top_of(edit.target, 24)])
+            untouched.append(selector([edit.text], [stack], [source])[0])
+        if key["others"] and key["others"][0]["box"][3] <= 24:
+            empty = edits.Scene(edit.source.background, ())
+            stack = np.concatenate([top_of(empty, 24), top_of(edit.target, 24)])
+            lost.append(selector([edit.text], [stack], [source])[0])
+    assert len(untouched) >= 3
+    assert len(lost) >= 3
+    assert untouched.count("impossible, possible") >= 0.8 * len(untouched)
+    assert lost.count("impossible, possible") >= 0.8 * len(lost)
+
+
+def test_what_the_middle_cuts_is_to_be_finished(made: list[edits.Edit]) -> None:
+    verifier = PictogramEditVerifier(SET)
+    finished = 0
+    for edit in made:
+        half = edit.target.draw()[0].copy()
+        half[24:] = 0
+        (text,) = verifier.rewrite([edit.text], [half], [edit.source.draw()[0]])
+        assert text in (edit.text, edits.write_finish(edit))
+        if edit.kind in ("color", "replace"):
+            top, bottom = edits.describe(edit)["gone"]["box"][1::2]
+            assert (text != edit.text) == (top < 24 < bottom), edit.text
+        finished += text != edit.text
+        if edit.kind == "remove":
+            assert text == edit.text
+    assert finished >= 5
+
+
+def test_texts_and_pictures_that_are_no_edits_get_no_answer(made: list[edits.Edit]) -> None:
+    verifier = PictogramEditVerifier(SET)
+    picture = made[0].source.draw()[0]
+    for judge in (verifier.select(2), verifier.rewrite):
+        assert judge(["a cat"], [picture], [picture]) == [None]
+        assert judge([made[0].text], [picture], [None]) == [None]
+
+
+def test_gridar_edits_in_pieces(tmp_path: Path) -> None:
+    weights = write_set(tmp_path / "tiny_set")
+    code, said = run_harness(
+        tmp_path,
+        "model=pictogram_edit",
+        f"embedded={weights}",
+        "benchmark=edit_pictogram",
+        "benchmark.prompts=2",
+        "benchmark.images=1",
+        "method=gridar",
+        "method.n=4",
+        "method.three_way=false",
+        "method.pad=zero",
+        "method.grouped_by_4=false",
+        "method.stages.quarter.rewrite=false",
+        "judge@method.verifier=pictogram_edit_verifier",
+        "judge@method.reward=pictogram_edit_reward",
+    )
+    assert code == 0, said
+    (folder,) = folders(tmp_path)
+    for record in read_run(folder).done.values():
+        stops = record.notes["stages"]
+        assert [stop["stage"] for stop in stops] == ["quarter", "half"]
+        assert all(len(stop["possible"]) == 4 for stop in stops)
+        assert "texts" not in stops[0]
+        assert len(stops[1]["texts"]) == 4
+        assert record.usage.judge_calls == 1 + 2 + 4 + 4

@@ -18,7 +18,7 @@ from benchmarks.images import judge_files
 from benchmarks.pie_bench.masks import decode_mask, select_part
 from benchmarks.spread import spread_evenly
 from harness.judges.pictogram_edit import Detection, judge_edit, read_box_colors
-from harness.models.pictogram import edits
+from harness.models.pictogram.edits import KINDS, MARGIN, Edit, describe, generate_edits
 from harness.records import Count, Natural, Prompt, Score, SourceImage, UserError
 
 BATCH = 64
@@ -58,7 +58,7 @@ class EditPictogram:
             raise UserError(f"benchmark.images={images}: at least one image per edit is needed")
         self.judge = judge
         self.images = images
-        made = edits.generate_edits(judge.classes, total, seed, read_box_colors)
+        made = generate_edits(judge.classes, total, seed, read_box_colors)
         available = [_make_prompt(number, edit) for number, edit in enumerate(made)]
         self._prompts = available if prompts is None else spread_evenly(available, prompts)
 
@@ -89,7 +89,7 @@ class EditPictogram:
     def summarise(self, scores: Sequence[Score]) -> Iterator[str]:
         """Format, by kind, how many edits were made, kept the rest, and did both."""
         kinds = {prompt.id: prompt.category for prompt in self._prompts}
-        for kind in edits.KINDS:
+        for kind in KINDS:
             own = [score.detail for score in scores if kinds[score.prompt_id] == kind]
             judged = [detail for detail in own if "done" in detail]
             if judged:
@@ -100,13 +100,13 @@ class EditPictogram:
             yield f"unjudged, counted as wrong: {listed}"
 
 
-def _make_prompt(number: int, edit: edits.Edit) -> Prompt:
+def _make_prompt(number: int, edit: Edit) -> Prompt:
     pixels, _ = edit.source.draw()
     return Prompt(
         id=f"edit_pictogram/{number:05d}",
         text=edit.text,
         category=edit.kind,
-        spec=edits.describe(edit),
+        spec=describe(edit),
         source=SourceImage.of_pixels(pixels, f"edit {number}"),
     )
 
@@ -124,8 +124,8 @@ def _measure_outside(
     if prompt.spec["kind"] == "add":
         added = [one.box for one in found if one.name == prompt.spec["made"]["name"]]
         for left, top, right, bottom in added[:1]:
-            rows = slice(max(0, round(top) - edits.MARGIN), round(bottom) + edits.MARGIN)
-            columns = slice(max(0, round(left) - edits.MARGIN), round(right) + edits.MARGIN)
+            rows = slice(max(0, round(top) - MARGIN), round(bottom) + MARGIN)
+            columns = slice(max(0, round(left) - MARGIN), round(right) + MARGIN)
             mask[rows, columns] = 1
     before = select_part(source, mask, "unedit").astype(np.float64) / 255
     after = select_part(pixels, mask, "unedit").astype(np.float64) / 255
