@@ -256,6 +256,14 @@ def test_a_batch_has_dropped_conditions_and_finish_instructions() -> None:
     assert empty < number * 0.1
 
 
+def test_an_editor_is_watched_while_it_is_trained() -> None:
+    model = small_editor()
+    options = training.Options(SET, 60, 0, Path("unused"))
+    measured = train_editor.watch(EditorGPT(SMALL), model.vq, options, count=4)
+    assert set(measured) == {"done", "kept", "both", *edits.KINDS}
+    assert all(0 <= value <= 1 for value in measured.values())
+
+
 @pytest.mark.long
 def test_a_training_goes_on_where_it_was_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

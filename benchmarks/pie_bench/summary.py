@@ -74,16 +74,16 @@ def _tabulate(
 
 def _find_interval(table: pd.DataFrame) -> tuple[float, float]:
     """Return the bootstrap interval of the plain mean; nan where an edit type has one image."""
-    from harness.results import stats
+    from harness.results.stats import Design, percentile_interval, stack_prompt_means
 
     if table.empty:
         return math.nan, math.nan
-    design = stats.Design(table)
+    design = Design(table)
     if not design.error_is_known:
         return math.nan, math.nan
-    value_1P = stats.stack_prompt_means([table])
+    value_1P = stack_prompt_means([table])
     draws_DC = design.bootstrap(value_1P)[:, 0]
-    return stats.percentile_interval(draws_DC @ design.micro_weights())
+    return percentile_interval(draws_DC @ design.micro_weights())
 
 
 # --- one run --------------------------------------------------------------------------------------
@@ -203,16 +203,16 @@ def _read_results(path: Path) -> pd.DataFrame:
 
 
 def _compare_metric(one: pd.DataFrame, other: pd.DataFrame, metric: Metric) -> str:
-    from harness.results import stats
+    from harness.results.stats import Design, compare_paired, stack_prompt_means
 
     tables = [table[table["metric"] == metric.name] for table in (one, other)]
     both = set(tables[0]["prompt_id"]) & set(tables[1]["prompt_id"])
     if not both:
         return f"{metric.title:<26} no image has a value in both"
     of_both = [table[table["prompt_id"].isin(both)] for table in tables]
-    design = stats.Design(of_both[0])
-    value_RP: np.ndarray = stats.stack_prompt_means(of_both)
-    found = stats.compare_paired(design, value_RP[0], value_RP[1], design.micro_weights())
+    design = Design(of_both[0])
+    value_RP: np.ndarray = stack_prompt_means(of_both)
+    found = compare_paired(design, value_RP[0], value_RP[1], design.micro_weights())
     factor = metric.factor
     p = "p < 0.001" if found.p < 0.001 else f"p = {found.p:.3f}"
     means = value_RP.mean(axis=1) * factor
