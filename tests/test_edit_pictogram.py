@@ -407,12 +407,12 @@ def test_a_true_edit_is_possible_at_every_stop(made: list[edits.Edit]) -> None:
     assert right >= 0.95 * len(made)
 
 
-def test_what_cannot_be_mended_is_impossible(made: list[edits.Edit]) -> None:
+def test_what_cannot_be_mended_is_impossible() -> None:
     """The untouched source fails where the edited thing lies in its upper half; so does a loss."""
     verifier = PictogramEditVerifier(SET)
     untouched = []
     lost = []
-    for edit in made:
+    for edit in edits.generate_edits(CLASSES, 120, 0, read_box_colors):
         source = edit.source.draw()[0]
         key = edits.describe(edit)
         selector = verifier.select(2)
@@ -423,8 +423,8 @@ def test_what_cannot_be_mended_is_impossible(made: list[edits.Edit]) -> None:
             empty = edits.Scene(edit.source.background, ())
             stack = np.concatenate([top_of(empty, 24), top_of(edit.target, 24)])
             lost.append(selector([edit.text], [stack], [source])[0])
-    assert len(untouched) >= 2
-    assert len(lost) >= 2
+    assert len(untouched) >= 8
+    assert len(lost) >= 8
     assert untouched.count("impossible, possible") >= 0.8 * len(untouched)
     assert lost.count("impossible, possible") >= 0.8 * len(lost)
 
