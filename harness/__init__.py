@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from harness.engine.acceptance import Draft as Draft
     from harness.engine.acceptance import Drafts as Drafts
     from harness.engine.acceptance import DraftTest as DraftTest
+    from harness.engine.acceptance import Front as Front
     from harness.engine.acceptance import Rule as Rule
     from harness.engine.acceptance import SlotTest as SlotTest
     from harness.engine.acceptance import coupled as coupled
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from harness.engine.session import Decoding as Decoding
     from harness.engine.session import Drafter as Drafter
     from harness.engine.session import EditJudge as EditJudge
+    from harness.engine.session import FrontDrafter as FrontDrafter
     from harness.engine.session import Judge as Judge
     from harness.engine.session import Method as Method
     from harness.engine.session import Session as Session
@@ -87,9 +89,9 @@ _HOME = {
     "harness.drafters.jacobi": ("Jacobi", "JacobiWindow"),
     "harness.drawing": ("Drawing", "FailedImageError", "draw", "release"),
     "harness.engine.acceptance": (
-        "Draft", "DraftTest", "Drafts", "Rule", "SlotTest", "coupled", "exact", "list_tests",
-        "residual_probs", "tested_against", "token_prob", "verify", "verify_by_depth",
-        "verify_chain",
+        "Draft", "DraftTest", "Drafts", "Front", "Rule", "SlotTest", "coupled", "exact",
+        "list_tests", "residual_probs", "tested_against", "token_prob", "verify",
+        "verify_by_depth", "verify_chain",
     ),
     "harness.engine.canvas": ("Canvas",),
     "harness.engine.draft_trees": (
@@ -100,7 +102,8 @@ _HOME = {
     "harness.engine.probes": ("Probe", "confidence", "entropy"),
     "harness.engine.rendering": ("Image",),
     "harness.engine.session": (
-        "Decoding", "Drafter", "EditJudge", "Judge", "Method", "Session", "TokenCountingJudge",
+        "Decoding", "Drafter", "EditJudge", "FrontDrafter", "Judge", "Method", "Session",
+        "TokenCountingJudge",
     ),
     "harness.judges.narrator": ("Narrator",),
     "harness.judges.verifier": ("Verifier",),

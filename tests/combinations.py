@@ -34,8 +34,9 @@ from methods.best_of_n import BestOfN
 from methods.cool_sd import CoolSD, EntropyAcceptance
 from methods.gsd import Grouped
 from methods.lantern import Lantern
+from methods.pjd import PJD
 from methods.plain import Plain
-from methods.scalingar import ScalingAR
+from methods.scalingar import Policy, ScalingAR
 from methods.search import Beam, CellColors, FillingReward, ImportanceSampling
 from methods.sjd import SJD
 from methods.sjd_pac import longest
@@ -253,6 +254,10 @@ def _without_drafter() -> list[Family]:
         ),
         Family("zipar", lambda _: ZipAR(2, 3), central=True),
         Family("zipar alone", lambda _: ZipAR(2, 1)),
+        Family("pjd", lambda _: PJD(above(), 2, 3, 3), central=True),
+        Family("pjd without deferring", lambda _: PJD(Jacobi("uniform"), 2, 3, 3, defer=False)),
+        Family("pjd as released", lambda _: PJD(Jacobi("random", "threshold"), 2, 3, 3)),
+        Family("pjd row by row", lambda _: PJD(tied(), 2, 3, 1, rule=coupled), "plain"),
     ]
 
 
@@ -268,6 +273,11 @@ DRAFTED = [
 def pac_decoding() -> Speculative:
     """SJD-PAC, to finish another method's candidates."""
     return Speculative(Jacobi("uniform", "maximal"), PAC)
+
+
+def terminating(drafter: Drafter) -> ScalingAR:
+    """ScalingAR's termination over drafts."""
+    return ScalingAR(4, policy=Policy(scheduler=False), drafter=drafter, window=5)
 
 
 SEARCHES = [
@@ -294,6 +304,7 @@ SEARCHES = [
         lambda _: ScalingAR(3, entropy_source="guided_prev"),
         sampling=Sampling(scale=2.0, top_k=6),
     ),
+    Family("scalingar, jacobi", lambda _: terminating(Jacobi("random", "gumbel"))),
     Family("twig", lambda _: TwiG(Muse(), layers=2)),
     Family("gridar", lambda _: gridar(Mock())),
     Family("gridar, jacobi tree", lambda _: gridar(Mock(), decoding=pac_decoding())),

@@ -219,7 +219,18 @@ def test_a_session_has_no_public_name_for_what_a_method_must_not_reach() -> None
     public = {name for name in dir(Session) if not name.startswith("_")}
     properties = {"codebook", "grid", "num_tokens"}
     immediate = {"close", "commit", "condition", "fork", "note", "open", "rng", "truncate"}
-    awaitable = {"ask", "draft", "draw_at", "look", "render", "run", "step"}
+    awaitable = {
+        "ask",
+        "draft",
+        "draft_at",
+        "draw_at",
+        "look",
+        "look_along",
+        "render",
+        "run",
+        "step",
+        "step_at",
+    }
     assert public == properties | immediate | awaitable
 
 

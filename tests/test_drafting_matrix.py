@@ -1,17 +1,20 @@
-"""Every way of drafting works on every model under both samplers, and keeps the law of its rule."""
+"""Every way of drawing works on every model under both samplers, and keeps the law of its rule."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import pytest
 from combinations import (
     CFG,
     DRAFTED,
     GREEDY,
     LATENCY,
+    SEARCHES,
     SUBJECTS,
     THROUGHPUT,
     Drawn,
@@ -30,7 +33,7 @@ from toy import PixelSum
 from harness.engine.guidance import Sampling
 from harness.engine.session import Method
 from harness.models import ImageModel
-from harness.records import UserError
+from harness.records import Job, UserError
 from methods.best_of_n import BestOfN
 from methods.plain import Plain
 
@@ -71,11 +74,23 @@ def is_central_on_toy(subject: Subject, family: Family) -> bool:
     return family.central and subject.name == "toy"
 
 
-def list_cases(is_quick: Callable[[Subject, Family], bool], *laws: str) -> list[Any]:
-    """All models with all ways of drafting of some laws that they allow; long, if not quick."""
+def chooses_on_toy(subject: Subject, family: Family) -> bool:
+    """Tell whether a case chooses among candidates, on the toy."""
+    return family.law == "finished" and subject.name == "toy"
+
+
+LAWS = ("plain", "greedy", "finished")
+
+
+def list_cases(
+    is_quick: Callable[[Subject, Family], bool],
+    *laws: str,
+    families: Sequence[Family] = DRAFTED,
+) -> list[Any]:
+    """All models with all ways of drawing of some laws that they allow; long, if not quick."""
     cases = []
     for subject in SUBJECTS.values():
-        for family in DRAFTED:
+        for family in families:
             if family.fits(subject) and family.law in laws:
                 marks = [] if is_quick(subject, family) else [pytest.mark.long]
                 name = f"{subject.name}: {family.name}"
@@ -98,24 +113,58 @@ def expect_whole_images(drawn: Drawn, subject: Subject, candidates: int) -> None
 
 
 @pytest.mark.parametrize(
-    ("subject", "family"), list_cases(is_central, "plain", "greedy", "finished")
+    ("subject", "family"),
+    [
+        *list_cases(is_central, *LAWS),
+        *list_cases(chooses_on_toy, *LAWS, families=SEARCHES),
+    ],
 )
 def test_both_samplers_finish_the_same_images_by_the_rules_law(
     subject: Subject, family: Family
 ) -> None:
     """A compact forward differs in its shape alone: drafts, acceptance and costs are the same."""
     drawn = draw(subject, family.build(subject), family.sampling, THROUGHPUT)
-    expect_whole_images(drawn, subject, 1)
+    if family in DRAFTED:  # what a copy inherits counts where it came from
+        expect_whole_images(drawn, subject, 1)
     if family.law == "plain":
         assert tokens_of(drawn) == plain_tokens(subject, family.sampling)
 
     compact = draw(subject, family.build(subject), family.sampling, LATENCY)
-    expect_whole_images(compact, subject, 1)
     assert tokens_of(compact) == tokens_of(drawn)
     for key, delivery in compact.items():
         for counted in ("accepted", "skips"):  # the rules' sums differ by rounding
             assert delivery.notes.get(counted) == drawn[key].notes.get(counted)
         assert costs(delivery.usage) == costs(drawn[key].usage)
+
+
+@pytest.mark.parametrize(
+    ("subject", "family"),
+    [
+        *list_cases(is_central_on_toy, *LAWS),
+        *list_cases(chooses_on_toy, *LAWS, families=SEARCHES),
+    ],
+)
+def test_what_a_kill_left_undone_is_drawn_as_beside_the_others(
+    subject: Subject, family: Family
+) -> None:
+    """By another process, in another order and number: the same bytes and costs."""
+    some = subject.jobs(2)
+    some = [replace(job, image=image) for job in some for image in range(2)]
+    model = model_of(subject)
+
+    def draw_some(jobs: Sequence[Job]) -> Drawn:
+        method = family.build(subject)
+        sampler = make_sampler(method, model, family.sampling, THROUGHPUT)
+        return draw_on(sampler, method, jobs, THROUGHPUT)
+
+    whole = draw_some(some)
+    for left in (some[:0:-1], some[1:2]):
+        for key, delivery in draw_some(left).items():
+            assert not delivery.error
+            assert delivery.tokens == whole[key].tokens
+            assert np.array_equal(delivery.image, whole[key].image)
+            assert delivery.notes == whole[key].notes
+            assert costs(delivery.usage) == costs(whole[key].usage)
 
 
 @pytest.mark.parametrize(("subject", "family"), list_cases(is_central_on_toy, "greedy"))

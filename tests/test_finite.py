@@ -22,6 +22,7 @@ from harness.engine.scheduler import Delivery, Scheduler
 from harness.models import checkpoint
 from harness.records import NotFiniteError, UserError
 from methods.best_of_n import BestOfN
+from methods.pjd import PJD
 from methods.plain import Plain
 from methods.scalingar import ScalingAR
 from methods.sjd import SJD
@@ -38,6 +39,7 @@ METHODS: dict[str, Callable[[], object]] = {
     "sjd": lambda: SJD(Jacobi(), 4),
     "sjd_pac": lambda: Speculative(Jacobi("uniform", "maximal"), Proactive(2, 2, 6)),
     "zipar": lambda: ZipAR(2, 3),
+    "pjd": lambda: PJD(Jacobi("random", "maximal"), 2, 3, 3),
 }
 
 

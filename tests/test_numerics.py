@@ -32,6 +32,7 @@ from harness.models.trunk import Attend
 from harness.records import Job, UserError
 from harness.runs.spec import RunSpec, build_run_spec
 from methods.best_of_n import BestOfN
+from methods.pjd import PJD
 from methods.plain import Plain
 from methods.scalingar import ScalingAR
 from methods.sjd import SJD
@@ -130,6 +131,7 @@ METHODS: dict[str, Callable[[ToyModel], Method]] = {
     "sjd": lambda _: SJD(Jacobi("random", "maximal"), 4),
     "sjd_pac": lambda _: Speculative(Jacobi("uniform", "maximal"), Proactive(2, 2, 6)),
     "zipar": lambda _: ZipAR(2),
+    "pjd": lambda _: PJD(Jacobi("random", "maximal"), 2, 3, 3),
 }
 
 

@@ -17,6 +17,7 @@ import torch
 from omegaconf import OmegaConf
 from toy import DEVICES, TEXTS, ToyModel, draw, jobs
 
+from harness.drafters.jacobi import Jacobi
 from harness.engine.canvas import Canvas
 from harness.engine.guidance import Sampling, cfg
 from harness.engine.sampler import Sampler
@@ -630,6 +631,62 @@ def decode_steps(policy: Policy) -> int:
     method = ScalingAR(6, policy=policy, recovery=RecoverySettings(enabled=False))
     Scheduler(method, sampler, seed=0).run(jobs(TEXTS, images=2), lambda delivery: None)
     return sampler.decode_steps
+
+
+class Kept(ScalingAR):
+    """Keeps the tokens of all candidates, as far as each had got when the winner was chosen."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(4, **options)
+        self.tokens: dict[str, list[tuple[int, ...]]] = {}
+
+    async def generate(self, prompt: str, s: Session) -> Canvas:
+        opened: list[Canvas] = []
+        session = SimpleNamespace(
+            grid=s.grid,
+            num_tokens=s.num_tokens,
+            open=lambda n: opened.extend(s.open(n)) or opened,
+            **{name: getattr(s, name) for name in ("close", "draft", "look", "look_along")},
+            note=s.note,
+            step=s.step,
+        )
+        canvas = await super().generate(prompt, cast(Session, session))
+        self.tokens[prompt] = [candidate.tokens for candidate in opened]
+        return canvas
+
+
+@pytest.mark.parametrize("source", ["cond", "guided_prev"])
+@pytest.mark.parametrize("mode", MODES)
+def test_drafts_change_no_candidate_no_termination_and_no_winner(mode: str, source: str) -> None:
+    options = {
+        "entropy_source": source,
+        "recovery": replace(SHORT, mode=mode),
+        "policy": Policy(scheduler=False),
+    }
+    by_token = Kept(**options)
+    by_draft = Kept(**options, drafter=Jacobi("random", "gumbel"), window=6)
+    expected = draw(by_token, jobs(TEXTS))
+    ended = 0
+    for key, delivery in draw(by_draft, jobs(TEXTS)).items():
+        assert not delivery.error
+        assert delivery.tokens == expected[key].tokens
+        for fact in ("chosen", "terminated_at", "protected", "recovered"):
+            assert delivery.notes[fact] == expected[key].notes[fact]
+        assert delivery.usage.target_passes < expected[key].usage.target_passes
+        ended += sum(last is not None for last in delivery.notes["terminated_at"])
+        traces = read_trace(delivery.notes), read_trace(expected[key].notes)
+        assert np.allclose(traces[0]["confidence"], traces[1]["confidence"], equal_nan=True)
+    assert ended
+    for prompt, candidates in by_token.tokens.items():
+        for mine, theirs in zip(by_draft.tokens[prompt], candidates, strict=True):
+            assert mine[: len(theirs)] == theirs
+
+
+def test_drafts_and_a_guidance_of_every_token_exclude_each_other() -> None:
+    with pytest.raises(UserError, match=r"set method\.policy\.scheduler=false"):
+        ScalingAR(drafter=Jacobi())
+    with pytest.raises(UserError, match=r"method\.window=1: must be at least 2"):
+        ScalingAR(window=1)
 
 
 def test_slots_of_ended_candidates_serve_other_prompts_in_the_same_run() -> None:

@@ -10,7 +10,7 @@ from test_batch_invariance import costs
 from torch import Tensor
 from toy import DEVICES, TEXTS, PixelSum, ToyModel, draw, jobs
 
-from harness.engine.acceptance import exact
+from harness.engine.acceptance import Front, exact
 from harness.engine.canvas import Canvas
 from harness.engine.guidance import Sampling, cfg, warp
 from harness.engine.sampler import Sampler
@@ -199,12 +199,16 @@ def make_sampler() -> Sampler:
     return Sampler(ToyModel(), Sampling(scale=2.0), slots=8, tokens_per_step=4, prefill=(2, 4))
 
 
+def draw_at(sampler: Sampler, canvas: Canvas, places: list[int]) -> None:
+    sampler.step_at([canvas], [[Front(place) for place in places]], exact)
+
+
 def with_gaps(sampler: Sampler, key: int) -> tuple[Canvas, Usage]:
     """A canvas whose first two tokens and fifth one are drawn, and what it costs."""
     usage = Usage()
     canvas = sampler.open(*sampler.contexts(TEXTS[1]), key=key, usage=usage)
-    sampler.draw_at([canvas], [[0]])
-    sampler.draw_at([canvas], [[1, 4]])
+    draw_at(sampler, canvas, [0])
+    draw_at(sampler, canvas, [1, 4])
     return canvas, usage
 
 
@@ -245,9 +249,9 @@ def test_places_that_cannot_be_drawn_are_refused() -> None:
     canvas, _ = with_gaps(sampler, key=1)
     for places in ([1], [4], [16], []):
         with pytest.raises(ValueError, match="drawn or beyond the image's 16 tokens"):
-            sampler.draw_at([canvas], [places])
+            draw_at(sampler, canvas, places)
     with pytest.raises(ValueError, match="positions wait to be fed: at most 4 fit"):
-        sampler.draw_at([canvas], [[2, 7, 9, 11]])
+        draw_at(sampler, canvas, [2, 7, 9, 11])
 
 
 def test_after_truncating_to_the_first_gap_drawing_goes_on_as_plain() -> None:
@@ -256,8 +260,8 @@ def test_after_truncating_to_the_first_gap_drawing_goes_on_as_plain() -> None:
     # What is refused leaves the canvas as it was.
     for misuse in (
         *misuses(sampler, canvas),
-        lambda: sampler.draw_at([canvas], [[1]]),
-        lambda: sampler.draw_at([canvas], [[2, 7, 9, 11]]),
+        lambda: draw_at(sampler, canvas, [1]),
+        lambda: draw_at(sampler, canvas, [2, 7, 9, 11]),
     ):
         with pytest.raises(ValueError):
             misuse()

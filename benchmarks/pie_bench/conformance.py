@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from benchmarks.jsonl import run_cases
+from benchmarks.cases import run_cases
 from benchmarks.pie_bench.annotations import remove_brackets
 from benchmarks.pie_bench.layout import crop_box
 from benchmarks.pie_bench.masks import decode_mask, select_part

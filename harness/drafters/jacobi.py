@@ -32,8 +32,10 @@ from harness.kernels.noise import ACCEPT, BRANCH, DRAFT, DRAW, RESIDUAL, Noise
 from harness.records import UserError
 
 INITS = ("random", "uniform", "repeat_horizon", "repeat_vertical", "sample_horizon")
-COUPLINGS = ("none", "maximal", "gumbel")
+COUPLINGS = ("none", "maximal", "gumbel", "threshold")
 SIBLINGS = ("target", "residual")
+THRESHOLD = 0.5
+"""How likely an old token must be under the new distribution, as a share of the old, to be kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,7 @@ class JacobiWindow:
     old_probs_RGV: Tensor  # what those were drawn from; zero where nothing was drafted
     image_RN: Tensor  # tokens of the images as far as they are committed
     likeliest_R: Tensor  # by the last distribution of the verification, or the last token
+    held_R: Tensor | None = None  # the token that is drawn for the first place already, else -1
 
 
 class Jacobi:
@@ -63,7 +66,14 @@ class Jacobi:
     arXiv 2603.18599); `gumbel` draws with the noise that plain sampling has at that place (GS-SJD),
     so that drafts agree with the rule `coupled` as often as they can. The recorded distribution is
     always the one that the token follows now, never an older one: otherwise images would not
-    follow the target's distribution.
+    follow the target's distribution. `threshold` gives that up, as PJD's released code
+    (boyaliao/PJD): an old token stays, with its old distribution, where it has become less than
+    half as likely at most.
+
+    Chains at several places of an image (`propose_at`) are made alike, each of the last verdict on
+    its own row. Where a rule has drawn the next token of a row and it was not committed, it is the
+    first one of the next draft, as the residual that it came from makes up for the rejection;
+    `none` and `threshold` draw anew there, too, as PJD does.
 
     Trees are those of SJD-PAC: the tokens of a place, the same under every parent, are the token
     that a chain would have there and further ones drawn without replacement from the same
@@ -95,6 +105,11 @@ class Jacobi:
 
     def expect_tree(self, tree: Tree) -> None:
         """Raise UserError for a tree whose shape depends on a drafter's distributions."""
+        if self.coupling == "threshold":
+            raise UserError(
+                "drafter.coupling=threshold: tokens of a tree follow the distributions of their "
+                "places; choose none, maximal or gumbel"
+            )
         if not isinstance(tree, Static):
             raise UserError(
                 f"method.gamma is a tree of kind {type(tree).__name__}, and Jacobi drafts have no "
@@ -127,7 +142,8 @@ class Jacobi:
         # 2. Fill a window that is as long as the longest.
         with sampler.working(rows, "draft"):
             noise = sampler.noise(rows, columns)
-            window = _collect_window(sampler, rows, columns)
+            verdicts = [sampler.verdict(canvas) for canvas in rows]
+            window = _collect_window(sampler, rows, verdicts, noise.position_RT)
             grid_width = sampler.model.grid[1]
             if tree is None:
                 token_RG, probs_RGV = self.fill(window, noise, grid_width, sibling)
@@ -146,6 +162,37 @@ class Jacobi:
                 parents = tree.parents[:count]
                 drafts.append(Draft(token_G[:count], probs_GV[:count], parents, followed=True))
         return drafts
+
+    @torch.no_grad()
+    def propose_at(
+        self,
+        sampler: Sampler,
+        rows: Sequence[Canvas],
+        spans: Sequence[Sequence[tuple[int, int]]],
+    ) -> list[list[Draft | None]]:
+        """Draft a chain for every span of every row, a place and a length; None for length 0."""
+        # 1. List the spans side by side.
+        fronts: list[tuple[Canvas, int, int]] = []
+        for canvas, some in zip(rows, spans, strict=True):
+            fronts += [(canvas, place, length) for place, length in some if length]
+        if not fronts:
+            return [[None for _ in some] for some in spans]
+
+        # 2. Fill a window that is as long as the longest.
+        with sampler.working(rows, "draft"):
+            canvases = [canvas for canvas, _, _ in fronts]
+            columns = max(length for _, _, length in fronts)
+            noise = sampler.noise_at(canvases, [place for _, place, _ in fronts], columns)
+            verdicts = [sampler.verdict_at(canvas, place) for canvas, place, _ in fronts]
+            window = _collect_window(sampler, canvases, verdicts, noise.position_RT)
+            token_FG, probs_FGV = self.fill(window, noise, sampler.model.grid[1])
+
+        # 3. Cut them.
+        drafts: list[Draft | None] = []
+        for token_G, probs_GV, (_, _, length) in zip(token_FG, probs_FGV, fronts, strict=True):
+            drafts.append(Draft(token_G[:length], probs_GV[:length], followed=True))
+        left = iter(drafts)
+        return [[next(left) if length else None for _, length in some] for some in spans]
 
     def fill_tree(
         self, window: JacobiWindow, noise: Noise, grid_width: int, tree: Static, sibling: int = 0
@@ -225,8 +272,13 @@ class Jacobi:
             token_RG = fresh.race(DRAFT + sibling, probs_RGV)
         elif self.coupling == "gumbel":
             token_RG = noise.race(DRAW, probs_RGV)
-        else:
+        elif self.coupling == "maximal":
             token_RG = keep_or_redraw(window.old_RG, window.old_probs_RGV, probs_RGV, fresh)
+        else:
+            token_RG, probs_RGV = _keep_above_threshold(window, probs_RGV, fresh)
+        if window.held_R is not None and self.coupling in ("maximal", "gumbel"):
+            first_R = torch.where(window.held_R >= 0, window.held_R, token_RG[:, 0])
+            token_RG = torch.cat((first_R.unsqueeze(1), token_RG[:, 1:]), 1)
         if self.init == "uniform":
             return token_RG, probs_RGV
 
@@ -296,6 +348,22 @@ def keep_or_redraw(
     return torch.where(kept_RG, old_RG, redrawn_RG)
 
 
+def _keep_above_threshold(
+    window: JacobiWindow, probs_RGV: Tensor, fresh: Noise
+) -> tuple[Tensor, Tensor]:
+    """Keep old tokens, with their old distributions, where new / old is above a half; else draw.
+
+    This is `jacobi_iteration_lumina_mgpt.py` of boyaliao/PJD.
+    """
+    index_RG1 = window.old_RG.unsqueeze(-1)
+    old_prob_RG1 = window.old_probs_RGV.gather(-1, index_RG1)
+    new_prob_RG1 = probs_RGV.gather(-1, index_RG1)
+    kept_RG1 = (new_prob_RG1 > THRESHOLD * old_prob_RG1) & (old_prob_RG1 > 0)
+    drawn_RG = fresh.race(DRAFT, probs_RGV)
+    token_RG = torch.where(kept_RG1[..., 0], window.old_RG, drawn_RG)
+    return token_RG, torch.where(kept_RG1, window.old_probs_RGV, probs_RGV)
+
+
 def _anchor_above(place_RG: Tensor, last_R1: Tensor, grid_width: int) -> Tensor:
     """Return the nearest place above that has a token; if none has, the top of the column."""
     missing_RG = (place_RG - last_R1).clamp(min=0)
@@ -309,7 +377,12 @@ def _chain_length(sampler: Sampler, canvas: Canvas, n: int) -> int:
     return max(0, min(n, left))
 
 
-def _collect_window(sampler: Sampler, rows: Sequence[Canvas], columns: int) -> JacobiWindow:
+def _collect_window(
+    sampler: Sampler,
+    rows: Sequence[Canvas],
+    verdicts: Sequence[DraftVerdict | None],
+    place_RG: Tensor,
+) -> JacobiWindow:
     """Collect what the last verdicts tell about the next places of every row.
 
     For a row without a verdict, only the committed tokens are known.
@@ -318,30 +391,37 @@ def _collect_window(sampler: Sampler, rows: Sequence[Canvas], columns: int) -> J
     image_RN = sampler.tokens(rows)
     device = image_RN.device
     dtype = torch.promote_types(sampler.model.dtype, torch.float32)
+    columns = place_RG.shape[1]
     shape = (len(rows), columns, sampler.model.vocab)
     probs_RGV = torch.zeros(shape, dtype=dtype, device=device)
     old_probs_RGV = torch.zeros_like(probs_RGV)
     old_RG = torch.zeros_like(probs_RGV[..., 0], dtype=torch.int64)
-    next_R1 = sampler.noise(rows, 1).position_RT
-    last_R1 = (next_R1 - 1).clamp(min=0)
+    last_R1 = (place_RG[:, :1] - 1).clamp(min=0)
     likeliest_R = image_RN.gather(1, last_R1)[:, 0]
     verified = [0] * len(rows)
+    held = [-1] * len(rows)
 
     # 2. Copy what each verdict has behind the last committed token.
-    for r, canvas in enumerate(rows):
-        verdict = sampler.verdict(canvas)
+    for r, verdict in enumerate(verdicts):
         if verdict is None:
             continue
         assert verdict.draft.probs is not None, "a followed draft says what it was drawn from"
-        known_nodes, old_nodes = _list_behind(verdict, columns)
-        probs_RGV[r, : len(known_nodes)] = verdict.probs_TV[[1 + node for node in known_nodes]]
-        old_RG[r, : len(old_nodes)] = verdict.draft.tokens[old_nodes]
-        old_probs_RGV[r, : len(old_nodes)] = verdict.draft.probs[old_nodes]
-        verified[r] = len(known_nodes)
+        first = 0  # place behind which the old tokens lie: the next one, unless a token is held
+        if verdict.held is not None:
+            first = 1
+            held[r] = verdict.held
+            probs_RGV[r, 0] = verdict.probs_TV[len(verdict.path)]
+        known_nodes, old_nodes = _list_behind(verdict, columns - first)
+        ends = first + len(known_nodes), first + len(old_nodes)
+        probs_RGV[r, first : ends[0]] = verdict.probs_TV[[1 + node for node in known_nodes]]
+        old_RG[r, first : ends[1]] = verdict.draft.tokens[old_nodes]
+        old_probs_RGV[r, first : ends[1]] = verdict.draft.probs[old_nodes]
+        verified[r] = ends[0]
         likeliest_R[r] = verdict.probs_TV[-1].argmax()
 
     verified_R = torch.tensor(verified, device=device)
-    return JacobiWindow(probs_RGV, verified_R, old_RG, old_probs_RGV, image_RN, likeliest_R)
+    held_R = torch.tensor(held, device=device)
+    return JacobiWindow(probs_RGV, verified_R, old_RG, old_probs_RGV, image_RN, likeliest_R, held_R)
 
 
 def _list_behind(verdict: DraftVerdict, columns: int) -> tuple[list[int], list[int]]:

@@ -56,17 +56,33 @@ def length_of_draft(draft: Draft | None) -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class Front:
+    """Where a row of the image grows: its first place without a token, and a chain from there on.
+
+    One more token is drawn behind what is accepted of the draft. It is committed, unless
+    `commits_next` is False: then it is only kept for the drafter of a followed draft
+    (`DraftVerdict.held`), and its place is drafted and tested again.
+    """
+
+    place: int
+    draft: Draft | None = None
+    commits_next: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class DraftVerdict:
     """The target's view of a followed draft: its distributions and which tokens were accepted.
 
     `probs_TV` [1 + G, V] begins with the distribution at the place of the first draft token. The
     tokens along `path`, indices from the root down, were committed, and one more token;
-    distributions behind that one were computed from a rejected token.
+    distributions behind that one were computed from a rejected token. Where the one more token was
+    not committed, it is `held`.
     """
 
     draft: Draft
     probs_TV: Tensor
     path: tuple[int, ...]
+    held: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

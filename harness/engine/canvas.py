@@ -66,6 +66,10 @@ class Branch:
         while self.cached - self.start in self.cached_behind_gap:
             self.cached_behind_gap.remove(self.cached - self.start)
             self.cached += 1
+        # Those that were fed once more are in the cached part already.
+        self.cached_behind_gap = {
+            p for p in self.cached_behind_gap if p >= self.cached - self.start
+        }
 
 
 class Canvas:
@@ -85,6 +89,8 @@ class Canvas:
         "_total",
         "branches",
         "fault_at",
+        "front_retests",
+        "front_verdicts",
         "guide",
         "key",
         "ledger",
@@ -104,6 +110,8 @@ class Canvas:
         self.guide = guide
         self.branches: list[Branch] = []
         self.verdict: DraftVerdict | None = None  # of the last draw, if its draft is followed
+        self.front_verdicts: dict[int, DraftVerdict] = {}  # of followed fronts, by row of the image
+        self.front_retests: dict[int, int] = {}  # row -> its fronts that committed no next token
         self.fault_at: int | None = None  # a place whose probabilities were not finite
         self.logits_depth = NO_LOGITS  # longest draft with logits; 0 is the frontier alone
         self._total = total
@@ -252,6 +260,7 @@ class Canvas:
         self.ledger.discarded += self._count_own() - kept
         self._inherited = inherited
         self._out_of_order.clear()
+        self.front_retests.clear()
         del self._tokens[length:]
         del self._log_probs[length:]
         self.recount_cached()
@@ -273,6 +282,8 @@ class Canvas:
         self._image = source._image
         self.logits_depth = source.logits_depth
         self.verdict = None
+        self.front_verdicts.clear()
+        self.front_retests.clear()
         self.scale = source.scale
         self.guide = source.guide
         self.signals = dict(source.signals)
@@ -286,6 +297,7 @@ class Canvas:
         self.guide = guide
         self.logits_depth = NO_LOGITS
         self.verdict = None
+        self.front_verdicts.clear()
         for branch in self.branches:
             branch.cached = min(branch.cached, branch.start + self.length - 1)
         self.version += 1
@@ -299,6 +311,7 @@ class Canvas:
         for branch in self.branches:
             branch.cached = max(0, min(branch.cached, branch.start + self.length - 1))
             branch.cached_behind_gap.clear()
+        self.front_verdicts.clear()
         self._forget_derived()
 
     def discard(self) -> None:

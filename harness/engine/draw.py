@@ -128,6 +128,10 @@ class GroupLogits:
     logits_RKTV: Tensor
     make_probs: Callable[[], Tensor]
 
+    def make_flat_probs(self) -> Tensor:
+        """Make probs [R T, 1, V], one place a row."""
+        return self.make_probs().flatten(0, 1).unsqueeze(1)
+
 
 def read_text_branches(group: GroupLogits) -> Tensor:
     """Return the logits of the branches that probes compare: the null prompt's first.
@@ -258,7 +262,8 @@ class TokenDraw:
                 probs_RTV = group.make_probs()
                 some = [rows[i] for i in group.indices]
                 their_drafts = [drafts[i] for i in group.indices]
-                verified = self._apply(rule, some, their_drafts, probs_RTV)
+                noise = self.noise(some, probs_RTV.shape[1])
+                verified = self.apply(rule, some, their_drafts, probs_RTV, noise)
                 tables.append(verified.pack())
                 # 2. Keep what drafters ask for.
                 for r, i in enumerate(group.indices):
@@ -280,17 +285,21 @@ class TokenDraw:
                 canvas.verdict = DraftVerdict(draft, probs_TV, row.path)
         return accepted
 
-    def _apply(
+    def apply(
         self,
         rule: Rule,
         rows: Sequence[Canvas],
         drafts: Sequence[Draft | None],
         probs_RTV: Tensor,
+        noise: Noise,
     ) -> Verified:
-        """Apply a rule to one group, and store what it accepted where the next forward reads it."""
+        """Apply a rule to one group, and store what it accepted where the next forward reads it.
+
+        `noise` is that of the places that the T columns stand for. A canvas may be in several rows,
+        with chains at places of their own.
+        """
         # 1. Ask the rule for the accepted path and the next token.
         stacked = Drafts.stack(list(drafts), probs_RTV)
-        noise = self.noise(rows, probs_RTV.shape[1])
         path_RG, next_R = rule(probs_RTV, stacked, noise)
         signals: dict[str, Tensor] = {}
         if isinstance(rule, MeasuredRule):
@@ -348,17 +357,22 @@ class TokenDraw:
 
     # ------------------------------------------------------------------ looks
 
-    def probe(self, rows: Sequence[Canvas], probe: Probe) -> list[dict[str, float]]:
-        """Measure signals at the frontiers; draw nothing."""
-        signals: list[dict[str, float]] = [{} for _ in rows]
+    def probe(
+        self, rows: Sequence[Canvas], drafts: Sequence[Draft | None], probe: Probe
+    ) -> list[list[dict[str, float]]]:
+        """Measure signals at the frontiers and behind each draft token; draw nothing."""
+        signals: list[list[dict[str, float]]] = [[] for _ in rows]
+        width = 1 + _longest(drafts)
         with self._clock.measure(ledgers_of(rows), "decode"):
-            depth_RT = self._depths([None] * len(rows), width=1)
-            for group in self.logits_by_group(rows, depth_RT):
-                measured = probe(read_text_branches(group), group.make_probs)
-                columns = [value_R.double() for value_R in measured.values()]
-                table = torch.stack(columns, 1).tolist()
-                for i, values in zip(group.indices, table, strict=True):
-                    signals[i] = dict(zip(measured, values, strict=True))
+            for group in self.logits_by_group(rows, self._depths(drafts, width)):
+                # A probe is given one place a row: each place stands for a row.
+                logits_RTKV = read_text_branches(group).transpose(1, 2)
+                measured = probe(logits_RTKV.flatten(0, 1).unsqueeze(2), group.make_flat_probs)
+                columns = [value_n.double() for value_n in measured.values()]
+                table = torch.stack(columns, 1).unflatten(0, (-1, width)).tolist()
+                for i, places in zip(group.indices, table, strict=True):
+                    wanted = places[: 1 + length_of_draft(drafts[i])]
+                    signals[i] = [dict(zip(measured, values, strict=True)) for values in wanted]
         return signals
 
     def target_probs(
@@ -409,11 +423,13 @@ class TokenDraw:
         depth_RT: Tensor,
         sampling: Sampling | None = None,
         logits_STV: Tensor | None = None,
+        column_RT: Tensor | None = None,
     ) -> Iterator[GroupLogits]:
         """Yield the logits of the rows, one guide after another.
 
         `depth_RT` says how far behind the frontier each of the T columns is. The logits are those
-        at the frontiers unless others are given; `sampling` replaces the sampler's own.
+        at the frontiers unless others are given; `sampling` replaces the sampler's own. `column_RT`
+        says in which columns of the logits they are, if not in the first T.
         """
         sampling = sampling or self._sampling
         if logits_STV is None:
@@ -423,7 +439,11 @@ class TokenDraw:
             some = [rows[i] for i in group.indices]
             slot_RK = self._slots.index([canvas.slots for canvas in some])
             scale_R = self._scales(some)
-            logits_RKTV = logits_STV[slot_RK, :width]
+            if column_RT is None:
+                logits_RKTV = logits_STV[slot_RK, :width]
+            else:
+                column_R1T = column_RT[self._slots.index(group.indices)].unsqueeze(1)
+                logits_RKTV = logits_STV[slot_RK.unsqueeze(2), column_R1T]
             place_RT = None
             if sampling.interval >= 0:
                 length_R1 = self._slots.index([canvas.length for canvas in some])[:, None]

@@ -9,7 +9,7 @@ Four paths draw a token:
     draw, no draft         one token a row; one copy to the host a decode step
     draw, with drafts      a rule verifies a chain or tree and draws one more token
     burst                  up to 64 decode steps without the host, while all rows only draw
-    draw_at                tokens at chosen places out of raster order (ZipAR)
+    step_at                drafts and tokens at chosen places out of raster order (ZipAR, PJD)
 
 All take noise that is keyed by (canvas, place), so they draw the same tokens where they may be
 exchanged for each other: a burst for single steps, an exact rule without drafts for a plain draw.
@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from harness import kernels
-from harness.engine.acceptance import Draft, DraftVerdict, Rule, length_of_draft
+from harness.engine.acceptance import Draft, DraftVerdict, Front, Rule, length_of_draft
 from harness.engine.bursts import BurstDecode
 from harness.engine.canvas import Canvas, Context, ledgers_of
 from harness.engine.cuda_graphs import Graphs
@@ -107,6 +107,7 @@ class Sampler:
             self._draw,
             self._clock,
             num_tokens=model.num_tokens,
+            grid_width=model.grid[1],
             tokens_per_step=tokens_per_step,
         )
         self._renderer = Renderer(model, render_batch)
@@ -286,9 +287,17 @@ class Sampler:
         self._forward.bring_logits(rows, drafts)
 
     @torch.no_grad()
-    def probe(self, rows: Sequence[Canvas], probe: Probe) -> list[dict[str, float]]:
-        """Measure signals at the frontiers of rows, which must be ready; draw nothing."""
-        return self._draw.probe(rows, probe)
+    def probe(
+        self,
+        rows: Sequence[Canvas],
+        probe: Probe,
+        drafts: Sequence[Draft | None] | None = None,
+    ) -> list[list[dict[str, float]]]:
+        """Measure signals at the frontiers of rows, and behind each draft token; draw nothing.
+
+        The rows must be ready.
+        """
+        return self._draw.probe(rows, drafts or [None] * len(rows), probe)
 
     @torch.no_grad()
     def draw(self, rows: Sequence[Canvas], drafts: Sequence[Draft | None], rule: Rule) -> list[int]:
@@ -307,13 +316,17 @@ class Sampler:
         return self._bursts.run(rows, most)
 
     @torch.no_grad()
-    def draw_at(self, rows: Sequence[Canvas], places: Sequence[Sequence[int]]) -> None:
-        """Draw the tokens of chosen places of each row in one forward; see `out_of_order`.
+    def step_at(
+        self, rows: Sequence[Canvas], fronts: Sequence[Sequence[Front]], rule: Rule
+    ) -> list[list[int]]:
+        """Verify the drafts at the fronts of each row by a rule, and draw a token behind each.
 
-        Raises ValueError for places that have a token or lie beyond the image, and where more
-        positions wait to be fed than `tokens_per_step`.
+        One forward serves all; see `out_of_order`. Returns how many tokens of each draft were
+        accepted. Raises ValueError for places that have a token or lie beyond the image, for fronts
+        that get in each other's way, and where more positions wait to be fed than
+        `tokens_per_step`.
         """
-        self._out_of_order.draw_at(rows, places)
+        return self._out_of_order.step_at(rows, fronts, rule)
 
     # ------------------------------------------------------------------ pictures
 
@@ -361,6 +374,13 @@ class Sampler:
         """
         return canvas.verdict
 
+    def verdict_at(self, canvas: Canvas, place: int) -> DraftVerdict | None:
+        """Return what the last step at a front said of its draft in the row of `place`.
+
+        None if there was none, or the canvas was changed otherwise since.
+        """
+        return canvas.front_verdicts.get(place // self.model.grid[1])
+
     def tokens(self, rows: Sequence[Canvas]) -> Tensor:
         """Return the tokens of the rows on the device, int64 [R, N].
 
@@ -371,6 +391,10 @@ class Sampler:
     def noise(self, rows: Sequence[Canvas], width: int) -> Noise:
         """Return the noise of the next `width` places of each row."""
         return self._draw.noise(rows, width)
+
+    def noise_at(self, rows: Sequence[Canvas], places: Sequence[int], width: int) -> Noise:
+        """Return the noise of `width` places from a front of each row on, as `step_at` uses it."""
+        return self._out_of_order.noise(rows, places, width)
 
     def branch_spans(self, canvas: Canvas) -> list[tuple[int, int, int]]:
         """Return slot, context length and cached positions of each branch of a canvas."""

@@ -27,15 +27,16 @@ from harness.engine.rendering import Image, Picture
 from harness.engine.sampler import Sampler
 from harness.engine.session import (
     AskRequest,
-    DrawAtRequest,
     EditJudge,
     LookRequest,
     Method,
+    ProposeAtRequest,
     ProposeRequest,
     RenderRequest,
     Request,
     RunRequest,
     Session,
+    StepAtRequest,
     StepRequest,
     TokenCountingJudge,
     expect_json,
@@ -194,7 +195,7 @@ def _keep_writable(notes: Mapping[str, JSON]) -> dict[str, JSON]:
 # ------------------------------------------------------------------ one run
 
 _Kind = TypeVar("_Kind", bound=Request[Any])
-_Drawing = StepRequest | RunRequest | DrawAtRequest
+_Drawing = StepRequest | RunRequest | StepAtRequest
 
 
 @dataclass(eq=False, slots=True)
@@ -255,7 +256,7 @@ class _Run:
 
         # 7. Draw for all whose logits are there, and at the places that methods chose.
         self._draw_tokens(runs)
-        self._draw_at_places()
+        self._step_at_fronts()
         self._resume_finished_runs()
 
     # -------------------------------------------------------------- jobs
@@ -376,9 +377,8 @@ class _Run:
         while True:
             renders_began |= self._begin_renders()
             finished = self._take_finished_images()
-            asked = any(
-                isinstance(flight.request, AskRequest | ProposeRequest) for flight in self.flights
-            )
+            kinds = AskRequest | ProposeRequest | ProposeAtRequest
+            asked = any(isinstance(flight.request, kinds) for flight in self.flights)
             if not finished and not asked:
                 return renders_began
             self._resume_all(finished)
@@ -443,6 +443,10 @@ class _Run:
                 name = type(first.drafter).__name__
                 raise ValueError(f"drafter {name} gave {len(drafts)} drafts for {len(rows)} rows")
             answers |= _split(drafts, group)
+        for at_fronts in _group_by(self._requests(ProposeAtRequest), lambda one: id(one.drafter)):
+            spans = [some for request in at_fronts for some in request.spans]
+            chains = at_fronts[0].drafter.propose_at(self.sampler, _all_rows(at_fronts), spans)
+            answers |= _split(chains, at_fronts)
         self._resume_all(answers)
 
     def _answer_asks(self) -> None:
@@ -551,15 +555,15 @@ class _Run:
         steps: Sequence[StepRequest],
     ) -> None:
         """Compute the logits that all rows wait for, in one forward."""
-        undrafted = _all_rows(looks) + _unfinished_rows(runs)
+        undrafted = _unfinished_rows(runs)
         drafts: list[Draft | None] = [None] * len(undrafted)
-        drafts += _all_drafts(steps)
-        self.sampler.forward(undrafted + _all_rows(steps), drafts)
+        drafts += _all_drafts(looks) + _all_drafts(steps)
+        self.sampler.forward(undrafted + _all_rows(looks) + _all_rows(steps), drafts)
 
     def _answer_looks(self, looks: Sequence[LookRequest]) -> None:
         """Read the signals of each probe for the rows of all jobs that look."""
         for group in _group_by(looks, lambda one: id(one.probe)):
-            signals = self.sampler.probe(_all_rows(group), group[0].probe)
+            signals = self.sampler.probe(_all_rows(group), group[0].probe, _all_drafts(group))
             self._resume_all(_split(signals, group))
 
     def _draw_tokens(self, runs: Sequence[RunRequest]) -> None:
@@ -594,14 +598,16 @@ class _Run:
         pairs = zip(step.rows, step.drafts, strict=True)
         return all(self.sampler.ready(canvas, draft) for canvas, draft in pairs)
 
-    def _draw_at_places(self) -> None:
-        """Draw, in one forward, for all jobs that draw at places of their choice."""
-        waiting = self._requests(DrawAtRequest)
-        if not waiting:
-            return
-        places = [places_of_row for request in waiting for places_of_row in request.places]
-        self.sampler.draw_at(_all_rows(waiting), places)
-        self._resume_all(dict.fromkeys(waiting) | self._find_faults(waiting))
+    def _step_at_fronts(self) -> None:
+        """Verify and draw, in one forward a rule, for all jobs that step at fronts."""
+        waiting = self._requests(StepAtRequest)
+        answers: dict[Request[Any], object] = {}
+        for group in _group_by(waiting, lambda one: id(one.rule)):
+            fronts = [some for request in group for some in request.fronts]
+            accepted = self.sampler.step_at(_all_rows(group), fronts, group[0].rule)
+            answers |= _split(accepted, group)
+        if waiting:
+            self._resume_all(answers | self._find_faults(waiting))
 
     def _resume_finished_runs(self) -> None:
         """Go on with the jobs all of whose rows have the tokens that they ran for."""
@@ -676,8 +682,8 @@ def _all_rows(requests: Iterable[_HasRows]) -> list[Canvas]:
     return [canvas for request in requests for canvas in request.rows]
 
 
-def _all_drafts(steps: Iterable[StepRequest]) -> list[Draft | None]:
-    return [draft for step in steps for draft in step.drafts]
+def _all_drafts(requests: Iterable[StepRequest | LookRequest]) -> list[Draft | None]:
+    return [draft for request in requests for draft in request.drafts]
 
 
 def _unfinished_rows(runs: Iterable[RunRequest]) -> list[Canvas]:

@@ -18,7 +18,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, runt
 import numpy as np
 from torch import Tensor
 
-from harness.engine.acceptance import Draft, Rule, exact
+from harness.engine.acceptance import Draft, Front, Rule, exact
 from harness.engine.author_errors import StartedCall, expect_rows
 from harness.engine.canvas import Canvas, Context
 from harness.engine.draft_trees import Tree
@@ -108,6 +108,23 @@ class Drafter(Protocol):
         `n` is the length of a chain, or the shape of a tree. Drafts are cut at the end of the
         image, so that one more token fits. Each `sibling` (0, 1, ...) is an independent proposal
         from the same place. A row's draft must not depend on the other rows.
+        """
+        ...
+
+
+@runtime_checkable
+class FrontDrafter(Protocol):
+    """A drafter that also proposes chains at several places of an image at once."""
+
+    def propose_at(
+        self,
+        sampler: Sampler,
+        rows: Sequence[Canvas],
+        spans: Sequence[Sequence[tuple[int, int]]],
+    ) -> Sequence[Sequence[Draft | None]]:
+        """Propose a chain for each span of each row, a place and a length; None for length 0.
+
+        A span's draft must not depend on the other rows.
         """
         ...
 
@@ -309,7 +326,20 @@ class Session:
         The `step` that follows needs no forward.
         """
         self._expect_rows(rows, "look")
-        return await LookRequest(list(rows), probe)
+        signals = await LookRequest(list(rows), [None] * len(rows), probe)
+        return [places[0] for places in signals]
+
+    @_awaited
+    async def look_along(
+        self, rows: Sequence[Canvas], drafts: Sequence[Draft | None], probe: Probe
+    ) -> list[list[dict[str, float]]]:
+        """Read signals at the next place of every row, and behind each token of its draft.
+
+        Those behind a token that is then rejected belong to no place. The `step` that follows with
+        the same drafts needs no forward.
+        """
+        self._expect_rows(rows, "look_along")
+        return await LookRequest(list(rows), list(drafts), probe)
 
     @_awaited
     async def step(
@@ -336,7 +366,24 @@ class Session:
         truncated.
         """
         self._expect_rows(rows, "draw_at")
-        await DrawAtRequest(list(rows), [list(places_of_row) for places_of_row in places])
+        fronts = [[Front(place) for place in places_of_row] for places_of_row in places]
+        await StepAtRequest(list(rows), fronts, exact)
+
+    @_awaited
+    async def step_at(
+        self,
+        rows: Sequence[Canvas],
+        fronts: Sequence[Sequence[Front]],
+        rule: Rule = exact,
+    ) -> list[list[int]]:
+        """Verify the drafts at some fronts of every row, and draw a token behind each.
+
+        One forward serves all fronts; they lie in different rows of the image, and a draft is
+        unseen by the other fronts. As with `draw_at`, a row's `tokens` end before its first gap.
+        Returns how many tokens of each front's draft were accepted.
+        """
+        self._expect_rows(rows, "step_at")
+        return await StepAtRequest(list(rows), [list(some) for some in fronts], rule)
 
     @_awaited
     async def draft(
@@ -349,6 +396,20 @@ class Session:
         """
         self._expect_rows(rows, "draft")
         return await ProposeRequest(list(rows), drafter, n, sibling)
+
+    @_awaited
+    async def draft_at(
+        self,
+        drafter: FrontDrafter,
+        rows: Sequence[Canvas],
+        spans: Sequence[Sequence[tuple[int, int]]],
+    ) -> list[list[Draft | None]]:
+        """Let a drafter propose chains at fronts of every row, for `step_at`.
+
+        Each span is a place and how many tokens the chain there has; None where that is 0.
+        """
+        self._expect_rows(rows, "draft_at")
+        return await ProposeAtRequest(list(rows), drafter, [list(some) for some in spans])
 
     @_awaited
     async def render(
@@ -432,10 +493,11 @@ class RunRequest(Request[None]):
 
 
 @dataclass(eq=False, slots=True)
-class LookRequest(Request[list[dict[str, float]]]):
-    """Read the signals of a probe at the next place of every row."""
+class LookRequest(Request[list[list[dict[str, float]]]]):
+    """Read the signals of a probe at the next place of every row, and along its draft."""
 
     rows: list[Canvas]
+    drafts: list[Draft | None]
     probe: Probe
 
 
@@ -449,11 +511,12 @@ class StepRequest(Request[list[int]]):
 
 
 @dataclass(eq=False, slots=True)
-class DrawAtRequest(Request[None]):
-    """Draw the tokens at chosen places of every row."""
+class StepAtRequest(Request[list[list[int]]]):
+    """Verify the drafts at fronts of every row and draw one more token behind each."""
 
     rows: list[Canvas]
-    places: list[list[int]]
+    fronts: list[list[Front]]
+    rule: Rule
 
 
 @dataclass(eq=False, slots=True)
@@ -464,6 +527,15 @@ class ProposeRequest(Request[list[Draft | None]]):
     drafter: Drafter
     n: int | Tree
     sibling: int
+
+
+@dataclass(eq=False, slots=True)
+class ProposeAtRequest(Request[list[list[Draft | None]]]):
+    """Let a drafter propose a chain at each front of every row."""
+
+    rows: list[Canvas]
+    drafter: FrontDrafter
+    spans: list[list[tuple[int, int]]]
 
 
 @dataclass(eq=False, slots=True)

@@ -63,10 +63,15 @@ def _uniform(first: Tensor, second: Tensor, index: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """The noise of R rows at T positions each: `key_R2` two words a row, `position_RT` int64."""
+    """The noise of R rows at T positions each: `key_R2` two words a row, `position_RT` int64.
+
+    Where draft tokens are tested again and again at the same positions, `test_key_R2` takes the
+    place of the key in the lanes ACCEPT and RESIDUAL.
+    """
 
     key_R2: Tensor
     position_RT: Tensor
+    test_key_R2: Tensor | None = None
 
     def uniform(self, lane: int, count: int) -> Tensor:
         """Compute uniforms in the open interval (0, 1) with 52 bits, float64 [R, T, count]."""
@@ -77,21 +82,33 @@ class Noise:
     def _words(self, lane: int) -> tuple[Tensor, Tensor]:
         """The two words of a lane at every position, [R, T] each, that its uniforms are made of."""
         spot_RT = _mix(_mix(self.position_RT) ^ (lane * 0x9E3779B9 & _WORD))
-        first_RT = _mix(self.key_R2[:, :1] ^ spot_RT)
-        second_RT = _mix(self.key_R2[:, 1:] ^ _mix(spot_RT ^ 0x85EBCA6B))
+        key_R2 = self._tests() if lane in (ACCEPT, RESIDUAL) else self.key_R2
+        first_RT = _mix(key_R2[:, :1] ^ spot_RT)
+        second_RT = _mix(key_R2[:, 1:] ^ _mix(spot_RT ^ 0x85EBCA6B))
         return first_RT, second_RT
+
+    def _tests(self) -> Tensor:
+        """The key of the lanes that tests of draft tokens use, [R, 2]."""
+        return self.key_R2 if self.test_key_R2 is None else self.test_key_R2
 
     def salted(self, salt_R: Tensor) -> Noise:
         """Return noise independent of this one at the same positions, different for every salt.
 
-        For draws that are repeated at a position.
+        For draws that are repeated at a position. It differs, too, from one retest to the next.
         """
         salt_R1 = _mix(salt_R + 0x27D4EB2F).unsqueeze(1)
-        return Noise(_mix(self.key_R2 ^ salt_R1), self.position_RT)
+        return Noise(_mix(self._tests() ^ salt_R1), self.position_RT)
+
+    def retested(self, count_R: Tensor) -> Noise:
+        """Return the same noise with tests of its own for every count, [R]; 0 changes nothing."""
+        salted_R2 = self.salted(count_R).key_R2
+        test_key_R2 = torch.where(count_R.unsqueeze(1) > 0, salted_R2, self.key_R2)
+        return Noise(self.key_R2, self.position_RT, test_key_R2)
 
     def at(self, offset_R: Tensor) -> Noise:
         """Return the noise of one position a row: the `offset`-th of its T."""
-        return Noise(self.key_R2, self.position_RT.gather(1, offset_R.unsqueeze(1)))
+        position_R1 = self.position_RT.gather(1, offset_R.unsqueeze(1))
+        return Noise(self.key_R2, position_R1, self.test_key_R2)
 
     def race(self, lane: int, weight_RTV: Tensor) -> Tensor:
         """Draw tokens, int64 [R, T], by an exponential race: argmax of weight / -log u.

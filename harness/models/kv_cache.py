@@ -348,11 +348,16 @@ class TreeMask:
 class GapMask:
     """A mask for image tokens that are not drawn yet, `gap_BL`.
 
-    Nothing but a query at such a position itself sees what lies there.
+    Nothing but a query at such a position itself sees what lies there, and with `own_from_BW` the
+    queries behind it that count it as their own: each those from this position on.
     """
 
     gap_BL: Tensor
+    own_from_BW: Tensor | None = None
 
     def __call__(self, column_L: Tensor, pos_BW1: Tensor) -> Tensor:
         is_drawn_B1L = ~self.gap_BL[:, : len(column_L)].unsqueeze(1)
-        return is_drawn_B1L | (column_L == pos_BW1)
+        if self.own_from_BW is None:
+            return is_drawn_B1L | (column_L == pos_BW1)
+        is_own_BWL = (column_L >= self.own_from_BW.unsqueeze(-1)) & (column_L <= pos_BW1)
+        return is_drawn_B1L | is_own_BWL

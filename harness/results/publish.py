@@ -76,7 +76,7 @@ def _write_all(results: Path, folders: Sequence[Path], tracker: Tracker) -> Boar
     board = build(results)
     write_exports(board, results / "export")
     rows = rows_beside(board, folders)
-    print(render_table(rows))
+    print(render_table(rows, metrics=board.image_metrics))
     print(f"\n{results / 'leaderboard.csv'}: {len(board.runs)} runs")
     others = len(protocols(board.frame)) - len(protocols(rows))
     if others:
