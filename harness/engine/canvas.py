@@ -19,7 +19,7 @@ from harness.engine.acceptance import DraftVerdict
 from harness.engine.guidance import Guide
 from harness.engine.rendering import Picture
 from harness.models.raster import Raster
-from harness.records import Usage
+from harness.records import SourceImage, Usage
 
 NO_LOGITS = -1
 """The `logits_depth` of a canvas whose next forward has not run."""
@@ -29,11 +29,13 @@ NO_LOGITS = -1
 class Context:
     """What a branch is conditioned on.
 
-    `text` None is the null prompt, shaped as that of the prompt `like`.
+    `text` None is the null prompt, shaped as that of the prompt `like`. `source` is the image that
+    is edited; without one it is the empty image, for models that edit.
     """
 
     text: str | None
     like: str
+    source: SourceImage | None = None
 
 
 @dataclass(slots=True)

@@ -32,7 +32,7 @@ from harness.engine.acceptance import (
 )
 from harness.engine.canvas import Canvas, ledgers_of
 from harness.engine.draft_trees import Forest
-from harness.engine.guidance import Guide, Sampling, cfg, unguided, warp
+from harness.engine.guidance import Guide, ImageGuide, Sampling, cfg, unguided, warp
 from harness.engine.meter import Clock
 from harness.engine.probes import Probe
 from harness.engine.slots import SlotTable
@@ -154,6 +154,7 @@ def group_by_guide(rows: Sequence[Canvas]) -> list[GuideGroup]:
 class GroupLogits:
     """Logits of one group of rows, and what makes probs [R, T, V] of them when it is called."""
 
+    guide: Guide
     indices: list[int]
     logits_RKTV: Tensor
     make_probs: Callable[[], Tensor]
@@ -161,6 +162,15 @@ class GroupLogits:
     def make_flat_probs(self) -> Tensor:
         """Make probs [R T, 1, V], one place a row."""
         return self.make_probs().flatten(0, 1).unsqueeze(1)
+
+
+def read_text_branches(group: GroupLogits) -> Tensor:
+    """Return the logits of the branches that probes compare: the null prompt's first.
+
+    The empty image of an edit is none of them.
+    """
+    skipped = int(isinstance(group.guide, ImageGuide))
+    return group.logits_RKTV[:, skipped:]
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,7 +401,7 @@ class TokenDraw:
         with self._clock.measure(ledgers_of(rows), "decode"):
             for group in self.logits_by_group(rows, self._depths(drafts, width)):
                 # A probe is given one place a row: each place stands for a row.
-                logits_RTKV = group.logits_RKTV.transpose(1, 2)
+                logits_RTKV = read_text_branches(group).transpose(1, 2)
                 measured = probe(logits_RTKV.flatten(0, 1).unsqueeze(2), group.make_flat_probs)
                 columns = [value_n.double() for value_n in measured.values()]
                 table = torch.stack(columns, 1).unflatten(0, (-1, width)).tolist()
@@ -482,7 +492,7 @@ class TokenDraw:
                 place_RT,
                 self._slots.forced_N,
             )
-            yield GroupLogits(group.indices, logits_RKTV, make_probs)
+            yield GroupLogits(group.guide, group.indices, logits_RKTV, make_probs)
 
     def _depths(self, drafts: Sequence[Draft | None], width: int) -> Tensor:
         """Return how far behind the frontier each column of some drafts is, [R, T]."""

@@ -33,7 +33,7 @@ from harness.engine.canvas import Canvas, Context, ledgers_of
 from harness.engine.cuda_graphs import Graphs
 from harness.engine.draw import TokenDraw, kernel_use
 from harness.engine.forward import Forward
-from harness.engine.guidance import Guide, Sampling, cfg, unguided
+from harness.engine.guidance import Guide, ImageGuide, Sampling, cfg, unguided
 from harness.engine.meter import Clock
 from harness.engine.out_of_order import OutOfOrderDraw
 from harness.engine.probes import Probe
@@ -42,7 +42,7 @@ from harness.engine.slots import SlotTable
 from harness.kernels.noise import Noise, derive
 from harness.models import ImageModel
 from harness.models.raster import FORCED_TOKEN, Raster
-from harness.records import Stage, Usage, UserError
+from harness.records import SourceImage, Stage, Usage, UserError
 
 
 class Sampler:
@@ -179,14 +179,23 @@ class Sampler:
 
     # ------------------------------------------------------------------ lifecycle of a canvas
 
-    def contexts(self, text: str) -> tuple[list[Context], Guide]:
-        """Return contexts and guide of an ordinary canvas.
+    def contexts(self, text: str, source: SourceImage | None = None) -> tuple[list[Context], Guide]:
+        """Return contexts and guide of an ordinary canvas, which edits `source` if there is one.
 
-        Under guidance they are the null prompt and the text, without it the text alone.
+        Under guidance they are the null prompt and the text, without it the text alone. Guided by
+        the source, the empty image comes before them.
         """
-        if self.sampling.scale == 1:
-            return [Context(text, text)], unguided
-        return [Context(None, text), Context(text, text)], cfg
+        if self.sampling.scale == 1 and not self.sampling.guides_by_image:
+            return [Context(text, text, source)], unguided
+        contexts = [Context(None, text, source), Context(text, text, source)]
+        return self.guide_by_image(contexts, cfg)
+
+    def guide_by_image(self, contexts: list[Context], guide: Guide) -> tuple[list[Context], Guide]:
+        """Add the empty image to the contexts of an edit, where sampling guides by the source."""
+        if not self.sampling.guides_by_image:
+            return contexts, guide
+        empty = Context(None, contexts[0].like)
+        return [empty, *contexts], ImageGuide(guide, self.sampling.image_scale)
 
     def open(self, contexts: Sequence[Context], guide: Guide, key: int, usage: Usage) -> Canvas:
         """Open a canvas with no tokens.

@@ -160,6 +160,23 @@ class TokenCountingJudge(Judge, Protocol):
     """Tokens read and written for each question of the last call."""
 
 
+@runtime_checkable
+class EditJudge(Protocol):
+    """A judge of edits: it is given the image that each one was made from, too.
+
+    `sees_source = True` says so. Texts are instructions. Everything else is as in `Judge`.
+    """
+
+    id: str
+    sees_source: bool
+
+    def __call__(
+        self, texts: Sequence[str], images: Sequence[Image], sources: Sequence[Image | None]
+    ) -> Sequence[Any]:
+        """Answer once for each text, image and source; the source is None where there is none."""
+        ...
+
+
 # ------------------------------------------------------------------ the session
 
 _Options = ParamSpec("_Options")
@@ -231,7 +248,8 @@ class Session:
 
         Raises RuntimeError for more canvases than the method's `rows`.
         """
-        contexts, guide = self._sampler.contexts(self._state.job.prompt.text)
+        prompt = self._state.job.prompt
+        contexts, guide = self._sampler.contexts(prompt.text, prompt.source)
         return [self._open_canvas(contexts, guide) for _ in range(n)]
 
     def _open_canvas(self, contexts: list[Context], guide: Guide) -> Canvas:
@@ -259,13 +277,16 @@ class Session:
         method's `branches`.
         """
         self._state.expect_open(canvas)
+        prompt = self._state.job.prompt
+        contexts = [
+            Context(text, prompt.text if text is None else text, prompt.source) for text in texts
+        ]
+        contexts, guide = self._sampler.guide_by_image(contexts, guide)
         branches = self._state.branches
-        if len(texts) > branches:
+        if len(contexts) > branches:
             raise RuntimeError(
-                f"{len(texts)} branches asked for: the method's `branches` declares {branches}"
+                f"{len(contexts)} branches asked for: the method's `branches` declares {branches}"
             )
-        prompt = self._state.job.prompt.text
-        contexts = [Context(text, prompt if text is None else text) for text in texts]
         self._sampler.condition(canvas, contexts, guide)
         for text in texts:
             self._note_cut(text)
