@@ -355,10 +355,13 @@ def test_a_file_that_cannot_be_read_is_named(file: str, text: str, tmp_path: Pat
 
 
 def test_a_network_is_reward_and_metric_of_one_run(tmp_path: Path) -> None:
-    reward = ("method=toy_best", "judge@method.reward=clip", "method.reward.weights=tiny")
-    options = (*TOY, "benchmark.prompts=2", *reward, "metrics=[clip]", "metrics.clip.weights=tiny")
-    code, output = harness(tmp_path, *options, "device=cpu")
+    reward = ("judge@method.reward=clip", "method.reward.weights=tiny")
+    method = ("method=best_of_n", "method.n=2", *reward)
+    options = (*TOY, "benchmark.prompts=2", *method, "device=cpu")
+    harness(tmp_path, *options)
+    code, output = harness(tmp_path, *options, "metrics=[clip]", "metrics.clip.weights=tiny")
     assert code == 0, output
+    assert "4 done, 0 to draw" in output  # a metric that is mounted from the judges names no run
     run = read_run(the_folder(tmp_path))
     measured = run.metrics["clip"]
     assert run.about["asked"]["reward"] == measured.about.id == "clip-tiny-cosine"

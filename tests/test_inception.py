@@ -115,13 +115,16 @@ def test_features_are_those_of_torch_fidelity(
     for image in PICTURES:
         pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None]
         expected = theirs(pixels)[0].numpy()
-        np.testing.assert_allclose(ours.features([image]), expected, rtol=1e-4, atol=1e-5)
+        assert expected.max() > 0.1  # features that could differ
+        error = np.abs(ours.features([image]) - expected).max()
+        assert error < 1e-4 * expected.max()
 
 
 def test_features_do_not_depend_on_the_other_pictures(random_features: InceptionFeatures) -> None:
     together = random_features.features(PICTURES)
     assert (together.shape, together.dtype) == ((3, 2048), np.float32)
     assert (together >= 0).all()
+    assert together.std(0).mean() > 0.01
     alone = [random_features.features([image])[0] for image in PICTURES]
     assert np.array_equal(together, alone)
     assert random_features.features([]).shape == (0, 2048)
@@ -223,6 +226,7 @@ def test_recorded_features_are_those_of_today(
     assert random_features.identity in recorded
     found = random_features.features(draw_known_pictures())
     known = np.array(recorded[random_features.identity])
+    assert known.max() > 0.1
     assert np.abs(found[:, : known.shape[1]] - known).max() < 1e-3 * known.max()
     monkeypatch.setattr(known_pictures, "read_recorded", lambda: {"means": [[1.0]] * 3})
     with pytest.raises(UserError, match="away from those recorded"):

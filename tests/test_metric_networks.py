@@ -330,6 +330,7 @@ def test_weights_that_cannot_be_had_are_named_with_the_remedy(
         ({"batch": 0}, "at least one picture"),
         ({"weights": "random", "checkpoint": "x.pt"}, "exclude each other"),
         ({"checkpoint": "nowhere.pt"}, "there is no such file"),
+        ({"model": "coca_ViT-B-32", "weights": "random"}, "is no plain CLIP: it has "),
         ({"model": "nothing-quickgelu", "weights": "random"}, "open_clip has"),
         ({"weights": "none-such"}, "open_clip has openai"),
     ],

@@ -86,6 +86,8 @@ class ClipScore(ScoringNetwork):
         if sizes is None:
             known = ", ".join(name for name in open_clip.list_models() if "quickgelu" in name)
             raise UserError(f"clip: model={self._model}: open_clip has {known}, and others")
+        if further := sizes.keys() - {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg"}:
+            raise UserError(f"clip: model={self._model} is no plain CLIP: it has {min(further)}")
         return open_clip.CLIP(**sizes)
 
     def read(self, file: Path) -> Mapping[str, Tensor]:

@@ -39,7 +39,7 @@ def pad_as_hps(image: np.ndarray, side: int = SIDE) -> Tensor:
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms import functional as F
 
-    pixels_3HW = F.to_tensor(image)
+    pixels_3HW = F.to_tensor(image.copy())
     scale = side / max(image.shape[:2])
     if scale != 1:
         height, width = (round(length * scale) for length in image.shape[:2])

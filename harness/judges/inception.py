@@ -158,12 +158,20 @@ class InceptionFeatures:
 
 
 def build_inception() -> Any:
-    """Build the network with random weights: torchvision's modules, pooling as the original."""
+    """Build the network with random weights: torchvision's modules, pooling as the original.
+
+    The weights have a size that keeps the features' (He et al. 2015), so that they tell pictures
+    apart as trained ones do.
+    """
+    from torch import nn
     from torchvision.models import Inception3
 
     network = Inception3(
         num_classes=1008, aux_logits=False, transform_input=False, init_weights=False
     )
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
     for name in AVERAGING:
         _pool_by(getattr(network, name), _average)
     _pool_by(network.Mixed_7c, _maximum)

@@ -187,11 +187,14 @@ def _type_benchmark(benchmark: Mapping[str, Any]) -> Any:
 def _compose_defaults(choices: Mapping[str, str]) -> Mapping[str, Any]:
     """Compose the configuration files that were chosen, without any other option.
 
-    Files that a command adds to groups of its own are not known here: {} then.
+    Files that a command adds to groups of its own are not known here: {} then. Those of metrics are
+    left out: their numbers name nothing.
     """
     overrides = []
     for group, chosen in choices.items():
-        if group.partition("@")[0] in SPELLED and chosen not in (None, "None"):
+        kind, _, place = group.partition("@")
+        is_metric = place.partition(".")[0] == METRICS
+        if kind in SPELLED and not is_metric and chosen not in (None, "None"):
             overrides.append(f"{group}={chosen}")
     try:
         return resolve_config(hydra.compose("config", overrides=overrides))
