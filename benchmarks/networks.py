@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
 
-from harness.records import MemoryPart, UserError
+from harness.records import MemoryPart, UserError, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +26,31 @@ def is_random(option: str, weights: str) -> bool:
     if weights not in ("published", "random"):
         raise UserError(f"benchmark.{option}.weights={weights}: choose published or random")
     return weights == "random"
+
+
+def draw_weights(build: Callable[[], Any]) -> Any:
+    """Build a network with random weights, the same each time; other draws are not disturbed."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return build()
+
+
+def load_published(kind: Any, model: str, revision: str | None, option: str) -> Any:
+    """Load a class of transformers from a hub id or a folder, in float32.
+
+    `option` is the evaluator's, for the message. Raises UserError if its files cannot be had.
+    """
+    import torch
+
+    try:
+        return kind.from_pretrained(model, revision=revision, dtype=torch.float32)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UserError(
+            f"{option} {model!r} cannot be had ({one_line(error)[:200]}): "
+            f"set benchmark.{option}.model to a folder with its files"
+        ) from None
 
 
 def count_rows(batch: int | None, device: torch.device, on_gpu: int) -> int:

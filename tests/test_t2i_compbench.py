@@ -20,6 +20,7 @@ from PIL import Image
 import benchmarks.t2i_compbench.prompts as prompts_module
 from benchmarks.boxes import Found
 from benchmarks.compbench_pictogram import CompbenchPictogram
+from benchmarks.networks import load_published
 from benchmarks.t2i_compbench import depth, open_vocabulary
 from benchmarks.t2i_compbench.benchmark import NEEDS, T2ICompBench
 from benchmarks.t2i_compbench.blip import BlipVqa
@@ -576,6 +577,19 @@ def test_every_network_declares_what_it_takes_of_the_device() -> None:
         ratio = 1 if isinstance(one, OpenVocabulary | DptDepth) else 3
         many = three.memory_need(None, ON_CPU)[1].fixed
         assert many == ratio * one.memory_need(None, ON_CPU)[1].fixed
+
+
+class Absent:
+    """A class of transformers whose files are not to be had."""
+
+    @staticmethod
+    def from_pretrained(model: str, **_: object) -> None:
+        raise OSError(f"{model} is not a local folder")
+
+
+def test_a_network_that_cannot_be_had_is_named_with_its_option() -> None:
+    with pytest.raises(UserError, match=r"set benchmark\.depth\.model to a folder"):
+        load_published(Absent, "nobody/nothing", None, "depth")
 
 
 ON_CPU = SamplerShape(torch.device("cpu"), 1, (1, 1), 1)

@@ -7,10 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.networks import is_random, list_network_parts
+from benchmarks.networks import (
+    draw_weights,
+    is_random,
+    list_network_parts,
+    load_published,
+)
 from benchmarks.t2i_compbench.evaluators import Picture
 from benchmarks.t2i_compbench.imported_detections import resize_depth
-from harness.records import MemoryPart, UserError, one_line
+from harness.records import MemoryPart
 
 MODEL = "Intel/dpt-hybrid-midas"
 SIDE = 480
@@ -71,7 +76,7 @@ class DptDepth:
             return
         from harness.models.devices import device_named
 
-        network = self._random_network() if self.random else self._published_network()
+        network = self._build_network()
         # The reference's input is larger than the trained one; positions are interpolated.
         network.dpt.embeddings.image_size = (SIDE, SIDE)
         self._device = device_named(self._device_name)
@@ -101,25 +106,12 @@ class DptDepth:
         levels = (scaled * 255).round().to(torch.uint8).numpy()
         return resize_depth(Image.fromarray(levels), width, height)
 
-    def _random_network(self) -> Any:
-        import torch
-
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return build_network()
-
-    def _published_network(self) -> Any:
-        import torch
+    def _build_network(self) -> Any:
+        if self.random:
+            return draw_weights(build_network)
         from transformers import DPTForDepthEstimation
 
-        kind: Any = DPTForDepthEstimation
-        try:
-            return kind.from_pretrained(self._model, revision=self._revision, dtype=torch.float32)
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise UserError(
-                f"depth {self._model!r} cannot be had ({one_line(error)[:200]}): "
-                "set benchmark.depth.model to a folder with its files"
-            ) from None
+        return load_published(DPTForDepthEstimation, self._model, self._revision, "depth")
 
 
 def build_network() -> Any:

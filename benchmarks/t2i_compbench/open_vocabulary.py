@@ -15,8 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.boxes import Found
-from benchmarks.geneval.transformers_backend import explain_missing, find_revision
-from benchmarks.networks import is_random, list_network_parts
+from benchmarks.geneval.transformers_backend import find_revision
+from benchmarks.networks import (
+    draw_weights,
+    is_random,
+    list_network_parts,
+    load_published,
+)
 from benchmarks.optional import require
 from benchmarks.t2i_compbench.boxes import resized_sides
 from benchmarks.t2i_compbench.evaluators import Picture
@@ -96,7 +101,7 @@ class OpenVocabulary:
         self._tokenizer = SimpleTokenizer(context_length=WORDS)
         self._processor = Owlv2ImageProcessor()
         self._device: torch.device = device_named(self._device_name)
-        network = self._random_network() if self.random else self._published_network()
+        network = self._build_network()
         self._network = network.to(self._device).eval()
 
     def detect(self, pictures: Sequence[Picture]) -> list[list[Found] | None]:
@@ -139,22 +144,12 @@ class OpenVocabulary:
         kept = batched_nms(box_N4[good_N], score_N[good_N], name_N[good_N], self._overlap)
         return [int(i) for i in good_N[kept]]
 
-    def _random_network(self) -> Any:
-        import torch
-
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return build_network()
-
-    def _published_network(self) -> Any:
-        import torch
+    def _build_network(self) -> Any:
+        if self.random:
+            return draw_weights(build_network)
         from transformers import Owlv2ForObjectDetection
 
-        kind: Any = Owlv2ForObjectDetection
-        try:
-            return kind.from_pretrained(self._model, revision=self._revision, dtype=torch.float32)
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise explain_missing(self._model, error) from None
+        return load_published(Owlv2ForObjectDetection, self._model, self._revision, "detector")
 
 
 def build_network() -> Any:
