@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from harness.engine.rendering import Image as Image
     from harness.engine.session import Decoding as Decoding
     from harness.engine.session import Drafter as Drafter
+    from harness.engine.session import EditJudge as EditJudge
     from harness.engine.session import FrontDrafter as FrontDrafter
     from harness.engine.session import Judge as Judge
     from harness.engine.session import Method as Method
@@ -62,7 +63,9 @@ if TYPE_CHECKING:
     from harness.kernels.noise import DRAW as DRAW
     from harness.kernels.noise import RESIDUAL as RESIDUAL
     from harness.kernels.noise import Noise as Noise
+    from harness.models import EditsImages as EditsImages
     from harness.models import ImageModel as ImageModel
+    from harness.models.raster import Raster as Raster
     from harness.records import Answer as Answer
     from harness.records import Count as Count
     from harness.records import Natural as Natural
@@ -71,6 +74,7 @@ if TYPE_CHECKING:
     from harness.records import Prompt as Prompt
     from harness.records import Score as Score
     from harness.records import Share as Share
+    from harness.records import SourceImage as SourceImage
     from harness.records import UnansweredError as UnansweredError
     from harness.records import UserError as UserError
     from harness.results.load import load as load
@@ -99,15 +103,17 @@ _HOME = {
     "harness.engine.probes": ("Probe", "confidence", "entropy"),
     "harness.engine.rendering": ("Image",),
     "harness.engine.session": (
-        "Decoding", "Drafter", "FrontDrafter", "Judge", "Method", "Session", "TokenCountingJudge",
+        "Decoding", "Drafter", "EditJudge", "FrontDrafter", "Judge", "Method", "Session",
+        "TokenCountingJudge",
     ),
     "harness.judges.narrator": ("Narrator",),
     "harness.judges.verifier": ("Verifier",),
     "harness.kernels.noise": ("ACCEPT", "DRAW", "RESIDUAL", "Noise"),
-    "harness.models": ("ImageModel",),
+    "harness.models": ("EditsImages", "ImageModel"),
+    "harness.models.raster": ("Raster",),
     "harness.records": (
         "Answer", "Count", "Natural", "NotNegative", "Positive", "Prompt", "Score", "Share",
-        "UnansweredError", "UserError",
+        "SourceImage", "UnansweredError", "UserError",
     ),
     "harness.results.load": ("load",),
     "harness.runs.benchmark": ("Aggregates", "Benchmark", "IdentifiedJudge"),

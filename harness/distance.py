@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image as Pillow
 
-from harness.arguments import print_error
+from harness.arguments import natural, print_error
 from harness.compare import find_run
 from harness.judges.features import ClipFeatures, Extractor, PictogramFeatures, read_features
 from harness.records import UserError, one_line
@@ -59,9 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--each",
-        action="store_true",
-        help="test the images of each number by themselves: as many independent repetitions, whose "
-        "share below 5 %% is the level of the test for equals, and its power for others",
+        type=natural,
+        metavar="K",
+        help="test K images of each prompt by themselves, then the next K: independent "
+        "repetitions, whose share below 5 %% is the level of the test for equals, and its power "
+        "for others",
     )
     chosen = parser.parse_args(arguments)
     names = [chosen.method, chosen.plain, chosen.other_plain]
@@ -72,8 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         extractor: Extractor | str = kept or (
             ClipFeatures(chosen.weights) if chosen.features == "clip" else PictogramFeatures()
         )
-        describe = describe_repetitions if chosen.each else describe_distances
-        print("\n".join(describe(runs, extractor)))
+        if chosen.each is None:
+            print("\n".join(describe_distances(runs, extractor)))
+        else:
+            print("\n".join(describe_repetitions(runs, extractor, chosen.each)))
     except UserError as error:
         return print_error(error)
     return 0
@@ -130,17 +134,23 @@ def describe_distances(runs: Sequence[Run], extractor: Extractor | str) -> list[
     return lines
 
 
-def describe_repetitions(runs: Sequence[Run], extractor: Extractor | str) -> list[str]:
-    """Test the images of each number by themselves, as repetitions of a run of one image a prompt.
+def describe_repetitions(
+    runs: Sequence[Run], extractor: Extractor | str, size: int = 1
+) -> list[str]:
+    """Test `size` images of each prompt by themselves, then the next ones, as repetitions.
 
     Images of other numbers are drawn from other noise, so the repetitions are independent. Raises
-    UserError as `describe_distances`, and for runs of one seed.
+    UserError as `describe_distances`, for runs of one seed, and for fewer than two repetitions.
     """
     keys = _share_keys(runs)
-    numbers_N = np.array([image for _, image in keys])
+    repetition_N = np.array([image // max(size, 1) for _, image in keys])
+    whole = [r for r in range(repetition_N.max() + 1) if (repetition_N == r).sum() > 1]
+    if size < 1 or len(whole) < 2:
+        raise UserError(f"--each {size}: there are no two repetitions of so many images a prompt")
     sets = [_read_features(run, keys, extractor) for run in runs]
     if needs_scaling(extractor if isinstance(extractor, str) else extractor.identity):
         sets = scale_features(sets)
+    group_N = _number_prompts(keys)
     labels = label_runs(runs)
     plain = runs[1]
     lines = []
@@ -150,13 +160,14 @@ def describe_repetitions(runs: Sequence[Run], extractor: Extractor | str) -> lis
         if run.about.get("seed") == plain.about.get("seed"):
             raise UserError(f"{run.path} and {plain.path} have one seed: give runs of other seeds")
         p = []
-        for number in sorted(set(numbers_N.tolist())):
-            is_in_N = numbers_N == number
-            p.append(distances.swap_test(features_ND[is_in_N], sets[1][is_in_N]).p)
+        for repetition in whole:
+            is_in_N = repetition_N == repetition
+            mine_ND, plain_ND = features_ND[is_in_N], sets[1][is_in_N]
+            p.append(distances.swap_test(mine_ND, plain_ND, group_N=group_N[is_in_N]).p)
         lines.append(f"{labels[run.path]} to {labels[plain.path]}: {_count_rejected(p)}")
         lines.append(f"  p = {', '.join(f'{one:.3f}' for one in sorted(p))}")
-    images = round(len(keys) / len(set(numbers_N.tolist())))
-    return [f"{images} images of as many prompts in each repetition", *lines]
+    images = round(len(keys) / len(whole))
+    return [f"{len(whole)} repetitions of {images} images", *lines]
 
 
 def _count_rejected(p: Sequence[float]) -> str:

@@ -13,6 +13,7 @@ import dataclasses
 import gc
 import html
 import inspect
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -38,7 +39,7 @@ from harness.engine.method_spec import MethodSpec
 from harness.engine.scheduler import Delivery
 from harness.engine.session import Method
 from harness.packages import add_author_folder
-from harness.records import Job, Prompt, Usage, UserError, dump
+from harness.records import Job, Prompt, SourceImage, Usage, UserError, dump
 from harness.runs.execute import Executor, rows_are_invariant
 from harness.runs.folder import encode_png
 from harness.runs.generate import complete_notes
@@ -50,12 +51,15 @@ from harness.runs.spec import (
     DrawingSpec,
     build_drawing_spec,
     build_model,
+    expect_sources,
     load_configured_model,
 )
 from harness.runs.unknown_names import explain_compose_error
 
 LEAST_SHOWN = 192
 """Pixels of an image's width in a notebook at least: smaller ones are shown enlarged."""
+Editable = str | Path | np.ndarray | Pillow.Image | SourceImage
+"""What `draw` takes as an image to be edited."""
 DROPPED = object()
 """Stands for an option whose value is an object, which no configuration can hold."""
 
@@ -130,6 +134,7 @@ def draw(  # type: ignore[overload-overlap]  # a text is a sequence of texts, to
     method: str | Method | type[Method],
     prompt: str | Prompt,
     *,
+    image: Editable | Sequence[Editable] | None = ...,
     number: int = ...,
     seed: int = ...,
     model: str | None = ...,
@@ -146,6 +151,7 @@ def draw(
     method: str | Method | type[Method],
     prompt: Sequence[str | Prompt],
     *,
+    image: Editable | Sequence[Editable] | None = ...,
     number: int = ...,
     seed: int = ...,
     model: str | None = ...,
@@ -161,6 +167,7 @@ def draw(
     method: str | Method | type[Method],
     prompt: str | Prompt | Sequence[str | Prompt],
     *,
+    image: Editable | Sequence[Editable] | None = None,
     number: int = 0,
     seed: int = 0,
     model: str | None = None,
@@ -178,12 +185,17 @@ def draw(
     `overrides` are any other options of it. `config_dir` is a folder of configurations of your own.
     `number` is the number of the image of its prompt: a run of four draws 0 to 3.
 
+    `image` is an image to be edited as the prompt says, by a model that edits (`model="editar"`): a
+    path, pixels uint8 [height, width, 3], or an image of Pillow; or a list with one for each
+    prompt.
+
     Model and method stay loaded for the next call (`release` lets them go). Raises UserError for
     what cannot be had, and FailedImageError with the method's own reason.
     """
     single = isinstance(prompt, str | Prompt)
     prompts = [prompt] if isinstance(prompt, str | Prompt) else list(prompt)
-    jobs = [_make_job(one, number) for one in prompts]
+    sources = _read_sources(image, len(prompts))
+    jobs = [_make_job(one, number, source) for one, source in zip(prompts, sources, strict=True)]
     if not jobs:
         return Drawings()
 
@@ -225,6 +237,7 @@ def draw_jobs(
     """
     # 1. The parts, as a run has them.
     spec = _build_spec(config, len(jobs), made, objects or {})
+    expect_sources(spec.model, [job.prompt for job in jobs])
 
     # 2. Draw each job once, whatever becomes of the others.
     distinct = list({job.key: job for job in jobs}.values())
@@ -384,12 +397,44 @@ def _find_modules_beside(config_dir: str | Path | None) -> None:
 # ------------------------------------------------------------------ parts
 
 
-def _make_job(prompt: str | Prompt, number: int) -> Job:
+def _read_sources(
+    image: Editable | Sequence[Editable] | None, count: int
+) -> list[SourceImage | None]:
+    """Read the image that each of some prompts edits; None where it edits none."""
+    if image is None:
+        return [None] * count
+    if isinstance(image, Sequence) and not isinstance(image, str):
+        if len(image) != count:
+            raise UserError(f"{len(image)} images for {count} prompts: give one for each")
+        return [_read_source(one) for one in image]
+    source = _read_source(image)
+    return [source] * count
+
+
+def _read_source(image: Editable) -> SourceImage:
+    if isinstance(image, SourceImage):
+        return image
+    if isinstance(image, str | Path):
+        return SourceImage.read(Path(image).expanduser())
+    if isinstance(image, Pillow.Image):
+        buffer = io.BytesIO()
+        image.save(buffer, format="PNG")
+        return SourceImage(buffer.getvalue())
+    if isinstance(image, np.ndarray):
+        return SourceImage.of_pixels(image)
+    raise UserError(
+        f"image={image!r}: give a path, pixels uint8 [height, width, 3], or an image of Pillow"
+    )
+
+
+def _make_job(prompt: str | Prompt, number: int, source: SourceImage | None) -> Job:
     if isinstance(number, bool) or not isinstance(number, int) or number < 0:
         raise UserError(f"number={number!r}: give the number of the image, from 0 on")
     if not isinstance(prompt, str | Prompt):
         raise UserError(f"prompt {prompt!r}: give a text, or a list of texts")
-    return Job(prompt if isinstance(prompt, Prompt) else Prompt.of_text(prompt), number)
+    if isinstance(prompt, str):
+        return Job(Prompt.of_text(prompt, source=source), number)
+    return Job(prompt if source is None else dataclasses.replace(prompt, source=source), number)
 
 
 def _expect_method(method: object, options: Mapping[str, object]) -> Method:
@@ -413,7 +458,7 @@ def _build_spec(
     method = made
     if method is None:
         method = _make_method(config, objects)
-    asking = Asking(model, MethodSpec.of(method))
+    asking = Asking(model, MethodSpec.of(method).under(sampling))
     spec = build_drawing_spec(config, method, sampling, asking, images=images)
     if made is not None or objects:
         spec.method_spec.prepare_parts()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 import math
 import re
@@ -55,6 +56,8 @@ PROMPT_CUT = "prompt_cut"
 Of a prompt and what a method made of it, the longest counts."""
 OWN = "own_prompts"
 """The category of prompts for which nobody has named one."""
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
+"""Kinds of image files that are read; Pillow knows others that start programs."""
 MOST_NAMED = 40
 """Characters of a text that stand in its id."""
 STRICT: Mapping[str, Any] = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
@@ -91,8 +94,84 @@ class MemoryPart:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceImage:
+    """An image that a prompt asks to edit: the bytes of its file, which name it."""
+
+    data: bytes = field(repr=False)
+    name: str = field(default="", compare=False)
+    """What messages call it, such as its path."""
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read an image's file. Raises UserError for one that cannot be read or is no image."""
+        try:
+            source = cls(path.read_bytes(), str(path))
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        source.pixels()
+        return source
+
+    @classmethod
+    def of_pixels(cls, pixels: np.ndarray, name: str = "") -> Self:
+        """Take pixels, uint8 [H, W, 3]. Raises UserError for anything else."""
+        from PIL import Image
+
+        if pixels.dtype.name != "uint8" or pixels.ndim != 3 or pixels.shape[2] != 3:
+            shape = list(pixels.shape)
+            raise UserError(
+                f"a source image of {pixels.dtype.name} {shape}: give uint8 [height, width, 3]"
+            )
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, format="PNG")
+        return cls(buffer.getvalue(), name)
+
+    @property
+    def sha(self) -> str:
+        """Return the sha256 of the file, as prompts, fingerprints and journals name the image."""
+        return digest(self.data)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Return width and height, read from the file's head. Raises UserError as `pixels`."""
+        from PIL import Image
+
+        try:
+            with Image.open(io.BytesIO(self.data), formats=IMAGE_FORMATS) as opened:
+                return opened.size
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise self._explain(error) from None
+
+    def pixels(self) -> np.ndarray:
+        """Decode the image, uint8 [H, W, 3]; what is transparent is shown over white.
+
+        Raises UserError for a file that is no image.
+        """
+        import numpy as np
+        from PIL import Image, ImageOps
+
+        try:
+            with Image.open(io.BytesIO(self.data), formats=IMAGE_FORMATS) as opened:
+                upright = ImageOps.exif_transpose(opened)
+                if not upright.has_transparency_data:
+                    return np.asarray(upright.convert("RGB"))
+                rgba = upright.convert("RGBA")
+                white = Image.new("RGBA", rgba.size, "white")
+                return np.asarray(Image.alpha_composite(white, rgba).convert("RGB"))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise self._explain(error) from None
+
+    def _explain(self, error: Exception) -> UserError:
+        return UserError(
+            f"source image {self.name or self.sha[:12]} cannot be read ({one_line(error)}): "
+            "give a PNG, JPEG or WEBP file"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """One benchmark prompt. `spec` is the answer key; it never reaches a method or a reward.
+
+    With a `source`, the text says how that image is to be edited.
 
     Raises UserError for a weight that is not a positive number, for a category that no table could
     show, and for text that UTF-8 cannot carry.
@@ -106,18 +185,21 @@ class Prompt:
     """Weight of each of its images inside the category, e.g. its number of questions."""
     cluster: str = ""
     """Prompts of one cluster are resampled together, as they depend on each other; "" is none."""
+    source: SourceImage | None = None
+    """The image that is to be edited; None where one is drawn from the text alone."""
 
     @classmethod
-    def of_text(cls, text: str, category: str = OWN) -> Self:
+    def of_text(cls, text: str, category: str = OWN, source: SourceImage | None = None) -> Self:
         """Make the prompt of a text that nobody has numbered.
 
-        Its id is made of the text alone, and noise follows ids: one text is drawn from one noise,
-        whatever other prompts are drawn, in whatever order. Raises UserError for a text without a
-        word.
+        Its id is made of the text and the source alone, and noise follows ids: one text is drawn
+        from one noise, whatever other prompts are drawn, in whatever order. Raises UserError for a
+        text without a word.
         """
         if not text.strip():
             raise UserError(f"prompt {text!r}: write what is to be drawn")
-        return cls(f"prompts/{_name_text(text)}", text, category)
+        name = _name_text(text) + (f"-{source.sha[:10]}" if source else "")
+        return cls(f"prompts/{name}", text, category, source=source)
 
     def __post_init__(self) -> None:
         if half := _SURROGATE.search(self.id + self.text + self.cluster):
@@ -135,9 +217,9 @@ class Prompt:
 
     @property
     def extra_fields(self) -> dict[str, Any]:
-        """`weight` and `cluster`, each only if it is not the default.
+        """`weight`, `cluster` and the hash of the `source`, each only if it is not the default.
 
-        Job lists and fingerprints include them; with defaults left out, prompts without either
+        Job lists and fingerprints include them; with defaults left out, prompts without any
         read as they always did.
         """
         extra: dict[str, Any] = {}
@@ -145,6 +227,8 @@ class Prompt:
             extra["weight"] = self.weight
         if self.cluster:
             extra["cluster"] = self.cluster
+        if self.source is not None:
+            extra["source"] = self.source.sha
         return extra
 
 
@@ -190,7 +274,9 @@ class Usage:
     target_positions: int = 0
     """Image positions computed by the target in all branches: guidance, drafts, prefilled again."""
     text_positions: int = 0
-    """Prompt positions computed by the target in all branches, as if no branch shared a prompt."""
+    """Prompt positions computed by the target in all branches, as if no branch shared a prompt.
+
+    Those of a source image to be edited are among them."""
     drafted_positions: int = 0
     """Positions computed by a drafter."""
     renders: int = 0

@@ -50,7 +50,7 @@ class BestOfN:
 
         # 2. Score them.
         if self.reward is None:
-            scores = mean_log_likelihoods(candidates, s.num_tokens)
+            scores = mean_log_likelihoods(candidates, s.raster.codes)
         else:
             scores = await s.ask(self.reward, prompt, await s.render(candidates))
 
@@ -60,9 +60,12 @@ class BestOfN:
         return candidates[chosen]
 
 
-def mean_log_likelihoods(candidates: Sequence[Canvas], num_tokens: int) -> list[float | None]:
-    """Return the model's own mean log-probability of each candidate's tokens, in nats."""
-    return without_nan([math.fsum(c.log_probs) / num_tokens for c in candidates])
+def mean_log_likelihoods(candidates: Sequence[Canvas], codes: int) -> list[float | None]:
+    """Return the model's own mean log-probability of each candidate's codes, in nats.
+
+    Forced places add 0 to the sum, and do not count among the codes.
+    """
+    return without_nan([math.fsum(c.log_probs) / codes for c in candidates])
 
 
 def without_nan(scores: Sequence[float | None]) -> list[float | None]:

@@ -99,8 +99,8 @@ class Stage:
     rewrite: bool  # rewrite the prompt of each candidate
     three_way: bool  # guide by original and rewritten prompt; otherwise by the rewritten one alone
 
-    def token_count(self, grid: tuple[int, int]) -> int:
-        """Return how many tokens are drawn at the stop.
+    def row_count(self, grid: tuple[int, int]) -> int:
+        """Return how many rows are drawn at the stop.
 
         Raises UserError if the top `share` is not a whole number of token rows.
         """
@@ -111,7 +111,7 @@ class Stage:
                 f"the top {self.share:g} of {grid[0]} rows of tokens is {rows:g} rows; "
                 "choose a share that gives whole rows, fewer than all"
             )
-        return int(rows) * grid[1]
+        return int(rows)
 
 
 # ------------------------------------------------------------------ the method
@@ -189,14 +189,15 @@ class GridAR:
     def expect_grid(self, grid: tuple[int, int]) -> None:
         """Raise UserError if a stage does not end with a whole row of the grid."""
         for stage in self.stages:
-            stage.token_count(grid)
+            stage.row_count(grid)
 
     async def generate(self, prompt: str, s: Session) -> Canvas:
         candidates = s.open(self.n)
         stops: list[Facts] = []
         for stage in self.stages:
             # 1. Grow all candidates to the stop.
-            await s.run(candidates, until=stage.token_count(s.grid))
+            drawn_rows = stage.row_count(s.grid)
+            await s.run(candidates, until=s.raster.places_of_rows(drawn_rows))
             stop: Facts = {"stage": stage.name}
             views: list[Image] = []
             if stage.select or stage.rewrite:
@@ -237,7 +238,10 @@ class GridAR:
 
     async def _render_views(self, candidates: Sequence[Canvas], s: Session) -> list[Image]:
         """Decode each candidate by itself, not four on one canvas: no image bleeds into another."""
-        pads = [padding_tokens(c.tokens, s.num_tokens, self._picture.pad) for c in candidates]
+        pads = []
+        for canvas in candidates:
+            codes = s.raster.pick_codes(canvas.tokens)
+            pads.append(padding_tokens(codes, s.raster.codes, self._picture.pad))
         return await s.render(candidates, pads)
 
     async def _select(

@@ -7,7 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from harness import Canvas, Count, Draft, Front, FrontDrafter, Rule, Session, UserError, exact
+from harness import (
+    Canvas,
+    Count,
+    Draft,
+    Front,
+    FrontDrafter,
+    Raster,
+    Rule,
+    Session,
+    UserError,
+    exact,
+)
 from methods.speculative import rule_facts, sum_signals
 from methods.zipar import row_counts
 
@@ -81,7 +92,7 @@ class PJD:
 
     async def finish(self, rows: Sequence[Canvas], s: Session) -> None:
         """Draw the canvases to their end, each at its own pace."""
-        stairs = {canvas: _Staircase(self, canvas.length, s.grid) for canvas in rows}
+        stairs = {canvas: _Staircase(self, canvas.length, s.raster) for canvas in rows}
         while live := [canvas for canvas in rows if not canvas.done]:
             # 1. Draft at every open row that may grow.
             spans = [stairs[canvas].list_spans() for canvas in live]
@@ -108,10 +119,11 @@ class _Staircase:
     `drawn` and `fronts` count the forwards that drew 1, 2, ... tokens, and had 1, 2, ... fronts.
     """
 
-    def __init__(self, method: PJD, length: int, grid: tuple[int, int]) -> None:
-        height, self._width = grid
+    def __init__(self, method: PJD, length: int, raster: Raster) -> None:
+        self._width = raster.columns
+        self._stride = raster.stride
         self._method = method
-        self._counts = row_counts(length, height, self._width)
+        self._counts = row_counts(length, raster)
         begun = sum(count > 0 for count in self._counts)
         self._open = max(1, begun)  # rows that have been opened, the finished ones included
         self.drawn = [0] * (method.parallel * method.window)
@@ -127,7 +139,7 @@ class _Staircase:
             longest = min(self._method.window, reach - count) - 1
             commits_next = row == self._top or not self._method.defer
             if longest > 0 or (longest == 0 and commits_next):
-                spans.append((row * self._width + count, longest))
+                spans.append((row * self._stride + count, longest))
         return spans
 
     def make_fronts(
@@ -136,7 +148,7 @@ class _Staircase:
         """Say at each span whether the token behind its draft is committed, too."""
         fronts: list[Front] = []
         for (place, _), draft in zip(spans, drafts, strict=True):
-            commits_next = place // self._width == self._top or not self._method.defer
+            commits_next = place // self._stride == self._top or not self._method.defer
             fronts.append(Front(place, draft, commits_next))
         return fronts
 
@@ -145,7 +157,7 @@ class _Staircase:
         total = 0
         for front, count in zip(fronts, accepted, strict=True):
             committed = count + front.commits_next
-            self._counts[front.place // self._width] += committed
+            self._counts[front.place // self._stride] += committed
             total += committed
         self.drawn[total - 1] += 1
         self.fronts[len(fronts) - 1] += 1

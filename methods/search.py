@@ -147,7 +147,7 @@ class Beam:
         for stop in self.stops if self.rows > 1 else ():
             # 1. Draw to the stop, and score what is there.
             drawn_rows = count_rows(stop, s.grid)
-            await s.run(candidates, until=drawn_rows * s.grid[1])
+            await s.run(candidates, until=s.raster.places_of_rows(drawn_rows))
             views = await self._render_views(candidates, drawn_rows, s)
             scores = await s.ask(self.reward, prompt, views)
 
@@ -165,7 +165,10 @@ class Beam:
             return [
                 stretch_top(view, drawn_rows / s.grid[0]) for view in await s.render(candidates)
             ]
-        pads = [padding_tokens(c.tokens, s.num_tokens, self.pad) for c in candidates]
+        pads = []
+        for canvas in candidates:
+            codes = s.raster.pick_codes(canvas.tokens)
+            pads.append(padding_tokens(codes, s.raster.codes, self.pad))
         return await s.render(candidates, pads)
 
 
@@ -280,7 +283,7 @@ class FillingReward:
         for stop in self.stops if self.n > 1 else ():
             # 1. Draw to the stop.
             drawn_rows = count_rows(stop, s.grid)
-            await s.run(candidates, until=drawn_rows * s.grid[1])
+            await s.run(candidates, until=s.raster.places_of_rows(drawn_rows))
 
             # 2. Score each candidate by its best filling, and by how it differs from the others.
             search = _FillSearch(candidates, self._block_of(s.grid), stop)
@@ -332,6 +335,7 @@ class _FillSearch:
 
     def __init__(self, candidates: Sequence[Canvas], block: int, stop: float) -> None:
         self._candidates = candidates
+        self._codes: list[Sequence[int]] = []  # what each has drawn
         self._block = block
         self._stop = stop
         self.looks = 0  # pictures that were rendered and scored
@@ -342,8 +346,9 @@ class _FillSearch:
     async def climb(self, settings: Climb, reward: Judge, prompt: str, s: Session) -> None:
         """Find the best fillings; draws from the session's generator in one fixed order."""
         rng = s.rng(f"fill {self._stop:g}")
-        drawn = self._candidates[0].length // self._block
-        undrawn = s.num_tokens // self._block - drawn
+        self._codes = [s.raster.pick_codes(canvas.tokens) for canvas in self._candidates]
+        drawn = len(self._codes[0]) // self._block
+        undrawn = s.raster.codes // self._block - drawn
         everyone = list(range(len(self._candidates)))
         self.views = [np.zeros((0, 0, 3), dtype=np.uint8) for _ in everyone]
 
@@ -397,10 +402,10 @@ class _FillSearch:
 
     def _tokens_of(self, i: int, filling: Sequence[int]) -> list[int]:
         """Return the tokens of a filling's blocks."""
-        tokens = self._candidates[i].tokens
+        codes = self._codes[i]
         shown: list[int] = []
         for block in filling:
-            shown += tokens[block * self._block : (block + 1) * self._block]
+            shown += codes[block * self._block : (block + 1) * self._block]
         return shown
 
 

@@ -115,7 +115,7 @@ class TwiG:
 
             # 2. Draw.
             first = canvas.length
-            until = s.num_tokens * (layer + 1) // self.layers
+            until = s.raster.places_of_rows(s.grid[0] * (layer + 1) // self.layers)
             await s.run([canvas], until=until)
 
             # 3. Draw it again while the critic dislikes it.
@@ -178,7 +178,7 @@ class TwiG:
 
     async def _render(self, canvas: Canvas, s: Session) -> list[Image]:
         """Decode what is drawn, with the placeholder below it."""
-        missing = s.num_tokens - canvas.length
+        missing = s.raster.count_codes(canvas.length, s.num_tokens)
         shown = [0] * missing if self.placeholder == "zero" else []
         return await s.render([canvas], [shown])
 

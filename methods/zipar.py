@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from harness import Canvas, Count, Session, UserError
+from harness import Canvas, Count, Raster, Session, UserError
 
 
 class ZipAR:
@@ -46,27 +46,31 @@ class ZipAR:
 
     async def finish(self, rows: Sequence[Canvas], s: Session) -> None:
         """Draw the canvases to their end."""
-        height, width = s.grid
-        drawn = {canvas: row_counts(canvas.length, height, width) for canvas in rows}
+        raster = s.raster
+        drawn = {canvas: row_counts(canvas.length, raster) for canvas in rows}
         while live := [canvas for canvas in rows if not canvas.done]:
             # 1. Choose the next place of every ready row.
-            places = [self._take_places(drawn[canvas], width) for canvas in live]
+            places = [self._take_places(drawn[canvas], raster) for canvas in live]
 
             # 2. Draw them all in one forward.
             await s.draw_at(live, places)
 
-    def _take_places(self, counts: list[int], width: int) -> list[int]:
+    def _take_places(self, counts: list[int], raster: Raster) -> list[int]:
         """Choose the places to draw now, and add them to the rows' `counts` of drawn tokens."""
+        width = raster.columns
         above = [width, *counts]  # the count of the row above each row; the first is never held up
         places: list[int] = []
         for row, count in enumerate(above[1:]):
             is_ready = count < width and above[row] >= min(width, count + self.window)
             if is_ready and len(places) < self.parallel:
-                places.append(row * width + count)
+                places.append(row * raster.stride + count)
                 counts[row] += 1
         return places
 
 
-def row_counts(length: int, height: int, width: int) -> list[int]:
-    """Return how many of the first `length` tokens in raster order lie in each row."""
-    return [min(max(length - width * row, 0), width) for row in range(height)]
+def row_counts(length: int, raster: Raster) -> list[int]:
+    """Return how many codes of each row are among the first `length` places."""
+    counts = []
+    for row in range(raster.rows):
+        counts.append(min(max(length - raster.stride * row, 0), raster.columns))
+    return counts

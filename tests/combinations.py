@@ -15,6 +15,7 @@ from test_gridar import Mock, gridar
 from test_janus import tiny as tiny_janus
 from test_llamagen import tiny as tiny_llamagen
 from test_twig import Muse
+from tiny_language import tiny as tiny_language
 from toy import TEXTS, PixelSum, ToyModel, jobs
 
 from harness.drafters.eagle import Eagle, Layer, LayerWeights, embedded, target_spec
@@ -127,6 +128,15 @@ def pictogram(device: Device, part: str) -> Pictogram:
 
 WHOLE_PROMPT = partial(llamagen, collapse=False)
 
+LANGUAGE_KINDS = ("simplear", "lumina", "emu3")
+
+
+def language_subject(kind: str) -> Subject:
+    """A language model of a kind; the draft model has other weights."""
+    make = partial(tiny_language, kind)
+    return Subject(kind, make, partial(make, seed=5), partial(random_eagle, make), tuple(TEXTS))
+
+
 SUBJECTS = {
     subject.name: subject
     for subject in (
@@ -153,6 +163,7 @@ SUBJECTS = {
             tuple(TEXTS),
         ),
         Subject("janus", tiny_janus, tiny_janus, None, tuple(TEXTS)),
+        *map(language_subject, LANGUAGE_KINDS),
     )
 }
 

@@ -25,6 +25,7 @@ ENTRY = {
     "harness": "harness.cli",
     "harness.bench": "harness.bench.__main__",
     "benchmarks.geneval": "benchmarks.geneval.__main__",
+    "benchmarks.pie_bench": "benchmarks.pie_bench.__main__",
     "benchmarks.t2i_compbench": "benchmarks.t2i_compbench.__main__",
 }
 """Modules whose `main` lies in another one."""

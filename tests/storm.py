@@ -42,6 +42,23 @@ SCENES = {
         [*TOY, "benchmark.prompts=2"],
         ["plain", "toy_best", "toy_scalingar", "toy_gridar", "toy_speculative"],
     ),
+    "newest": (
+        [*TOY, "benchmark.prompts=2"],
+        [
+            "pjd",
+            "pjd_released",
+            "sjd_cool",
+            "sjd_entropy",
+            "sjd_pac",
+            "sjd_pac_released",
+            "scalingar_sjd",
+            "toy_beam",
+            "toy_best_pjd",
+            "toy_fr_tts",
+            "toy_importance",
+            "toy_twig",
+        ],
+    ),
     "pictogram": (
         [
             "sampler.slots=16",

@@ -35,7 +35,7 @@ class Wanderer:
 
         s.fork(a, over=c)
         s.close(b)
-        s.commit(c, [1, 2])
+        s.commit(c, s.raster.lay_out([1, 2], c.length))
         await s.run([a, c], until=9)
         s.truncate(a, 5)
         s.condition(c, (None, prompt + " again"), cfg)

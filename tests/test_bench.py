@@ -22,10 +22,11 @@ from test_janus import tiny
 from test_llamagen import SIZE
 from test_llamagen import tiny as tiny_llamagen
 from test_memory import Peak
+from tiny_language import tiny as tiny_language
 
 from harness.bench.history import append_rows, read_rows
 from harness.bench.outcome import Outcome
-from harness.bench.reference import LibraryJanus, StaticLoop
+from harness.bench.reference import LibraryJanus, LibraryQwen2, StaticLoop
 from harness.bench.roof import (
     Bar,
     Reading,
@@ -175,6 +176,24 @@ def test_the_librarys_janus_draws_whole_images() -> None:
     token_BN = LibraryJanus(model, ["a cat", "two dogs"])()
     assert token_BN.shape == (2, model.num_tokens)
     assert token_BN.min() >= 0 and token_BN.max() < model.vocab
+
+
+def test_the_librarys_qwen2_draws_whole_images_with_a_null_prompt_of_its_own() -> None:
+    model = tiny_language("simplear")
+    token_BN = LibraryQwen2(model, Sampling(scale=2.0), ["a cat", "two red dogs"])()
+    assert token_BN.shape == (2, model.num_tokens)
+    assert choose_peers(model, Sampling(scale=2.0), ["a cat"]) == ["own_loop", "library"]
+
+
+@pytest.mark.parametrize("kind", ["simplear", "lumina", "emu3"])
+def test_a_plain_loop_computes_what_the_sampler_does_of_language_models(kind: str) -> None:
+    """With keys of groups, forced places, and null prompts of their own length."""
+    model = tiny_language(kind)
+    sampling = Sampling(scale=2.0)
+    texts = ["a cat", "two red dogs"]
+    drawing = Drawing(model, sampling, texts)
+    drawing()
+    expect_agreement(drawing, StaticLoop(model, sampling, texts), "a plain loop")
 
 
 # --- LlamaGen's own code --------------------------------------------------------------------------

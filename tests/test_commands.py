@@ -11,7 +11,10 @@ from runs import TOY, folders, harness
 
 from harness import training
 
-TRAININGS = ("train_tokenizer", "train_detector", "train_generator", "train_draft", "train_eagle")
+TRAININGS = (
+    *("train_tokenizer", "train_detector", "train_generator", "train_draft", "train_eagle"),
+    "train_editor",
+)
 COMMANDS = (
     "harness.board",
     "harness.compare",

@@ -217,7 +217,7 @@ def test_rewards_see_the_text_and_the_image_only() -> None:
 
 def test_a_session_has_no_public_name_for_what_a_method_must_not_reach() -> None:
     public = {name for name in dir(Session) if not name.startswith("_")}
-    properties = {"codebook", "grid", "num_tokens"}
+    properties = {"codebook", "grid", "num_tokens", "raster"}
     immediate = {"close", "commit", "condition", "fork", "note", "open", "rng", "truncate"}
     awaitable = {
         "ask",

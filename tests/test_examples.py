@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -65,12 +66,19 @@ def test_a_page_shows_its_example_as_it_is(page: Path) -> None:
         assert path.read_text() in page.read_text(), path
 
 
+@pytest.mark.parametrize("key_heads", [4, 2])
 def test_the_hugging_face_decoder_is_drawn_from_by_its_own_probabilities(
-    monkeypatch: pytest.MonkeyPatch,
+    key_heads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Log-probabilities of what was drawn are those that transformers computes by itself."""
     monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT / "examples/model")])
+    import hugging_face
     from hugging_face import TEXT, HuggingFaceModel
+
+    shared = partial(hugging_face.LlamaConfig, num_key_value_heads=key_heads)
+    monkeypatch.setattr(hugging_face, "LlamaConfig", shared)
+    grouped = partial(hugging_face.TrunkSpec, groups=key_heads)
+    monkeypatch.setattr(hugging_face, "TrunkSpec", grouped)
 
     class Keeping(Plain):
         async def generate(self, prompt, s):  # type: ignore[no-untyped-def]

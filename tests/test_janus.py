@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from runs import harness
 from safetensors.torch import load_file, save_file
 from test_batch_invariance import Wanderer, costs
@@ -23,12 +24,12 @@ from harness.drafters.model import DraftModel
 from harness.engine.acceptance import coupled
 from harness.engine.guidance import Sampling
 from harness.models import FollowableModel, HasClasses, HasCollapse, HasPrefix, HasRenderBytes
-from harness.models.janus import Janus, JanusNet, to_uint8
+from harness.models.janus import Janus, JanusNet
 from harness.models.janus_checkpoint import SIZES, JanusSpec
 from harness.models.janus_prompt import BEGIN_OF_IMAGE, BOS, PAD
 from harness.models.pictogram.weights import count_parameters
 from harness.models.trunk import TrunkSpec
-from harness.models.vq import MISSING, VQSpec
+from harness.models.vq import MISSING, VQSpec, truncate_to_uint8
 from harness.parity.fixture import Fixture
 from harness.parity.janus import parity
 from harness.records import UserError
@@ -301,7 +302,7 @@ def test_codes_are_the_nearest_unit_vectors(oracle: Any, model: Janus) -> None:
 
 def test_eight_bits_are_truncated() -> None:
     pixels = torch.tensor([-2.0, -1.0, 0.0, 0.999, 1.0, 3.0]).view(1, 1, 1, 6).expand(1, 3, 1, 6)
-    assert to_uint8(pixels)[0, 0, :, 0].tolist() == [0, 0, 127, 254, 255, 255]
+    assert truncate_to_uint8(pixels)[0, 0, :, 0].tolist() == [0, 0, 127, 254, 255, 255]
 
 
 def test_the_null_prompt_has_its_likes_length(library: Path) -> None:
@@ -318,6 +319,64 @@ def test_the_null_prompt_has_its_likes_length(library: Path) -> None:
     assert len(added) == len(model.context("a x", ""))  # one id, from tokenizer_config.json
     with pytest.raises(UserError, match=r"set model\.max_context to 109 or more"):
         model.context("a cat" * 20, "")
+
+
+# --- its derivatives ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def derivative(original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The original layout in one safetensors file and float32, as T2I-R1 and Janus-Pro-R1 are."""
+    folder = tmp_path_factory.mktemp("derivative")
+    state: dict[str, Tensor] = {}
+    for shard in original.glob("*.bin"):
+        state |= torch.load(shard)
+    save_file(state, folder / "model.safetensors")
+    for file in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(original / file, folder)
+    return folder
+
+
+def configured(name: str, checkpoint: Path, **options: Any) -> Janus:
+    """A model as its configuration makes it, but for a checkpoint of another size."""
+    text = (Path(__file__).parents[1] / "conf" / "model" / f"{name}.yaml").read_text()
+    config = yaml.safe_load(text)
+    del config["sampling"]
+    assert config.pop("_target_") == "harness.models.janus.Janus"
+    changes = {"checkpoint": str(checkpoint), "size": None, "max_context": 64, **options}
+    return Janus(**{**config, **changes})
+
+
+@pytest.mark.parametrize(
+    ("name", "roles"),
+    [("t2i_r1", ("User", "Assistant")), ("janus_pro_r1", ("<|User|>", "<|Assistant|>"))],
+)
+def test_a_derivative_loads_and_has_its_own_prompt(
+    name: str, roles: tuple[str, str], derivative: Path, library: Path
+) -> None:
+    model = configured(name, derivative)
+    assert model.name == name
+    assert model.dtype == model.net.gen_head[0].weight.dtype == torch.bfloat16
+    assert model.vq.post_quant_conv.weight.dtype == torch.float32
+
+    tokenizer = Tokenizer.from_file(str(library / "tokenizer.json"))
+    text = f"{roles[0]}: a cat\n\n{roles[1]}:<begin_of_image>"
+    ids = [tokenizer.token_to_id(BOS), *tokenizer.encode(text).ids]
+    assert torch.equal(model.context("a cat", ""), model.embed_words(ids))
+    null = [ids[0], *[tokenizer.token_to_id(PAD)] * (len(ids) - 2), ids[-1]]
+    assert torch.equal(model.context(None, "a cat"), model.embed_words(null))
+
+
+def test_a_derivative_draws_what_its_weights_draw_as_janus_pro(derivative: Path) -> None:
+    """The layout of the files changes nothing; the roles of the prompt do."""
+    some = jobs(TEXTS[:2])
+    janus = draw(Plain(), some, model=load(derivative))
+    for name, same in (("janus_pro_r1", True), ("t2i_r1", False)):
+        model = configured(name, derivative, dtype="float32")
+        drawn = draw(Plain(), some, model=model)
+        for key, delivery in drawn.items():
+            assert not delivery.error
+            assert (delivery.tokens == janus[key].tokens) == same
 
 
 # --- against upstream's code ----------------------------------------------------------------------
@@ -438,6 +497,12 @@ def test_a_checkpoint_of_another_size_is_refused(library: Path, tmp_path: Path) 
         changed = {**config, "text_config": {**config["text_config"], **change}}
         (folder / "config.json").write_text(json.dumps(changed))
         refused(message, checkpoint=str(folder))
+    for change in ({"num_attention_heads": 0}, {"num_hidden_layers": 0}, {"hidden_size": 33}):
+        changed = {**config, "text_config": {**config["text_config"], **change}}
+        (folder / "config.json").write_text(json.dumps(changed))
+        refused("is not a Janus configuration|are no trunk", checkpoint=str(folder))
+    (folder / "config.json").write_text(json.dumps({**config, "text_config": None}))
+    refused("is not a Janus configuration", checkpoint=str(folder))
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "llama"}))
     refused("says model_type 'llama'", checkpoint=str(folder))
     (folder / "config.json").unlink()

@@ -23,7 +23,16 @@ from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources
 
 from harness.kernels import compile, flash, race, trial
-from harness.models import janus_checkpoint, llamagen_network
+from harness.models import (
+    chameleon_vq,
+    cosmos,
+    emu3,
+    emu3_vq,
+    janus_checkpoint,
+    llamagen_network,
+    lumina,
+    simplear,
+)
 from harness.models.pictogram.generator import Pictogram
 
 ROOT = Path(__file__).parent.parent
@@ -253,10 +262,18 @@ def test_what_takes_more_than_a_device_has_is_named() -> None:
     assert compile.find_excess(compile.Taken(101_376, 4, 255, 0), 80) == ""
     shared = compile.find_excess(compile.Taken(101_377, 4, 64, 0), 80)
     registers = compile.find_excess(compile.Taken(0, 16, 129, 0), 90)
-    spilled = compile.find_excess(compile.Taken(0, 4, 64, 1281), 100)
+    spilled = compile.find_excess(compile.Taken(0, 4, 64, 2049), 100)
     assert shared == "101377 bytes of shared memory, there are 101376"
     assert registers == "66048 registers, there are 65536"
-    assert spilled.startswith("1281 bytes spilled")
+    assert spilled.startswith("2049 bytes spilled")
+
+
+LANGUAGE_MODELS = {
+    "harness.models.simplear.load": (simplear.SIZES, cosmos.RELEASED.codes),
+    "harness.models.lumina.load": (lumina.SIZES, chameleon_vq.RELEASED.codes),
+    "harness.models.emu3.load": (emu3.SIZES, emu3_vq.RELEASED.codes),
+}
+"""Sizes and numbers of codes, by what a configuration calls."""
 
 
 def test_the_compiled_variants_are_those_that_configured_models_need() -> None:
@@ -272,12 +289,17 @@ def test_the_compiled_variants_are_those_that_configured_models_need() -> None:
         elif target.endswith("Janus"):
             specs = [janus_checkpoint.SIZES[config["size"]].trunk]
             vocab = janus_checkpoint.SIZES[config["size"]].vq.codes
+        elif target in LANGUAGE_MODELS:
+            sizes, vocab = LANGUAGE_MODELS[target]
+            specs = [sizes[config["size"]].trunk]
         else:
             models = [Pictogram(part=part) for part in ("generator", "draft")]
             specs = [model.trunk_spec for model in models]
             vocab = models[0].vocab
         dtype = getattr(torch, config.get("dtype", "float32"))
         assert dtype in compile.DTYPES, path.name
-        assert race.launch_options(vocab)["V"] in compile.VOCABULARIES, path.name
+        is_small = vocab <= race.MOST_TOKENS  # larger ones are drawn by torch's own operations
+        if is_small:
+            assert race.launch_options(vocab)["V"] in compile.VOCABULARIES, path.name
         for spec in specs:
             assert flash.padded_width(spec.head_dim) in compile.HEAD_WIDTHS, path.name

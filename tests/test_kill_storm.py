@@ -26,8 +26,12 @@ def run_storm(folder: Path, scene: str, *options: str) -> str:
     return ran.stdout
 
 
-def test_a_breeze_of_kills_changes_nothing(tmp_path: Path) -> None:
-    log = run_storm(tmp_path / "storm", "toy", "--kills", "4", "--points", "4")
+@pytest.mark.parametrize(
+    ("scene", "kills"),
+    [("toy", "4"), pytest.param("newest", "2", marks=pytest.mark.long)],
+)
+def test_a_breeze_of_kills_changes_nothing(scene: str, kills: str, tmp_path: Path) -> None:
+    log = run_storm(tmp_path / "storm", scene, "--kills", kills, "--points", kills)
     assert "lost 0, corrupt files 0" in log
 
 
@@ -36,6 +40,7 @@ def test_a_breeze_of_kills_changes_nothing(tmp_path: Path) -> None:
     ("scene", "options"),
     [
         ("toy", ("--kills", "150", "--points", "-1", "--commands", "30")),
+        ("newest", ("--kills", "60")),
         ("pictogram", ("--kills", "60")),
     ],
 )

@@ -143,6 +143,7 @@ def test_benchmarks_know_records_judges_and_the_embedded_world() -> None:
         "harness.models.pictures",
         "harness.parity.fixture",
         "harness.models.pictogram.grammar",
+        "harness.models.pictogram.edits",
         "harness.models.pictogram.world",
     )
     for module, path in list_modules("benchmarks"):

@@ -77,6 +77,8 @@ PROMISES = {
         "test_reproducibility.test_bad_options_are_one_line",
         "test_llamagen.test_a_bad_checkpoint_is_one_line",
         "test_janus.test_a_checkpoint_of_another_size_is_refused",
+        "test_language_loading.test_bad_files_are_one_line",
+        "test_language_loading.test_sizes_that_no_model_has_are_one_line",
         "test_geneval_files.test_a_bad_line_is_named_by_number_and_problem",
         "test_tiif_files.test_other_files_are_refused_or_marked",
         "test_tiif_files.test_malformed_rows_are_named",
@@ -84,6 +86,8 @@ PROMISES = {
     "R10 data only, pinned; names stay inside; keys stay outside": [
         "test_hostile",
         "test_janus.test_damaged_and_dangerous_files_are_refused",
+        "test_image_decoders.test_an_archive_that_would_run_code_is_refused",
+        "test_image_decoders.test_a_bad_vqgan_is_one_line",
         "test_geneval_detector.test_a_clip_checkpoint_is_read_as_weights_only",
         "test_download.test_what_is_not_the_file_is_not_kept",
         "test_download.test_a_changed_file_of_the_cache_is_refused",

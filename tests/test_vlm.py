@@ -20,6 +20,7 @@ from PIL import Image as Pillow
 from toy import TEXTS, draw, jobs
 
 from benchmarks.tiif.vqa_model import SYSTEM, ImageQuestions, VQAJudge, write_message
+from harness.judges.edit_verifier import ChatEditReward, ChatEditVerifier, read_flags
 from harness.judges.local_vlm import LocalVLM, yes_probability
 from harness.judges.verifier import (
     ChatReward,
@@ -523,3 +524,70 @@ def test_a_wrong_key_ends_the_run_and_not_one_image(server: Server) -> None:
     server.behave = lambda body: (401, b"no")
     with pytest.raises(UserError, match="VLM_API_KEY"):
         draw(gridar(server), jobs(TEXTS), slots=24)
+
+
+# --- edits: source and result -------------------------------------------------------------------
+
+FLAGS = '{"instruction_following": "pass, fail, pass", "source_preservation": "pass, pass, fail"}'
+
+
+def pictures_of(body: dict) -> list[np.ndarray]:
+    """The pictures of a request's body, in order."""
+    shown = []
+    for item in body["messages"][-1]["content"][1:]:
+        data = item["image_url"]["url"].partition(",")[2]
+        shown.append(np.asarray(Pillow.open(io.BytesIO(base64.b64decode(data)))))
+    return shown
+
+
+def test_an_edit_is_judged_from_its_source_and_its_result(server: Server) -> None:
+    server.behave = lambda body: says(FLAGS)
+    verifier = ChatEditVerifier(endpoint(server, self_test=False))
+    dark = np.full((48, 48, 3), 10, np.uint8)
+    answers = verifier.select(3)(["remove the dog"], [IMAGE], [dark])
+    assert values(answers) == ["possible, impossible, impossible"]
+    (body,) = server.asked
+    assert '"remove the dog"' in question(body)
+    assert [round(float(picture.mean())) for picture in pictures_of(body)] == [10, 90]
+
+
+def test_a_reply_about_strips_is_read_as_flags_or_not_at_all() -> None:
+    assert read_flags(FLAGS, 3) == "possible, impossible, impossible"
+    assert read_flags(f"Sure:\n```json\n{FLAGS.upper()}\n```", 3) == read_flags(FLAGS, 3)
+    assert read_flags(FLAGS, 2) == "possible, impossible"
+    assert read_flags(FLAGS, 4).endswith("impossible, impossible")
+    for reply in ("pass, fail", '{"instruction_following": "pass"}', "{broken}", '{"a": 1}'):
+        with pytest.raises(ValueError):
+            read_flags(reply, 1)
+
+
+def test_an_edit_without_a_source_or_a_readable_reply_has_no_answer(server: Server) -> None:
+    server.behave = lambda body: says("two passes")
+    chat = endpoint(server, self_test=False)
+    selector = ChatEditVerifier(chat).select(2)
+    answers = selector(["remove the dog"] * 2, [IMAGE] * 2, [IMAGE, None])
+    assert [answer.kind for answer in answers] == ["unreadable", "unreadable"]
+    assert [answer.reason for answer in answers] == [
+        "it holds no JSON object",
+        "there is no source",
+    ]
+    assert selector.tokens == [17, 0]
+    assert len(server.asked) == 1
+    server.behave = lambda body: says("yes", {"yes": 0.75, "no": 0.25})
+    (score,) = ChatEditReward(chat)(["remove the dog"], [IMAGE], [IMAGE])
+    assert score.value == pytest.approx(0.75)
+    ids = {selector.id, ChatEditVerifier(chat).select(4).id, ChatEditReward(chat).id, chat.id}
+    assert len(ids) == 4
+
+
+def test_a_local_model_looks_at_two_pictures(tiny: Path) -> None:
+    chat = LocalVLM(str(tiny), device="cpu", dtype="float32", max_new_tokens=4)
+    random_pictures = np.random.default_rng(0).integers(0, 256, (3, 48, 48, 3), np.uint8)
+    one, two, three = random_pictures
+    reward = ChatEditReward(chat)
+    (score,) = values(reward(["remove the dog"], [two], [one]))
+    assert 0 < score < 1
+    assert values(reward(["remove the dog"], [two], [three])) != [score]  # it sees the source
+    assert values(reward(["remove the dog"], [three], [one])) != [score]  # and the result
+    (single,) = values(chat.yes(["remove the dog"], [two]))
+    assert single != score

@@ -95,6 +95,22 @@ class Judge:
         return "+".join(one.id for one in used if one is not None)
 
 
+@dataclass
+class _Answers:
+    """What the evaluators said of an image; None where its category does not ask them."""
+
+    chances: Sequence[float]
+    """Of yes, for each question about an attribute."""
+    detections: Sequence[Found] | None = None
+    depth: np.ndarray | None = None
+    compared: tuple[float, bool] | None = None
+    """The cosine with the text, and whether that had to be cut."""
+    given: float | None = None
+    """The score that the reference's own detector and rules gave."""
+    are_awaited: bool = False
+    """True where detections or depth were not imported yet."""
+
+
 class T2ICompBench:
     """Judge `images` images of each official prompt of some categories (None: all eight).
 
@@ -316,48 +332,39 @@ class T2ICompBench:
 
     def _judge_images(self, shown: Sequence[tuple[Prompt, int, np.ndarray]]) -> list[Judged]:
         """Judge a batch of images: each evaluator sees all that it is asked, then rules decide."""
-        # 1. Collect what each evaluator is asked, by image.
-        needs = [NEEDS[prompt.category] for prompt, _, _ in shown]
+        return [
+            None if answers.are_awaited else self._decide(prompt, answers)
+            for (prompt, _, _), answers in zip(shown, self._ask_evaluators(shown), strict=True)
+        ]
+
+    def _ask_evaluators(self, shown: Sequence[tuple[Prompt, int, np.ndarray]]) -> list[_Answers]:
+        """Ask each evaluator about the images whose category needs it."""
+        # 1. Attributes: a question for each noun phrase.
+        answers = [_Answers(chances) for chances in self._ask_questions(shown)]
+
+        # 2. Objects, and how near they are; of some images the reference's own score is known.
         pictures = [
             Picture(prompt.id, number, pixels, _names_of(prompt))
             for prompt, number, pixels in shown
         ]
+        some = _select_needing("detector", shown)
+        for i, found in zip(some, self._detect([pictures[i] for i in some]), strict=True):
+            answers[i].detections = found
+            answers[i].are_awaited = found is None
+        some = _select_needing("depth", shown)
+        for i, depth in zip(some, self._estimate([pictures[i] for i in some]), strict=True):
+            answers[i].depth = depth
+            answers[i].are_awaited |= depth is None
+        for i, (prompt, number, _) in enumerate(shown):
+            answers[i].given = self._look_up_score(prompt, number)
+            answers[i].are_awaited &= answers[i].given is None
 
-        # 2. Ask.
-        chances = self._ask_questions(shown)
-        with_detector = [i for i, need in enumerate(needs) if "detector" in need]
-        detected = dict(
-            zip(with_detector, self._detect([pictures[i] for i in with_detector]), strict=True)
-        )
-        with_depth = [i for i, need in enumerate(needs) if "depth" in need]
-        depths = dict(
-            zip(with_depth, self._estimate([pictures[i] for i in with_depth]), strict=True)
-        )
-        with_clip = [i for i, need in enumerate(needs) if "clip" in need]
-        asked = [(shown[i][2], shown[i][0].spec["clip_text"]) for i in with_clip]
-        compared = dict(zip(with_clip, self._clip.compare(asked) if asked else [], strict=True))
-
-        # 3. Decide.
-        judged: list[Judged] = []
-        for index, (prompt, number, _) in enumerate(shown):
-            given = self._look_up_score(prompt, number)
-            is_waiting = (index in detected and detected[index] is None) or (
-                index in depths and depths[index] is None
-            )
-            if is_waiting and given is None:
-                judged.append(None)
-                continue
-            judged.append(
-                self._decide(
-                    prompt,
-                    chances[index],
-                    detected.get(index) or [],
-                    depths.get(index),
-                    compared.get(index),
-                    given,
-                )
-            )
-        return judged
+        # 3. Actions.
+        some = _select_needing("clip", shown)
+        asked = [(shown[i][2], shown[i][0].spec["clip_text"]) for i in some]
+        for i, compared in zip(some, self._clip.compare(asked) if asked else [], strict=True):
+            answers[i].compared = compared
+        return answers
 
     def _look_up_score(self, prompt: Prompt, number: int) -> float | None:
         """Return what the reference's own detector and rules gave an image; None if unknown."""
@@ -381,33 +388,23 @@ class T2ICompBench:
     def _estimate(self, pictures: Sequence[Picture]) -> list[np.ndarray | None]:
         return self._depth.estimate(pictures) if pictures else []
 
-    def _decide(
-        self,
-        prompt: Prompt,
-        chances: Sequence[float],
-        detections: Sequence[Found],
-        depth: np.ndarray | None,
-        compared: tuple[float, bool] | None,
-        given: float | None,
-    ) -> tuple[float, dict[str, Any]]:
-        """Apply the rules of a prompt's category; return the value and what it is made of.
-
-        Of a part that needs a detector, `given` is the reference's own score, where it is known.
-        """
+    def _decide(self, prompt: Prompt, answers: _Answers) -> tuple[float, dict[str, Any]]:
+        """Apply the rules of a prompt's category; return the value and what it is made of."""
         category = prompt.category
         key = prompt.spec
         parts: dict[str, float] = {}
         detail: dict[str, Any] = {}
         if "blip" in NEEDS[category]:
-            parts["attribute"] = float(multiply_answers(chances))
-            detail["answers"] = [round_answer(chance) for chance in chances]
-        if given is not None:
-            parts["numeracy" if category == "numeracy" else "spatial"] = given
-        elif "detector" in NEEDS[category]:
+            parts["attribute"] = float(multiply_answers(answers.chances))
+            detail["answers"] = [round_answer(chance) for chance in answers.chances]
+        if answers.given is not None:
+            parts["numeracy" if category == "numeracy" else "spatial"] = answers.given
+        elif answers.detections is not None:
+            detections = answers.detections
             detail["detections"] = [[one.name, *one.box, one.score] for one in detections]
-            self._apply_rules(prompt, detections, depth, parts, detail)
-        if compared is not None:
-            cosine, was_cut = compared
+            self._apply_rules(prompt, detections, answers.depth, parts, detail)
+        if answers.compared is not None:
+            cosine, was_cut = answers.compared
             parts["action"] = cosine
             detail["cosine"] = cosine
             if was_cut:
@@ -452,6 +449,11 @@ class T2ICompBench:
         if depth is None:
             return score_plane(pair, relation, detections)
         return score_depth(pair, relation, detections, depth, upright=self._upright)
+
+
+def _select_needing(option: str, shown: Sequence[tuple[Prompt, int, np.ndarray]]) -> list[int]:
+    """List the images, by index, whose category needs an evaluator."""
+    return [i for i, (prompt, _, _) in enumerate(shown) if option in NEEDS[prompt.category]]
 
 
 def _names_of(prompt: Prompt) -> tuple[str, ...]:

@@ -4,8 +4,8 @@
 `generate.py` and `gpt.py`): padded prompts, a static cache that is attended over its whole length
 under a boolean mask by the unfused backend, keys and values copied for every layer and step, one
 multinomial draw. It is fed the sampler's tokens, so that both compute the same images from the same
-weights; what it draws itself is thrown away. `LibraryJanus` is the transformers library's Janus,
-with random weights and draws of its own.
+weights; what it draws itself is thrown away. `LibraryJanus` and `LibraryQwen2` are the transformers
+library's models, with random weights and draws of their own.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from harness.engine.guidance import Sampling
 from harness.engine.memory_need import LOGIT_BYTES, PREFILL_COPIES, count_weights
-from harness.models import ImageModel
+from harness.models import FollowableModel, ImageModel
 from harness.models.janus import Janus
+from harness.models.language_model import LanguageModel
 from harness.models.llamagen import LlamaGen
 from harness.models.trunk import Attend
 
@@ -63,11 +64,12 @@ class StaticLoop:
         length = condition + model.num_tokens
         layers, _, heads, _, head_dim = model.cache(1).keys.shape
         layer_bytes = 2 * rows * length * heads * head_dim * model.dtype.itemsize
-        scores = 8 * rows * heads * condition * length
+        scores = 8 * rows * heads * model_share(model) * condition * length
         activations = rows * condition * PREFILL_COPIES * model.dim * model.dtype.itemsize
         logits = LOGIT_BYTES * rows * model.vocab
         masks = 2 * rows * length**2
-        return (layers + 1) * layer_bytes + scores + activations + logits + masks
+        repeated = layer_bytes * model_share(model)
+        return layers * layer_bytes + repeated + scores + activations + logits + masks
 
     @torch.no_grad()
     def __call__(self, token_BN: Tensor) -> Tensor:
@@ -127,8 +129,9 @@ class StaticLoop:
             values = self.values[layer]
             keys[:, :, place_W] = k
             values[:, :, place_W] = v
-            keys = keys.repeat_interleave(1, dim=1)
-            values = values.repeat_interleave(1, dim=1)
+            share = q.shape[1] // keys.shape[1]  # query heads of a key-value head
+            keys = keys.repeat_interleave(share, dim=1)
+            values = values.repeat_interleave(share, dim=1)
             with sdpa_kernel(SDPBackend.MATH):
                 return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask_Q1WL)
 
@@ -151,6 +154,14 @@ class StaticLoop:
 
         torch.multinomial(kept_BV.softmax(-1), 1)
         return logits_QV
+
+
+def model_share(model: ImageModel) -> int:
+    """Return the query heads that share a key-value head of a model."""
+    if not isinstance(model, FollowableModel):
+        return 1
+    spec = model.trunk_spec
+    return spec.heads // spec.kv_heads
 
 
 class LibraryJanus:
@@ -213,3 +224,83 @@ class LibraryJanus:
             do_sample=True,
             guidance_scale=5,
         )
+
+
+class LibraryQwen2:
+    """The transformers library's Qwen2 with random weights of the model's size, under guidance.
+
+    Its weights are not the sampler's, which changes no cost. It runs the library's own loop,
+    `generate`, as SimpleAR's code does: logits of all words, and the null prompt in a second pass.
+    """
+
+    def __init__(self, model: LanguageModel, sampling: Sampling, texts: Sequence[str]) -> None:
+        from transformers import Qwen2Config, Qwen2ForCausalLM
+
+        spec = model.spec
+        trunk = spec.trunk
+        config = Qwen2Config(
+            hidden_size=trunk.dim,
+            intermediate_size=trunk.hidden,
+            num_hidden_layers=trunk.layers,
+            num_attention_heads=trunk.heads,
+            num_key_value_heads=trunk.kv_heads,
+            vocab_size=spec.words,
+            max_position_embeddings=spec.positions,
+            rms_norm_eps=trunk.norm_eps,
+            rope_parameters={"rope_type": "default", "rope_theta": spec.rope_base},
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+        with torch.device(model.device):
+            net: Any = Qwen2ForCausalLM(config)
+        self._net = net.to(model.dtype).eval()
+        self._sampling = sampling
+        self._tokens = model.num_tokens
+        generator = torch.Generator().manual_seed(0)
+        lengths = [len(model.context(text, text)) for text in texts]
+        self._words_BP = self._random_words(len(texts), max(lengths), spec.words, generator)
+        null_length = len(model.context(None, texts[0]))
+        self._null_BP = self._random_words(len(texts), null_length, spec.words, generator)
+
+    def _random_words(
+        self, rows: int, length: int, words: int, generator: torch.Generator
+    ) -> Tensor:
+        ids = torch.randint(10, words - 10, (rows, length), generator=generator)
+        return ids.to(self._net.device)
+
+    @staticmethod
+    def serves(model: ImageModel) -> bool:
+        """Tell whether a model is a Qwen2: a language model with biases of queries and keys."""
+        return isinstance(model, LanguageModel) and model.spec.trunk.bias
+
+    @classmethod
+    def count_bytes(cls, model: LanguageModel, texts: Sequence[str]) -> int:
+        """Count the bytes that it takes: weights that are made in float32, its cache, logits."""
+        trunk = count_weights(model.net.trunk) // model.dtype.itemsize
+        weights = 4 * (trunk + model.spec.words * model.dim)
+        logits = LOGIT_BYTES * 2 * len(texts) * model.spec.words
+        return weights + 2 * len(texts) * model.cache(1).slot_bytes + logits
+
+    @torch.no_grad()
+    def __call__(self, _block: int = 0) -> Tensor:
+        """Draw all images; return their words, [B, N]."""
+        guidance: dict[str, Any] = {}
+        if self._sampling.scale != 1:
+            guidance = {
+                "guidance_scale": self._sampling.scale,
+                "negative_prompt_ids": self._null_BP,
+            }
+        ids_BL = self._net.generate(
+            input_ids=self._words_BP,
+            attention_mask=torch.ones_like(self._words_BP),
+            do_sample=True,
+            temperature=self._sampling.temperature,
+            top_k=self._sampling.top_k,
+            top_p=self._sampling.top_p,
+            max_new_tokens=self._tokens,
+            min_new_tokens=self._tokens,
+            **guidance,
+        )
+        return ids_BL[:, self._words_BP.shape[1] :]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from harness.bench.reference import LibraryJanus, StaticLoop
+from harness.bench.reference import LibraryJanus, LibraryQwen2, StaticLoop
 from harness.bench.roof import (
     Bar,
     Reading,
@@ -149,7 +149,10 @@ class Subjects:
             by_name["own_loop"] = partial(_replay, loop, drawing)
             replays["own_loop"] = loop
         if "library" in peers:
-            by_name["library"] = LibraryJanus(model, texts)
+            is_qwen2 = LibraryQwen2.serves(model)
+            by_name["library"] = (
+                LibraryQwen2(model, sampling, texts) if is_qwen2 else LibraryJanus(model, texts)
+            )
         if "upstream" in peers:
             assert checkout is not None
             upstream = UpstreamLlamaGen(checkout, model, sampling, texts)
@@ -184,6 +187,8 @@ def choose_peers(
         sizes["own_loop"] = StaticLoop.count_bytes(model, sampling, texts)
     if isinstance(model, Janus):
         sizes["library"] = LibraryJanus.count_bytes(model, texts)
+    elif LibraryQwen2.serves(model):
+        sizes["library"] = LibraryQwen2.count_bytes(model, texts)
 
     need = estimate_need(model, tokens_per_step=1, **_sampler_sizes(branches))
     expect_memory(need, model.device, branches)

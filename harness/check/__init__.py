@@ -9,6 +9,7 @@ python -m harness.check scalingar FILE   our ScalingAR arithmetic, likewise
 python -m harness.check sjd_pac FILE     SJD-PAC's trees, candidates and walks, likewise
 python -m harness.check t2i_compbench FILE     T2I-CompBench++'s questions, boxes, counts and scores
 python -m harness.check tiif FILE        TIIF-Bench's replies, scores and text metrics, likewise
+python -m harness.check pie_bench FILE   PIE-Bench's masks, pixel metrics, distances and means
 python -m harness.check coco FILE        caption lists, scores and distances of COCO, likewise
 python -m harness.check parity FOLDER    our model against what the original returned
 python -m harness.check run FOLDER       is a run folder complete, intact and reproducible?

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.cli import enable_plugins
+from harness.engine.guidance import Sampling
 from harness.engine.memory import SHARE, count_fitting_slots
 from harness.engine.memory_need import GB, MemoryNeed
 from harness.engine.method_spec import MethodSpec
@@ -92,11 +93,12 @@ def measure_capacity(options: Sequence[str]) -> Capacity:
         expect_options(config)
 
         # 1. The parts of the run; its models have no memory.
+        sampling = Sampling(**resolve_config(config.model.sampling))
         settings = _with_random_weights(resolve_config(config.model))
         del settings["sampling"]
         model = build_model(dump(settings), torch.device("meta"))
         method = OmegaConf.create(_with_random_weights(resolve_config(config.method)))
-        spec = MethodSpec.of(build_object(method))
+        spec = MethodSpec.of(build_object(method)).under(sampling)
         benchmark = build_benchmark(config.benchmark, model)
         asking = Asking(model, spec, benchmark)
 

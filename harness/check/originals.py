@@ -21,6 +21,7 @@ CONFORMANCE = {
     "geneval": "benchmarks.geneval.conformance.conformance",
     "geneval-summary": "benchmarks.geneval.conformance.conformance",
     "gridar": "methods.conformance.gridar.conformance",
+    "pie_bench": "benchmarks.pie_bench.conformance.conformance",
     "scalingar": "methods.conformance.scalingar.conformance",
     "sjd_pac": "methods.conformance.sjd_pac.conformance",
     "t2i_compbench": "benchmarks.t2i_compbench.conformance.conformance",
@@ -29,8 +30,12 @@ CONFORMANCE = {
 """Function of each kind of conformance file: file -> passed, failed, messages."""
 PARITY = {
     "BLIP VQA, the attribute evaluator of T2I-CompBench": "benchmarks.t2i_compbench.parity.parity",
+    "EditAR instruction editing": "harness.parity.editar.parity",
     "LlamaGen text-to-image": "harness.parity.llamagen.parity",
     "Janus-Pro text-to-image": "harness.parity.janus.parity",
+    "SimpleAR text-to-image": "harness.parity.language.simplear",
+    "Lumina-mGPT text-to-image": "harness.parity.language.lumina",
+    "Emu3 text-to-image": "harness.parity.language.emu3",
 }
 """Comparison of each family that a fixture's manifest may name."""
 

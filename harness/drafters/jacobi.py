@@ -29,6 +29,7 @@ from harness.engine.draft_trees import (
 from harness.engine.memory_need import takes_nothing
 from harness.engine.sampler import Sampler
 from harness.kernels.noise import ACCEPT, BRANCH, DRAFT, DRAW, RESIDUAL, Noise
+from harness.models.raster import FORCED_TOKEN, hold_forced_probs, is_forced_at
 from harness.records import UserError
 
 INITS = ("random", "uniform", "repeat_horizon", "repeat_vertical", "sample_horizon")
@@ -49,6 +50,7 @@ class JacobiWindow:
     image_RN: Tensor  # tokens of the images as far as they are committed
     likeliest_R: Tensor  # by the last distribution of the verification, or the last token
     held_R: Tensor | None = None  # the token that is drawn for the first place already, else -1
+    forced_RG: Tensor | None = None  # which places are forced; None: no model's place is
 
 
 class Jacobi:
@@ -58,7 +60,7 @@ class Jacobi:
     the uniform distribution, so that more of them are accepted; a copy of the token to the left in
     the row or above it (`repeat_horizon`, `repeat_vertical`); or the likeliest token at the last
     place that has a distribution (`sample_horizon`). Rows of the grid that begin without a known
-    token begin with a random one.
+    token begin with a random one. A forced place is drafted with the only token that it can have.
 
     `coupling` ties the next draft at a place to the last one there: `none` draws anew (SJD);
     `maximal` tests all old tokens for acceptance, those behind the rejected one too, and keeps
@@ -144,7 +146,7 @@ class Jacobi:
             noise = sampler.noise(rows, columns)
             verdicts = [sampler.verdict(canvas) for canvas in rows]
             window = _collect_window(sampler, rows, verdicts, noise.position_RT)
-            grid_width = sampler.model.grid[1]
+            grid_width = sampler.raster.stride
             if tree is None:
                 token_RG, probs_RGV = self.fill(window, noise, grid_width, sibling)
             else:
@@ -185,7 +187,7 @@ class Jacobi:
             noise = sampler.noise_at(canvases, [place for _, place, _ in fronts], columns)
             verdicts = [sampler.verdict_at(canvas, place) for canvas, place, _ in fronts]
             window = _collect_window(sampler, canvases, verdicts, noise.position_RT)
-            token_FG, probs_FGV = self.fill(window, noise, sampler.model.grid[1])
+            token_FG, probs_FGV = self.fill(window, noise, sampler.raster.stride)
 
         # 3. Cut them.
         drafts: list[Draft | None] = []
@@ -253,7 +255,8 @@ class Jacobi:
     ) -> tuple[Tensor, Tensor]:
         """Return tokens [R, G] and the distributions they follow [R, G, V].
 
-        `noise` is that of the window's places. It is salted with the first place: no two windows of
+        `noise` is that of the window's places, of which `grid_width` are a row's with its forced
+        ones. It is salted with the first place: no two windows of
         a canvas begin at the same place, so a draft shares no noise with an earlier draft, nor with
         its own acceptance.
         """
@@ -280,13 +283,13 @@ class Jacobi:
             first_R = torch.where(window.held_R >= 0, window.held_R, token_RG[:, 0])
             token_RG = torch.cat((first_R.unsqueeze(1), token_RG[:, 1:]), 1)
         if self.init == "uniform":
-            return token_RG, probs_RGV
+            return _hold_forced(window, token_RG, probs_RGV)
 
         # 3. Make up the other tokens: each is declared as certain.
         made_up_RG = self._make_up_tokens(window, token_RG, fresh, grid_width, sibling)
         token_RG = torch.where(new_RG, made_up_RG, token_RG)
         certain_RGV = F.one_hot(token_RG, vocab).to(probs_RGV.dtype)
-        return token_RG, torch.where(new_RG1, certain_RGV, probs_RGV)
+        return _hold_forced(window, token_RG, torch.where(new_RG1, certain_RGV, probs_RGV))
 
     def _make_up_tokens(
         self, window: JacobiWindow, token_RG: Tensor, fresh: Noise, grid_width: int, sibling: int
@@ -324,6 +327,19 @@ class Jacobi:
         random_RG = (chance_RG * vocab).long()
         copied_RG = known_RN.gather(1, anchor_RG.clamp(max=end))
         return torch.where(anchor_RG <= last_R1, copied_RG, random_RG)
+
+
+def _hold_forced(
+    window: JacobiWindow, token_RG: Tensor, probs_RGV: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Draft the one token that is possible at the forced places of a window.
+
+    Any other would be rejected for sure, and all behind it.
+    """
+    if window.forced_RG is None:
+        return token_RG, probs_RGV
+    probs_RGV = hold_forced_probs(probs_RGV, window.forced_RG)
+    return token_RG.masked_fill(window.forced_RG, FORCED_TOKEN), probs_RGV
 
 
 def keep_or_redraw(
@@ -421,7 +437,19 @@ def _collect_window(
 
     verified_R = torch.tensor(verified, device=device)
     held_R = torch.tensor(held, device=device)
-    return JacobiWindow(probs_RGV, verified_R, old_RG, old_probs_RGV, image_RN, likeliest_R, held_R)
+    forced_RG = None
+    if sampler.table.forced_N is not None:
+        forced_RG = is_forced_at(place_RG, sampler.table.forced_N)
+    return JacobiWindow(
+        probs_RGV,
+        verified_R,
+        old_RG,
+        old_probs_RGV,
+        image_RN,
+        likeliest_R,
+        held_R,
+        forced_RG,
+    )
 
 
 def _list_behind(verdict: DraftVerdict, columns: int) -> tuple[list[int], list[int]]:

@@ -19,7 +19,7 @@ from harness.engine.guidance import Sampling
 from harness.engine.memory_need import SamplerShape, list_sampler_parts, rename_parts
 from harness.engine.sampler import Sampler
 from harness.kernels.noise import DRAFT, Noise
-from harness.models import ImageModel
+from harness.models import EditsImages, ImageModel
 from harness.records import MemoryPart, Usage, UserError
 
 
@@ -73,7 +73,12 @@ class DraftModel:
     def expect_target(self, target: ImageModel) -> None:
         """Raise UserError unless the draft model draws the target's tokens on the same grid."""
         model = self._load_model(target.device)
-        for what in ("vocab", "grid"):
+        if isinstance(target, EditsImages):
+            raise UserError(
+                f"drafter {self.id} drafts from texts and sees no source image, as edits by "
+                f"{target.name} have: choose a method without a draft model, such as method=sjd"
+            )
+        for what in ("vocab", "grid", "num_tokens"):
             mine = getattr(model, what)
             theirs = getattr(target, what)
             if mine != theirs:

@@ -150,6 +150,7 @@ class Burst:
                 group.scale_R,
                 self._slots.key_S2[group.to_RK[:, 0]],
                 group.place_R,
+                self._slots.forced_N,
             )
             # 3. Store the tokens in their slots, and keep them for the host.
             self._slots.token_SN[group.to_RK, group.place_R.unsqueeze(1)] = token_R.unsqueeze(1)

@@ -12,13 +12,14 @@ forward over pending positions; they differ in how many there are.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from harness.engine.acceptance import DraftVerdict
 from harness.engine.guidance import Guide
 from harness.engine.rendering import Picture
-from harness.records import Usage
+from harness.models.raster import Raster
+from harness.records import SourceImage, Usage
 
 NO_LOGITS = -1
 """The `logits_depth` of a canvas whose next forward has not run."""
@@ -28,11 +29,13 @@ NO_LOGITS = -1
 class Context:
     """What a branch is conditioned on.
 
-    `text` None is the null prompt, shaped as that of the prompt `like`.
+    `text` None is the null prompt, shaped as that of the prompt `like`. `source` is the image that
+    is edited; without one it is the empty image, for models that edit.
     """
 
     text: str | None
     like: str
+    source: SourceImage | None = None
 
 
 @dataclass(slots=True)
@@ -83,8 +86,8 @@ class Canvas:
         "_inherited",
         "_log_probs",
         "_out_of_order",
+        "_raster",
         "_tokens",
-        "_total",
         "branches",
         "fault_at",
         "front_retests",
@@ -99,7 +102,7 @@ class Canvas:
         "version",
     )
 
-    def __init__(self, key: int, ledger: Usage, total: int, scale: float, guide: Guide) -> None:
+    def __init__(self, key: int, ledger: Usage, raster: Raster, scale: float, guide: Guide) -> None:
         self.scale = scale  # guidance scale of the next draw
         self.signals: dict[str, float] = {}  # what rules measured, summed over decode steps
         self.version = 0  # grows on fork, truncate and condition
@@ -112,7 +115,7 @@ class Canvas:
         self.front_retests: dict[int, int] = {}  # row -> its fronts that committed no next token
         self.fault_at: int | None = None  # a place whose probabilities were not finite
         self.logits_depth = NO_LOGITS  # longest draft with logits; 0 is the frontier alone
-        self._total = total
+        self._raster = raster
         self._tokens: list[int] = []
         self._log_probs: list[float] = []
         self._inherited = 0  # leading tokens that came from a fork
@@ -123,7 +126,7 @@ class Canvas:
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """Return the committed tokens in raster order."""
+        """Return the committed tokens in raster order, with those of forced places."""
         return tuple(self._tokens)
 
     @property
@@ -147,7 +150,7 @@ class Canvas:
     @property
     def done(self) -> bool:
         """Tell whether all tokens of the image are committed."""
-        return len(self._tokens) == self._total
+        return len(self._tokens) == self._raster.places
 
     @property
     def closed(self) -> bool:
@@ -164,7 +167,7 @@ class Canvas:
     @property
     def left(self) -> int:
         """Count the tokens that are still to be committed."""
-        return self._total - len(self._tokens)
+        return self._raster.places - len(self._tokens)
 
     @property
     def out_of_order(self) -> dict[int, tuple[int, float]]:
@@ -215,18 +218,24 @@ class Canvas:
             self.fault_at = first + next(i for i, p in enumerate(log_probs) if math.isnan(p))
 
     def append_drawn(self, tokens: Sequence[int], log_probs: Sequence[float]) -> None:
-        """Commit tokens that were drawn from the target's distribution, and charge them."""
+        """Commit tokens that were drawn from the target's distribution, and charge them.
+
+        Nothing is charged for forced places, here and in the other transitions.
+        """
         self._note_fault(self.length, log_probs)
+        first = self.length
         self._tokens.extend(tokens)
         self._log_probs.extend(log_probs)
-        self.ledger.sampled += len(tokens)
+        self.ledger.sampled += self._raster.count_codes(first, self.length)
         self.recount_cached()
 
     def append_unseen(self, tokens: Sequence[int]) -> None:
         """Commit tokens that the target has not seen, and charge them as skipped."""
+        first = self.length
         self._tokens.extend(tokens)
-        self._log_probs.extend(math.nan for _ in tokens)
-        self.ledger.skipped += len(tokens)
+        for place in range(first, self.length):
+            self._log_probs.append(0.0 if self._raster.is_forced(place) else math.nan)
+        self.ledger.skipped += self._raster.count_codes(first, self.length)
         self.recount_cached()
 
     def insert_drawn(
@@ -239,7 +248,7 @@ class Canvas:
         for place, token, log_prob in zip(places, tokens, log_probs, strict=True):
             self._note_fault(place, [log_prob])
             self._out_of_order[place] = (token, log_prob)
-        self.ledger.sampled += len(places)
+        self.ledger.sampled += self._count_codes_at(places)
         while self.length in self._out_of_order:
             token, log_prob = self._out_of_order.pop(self.length)
             self._tokens.append(token)
@@ -254,7 +263,7 @@ class Canvas:
         if not 0 <= length <= self.length:
             raise ValueError(f"truncate to {length}: the canvas has {self.length} tokens")
         inherited = min(self._inherited, length)
-        kept = length - inherited
+        kept = self._raster.count_codes(inherited, length)
         self.ledger.discarded += self._count_own() - kept
         self._inherited = inherited
         self._out_of_order.clear()
@@ -342,8 +351,13 @@ class Canvas:
         self._image = (padding, picture)
 
     def _count_own(self) -> int:
-        """Count the tokens that this canvas drew itself, those behind gaps included."""
-        return self.length + len(self._out_of_order) - self._inherited
+        """Count the codes that this canvas drew itself, those behind gaps included."""
+        in_order = self._raster.count_codes(self._inherited, self.length)
+        return in_order + self._count_codes_at(self._out_of_order)
+
+    def _count_codes_at(self, places: Iterable[int]) -> int:
+        """Count the places of some that are not forced."""
+        return sum(not self._raster.is_forced(place) for place in places)
 
     def _forget_derived(self) -> None:
         self.logits_depth = NO_LOGITS

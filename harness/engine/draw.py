@@ -32,11 +32,12 @@ from harness.engine.acceptance import (
 )
 from harness.engine.canvas import Canvas, ledgers_of
 from harness.engine.draft_trees import Forest
-from harness.engine.guidance import Guide, Sampling, cfg, unguided, warp
+from harness.engine.guidance import Guide, ImageGuide, Sampling, cfg, unguided, warp
 from harness.engine.meter import Clock
 from harness.engine.probes import Probe
 from harness.engine.slots import SlotTable
 from harness.kernels.noise import DRAW, Noise
+from harness.models.raster import FORCED_TOKEN, hold_forced_probs, is_forced_at
 
 
 def guided_probs(
@@ -45,10 +46,12 @@ def guided_probs(
     logits_RKTV: Tensor,
     scale_R: Tensor,
     place_RT: Tensor | None = None,
+    forced_N: Tensor | None = None,
 ) -> Tensor:
     """Turn the branches' logits into probs [R, T, V] at places of the image.
 
-    Guidance depends on the place only under `sampling.interval` (LlamaGen `generate.py`).
+    Guidance depends on the place only under `sampling.interval` (LlamaGen `generate.py`). Where
+    `forced_N` says so, the place has but one token.
     """
     logits_RTV = guide(logits_RKTV, scale_R)
     if sampling.interval >= 0:
@@ -56,7 +59,11 @@ def guided_probs(
         is_late_RT1 = (place_RT >= sampling.interval + 2).unsqueeze(-1)
         unscaled_RTV = guide(logits_RKTV, torch.ones_like(scale_R))
         logits_RTV = torch.where(is_late_RT1, unscaled_RTV, logits_RTV)
-    return warp(logits_RTV, sampling)
+    probs_RTV = warp(logits_RTV, sampling)
+    if forced_N is None:
+        return probs_RTV
+    assert place_RT is not None
+    return hold_forced_probs(probs_RTV, is_forced_at(place_RT, forced_N))
 
 
 def kernel_use(sampling: Sampling, dtype: torch.dtype, vocab: int) -> kernels.Use:
@@ -73,8 +80,32 @@ def draw_one(
     scale_R: Tensor,
     key_R2: Tensor,
     place_R: Tensor,
+    forced_N: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Draw one token a canvas: tokens int64 [R], log-probabilities float64 [R] in nats."""
+    """Draw one token a canvas: tokens int64 [R], log-probabilities float64 [R] in nats.
+
+    Where `forced_N` says so, the token is `FORCED_TOKEN` for sure, whatever the logits.
+    """
+    token_R, log_prob_R = _draw_free(guide, sampling, logits_SV, slot_RK, scale_R, key_R2, place_R)
+    if forced_N is None:
+        return token_R, log_prob_R
+    is_forced_R = is_forced_at(place_R, forced_N)
+    return (
+        token_R.masked_fill(is_forced_R, FORCED_TOKEN),
+        log_prob_R.masked_fill(is_forced_R, 0.0),
+    )
+
+
+def _draw_free(
+    guide: Guide,
+    sampling: Sampling,
+    logits_SV: Tensor,
+    slot_RK: Tensor,
+    scale_R: Tensor,
+    key_R2: Tensor,
+    place_R: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Do as `draw_one` where no place is forced."""
     kernel = None
     if sampling.interval < 0 and not sampling.follows_entropy and guide in (cfg, unguided):
         use = kernel_use(sampling, logits_SV.dtype, logits_SV.shape[-1])
@@ -123,6 +154,7 @@ def group_by_guide(rows: Sequence[Canvas]) -> list[GuideGroup]:
 class GroupLogits:
     """Logits of one group of rows, and what makes probs [R, T, V] of them when it is called."""
 
+    guide: Guide
     indices: list[int]
     logits_RKTV: Tensor
     make_probs: Callable[[], Tensor]
@@ -130,6 +162,15 @@ class GroupLogits:
     def make_flat_probs(self) -> Tensor:
         """Make probs [R T, 1, V], one place a row."""
         return self.make_probs().flatten(0, 1).unsqueeze(1)
+
+
+def read_text_branches(group: GroupLogits) -> Tensor:
+    """Return the logits of the branches that probes compare: the null prompt's first.
+
+    The empty image of an edit is none of them.
+    """
+    skipped = int(isinstance(group.guide, ImageGuide))
+    return group.logits_RKTV[:, skipped:]
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +268,7 @@ class TokenDraw:
                     self._scales(some),
                     key_R2,
                     place_R,
+                    self._slots.forced_N,
                 )
                 # 2. Put the tokens where the next forward reads them.
                 self._slots.token_SN[slot_RK, place_R.unsqueeze(1)] = token_R.unsqueeze(1)
@@ -300,6 +342,9 @@ class TokenDraw:
         next_R1 = next_R.unsqueeze(1)
         path_token_RG = stacked.token_RG.gather(1, path_RG.clamp(min=0))
         token_RT = torch.cat((path_token_RG, next_R1), 1).scatter(1, accepted_R1, next_R1)
+        if self._slots.forced_N is not None:  # whatever node was accepted there, it is the same one
+            is_forced_RT = is_forced_at(noise.position_RT, self._slots.forced_N)
+            token_RT = token_RT.masked_fill(is_forced_RT, FORCED_TOKEN)
 
         # 3. Look up the log-probability of each at the place that the path gives it.
         row_R1 = torch.arange(len(rows), device=probs_RTV.device).unsqueeze(1)
@@ -356,7 +401,7 @@ class TokenDraw:
         with self._clock.measure(ledgers_of(rows), "decode"):
             for group in self.logits_by_group(rows, self._depths(drafts, width)):
                 # A probe is given one place a row: each place stands for a row.
-                logits_RTKV = group.logits_RKTV.transpose(1, 2)
+                logits_RTKV = read_text_branches(group).transpose(1, 2)
                 measured = probe(logits_RTKV.flatten(0, 1).unsqueeze(2), group.make_flat_probs)
                 columns = [value_n.double() for value_n in measured.values()]
                 table = torch.stack(columns, 1).unflatten(0, (-1, width)).tolist()
@@ -435,13 +480,19 @@ class TokenDraw:
                 column_R1T = column_RT[self._slots.index(group.indices)].unsqueeze(1)
                 logits_RKTV = logits_STV[slot_RK.unsqueeze(2), column_R1T]
             place_RT = None
-            if sampling.interval >= 0:
+            if sampling.interval >= 0 or self._slots.forced_N is not None:
                 length_R1 = self._slots.index([canvas.length for canvas in some])[:, None]
                 place_RT = length_R1 + depth_RT[self._slots.index(group.indices)]
             make_probs = partial(
-                guided_probs, group.guide, sampling, logits_RKTV, scale_R, place_RT
+                guided_probs,
+                group.guide,
+                sampling,
+                logits_RKTV,
+                scale_R,
+                place_RT,
+                self._slots.forced_N,
             )
-            yield GroupLogits(group.indices, logits_RKTV, make_probs)
+            yield GroupLogits(group.guide, group.indices, logits_RKTV, make_probs)
 
     def _depths(self, drafts: Sequence[Draft | None], width: int) -> Tensor:
         """Return how far behind the frontier each column of some drafts is, [R, T]."""

@@ -25,6 +25,7 @@ class Sampling:
     """How logits become a distribution, for target and drafter alike.
 
     `scale` is the usual guidance scale, null + scale * (text - null); 1 switches guidance off.
+    `image_scale` guides by a source image, see `ImageGuide`; 1 switches that off.
     `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 keep everything. `interval` k >= 0 guides the
     first k + 2 tokens only and uses scale 1 for the others (LlamaGen `generate.py`, cfg_interval);
     -1 guides all.
@@ -38,6 +39,7 @@ class Sampling:
     """
 
     scale: Positive = 1.0
+    image_scale: Positive = 1.0
     temperature: NotNegative = 1.0
     top_k: Natural = 0
     top_p: Share = 1.0
@@ -54,6 +56,11 @@ class Sampling:
             raise UserError(
                 f"sampling.scale={self.scale}: guidance scales start at 1 (no guidance)"
             )
+        if not 0 < self.image_scale < math.inf:
+            raise UserError(
+                f"sampling.image_scale={self.image_scale}: must be positive; 1 is no guidance by "
+                "the source image"
+            )
         if self.temperature < 0:
             raise UserError(
                 f"sampling.temperature={self.temperature}: must be 0 (greedy) or positive"
@@ -68,6 +75,11 @@ class Sampling:
                 "must be -1 (guide always) or the last guided step"
             )
         self._expect_entropy()
+
+    @property
+    def guides_by_image(self) -> bool:
+        """Tell whether a canvas has a branch of its own for the empty image."""
+        return self.image_scale != 1
 
     @property
     def follows_entropy(self) -> bool:
@@ -106,6 +118,26 @@ def cfg(logits_RKTV: Tensor, scale_R: Tensor) -> Tensor:
     null_RTV, text_RTV = logits_RKTV.unbind(1)
     scale_R11 = scale_R.to(null_RTV.dtype)[:, None, None]
     return null_RTV + scale_R11 * (text_RTV - null_RTV)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageGuide:
+    """Guide by a source image, too: the `Guide` of branches (empty image, source, ...).
+
+    The first branch sees neither image nor text, the second the image alone, and those from it on
+    are what `inner` guides: with (empty, image, image and text) and `cfg` the prediction is
+    empty + image_scale * (image - empty) + scale * (text - image) (InstructPix2Pix, arXiv
+    2211.09800, eq. 3).
+    """
+
+    inner: Guide
+    image_scale: float
+
+    def __call__(self, logits_RKTV: Tensor, scale_R: Tensor) -> Tensor:
+        empty_RTV = logits_RKTV[:, 0]
+        image_RTV = logits_RKTV[:, 1]
+        text_part_RTV = self.inner(logits_RKTV[:, 1:], scale_R) - image_RTV
+        return empty_RTV + self.image_scale * (image_RTV - empty_RTV) + text_part_RTV
 
 
 def warp(logits: Tensor, sampling: Sampling) -> Tensor:

@@ -275,14 +275,20 @@ def rename_parts(parts: Iterable[MemoryPart], owner: str) -> list[MemoryPart]:
 
 
 def count_weights(model: object) -> int:
-    """Sum up the parameters and buffers of a module, or of the modules that a model holds."""
-    modules = [part for part in vars(model).values() if isinstance(part, nn.Module)]
+    """Sum up the parameters and buffers of a module, or of the modules that a model holds.
+
+    Of a model, those count that are where it computes: a word table may stay on the CPU.
+    """
     if isinstance(model, nn.Module):
-        modules = [model]
+        return count_storage([*model.parameters(), *model.buffers()])
     tensors: list[Tensor] = []
-    for module in modules:
-        tensors += module.parameters()
-        tensors += module.buffers()
+    for module in vars(model).values():
+        if isinstance(module, nn.Module):
+            tensors += module.parameters()
+            tensors += module.buffers()
+    device = getattr(model, "device", None)
+    if device is not None:
+        tensors = [tensor for tensor in tensors if tensor.device.type == device.type]
     return count_storage(tensors)
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from harness.engine.draft_trees import Tree, is_tree
 from harness.engine.guidance import Sampling
-from harness.models import ImageModel
+from harness.models import EditsImages, ImageModel
 from harness.records import UserError
 
 
@@ -90,6 +90,15 @@ class MethodSpec:
             expect_grid=getattr(method, "expect_grid", None),
         )
 
+    def under(self, sampling: Sampling) -> MethodSpec:
+        """Return the declarations for runs with such a sampling.
+
+        Guided by a source image, a canvas has one branch more than the method knows of.
+        """
+        if not sampling.guides_by_image:
+            return self
+        return replace(self, branches=self.branches + 1)
+
     @property
     def slots(self) -> int:
         """Count the slots that one job reserves."""
@@ -144,6 +153,7 @@ class MethodSpec:
         `slots` and what follows are the sampler's. Parts that depend on the model (drafters,
         neighbour tables) check it in their `expect_target`.
         """
+        self._expect_sight(model, sampling)
         self._expect_branches(sampling)
         self._expect_slots(slots)
         self._expect_sizes(tokens_per_step, tree_capacity)
@@ -175,12 +185,31 @@ class MethodSpec:
                 release()
 
     def _expect_branches(self, sampling: Sampling) -> None:
-        if sampling.scale != 1 and self.branches < 2:
+        is_guided = sampling.scale != 1 or sampling.guides_by_image
+        if is_guided and self.branches < 2 + sampling.guides_by_image:
             raise UserError(
                 f"branches={self.branches} is too few under guidance "
                 f"(model.sampling.scale={sampling.scale:g}): every canvas has two, the null prompt "
                 "and the prompt; set `branches = 2` in the method, or model.sampling.scale=1"
             )
+
+    def _expect_sight(self, model: ImageModel, sampling: Sampling) -> None:
+        """Raise UserError where the source image matters to a part that does not see it."""
+        if not isinstance(model, EditsImages):
+            if sampling.guides_by_image:
+                raise UserError(
+                    f"model.sampling.image_scale={sampling.image_scale:g} guides by a source "
+                    f"image, and {model.name} edits none: leave it at 1"
+                )
+            return
+        for name, part in self.parts:
+            if _is_judge(part) and not getattr(part, "sees_source", False):
+                judge = getattr(part, "id", _name(part))
+                raise UserError(
+                    f"method.{name.lstrip('_')}: judge {judge} compares an image with a text and "
+                    f"sees no source image, as edits by {model.name} have: choose a judge of "
+                    "edits, or a method without one, such as method=best_of_n_likelihood"
+                )
 
     def _expect_slots(self, slots: int) -> None:
         if self.slots > slots:
@@ -226,6 +255,17 @@ class DecodingSizes:
             tokens_per_step=_read_count(decoding, _TOKENS_PER_STEP, "decoding"),
             tree_capacity=_read_count(decoding, _DECODING_CAPACITY, "decoding"),
         )
+
+
+def _is_judge(part: object) -> bool:
+    """Tell whether a part is asked about texts and images, as `Judge` says."""
+    if not callable(part) or inspect.isclass(part):
+        return False
+    try:
+        names = list(inspect.signature(part).parameters)
+    except (TypeError, ValueError):
+        return False
+    return names[:2] == ["texts", "images"]
 
 
 def _name(method: object) -> str:

@@ -4,7 +4,9 @@ Each token is drawn from the probs that the tokens before it in the raster give,
 any. Where the token right before it is missing, the nearest one before that stands in for it,
 unseen by all others. A row may have a draft, a chain from its first place without a token on, that
 is verified in the same forward as the drafts of other rows (`Front`); the draft of one row is
-unseen by all others. ZipAR draws so without drafts, PJD with them.
+unseen by all others. ZipAR draws so without drafts, PJD with them. What a
+forced place holds is known from the start: it is committed as soon as a front is right behind it,
+and needs no stand-in.
 
 A token is fed with what there was then, and once more where it is the last of a row whose next
 place is tested again.
@@ -30,6 +32,7 @@ from harness.engine.meter import Clock
 from harness.engine.slots import SlotTable
 from harness.kernels.noise import Noise
 from harness.models.kv_cache import GapMask
+from harness.models.raster import FORCED_TOKEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,7 @@ class OutOfOrderDraw:
         clock: Clock,
         *,
         num_tokens: int,
-        grid_width: int,
+        stride: int,
         tokens_per_step: int,
     ) -> None:
         self._slots = slots
@@ -77,7 +80,7 @@ class OutOfOrderDraw:
         self._draw = draw
         self._clock = clock
         self._num_tokens = num_tokens
-        self._grid_width = grid_width
+        self._stride = stride
         self._tokens_per_step = tokens_per_step
 
     def step_at(
@@ -89,11 +92,13 @@ class OutOfOrderDraw:
         a token or lie beyond the image, for fronts that get in each other's way, and where more
         positions wait to be fed than fit into one forward.
         """
-        # 1. Check the fronts, and write the tokens that are fed: stand-ins and drafts.
+        # 1. Check the fronts, commit forced places right before them, and write the other tokens
+        #    that are fed: stand-ins and drafts.
         steps = [_Step(canvas, some) for canvas, some in zip(rows, fronts, strict=True)]
         for step in steps:
             self._expect_fronts(step)
         for step in steps:
+            self._commit_forced(step)
             self._write_tokens(step)
 
         # 2. Cache what must be there before. A row with tokens cached behind a gap is left out of
@@ -122,7 +127,7 @@ class OutOfOrderDraw:
         place_R1 = table.index(list(places)).unsqueeze(1)
         noise = Noise(key_R2, place_R1 + torch.arange(width, device=table.device))
         retests = [
-            canvas.front_retests.get(place // self._grid_width, 0)
+            canvas.front_retests.get(place // self._stride, 0)
             for canvas, place in zip(rows, places, strict=True)
         ]
         return noise.retested(table.index(retests)) if any(retests) else noise
@@ -162,7 +167,7 @@ class OutOfOrderDraw:
             if front.draft.parents is not None:
                 raise ValueError("the draft at a front is a chain, not a tree")
             places = range(front.place, front.place + len(front.draft))
-            image_rows += {place // self._grid_width for place in places}
+            image_rows += {place // self._stride for place in places}
             if hidden := before.intersection(places):
                 raise ValueError(f"place {min(hidden)} is in a draft, and before another front")
         if len(set(image_rows)) < len(image_rows):
@@ -170,6 +175,16 @@ class OutOfOrderDraw:
         drafted = sum(length_of_draft(front.draft) > 0 for front in fronts)
         if len(image_rows) > drafted:
             raise ValueError("a draft goes beyond its row of the image: cut it there")
+
+    def _commit_forced(self, step: _Step) -> None:
+        """Commit the forced places that lie right before the fronts of a canvas and are missing."""
+        canvas = step.canvas
+        for front in step.fronts:
+            gap = front.place - 1
+            is_missing = gap >= canvas.length and gap not in canvas.out_of_order
+            if is_missing and self._slots.raster.is_forced(gap):
+                self._slots.write_tokens(canvas, gap, [FORCED_TOKEN])
+                canvas.insert_drawn([gap], [FORCED_TOKEN], [0.0])
 
     def _write_tokens(self, step: _Step) -> None:
         """Write drafts, and a stand-in before each front that has no token there."""
@@ -301,7 +316,7 @@ class OutOfOrderDraw:
         canvas.add_signals(decided.signals)
 
         # 2. Keep the verdict, and count that the row is tested again.
-        row = front.place // self._grid_width
+        row = front.place // self._stride
         canvas.front_verdicts.pop(row, None)
         held: int | None = None
         if not front.commits_next:

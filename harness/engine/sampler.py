@@ -33,7 +33,7 @@ from harness.engine.canvas import Canvas, Context, ledgers_of
 from harness.engine.cuda_graphs import Graphs
 from harness.engine.draw import TokenDraw, kernel_use
 from harness.engine.forward import Forward
-from harness.engine.guidance import Guide, Sampling, cfg, unguided
+from harness.engine.guidance import Guide, ImageGuide, Sampling, cfg, unguided
 from harness.engine.meter import Clock
 from harness.engine.out_of_order import OutOfOrderDraw
 from harness.engine.probes import Probe
@@ -41,7 +41,8 @@ from harness.engine.rendering import Image, Picture, Renderer
 from harness.engine.slots import SlotTable
 from harness.kernels.noise import Noise, derive
 from harness.models import ImageModel
-from harness.records import Stage, Usage, UserError
+from harness.models.raster import FORCED_TOKEN, Raster
+from harness.records import SourceImage, Stage, Usage, UserError
 
 
 class Sampler:
@@ -107,7 +108,7 @@ class Sampler:
             self._draw,
             self._clock,
             num_tokens=model.num_tokens,
-            grid_width=model.grid[1],
+            stride=self.table.raster.stride,
             tokens_per_step=tokens_per_step,
         )
         self._renderer = Renderer(model, render_batch)
@@ -119,6 +120,11 @@ class Sampler:
     def free(self) -> int:
         """Count the slots that no branch holds."""
         return self.table.free
+
+    @property
+    def raster(self) -> Raster:
+        """Return the places of an image."""
+        return self.table.raster
 
     @property
     def positions(self) -> int:
@@ -173,21 +179,30 @@ class Sampler:
 
     # ------------------------------------------------------------------ lifecycle of a canvas
 
-    def contexts(self, text: str) -> tuple[list[Context], Guide]:
-        """Return contexts and guide of an ordinary canvas.
+    def contexts(self, text: str, source: SourceImage | None = None) -> tuple[list[Context], Guide]:
+        """Return contexts and guide of an ordinary canvas, which edits `source` if there is one.
 
-        Under guidance they are the null prompt and the text, without it the text alone.
+        Under guidance they are the null prompt and the text, without it the text alone. Guided by
+        the source, the empty image comes before them.
         """
-        if self.sampling.scale == 1:
-            return [Context(text, text)], unguided
-        return [Context(None, text), Context(text, text)], cfg
+        if self.sampling.scale == 1 and not self.sampling.guides_by_image:
+            return [Context(text, text, source)], unguided
+        contexts = [Context(None, text, source), Context(text, text, source)]
+        return self.guide_by_image(contexts, cfg)
+
+    def guide_by_image(self, contexts: list[Context], guide: Guide) -> tuple[list[Context], Guide]:
+        """Add the empty image to the contexts of an edit, where sampling guides by the source."""
+        if not self.sampling.guides_by_image:
+            return contexts, guide
+        empty = Context(None, contexts[0].like)
+        return [empty, *contexts], ImageGuide(guide, self.sampling.image_scale)
 
     def open(self, contexts: Sequence[Context], guide: Guide, key: int, usage: Usage) -> Canvas:
         """Open a canvas with no tokens.
 
         Raises RuntimeError when slots run out: the scheduler reserves them.
         """
-        canvas = Canvas(key, usage, self.model.num_tokens, self.sampling.scale, guide)
+        canvas = Canvas(key, usage, self.raster, self.sampling.scale, guide)
         with self.working([canvas], "text"):
             canvas.branches = [self.table.open_branch(context) for context in contexts]
         self.table.set_key(canvas, key)
@@ -247,7 +262,8 @@ class Sampler:
     def commit(self, canvas: Canvas, tokens: Sequence[int]) -> None:
         """Append tokens that the target has not seen; the next forward caches them.
 
-        Raises ValueError for tokens outside the vocabulary, or more than the image has left.
+        Raises ValueError for tokens outside the vocabulary, for other tokens than 0 at forced
+        places, and for more tokens than the image has left.
         """
         canvas.expect_open()
         canvas.expect_no_gap()
@@ -258,6 +274,12 @@ class Sampler:
             )
         if not all(0 <= token < self.model.vocab for token in tokens):
             raise ValueError(f"commit of tokens outside 0..{self.model.vocab - 1}: {list(tokens)}")
+        for place, token in enumerate(tokens, canvas.length):
+            if self.raster.is_forced(place) and token != FORCED_TOKEN:
+                raise ValueError(
+                    f"commit of token {token} at the forced place {place}, which holds "
+                    f"{FORCED_TOKEN}"
+                )
         self.table.write_tokens(canvas, canvas.length, list(tokens))
         canvas.append_unseen(tokens)
 
@@ -332,8 +354,8 @@ class Sampler:
     ) -> list[Picture]:
         """Begin to decode images of canvases, partial ones included; later work goes on meanwhile.
 
-        An unchanged canvas is decoded once. `pads` are tokens to show behind each row's own; what
-        is still missing then looks as the model shows it.
+        An unchanged canvas is decoded once. `pads` are codes to show behind each row's own, none
+        for forced places; what is still missing then looks as the model shows it.
         """
         for canvas in rows:
             canvas.expect_open()
@@ -348,7 +370,9 @@ class Sampler:
                 pictures[canvas, pad] = known
         for first in range(0, len(todo), self._renderer.chunk):
             chunk = todo[first : first + self._renderer.chunk]
-            tokens = [[*canvas.tokens, *pad] for canvas, pad in chunk]
+            tokens = []
+            for canvas, pad in chunk:
+                tokens.append([*canvas.tokens, *self.raster.lay_out(pad, canvas.length)])
             with self._renderer.beside(), self.working([canvas for canvas, _ in chunk], "render"):
                 decoded = self._renderer.decode(tokens)
             for (canvas, pad), picture in zip(chunk, decoded, strict=True):
@@ -370,7 +394,7 @@ class Sampler:
 
         None if there was none, or the canvas was changed otherwise since.
         """
-        return canvas.front_verdicts.get(place // self.model.grid[1])
+        return canvas.front_verdicts.get(place // self.raster.stride)
 
     def tokens(self, rows: Sequence[Canvas]) -> Tensor:
         """Return the tokens of the rows on the device, int64 [R, N].

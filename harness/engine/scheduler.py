@@ -27,6 +27,7 @@ from harness.engine.rendering import Image, Picture
 from harness.engine.sampler import Sampler
 from harness.engine.session import (
     AskRequest,
+    EditJudge,
     LookRequest,
     Method,
     ProposeAtRequest,
@@ -83,7 +84,7 @@ class Scheduler:
         concurrency: int | None = None,
         stuck_after_s: float | None = STUCK_AFTER_S,
     ) -> None:
-        self._spec = MethodSpec.of(method)
+        self._spec = MethodSpec.of(method).under(sampler.sampling)
         self._spec.expect_fit(
             sampler.model,
             sampler.sampling,
@@ -490,7 +491,7 @@ class _Run:
 
         # 1. Ask.
         started_s = time.perf_counter()
-        said = list(judge(texts, images))
+        said = list(self._put_question(group, texts, images))
         if len(said) != len(texts):
             raise ValueError(f"judge {judge.id} gave {len(said)} answers to {len(texts)} questions")
         seconds_each = (time.perf_counter() - started_s) / max(1, len(texts))
@@ -511,6 +512,20 @@ class _Run:
                 unanswered=sum(not answer.answered for answer in typed),
             )
         return answers
+
+    def _put_question(
+        self, group: Sequence[AskRequest], texts: Sequence[str], images: Sequence[Image]
+    ) -> Sequence[Any]:
+        """Call a judge, with the source of each image if it sees sources."""
+        judge = group[0].judge
+        if not isinstance(judge, EditJudge) or not judge.sees_source:
+            return judge(texts, images)
+        states = {flight.request: flight.state for flight in self.flights}
+        sources: list[Image | None] = []
+        for request in group:
+            source = states[request].job.prompt.source
+            sources += [None if source is None else source.pixels()] * len(request.images)
+        return judge(texts, images, sources)
 
     # -------------------------------------------------------------- forwards and draws
 

@@ -28,6 +28,7 @@ from harness.engine.probes import Probe
 from harness.engine.rendering import Image
 from harness.engine.sampler import Sampler
 from harness.models import HasPromptLimit
+from harness.models.raster import Raster
 from harness.records import JSON, PROMPT_CUT, Answer, UnansweredError, describe_silence, dump
 
 # ------------------------------------------------------------------ methods and their parts
@@ -159,6 +160,23 @@ class TokenCountingJudge(Judge, Protocol):
     """Tokens read and written for each question of the last call."""
 
 
+@runtime_checkable
+class EditJudge(Protocol):
+    """A judge of edits: it is given the image that each one was made from, too.
+
+    `sees_source = True` says so. Texts are instructions. Everything else is as in `Judge`.
+    """
+
+    id: str
+    sees_source: bool
+
+    def __call__(
+        self, texts: Sequence[str], images: Sequence[Image], sources: Sequence[Image | None]
+    ) -> Sequence[Any]:
+        """Answer once for each text, image and source; the source is None where there is none."""
+        ...
+
+
 # ------------------------------------------------------------------ the session
 
 _Options = ParamSpec("_Options")
@@ -194,13 +212,22 @@ class Session:
 
     @property
     def num_tokens(self) -> int:
-        """Count the tokens of a finished image."""
+        """Count the tokens of a finished image, those of forced places included."""
         return self._sampler.model.num_tokens
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Return the rows and columns of tokens."""
+        """Return the rows and columns of codes."""
         return self._sampler.model.grid
+
+    @property
+    def raster(self) -> Raster:
+        """Return the places of an image: how rows follow one another, and which are forced.
+
+        At a forced place nothing is drawn: a canvas holds token 0 there, for sure, and the model is
+        fed what belongs there, such as the end of a row.
+        """
+        return self._sampler.raster
 
     @property
     def codebook(self) -> Tensor:
@@ -221,7 +248,8 @@ class Session:
 
         Raises RuntimeError for more canvases than the method's `rows`.
         """
-        contexts, guide = self._sampler.contexts(self._state.job.prompt.text)
+        prompt = self._state.job.prompt
+        contexts, guide = self._sampler.contexts(prompt.text, prompt.source)
         return [self._open_canvas(contexts, guide) for _ in range(n)]
 
     def _open_canvas(self, contexts: list[Context], guide: Guide) -> Canvas:
@@ -249,13 +277,16 @@ class Session:
         method's `branches`.
         """
         self._state.expect_open(canvas)
+        prompt = self._state.job.prompt
+        contexts = [
+            Context(text, prompt.text if text is None else text, prompt.source) for text in texts
+        ]
+        contexts, guide = self._sampler.guide_by_image(contexts, guide)
         branches = self._state.branches
-        if len(texts) > branches:
+        if len(contexts) > branches:
             raise RuntimeError(
-                f"{len(texts)} branches asked for: the method's `branches` declares {branches}"
+                f"{len(contexts)} branches asked for: the method's `branches` declares {branches}"
             )
-        prompt = self._state.job.prompt.text
-        contexts = [Context(text, prompt if text is None else text) for text in texts]
         self._sampler.condition(canvas, contexts, guide)
         for text in texts:
             self._note_cut(text)
@@ -396,7 +427,7 @@ class Session:
     ) -> list[Image]:
         """Decode the images of canvases, partial ones included.
 
-        `pads` are tokens to show behind each row's, in this image only.
+        `pads` are codes to show behind each row's, in this image only; forced places take none.
         """
         self._expect_rows(rows, "render")
         if pads is None:

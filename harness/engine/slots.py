@@ -19,11 +19,21 @@ from torch import Tensor
 
 from harness.engine.canvas import Branch, Canvas, Context
 from harness.kernels.noise import words
-from harness.models import ImageModel
+from harness.models import EditsImages, ImageModel, ReadsContext
 from harness.models.kv_cache import KVCache
+from harness.models.raster import raster_of
 
 COPIED_AT_ONCE = 8
 """Slots that are copied together."""
+
+
+def _embed(model: ImageModel, context: Context) -> Tensor:
+    """Embed a context, [P, D]. Raises TypeError for a source that the model cannot edit."""
+    if context.source is None:
+        return model.context(context.text, context.like)
+    if not isinstance(model, EditsImages):
+        raise TypeError(f"model {model.name} edits no image")
+    return model.edit_context(context.text, context.like, context.source)
 
 
 class SlotTable:
@@ -44,7 +54,10 @@ class SlotTable:
         hidden: bool,
     ) -> None:
         self._model = model
+        self._context_reader = model if isinstance(model, ReadsContext) else None
         self.device = model.device
+        self.raster = raster_of(model)
+        self.forced_N = self.raster.forced_mask(model.device)  # None: every place is drawn
         self.count = slots
         self.scratch = slots  # the row that padding is written to
         self.cache: KVCache = model.cache(slots, tree_capacity)
@@ -70,7 +83,7 @@ class SlotTable:
 
         @lru_cache(maxsize=4 * slots)
         def embed_context(context: Context) -> Tensor:
-            return model.context(context.text, context.like)
+            return _embed(model, context)
 
         self._embed_context = embed_context
 
@@ -223,11 +236,16 @@ class SlotTable:
         start_B1 = start_B.unsqueeze(1)
         # 1. context embeddings, read at positions that are clamped into the context
         text_BW1 = pos_BW.clamp(max=self._model.max_context - 1).unsqueeze(-1)
-        context_BWD = self.context_SPD[slot_B].gather(1, text_BW1.expand(-1, -1, self._model.dim))
+        context_BPD = self.context_SPD[slot_B]
+        context_BWD = context_BPD.gather(1, text_BW1.expand(-1, -1, self._model.dim))
         # 2. token embeddings, which may depend on the place in the image
         place_BW = (pos_BW - start_B1).clamp(0, self._model.num_tokens - 1)
         column_BW = (stored_BW - start_B1).clamp(0, self.token_SN.shape[1] - 1)
-        image_BWD = self._model.embed(self.token_SN[slot_B.unsqueeze(1), column_BW], place_BW)
+        token_BW = self.token_SN[slot_B.unsqueeze(1), column_BW]
+        if self._context_reader is not None:
+            image_BWD = self._context_reader.embed_in_context(token_BW, place_BW, context_BPD)
+        else:
+            image_BWD = self._model.embed(token_BW, place_BW)
         # 3. each position takes the one that it is
         is_text_BW1 = (pos_BW < start_B1).unsqueeze(-1)
         return torch.where(is_text_BW1, context_BWD, image_BWD)

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from harness.engine.memory_need import PREFILL_COPIES, SamplerShape, count_weights
-from harness.engine.rendering import Image
 from harness.judges.replies import CUT_OFF, EMPTY, without_reasoning
 from harness.judges.self_test import expect_sight
-from harness.judges.verifier import HELPFUL, AnswerForm
+from harness.judges.verifier import HELPFUL, AnswerForm, Shown, list_pictures
 from harness.models import ImageModel
 from harness.models.checkpoint import content_of
 from harness.models.devices import device_named
@@ -98,7 +97,7 @@ class LocalVLM:
 
     @torch.inference_mode()
     def reply(
-        self, questions: Sequence[str], images: Sequence[Image], system: str = HELPFUL
+        self, questions: Sequence[str], images: Sequence[Shown], system: str = HELPFUL
     ) -> list[Answer]:
         """Answer each question about its image in words."""
         replies: list[Answer] = []
@@ -119,7 +118,7 @@ class LocalVLM:
         return replies
 
     @torch.inference_mode()
-    def yes(self, questions: Sequence[str], images: Sequence[Image]) -> list[Answer]:
+    def yes(self, questions: Sequence[str], images: Sequence[Shown]) -> list[Answer]:
         """Answer by P(yes) + P(Yes) of the first answered token, over the whole vocabulary.
 
         This takes one forward a question.
@@ -135,11 +134,12 @@ class LocalVLM:
         self.tokens = tokens
         return values
 
-    def _prepare_inputs(self, question: str, image: Image, system: str) -> Any:
-        """Put a question and its image into the model's chat template, on its device."""
+    def _prepare_inputs(self, question: str, image: Shown, system: str) -> Any:
+        """Put a question and what is shown into the model's chat template, on its device."""
         from PIL import Image as Pillow
 
-        content = [{"type": "text", "text": question}, {"type": "image"}]
+        pictures = [Pillow.fromarray(picture) for picture in list_pictures(image)]
+        content = [{"type": "text", "text": question}, *({"type": "image"} for _ in pictures)]
         messages = [
             {"role": "system", "content": [{"type": "text", "text": system}]},
             {"role": "user", "content": content},
@@ -147,8 +147,7 @@ class LocalVLM:
         text = self._processor.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True
         )
-        picture = Pillow.fromarray(image)
-        inputs = self._processor(text=[text], images=[picture], return_tensors="pt")
+        inputs = self._processor(text=[text], images=pictures, return_tensors="pt")
         network = self.network
         return inputs.to(network.device, network.dtype)
 

@@ -133,7 +133,7 @@ class _Selector:
         tops: list[Pixels] = []
         for image in images:
             strips = np.split(image, self._strips)
-            tops += [_mend_lines(strip) for strip in strips]
+            tops += [mend_lines(strip) for strip in strips]
         views = self._verifier.read_views(tops)
 
         replies = []
@@ -164,7 +164,7 @@ class _Rewriter:
         self.id = f"{verifier.id}-rewrite"
 
     def __call__(self, texts: Sequence[str], images: Sequence[Pixels]) -> list[str | None]:
-        tops = [_mend_lines(_cut_visible(image)) for image in images]
+        tops = [mend_lines(cut_visible(image)) for image in images]
         views = self._read_views(tops)
         return [self._reply(text, view) for text, view in zip(texts, views, strict=True)]
 
@@ -190,14 +190,14 @@ class _Rewriter:
 # --- from pixels to patches -----------------------------------------------------------------------
 
 
-def _cut_visible(image: Pixels) -> Pixels:
+def cut_visible(image: Pixels) -> Pixels:
     """Return the rows above the black part of a picture."""
     lit = np.flatnonzero(image.any((1, 2)))
     rows = lit[-1] + 1 if len(lit) else 0
     return image[:rows]
 
 
-def _mend_lines(top: Pixels) -> Pixels:
+def mend_lines(top: Pixels) -> Pixels:
     """Replace black rows, which dividing lines leave, by the nearest other row."""
     lit = np.flatnonzero(top.any((1, 2)))
     if not len(lit):

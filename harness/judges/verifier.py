@@ -49,6 +49,15 @@ AnswerForm = Literal["reply", "yes"]
 """What a chat is asked for: words, or the probability of yes."""
 
 
+Shown = Image | tuple[Image, ...]
+"""What a chat is shown with a question: a picture, or several in order."""
+
+
+def list_pictures(shown: Shown) -> tuple[Image, ...]:
+    """List the pictures that are shown with a question."""
+    return shown if isinstance(shown, tuple) else (shown,)
+
+
 class Chat(Protocol):
     """A vision-language model. `tokens` counts what it read and wrote for each last question."""
 
@@ -60,12 +69,12 @@ class Chat(Protocol):
         ...
 
     def reply(
-        self, questions: Sequence[str], images: Sequence[Image], system: str = HELPFUL
+        self, questions: Sequence[str], images: Sequence[Shown], system: str = HELPFUL
     ) -> list[Answer]:
-        """Answer each question about its image in words."""
+        """Answer each question about its image, or its images, in words."""
         ...
 
-    def yes(self, questions: Sequence[str], images: Sequence[Image]) -> list[Answer]:
+    def yes(self, questions: Sequence[str], images: Sequence[Shown]) -> list[Answer]:
         """Answer each question by the probability of yes, 0 to 1."""
         ...
 
@@ -170,7 +179,7 @@ class Questioner:
         questions = [self._question(text) for text in texts]
         answers = self._ask(questions, images)
         self.tokens = self._chat.tokens
-        return [_find_refusal(text, answer) for text, answer in zip(texts, answers, strict=True)]
+        return [find_refusal(text, answer) for text, answer in zip(texts, answers, strict=True)]
 
 
 def _read_form(answer: str) -> AnswerForm:
@@ -181,8 +190,8 @@ def _read_form(answer: str) -> AnswerForm:
     raise UserError(f"answer={answer}: choose reply or yes")
 
 
-def _find_refusal(text: str, answer: Answer) -> Answer:
-    """Type words that refuse as refused."""
+def find_refusal(text: str, answer: Answer) -> Answer:
+    """Type words that refuse as refused, unless the text begins so itself."""
     words = answer.value
     if isinstance(words, str) and is_refusal(words) and not is_refusal(text):
         return Answer("refused", text=answer.text, reason="the model refuses")

@@ -28,7 +28,7 @@ from harness.engine.memory_need import takes_nothing
 from harness.engine.rendering import Image
 from harness.judges.replies import CUT_OFF, EMPTY, is_completion, read_words, read_yes
 from harness.judges.self_test import expect_sight
-from harness.judges.verifier import HELPFUL, AnswerForm
+from harness.judges.verifier import HELPFUL, AnswerForm, Shown, list_pictures
 from harness.records import (
     Answer,
     Count,
@@ -134,12 +134,12 @@ class Endpoint:
         self._tested.add(form)
 
     def reply(
-        self, questions: Sequence[str], images: Sequence[Image], system: str = HELPFUL
+        self, questions: Sequence[str], images: Sequence[Shown], system: str = HELPFUL
     ) -> list[Answer]:
         """Answer each question about its image in words."""
         return self._reply(questions, images, system, self._retries)
 
-    def yes(self, questions: Sequence[str], images: Sequence[Image]) -> list[Answer]:
+    def yes(self, questions: Sequence[str], images: Sequence[Shown]) -> list[Answer]:
         """Answer each question by the probability of yes, in any spelling, at the answer's place.
 
         It is 1 for yes and 0 for no without probabilities: some servers give none.
@@ -147,7 +147,7 @@ class Endpoint:
         return self._yes(questions, images, HELPFUL, self._retries)
 
     def _reply(
-        self, questions: Sequence[str], images: Sequence[Image], system: str, retries: int
+        self, questions: Sequence[str], images: Sequence[Shown], system: str, retries: int
     ) -> list[Answer]:
         options: Body = {}
         if self._max_tokens is not None:
@@ -155,7 +155,7 @@ class Endpoint:
         return self._ask_all(questions, images, options, system, read_words, retries)
 
     def _yes(
-        self, questions: Sequence[str], images: Sequence[Image], system: str, retries: int
+        self, questions: Sequence[str], images: Sequence[Shown], system: str, retries: int
     ) -> list[Answer]:
         options: Body = {"max_tokens": YES_TOKENS, "logprobs": True, "top_logprobs": 20}
         return self._ask_all(questions, images, options, system, read_yes, retries)
@@ -163,7 +163,7 @@ class Endpoint:
     def _ask_all(
         self,
         questions: Sequence[str],
-        images: Sequence[Image],
+        images: Sequence[Shown],
         options: Body,
         system: str,
         read: Callable[[Body], Answer],
@@ -172,7 +172,7 @@ class Endpoint:
         """Return answers in the order of the questions. Raises UserError if nobody is reached."""
         assert len(questions) == len(images)
 
-        def ask(question: str, image: Image) -> _Exchange:
+        def ask(question: str, image: Shown) -> _Exchange:
             body = self._write_body(question, image, options, system)
             exchange = self._ask(body, read, retries)
             self._outage.watch(exchange.answer)
@@ -191,11 +191,11 @@ class Endpoint:
         self.served = [_read_name(exchange.completion) for exchange in exchanges]
         return [exchange.answer for exchange in exchanges]
 
-    def _write_body(self, question: str, image: Image, options: Body, system: str) -> Body:
-        content = [
-            {"type": "text", "text": question},
-            {"type": "image_url", "image_url": {"url": _data_address(image, self._picture)}},
-        ]
+    def _write_body(self, question: str, image: Shown, options: Body, system: str) -> Body:
+        content: list[Body] = [{"type": "text", "text": question}]
+        for picture in list_pictures(image):
+            address = _data_address(picture, self._picture)
+            content.append({"type": "image_url", "image_url": {"url": address}})
         messages = [{"role": "system", "content": system}, {"role": "user", "content": content}]
         body: Body = {"model": self._model, "messages": messages, **options}
         if self._temperature is not None:

@@ -31,14 +31,14 @@ SHARED_BYTES = {80: 101_376, 90: 232_448, 100: 232_448}
 REGISTERS = 65_536
 """Registers of a multiprocessor, which a program's threads share."""
 THREADS_PER_WARP = 32
-MOST_SPILLED_BYTES = 1280
-"""Local memory of a thread at most, what signals of 16,384 tokens take in float64."""
+MOST_SPILLED_BYTES = 2048
+"""Local memory of a thread at most, what signals of 32,768 tokens take in float64."""
 
 DTYPES = (torch.bfloat16, torch.float32)
 """Types that configured models compute in."""
 HEAD_WIDTHS = (32, 64, 128)
 """Padded widths of configured models' heads; others are compiled where they are met."""
-VOCABULARIES = (512, 16384)
+VOCABULARIES = (512, 8192, 16384, 32768)
 """Padded vocabularies of configured models."""
 
 POINTED = {torch.bfloat16: "*bf16", torch.float32: "*fp32"}

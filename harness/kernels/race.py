@@ -139,7 +139,8 @@ def _expect_rows(logits_MV: Tensor) -> None:
 def launch_options(vocab: int) -> dict[str, int]:
     """Return the padded vocabulary V, and how many warps share it."""
     padded = triton.next_power_of_2(vocab)
-    return {"V": padded, "num_warps": min(16, max(4, padded // 512))}
+    most = 16 if padded <= 16384 else 32  # fewer would spill
+    return {"V": padded, "num_warps": min(most, max(4, padded // 512))}
 
 
 # ------------------------------------------------------------------ kernels

@@ -9,6 +9,9 @@ with `isinstance`, never by the member's name. The protocols and their members:
     HasTextEncoder    count_text_encoder_bytes, prepare_texts
                                            without it prompts cost no memory
     HasClasses        classes              without it there are no prompts of "its own classes"
+    HasForcedPlaces   forced, stride       without it a code is drawn at every place (`raster`)
+    EditsImages       edit_context         without it prompts with a source image are refused
+    ReadsContext      embed_in_context     without it `embed` knows a token and its place alone
     FollowableModel   trunk_spec, rotary   without it no feature drafter (EAGLE) can be chosen
 
 Shapes: B rows, W positions, P context positions, N image tokens, V vocabulary, D model width.
@@ -24,6 +27,7 @@ from torch import Tensor
 
 from harness.models.kv_cache import KVCache, Prefix
 from harness.models.trunk import Attend, TrunkSpec
+from harness.records import SourceImage
 
 
 class ImageModel(Protocol):
@@ -35,7 +39,7 @@ class ImageModel(Protocol):
 
     name: str
     revision: str  # identifies the weights (sha256 prefix, or "random")
-    grid: tuple[int, int]  # rows and columns of image tokens
+    grid: tuple[int, int]  # rows and columns of codes
     vocab: int
     dim: int
     max_context: int  # longest context, in positions
@@ -44,7 +48,7 @@ class ImageModel(Protocol):
 
     @property
     def num_tokens(self) -> int:
-        """Count the image tokens, N."""
+        """Count the image tokens, N: a place of the raster for each, forced ones included."""
         ...
 
     @property
@@ -144,6 +148,31 @@ class HasPromptLimit(Protocol):
 
     def count_cut(self, text: str) -> int:
         """Count the positions of a prompt's end that the model does not read."""
+        ...
+
+
+@runtime_checkable
+class EditsImages(Protocol):
+    """A model that edits a source image as a prompt says.
+
+    Its contexts hold the source, an empty one included, so that all branches of a canvas are of one
+    shape: `context` is the empty image with a text, or without.
+    """
+
+    def edit_context(self, text: str | None, like: str, source: SourceImage) -> Tensor:
+        """Embed a source image and a prompt, [P, D]; `text` and `like` are those of `context`."""
+        ...
+
+
+@runtime_checkable
+class ReadsContext(Protocol):
+    """A model whose token embeddings depend on the branch's context, such as its source image."""
+
+    def embed_in_context(self, token_BW: Tensor, index_BW: Tensor, context_BPD: Tensor) -> Tensor:
+        """Embed image tokens, [B, W, D], as `embed` does; `context_BPD` is each row's context.
+
+        It is padded to `max_context` positions.
+        """
         ...
 
 

@@ -66,7 +66,9 @@ class T5:
 
     `checkpoint` is a folder to read instead of the hub's cache. Features are kept in the folder
     `cache`, one file per weights and caption, so that the encoder is loaded only when one is
-    missing there. Texts that come without being prepared are encoded on the CPU, unless the encoder
+    missing there. LlamaGen cleans captions and reads the features of real tokens; EditAR does
+    neither: `cleaned=False` encodes texts as they are, `padded=True` keeps the features of the
+    padding, too. Texts that come without being prepared are encoded on the CPU, unless the encoder
     stays on a device. Raises UserError, with the remedy, when it cannot be loaded.
     """
 
@@ -78,20 +80,28 @@ class T5:
         dtype: str = "bfloat16",
         checkpoint: str | None = None,
         cache: str | None = None,
+        cleaned: bool = True,
+        padded: bool = False,
     ) -> None:
         self.hub = hub
         self.length = length
+        self.cleaned = cleaned
+        self.padded = padded
         self.dtype = dtype
         self.checkpoint = checkpoint
         named = f"{hub}@{revision}" if checkpoint is None else _name_folder(checkpoint)
         self.revision = f"{named} {dtype} {length}"
+        if not cleaned:
+            self.revision += " uncleaned"
+        if padded:
+            self.revision += " padded"
         self._hub_revision = revision
         self._device = torch.device("cpu")  # where the encoder is, or will be loaded
         root = Path(cache) if cache else _default_cache()
         self._folder = root / "captions" / digest(self.revision.encode(), 12)
 
     def __call__(self, text: str) -> Features:
-        caption = clean_prompt(text)
+        caption = self._prepare_text(text)
         file = self._file_of(caption)
         features = _read_features(file, self.length)
         if features is None:
@@ -115,7 +125,7 @@ class T5:
 
         The encoder is loaded only for that.
         """
-        captions = dict.fromkeys(clean_prompt(text) for text in texts)
+        captions = dict.fromkeys(self._prepare_text(text) for text in texts)
         missing = [
             one for one in captions if _read_features(self._file_of(one), self.length) is None
         ]
@@ -134,6 +144,9 @@ class T5:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
         self._device = device
+
+    def _prepare_text(self, text: str) -> str:
+        return clean_prompt(text) if self.cleaned else text
 
     def _file_of(self, caption: str) -> Path:
         return self._folder / f"{digest(caption.encode(), 32)}.safetensors"
@@ -157,7 +170,8 @@ class T5:
             )
         count = int(tokens.attention_mask.sum())
         cut = len(tokenizer(caption).input_ids) - count
-        return Features(row_TC[:count].clone(), row_TC[-1].clone(), cut)
+        kept = self.length if self.padded else count
+        return Features(row_TC[:kept].clone(), row_TC[-1].clone(), cut)
 
     @cached_property
     def _tokenizer_and_encoder(self) -> tuple[Any, Any]:
@@ -200,14 +214,15 @@ def _name_folder(checkpoint: str) -> str:
 class WordFeatures:
     """A stand-in for the text encoder, for random weights and tests.
 
-    Every word has fixed random features.
+    Every word has fixed random features; `padded` adds those of padding up to the length.
     """
 
     revision = "words"
 
-    def __init__(self, width: Count = 2048, length: Count = 120) -> None:
+    def __init__(self, width: Count = 2048, length: Count = 120, padded: bool = False) -> None:
         self.width = width
         self.length = length
+        self.padded = padded
 
     def __call__(self, text: str) -> Features:
         all_words = clean_prompt(text).split()
@@ -215,6 +230,8 @@ class WordFeatures:
         rows = [self._features_of(word) for word in [*words, "</s>"]]
         is_full = len(rows) == self.length
         last_C = rows[-1] if is_full else self._features_of("<pad>")
+        if self.padded:
+            rows += [last_C] * (self.length - len(rows))
         return Features(torch.stack(rows), last_C, len(all_words) - len(words))
 
     def _features_of(self, word: str) -> Tensor:

@@ -78,6 +78,25 @@ def locate(
         ) from error
 
 
+def locate_tokenizer(
+    hub: str | None,
+    revision: str | None,
+    files: Sequence[str],
+    checkpoint: str | os.PathLike[str] | None,
+) -> Path:
+    """Find an image tokenizer's file or folder, as `locate` finds a model's.
+
+    Raises UserError that names the tokenizer's own option.
+    """
+    try:
+        return locate(hub, revision, files, checkpoint)
+    except UserError as error:
+        reason = str(error)
+        for option in ("checkpoint", "hub"):
+            reason = reason.replace(f"model.{option}", f"model.tokenizer_{option}")
+        raise UserError(f"tokenizer: {reason}") from None
+
+
 def _announce_download(hub: str, revision: str | None, files: Sequence[str]) -> None:
     """Log how much of a repository is about to be downloaded, if anything is.
 

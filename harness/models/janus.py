@@ -16,13 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.models import checkpoint as checkpoints
-from harness.models.finite import note_pixels
 from harness.models.janus_checkpoint import SIZES, JanusSpec, read_spec, read_state
-from harness.models.janus_prompt import ROLES, HashedWords, Words, null_ids, read_words
+from harness.models.janus_prompt import ROLES, JanusWords, hashed_words, null_ids, read_words
 from harness.models.kv_cache import KVCache
 from harness.models.linear import Linear
 from harness.models.trunk import Attend, Trunk, prepare, running_rotary
-from harness.models.vq import VQ
+from harness.models.vq import VQ, truncate_to_uint8
 from harness.records import Count, UserError
 
 
@@ -60,7 +59,7 @@ class Janus:
 
         # 1. Weights: random ones of the stated size, or a checkpoint's.
         expected = _expected_spec(size)
-        self._words: Words | None
+        self._words: JanusWords | None
         if weights == "random":
             self._randomise(expected)
         elif weights == "published":
@@ -95,7 +94,7 @@ class Janus:
         self.net = _net_without_memory(expected).to(self.dtype)
         self.net.vq.float()
         checkpoints.randomise(self.net, self.device)
-        self._words = HashedWords(expected.words)
+        self._words = hashed_words(expected.words)
 
     def _load(
         self,
@@ -177,7 +176,7 @@ class Janus:
         return KVCache(self.spec.trunk, slots, length, self.dtype, self.device)
 
     def decode(self, token_BN: Tensor) -> Tensor:
-        return to_uint8(self.vq.decode(token_BN, self.grid))
+        return truncate_to_uint8(self.vq.decode(token_BN, self.grid))
 
 
 class JanusNet(nn.Module):
@@ -206,16 +205,6 @@ class JanusNet(nn.Module):
     def align_all(self) -> Tensor:
         """Compute what the trunk is fed for each image token, [V, D]."""
         return self.gen_aligner(self.gen_embed.weight)
-
-
-def to_uint8(x_B3HW: Tensor) -> Tensor:
-    """Round pixels in [-1, 1] to uint8 [B, H, W, 3] by Janus' rule.
-
-    It is (x + 1) / 2 * 255, clipped and truncated.
-    """
-    note_pixels(x_B3HW)
-    scaled = (x_B3HW.float() + 1) / 2 * 255
-    return scaled.clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def _net_without_memory(spec: JanusSpec) -> JanusNet:

@@ -118,9 +118,9 @@ def read_spec(path: Path, weights: Mapping[str, Tensor]) -> JanusSpec:
     """
     config = read_config(path)
     is_library = _is_library(config, path)
-    stated = config.get("text_config" if is_library else "language_config", {})
-    llama = {**_LLAMA_DEFAULTS, **stated}
     try:
+        stated = config.get("text_config" if is_library else "language_config", {})
+        llama = {**_LLAMA_DEFAULTS, **stated}
         _expect_plain(llama, config, path)
         vq = _vq_spec(weights, is_library, path)
         return JanusSpec(
@@ -131,7 +131,7 @@ def read_spec(path: Path, weights: Mapping[str, Tensor]) -> JanusSpec:
             rope_base=_rope_base(llama, is_library),
             positions=int(llama["max_position_embeddings"]),
         )
-    except (TypeError, ValueError, AttributeError, KeyError) as error:
+    except (TypeError, ValueError, AttributeError, KeyError, ZeroDivisionError) as error:
         raise UserError(f"{path}: config.json is not a Janus configuration ({error!r})") from None
 
 
@@ -214,7 +214,7 @@ def _vq_spec(weights: Mapping[str, Tensor], is_library: bool, path: Path) -> VQS
 
     width = shape_of("encoder.conv_in.weight")[0]
     multipliers = tuple(
-        shape_of(f"encoder.conv_blocks.{level}.res.0.conv1.weight")[0] // width
+        shape_of(f"encoder.conv_blocks.{level}.res.0.conv1.weight")[0] // max(width, 1)
         for level in range(levels)
     )
     codes, code_dim = shape_of("quantize.embedding.weight")

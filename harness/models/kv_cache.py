@@ -6,8 +6,13 @@ those before it; a `Mask` narrows it to a path of a draft tree (`TreeMask`) or s
 not drawn yet (`GapMask`). A model that computes the head of a context at once hands it over as a
 `Prefix`.
 
-Shapes: B rows of a forward, W positions per row, H heads, d head width, S slots, L cache length, Q
-slots and D positions of a move, G nodes of a draft tree.
+Grouped queries are folded into the width: the queries of the H/G heads that share a key-value head
+lie beside each other as W H/G queries of that head. So keys and values are read once for all of
+them, and neither kernels nor torch's attention know of groups.
+
+Shapes: B rows of a forward, W positions per row, H query heads, G key-value heads, Q folded queries
+W H/G, d head width, S slots, L cache length. Of a move: Q slots and D positions; of a draft tree: G
+nodes.
 """
 
 from __future__ import annotations
@@ -52,7 +57,7 @@ class KVCache:
     ) -> None:
         self.slots = slots
         self.length = length
-        shape = (spec.layers, slots + 1, spec.heads, length + 1, spec.head_dim)
+        shape = (spec.layers, slots + 1, spec.kv_heads, length + 1, spec.head_dim)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros_like(self.keys)
 
@@ -62,7 +67,8 @@ class KVCache:
 
         self._column_L = torch.arange(length + 1, device=device)
         self._slot_S = torch.arange(slots, device=device)
-        self._head_H1 = torch.arange(spec.heads, device=device).unsqueeze(1)
+        self._head_G1 = torch.arange(spec.kv_heads, device=device).unsqueeze(1)
+        self._share = spec.heads // spec.kv_heads  # query heads of a key-value head
         # What a layer stores, as rows of d numbers: a forward finds the places for all layers once.
         self._key_rows = self.keys.flatten(1, 3).unbind()
         self._value_rows = self.values.flatten(1, 3).unbind()
@@ -120,10 +126,12 @@ class KVCache:
         slot_B = self._slot_S[:rows]
         kernel = kernels.attention(self.keys.device, self.keys.dtype, self.keys.shape[-1])
         if kernel is not None:
-            return self._attend_by_kernel(kernel, slot_B, pos_BW, mask)
-        if self.keys.device.type == "cpu":
-            return self._attend_blocks(slot_B, pos_BW, mask)
-        return self._attend_whole_length(slot_B, pos_BW, lambda stored: stored[:rows], mask)
+            attend = self._attend_by_kernel(kernel, slot_B, pos_BW, mask)
+        elif self.keys.device.type == "cpu":
+            attend = self._attend_blocks(slot_B, pos_BW, mask)
+        else:
+            attend = self._attend_whole_length(slot_B, pos_BW, lambda stored: stored[:rows], mask)
+        return self._fold_groups(attend)
 
     def attend_some(self, slot_B: Tensor, pos_BW: Tensor) -> Attend:
         """Make attention for a forward over chosen slots (prefill).
@@ -131,8 +139,31 @@ class KVCache:
         A CPU reads their parts of the cache in turn; elsewhere they are gathered.
         """
         if self.keys.device.type == "cpu":
-            return self._attend_blocks(slot_B, pos_BW)
-        return self._attend_whole_length(slot_B, pos_BW, lambda stored: stored[slot_B])
+            attend = self._attend_blocks(slot_B, pos_BW)
+        else:
+            attend = self._attend_whole_length(slot_B, pos_BW, lambda stored: stored[slot_B])
+        return self._fold_groups(attend)
+
+    def _fold_groups(self, attend: Attend) -> Attend:
+        """Fold the query heads of each group into the width around an attention of G heads."""
+        if self._share == 1:
+            return attend
+
+        def attend_folded(layer: int, q_BHWd: Tensor, k_BGWd: Tensor, v_BGWd: Tensor) -> Tensor:
+            q_BGQd = q_BHWd.unflatten(1, (-1, self._share)).flatten(2, 3)
+            out_BGQd = attend(layer, q_BGQd, k_BGWd, v_BGWd)
+            return out_BGQd.unflatten(2, (self._share, -1)).flatten(1, 2)
+
+        return attend_folded
+
+    def _repeat_for_groups(self, of_query: Tensor) -> Tensor:
+        """Repeat what belongs to the W queries of a head, [B, W, ...], for the folded [B, Q, ...].
+
+        Without groups it is returned as it is.
+        """
+        if self._share == 1:
+            return of_query
+        return of_query.repeat(1, self._share, *[1] * (of_query.ndim - 2))
 
     def _attend_blocks(self, slot_B: Tensor, pos_BW: Tensor, mask: Mask | None = None) -> Attend:
         """Attend on a CPU: one call for each run of neighbouring rows that reach equally far."""
@@ -141,7 +172,8 @@ class KVCache:
         runs = self._equal_runs(slot_B, pos_BW)
         most_columns = max((run.columns for run in runs), default=0)
         bias_BWL = self._score_bias(slot_B, pos_BW.unsqueeze(-1), mask, most_columns)
-        parts = [self._read_run(run, bias_BWL) for run in runs]
+        bias_BQL = self._repeat_for_groups(bias_BWL)
+        parts = [self._read_run(run, bias_BQL) for run in runs]
         one_call = len(runs) == 1 and runs[0].rows == len(pos_BW)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -158,7 +190,7 @@ class KVCache:
 
         return attend
 
-    def _read_run(self, run: _Run, bias_BWL: Tensor) -> _RunReading:
+    def _read_run(self, run: _Run, bias_BQL: Tensor) -> _RunReading:
         """Find what the rows of a run read in all layers, none of which is copied."""
         rows = slice(run.first, run.first + run.rows)
         slots = slice(run.slot, run.slot + run.rows)
@@ -166,7 +198,7 @@ class KVCache:
             rows,
             self.keys[:, slots, :, : run.columns].unbind(),
             self.values[:, slots, :, : run.columns].unbind(),
-            bias_BWL[rows, :, : run.columns].unsqueeze(1),
+            bias_BQL[rows, :, : run.columns].unsqueeze(1),
         )
 
     def _equal_runs(self, slot_B: Tensor, pos_BW: Tensor) -> list[_Run]:
@@ -199,15 +231,17 @@ class KVCache:
         end = self.length
         place_n = self._find_places(slot_B, pos_BW)
         bias_BL = None if self.bias_SL is None else self.bias_SL[:rows, :end]
-        seen_BWL = None
+        pos_BQ = self._repeat_for_groups(pos_BW)
+        seen_BQL = None
         if mask is not None:
-            seen_BWL = mask(self._column_L[:end], pos_BW.unsqueeze(-1)).contiguous()
+            seen_BWL = mask(self._column_L[:end], pos_BW.unsqueeze(-1))
+            seen_BQL = self._repeat_for_groups(seen_BWL).contiguous()
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             self._write(layer, place_n, k, v)
             keys = self.keys[layer, :rows, :, :end]
             values = self.values[layer, :rows, :, :end]
-            return kernel(q, keys, values, pos_BW, bias_BL, seen_BWL)
+            return kernel(q, keys, values, pos_BQ, bias_BL, seen_BQL)
 
         return attend
 
@@ -221,24 +255,25 @@ class KVCache:
         """Attend to the whole length under a mask; `read_slots` picks the slots of the rows."""
         columns = self.length + 1
         place_n = self._find_places(slot_B, pos_BW)
-        bias_B1WL = self._score_bias(slot_B, pos_BW.unsqueeze(-1), mask, columns).unsqueeze(1)
+        bias_BWL = self._score_bias(slot_B, pos_BW.unsqueeze(-1), mask, columns)
+        bias_B1QL = self._repeat_for_groups(bias_BWL).unsqueeze(1)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             self._write(layer, place_n, k, v)
             keys = read_slots(self.keys[layer])
             values = read_slots(self.values[layer])
-            return F.scaled_dot_product_attention(q, keys, values, attn_mask=bias_B1WL)
+            return F.scaled_dot_product_attention(q, keys, values, attn_mask=bias_B1QL)
 
         return attend
 
     def _find_places(self, slot_B: Tensor, pos_BW: Tensor) -> Tensor:
-        """Find the rows of a layer's storage that belong to slots and positions, int64 [B H W]."""
-        head_BH1 = slot_B[:, None, None] * len(self._head_H1) + self._head_H1
-        place_BHW = head_BH1 * (self.length + 1) + pos_BW.unsqueeze(1)
-        return place_BHW.flatten()
+        """Find the rows of a layer's storage that belong to slots and positions, int64 [B G W]."""
+        head_BG1 = slot_B[:, None, None] * len(self._head_G1) + self._head_G1
+        place_BGW = head_BG1 * (self.length + 1) + pos_BW.unsqueeze(1)
+        return place_BGW.flatten()
 
     def _write(self, layer: int, place_n: Tensor, k: Tensor, v: Tensor) -> None:
-        """Store the keys and values [B, H, W, d] of a layer at their places."""
+        """Store the keys and values [B, G, W, d] of a layer at their places."""
         self._key_rows[layer].index_copy_(0, place_n, k.flatten(0, 2))
         self._value_rows[layer].index_copy_(0, place_n, v.flatten(0, 2))
 
@@ -300,7 +335,7 @@ class _RunReading:
 class Prefix:
     """The first n positions of a branch, computed by its model instead of being fed one by one.
 
-    `keys` and `values` are [layers, H, n, d]. `bias` [P] is added to the scores that later
+    `keys` and `values` are [layers, G, n, d]. `bias` [P] is added to the scores that later
     positions give to the P context positions; a position sees itself unbiased. `positions` is the
     number of prompt positions that were computed.
     """

@@ -151,7 +151,7 @@ class LlamaGen:
     def _zero_entries(self, count: int) -> Tensor:
         """Keys or values of so many cache entries, [layers, H, count, d]."""
         spec = self.gpt.spec.trunk
-        shape = (spec.layers, spec.heads, count, spec.head_dim)
+        shape = (spec.layers, spec.kv_heads, count, spec.head_dim)
         return torch.zeros(shape, dtype=self.dtype, device=self.device)
 
     def _tensor(self, values: list[float]) -> Tensor:
@@ -261,10 +261,10 @@ def load(
     another model.
     """
     # 1. Dimensions and types.
-    vq_spec = _vq_spec(tokenizer or {})
+    vq_spec = choose_vq_spec(tokenizer or {})
     if image % vq_spec.downsampling:
         raise UserError(f"model.image={image}: must be a multiple of {vq_spec.downsampling}")
-    gpt_spec = _gpt_spec(size, image // vq_spec.downsampling, vq_spec.codes)
+    gpt_spec = choose_gpt_spec(size, image // vq_spec.downsampling, vq_spec.codes)
     gpt_dtype = checkpoints.dtype_named(dtype)
     pixel_dtype = checkpoints.dtype_named(render_dtype, "render_dtype")
 
@@ -307,13 +307,14 @@ def load(
     )
 
 
-def _gpt_spec(size: str | Mapping[str, Count], side: int, codes: int) -> GPTSpec:
+def choose_gpt_spec(size: str | Mapping[str, Count], side: int, codes: int) -> GPTSpec:
+    """Return a row of `SIZES`, or given dimensions. Raises UserError for unknown ones."""
     if isinstance(size, str):
         if size not in SIZES:
             raise UserError(f"model.size={size}: choose from {', '.join(SIZES)}")
         return GPTSpec(SIZES[size], side, codes)
 
-    trunk_sizes = dict(size)
+    trunk_sizes: dict[str, Any] = dict(size)
     other_sizes = {}
     for key in ("condition", "caption_dim"):
         if key in trunk_sizes:
@@ -326,11 +327,12 @@ def _gpt_spec(size: str | Mapping[str, Count], side: int, codes: int) -> GPTSpec
         ) from None
 
 
-def _vq_spec(sizes: Mapping[str, int | Sequence[int]]) -> VQSpec:
+def choose_vq_spec(sizes: Mapping[str, int | Sequence[int]]) -> VQSpec:
+    """Return the published tokenizer's dimensions, some replaced. Raises UserError for others."""
     given: dict[str, Any] = {}
     for key, value in sizes.items():
         given[key] = tuple(value) if isinstance(value, Sequence) else value
     try:
         return replace(VQSpec(), **given)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise UserError(f"model.tokenizer={dict(sizes)}: {error}") from None

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from harness.download import file_sha256
 from harness.models import checkpoint as checkpoints
 from harness.models.llamagen_network import GPT
 from harness.models.vq import VQ
@@ -69,11 +70,7 @@ class WeightSource:
         checkpoint = checkpoint or _file_beside(gpt_path, self.tokenizer_file)
         hub = self.tokenizer_hub or self.hub
         revision = None if self.tokenizer_hub else self.revision
-        try:
-            found = checkpoints.locate(hub, revision, [self.tokenizer_file], checkpoint)
-        except UserError as error:
-            reason = str(error).replace("model.checkpoint", "model.tokenizer_checkpoint")
-            raise UserError(f"tokenizer: {reason}") from None
+        found = checkpoints.locate_tokenizer(hub, revision, [self.tokenizer_file], checkpoint)
         return found / self.tokenizer_file if found.is_dir() else found
 
 
@@ -97,6 +94,35 @@ def fill_model(gpt: GPT, vq: VQ, image: int, source: WeightSource) -> str:
     fill_vq(vq, vq_path)
     files = checkpoints.weight_files(gpt_path) + checkpoints.weight_files(vq_path)
     return checkpoints.sha256(files)[:12]
+
+
+def fill_editor(editor: nn.Module, vq: VQ, source: WeightSource, sha256: str | None) -> str:
+    """Put EditAR's weights and LlamaGen's tokenizer into modules made on the meta device.
+
+    `sha256` pins the editor's file by its hash, or the first digits of it. Returns the revision: 12
+    digits of the files' sha256. Raises UserError for another file than the pinned one.
+    """
+    path = source.find_gpt()
+    if sha256:
+        found = file_sha256(path)
+        if not found.startswith(sha256):
+            raise UserError(
+                f"{path} has sha256 {found}, not {sha256}: get the file again, or set model.sha256"
+            )
+    fill_editing_gpt(editor, path)
+    vq_path = source.find_tokenizer(path, gpt_includes_it=False)
+    fill_vq(vq, vq_path)
+    files = checkpoints.weight_files(path) + checkpoints.weight_files(vq_path)
+    return checkpoints.sha256(files)[:12]
+
+
+def fill_editing_gpt(editor: nn.Module, path: Path) -> None:
+    """Put EditAR's tensors into its GPT, made on the meta device.
+
+    The head that learned from DINOv2 in training (`alignment`) is left out. Raises UserError for a
+    checkpoint of another model or size.
+    """
+    _fill_module(editor, _read_state(path), path, ignore=("freqs_cis", "alignment."))
 
 
 def fill_gpt(gpt: GPT, path: Path, image: int) -> dict[str, Tensor]:

@@ -1,42 +1,75 @@
 """The one decoder trunk: pre-norm attention and gated feed-forward blocks over embeddings.
 
-It serves the embedded model, LlamaGen and Janus-Pro's language model. What differs between them
-(word and position embeddings, rotary tables, heads) lives in their adapters. How keys and values
-are stored is left to the `Attend` function that is passed in: `causal` for training, or one that
-`harness.models.kv_cache` makes for prefill and decoding. All of them share every line here.
+It serves all models. What differs between them (word and position embeddings, rotary tables,
+heads) lives in their adapters. How keys and values are stored is left to the `Attend` function that
+is passed in: `causal` for training, or one that `harness.models.kv_cache` makes for prefill and
+decoding. All of them share every line here.
 
-Shapes: B rows, W positions per row, D model width, H heads, d head width.
+Shapes: B rows, W positions per row, D model width, H query heads, G key-value heads, d head width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.models.linear import Linear, can_pack, linear
+from harness.records import UserError
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""(layer, q_BHWd, k_BHWd, v_BHWd) -> attended values, same shape as q."""
+"""(layer, q_BHWd, k_BGWd, v_BGWd) -> attended values, same shape as q.
+
+Query head h attends to the keys and values of head h div (H / G).
+"""
+
+HEAD_NORM_EPS = 1e-5
+"""Added to the variance in a norm of heads (Chameleon)."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrunkSpec:
-    """Dimensions of a trunk. LlamaGen-XL is `TrunkSpec(36, 1280, 20, 3584)`."""
+    """Dimensions of a trunk. LlamaGen-XL is `TrunkSpec(36, 1280, 20, 3584)`.
+
+    `groups` is the number of key-value heads, each of which serves as many query heads (grouped
+    queries); None is one for each query head. `bias` adds biases to queries, keys and values
+    (Qwen2). `head_norm` normalises each head of queries and keys before the rotation: "layer" by
+    mean and variance (Chameleon). Raises UserError for sizes that no trunk has.
+    """
 
     layers: int
     dim: int
     heads: int
     hidden: int
     norm_eps: float = 1e-5
+    groups: int | None = None
+    bias: bool = False
+    head_norm: Literal["none", "layer"] = "none"
+
+    def __post_init__(self) -> None:
+        if min(self.layers, self.dim, self.heads, self.hidden) < 1 or self.dim % self.heads:
+            raise UserError(
+                f"{self.layers} layers of width {self.dim} with {self.heads} heads and "
+                f"{self.hidden} hidden numbers are no trunk"
+            )
+        if self.kv_heads < 1 or self.heads % self.kv_heads:
+            raise UserError(
+                f"{self.heads} query heads do not share {self.kv_heads} heads of keys and values "
+                "evenly"
+            )
 
     @property
     def head_dim(self) -> int:
         return self.dim // self.heads
+
+    @property
+    def kv_heads(self) -> int:
+        """Count the heads of keys and values, G."""
+        return self.heads if self.groups is None else self.groups
 
 
 class Trunk(nn.Module):
@@ -75,20 +108,55 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention with rotary positions; `attend` decides what a query sees."""
+    """Multi-head attention with rotary positions; `attend` decides what a query sees.
+
+    The rows of `wqkv` are those of the query heads, then the key heads, then the value heads.
+    """
+
+    head_norm: HeadNorm | None
 
     def __init__(self, spec: TrunkSpec) -> None:
         super().__init__()
         self.heads = spec.heads
-        self.wqkv = Linear(spec.dim, 3 * spec.dim, bias=False)
+        self.rotated = spec.heads + spec.kv_heads  # the heads of queries and keys
+        self.head_dim = spec.head_dim
+        rows = (spec.heads + 2 * spec.kv_heads) * spec.head_dim
+        self.wqkv = Linear(spec.dim, rows, bias=spec.bias)
         self.wo = Linear(spec.dim, spec.dim, bias=False)
+        self.head_norm = None
+        if spec.head_norm == "layer":
+            self.head_norm = HeadNorm(self.rotated, spec.head_dim)
 
     def forward(self, x_BWD: Tensor, rotation: Rotation, layer: int, attend: Attend) -> Tensor:
-        split_BW3Hd = self.wqkv(x_BWD).unflatten(-1, (3, self.heads, -1))
-        qkv_3BHWd = split_BW3Hd.permute(2, 0, 3, 1, 4)
-        q_BHWd, k_BHWd = rotate(qkv_3BHWd[:2], rotation)
-        attended_BHWd = attend(layer, q_BHWd, k_BHWd, qkv_3BHWd[2])
+        heads_BWHd = self.wqkv(x_BWD).unflatten(-1, (-1, self.head_dim))
+        turning_BWHd = heads_BWHd[:, :, : self.rotated]
+        if self.head_norm is not None:
+            turning_BWHd = self.head_norm(turning_BWHd)
+        turned_BHWd = rotate(turning_BWHd.transpose(1, 2), rotation)
+        q_BHWd = turned_BHWd[:, : self.heads]
+        k_BGWd = turned_BHWd[:, self.heads :]
+        v_BGWd = heads_BWHd[:, :, self.rotated :].transpose(1, 2)
+        attended_BHWd = attend(layer, q_BHWd, k_BGWd, v_BGWd)
         return self.wo(attended_BHWd.transpose(1, 2).flatten(-2))
+
+
+class HeadNorm(nn.Module):
+    """A layer norm over the d numbers of each head, with a weight and bias of its own.
+
+    Computed at least in float32, and cast back before the weight (Chameleon's
+    `ChameleonLayerNorm`).
+    """
+
+    def __init__(self, heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(heads * head_dim))
+        self.bias = nn.Parameter(torch.zeros(heads * head_dim))
+
+    def forward(self, x_BWHd: Tensor) -> Tensor:
+        wide = x_BWHd.to(torch.promote_types(x_BWHd.dtype, torch.float32))
+        normal_BWHd = F.layer_norm(wide, wide.shape[-1:], eps=HEAD_NORM_EPS).to(x_BWHd.dtype)
+        shape = x_BWHd.shape[-2:]
+        return normal_BWHd * self.weight.view(shape) + self.bias.view(shape)
 
 
 class FeedForward(nn.Module):
@@ -140,7 +208,8 @@ class RMSNorm(nn.Module):
 
 def causal(_layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attend over a whole sequence without a cache: training and teacher-forced evaluation."""
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    is_grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=is_grouped)
 
 
 def prepare(module: nn.Module) -> None:
@@ -208,10 +277,11 @@ def running_rotary(pos: Tensor, head_dim: int, base: float = 10000.0) -> Tensor:
     return torch.stack((angle.cos(), angle.sin()), -1)
 
 
-def to_adjacent_pairs(weight: Tensor, heads: int) -> Tensor:
-    """Reorder query or key rows [D, D] from half-split rotary pairs to the pairs of `rotate`.
+def to_adjacent_pairs(rows: Tensor, heads: int) -> Tensor:
+    """Reorder query or key rows from half-split rotary pairs to the pairs of `rotate`.
 
-    Half-split pairs join row i with row i + d/2. The permutation stays within a head and is the
-    same for queries and keys, so scores do not change.
+    `rows` [heads d, ...] are those of a weight, its bias, or of a head norm's parameters
+    flattened. Half-split pairs join row i with row i + d/2. The permutation stays within a head and
+    is the same for queries and keys, so scores do not change.
     """
-    return weight.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+    return rows.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)

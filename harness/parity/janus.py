@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from harness.engine.guidance import cfg
-from harness.models.janus import Janus, to_uint8
+from harness.models.janus import Janus
 from harness.models.janus_prompt import ROLES, null_ids, template
 from harness.models.trunk import causal
+from harness.models.vq import truncate_to_uint8
 from harness.parity.fixture import Fixture, Quantity
 from harness.records import UserError
 
@@ -254,7 +255,7 @@ class _Check:
             "encoder_pre_quant": latent,
             "encoder_codes": vq.encode(image),
             "encoder_quantised": vq.quantize.lookup(vq.quantize.nearest(latent)),
-            "uint8_greedy_prompt0": to_uint8(pixels),
+            "uint8_greedy_prompt0": truncate_to_uint8(pixels),
         }
         yield from self._compare("vq", got)
 

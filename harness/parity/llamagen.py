@@ -31,7 +31,7 @@ from harness.models.llamagen import LlamaGen, Padding
 from harness.models.llamagen_checkpoint import fill_gpt, fill_vq
 from harness.models.llamagen_network import GPT, GPTSpec, rotary_table
 from harness.models.trunk import TrunkSpec
-from harness.models.vq import VQ, VQSpec, to_uint8
+from harness.models.vq import VQ, VQSpec, round_to_uint8, to_uint8
 from harness.parity.fixture import Fixture, Quantity
 from harness.records import Usage, UserError
 
@@ -310,7 +310,7 @@ class _Check:
             "decoded_pixels_quarter_then_zero": self.vq.decode(partial_BN, grid),
             "decoded_pixels_greedy": pixels,
             "uint8_greedy_batch_script": to_uint8(pixels),
-            "uint8_greedy_save_image": _to_uint8_rounded(pixels),
+            "uint8_greedy_save_image": round_to_uint8(pixels),
             "encoder_pre_quant": latent,
             "encoder_codes": self.vq.encode(image),
             "encoder_quantised": self.vq.quantize.lookup(self.vq.quantize.nearest(latent)),
@@ -385,12 +385,6 @@ def _visible(mask_RT: Tensor, num_tokens: int) -> Tensor:
     itself_LL = torch.eye(length, dtype=torch.bool, device=mask_RT.device)
     seen_RLL = is_real_RL.unsqueeze(1) & everything_LL.tril() | itself_LL
     return seen_RLL.to(torch.uint8)
-
-
-def _to_uint8_rounded(pixels_B3HW: Tensor) -> Tensor:
-    """Pixels in [-1, 1] as uint8 [B, H, W, 3], rounded as `save_image` of torchvision does."""
-    scaled = (pixels_B3HW.clamp(-1, 1) + 1) * 127.5 + 0.5
-    return scaled.floor().to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def _settings_in(name: str) -> Sampling:

@@ -65,20 +65,24 @@ Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 def write_contact_sheet(folders: Sequence[Path], path: Path, rows: int = 12) -> Path:
     """Write a PNG with a row for each prompt and a column for each run; returns `path`.
 
-    Shows the first image of at most `rows` prompts of the first run, spread over its categories.
-    Runs that share none of these prompts, because they are of another benchmark, are left out.
+    Shows the first image of at most `rows` prompts of the first run, spread over its categories,
+    and before them the images that edits were made from. Runs that share none of these prompts,
+    because they are of another benchmark, are left out.
     """
     runs = [read_run(folder) for folder in dict.fromkeys(folders)]
     prompts = _spread_over_categories(list(runs[0].prompts.values()), rows)
     shown_ids = {prompt.id for prompt in prompts}
     runs = [run for run in runs if not shown_ids.isdisjoint(run.prompts)]
 
-    width = PROMPT_WIDTH + len(runs) * PITCH + GAP
+    first_column = int(any(run.sources for run in runs))  # edits stand beside their sources
+    width = PROMPT_WIDTH + (first_column + len(runs)) * PITCH + GAP
     height = RUN_NAME_HEIGHT + len(prompts) * PITCH + GAP + LEGEND_HEIGHT
     sheet = ContactSheet(width, height)
 
     labels = label_runs(runs)
-    for column, run in enumerate(runs):
+    if first_column:
+        sheet.write((PROMPT_WIDTH, 12), "source", size=16)
+    for column, run in enumerate(runs, start=first_column):
         x = PROMPT_WIDTH + column * PITCH
         sheet.write((x, 12), str(labels[run.path]), size=16, width=TILE, most_lines=4)
         sheet.write((x, RUN_NAME_HEIGHT - 22), _score_text(run), size=14, ink=QUIET_INK)
@@ -89,7 +93,9 @@ def write_contact_sheet(folders: Sequence[Path], path: Path, rows: int = 12) -> 
         category = prompt.category.replace("_", " ")
         sheet.write((GAP, y + 6), prompt.text, size=15, width=width, spacing=5)
         sheet.write((GAP, y + TILE - 22), category, size=15, ink=QUIET_INK)
-        for column, run in enumerate(runs):
+        if first_column:
+            sheet.paste_file((PROMPT_WIDTH, y), runs[0].source(prompt.id))
+        for column, run in enumerate(runs, start=first_column):
             x = PROMPT_WIDTH + column * PITCH
             sheet.paste((x, y), run, (prompt.id, 0))
 
@@ -239,22 +245,28 @@ class ContactSheet:
     def paste(self, corner: Corner, run: Run, key: Key) -> None:
         """Draw an image in the frame of its verdict; an empty grey frame if it cannot be read."""
         x, y = corner
+        score = run.scores.get(key)
+        if self.paste_file(corner, _image_file(run, key)) and score is not None:
+            is_right = (score.value or 0.0) >= 0.5
+            frame = (x - 3, y - 3, x + TILE + 2, y + TILE + 2)
+            self._pen.rectangle(frame, outline=RIGHT if is_right else WRONG, width=4)
+
+    def paste_file(self, corner: Corner, file: Path | None) -> bool:
+        """Draw an image file in a grey frame, which stays empty if it cannot be read.
+
+        Returns whether it could.
+        """
+        x, y = corner
         self._pen.rectangle((x, y, x + TILE, y + TILE), outline=UNJUDGED)
-        file = _image_file(run, key)
         if file is None:
-            return
+            return False
         try:
             with Image.open(file, formats=FORMATS) as image:
                 picture = image.convert("RGB").resize((TILE, TILE), Image.Resampling.NEAREST)
         except UNREADABLE:
-            return
+            return False
         self.image.paste(picture, corner)
-
-        score = run.scores.get(key)
-        if score is not None:
-            is_right = (score.value or 0.0) >= 0.5
-            frame = (x - 3, y - 3, x + TILE + 2, y + TILE + 2)
-            self._pen.rectangle(frame, outline=RIGHT if is_right else WRONG, width=4)
+        return True
 
     def write_legend(self, corner: Corner, *, is_judged: bool) -> None:
         """Say in a line what the frames mean."""

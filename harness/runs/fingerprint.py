@@ -73,6 +73,8 @@ They name no result: the content is named by the benchmark's version, prompts an
 """
 PLACES_OF: dict[str, frozenset[str]] = {
     "benchmarks.coco.benchmark.Coco": frozenset({"coco", "reference"}),
+    "benchmarks.pie_bench.networks.ClipSimilarity": frozenset({"model", "revision"}),
+    "benchmarks.pie_bench.networks.DinoKeys": frozenset({"model", "revision"}),
     "benchmarks.prompts.OwnPrompts": frozenset({"file", "prompts_list", "category"}),
 }
 """Such options of one class, whose names mean other things in other classes."""

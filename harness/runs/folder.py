@@ -9,6 +9,7 @@
         timings-0.jsonl  one line per process that drew to its end
         images/00042/2.png
         features/EXTRACTOR/00042/2.npy   what benchmarks of sets of images compare
+        sources/...      images that prompts ask to edit, as they were given
 
 A killed process loses at most the images that were not finished; running again completes the folder
 to the same bytes. Several processes may write one run, each its own share of the jobs (`Shard`) to
@@ -34,6 +35,7 @@ from PIL import Image as Pillow
 
 from harness.records import (
     FEATURES,
+    IMAGE_FORMATS,
     FeaturedScore,
     Job,
     Prompt,
@@ -55,8 +57,7 @@ from harness.runs.journal import (
 )
 from harness.runs.lock import Shard, hold_lock, take_share, write_holder
 
-FORMATS = ("PNG", "JPEG", "WEBP")
-"""Kinds of image files that are read; Pillow knows others that start programs."""
+FORMATS = IMAGE_FORMATS
 UNREADABLE = (OSError, ValueError, SyntaxError, Pillow.DecompressionBombError)
 """Errors of opening or decoding a file that is damaged, no image, or too large a one."""
 Pillow.MAX_IMAGE_PIXELS = 1 << 25  # Pillow refuses twice as many: 8192 x 8192
@@ -224,6 +225,8 @@ class RunFolder:
                     "move it away or choose another results="
                 )
             return
+        for source in {job.prompt.source for job in jobs if job.prompt.source is not None}:
+            write_atomic(self.path / source_path(source.sha), source.data)
         plan = "".join(line + "\n" for line in _plan_lines(jobs))
         write_atomic(self.path / "jobs.jsonl", plan.encode())
         write_atomic(known, OmegaConf.to_yaml(OmegaConf.create(dict(config))).encode())
@@ -255,6 +258,11 @@ def image_path(prompt: Prompt, image: int) -> str:
     Raises UserError for a prompt id that could lead out of the folder.
     """
     return f"images/{prompt_path(prompt.id)}/{image}.png"
+
+
+def source_path(sha: str) -> str:
+    """Return where a source image lies below the run folder, by its hash."""
+    return f"sources/{digest(sha.encode(), 16)}"
 
 
 def is_intact(folder: Path, record: SampleRecord) -> bool:

@@ -34,6 +34,7 @@ from harness.records import (
     parse_row,
 )
 from harness.runs.fingerprint import SCHEMA
+from harness.runs.folder import source_path
 from harness.runs.journal import find_journals, read_journals, read_lines
 from harness.runs.metrics import Measured, MetricAbout, read_metrics
 from harness.runs.plugins import list_targets
@@ -107,6 +108,8 @@ class Run:
     timings: Sequence[Timing] = ()  # one for each process that drew to its end
     sets: SetMetrics | None = None  # metrics of its images as a set, where its benchmark has any
     metrics: Mapping[str, Measured] = field(default_factory=dict)  # by name
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """The hash of the image that a prompt asks to edit, by the prompt's id."""
     unanswered: Mapping[Key, int] = field(default_factory=dict)
     """Questions that the method's judges left without an answer, in the last attempt."""
 
@@ -154,6 +157,14 @@ class Run:
         """Return the candidates of an image; None for methods that have no number of them."""
         n = self.options.get("n")
         return n if isinstance(n, int) else None
+
+    def source(self, prompt_id: str) -> Path | None:
+        """Return the file of the image that a prompt asks to edit; None without one."""
+        sha = self.sources.get(prompt_id)
+        if sha is None:
+            return None
+        path = self.path / source_path(sha)
+        return path if path.is_file() else None
 
     def image(self, record: SampleRecord) -> Path | None:
         """Return a delivered image's file if it is still there; never one outside the folder."""
@@ -327,7 +338,7 @@ def read_runs(results: Path) -> FoundRuns:
 def read_run(folder: Path) -> Run:
     """Read a run folder. Raises UserError naming it, and the line where there is one."""
     config, about = _read_config(folder)
-    prompts, planned = _read_plan(folder, about["planned"])
+    prompts, planned, sources = _read_plan(folder, about["planned"])
     done, failed = _read_records(folder, planned)
     unanswered = {
         key: record.usage.unanswered
@@ -353,6 +364,7 @@ def read_run(folder: Path) -> Run:
         timings=tuple(timings),
         sets=sets,
         metrics=metrics,
+        sources=sources,
         unanswered=unanswered,
     )
 
@@ -406,15 +418,23 @@ def _expect_aggregates(path: Path, aggregates: Mapping[str, Any]) -> None:
             )
 
 
-def _read_plan(folder: Path, count: int) -> tuple[dict[str, Prompt], dict[Key, str]]:
-    """Read the prompts by id, and the category of each planned image, `count` of them."""
+def _read_plan(
+    folder: Path, count: int
+) -> tuple[dict[str, Prompt], dict[Key, str], dict[str, str]]:
+    """Read the prompts by id, the category of each planned image, and the hashes of sources.
+
+    There must be `count` images.
+    """
     (journal,) = find_journals(folder, "jobs.jsonl")
     prompts: dict[str, Prompt] = {}
     planned: dict[Key, str] = {}
-    for prompt, images in read_lines(journal, _parse_planned):
+    sources: dict[str, str] = {}
+    for prompt, images, source in read_lines(journal, _parse_planned):
         if prompt.id in prompts:
             raise UserError(f"{journal}: prompt {prompt.id!r} is planned twice")
         prompts[prompt.id] = prompt
+        if source:
+            sources[prompt.id] = source
         planned |= {(prompt.id, image): prompt.category for image in range(images)}
     if not planned:
         raise UserError(f"{journal}: no image is planned")
@@ -422,7 +442,7 @@ def _read_plan(folder: Path, count: int) -> tuple[dict[str, Prompt], dict[Key, s
         raise UserError(
             f"{folder}: config.yaml plans {count} images, jobs.jsonl lists {len(planned)}"
         )
-    return prompts, planned
+    return prompts, planned, sources
 
 
 @dataclass(frozen=True, slots=True)
@@ -437,10 +457,11 @@ class _PlanLine:
     text: str = ""
     weight: float = 1.0
     cluster: str = ""
+    source: str = ""  # the hash of the image to be edited; the file is in the folder `sources`
 
 
-def _parse_planned(line: str) -> tuple[Prompt, int]:
-    """Parse a line of jobs.jsonl: a prompt, and the number of its images."""
+def _parse_planned(line: str) -> tuple[Prompt, int, str]:
+    """Parse a line of jobs.jsonl: a prompt, the number of its images, its source's hash or ""."""
     row = parse_row(_PlanLine, line)
     if row.images < 1:
         raise ValueError(f"images: {row.images} of {row.prompt_id!r}; each prompt has at least 1")
@@ -450,7 +471,7 @@ def _parse_planned(line: str) -> tuple[Prompt, int]:
         )
     except UserError as error:
         raise ValueError(str(error)) from None
-    return prompt, row.images
+    return prompt, row.images, row.source
 
 
 def _read_records(

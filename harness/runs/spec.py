@@ -24,9 +24,10 @@ from harness.engine.memory_need import GB, MemoryNeed, SamplerShape, estimate_ne
 from harness.engine.method_spec import MethodSpec
 from harness.engine.session import Method
 from harness.engine.watchdog import STUCK_AFTER_S
-from harness.models import ImageModel
+from harness.models import EditsImages, ImageModel
 from harness.models.devices import choose_device
-from harness.records import UserError, dump
+from harness.models.raster import raster_of
+from harness.records import Prompt, UserError, dump
 from harness.runs.fingerprint import (
     PLACES_OF_JUDGES,
     default_places,
@@ -130,11 +131,12 @@ def build_run_spec(config: DictConfig, choices: Mapping[str, str]) -> RunSpec:
 
     # 2. The method, and what it declares.
     method = build_object(config.method)
-    method_spec = MethodSpec.of(method)
+    method_spec = MethodSpec.of(method).under(sampling)
 
     # 3. The benchmark, and the images that it asks for.
     benchmark = build_benchmark(config.benchmark, model)
     plan = Plan.of(benchmark, config.benchmark)
+    expect_sources(model, plan.benchmark.prompts)
 
     # 4. The sampler's sizes, as far as memory allows.
     asking = Asking(model, method_spec, benchmark)
@@ -238,12 +240,7 @@ def load_configured_model(config: DictConfig) -> Any:
     model_config = _model_options(config)
     _expect_trained_weights(model_config)
     model = load_model(dump(model_config), str(config.device))
-    rows, columns = model.grid
-    if rows * columns != model.num_tokens:
-        raise UserError(
-            f"model {model.name}: its grid of {rows} x {columns} does not hold "
-            f"num_tokens={model.num_tokens}"
-        )
+    raster_of(model)  # raises if the grid does not hold its tokens
     return model
 
 
@@ -297,6 +294,21 @@ def _classes_argument(benchmark: DictConfig, model: ImageModel) -> dict[str, Seq
             f"benchmark.classes=model: {model.name} has no list of classes; leave it out"
         )
     return {"classes": list(classes)}
+
+
+def expect_sources(model: ImageModel, prompts: Sequence[Prompt]) -> None:
+    """Raise UserError if a model that edits nothing is asked to edit, or an editor to draw."""
+    edits = [prompt.id for prompt in prompts if prompt.source is not None]
+    if edits and not isinstance(model, EditsImages):
+        raise UserError(
+            f"model {model.name} draws from texts and edits no image, as {len(edits)} prompts ask "
+            f"for, such as {edits[0]}: choose a model that edits, such as model=editar"
+        )
+    if len(edits) < len(prompts) and isinstance(model, EditsImages):
+        raise UserError(
+            f"model {model.name} edits images, and {len(prompts) - len(edits)} prompts have none: "
+            "choose benchmark=pie_bench, or give harness.draw an image"
+        )
 
 
 def known_classes(model: ImageModel) -> Sequence[str] | None:

@@ -23,6 +23,7 @@ from harness.arguments import explain_mistakes
 from harness.drafters.eagle import Layer
 from harness.models.pictogram import weights as files
 from harness.models.pictogram.detector import new_network
+from harness.models.pictogram.editor import EditorGPT, editor_spec
 from harness.models.pictogram.generator import GPT, GPTSpec, spec_config
 from harness.training import loop as training
 from harness.training.card import Card, write_card
@@ -70,7 +71,7 @@ def export(options: training.Options, folder: Path, *, unfinished: bool = False)
     path = folder / "card.json"
     card: Card = json.loads(path.read_text()) if path.is_file() else {"parts": {}}
     card |= {"set": options.set, "classes": list(options.classes)}
-    for part in files.PARTS:
+    for part in files.PARTS + files.OPTIONAL_PARTS:
         progress, states = training.resume(options.checkpoint(part))
         if not states:
             continue
@@ -197,6 +198,10 @@ def rebuild(
         gpt = GPT(GPTSpec(**states.get("spec", asdict(usual))))
         gpt.load_state_dict(states["average"])
         return gpt, spec_config(gpt.spec)
+    if part == "editor":
+        editor = EditorGPT(editor_spec(GENERATORS[options.set]))
+        editor.load_state_dict(states["average"])
+        return editor, spec_config(editor.spec)
     if part == "eagle":
         layer = Layer(GPT(GENERATORS[options.set]).trunk.spec)
         layer.load_state_dict(states["average"])

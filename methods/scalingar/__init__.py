@@ -107,9 +107,14 @@ class ScalingAR:
         self, candidates: Sequence[Canvas], group: CandidateGroup, s: Session
     ) -> None:
         """Draw the candidates side by side, token by token."""
-        for _ in range(s.num_tokens):
-            # 1. Read the confidence of every live candidate off its logits (Sec. 4.1).
+        for place in range(s.num_tokens):
+            # 0. At a forced place nothing is drawn, and there is nothing to be sure of.
             alive = [candidates[i] for i in group.live.tolist()]
+            if s.raster.is_forced(place):
+                await s.step(alive)
+                continue
+
+            # 1. Read the confidence of every live candidate off its logits (Sec. 4.1).
             signals = await s.look(alive, self.probe)
 
             # 2. Set the guidance scale of this draw (Sec. 4.2.2), and draw.
@@ -131,17 +136,20 @@ class ScalingAR:
         """
         seen: list[list[dict[str, float]]] = [[] for _ in candidates]  # signals of drawn tokens
         accepted = [0] * self.window
-        for step in range(s.num_tokens):
+        for step in range(s.raster.codes):
             # 1. Draw on until every live candidate has the token of this step.
             live: list[int] = group.live.tolist()
             while min(len(seen[i]) for i in live) <= step:
                 behind = [i for i in live if not candidates[i].done]
                 alive = [candidates[i] for i in behind]
+                first = [canvas.length for canvas in alive]
                 drafts = await s.draft(drafter, alive, self.window - 1)
                 signals = await s.look_along(alive, drafts, self.probe)
                 counts = await s.step(alive, drafts, rule=coupled)
-                for i, places, count in zip(behind, signals, counts, strict=True):
-                    seen[i] += places[: count + 1]
+                for i, place, looks, count in zip(behind, first, signals, counts, strict=True):
+                    for ahead, look in enumerate(looks[: count + 1]):
+                        if not s.raster.is_forced(place + ahead):
+                            seen[i].append(look)
                     accepted[count] += 1
 
             # 2. Read the confidence of all, and end candidates that are too weak (Sec. 4.2.1).

@@ -290,6 +290,13 @@ def to_lab(rgb: np.ndarray) -> np.ndarray:
 REFERENCE_LAB = to_lab(np.array([REFERENCE_RGB[color] for color in COLORS], np.float64))
 
 
+def read_box_colors(image: Pixels, box: Sequence[float]) -> list[float]:
+    """Read how well each of the ten colours fits what is in a box of a picture, summing to 1."""
+    lab = to_lab(np.asarray(image, np.float64))
+    shares: list[float] = color_shares(lab, box, background_lab(lab, [box])).tolist()
+    return shares
+
+
 def color_shares(lab: np.ndarray, box: Sequence[float], background: np.ndarray) -> np.ndarray:
     """Compute how well each of the ten colours fits the foreground of a box, summing to 1.
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,9 @@ from harness.models.vq import VQ, VQSpec, to_uint8
 
 PROMPT = grammar.PROMPT_POSITIONS
 """Prompt positions in front of the image tokens, P."""
+
+_TOKENIZER_SIZES = ("codes", "code_dim", "width", "blocks", "latent", "groups")
+"""Numbers of VQSpec that are stored beside the embedded tokenizer; its kind is VQSpec's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +186,9 @@ def load_gpt(weights: str, part: str) -> tuple[GPT, tuple[str, ...], str]:
     Raises WeightsError for weights that are missing, altered or of another vocabulary.
     """
     state, config, sha = files.read_part(weights, part)
-    sizes = {key: files.config_integer(config, key) for key in GPTSpec.__dataclass_fields__}
+    sizes: dict[str, Any] = {
+        key: files.config_integer(config, key) for key in GPTSpec.__dataclass_fields__
+    }
     spec = GPTSpec(**sizes)
     known = len(grammar.vocabulary())
     if spec.words != known:
@@ -203,19 +209,18 @@ def load_tokenizer(weights: str) -> tuple[VQ, str]:
     state, config, sha = files.read_part(weights, "tokenizer")
     multipliers = config["multipliers"]
     assert isinstance(multipliers, list)
-    integers = [key for key in VQSpec.__dataclass_fields__ if key != "multipliers"]
-    sizes = {key: files.config_integer(config, key) for key in integers}
+    sizes: dict[str, Any] = {key: files.config_integer(config, key) for key in _TOKENIZER_SIZES}
     vq = VQ(VQSpec(**sizes, multipliers=tuple(map(int, multipliers))))
     files.fill_module(vq, state, f"tokenizer of {weights!r}")
     return vq.to(memory_format=torch.channels_last), sha
 
 
 def spec_config(spec: GPTSpec | VQSpec) -> dict[str, object]:
-    """Convert dimensions to what is stored beside the weights."""
-    config = asdict(spec)
-    for key, value in config.items():
-        if isinstance(value, tuple):
-            config[key] = list(value)
+    """Convert dimensions to what is stored beside the weights, without a tokenizer's kind."""
+    config = {}
+    for key, value in asdict(spec).items():
+        if not isinstance(value, bool):
+            config[key] = list(value) if isinstance(value, tuple) else value
     return config
 
 

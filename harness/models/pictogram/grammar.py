@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from itertools import chain
 from typing import Literal, NotRequired, TypedDict
@@ -449,7 +449,11 @@ def encode(text: str | None) -> list[int]:
 
     Longer texts are cut, shorter ones padded; None is all <pad>.
     """
-    known = vocabulary()
+    return encode_words(text, vocabulary())
+
+
+def encode_words(text: str | None, known: Mapping[str, int]) -> list[int]:
+    """Do as `encode`, by another numbering of words."""
     ids = [known.get(word, 1) for word in words(text or "")][:PROMPT_POSITIONS]
     return ids + [0] * (PROMPT_POSITIONS - len(ids))
 

@@ -8,9 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
-from harness.models.pictogram.detector import LOWEST, Detection
+from harness.models.pictogram.detector import LOWEST, Box, Detection
 from harness.models.pictogram.grammar import COLORS, Clause, Spec
+
+
+class HasBox(Protocol):
+    """Something that stands somewhere: a detection, or an object of a scene."""
+
+    @property
+    def box(self) -> Box: ...
+
 
 _AXIS_AND_SIGN = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}
 
@@ -42,7 +51,7 @@ def chances(spec: Spec, detections: Sequence[Detection]) -> list[float]:
         one = objects[0] if objects else None
         if "position" in clause:
             relation, target = clause["position"]
-            values.append(_chance_of_relation(str(relation), one, best[int(target)]))
+            values.append(chance_of_relation(str(relation), one, best[int(target)]))
         best.append(one)
 
     for clause in spec.get("exclude", []):
@@ -61,8 +70,11 @@ def _chance_of_enough(objects: Sequence[Detection], count: int) -> float:
     return objects[count - 1].score if len(objects) >= count else LOWEST / 2
 
 
-def _chance_of_relation(relation: str, one: Detection | None, other: Detection | None) -> float:
-    """GenEval's position rule through a steep sigmoid: shrunk offset over distance, against 0.5."""
+def chance_of_relation(relation: str, one: HasBox | None, other: HasBox | None) -> float:
+    """Compute the chance that one thing stands in a relation to another.
+
+    It is GenEval's position rule through a steep sigmoid: shrunk offset over distance, against 0.5.
+    """
     if one is None or other is None:
         return 0.0
     offsets = []
@@ -80,7 +92,7 @@ def _chance_of_relation(relation: str, one: Detection | None, other: Detection |
     return 1 / (1 + math.exp(-20 * (lean - 0.5)))
 
 
-def _interval(detection: Detection, axis: int) -> tuple[float, float]:
+def _interval(thing: HasBox, axis: int) -> tuple[float, float]:
     """Where a box begins and ends along an axis (0 right, 1 down), in pixels."""
-    left, top, right, bottom = detection.box
+    left, top, right, bottom = thing.box
     return (left, right) if axis == 0 else (top, bottom)

@@ -21,6 +21,9 @@ from harness.records import UserError
 
 FOLDER = Path(__file__).parent / "weights"
 PARTS = ("tokenizer", "generator", "draft", "eagle", "judge", "reward")
+"""What every set has."""
+OPTIONAL_PARTS = ("editor",)
+"""What some sets have besides."""
 
 Config = dict[str, object]
 """The configuration of a part, as its file states it."""

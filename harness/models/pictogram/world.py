@@ -106,7 +106,7 @@ def draw_scene(
     if not layout and len(wanted) > 1:
         layout = rng.choice(layouts(spec))
     picture = _Picture(rng)
-    squares = _positions(spec, layout, rng)
+    squares = place_objects(spec, layout, rng)
     for (name, color), (x, y, size) in zip(wanted, squares, strict=True):
         picture.paste(name, color, x, y, size)
     return picture.pixels, tuple(picture.placed)
@@ -165,8 +165,8 @@ def _overlap(one: tuple[int, int, int], other: tuple[int, int, int]) -> bool:
 # --- where things stand ---------------------------------------------------------------------------
 
 
-def _positions(spec: Spec, layout: Layout, rng: random.Random) -> list[tuple[int, int, int]]:
-    """(x, y, size) of every object."""
+def place_objects(spec: Spec, layout: Layout, rng: random.Random) -> list[tuple[int, int, int]]:
+    """Choose (x, y, size) of every object; a single one may lie anywhere without a layout."""
     if not layout:
         size = rng.choice((20, 24, 28, 32))
         x = _lattice_point(rng, 0, SIDE - size)

@@ -36,7 +36,11 @@ from harness.results.report.data import (
     write_details,
 )
 from harness.results.report.figures import write_figures
-from harness.results.report.thumbnails import write_thumbnail, write_thumbnails
+from harness.results.report.thumbnails import (
+    write_source_thumbnails,
+    write_thumbnail,
+    write_thumbnails,
+)
 from harness.runs.journal import write_atomic
 
 __all__ = ["panels", "write_figures", "write_report", "write_thumbnail"]
@@ -62,6 +66,7 @@ def write_report(results: Path, board: Board, *, figures: bool = True) -> Path:
     for panel in every:
         for one in panel.shown:
             write_thumbnails(one.run, report / "thumbs", thumbs)
+            write_source_thumbnails(one.run, report / "thumbs", thumbs)
             details |= write_details(panel, one, data)
         galleries.append(describe_gallery(panel, thumbs))
     write_data(data / "gallery.js", "galleries", galleries)
@@ -102,6 +107,7 @@ def _write_page(report: Path) -> None:
 def _used_thumbnails(galleries: Iterable[Mapping[str, Any]]) -> set[str]:
     used: set[str] = set()
     for gallery in galleries:
+        used.update(gallery["sources"])
         for run in gallery["runs"].values():
             used.update(run["thumb"])
     return used

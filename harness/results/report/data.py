@@ -21,7 +21,7 @@ from harness.results.report.budgets import AXES, LEVELS, Family, list_families
 from harness.results.report.collect import Confidence, Dot, Key, Panel, Shown
 from harness.results.report.colors import THEMES, list_stage_colors, run_color
 from harness.results.report.pairs import Pair, compare_pairs, mean_by_prompt
-from harness.results.report.thumbnails import measure_images, thumbnail_stem
+from harness.results.report.thumbnails import measure_images, source_stem, thumbnail_stem
 from harness.results.set_words import explain_sets
 from harness.runs.journal import write_atomic
 
@@ -73,11 +73,24 @@ def describe_gallery(panel: Panel, thumbs: Mapping[str, str]) -> dict[str, Any]:
         runs[one.id] = _gallery_columns(one, panel.keys(), thumbs, reasons)
     return {
         "prompts": [[prompt.id, prompt.text, prompt.category] for prompt in panel.prompts],
+        "sources": _source_thumbnails(panel, thumbs),
         "images": panel.protocol.images_per_prompt,
         "runs": runs,
         "reasons": list(reasons),
         "part": PART,
     }
+
+
+def _source_thumbnails(panel: Panel, thumbs: Mapping[str, str]) -> list[str]:
+    """Return the thumbnail of each prompt's source, "" for one without; [] where none has any."""
+    sources = [one.run.sources for one in panel.shown]
+    if not any(sources):
+        return []
+    names = []
+    for prompt in panel.prompts:
+        sha = next((found[prompt.id] for found in sources if prompt.id in found), "")
+        names.append(thumbs.get(source_stem(sha), "") if sha else "")
+    return names
 
 
 def _gallery_columns(

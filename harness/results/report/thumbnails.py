@@ -47,6 +47,24 @@ def write_thumbnail(run: Run, key: tuple[str, int], folder: Path) -> str:
     return _write_thumbnail(source, folder / thumbnail_stem(record)) if source else ""
 
 
+def write_source_thumbnails(run: Run, folder: Path, thumbs: MutableMapping[str, str]) -> None:
+    """Make the thumbnails of the images that a run's prompts ask to edit; adds them to `thumbs`."""
+    for prompt_id, sha in run.sources.items():
+        stem = source_stem(sha)
+        file = run.source(prompt_id)
+        if stem in thumbs or file is None:
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        name = _write_thumbnail(file, folder / stem)
+        if name:
+            thumbs[stem] = name
+
+
+def source_stem(sha: str) -> str:
+    """Return the name of a source's thumbnail, without its suffix."""
+    return digest(f"source {sha}".encode(), 16)
+
+
 def _write_thumbnail(source: Path, target: Path) -> str:
     """Copy a small image or shrink a large one; a process that is killed leaves no half file."""
     temporary = target.with_name(f".{target.name}")

@@ -60,7 +60,7 @@ function drawDetail() {
         h("h2", {}, h("i", { class: "dot", style: `background:${colour(run)}` }), run.label),
         one.scored && h("p", { class: `verdict ${name}` }, h("b", { text: mark }), reason || name),
         facts)),
-    h("div", { class: "strip" }, runs.map((each) => {
+    h("div", { class: "strip" }, hasSources(gallery) && sourceOf(gallery, entry), runs.map((each) => {
       const [sign, outcome] = verdict(gallery.runs[each.id], entry);
       return h("button", { class: `shot ${outcome}`, title: each.label, "aria-label": `${each.label}: ${outcome}`, "aria-current": each.id === id, onclick: () => openDetail(entry, each.id, gallery, opened) },
         h("div", { class: "frame" }, picture(gallery.runs[each.id], entry)), h("small", {}, one.scored && h("b", { text: `${sign} ` }), each.title));

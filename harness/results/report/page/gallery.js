@@ -85,7 +85,7 @@ function drawGallery(view, gallery) {
   }
   function restart() {
     count.textContent = `${whole(entries.length)} of ${whole(gallery.prompts.length * gallery.images)} rows`;
-    names.replaceChildren(h("div", { class: "prompt" }), ...runs.map((run) => h("div", { class: "name", title: run.label }, h("i", { class: "dot", style: `background:${colour(run)}` }), h("span", { text: run.title }), h("small", { text: run.options || "\u00a0" }))));
+    names.replaceChildren(h("div", { class: "prompt" }), hasSources(gallery) ? h("div", { class: "name", text: "source" }) : "", ...runs.map((run) => h("div", { class: "name", title: run.label }, h("i", { class: "dot", style: `background:${colour(run)}` }), h("span", { text: run.title }), h("small", { text: run.options || "\u00a0" }))));
     rows.forEach((row) => row.remove());
     rows.clear();
     body.replaceChildren(entries.length ? "" : h("p", { class: "empty", text: "Nothing passes these filters." }));
@@ -197,7 +197,16 @@ function rowOf(gallery, runs, entry, open) {
   const [, wording, category] = gallery.prompts[Math.floor(entry / gallery.images)], image = entry % gallery.images;
   return h("div", { class: "row" },
     h("div", { class: "prompt" }, h("p", { text: wording, title: wording }), h("small", { text: `${words(category)}${gallery.images > 1 ? ` · image ${image}` : ""}` })),
+    hasSources(gallery) && sourceOf(gallery, entry),
     runs.map((run) => shotOf(gallery, run, entry, () => open(run))));
+}
+
+const hasSources = (gallery) => (gallery.sources || []).length > 0;
+
+/** Show the image that a prompt asks to edit. */
+function sourceOf(gallery, entry) {
+  const thumb = gallery.sources[Math.floor(entry / gallery.images)];
+  return h("div", { class: "shot source" }, h("div", { class: "frame" }, thumb ? h("img", { src: `thumbs/${thumb}`, alt: "source", loading: "lazy", decoding: "async" }) : h("span", { class: "gone", text: "no source" })), h("small", { text: "source" }));
 }
 
 function shotOf(gallery, run, entry, open) {
@@ -235,7 +244,7 @@ const detailOf = (gallery, id, entry) => {
 };
 
 function overlayRow(row, gallery, runs, entry) {
-  row.querySelectorAll(".frame").forEach((frame, i) =>
+  row.querySelectorAll("button .frame").forEach((frame, i) =>
     detailOf(gallery, runs[i].id, entry).then((detail) => row.isConnected && state.boxes === "1" && overlay(frame, detail, gallery.runs[runs[i].id].size), () => null));
 }
 
