@@ -15,6 +15,7 @@ TRAININGS = ("train_tokenizer", "train_detector", "train_generator", "train_draf
 COMMANDS = (
     "harness.board",
     "harness.compare",
+    "harness.costs",
     "harness.power",
     "harness.sweep",
     "harness.check",
@@ -30,6 +31,7 @@ COMMANDS = (
 ABSENT = (
     ("harness.board", "pack", "absent", "target"),
     ("harness.compare", "a", "b", "--results", "absent"),
+    ("harness.costs", "absent"),
     ("harness.power", "a", "b", "--results", "absent"),
     ("harness.sweep", "status", "absent"),
     ("harness.check", "run", "absent"),
