@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,27 +39,6 @@ def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, value
 
 
-def run_cases(
-    path: Path, find_differences: Callable[[dict[str, Any]], Iterable[str]]
-) -> tuple[int, int, list[str]]:
-    """Run the conformance cases of a file; return passed, failed, and a message per failed case.
-
-    `find_differences` describes each difference between our answer to a case and the expected one.
-    Raises UserError naming the line of a malformed case.
-    """
-    messages = []
-    total = 0
-    for number, case in read_objects(path):
-        try:
-            differences = list(find_differences(case))
-        except KeyError as error:
-            raise bad_line(path, number, f"{error} is missing") from None
-        except (ValueError, TypeError, AttributeError, IndexError, UserError) as error:
-            raise bad_line(path, number, f"not a conformance case: {error}") from None
-
-        total += 1
-        if differences:
-            case_id = case.get("id", "no id")
-            messages.append(f"line {number}, {case_id}: {'; '.join(differences)}")
-    failed = len(messages)
-    return total - failed, failed, messages
+def is_number(value: object) -> bool:
+    """Tell whether a JSON value is a number; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,9 +1,9 @@
 """`python -m harness.board pack SOURCE TARGET`: make a results folder small enough to publish.
 
-Keeps what tables are derived from: configurations, prompts, journals and scores, compressed. Leaves
-out images, but for a few thumbnails, and what only figures are made of: most traces and partial
-pictures of candidates. `python -m harness 'stages=[report]' results=TARGET` then writes the same
-tables from it, byte for byte.
+Keeps what tables are derived from: configurations, prompts, journals and scores, compressed, and
+distances of sets of images. Leaves out images, but for a few thumbnails, their features, and what
+only figures are made of: most traces and partial pictures of candidates. `python -m harness
+'stages=[report]' results=TARGET` then writes the same tables from it, byte for byte.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from harness.results.exports import to_markdown, write_exports
 from harness.results.leaderboard import Board, build
 from harness.results.report import panels, write_figures, write_thumbnail
 from harness.runs.journal import find_journals, write_atomic
+from harness.runs.metrics import DESCRIPTION
 from harness.runs.read import Run, find_runs, read_run
 
-JOURNALS = ("jobs.jsonl", "records-*.jsonl", "scores*.jsonl", "timings-*.jsonl")
+JOURNALS = ("jobs.jsonl", "records-*.jsonl", "scores*.jsonl", "timings-*.jsonl", "metrics*.jsonl")
 MOST_MB = 16.0
 """Size of a board's packed journals, at most."""
 THUMBNAILS = 200
@@ -150,11 +151,15 @@ def _pack_runs(runs: Sequence[Run], source: Path) -> dict[Path, bytes]:
 def _pack_run(folder: Path) -> dict[str, bytes]:
     """Return a run folder's files, journals compressed; equal files give equal bytes."""
     files = {"config.yaml": (folder / "config.yaml").read_bytes()}
+    if (folder / DESCRIPTION).exists():
+        files[DESCRIPTION] = (folder / DESCRIPTION).read_bytes()
     for name in JOURNALS:
         for path in find_journals(folder, name):
             if path.exists():
                 plain_name = path.name.removesuffix(".gz")
                 files[f"{plain_name}.gz"] = _pack_journal(path)
+    for path in sorted(folder.glob("set_metrics*.json")):
+        files[path.name] = path.read_bytes()
     return files
 
 

@@ -5,6 +5,9 @@ method that keeps the model's distribution draws images as far from plain's as a
 The images of each prompt are exchanged between the two runs at random: p is the share of exchanges
 that put them as far apart. Needs no reference images and no judge. Give runs of other seeds: images
 drawn from the same noise are no independent draws.
+
+Features that scoring has kept in the run folders (benchmark=coco_pictogram, coco) are taken where
+all runs have the same; else, and with --features, the images are described.
 """
 
 from __future__ import annotations
@@ -19,16 +22,15 @@ from PIL import Image as Pillow
 
 from harness.arguments import print_error
 from harness.compare import find_run
-from harness.judges.features import ClipFeatures, Extractor, PictogramFeatures
+from harness.judges.features import ClipFeatures, Extractor, PictogramFeatures, read_features
 from harness.records import UserError, one_line
 from harness.results import stats
 from harness.results.labels import label_runs
+from harness.results.plain_distance import FEWEST, find_extractor
 from harness.results.stats import distances
+from harness.results.stats.set_metrics import needs_scaling, scale_features
 from harness.runs.folder import FORMATS, UNREADABLE
 from harness.runs.read import Run
-
-FEWEST = 8
-"""Prompts below which no exchange can be rare: 2 in 2^7 are 1.6 %."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,21 +51,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--features",
         choices=("pictogram", "clip"),
-        default="pictogram",
-        help="what describes an image: the embedded judge, or OpenAI's CLIP ViT-B/32",
+        help="what describes an image: the embedded judge, or OpenAI's CLIP ViT-B/32; by default "
+        "what the run folders keep, else the embedded judge",
     )
     parser.add_argument(
         "--weights", default="openai", help="of CLIP: a tag of open_clip, or a file of weights"
+    )
+    parser.add_argument(
+        "--each",
+        action="store_true",
+        help="test the images of each number by themselves: as many independent repetitions, whose "
+        "share below 5 %% is the level of the test for equals, and its power for others",
     )
     chosen = parser.parse_args(arguments)
     names = [chosen.method, chosen.plain, chosen.other_plain]
     try:
         runs = [find_run(name, chosen.results) for name in names if name]
         expect_same_prompts(runs)
-        extractor: Extractor = (
-            PictogramFeatures() if chosen.features == "pictogram" else ClipFeatures(chosen.weights)
+        kept = "" if chosen.features else find_kept(runs)
+        extractor: Extractor | str = kept or (
+            ClipFeatures(chosen.weights) if chosen.features == "clip" else PictogramFeatures()
         )
-        print("\n".join(describe_distances(runs, extractor)))
+        describe = describe_repetitions if chosen.each else describe_distances
+        print("\n".join(describe(runs, extractor)))
     except UserError as error:
         return print_error(error)
     return 0
@@ -87,23 +97,31 @@ def expect_same_prompts(runs: Sequence[Run]) -> None:
         raise UserError(f"{len(first.prompts)} prompts tell nothing: {FEWEST} at least are needed")
 
 
-def describe_distances(runs: Sequence[Run], extractor: Extractor) -> list[str]:
+def find_kept(runs: Sequence[Run]) -> str:
+    """Return the extractor of which all runs keep all features; "" without one."""
+    extractors = {find_extractor(run) for run in runs}
+    return extractors.pop() if len(extractors) == 1 else ""
+
+
+def describe_distances(runs: Sequence[Run], extractor: Extractor | str) -> list[str]:
     """Compare the first run's images with the second's, and a third's with them, in words.
 
-    Raises UserError where images are missing or cannot be read.
+    The name of an extractor stands for the features of it that the run folders keep. Raises
+    UserError where images or features are missing or cannot be read.
     """
-    keys = sorted(set.intersection(*(set(run.done) for run in runs)))
-    if len(keys) < 2:
-        raise UserError("the runs have no two images of the same prompts")
+    keys = _share_keys(runs)
     sets = [_read_features(run, keys, extractor) for run in runs]
-    deviation = np.concatenate(sets).std(0)
-    sets = [features[:, deviation > 0] / deviation[deviation > 0] for features in sets]
+    identity = extractor if isinstance(extractor, str) else extractor.identity
+    scaled = ""
+    if needs_scaling(identity):
+        sets = scale_features(sets)
+        scaled = ", scaled to a deviation of 1"
 
     method, plain = runs[:2]
     prompts = len({prompt for prompt, _ in keys})
     lines = [
         f"{plain.protocol.benchmark} on {plain.protocol.model}, {prompts} prompts, "
-        f"{len(keys)} images a run, features {extractor.id}, scaled to a deviation of 1"
+        f"{len(keys)} images a run, features {identity}{scaled}"
     ]
     group_N = _number_prompts(keys)
     lines += _compare_images(method, plain, sets[0], sets[1], group_N)
@@ -112,8 +130,62 @@ def describe_distances(runs: Sequence[Run], extractor: Extractor) -> list[str]:
     return lines
 
 
-def _read_features(run: Run, keys: Sequence[tuple[str, int]], extractor: Extractor) -> np.ndarray:
-    """Describe a run's images, [N, D]."""
+def describe_repetitions(runs: Sequence[Run], extractor: Extractor | str) -> list[str]:
+    """Test the images of each number by themselves, as repetitions of a run of one image a prompt.
+
+    Images of other numbers are drawn from other noise, so the repetitions are independent. Raises
+    UserError as `describe_distances`, and for runs of one seed.
+    """
+    keys = _share_keys(runs)
+    numbers_N = np.array([image for _, image in keys])
+    sets = [_read_features(run, keys, extractor) for run in runs]
+    if needs_scaling(extractor if isinstance(extractor, str) else extractor.identity):
+        sets = scale_features(sets)
+    labels = label_runs(runs)
+    plain = runs[1]
+    lines = []
+    for run, features_ND in zip(runs, sets, strict=True):
+        if run is plain:
+            continue
+        if run.about.get("seed") == plain.about.get("seed"):
+            raise UserError(f"{run.path} and {plain.path} have one seed: give runs of other seeds")
+        p = []
+        for number in sorted(set(numbers_N.tolist())):
+            is_in_N = numbers_N == number
+            p.append(distances.swap_test(features_ND[is_in_N], sets[1][is_in_N]).p)
+        lines.append(f"{labels[run.path]} to {labels[plain.path]}: {_count_rejected(p)}")
+        lines.append(f"  p = {', '.join(f'{one:.3f}' for one in sorted(p))}")
+    images = round(len(keys) / len(set(numbers_N.tolist())))
+    return [f"{images} images of as many prompts in each repetition", *lines]
+
+
+def _count_rejected(p: Sequence[float]) -> str:
+    """Say how many repetitions find a difference, and how many would where there is none."""
+    from scipy.stats import binom, kstest
+
+    rejected = sum(one < stats.ALPHA for one in p)
+    most = int(binom.ppf(0.99, len(p), stats.ALPHA))
+    return (
+        f"{rejected} of {len(p)} repetitions differ at {stats.ALPHA:.0%} (equals: up to {most} in "
+        f"99 % of cases); are all p equally likely? p = {kstest(p, 'uniform').pvalue:.2g}"
+    )
+
+
+def _share_keys(runs: Sequence[Run]) -> list[tuple[str, int]]:
+    """List the images that all runs have. Raises UserError unless there are two or more."""
+    keys = sorted(set.intersection(*(set(run.done) for run in runs)))
+    if len(keys) < 2:
+        raise UserError("the runs have no two images of the same prompts")
+    return keys
+
+
+def _read_features(
+    run: Run, keys: Sequence[tuple[str, int]], extractor: Extractor | str
+) -> np.ndarray:
+    """Describe a run's images, [N, D], or read what its folder keeps of them."""
+    if isinstance(extractor, str):
+        scores = [run.scores[key] for key in keys]
+        return read_features(run.path, scores, extractor).astype(np.float64)
     pictures = []
     for key in keys:
         file = run.image(run.done[key])

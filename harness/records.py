@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeV
 from annotated_types import Ge, Gt, Le
 
 if TYPE_CHECKING:
+    import numpy as np
     from pydantic import TypeAdapter
 
 JSON = None | bool | int | float | str | Sequence["JSON"] | Mapping[str, "JSON"]
@@ -377,6 +378,117 @@ class Score:
         _expect_not_negative({"image": score.image})
         score.expect_in_range()
         return score
+
+
+@dataclass(frozen=True, slots=True)
+class FeaturedScore:
+    """A score with the features of its image, by the extractor's identity: float32 [D].
+
+    A benchmark yields it in place of a score where sets of images are to be compared. The harness
+    keeps the features beside the image, and their sha256 under `FEATURES` in the score's detail.
+    """
+
+    score: Score
+    features: Mapping[str, np.ndarray]
+
+
+FEATURES = "features"
+"""What a score's detail calls the sha256 of each file of features, by the extractor's identity."""
+
+
+def prompt_path(prompt_id: str) -> str:
+    """Return where the files of a prompt lie below a folder of their kind.
+
+    The first part of the id, the benchmark's name, is left out. Raises UserError for an id that
+    could lead out of the folder.
+    """
+    parts = prompt_id.split("/")
+    if not all(re.fullmatch(r"[\w+-][\w+.-]*", part) for part in parts):
+        raise UserError(
+            f"prompt id {prompt_id!r} is not usable as a file name: "
+            "use letters, digits, '+', '-', '_'"
+        )
+    return "/".join(parts[1:] or parts)
+
+
+def features_path(extractor: str, prompt_id: str, image: int) -> str:
+    """Return where the features of an image lie below its run folder, by the extractor's identity.
+
+    Raises UserError for an identity that is not usable as a file name.
+    """
+    if not re.fullmatch(r"\w[\w+.-]*", extractor):
+        raise UserError(
+            f"extractor {extractor!r} is not usable as a file name: use letters, digits, '-', '_'"
+        )
+    return f"features/{extractor}/{prompt_path(prompt_id)}/{image}.npy"
+
+
+SET_METRICS = "set_metrics.json"
+"""Where a run's folder has the metrics of its images as a set."""
+PLAIN_DISTANCE = "set_metrics-vs-"
+"""How the names of files begin that keep the distance to a plain run, of that fingerprint.
+
+They are derived: a report makes them again.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class SetMetric:
+    """A metric of a set of `n` images against `m` reference images; their number may be unknown.
+
+    `error` and `pseudo` (by prompt id) are missing where the error cannot be known; `note` says
+    why. `bias` is what two sets of one normal distribution of these sizes are apart, on average.
+    """
+
+    __pydantic_config__: ClassVar = STRICT
+
+    value: float
+    n: int
+    m: int | None
+    extractor: str
+    reference: str
+    error: float | None = None
+    bias: float | None = None
+    note: str = ""
+    pseudo: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        """Name what it is of: metrics of other ids differ in more than their images."""
+        return f"{self.extractor}-to-{self.reference}-n{self.n}-m{self.m or 'unknown'}"
+
+
+@dataclass(frozen=True, slots=True)
+class SetMetrics:
+    """The metrics of a run's images as a set, and how many of the planned ones are scored.
+
+    A run that is not complete has none: a set of fewer images is another measurement. `features` is
+    a digest of the features that they were made of.
+    """
+
+    __pydantic_config__: ClassVar = STRICT
+
+    judge: str
+    planned: int
+    scored: int
+    features: str = ""
+    metrics: Mapping[str, SetMetric] = field(default_factory=dict)
+
+    @property
+    def problem(self) -> str:
+        """Say why there is no metric; "" if there may be one."""
+        if self.scored == self.planned:
+            return ""
+        return f"incomplete {self.scored:,}/{self.planned:,}"
+
+    def to_json(self) -> str:
+        """Write the file's text; equal metrics give equal text."""
+        return dump(dataclasses.asdict(self)) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """Read the file's text. Raises ValueError that names the field and its value."""
+        return parse_row(cls, text)
 
 
 @dataclass(frozen=True, slots=True)

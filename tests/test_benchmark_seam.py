@@ -77,6 +77,7 @@ def test_optional_members_have_defaults() -> None:
     spec.ready()
     assert spec.files([], Path()) == {}
     assert (spec.estimate, spec.summarise, spec.excluded, spec.found) == (None, None, "", {})
+    assert spec.remark == ""
     assert not reads_folders(Shapes)
 
 
@@ -84,6 +85,7 @@ def test_optional_members_are_read_where_they_are() -> None:
     class Rich(Shapes):
         reads_folders = True
         excluded = "a trial"
+        remark = "half of it cannot be reached"
 
         def __init__(self) -> None:
             super().__init__()
@@ -112,6 +114,7 @@ def test_optional_members_are_read_where_they_are() -> None:
     assert spec.summarise is not None and list(spec.summarise([])) == ["a line"]
     assert spec.files([], Path()) == {"results.jsonl": ""}
     assert (spec.excluded, list(spec.found)) == ("a trial", [("shapes/round", 0)])
+    assert spec.remark == "half of it cannot be reached"
     assert reads_folders(Rich)
 
 

@@ -68,7 +68,9 @@ def test_every_benchmark_builds_or_says_which_files_it_lacks(
     if "pictogram" in benchmark:
         assert build_spec(f"benchmark={benchmark}").plan.jobs
         return
-    with pytest.raises(UserError, match=r"set benchmark\.(metadata|file)=PATH") as error:
+    with pytest.raises(
+        UserError, match=r"set benchmark\.(metadata|file|coco)=(PATH|FOLDER)"
+    ) as error:
         build_spec(f"benchmark={benchmark}")
     assert "\n" not in str(error.value)
 
@@ -157,6 +159,19 @@ def test_the_demo_leaves_no_method_out() -> None:
             if group == "method":
                 shown.add(classes[option])
     assert shown == set(classes.values())
+
+
+def test_the_demo_stays_short() -> None:
+    """Candidates are what it costs: 1,600 take about four minutes on two cores."""
+    drawn = 0
+    for point in compose_experiment("demo").hydra.sweeper.points:
+        config = compose_experiment("demo", *point)
+        choices = {
+            name: str(config.hydra.runtime.choices[name]) for name in ("method", "benchmark")
+        }
+        spec = build_run_spec(config, choices)
+        drawn += len(spec.plan.jobs) * spec.method.rows
+    assert drawn <= 1600
 
 
 @pytest.mark.parametrize("experiment", filter(has_claims, options(EXPERIMENT)))

@@ -18,7 +18,8 @@ from harness.runs.read import Run, read_run
 class Means:
     """Mean of each colour channel in each quarter of a picture."""
 
-    id = "means"
+    identity = "means"
+    dim = 12
 
     def features(self, images: list[np.ndarray]) -> np.ndarray:
         quarters = [image.reshape(2, 8, 2, 8, 3).mean((1, 3)).ravel() for image in images]

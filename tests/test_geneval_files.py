@@ -133,7 +133,7 @@ def test_a_conformance_file_counts_what_agrees(tmp_path: Path) -> None:
         ({**CASE, "options": {"treshold": 0.2}}, "treshold"),
         (
             {**CASE, "detections": [{"class": "cat", "box": [0, 0, 9], "score": 0.5}]},
-            "a box has four corners",
+            "a detection has class, box",
         ),
         ({**CASE, "detections": 3}, "not a conformance case"),
         ({**CASE, "metadata": {**CAT, "tag": "dogs"}}, "unknown tag 'dogs'"),

@@ -131,7 +131,7 @@ def list_public_names() -> list[str]:
     return harness.__all__
 
 
-def test_benchmarks_know_records_judges_and_the_grammar() -> None:
+def test_benchmarks_know_records_judges_and_the_embedded_world() -> None:
     allowed = (
         "harness.records",
         "harness.download",
@@ -140,8 +140,10 @@ def test_benchmarks_know_records_judges_and_the_grammar() -> None:
         "harness.judges",
         "harness.models.checkpoint",
         "harness.models.devices",
+        "harness.models.pictures",
         "harness.parity.fixture",
         "harness.models.pictogram.grammar",
+        "harness.models.pictogram.world",
     )
     for module, path in list_modules("benchmarks"):
         for name in list_imports(path):

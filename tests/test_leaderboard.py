@@ -16,7 +16,7 @@ from written_runs import STAMP, write_lines
 from harness.records import SampleRecord, Score, Usage, UserError
 from harness.results.columns import LEADERBOARD, TASKS
 from harness.results.exports import write_exports
-from harness.results.leaderboard import build, project_runs
+from harness.results.leaderboard import build, project_runs, rows_beside
 from harness.results.publish import publish
 from harness.results.terminal_table import render_table
 from harness.results.wandb import NoTracking
@@ -346,6 +346,29 @@ def test_publishing_writes_the_others_and_ends_with_the_bad_folder(tmp_path: Pat
             publish(tmp_path, [], NoTracking())
         assert [line["method"] for line in cells(tmp_path)] == ["sjd"]
         assert (tmp_path / "report" / "index.html").exists()
+
+
+def test_a_command_prints_the_boards_of_its_own_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = write_folder(tmp_path)
+    write_folder(tmp_path, "sjd-00000002", method="sjd")
+    other = write_folder(tmp_path, "plain-00000003", benchmark="geneval")
+    publish(tmp_path, [mine], NoTracking())
+    printed = capsys.readouterr().out
+    assert "pictogram on" in printed
+    assert "geneval on" not in printed
+    assert "1 other boards" in printed
+
+    board = build(tmp_path)
+    for folders, methods in (
+        ([mine], ["plain", "sjd"]),
+        ([other], ["plain"]),
+        ([mine, other], ["plain", "plain", "sjd"]),
+        ([], ["plain", "plain", "sjd"]),
+        ([tmp_path / "elsewhere"], ["plain", "plain", "sjd"]),
+    ):
+        assert sorted(rows_beside(board, folders)["method"]) == methods
 
 
 def test_backups_beside_journals_are_not_read(tmp_path: Path) -> None:

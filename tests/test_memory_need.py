@@ -439,6 +439,18 @@ def test_an_evaluator_of_geneval_declares_detector_and_colors() -> None:
     assert "not declared" not in need.describe(2)
 
 
+def test_an_evaluator_counts_the_batches_of_the_device_that_is_asked_about() -> None:
+    """Also on a machine without it: a forward has more pictures on a GPU."""
+    detector = Mmdet(weights="random")
+    colors = Clip(weights="random")
+    for evaluator, more in ((detector, 8), (colors, 16)):
+        fixed = []
+        for device in ("cpu", "cuda"):
+            shape = SamplerShape(torch.device(device), 1, (1, 1), 1)
+            fixed.append(evaluator.memory_need(None, shape)[1].fixed)
+        assert fixed[1] == more * fixed[0]
+
+
 def test_tables_of_a_rule_count_once_they_are_loaded() -> None:
     rule = Lantern(k=3, delta=0.2)
     assert need_of(rule).fixed == need_of().fixed

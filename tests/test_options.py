@@ -33,12 +33,13 @@ MOUNTED = {
     "colors": {"": ("benchmark=geneval", "colors@benchmark.colors=")},
 }
 """Where an option of a group that lies inside another one goes, by what its name contains."""
-GROUPS = ("method", "model", "benchmark", "sampler", "logger", *MOUNTED)
+GROUPS = ("method", "model", "benchmark", "metrics", "sampler", "logger", *MOUNTED)
 
 EXAMPLES: dict[str, object] = {
     "prompts": 1, "batch": 1, "short_side": 1, "max_tokens": 1, "rewrite_scale": 1.0,
     "orm_fallback": 1.0, "slots": 1, "memory_gb": 1.0, "concurrency": 1, "warm_up": 1,
-    "reward": {}, "classes": [], "stuck_after_s": 30.0, "prompts_list": [], "categories": [],
+    "reward": {}, "squeeze": 1, "classes": [], "stuck_after_s": 30.0,
+    "prompts_list": [], "categories": [],
     "method.block": 1, "length": 1, "constant": 1.0, "low_percentile": 5.0, "high_percentile": 95.0,
 }  # fmt: skip
 """Values of options that have null, or a whole number for any, there; other nulls are texts."""

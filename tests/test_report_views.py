@@ -408,11 +408,13 @@ def test_the_page_counts_questions_and_admits_notes_that_it_cannot_draw(
     tmp_path: Path, browser: Browser
 ) -> None:
     values = {"a/0": [1.0], "a/1": [0.0]}
-    write_run(tmp_path, values, usage={"unanswered": 4}, notes={"mine": 1})
+    half = "half of it cannot be reached"
+    write_run(tmp_path, values, usage={"unanswered": 4}, notes={"mine": 1}, remark=half)
     page = report(tmp_path)
     browser.open(page)
     remarks = browser.evaluate("document.querySelector('.notes').textContent")
     assert "8 questions unanswered." in remarks
+    assert "half of it cannot be reached." in remarks
     assert "wrong" not in remarks
     browser.open(page, "#inside")
     assert "has all notes" in browser.evaluate("document.querySelector('.empty').textContent")

@@ -14,9 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from made_runs import make_run
 from PIL import Image
 
+import benchmarks.t2i_compbench.prompts as prompts_module
+from benchmarks.boxes import Found
 from benchmarks.compbench_pictogram import CompbenchPictogram
+from benchmarks.t2i_compbench import depth, open_vocabulary
 from benchmarks.t2i_compbench.benchmark import NEEDS, T2ICompBench
 from benchmarks.t2i_compbench.blip import BlipVqa
 from benchmarks.t2i_compbench.blip_network import (
@@ -28,23 +32,34 @@ from benchmarks.t2i_compbench.blip_network import (
     load_checkpoint,
 )
 from benchmarks.t2i_compbench.boxes import resized_sides
+from benchmarks.t2i_compbench.clip import ClipScore
 from benchmarks.t2i_compbench.conformance import KINDS, conformance
-from benchmarks.t2i_compbench.evaluators import Found, Picture
-from benchmarks.t2i_compbench.imported_detections import ImportedDetections
+from benchmarks.t2i_compbench.depth import DptDepth
+from benchmarks.t2i_compbench.evaluators import Picture
+from benchmarks.t2i_compbench.imported_detections import RESULTS, ImportedDetections
 from benchmarks.t2i_compbench.layout import export_run
 from benchmarks.t2i_compbench.numeracy import class_of, find_counts
+from benchmarks.t2i_compbench.open_vocabulary import OpenVocabulary
+from benchmarks.t2i_compbench.parser import ParsedText, Parser, derive_parse
 from benchmarks.t2i_compbench.prompts import (
     CATEGORIES,
+    are_findable,
     can_be_found,
     derive_key,
     load_parses,
+    read_own_prompts,
     read_prompts,
 )
+from benchmarks.t2i_compbench.spatial import find_complex_objects
 from harness.check.originals import check_parity
+from harness.engine.memory_need import SamplerShape, count_weights, list_declared
 from harness.judges.pictogram import PictogramDetector
 from harness.models.pictogram import world
 from harness.models.pictogram.grammar import PROMPT_POSITIONS, parse, words
-from harness.records import Prompt, UserError
+from harness.records import MemoryPart, Prompt, UserError
+from harness.results.leaderboard import build
+from harness.results.report.collect import panels
+from harness.results.report.data import describe_panel
 
 SHARED = Path(__file__).parents[2] / "shared"
 LISTS = SHARED / "data" / "t2i_compbench"
@@ -152,6 +167,112 @@ def test_another_list_is_refused_with_the_remedy(problem: str, tmp_path: Path) -
         expected = "benchmark.color_list=new: choose from current, older"
     with pytest.raises(UserError, match=expected):
         read_prompts(**given)  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------ prompts of one's own
+
+
+def words_of(**parts: str) -> tuple[tuple[str, str], ...]:
+    """Words with their parts of speech, such as DET="the"; more of a part are numbered: DET2."""
+    return tuple((word, name.rstrip("0123456789")) for name, word in parts.items())
+
+
+@dataclass
+class SpokenParser:
+    """A parser that was told what to say; the real one is spaCy, an extra."""
+
+    said: ParsedText
+    id: str = "spacy-3.8.7-en_core_web_sm-3.8.0"
+
+    def parse(self, text: str) -> ParsedText:
+        return self.said
+
+
+def test_prompts_of_ones_own_are_parsed_as_the_official_ones_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = words_of(DET="a", NOUN="cat", ADP="on", DET2="the", NOUN2="left", ADP2="of")
+    said = ParsedText(("a cat", "the left", "a zebrafish"), (*tokens, ("zebrafish", "NOUN")))
+    monkeypatch.setattr(prompts_module, "Parser", lambda: SpokenParser(said))
+    text = "a cat on the left of a zebrafish"
+    for category in ("color", "spatial"):
+        (tmp_path / f"{category}_val.txt").write_text(f"{text}\n")
+    prompts, version = read_own_prompts(None, str(tmp_path))
+    assert [prompt.spec for prompt in prompts] == [
+        {"phrases": ["a cat", "a zebrafish"]},
+        {"objects": ["cat", "zebrafish"], "findable": False, "relation": "on the left of"},
+    ]
+    assert version.startswith("own-")
+    assert version.endswith("+spacy-3.8.7-en_core_web_sm-3.8.0")
+
+    benchmark = T2ICompBench(Said(), Said(), Said(), Said(), metadata=str(tmp_path), own=True)
+    assert benchmark.version == version
+    assert "spatial: 1 of 1 prompts name an object" in "\n".join(benchmark.summarise([]))
+
+
+@pytest.mark.parametrize(
+    ("category", "text", "problem"),
+    [
+        ("color", "a red_ball", "take out '_' and '/'"),
+        ("color", "running", "no noun phrase to ask about"),
+        ("spatial", "a cat under a dog", "none of the relations on side of, next to"),
+        ("numeracy", "cats", "names no number"),
+    ],
+)
+def test_a_prompt_of_ones_own_that_cannot_be_scored_is_named(
+    category: str, text: str, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = ParsedText((), words_of(NOUN=text))
+    monkeypatch.setattr(prompts_module, "Parser", lambda: SpokenParser(said))
+    (tmp_path / f"{category}_val.txt").write_text(f"{text}\n")
+    with pytest.raises(UserError, match=f"prompt 1, .*{problem}"):
+        read_own_prompts([category], str(tmp_path))
+
+
+def test_without_spacy_the_command_to_type_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.optional.find_spec", lambda _: None)
+    (tmp_path / "color_val.txt").write_text("a red ball\n")
+    with pytest.raises(UserError, match=r"pip install 'visual-ar-tts\[t2i_compbench\]'"):
+        read_own_prompts(None, str(tmp_path))
+    with pytest.raises(UserError, match=r"no list is there, such as color_val\.txt"):
+        read_own_prompts(None, str(tmp_path / "empty"))
+    with pytest.raises(UserError, match=r"set benchmark\.metadata=PATH to a folder"):
+        read_own_prompts(None, None)
+
+
+def test_a_color_that_the_parser_takes_for_a_name_is_no_object() -> None:
+    """As in "next to the white lamp", both words proper nouns to the parser."""
+    before = words_of(NOUN="plant", ADP="next", ADP2="to", DET="the")
+    assert find_complex_objects((*before, ("white", "PROPN"), ("lamp", "PROPN"))) == (
+        "plant",
+        "lamp",
+    )
+    longer = (("white", "PROPN"), ("satin", "PROPN"), ("ribbon", "NOUN"), ("shop", "NOUN"))
+    assert find_complex_objects((*before, *longer)) == ("plant", "ribbon")
+
+
+@needs_lists
+def test_shipped_parses_know_which_objects_have_a_class() -> None:
+    prompts, _ = read_prompts(["spatial", "3d_spatial", "complex"], "current", str(LISTS))
+    with_objects = [prompt for prompt in prompts if "objects" in prompt.spec]
+    for prompt in with_objects:
+        found = are_findable(prompt.category, prompt.spec["objects"])
+        assert found == prompt.spec["findable"], prompt
+
+
+@needs_lists
+def test_spacy_parses_the_official_prompts_as_they_are_shipped() -> None:
+    pytest.importorskip("spacy", reason="spaCy is an extra: it parses prompts of one's own")
+    parser = Parser()
+    prompts, _ = read_prompts(CATEGORIES, "current", str(LISTS))
+    for prompt in prompts[::40]:
+        parse = derive_parse(prompt.category, prompt.text, parser.parse(prompt.text))
+        assert {**parse, "kind": ""} == {
+            **{name: prompt.spec[name] for name in parse},
+            "kind": "",
+        }
 
 
 # ------------------------------------------------------------------ the benchmark's seams
@@ -270,6 +391,27 @@ def test_the_summary_says_what_cannot_be_reached(tmp_path: Path) -> None:
 
 
 @needs_lists
+def test_a_substitute_is_never_ranked_with_the_reference(tmp_path: Path) -> None:
+    """They are on boards of their own, and only the reference's says what it cannot reach."""
+    for method, n, detector in (
+        ("plain", None, Said()),
+        ("best_of_n", 4, Said()),
+        ("gridar", 4, Said(protocol="detector=other")),
+    ):
+        made = make_benchmark(detector=detector, categories=["spatial"])
+        about = {"version": made.version} | ({"remark": made.remark} if made.remark else {})
+        make_run(tmp_path, method, n=n, benchmark="t2i_compbench", **about)
+    board = build(tmp_path)
+    reference, substitute = sorted(panels(board), key=lambda panel: panel.protocol.version)
+    assert [one.run.about["method"] for one in substitute.shown] == ["gridar"]
+    assert substitute.shown[0].plain is None
+    assert "detector=other" in substitute.protocol.version
+    assert len(reference.shown) == 2
+    assert (substitute.remark, "100 of 300" in reference.remark) == ("", True)
+    assert describe_panel(reference, tmp_path)["remark"] == reference.remark
+
+
+@needs_lists
 def test_a_run_exported_is_found_again_by_its_names(tmp_path: Path) -> None:
     run = tmp_path / "run"
     benchmark = make_benchmark(categories=["color", "numeracy"], prompts=4, images=2)
@@ -327,9 +469,63 @@ def test_detections_are_those_of_the_image(tmp_path: Path) -> None:
     assert np.allclose(depth, 0.2)
 
 
+def write_scores(folder: Path, category: str, *answers: tuple[int, object]) -> None:
+    path = folder / RESULTS[category]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps([{"question_id": i, "answer": value} for i, value in answers]))
+
+
+@needs_lists
+def test_the_references_own_scores_are_those_of_the_run(tmp_path: Path) -> None:
+    """By the running number of an exported image; an image that was not judged waits."""
+    write_scores(tmp_path, "spatial", (0, 0.75), (1, 0.5))
+    write_scores(tmp_path, "3d_spatial", (0, "0.25"))
+    write_scores(tmp_path, "complex", (0, 0.5))
+    benchmark = make_benchmark(
+        detector=ImportedDetections(str(tmp_path)),
+        depth=ImportedDetections(),
+        categories=["spatial", "3d_spatial", "numeracy", "complex"],
+        images=1,
+        prompts=8,
+    )
+    benchmark.ready()
+    scores = list(benchmark.score(draw_images(tmp_path / "drawn", benchmark.prompts())))
+    value = {score.prompt_id.removeprefix("t2i_compbench/"): score.value for score in scores}
+    assert {name: value[name] for name in ("spatial/0", "spatial/1", "3d_spatial/0")} == {
+        "spatial/0": 0.75,
+        "spatial/1": 0.5,
+        "3d_spatial/0": 0.25,
+    }
+    key = benchmark.prompts()[-2].spec
+    assert key["kind"] == "spatial"  # half the position, half the attributes
+    attribute = 0.5 ** len(key["phrases"])
+    assert value["complex/0"] == pytest.approx((0.5 + attribute) / 2, abs=1e-4)
+    assert len(value) == 4  # nobody judged the others
+
+
+@needs_lists
+def test_scores_of_the_reference_are_of_depth_maps_as_it_reads_them(tmp_path: Path) -> None:
+    write_scores(tmp_path, "3d_spatial", (0, 0.25))
+    upright = make_benchmark(
+        detector=ImportedDetections(str(tmp_path)), categories=["3d_spatial"], upright=True
+    )
+    with pytest.raises(UserError, match="leave upright out"):
+        upright.ready()
+
+
+@pytest.mark.parametrize("answer", [1.5, "nan", "yes", None])
+def test_a_result_file_with_another_answer_is_refused(answer: object, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the reference has judged nothing there"):
+        ImportedDetections(str(tmp_path)).load()
+    write_scores(tmp_path, "numeracy", (0, answer))
+    with pytest.raises(UserError, match=r"vqa_result\.json: no result file"):
+        ImportedDetections(str(tmp_path)).load()
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
+        ({"depth": 3}, "'depth' must be the name of a picture"),
         ({"index": -1}, "'index' must be a whole number from 0, found -1"),
         ({"category": None}, "'category' must be a name"),
         ({"detections": {}}, "'detections' must be a list"),
@@ -355,7 +551,72 @@ def test_pictures_are_resized_as_the_reference_does() -> None:
     assert resized_sides(200, 100) == (480, 240)
 
 
-# ------------------------------------------------------------------ BLIP
+# ------------------------------------------------------------------ networks
+
+
+def test_every_network_declares_what_it_takes_of_the_device() -> None:
+    """Weights are counted on a network without memory; batches count by what is in them."""
+    parts: dict[str, MemoryPart] = {}
+    of_one = make_networks(batch=1)
+    for evaluator in of_one:
+        for part in evaluator.memory_need(None, ON_CPU):
+            parts[part.name] = part
+            assert (part.held, part.device) == (0, "cpu")
+    with torch.device("meta"):
+        sizes = {
+            "BLIP VQA": count_weights(build_network(BlipSpec())),
+            "DPT": count_weights(depth.build_network()),
+            "OWLv2": count_weights(open_vocabulary.build_network()),
+        }
+    for name, size in sizes.items():
+        assert parts[name].fixed == pytest.approx(size, rel=0.01)
+        assert parts[f"{name}'s pictures"].fixed > 1e8
+    assert parts["CLIP"].fixed == 4 * 151_000_000  # of ViT-B/32, not of GenEval's ViT-L/14
+    for one, three in zip(of_one, make_networks(batch=3), strict=True):
+        ratio = 1 if isinstance(one, OpenVocabulary | DptDepth) else 3
+        many = three.memory_need(None, ON_CPU)[1].fixed
+        assert many == ratio * one.memory_need(None, ON_CPU)[1].fixed
+
+
+ON_CPU = SamplerShape(torch.device("cpu"), 1, (1, 1), 1)
+
+
+def make_networks(batch: int) -> tuple[BlipVqa, OpenVocabulary, DptDepth, ClipScore]:
+    return (
+        BlipVqa(weights="random", device="cpu", batch=batch),
+        OpenVocabulary(weights="random", device="cpu"),
+        DptDepth(weights="random", device="cpu"),
+        ClipScore("ViT-B-32-quickgelu", "random", device="cpu", batch=batch),
+    )
+
+
+@needs_lists
+def test_a_run_counts_the_memory_of_the_evaluators_that_it_needs() -> None:
+    blip, detector, of_depth, clip = make_networks(batch=1)
+    evaluators = {"blip": blip, "detector": detector, "depth": of_depth, "clip": clip}
+    for categories, names in (
+        (None, {"BLIP VQA", "OWLv2", "DPT", "CLIP"}),
+        (["numeracy"], {"OWLv2"}),
+    ):
+        benchmark = make_benchmark(**evaluators, categories=categories)
+        found = list_declared([benchmark.judge], None, ON_CPU)  # type: ignore[arg-type]
+        assert {part.name for part in found if "'s" not in part.name} == names
+        assert all(part.is_declared for part in found)
+
+
+def test_the_depth_network_has_the_neck_of_the_published_one() -> None:
+    """Two stages are the convolutional network's own, two are the transformer's, at 1/16 and 1/32.
+
+    The default neck of the library resizes all four, and has other maps.
+    """
+    maps: list[torch.Tensor] = []
+    with torch.device("meta"), torch.inference_mode():
+        network = depth.build_network().eval()
+        network.neck.reassemble_stage.register_forward_hook(lambda *made: maps.extend(made[-1]))
+        found = network(pixel_values=torch.zeros(1, 3, 384, 384)).predicted_depth
+    assert found.shape == (1, 384, 384)
+    shapes = [tuple(one.shape[1:]) for one in maps]
+    assert shapes == [(256, 96, 96), (512, 48, 48), (768, 24, 24), (768, 12, 12)]
 
 
 TINY = BlipSpec(

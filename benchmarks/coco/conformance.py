@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.cases import run_cases
 from benchmarks.coco import captions, conventions
-from benchmarks.jsonl import run_cases
 from harness.records import UserError
 from harness.results.stats import distances, sign_flip_test
 

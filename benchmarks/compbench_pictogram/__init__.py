@@ -11,12 +11,12 @@ methods with each other on the benchmark that GridAR was published on.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from benchmarks.boxes import Detection, Found
 from benchmarks.compbench_pictogram.scenes import make_prompts
 from benchmarks.images import judge_files
 from benchmarks.spread import spread_evenly
@@ -33,18 +33,11 @@ BATCH = 64
 """Images read and judged at a time."""
 PARTS = ("spatial", "attribute")
 """What the score of a complex prompt averages, as the reference does for prompts about places."""
-LEFT_OUT = "left out, since no pictogram shows them: shape, texture, 3d_spatial, non_spatial"
 
 
-class ColoredDetection(Protocol):
+class ColoredDetection(Detection, Protocol):
     """A detected object, and how well each color fits it."""
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def box(self) -> Sequence[float]: ...
-    @property
-    def score(self) -> float: ...
     @property
     def color_shares(self) -> Sequence[float]: ...
 
@@ -69,6 +62,7 @@ class CompbenchPictogram:
 
     name = "compbench_pictogram"
     version = "1"
+    remark = "left out, since no pictogram shows them: shape, texture, 3d_spatial, non_spatial"
 
     def __init__(
         self,
@@ -106,7 +100,7 @@ class CompbenchPictogram:
         """Format the score of each category with its interval, and what is left out."""
         yield from summarise_categories(self._prompts, self.images, scores)
         yield f"Version {self.version}, judge {self.judge.id}"
-        yield LEFT_OUT
+        yield self.remark
 
     def _make_score(
         self,
@@ -157,17 +151,8 @@ class CompbenchPictogram:
         return value, detail
 
 
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """A detected object in the scale of the reference's detector."""
-
-    name: str
-    box: tuple[float, ...]
-    score: float
-
-
-def _scale(one: ColoredDetection, scale: float) -> _Seen:
-    return _Seen(one.name, tuple(corner * scale for corner in one.box), one.score)
+def _scale(one: ColoredDetection, scale: float) -> Found:
+    return Found(one.name, tuple(corner * scale for corner in one.box), one.score)
 
 
 def _answer_question(question: Mapping[str, str], found: Sequence[ColoredDetection]) -> float:

@@ -18,6 +18,7 @@ import numpy as np
 
 from benchmarks.geneval.detector import Instance
 from benchmarks.geneval.verdict import COLORS
+from benchmarks.networks import OnDevice, count_rows, list_network_parts, place_network
 from benchmarks.optional import require
 from harness.download import file_sha256
 from harness.records import Count, MemoryPart, UserError, one_line
@@ -35,10 +36,15 @@ GRAY = (153, 153, 153)
 OFFICIAL = "ViT-L-14-quickgelu"
 
 
-WEIGHT_BYTES = 4 * 428_000_000
-"""Bytes of CLIP ViT-L/14 in float32, as it lies on the device."""
-CROP_BYTES = 4 * 257 * 1024 * 12
-"""Bytes that a crop takes: twelve copies of the hidden states of its 257 positions, in float32."""
+SIZES = {
+    OFFICIAL: (428_000_000, 257 * 1024),
+    "ViT-B-32-quickgelu": (151_000_000, 50 * 768 + 77 * 512),
+}
+"""Weights of a model, and hidden states of a picture (and its text); others count as the first."""
+CROPS = 16
+"""Pictures of a forward on a GPU."""
+STATE_COPIES = 12
+"""Copies of the hidden states that live at once in a forward."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,20 +124,17 @@ class Clip:
         assert self._network is not None, "load() comes first"
         return self._network
 
-    def memory_need(self, _model: object, _shape: object) -> list[MemoryPart]:
+    def memory_need(self, _model: object, shape: OnDevice) -> list[MemoryPart]:
         """List its weights, and what a forward over a batch of crops takes."""
-        held = 0 if self._network is None else WEIGHT_BYTES
-        crops = self.batch_size()
-        return [
-            MemoryPart("CLIP", WEIGHT_BYTES, held=held, device=self._device_name),
-            MemoryPart("CLIP's crops", fixed=crops * CROP_BYTES, device=self._device_name),
-        ]
-
-    def batch_size(self) -> int:
-        """Return how many pictures a forward has."""
-        from harness.models.devices import device_named
-
-        return self._batch or (1 if device_named(self._device_name).type == "cpu" else 16)
+        crops = count_rows(self._batch, place_network(self._device_name, shape), CROPS)
+        weights, states = SIZES.get(self._model, SIZES[OFFICIAL])
+        return list_network_parts(
+            "CLIP",
+            4 * weights,
+            4 * STATE_COPIES * states * crops,
+            is_loaded=self._network is not None,
+            device=self._device_name,
+        )
 
     def load(self) -> None:
         """Build the network on the device; later calls do nothing."""
@@ -165,7 +168,7 @@ class Clip:
         self.load()
 
         # 1. Crop the objects, and fill the last batch up with copies of the last crop.
-        size = self.batch_size()
+        size = count_rows(self._batch, self._device, CROPS)
         crops = [
             self.preprocess(crop_object(question.image, question.instance))
             for question in questions

@@ -16,6 +16,13 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from benchmarks.networks import (
+    OnDevice,
+    count_rows,
+    is_random,
+    list_network_parts,
+    place_network,
+)
 from harness.models.pictogram.grammar import CLASSES
 from harness.records import MemoryPart, UserError
 
@@ -31,6 +38,8 @@ LONG_SIDE_RATIO = 1333 / 800
 
 WEIGHT_BYTES = 4 * 69_000_000
 """Bytes of Mask2Former Swin-S in float32, before it is loaded."""
+PICTURES = 8
+"""Pictures of a forward on a GPU."""
 USUAL_SIDE = 800
 """Pixels of a picture's side, unless another is chosen."""
 PLACE_VALUES = 2300
@@ -80,9 +89,7 @@ class Mask2Former:
     def __init__(self, device: str, batch: int | None, weights: str) -> None:
         if batch is not None and batch < 1:
             raise UserError(f"benchmark.detector.batch={batch}: at least one picture is needed")
-        if weights not in ("published", "random"):
-            raise UserError(f"benchmark.detector.weights={weights}: choose published or random")
-        self.random = weights == "random"
+        self.random = is_random("detector", weights)
         self._device_name = device
         self._batch = batch
         self._network: torch.nn.Module | None = None
@@ -98,28 +105,23 @@ class Mask2Former:
         assert self._network is not None, "load() comes first"
         return self._network
 
-    def memory_need(self, _model: object, _shape: object) -> list[MemoryPart]:
+    def memory_need(self, _model: object, shape: OnDevice) -> list[MemoryPart]:
         """List its weights, and what a forward over a batch of square pictures takes."""
         places = (self.side // 4) ** 2
-        pictures = self._count_pictures()
-        held = 0 if self._network is None else WEIGHT_BYTES
-        return [
-            MemoryPart("detector", WEIGHT_BYTES, held=held, device=self._device_name),
-            MemoryPart(
-                "detector's pictures",
-                fixed=4 * PLACE_VALUES * places * pictures,
-                device=self._device_name,
-            ),
-        ]
+        device = place_network(self._device_name, shape)
+        pictures = count_rows(self._batch, device, PICTURES)
+        return list_network_parts(
+            "detector",
+            WEIGHT_BYTES,
+            4 * PLACE_VALUES * places * pictures,
+            is_loaded=self._network is not None,
+            device=self._device_name,
+        )
 
     @property
     def side(self) -> int:
         """Return the pixels of a picture's short side."""
         return USUAL_SIDE
-
-    def _count_pictures(self) -> int:
-        """Return how many pictures a forward has."""
-        return self._batch or (1 if self.device.type == "cpu" else 8)
 
     def load(self) -> None:
         """Build the network on the device; later calls do nothing."""
@@ -133,7 +135,7 @@ class Mask2Former:
 
         self.load()
         found: list[list[Instance]] = [[] for _ in images]
-        size = self._count_pictures()
+        size = count_rows(self._batch, self.device, PICTURES)
         with torch.inference_mode():
             # 1. Prepare all pictures; those with inputs of one shape share forwards.
             prepared = [self.prepare(image) for image in images]

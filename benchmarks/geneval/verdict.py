@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from typing_extensions import TypedDict
 
+from benchmarks.boxes import Detection, measure_areas
 from harness.records import Count, NotNegative, Share
 
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
@@ -26,17 +27,6 @@ Kept = dict[str, list[int]]
 
 ColorOf = Callable[[str, Sequence[int]], Sequence[str]]
 """Name the colors of a class's detections, given by index; called only if a clause needs it."""
-
-
-class Detection(Protocol):
-    """What a verdict needs to know about one detected object."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def box(self) -> Sequence[float]: ...
-    @property
-    def score(self) -> float: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +128,10 @@ def keep_detections(detections: Sequence[Detection], tag: str, options: Options 
 
 def overlap(a: Sequence[float], b: Sequence[float]) -> float:
     """Compute the IoU of two boxes from inclusive pixel areas; 0 if both are empty."""
-    box_a = np.asarray(a, np.float32)
-    box_b = np.asarray(b, np.float32)
-    shared = _area(np.maximum(box_a[:2], box_b[:2]), np.minimum(box_a[2:], box_b[2:]))
-    union = _area(box_a[:2], box_a[2:]) + _area(box_b[:2], box_b[2:]) - shared
+    box_a = list(np.asarray(a, np.float32))
+    box_b = list(np.asarray(b, np.float32))
+    shared, area_a, area_b = measure_areas(box_a, box_b, edge=1)
+    union = area_a + area_b - shared
     return float(shared / union) if union else 0.0
 
 
@@ -215,7 +205,3 @@ def _suppress(order: list[int], detections: Sequence[Detection], max_overlap: fl
         box = detections[best].box
         order = [i for i in rest if overlap(box, detections[i].box) < limit]
     return survivors
-
-
-def _area(top_left: np.ndarray, bottom_right: np.ndarray) -> np.float32:
-    return np.prod(np.maximum(bottom_right - top_left + 1, 0), dtype=np.float32)

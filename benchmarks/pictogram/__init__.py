@@ -12,8 +12,9 @@ from typing import Protocol
 
 import numpy as np
 
+from benchmarks.boxes import Detection
 from benchmarks.geneval.prompts import locate_metadata, read_prompts, select_by_classes
-from benchmarks.geneval.verdict import Detection, Options, verdict
+from benchmarks.geneval.verdict import Options, verdict
 from benchmarks.images import judge_files
 from benchmarks.spread import spread_evenly
 from harness.records import Count, Natural, Prompt, Score, Share, UserError

@@ -6,19 +6,21 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.boxes import Found
 from benchmarks.images import judge_each, read_images
 from benchmarks.spread import spread_evenly
 from benchmarks.t2i_compbench.complex_prompts import average_parts
 from benchmarks.t2i_compbench.evaluators import (
     DepthEstimator,
     Evaluator,
-    Found,
+    HasScores,
     ObjectDetector,
     Picture,
     QuestionAnswerer,
@@ -26,7 +28,12 @@ from benchmarks.t2i_compbench.evaluators import (
 )
 from benchmarks.t2i_compbench.layout import count_images, read_folder, warn_of_missing
 from benchmarks.t2i_compbench.numeracy import score_counts
-from benchmarks.t2i_compbench.prompts import CATEGORIES, can_be_found, read_prompts
+from benchmarks.t2i_compbench.prompts import (
+    CATEGORIES,
+    can_be_found,
+    read_own_prompts,
+    read_prompts,
+)
 from benchmarks.t2i_compbench.questions import multiply_answers, round_answer, write_question
 from benchmarks.t2i_compbench.spatial import SpatialScore, score_depth, score_plane
 from benchmarks.t2i_compbench.summary import summarise_categories
@@ -70,6 +77,24 @@ Judged = tuple[float, dict[str, Any]] | None
 """Value and detail of an image; None where its detections were not imported yet."""
 
 
+@dataclass(frozen=True)
+class Judge:
+    """Hold the evaluators that the categories of a run need; the others are None.
+
+    Each of them declares what it takes of the device.
+    """
+
+    blip: Evaluator | None = None
+    detector: Evaluator | None = None
+    depth: Evaluator | None = None
+    clip: Evaluator | None = None
+
+    @property
+    def id(self) -> str:
+        used = (self.blip, self.detector, self.depth, self.clip)
+        return "+".join(one.id for one in used if one is not None)
+
+
 class T2ICompBench:
     """Judge `images` images of each official prompt of some categories (None: all eight).
 
@@ -77,7 +102,8 @@ class T2ICompBench:
     "current", or "older" for the colour prompts of before 2025-09-03. `prompts` takes that many,
     spread evenly over the categories. `images` may be a folder of the reference's layout instead of
     a number. Evaluators other than the reference's mark the version, as does another number of
-    images; `upright` reads depth maps the right way round, which the reference does not.
+    images; `upright` reads depth maps the right way round, which the reference does not. With `own`
+    the lists are not the official ones: spaCy parses their prompts, and marks the version.
 
     Raises UserError for what cannot be had, evaluators of the categories among it.
     """
@@ -97,21 +123,21 @@ class T2ICompBench:
         prompts: Count | None = None,
         images: Count | str = IMAGES,
         upright: bool = False,
+        own: bool = False,
     ) -> None:
         self._blip = blip
         self._detector = detector
         self._depth = depth
         self._clip = clip
         self._upright = upright
-        chosen = CATEGORIES if categories is None else tuple(categories)
-        available, version = read_prompts(chosen, color_list, metadata)
+        if own:
+            available, version = read_own_prompts(categories, metadata)
+        else:
+            named = CATEGORIES if categories is None else categories
+            available, version = read_prompts(named, color_list, metadata)
         self._prompts = available if prompts is None else spread_evenly(available, prompts)
         self._total = len(available)
-        self._categories = [
-            category
-            for category in chosen
-            if any(prompt.category == category for prompt in self._prompts)
-        ]
+        self._categories = list(dict.fromkeys(prompt.category for prompt in self._prompts))
         self._evaluators = self._list_evaluators()
         for option, evaluator in self._evaluators.items():
             if evaluator.missing:
@@ -120,7 +146,7 @@ class T2ICompBench:
                     f"{', '.join(users)} cannot be judged: set {evaluator.missing}; "
                     "or leave them out with benchmark.categories=[...]"
                 )
-        self.judge = _JudgeId("+".join(one.id for one in self._evaluators.values()))
+        self.judge = Judge(**self._evaluators)
 
         self.found: dict[tuple[str, int], Path] = {}
         """Imported images, by prompt id and number."""
@@ -135,6 +161,7 @@ class T2ICompBench:
             self.images = images
         self.version = "+".join([version, *self._list_marks()])
         self.excluded = self._why_excluded()
+        self.remark = "; ".join(self._describe_reach())
 
     def prompts(self) -> list[Prompt]:
         """List the prompts to draw."""
@@ -144,6 +171,12 @@ class T2ICompBench:
         """Load the evaluators of the categories. Raises UserError if that is impossible."""
         for evaluator in self._evaluators.values():
             evaluator.load()
+        has_scores = isinstance(self._detector, HasScores) and self._detector.scores is not None
+        if self._upright and has_scores:
+            raise UserError(
+                "benchmark.upright=true: the reference's scores were made with depth maps read as "
+                "it reads them; give its detections and depths instead, or leave upright out"
+            )
 
     def estimate(self, prompts: Sequence[Prompt]) -> str:
         """Count what judging an image of each of these prompts asks of each evaluator."""
@@ -185,17 +218,17 @@ class T2ICompBench:
                     yield self._make_score(prompt, path, *found)
         if waiting:
             log.warning(
-                "%d images wait for detections: `python -m benchmarks.t2i_compbench export RUN "
-                "FOLDER`, run the reference's detector there, and set "
-                "benchmark.detector.detections=FILE",
+                "%d images wait for the reference's detector: `python -m benchmarks.t2i_compbench "
+                "export RUN FOLDER`, run its evaluators there, and set "
+                "benchmark.detector.detections=FOLDER",
                 waiting,
             )
 
     def summarise(self, scores: Sequence[Score]) -> Iterator[str]:
         """Format the score of each category, what cannot be reached, and what marks the run."""
         yield from summarise_categories(self._prompts, self.images, scores)
-        if not self._detector.protocol:
-            yield from self._describe_reach()
+        if self.remark:
+            yield self.remark
         if self.images != IMAGES:
             yield f"MARKED: {self.images} images a prompt where the papers have {IMAGES}"
         if len(self._prompts) < self._total:
@@ -258,7 +291,12 @@ class T2ICompBench:
         return "images made elsewhere: what they cost is not known" if self.found else ""
 
     def _describe_reach(self) -> Iterator[str]:
-        """Say how many prompts cannot reach a full score with the reference's class names."""
+        """Say how many prompts cannot reach a full score with the reference's class names.
+
+        A substitute has no such names.
+        """
+        if self._detector.protocol:
+            return
         for category in ("spatial", "3d_spatial"):
             prompts = [prompt for prompt in self._prompts if prompt.category == category]
             lost = sum(not can_be_found(prompt) for prompt in prompts)
@@ -301,11 +339,12 @@ class T2ICompBench:
 
         # 3. Decide.
         judged: list[Judged] = []
-        for index, (prompt, _, _) in enumerate(shown):
+        for index, (prompt, number, _) in enumerate(shown):
+            given = self._look_up_score(prompt, number)
             is_waiting = (index in detected and detected[index] is None) or (
                 index in depths and depths[index] is None
             )
-            if is_waiting:
+            if is_waiting and given is None:
                 judged.append(None)
                 continue
             judged.append(
@@ -315,9 +354,17 @@ class T2ICompBench:
                     detected.get(index) or [],
                     depths.get(index),
                     compared.get(index),
+                    given,
                 )
             )
         return judged
+
+    def _look_up_score(self, prompt: Prompt, number: int) -> float | None:
+        """Return what the reference's own detector and rules gave an image; None if unknown."""
+        if "detector" not in NEEDS[prompt.category] or not isinstance(self._detector, HasScores):
+            return None
+        running = self.images * int(prompt.id.rsplit("/", 1)[1]) + number
+        return (self._detector.scores or {}).get((prompt.category, running))
 
     def _ask_questions(self, shown: Sequence[tuple[Prompt, int, np.ndarray]]) -> list[list[float]]:
         """Ask about the noun phrases of each image; none where its category asks nothing."""
@@ -341,8 +388,12 @@ class T2ICompBench:
         detections: Sequence[Found],
         depth: np.ndarray | None,
         compared: tuple[float, bool] | None,
+        given: float | None,
     ) -> tuple[float, dict[str, Any]]:
-        """Apply the rules of a prompt's category; return the value and what it is made of."""
+        """Apply the rules of a prompt's category; return the value and what it is made of.
+
+        Of a part that needs a detector, `given` is the reference's own score, where it is known.
+        """
         category = prompt.category
         key = prompt.spec
         parts: dict[str, float] = {}
@@ -350,17 +401,11 @@ class T2ICompBench:
         if "blip" in NEEDS[category]:
             parts["attribute"] = float(multiply_answers(chances))
             detail["answers"] = [round_answer(chance) for chance in chances]
-        if "detector" in NEEDS[category]:
-            detail["detections"] = [[one.name, *one.box, one.score] for one in detections]
-        if category == "numeracy":
-            counted = score_counts([(name, count) for name, count in key["counts"]], detections)
-            parts["numeracy"] = counted.value
-            detail["counts"] = list(counted.counts)
+        if given is not None:
+            parts["numeracy" if category == "numeracy" else "spatial"] = given
         elif "detector" in NEEDS[category]:
-            placed = self._place(prompt, detections, depth)
-            parts["spatial"] = placed.value
-            detail["position"] = placed.position
-            detail["found"] = placed.found
+            detail["detections"] = [[one.name, *one.box, one.score] for one in detections]
+            self._apply_rules(prompt, detections, depth, parts, detail)
         if compared is not None:
             cosine, was_cut = compared
             parts["action"] = cosine
@@ -378,6 +423,26 @@ class T2ICompBench:
             detail["answer"] = value
         return min(1.0, max(0.0, value)), detail
 
+    def _apply_rules(
+        self,
+        prompt: Prompt,
+        detections: Sequence[Found],
+        depth: np.ndarray | None,
+        parts: dict[str, float],
+        detail: dict[str, Any],
+    ) -> None:
+        """Score what was detected: numbers of objects, or where two of them are."""
+        if prompt.category == "numeracy":
+            wanted = [(name, count) for name, count in prompt.spec["counts"]]
+            counted = score_counts(wanted, detections)
+            parts["numeracy"] = counted.value
+            detail["counts"] = list(counted.counts)
+            return
+        placed = self._place(prompt, detections, depth)
+        parts["spatial"] = placed.value
+        detail["position"] = placed.position
+        detail["found"] = placed.found
+
     def _place(
         self, prompt: Prompt, detections: Sequence[Found], depth: np.ndarray | None
     ) -> SpatialScore:
@@ -387,13 +452,6 @@ class T2ICompBench:
         if depth is None:
             return score_plane(pair, relation, detections)
         return score_depth(pair, relation, detections, depth, upright=self._upright)
-
-
-class _JudgeId:
-    """The judge: all evaluators that the categories need."""
-
-    def __init__(self, judge_id: str) -> None:
-        self.id = judge_id
 
 
 def _names_of(prompt: Prompt) -> tuple[str, ...]:

@@ -8,6 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks.networks import (
+    OnDevice,
+    count_rows,
+    is_random,
+    list_network_parts,
+    place_network,
+)
 from benchmarks.t2i_compbench.blip_network import (
     MAX_TOKENS,
     BlipSpec,
@@ -21,7 +28,7 @@ from benchmarks.t2i_compbench.blip_network import (
 )
 from benchmarks.t2i_compbench.questions import clean_question, yes_probability
 from harness.download import fetch, file_sha256
-from harness.records import Count, UserError
+from harness.records import Count, MemoryPart, UserError
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +44,13 @@ VOCABULARY = (
     "86b5e0934494bd15c9632b12f734a8a67f723594/vocab.txt"
 )
 VOCABULARY_SHA256 = "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"
+
+ROWS = 16
+"""Rows of a forward on a GPU."""
+WEIGHT_BYTES = 4 * 361_500_000
+"""Bytes of the network in float32."""
+PICTURE_BYTES = 4 * 4 * 12 * 901 * 901
+"""Bytes that a picture takes: four copies of the attention of 12 heads over its 901 positions."""
 
 
 class BlipVqa:
@@ -57,11 +71,9 @@ class BlipVqa:
     ) -> None:
         if batch is not None and batch < 1:
             raise UserError(f"benchmark.blip.batch={batch}: at least one row is needed")
-        if weights not in ("published", "random"):
-            raise UserError(f"benchmark.blip.weights={weights}: choose published or random")
-        if weights == "random" and checkpoint:
+        self.random = is_random("blip", weights)
+        if self.random and checkpoint:
             raise UserError("benchmark.blip: weights=random and a checkpoint exclude each other")
-        self.random = weights == "random"
         self.missing = ""
         name = "random"
         if checkpoint:
@@ -75,6 +87,17 @@ class BlipVqa:
         self._batch = batch
         self._spec = BlipSpec()
         self._network: Any = None
+
+    def memory_need(self, _model: object, shape: OnDevice) -> list[MemoryPart]:
+        """List its weights, and what encoding a batch of pictures takes."""
+        rows = count_rows(self._batch, place_network(self._device_name, shape), ROWS)
+        return list_network_parts(
+            "BLIP VQA",
+            WEIGHT_BYTES,
+            PICTURE_BYTES * rows,
+            is_loaded=self._network is not None,
+            device=self._device_name,
+        )
 
     def load(self) -> None:
         """Build the network and its tokenizer; later calls do nothing."""
@@ -100,7 +123,7 @@ class BlipVqa:
         if not asked:
             return []
         self.load()
-        size = self._batch or (1 if self._device.type == "cpu" else 16)
+        size = count_rows(self._batch, self._device, ROWS)
         pictures = {id(picture): picture for picture, _ in asked}
         rows = {identity: row for row, identity in enumerate(pictures)}
         ids = [self._tokenizer.encode(clean_question(question)).ids for _, question in asked]
@@ -133,21 +156,29 @@ class BlipVqa:
         return torch.cat(encoded)
 
 
+def find_vocabulary(vocabulary: str | None, option: str) -> Path:
+    """Find bert-base-uncased's vocab.txt: as given by an option, or its pinned download.
+
+    Raises UserError for another file, and where it cannot be had.
+    """
+    if vocabulary is None:
+        remedy = f"set {option}=PATH"
+        return fetch(VOCABULARY, VOCABULARY_SHA256, "t2i_compbench/vocab.txt", remedy)
+    path = Path(vocabulary).expanduser()
+    found = file_sha256(path)
+    if found != VOCABULARY_SHA256:
+        raise UserError(
+            f"{option}={vocabulary} has sha256 {found}, bert-base-uncased's vocab.txt has "
+            f"{VOCABULARY_SHA256}"
+        )
+    return path
+
+
 def _read_tokenizer(vocabulary: str | None) -> Any:
     """Read the tokenizer of the questions, which are cut to the reference's length."""
     from tokenizers import BertWordPieceTokenizer
 
-    if vocabulary is None:
-        remedy = "set benchmark.blip.vocabulary=PATH"
-        path = fetch(VOCABULARY, VOCABULARY_SHA256, "t2i_compbench/vocab.txt", remedy)
-    else:
-        path = Path(vocabulary).expanduser()
-        found = file_sha256(path)
-        if found != VOCABULARY_SHA256:
-            raise UserError(
-                f"benchmark.blip.vocabulary={vocabulary} has sha256 {found}, bert-base-uncased's "
-                f"vocab.txt has {VOCABULARY_SHA256}"
-            )
+    path = find_vocabulary(vocabulary, "benchmark.blip.vocabulary")
     tokenizer = BertWordPieceTokenizer(str(path), lowercase=True)
     tokenizer.enable_truncation(MAX_TOKENS)
     return tokenizer

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from benchmarks.geneval.colors import Clip
+from benchmarks.geneval.colors import CROPS, Clip
+from benchmarks.networks import count_rows
 
 OFFICIAL = "ViT-B-32-quickgelu"
 WORDS = 77
@@ -28,7 +29,7 @@ class ClipScore(Clip):
         if not asked:
             return []
         self.load()
-        size = self.batch_size()
+        size = count_rows(self._batch, self._device, CROPS)
         pictures = [self.preprocess(Image.fromarray(picture)) for picture, _ in asked]
         texts = [text for _, text in asked]
         pictures += pictures[-1:] * (-len(pictures) % size)

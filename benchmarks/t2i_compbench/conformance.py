@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from benchmarks.jsonl import run_cases
-from benchmarks.t2i_compbench.boxes import is_duplicate, single_box
+from benchmarks.boxes import Found, read_detection, single_box
+from benchmarks.cases import compare, run_cases
+from benchmarks.t2i_compbench.boxes import is_duplicate
 from benchmarks.t2i_compbench.complex_prompts import (
     average_parts,
     drop_adjectives,
@@ -49,23 +48,6 @@ IMAGES = 10
 """Images of a prompt that the reference's 3-in-1 evaluator has in its code."""
 
 
-def conformance(path: Path | str) -> tuple[int, int, list[str]]:
-    """Run the cases of a file; return passed, failed, and a message per failed case.
-
-    Raises UserError naming the line of a malformed case.
-    """
-    return run_cases(Path(path), _run_case)
-
-
-@dataclass(frozen=True, slots=True)
-class _CaseDetection:
-    """Hold a detection of a case."""
-
-    name: str
-    box: tuple[float, ...]
-    score: float
-
-
 def _run_case(case: Mapping[str, Any]) -> Iterator[str]:
     kind = case["kind"]
     if kind not in KINDS:
@@ -93,22 +75,11 @@ def _compare_answer(
         return
     got = answer(case)
     for name, value in expected.items():
-        if not _agree(got[name], value):
-            yield f"{which}{name} is {got[name]!r}, expected {value!r}"
+        yield from compare(f"{which}{name}", got[name], value, TOLERANCE)
 
 
-def _agree(got: Any, expected: Any) -> bool:
-    """Compare numbers within the tolerance, all else exactly; None stands for a number it lacks."""
-    if isinstance(expected, list):
-        same_length = isinstance(got, list) and len(got) == len(expected)
-        return same_length and all(map(_agree, got, expected))
-    if _is_number(expected) and _is_number(got):
-        return math.isclose(got, expected, rel_tol=0, abs_tol=TOLERANCE)
-    return type(got) is type(expected) and bool(got == expected)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+conformance = partial(run_cases, find_differences=_run_case)
+"""Run the cases of a file; return passed, failed, and a message per failed case."""
 
 
 # --- kinds of case --------------------------------------------------------------------------------
@@ -240,11 +211,8 @@ def _read_tokens(case: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(word, part) for word, part in case["tokens"]]
 
 
-def _read_detections(case: Mapping[str, Any]) -> Sequence[_CaseDetection]:
-    return [
-        _CaseDetection(found["class"], single_box(found["box"]), found["score"])
-        for found in case["detections"]
-    ]
+def _read_detections(case: Mapping[str, Any]) -> list[Found]:
+    return list(map(read_detection, case["detections"]))
 
 
 def _paint_depth(described: Mapping[str, Any]) -> np.ndarray:

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.networks import is_random, list_network_parts
 from benchmarks.t2i_compbench.evaluators import Picture
 from benchmarks.t2i_compbench.imported_detections import resize_depth
-from harness.records import UserError, one_line
+from harness.records import MemoryPart, UserError, one_line
 
 MODEL = "Intel/dpt-hybrid-midas"
 SIDE = 480
@@ -22,6 +23,11 @@ HYBRID: Mapping[str, Any] = {
     "reassemble_factors": [1, 1, 1, 0.5],
 }
 """What the published network has other than the library's default."""
+
+WEIGHT_BYTES = 4 * 122_400_000
+"""Bytes of the network in float32."""
+PICTURE_BYTES = 8 * 4 * 256 * 240 * 240
+"""Bytes that a picture takes: eight copies of the neck's finest map, 256 channels of 240 x 240."""
 
 
 class DptDepth:
@@ -38,9 +44,7 @@ class DptDepth:
         weights: str = "published",
         device: str = "auto",
     ) -> None:
-        if weights not in ("published", "random"):
-            raise UserError(f"benchmark.depth.weights={weights}: choose published or random")
-        self.random = weights == "random"
+        self.random = is_random("depth", weights)
         self.protocol = "depth=dpt-hybrid-midas"
         self.missing = ""
         if not self.random and revision is None:
@@ -50,6 +54,16 @@ class DptDepth:
         self._revision = revision
         self._device_name = device
         self._network: Any = None
+
+    def memory_need(self, _model: object, _shape: object) -> list[MemoryPart]:
+        """List its weights, and what a forward over a picture takes."""
+        return list_network_parts(
+            "DPT",
+            WEIGHT_BYTES,
+            PICTURE_BYTES,
+            is_loaded=self._network is not None,
+            device=self._device_name,
+        )
 
     def load(self) -> None:
         """Build the network; later calls do nothing."""
@@ -89,11 +103,10 @@ class DptDepth:
 
     def _random_network(self) -> Any:
         import torch
-        from transformers import DPTConfig, DPTForDepthEstimation
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return DPTForDepthEstimation(DPTConfig(**HYBRID))
+            return build_network()
 
     def _published_network(self) -> Any:
         import torch
@@ -107,3 +120,10 @@ class DptDepth:
                 f"depth {self._model!r} cannot be had ({one_line(error)[:200]}): "
                 "set benchmark.depth.model to a folder with its files"
             ) from None
+
+
+def build_network() -> Any:
+    """Build a network of the published one's shape, with random weights."""
+    from transformers import DPTConfig, DPTForDepthEstimation
+
+    return DPTForDepthEstimation(DPTConfig(**HYBRID))

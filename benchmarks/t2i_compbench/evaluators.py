@@ -7,20 +7,13 @@ give before it can be used; it is empty where nothing is missing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A detected object; its box is in the detector's scale (boxes.py)."""
-
-    name: str
-    box: tuple[float, ...]
-    score: float
+from benchmarks.boxes import Found
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +51,19 @@ class ObjectDetector(Evaluator, Protocol):
     """What marks the version of scores by a substitute; "" for the reference's detector."""
 
     def detect(self, pictures: Sequence[Picture]) -> list[list[Found] | None]:
-        """Find objects in each picture, in the detector's order; None where nobody looked yet."""
+        """Find objects in each picture, in the detector's order; None where nobody looked yet.
+
+        Boxes are in the reference detector's scale (boxes.py).
+        """
+
+
+@runtime_checkable
+class HasScores(Protocol):
+    """A detector that knows the reference's scores themselves."""
+
+    @property
+    def scores(self) -> Mapping[tuple[str, int], float] | None:
+        """Scores by category and running number, once it is loaded; None where it has none."""
 
 
 class DepthEstimator(Evaluator, Protocol):

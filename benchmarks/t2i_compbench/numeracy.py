@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.t2i_compbench.boxes import Detection, is_duplicate, single_box
+from benchmarks.boxes import Detection, single_box
+from benchmarks.t2i_compbench.boxes import is_duplicate
 
 NUMBERS = {
     "a": 1,

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks.boxes import Found
 from benchmarks.geneval.transformers_backend import explain_missing, find_revision
+from benchmarks.networks import is_random, list_network_parts
 from benchmarks.optional import require
 from benchmarks.t2i_compbench.boxes import resized_sides
-from benchmarks.t2i_compbench.evaluators import Found, Picture
-from harness.records import UserError
+from benchmarks.t2i_compbench.evaluators import Picture
+from harness.records import MemoryPart
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +32,14 @@ SIDE = 960
 WORDS = 16
 """Tokens of a name."""
 TEMPLATE = "a photo of {article} {name}"
+
+WEIGHT_BYTES = 4 * 155_000_000
+"""Bytes of the network in float32."""
+PICTURE_BYTES = 8 * 4 * 3601 * 3072
+"""Bytes that a picture takes: eight copies of the widest layer, 3072 numbers at 3601 positions.
+
+Its attention is never held as a whole.
+"""
 
 
 class OpenVocabulary:
@@ -49,9 +59,7 @@ class OpenVocabulary:
         overlap: float = 0.5,
         device: str = "auto",
     ) -> None:
-        if weights not in ("published", "random"):
-            raise UserError(f"benchmark.detector.weights={weights}: choose published or random")
-        self.random = weights == "random"
+        self.random = is_random("detector", weights)
         self.missing = ""
         self._model = model
         self._revision = revision
@@ -63,6 +71,16 @@ class OpenVocabulary:
         self.protocol = f"detector={name}"
         weights_name = "random" if self.random else (revision or find_revision(model))[:8]
         self.id = f"{name}-{weights_name}@{threshold}"
+
+    def memory_need(self, _model: object, _shape: object) -> list[MemoryPart]:
+        """List its weights, and what a forward over a picture takes."""
+        return list_network_parts(
+            "OWLv2",
+            WEIGHT_BYTES,
+            PICTURE_BYTES,
+            is_loaded=self._network is not None,
+            device=self._device_name,
+        )
 
     def load(self) -> None:
         """Build network and tokenizer; later calls do nothing."""
@@ -123,11 +141,10 @@ class OpenVocabulary:
 
     def _random_network(self) -> Any:
         import torch
-        from transformers import Owlv2Config, Owlv2ForObjectDetection
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return Owlv2ForObjectDetection(Owlv2Config(vision_config={"image_size": SIDE}))
+            return build_network()
 
     def _published_network(self) -> Any:
         import torch
@@ -138,6 +155,13 @@ class OpenVocabulary:
             return kind.from_pretrained(self._model, revision=self._revision, dtype=torch.float32)
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise explain_missing(self._model, error) from None
+
+
+def build_network() -> Any:
+    """Build a network of the published one's shape, with random weights."""
+    from transformers import Owlv2Config, Owlv2ForObjectDetection
+
+    return Owlv2ForObjectDetection(Owlv2Config(vision_config={"image_size": SIDE}))
 
 
 def _write_query(name: str) -> str:

@@ -2,7 +2,7 @@
 
 The lists are downloaded, pinned by their hashes. The derived values (noun phrases, objects, texts)
 are shipped, keyed by the prompt's hash, so that no run needs the parser that made them: spaCy 3.8.7
-with en_core_web_sm 3.8.0. Other versions of it find other phrases.
+with en_core_web_sm 3.8.0. Other versions of it find other phrases. Lists of one's own are parsed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from benchmarks.t2i_compbench.parser import Parser, derive_parse
 from benchmarks.t2i_compbench.spatial import RELATIONS_2D, RELATIONS_3D, find_relation
 from harness.download import fetch, file_sha256
 from harness.records import Prompt, UserError
@@ -51,13 +52,7 @@ def read_prompts(
     `metadata` is the repository's folder of lists; None is the cache, then the network. Raises
     UserError for an unknown category, a list with another hash, or a prompt without a parse.
     """
-    for category in categories:
-        if category not in SHA256:
-            raise UserError(
-                f"benchmark.categories: {category!r} is none of {', '.join(CATEGORIES)}"
-            )
-    if not categories or len(set(categories)) < len(categories):
-        raise UserError(f"benchmark.categories={list(categories)}: name each one once")
+    _check_categories(categories)
     if color_list not in COLOR_LISTS:
         raise UserError(f"benchmark.color_list={color_list}: choose from {', '.join(COLOR_LISTS)}")
 
@@ -74,6 +69,46 @@ def read_prompts(
     return prompts, version
 
 
+def read_own_prompts(
+    categories: Sequence[str] | None, folder: str | None
+) -> tuple[list[Prompt], str]:
+    """Read prompt lists of one's own, parse them, and name their version by hash and parser.
+
+    They have the names of the reference's lists, such as color_val.txt; `categories` None takes
+    every list that is in the folder. Raises UserError for a prompt that cannot be scored.
+    """
+    if folder is None:
+        raise UserError(
+            "prompts of your own: set benchmark.metadata=PATH to a folder with lists of them, "
+            f"{', '.join(f'{category}_val.txt' for category in CATEGORIES)}; one is enough"
+        )
+    root = Path(folder).expanduser()
+    if categories is None:
+        chosen = [name for name in CATEGORIES if (root / f"{name}_val.txt").is_file()]
+        if not chosen:
+            raise UserError(f"benchmark.metadata={folder}: no list is there, such as color_val.txt")
+    else:
+        _check_categories(categories)
+        chosen = list(categories)
+
+    parser = Parser()
+    prompts: list[Prompt] = []
+    for category in chosen:
+        path = root / f"{category}_val.txt"
+        if not path.is_file():
+            raise UserError(f"benchmark.metadata={folder}: {path.name} is not there")
+        for index, text in enumerate(_read_lines(path)):
+            try:
+                key = _parse_prompt(category, text, parser)
+            except ValueError as error:
+                raise UserError(f"{path}, prompt {index + 1}, {text[:60]!r}: {error}") from None
+            prompts.append(Prompt(f"t2i_compbench/{category}/{index}", text, category, key))
+    if not prompts:
+        raise UserError(f"benchmark.metadata={folder}: the lists have no prompt")
+    written = "\n".join(f"{prompt.category}/{prompt.text}" for prompt in prompts)
+    return prompts, f"own-{hash_prompt(written)[:8]}+{parser.id}"
+
+
 def derive_key(category: str, text: str) -> dict[str, Any]:
     """Derive what the rules of a category need from a prompt.
 
@@ -86,8 +121,23 @@ def derive_key(category: str, text: str) -> dict[str, Any]:
     if parse is None:
         raise UserError(
             f"{text[:60]!r} is no official prompt of category {category}: the parses of those are "
-            "shipped, others cannot be scored"
+            "shipped; for others take benchmark=t2i_compbench_own"
         )
+    return _complete_key(category, text, parse)
+
+
+def _parse_prompt(category: str, text: str, parser: Parser) -> dict[str, Any]:
+    """Derive what `derive_key` does from a prompt of one's own. Raises ValueError if that fails."""
+    if "_" in text or "/" in text:
+        raise ValueError("it names files in the reference's layout: take out '_' and '/'")
+    parse = derive_parse(category, text, parser.parse(text))
+    if "objects" in parse:
+        parse["findable"] = are_findable(category, parse["objects"])
+    return _complete_key(category, text, parse)
+
+
+def _complete_key(category: str, text: str, parse: Mapping[str, Any]) -> dict[str, Any]:
+    """Add to a parse what needs no parser."""
     key: dict[str, Any] = dict(parse)
     if category in ("spatial", "complex"):
         key["relation"] = find_relation(text, RELATIONS_2D)
@@ -98,12 +148,30 @@ def derive_key(category: str, text: str) -> dict[str, Any]:
     return key
 
 
+def are_findable(category: str, objects: Sequence[str]) -> bool:
+    """Tell whether the official detector has classes of these names, as a category compares them.
+
+    Positions in the plane need equal names, in depth it is enough that a class contains the name.
+    """
+    names = load_class_names()
+    if category == "3d_spatial":
+        return all(any(one in name for name in names) for one in objects)
+    return all(one in names for one in objects)
+
+
 @cache
 def load_parses() -> Mapping[str, Mapping[str, Any]]:
     """Load the parses of all official prompts: category -> hash of the prompt -> parse."""
     text = (resources.files(__package__) / "parses.json").read_text(encoding="utf-8")
     parses: Mapping[str, Mapping[str, Any]] = json.loads(text)
     return parses
+
+
+@cache
+def load_class_names() -> frozenset[str]:
+    """Load the names of the official detector's classes, as the reference's evaluators see them."""
+    text = (resources.files(__package__) / "class_names.json").read_text(encoding="utf-8")
+    return frozenset(json.loads(text))
 
 
 def hash_prompt(text: str) -> str:
@@ -116,6 +184,16 @@ def can_be_found(prompt: Prompt) -> bool:
     if prompt.category in ("spatial", "3d_spatial"):
         return bool(prompt.spec.get("findable"))
     return True
+
+
+def _check_categories(categories: Sequence[str]) -> None:
+    for category in categories:
+        if category not in SHA256:
+            raise UserError(
+                f"benchmark.categories: {category!r} is none of {', '.join(CATEGORIES)}"
+            )
+    if not categories or len(set(categories)) < len(categories):
+        raise UserError(f"benchmark.categories={list(categories)}: name each one once")
 
 
 def _locate_list(category: str, is_older: bool, metadata: str | None) -> Path:

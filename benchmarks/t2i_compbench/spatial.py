@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.t2i_compbench.boxes import Detection, overlap, single, single_box
+from benchmarks.boxes import Detection, single, single_box
+from benchmarks.t2i_compbench.boxes import overlap
 
 PERSONS = ("girl", "boy", "man", "woman")
 """Nouns for which the detector's class is "person"."""
@@ -97,19 +98,26 @@ def find_complex_objects(tokens: Tokens) -> Objects:
         parts = preposition.split(" ")
         for start in range(len(words) - len(parts) + 1):
             if words[start : start + len(parts)] == parts:
-                found += _nearest_nouns(tokens[:start], from_end=True)
-                found += _nearest_nouns(tokens[start + len(parts) :], from_end=False)
+                found += _noun_before(tokens[:start])
+                found += _noun_after(tokens[start + len(parts) :])
     if len(found) != 2:
         return None, None
     return _class_of(found[0]), _class_of(found[1])
 
 
-def _nearest_nouns(tokens: Tokens, *, from_end: bool) -> list[str]:
-    """List the noun that is nearest to an end of some tokens; none if there is no noun."""
-    nouns = [word for word, part in tokens if part in ("NOUN", "PROPN")]
-    if not nouns:
-        return []
-    return [nouns[-1] if from_end else nouns[0]]
+def _noun_before(tokens: Tokens) -> list[str]:
+    """List the last noun of some tokens, common or proper; none if there is no noun."""
+    return [word for word, part in tokens if part in ("NOUN", "PROPN")][-1:]
+
+
+def _noun_after(tokens: Tokens) -> list[str]:
+    """List the first common noun of some tokens, else the last proper one; none without a noun.
+
+    So the parser's proper nouns, of which colors before an object are some, are passed over.
+    """
+    common = [word for word, part in tokens if part == "NOUN"]
+    proper = [word for word, part in tokens if part == "PROPN"]
+    return common[:1] or proper[-1:]
 
 
 def _class_of(noun: str) -> str:

@@ -5,12 +5,11 @@ Some cases are counts of the judge answers that the reference's authors released
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-from benchmarks.jsonl import run_cases
+from benchmarks.cases import compare, run_cases
 from benchmarks.tiif.answers import read_fairly, read_strictly
 from benchmarks.tiif.scores import LENGTHS, OFFICIAL, matches, weighted_mean
 from benchmarks.tiif.text import gned, read_words, recall
@@ -30,19 +29,15 @@ Column = tuple[str, str, str]
 """A model, a dimension and a length."""
 
 
-def conformance(path: Path | str) -> tuple[int, int, list[str]]:
-    """Run the cases of a file; return passed, failed, and a message per failed case.
-
-    Raises UserError naming the line of a malformed case.
-    """
-    return run_cases(Path(path), _run_case)
-
-
 def _run_case(case: Mapping[str, Any]) -> Iterator[str]:
     kind = "released" if "counts" in case else case["kind"]
     if kind not in CASES:
         raise ValueError(f"unknown kind {kind!r}")
     return CASES[kind](case)
+
+
+conformance = partial(run_cases, find_differences=_run_case)
+"""Run the cases of a file; return passed, failed, and a message per failed case."""
 
 
 # --- replies --------------------------------------------------------------------------------------
@@ -54,9 +49,9 @@ def _run_answers(case: Mapping[str, Any]) -> Iterator[str]:
     questions = case["num_questions"]
     expected = case["expected"]["answers"]
     wanted = None if expected is None else tuple(expected)
-    yield from _compare("the strict reading", read_strictly(reply, questions), wanted)
+    yield from compare("the strict reading", read_strictly(reply, questions), wanted)
     if wanted is not None:
-        yield from _compare("the fair reading", read_fairly(reply, questions), wanted)
+        yield from compare("the fair reading", read_fairly(reply, questions), wanted)
 
 
 # --- scores ---------------------------------------------------------------------------------------
@@ -69,16 +64,16 @@ def _run_aggregate(case: Mapping[str, Any]) -> Iterator[str]:
 
     means = {model: _mean_accuracy(of_model) for model, of_model in counts.items()}
     for model, mean in expected["mean_accuracy"].items():
-        yield from _compare_close(f"mean accuracy of {model}", means[model], mean, UNROUNDED)
+        yield from compare(f"mean accuracy of {model}", means[model], mean, UNROUNDED)
     by_mean = sorted(means, key=lambda model: -(means[model] or 0.0))
-    yield from _compare("the order of the models", by_mean, expected["model_order"])
+    yield from compare("the order of the models", by_mean, expected["model_order"])
     for model, groups in expected["groups"].items():
         yield from _compare_groups(counts[model], groups)
 
 
 def _run_released(case: Mapping[str, Any]) -> Iterator[str]:
     mean = _mean_accuracy(case["counts"])
-    yield from _compare_close("mean accuracy", mean, case["mean_accuracy"], UNROUNDED)
+    yield from compare("mean accuracy", mean, case["mean_accuracy"], UNROUNDED)
     yield from _compare_groups(case["counts"], case["groups"])
 
 
@@ -107,13 +102,13 @@ def _compare_columns(
                 cells[model, dimension, length] = cell
     rows = {(row["model"], row["attribute"], row["length"]): row for row in expected}
 
-    yield from _compare("the columns", sorted(cells), sorted(rows))
+    yield from compare("the columns", sorted(cells), sorted(rows))
     for column, row in rows.items():
         correct, total = cells.get(column, (0, 0))
         wanted = (row["correct"], row["total"])
-        yield from _compare(f"correct and total of {column}", (correct, total), wanted)
+        yield from compare(f"correct and total of {column}", (correct, total), wanted)
         accuracy = round(correct / total, 4) if total else None
-        yield from _compare_close(f"accuracy of {column}", accuracy, row["accuracy"], 1e-9)
+        yield from compare(f"accuracy of {column}", accuracy, row["accuracy"], 1e-9)
 
 
 def _compare_groups(counts: Counts, expected: Mapping[str, Any]) -> Iterator[str]:
@@ -124,7 +119,7 @@ def _compare_groups(counts: Counts, expected: Mapping[str, Any]) -> Iterator[str
             values[name] = weighted_mean(weights, accuracy)
         for key, by_length in expected.items():
             value = values.get(LEVELS.get(key, key))
-            yield from _compare_close(f"{length} {key}", value, by_length[length], UNROUNDED)
+            yield from compare(f"{length} {key}", value, by_length[length], UNROUNDED)
 
 
 def _accuracy_by_dimension(counts: Counts, length: str) -> dict[str, float]:
@@ -151,8 +146,8 @@ def _run_text_metrics(case: Mapping[str, Any]) -> Iterator[str]:
     wanted = case["ground_truth"]
     words = read_words(case["ocr"])
     expected = case["expected"]
-    yield from _compare_close("gned", gned(wanted, words), expected["gned"], 1e-9)
-    yield from _compare_close("recall", recall(wanted, words), expected["recall"], 1e-9)
+    yield from compare("gned", gned(wanted, words), expected["gned"], 1e-9)
+    yield from compare("recall", recall(wanted, words), expected["recall"], 1e-9)
 
 
 def _run_text_file(case: Mapping[str, Any]) -> Iterator[str]:
@@ -168,7 +163,7 @@ def _run_text_file(case: Mapping[str, Any]) -> Iterator[str]:
             recalls.append(recall(wanted, words) or 0.0)
     for name, values in got.items():
         mean = sum(values) / len(values)
-        yield from _compare_close(name, mean, case["expected"][name], 1e-9)
+        yield from compare(name, mean, case["expected"][name], 1e-9)
 
 
 CASES = {
@@ -178,21 +173,3 @@ CASES = {
     "text_metrics": _run_text_metrics,
     "text_file": _run_text_file,
 }
-
-
-# --- comparisons ----------------------------------------------------------------------------------
-
-
-def _compare(what: str, got: object, expected: object) -> Iterator[str]:
-    if got != expected:
-        yield f"{what} is {got!r}, expected {expected!r}"
-
-
-def _compare_close(
-    what: str, got: float | None, expected: float | None, tolerance: float
-) -> Iterator[str]:
-    """Compare numbers that may be missing: None equals None only."""
-    if got is None or expected is None:
-        yield from _compare(what, got, expected)
-    elif not math.isclose(got, expected, rel_tol=0, abs_tol=tolerance):
-        yield f"{what} is {got!r}, expected {expected!r}"

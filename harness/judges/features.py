@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from harness.download import file_sha256
 from harness.models.pictogram.detector import Detector
-from harness.records import UserError, one_line
+from harness.records import FEATURES, Score, UserError, digest, dump, features_path, one_line
 
 CLIP = "ViT-B-32-quickgelu"
 """OpenAI's weights were trained with QuickGELU; open_clip builds it only on request."""
@@ -19,9 +20,15 @@ BATCH = 16
 
 
 class Extractor(Protocol):
-    """A network that describes a picture by D numbers."""
+    """A network that describes a picture by `dim` numbers, D."""
 
-    id: str
+    @property
+    def identity(self) -> str:
+        """Name the network, its weights and what it makes of a picture before it reads it."""
+        ...
+
+    @property
+    def dim(self) -> int: ...
 
     def features(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """Return float32 [N, D] for pictures uint8 [H, W, 3].
@@ -35,7 +42,8 @@ class PictogramFeatures:
 
     def __init__(self, weights: str = "pictogram_80") -> None:
         self._detector, sha = Detector.load(weights, "judge")
-        self.id = f"pictogram-judge-{sha[:8]}-mean"
+        self.identity = f"pictogram-judge-{sha[:8]}-mean"
+        self.dim = int(self._detector.network.head.in_channels)
 
     def features(self, images: Sequence[np.ndarray]) -> np.ndarray:
         try:
@@ -65,7 +73,8 @@ class ClipFeatures:
         name = weights
         if Path(weights).is_file():
             name = file_sha256(Path(weights))[:8]
-        self.id = f"clip-{model}-{name}"
+        self.identity = f"clip-{model}-{name}"
+        self.dim = int(self._network.text_projection.shape[-1])
         self._torch = torch
 
     def features(self, images: Sequence[np.ndarray]) -> np.ndarray:
@@ -80,3 +89,37 @@ class ClipFeatures:
                 batch = torch.stack(ready[first : first + BATCH])
                 found.append(self._network.encode_image(batch, normalize=True).float().numpy())
         return np.concatenate(found)[: len(images)]
+
+
+# ------------------------------------------------------------------ features of a run folder
+
+
+def read_features(folder: Path, scores: Iterable[Score], extractor: str) -> np.ndarray:
+    """Read the features of scored images of a run folder, float32 [N, D], in the scores' order.
+
+    Raises UserError for features that are missing, altered or no array.
+    """
+    found = []
+    for score in scores:
+        file = folder / features_path(extractor, score.prompt_id, score.image)
+        sha = feature_sha(score, extractor)
+        data = file.read_bytes() if file.is_file() else b""
+        if not sha or digest(data) != sha:
+            raise UserError(f"{file}: is missing or altered: stages=[score] makes it again")
+        try:
+            found.append(np.load(io.BytesIO(data), allow_pickle=False))
+        except ValueError as error:
+            raise UserError(f"{file}: is no array of features ({one_line(error)})") from None
+    return np.stack(found)
+
+
+def feature_sha(score: Score, extractor: str) -> str:
+    """Return the sha256 of an image's features, as its score's line has it; "" without any."""
+    shas = score.detail.get(FEATURES)
+    return str(shas.get(extractor, "")) if isinstance(shas, dict) else ""
+
+
+def digest_features(scores: Iterable[Score], extractor: str) -> str:
+    """Return 16 digits that name the features of some images, by the lines of their scores."""
+    named = [[score.prompt_id, score.image, feature_sha(score, extractor)] for score in scores]
+    return digest(dump(sorted(named)).encode(), 16)

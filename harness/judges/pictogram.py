@@ -56,6 +56,11 @@ class PictogramReward:
 
     memory_need = takes_nothing  # it runs on the CPU
 
+    @property
+    def classes(self) -> Sequence[str]:
+        """List the names of all classes that can be found."""
+        return self._detector.classes
+
     def __call__(self, texts: Sequence[str], images: Sequence[np.ndarray]) -> list[float | None]:
         found = self._detector.detect(images)
         scores: list[float | None] = []

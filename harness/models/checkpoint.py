@@ -45,16 +45,18 @@ def locate(
     revision: str | None,
     files: Sequence[str],
     checkpoint: str | os.PathLike[str] | None,
+    option: str = "model.checkpoint",
 ) -> Path:
     """Find a checkpoint: the folder or file `checkpoint`, or a repository in the hub's cache.
 
     `files` are patterns of the repository's files that are needed; what is not cached is
-    downloaded. Raises UserError with the remedy if there is nothing at the path or no network.
+    downloaded. Raises UserError with the remedy if there is nothing at the path or no network;
+    `option` is what the user sets to the path.
     """
     if checkpoint is not None:
         path = Path(checkpoint).expanduser()
         if not path.exists():
-            raise UserError(f"model.checkpoint={checkpoint}: there is no such file or folder")
+            raise UserError(f"{option}={checkpoint}: there is no such file or folder")
         return path
     if hub is None:
         raise UserError(
@@ -72,7 +74,7 @@ def locate(
         raise UserError(
             f"{hub} (revision {revision or 'main'}) is not in the hub's cache "
             f"and cannot be downloaded ({reason}): "
-            "download it where there is a network, or set model.checkpoint=PATH"
+            f"download it where there is a network, or set {option}=PATH"
         ) from error
 
 
@@ -319,6 +321,36 @@ def _expect_finite(weight: Tensor, name: str) -> None:
             f"{name} is not finite: the file is damaged or was saved after a training that "
             "diverged; get it again"
         )
+
+
+def expect_same_tensors(
+    state: Mapping[str, Tensor],
+    module: nn.Module,
+    source: Path,
+    name: str,
+    without: Collection[str] = (),
+) -> None:
+    """Raise UserError unless a file has all tensors of a module, no others, and of their shapes.
+
+    `name` is what the module is called; tensors in `without` are not asked for. The module may live
+    on the meta device.
+    """
+    expected = {key: one for key, one in module.state_dict().items() if key not in without}
+    for what, names in (
+        ("lacks", sorted(expected.keys() - state.keys())),
+        ("has, and the network has not,", sorted(state.keys() - expected.keys())),
+    ):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise UserError(
+                f"{source} is no checkpoint of {name}: it {what} {', '.join(names[:3])}{more}"
+            )
+    for key, known in expected.items():
+        if state[key].shape != known.shape:
+            raise UserError(
+                f"{source} is no checkpoint of {name}: {key} is {tuple(state[key].shape)}, the "
+                f"network has {tuple(known.shape)}"
+            )
 
 
 def report_unknown(names: Collection[str], source: Path) -> None:

@@ -1,7 +1,8 @@
 """Published numbers (claimed.yaml) beside measured ones: reproduced, not resolved or refuted.
 
-Only a run of the same model, method, candidates and benchmark is put beside a claim. A paper's
-number has an error of its own that is seldom stated: it is taken to be as large as the run's.
+Only a run of the same model, method, candidates, benchmark and protocol is put beside a claim. A
+paper's number has an error of its own that is seldom stated: it is taken to be as large as the
+run's.
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ FINE_SHARE = 0.1
 """The same for ratios and counts, as a share of the claimed number."""
 ROUNDING = 0.005
 """Papers print two digits."""
+FINE_OF = {"fid": 0.75, "imagereward": 0.02}
+"""The same for metrics in units of their own: what 5,000 images can tell apart."""
+FINE_CLIP = 0.005
+"""The same for CLIP, as a share: its unit is that of the paper."""
 RATIOS_AND_COUNTS = ("speedup", "pass_saving", "visual_tokens")
 DESCRIPTIONS = ("model", "method", "n", "options")
 """Columns of a claim's table that say what was measured; the others are numbers."""
@@ -50,6 +55,7 @@ class Claim:
     metric: str
     value: float
     options: Mapping[str, Any] = field(default_factory=dict)
+    protocol: str = ""  # of benchmarks of sets of images: how they measure
 
     def describes(self, run: Run) -> bool:
         """Tell whether the run measured the same thing."""
@@ -59,9 +65,16 @@ class Claim:
             and self.method == run.about["method"]
             and self.benchmark in ("", run.about["benchmark"])
             and self.judge.lower() in run.judge.lower()
+            and self._has_protocol_of(run)
             and (self.n is None or run.candidates == self.n)
             and all(options.get(name) == value for name, value in self.options.items())
         )
+
+    def _has_protocol_of(self, run: Run) -> bool:
+        """Tell whether the run's judge measures as the claim's; a run without a judge says none."""
+        if not self.protocol or not run.judge:
+            return True
+        return run.judge.split("-")[1:2] == [self.protocol]
 
 
 class Measurement(NamedTuple):
@@ -111,6 +124,7 @@ def _claim(table: Mapping[str, Any], row: Mapping[str, Any], metric: str, value:
         metric=metric,
         value=value,
         options=row.get("options") or {},
+        protocol=table.get("protocol", ""),
     )
 
 
@@ -155,8 +169,16 @@ def decide_verdict(metric: str, claimed: float, measured: float, low: float, hig
         return "not resolved"
     if abs(measured - claimed) > half_width + ROUNDING:
         return "refuted"
-    fine_enough = FINE_SHARE * claimed if metric in RATIOS_AND_COUNTS else FINE
-    return "reproduced" if half_width <= fine_enough else "not resolved"
+    return "reproduced" if half_width <= _fine_enough(metric, claimed) else "not resolved"
+
+
+def _fine_enough(metric: str, claimed: float) -> float:
+    """Return the largest half width that can confirm a claim."""
+    if metric in RATIOS_AND_COUNTS:
+        return FINE_SHARE * claimed
+    if metric == "clip":
+        return FINE_CLIP * claimed
+    return FINE_OF.get(metric, FINE)
 
 
 def _measure(board: Board, run: Run, metric: str) -> Measurement:

@@ -8,7 +8,7 @@ The writers of the tables take their headers from here, so no column is without 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from harness.results.stats import BUDGETS
@@ -89,16 +89,49 @@ def _interval(
         yield Column(f"{prefix or of}_{end}", unit, meaning, group, timed=timed)
 
 
-def _difference(name: str, against: str, *, timed: bool = False) -> Iterator[Column]:
-    """Yield the columns of a paired difference of scores and its interval."""
-    meaning = f"Score minus that of {against}, paired by prompt."
-    yield Column(name, SCORE, meaning, "comparison", timed=timed)
-    yield from _interval(name, SCORE, "comparison", timed=timed)
+def metric_columns(name: str, unit: str, better: str, digits: int) -> list[Column]:
+    """Describe the columns of a metric of images; they follow those of benchmarks."""
+    mean = f"Mean of the metric over prompts, {better} is better; empty unless all images have it."
+    columns = [
+        Column(name, unit, mean, "quality"),
+        *_interval(name, unit, "quality"),
+        Column(f"{name}_images", "images", f"Images that {name!r} has a number for.", "quality"),
+        Column(f"{name}_by", TEXT, "Id of what measured them.", "quality"),
+        Column(
+            f"{name}_is_reward",
+            "same, family or empty",
+            "Overlap of the method's reward or verifier with what measured the images, as "
+            "`reward_is_judge`.",
+            "quality",
+        ),
+        *_tested_difference(
+            f"{name}_vs_plain",
+            "plain sampling",
+            "a sign-flip permutation test over clusters of prompts",
+            unit=f"difference of {unit}",
+            of=f"`{name}`",
+        ),
+    ]
+    numbers = ("images", TEXT, "same, family or empty", "p value")
+    return [
+        column if column.unit in numbers else replace(column, digits=digits) for column in columns
+    ]
 
 
-def _tested_difference(name: str, against: str, test: str) -> Iterator[Column]:
+def _difference(
+    name: str, against: str, *, unit: str = SCORE, of: str = "Score", timed: bool = False
+) -> Iterator[Column]:
+    """Yield the columns of a paired difference of scores, or of `of`, and its interval."""
+    meaning = f"{of} minus that of {against}, paired by prompt."
+    yield Column(name, unit, meaning, "comparison", timed=timed)
+    yield from _interval(name, unit, "comparison", timed=timed)
+
+
+def _tested_difference(
+    name: str, against: str, test: str, *, unit: str = SCORE, of: str = "Score"
+) -> Iterator[Column]:
     """Yield the columns of a paired difference with its interval, test and detectable size."""
-    yield from _difference(name, against)
+    yield from _difference(name, against, unit=unit, of=of)
     yield Column(
         f"{name}_p",
         "p value",
@@ -113,7 +146,7 @@ def _tested_difference(name: str, against: str, test: str) -> Iterator[Column]:
     )
     yield Column(
         f"{name}_detectable",
-        SCORE,
+        unit,
         "True difference that this comparison finds with 80 % power at a level of 5 %. "
         f"`{name}` is called resolved if it is at least this large and `{name}_p_holm` < 0.05.",
         "comparison",
@@ -131,8 +164,16 @@ LEADERBOARD = Table(
     "A row for each run, in the order of benchmark, model, method and number of candidates. Costs "
     "are means over delivered images and include candidates that were thrown away. Scores count "
     "images that are missing, failed or unjudged as wrong. A column for each further category or "
-    "aggregate of a benchmark follows the fixed ones; tasks of GenEval that no run was asked have "
-    "none.",
+    "aggregate of a benchmark follows the fixed ones; tasks of GenEval that no run was asked, and "
+    "distances of sets of images where no run has any, have none. For each metric of images, such "
+    "as `metrics=[clip]`, follow `clip`, its mean over prompts, empty unless every planned image "
+    "has a number; `clip_low` and `clip_high`, the 95 % interval; `clip_images`, those that have a "
+    "number; `clip_by`, the id of what measured them; `clip_is_reward`, as `reward_is_judge`; and "
+    "`clip_vs_plain` with the columns of `vs_plain`, against a plain run that the same scorer "
+    "measured. Holm's family are all runs of the protocol with that metric. `fid` and `kid` are "
+    "such metrics: distances of all images of a run to the reference images of its benchmark, by "
+    "the features that `fid_by` names. They are means of pseudo-values of prompts, so that they "
+    "are paired and resampled as the others are; lower is better.",
     (
         Column("benchmark", TEXT, "Benchmark that gave the prompts.", "what was run"),
         Column("model", TEXT, "Model that drew the images.", "what was run"),
@@ -534,6 +575,48 @@ LEADERBOARD = Table(
             "other runs of its protocol. No two of them are called the same.",
             "what was run",
         ),
+        Column(
+            "fid_bias",
+            "squared distance",
+            "What two sets of as many images of one normal distribution are apart on average: the "
+            "part of `fid` that says nothing about the images. It falls with their number.",
+            "quality",
+        ),
+        Column(
+            "set_note",
+            TEXT,
+            "Why distances of the images to the reference are not there (`incomplete 498/500`), or "
+            "have no interval.",
+            "quality",
+        ),
+        Column(
+            "fd_plain",
+            "squared distance",
+            "Fréchet distance of the run's images to a plain run's of the same prompts, of another "
+            "seed where there is one; lower is better. It is not 0 for a method that keeps the "
+            "model's distribution: read it beside `fd_plain_null`.",
+            "comparison",
+        ),
+        Column(
+            "fd_plain_null",
+            "squared distance",
+            "The same distance of another plain run to that one: how far apart equals are.",
+            "comparison",
+        ),
+        Column(
+            "fd_plain_p",
+            "p value",
+            "How often exchanging the images of each prompt between the two runs puts them as far "
+            "apart, by the kernel distance; empty for runs of one seed.",
+            "comparison",
+        ),
+        Column(
+            "fd_plain_verdict",
+            TEXT,
+            "What follows: that the images differ, that no difference was found with so many "
+            "images, or why there is no test.",
+            "comparison",
+        ),
     ),
 )
 
@@ -543,6 +626,9 @@ STAGE_SECONDS = LEADERBOARD.names_in("time by stage")
 """Fields of `records.Usage` that say where `device_s` and `wall_s` went; old journals lack them."""
 THROUGHPUT = LEADERBOARD.names_in("throughput")
 """Columns from a run's timings; empty where no process drew to its end."""
+DISTANCE_TO_PLAIN = ("fd_plain", "fd_plain_null", "fd_plain_p", "fd_plain_verdict")
+OCCASIONAL = frozenset({*TASKS, "fid_bias", "set_note", *DISTANCE_TO_PLAIN})
+"""Columns that a table has only where one of its runs was asked the task, or has a value."""
 TIMED = tuple(column.name for column in LEADERBOARD.columns if column.timed)
 """Columns that follow from clocks, so they differ between two runs of the same jobs."""
 
@@ -801,8 +887,8 @@ BENCH_JUDGES = Table(
 
 IMAGES = Table(
     "images of harness.load",
-    "A row for each planned image of each run. A column `notes.NAME` for each thing that methods "
-    "noted follows.",
+    "A row for each planned image of each run. A column `metrics.NAME` for each metric, and one "
+    "`notes.NAME` for each thing that methods noted, follow.",
     (
         *LEADERBOARD.select("benchmark", "model", "method", "label", "seed", "fingerprint"),
         Column("prompt_id", TEXT, "Prompt.", "what was run"),

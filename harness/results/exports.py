@@ -11,7 +11,7 @@ set there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -29,6 +29,7 @@ from harness.results.leaderboard import (
     resolved,
     to_csv,
 )
+from harness.results.set_words import DISTANCES, explain_sets, list_distances
 from harness.runs.journal import write_atomic
 
 LEGEND = (
@@ -97,13 +98,21 @@ def to_markdown(board: Board) -> str:
         return "No run.\n"
     parts = []
     for runs in protocols(board.frame):
-        lines = [f"### {heading(runs)}", "", *_pipe_head(HEADS)]
+        metrics = _list_metrics(runs, board)
+        distances = list_distances(runs)
+        heads = [*HEADS, *metrics, *(DISTANCES[name] for name in distances)]
+        lines = [f"### {heading(runs)}", "", *_pipe_head(heads)]
         for _, row in runs.iterrows():
-            method, score, *cells = _cells(row)
+            method, score, *cells = [
+                *_cells(row),
+                *_metric_cells(row, metrics),
+                *(_or_dash(row[name]) for name in distances),
+            ]
             marked = {"best": f"**{score}**", "tied": f"{score} †", "": score}
             score = marked[_status(row, runs)]
             lines.append(_pipe_row([_escape_pipe(method), score, *cells]))
         parts.append("\n".join(lines))
+        parts += [_escape_pipe(line) for line in explain_sets(runs)]
     parts += [line for line in (excluded_line(board), problems_line(board)) if line]
     parts.append(f"† tied with the best. {LEGEND}")
     return "\n\n".join(parts) + "\n"
@@ -151,22 +160,31 @@ def to_latex(board: Board) -> str:
     """Render the board as LaTeX tables; they need the package booktabs."""
     if board.frame.empty:
         return "% no run\n"
-    tables = [_latex_table(runs) for runs in protocols(board.frame)]
+    tables = []
+    for runs in protocols(board.frame):
+        tables.append(_latex_table(runs, _list_metrics(runs, board)))
     note = rf"% $^{{\dagger}}$ tied with the best. {LEGEND}"
     return "\n\n".join(["% needs \\usepackage{booktabs}", *tables, note]) + "\n"
 
 
-def _latex_table(runs: pd.DataFrame) -> str:
-    """Render the rows of one protocol."""
+def _latex_table(runs: pd.DataFrame, metrics: Mapping[str, int]) -> str:
+    """Render the rows of one protocol, with the metrics of its images."""
+    distances = list_distances(runs)
+    heads = [*HEADS, *metrics, *(DISTANCES[name] for name in distances)]
     lines = [
         rf"% {heading(runs)}, protocol {runs['protocol'].iloc[0]}",
-        rf"\begin{{tabular}}{{ll{'r' * (len(HEADS) - 2)}}}",
+        rf"\begin{{tabular}}{{ll{'r' * (len(heads) - 2)}}}",
         r"\toprule",
-        _latex_row([_escape_latex(head) for head in HEADS]),
+        _latex_row([_escape_latex(head) for head in heads]),
         r"\midrule",
     ]
     for _, row in runs.iterrows():
-        method, score, *cells = (_escape_latex(cell) for cell in _cells(row))
+        written = [
+            *_cells(row),
+            *_metric_cells(row, metrics),
+            *(_or_dash(row[name]) for name in distances),
+        ]
+        method, score, *cells = map(_escape_latex, written)
         marked = {
             "best": rf"\textbf{{{score}}}",
             "tied": rf"{score}$^{{\dagger}}$",
@@ -174,7 +192,8 @@ def _latex_table(runs: pd.DataFrame) -> str:
         }
         score = marked[_status(row, runs)]
         lines.append(_latex_row([method, score, *cells]))
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
+    notes = [f"% {line}" for line in explain_sets(runs)]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *notes])
 
 
 def _latex_row(cells: Sequence[str]) -> str:
@@ -195,20 +214,19 @@ def to_eval_results(board: Board, i: int) -> str:
 
     run = board.runs[i]
     row = board.frame.iloc[i]
-    about = (
-        f"{board.labels[i]}; {len(run.prompts)} prompts x {row['images_per_prompt']} images; "
-        f"judge {run.judge}"
-    )
+    about = f"{board.labels[i]}; {len(run.prompts)} prompts x {row['images_per_prompt']} images"
     of_run = board.metrics["fingerprint"] == run.fingerprint
     of_quality = board.metrics["metric"].str.startswith("quality/")
     entries = []
     for _, metric in board.metrics[of_run & of_quality].iterrows():
+        task = str(metric["metric"]).removeprefix("quality/")
+        judge = run.metrics[task].about.id if task in run.metrics else run.judge
         interval = f"95 % interval {metric['ci_low']:.4f} to {metric['ci_high']:.4f}"
         entry = EvalResultEntry(
             dataset_id=str(row["benchmark"]),
-            task_id=str(metric["metric"]).removeprefix("quality/"),
+            task_id=task,
             value=round(float(metric["value"]), 4),
-            notes=f"{about}; {interval}; run {run.fingerprint}",
+            notes=f"{about}; judge {judge}; {interval}; run {run.fingerprint}",
         )
         entries.append(entry)
     document = eval_result_entries_to_yaml(entries)
@@ -237,6 +255,25 @@ def _cells(row: pd.Series) -> list[str]:
         _or_dash(row["target_passes"], digits=1),
         _or_dash(row["device_s"] + row["judge_s"]),
     ]
+
+
+def _list_metrics(runs: pd.DataFrame, board: Board) -> dict[str, int]:
+    """List the metrics of images that some of the runs have, and the digits of each."""
+    metrics = board.image_metrics
+    return {name: metrics[name].digits for name in metrics if runs[name].notna().any()}
+
+
+def _metric_cells(row: pd.Series, metrics: Mapping[str, int]) -> list[str]:
+    """Return the means of a run's metrics with their intervals; "" for one that it lacks."""
+    cells = []
+    for name, digits in metrics.items():
+        cell = ""
+        if not pd.isna(row[name]):
+            low = _or_dash(row[f"{name}_low"], digits)
+            high = _or_dash(row[f"{name}_high"], digits)
+            cell = f"{row[name]:.{digits}f} [{low}, {high}]"
+        cells.append(cell)
+    return cells
 
 
 def _score(row: pd.Series) -> str:

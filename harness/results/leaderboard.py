@@ -5,8 +5,9 @@
     results/curves.csv       one row per method and currency: quality at equal budget, areas
 
 Nothing but run folders is read (see runs/read.py), and equal journals give equal files, byte for
-byte. Rows whose protocols differ (benchmark, version, prompts, judge, images per prompt, numerics,
-model) are never ranked together. `columns` says what each column means.
+byte. Distances to plain sampling's images are measured first where features are kept, and stay in
+the run folders. Rows whose protocols differ (benchmark, version, prompts, judge, images per prompt,
+numerics, model) are never ranked together. `columns` says what each column means.
 """
 
 from __future__ import annotations
@@ -14,25 +15,49 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
 import pandas as pd
 
-from harness.results.columns import CURVES, LEADERBOARD, METRICS, TASKS, benchmark_column
+from harness.results.columns import (
+    CURVES,
+    LEADERBOARD,
+    METRICS,
+    OCCASIONAL,
+    TASKS,
+    Column,
+    benchmark_column,
+)
+from harness.results.image_metrics import (
+    compare_metrics,
+    describe_metrics,
+    list_metric_columns,
+    metric_values,
+)
 from harness.results.labels import Label, label_runs
 from harness.results.metrics import (
     Metric,
     curve_rows,
+    distance_metrics,
     run_identity,
     run_metrics,
     unscored_metrics,
 )
+from harness.results.plain_distance import read_distances, update_distances
 from harness.results.ranking import PLAIN, RankedGroup, find_misfits
-from harness.results.rows import RESOLVED, Row, leaderboard_rows, name_run, unscored_row
+from harness.results.rows import (
+    RESOLVED,
+    Row,
+    describe_distance,
+    leaderboard_rows,
+    name_run,
+    unscored_row,
+)
 from harness.runs.journal import write_atomic
+from harness.runs.metrics import MetricAbout
 from harness.runs.read import RankingProtocol, Run, read_runs
 
 DIGITS = {column.name: column.digits for column in LEADERBOARD.columns}
@@ -50,6 +75,7 @@ class Board:
     curves: pd.DataFrame  # curves.csv
     excluded: tuple[Run, ...]  # runs that name a reason not to be ranked
     problems: tuple[str, ...] = ()  # why each run that is left out cannot be used
+    image_metrics: Mapping[str, MetricAbout] = field(default_factory=dict)  # by name
 
 
 def build(results: Path) -> Board:
@@ -59,8 +85,11 @@ def build(results: Path) -> Board:
     fit its neighbours, is left out and named in `problems`.
     """
     found = read_runs(results)
+    update_distances(found.runs)
     board = project_runs(found.runs, found.problems)
-    write_atomic(results / LEADERBOARD.file, to_csv(board.frame))
+    write_atomic(
+        results / LEADERBOARD.file, to_csv(board.frame, list_metric_columns(board.image_metrics))
+    )
     write_atomic(results / METRICS.file, to_csv(board.metrics))
     write_atomic(results / CURVES.file, to_csv(board.curves))
     return board
@@ -92,10 +121,19 @@ def project_runs(runs: Iterable[Run], problems: Iterable[str] = ()) -> Board:
             rows[run.path] = row
             metrics[run.path] = run_metrics(group, run, row)
         curves += curve_rows(group, labels)
+    for members in group_runs(ranked):
+        for path, found in compare_metrics(members).items():
+            rows[path] |= found.row
+            metrics[path] += metric_values(found)
+    for path, distance in read_distances(ranked).items():
+        row = describe_distance(distance)
+        rows[path] |= row
+        metrics[path] += distance_metrics(row, distance.prompts)
     for run in ranked:
         rows[run.path] |= name_run(labels[run.path])
 
     # 3. Lay them out.
+    image_metrics = describe_metrics(ranked)
     metric_rows: list[Row] = []
     for run in ranked:
         for metric in metrics[run.path]:
@@ -103,11 +141,16 @@ def project_runs(runs: Iterable[Run], problems: Iterable[str] = ()) -> Board:
     return Board(
         runs=tuple(ranked),
         labels=tuple(labels[run.path] for run in ranked),
-        frame=_leaderboard_frame([rows[run.path] for run in ranked], _asked_tasks(ranked)),
+        frame=_leaderboard_frame(
+            [rows[run.path] for run in ranked],
+            _asked_tasks(ranked),
+            list_metric_columns(image_metrics),
+        ),
         metrics=pd.DataFrame(metric_rows, columns=METRICS.names),
         curves=pd.DataFrame(curves, columns=CURVES.names),
         excluded=tuple(run for run in ordered if run.excluded),
         problems=(*problems, *misfits.values()),
+        image_metrics=image_metrics,
     )
 
 
@@ -118,11 +161,16 @@ def problems_line(board: Board) -> str:
     return f"{len(board.problems)} runs are left out: {'; '.join(board.problems)}"
 
 
-def _group_by_protocol(runs: list[Run]) -> Iterable[RankedGroup]:
+def group_runs(runs: Iterable[Run]) -> list[list[Run]]:
+    """Return the runs of each protocol, in their order."""
     by_protocol = groupby(sorted(runs, key=_protocol), key=_protocol)
-    for protocol, members in by_protocol:
-        pool = [run for run in runs if _is_in_pool(run, protocol)]
-        yield RankedGroup(list(members), pool)
+    return [list(members) for _, members in by_protocol]
+
+
+def _group_by_protocol(runs: list[Run]) -> Iterable[RankedGroup]:
+    for members in group_runs(runs):
+        pool = [run for run in runs if _is_in_pool(run, members[0].protocol)]
+        yield RankedGroup(members, pool)
 
 
 def _protocol(run: Run) -> RankingProtocol:
@@ -143,16 +191,21 @@ def _asked_tasks(runs: Iterable[Run]) -> set[str]:
     return asked
 
 
-def _leaderboard_frame(rows: list[Row], tasks: Collection[str]) -> pd.DataFrame:
-    """Return leaderboard.csv: its fixed columns, then the benchmarks' own ones by name.
+def _leaderboard_frame(
+    rows: list[Row], tasks: Collection[str], metrics: Sequence[Column]
+) -> pd.DataFrame:
+    """Return leaderboard.csv: its fixed columns, the benchmarks' own ones by name, and `metrics`.
 
-    Of the fixed columns with GenEval's tasks it has those in `tasks`.
+    Of the fixed columns with GenEval's tasks it has those in `tasks`, and of other occasional ones
+    those that a row has.
     """
     names = {name for row in rows for name in row}
-    further = [benchmark_column(name) for name in sorted(names - set(LEADERBOARD.names))]
+    known = {*LEADERBOARD.names, *(column.name for column in metrics)}
+    further = [benchmark_column(name) for name in sorted(names - known)]
+    shown = {*tasks, *(names - set(TASKS))}
     header = []
-    for column in (*LEADERBOARD.columns, *further):
-        if column.name in tasks or column.name not in TASKS:
+    for column in (*LEADERBOARD.columns, *further, *metrics):
+        if column.name in shown or column.name not in OCCASIONAL:
             header.append(column.name)
     return pd.DataFrame(rows, columns=header)
 
@@ -180,17 +233,18 @@ def _split_numbers(text: str) -> list[tuple[int, str]]:
 # --- writing a table ------------------------------------------------------------------------------
 
 
-def to_csv(frame: pd.DataFrame) -> bytes:
-    """Return a table as its file's bytes."""
+def to_csv(frame: pd.DataFrame, further: Iterable[Column] = ()) -> bytes:
+    """Return a table as its file's bytes; `further` columns have digits of their own."""
+    digits = DIGITS | {column.name: column.digits for column in further}
     text = {}
     for name in map(str, frame):
-        text[name] = [format_cell(name, value) for value in frame[name]]
+        text[name] = [format_cell(name, value, digits) for value in frame[name]]
     table = pd.DataFrame(text, dtype=object)
     return table.to_csv(index=False, lineterminator="\n").encode()
 
 
-def format_cell(name: str, value: object) -> str:
-    """Format a cell of the column `name`: floats with the digits of their column.
+def format_cell(name: str, value: object, digits: Mapping[str, int] = DIGITS) -> str:
+    """Format a cell of the column `name`: floats with the digits of their column, 4 by default.
 
     Sums may differ in their last bit between machines; rounding twice keeps that out of the file.
     """
@@ -200,10 +254,10 @@ def format_cell(name: str, value: object) -> str:
         return str(value)
     if math.isnan(value):
         return ""
-    digits = DIGITS.get(name, 4)
-    if digits == 0 or math.isinf(value):
+    places = digits.get(name, 4)
+    if places == 0 or math.isinf(value):
         return f"{value:.0f}"
-    return f"{round(value, 10):.{digits}f}"
+    return f"{round(value, 10):.{places}f}"
 
 
 # --- words for tables -----------------------------------------------------------------------------
@@ -219,6 +273,18 @@ def excluded_line(board: Board) -> str:
 def protocols(frame: pd.DataFrame) -> list[pd.DataFrame]:
     """Split the leaderboard into the rows of each protocol, in the order of their first ones."""
     return [runs for _, runs in frame.groupby("protocol", sort=False)]
+
+
+def rows_beside(board: Board, folders: Collection[Path]) -> pd.DataFrame:
+    """Return the rows of each protocol that a run in `folders` has; all rows if none of them has.
+
+    A command prints what it changed, and not the other boards of its results folder.
+    """
+    own = [run.path in folders for run in board.runs]
+    if not any(own):
+        return board.frame
+    protocol = board.frame["protocol"]
+    return board.frame[protocol.isin(protocol[own])]
 
 
 def heading(runs: pd.DataFrame) -> str:

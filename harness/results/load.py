@@ -30,8 +30,9 @@ from harness.results.columns import (
     YES,
     Column,
 )
+from harness.results.image_metrics import list_metric_columns
 from harness.results.labels import TARGET, Label, flatten_options
-from harness.results.leaderboard import problems_line, project_runs
+from harness.results.leaderboard import Board, problems_line, project_runs
 from harness.results.reasons import explain_value
 from harness.runs.read import FoundRuns, Run, read_run, read_runs
 
@@ -79,7 +80,7 @@ def load(folder: str | Path) -> Results:
     if board.problems:
         warnings.warn(problems_line(board), stacklevel=2)
     return Results(
-        runs=_tabulate_runs(board.frame, board.runs),
+        runs=_tabulate_runs(board),
         images=_tabulate_images(list(zip(board.runs, board.labels, strict=True))),
         prompts=_tabulate_prompts(board.runs),
         problems=board.problems,
@@ -90,9 +91,14 @@ def load(folder: str | Path) -> Results:
 # --- runs -----------------------------------------------------------------------------------------
 
 
-def _tabulate_runs(frame: pd.DataFrame, runs: tuple[Run, ...]) -> pd.DataFrame:
+def _tabulate_runs(board: Board) -> pd.DataFrame:
     """Return the leaderboard in its columns' types, with each run's folder and options."""
-    columns = {column.name: column for column in LEADERBOARD.columns}
+    frame = board.frame
+    runs = board.runs
+    columns = {
+        column.name: column
+        for column in (*LEADERBOARD.columns, *list_metric_columns(board.image_metrics))
+    }
     typed = {}
     for name in map(str, frame):
         typed[name] = _typed(frame[name], columns.get(name))
@@ -188,6 +194,8 @@ def _describe_image(run: Run, label: str, key: tuple[str, int]) -> dict[str, Any
     if key in run.scores:
         row["score"] = run.scores[key].value
         row["detail"] = dict(run.scores[key].detail)
+    for name, measured in run.metrics.items():
+        row[f"metrics.{name}"] = measured.values.get(key)
     return row | {f"notes.{name}": value for name, value in record.notes.items()}
 
 

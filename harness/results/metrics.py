@@ -149,6 +149,14 @@ def _comparison_metrics(group: RankedGroup, row: Row) -> list[Metric]:
     return metrics
 
 
+def distance_metrics(row: Row, prompts: int) -> list[Metric]:
+    """Return the known numbers of a run's distance to plain sampling's images as compare/..."""
+    metrics = []
+    for name in ("fd_plain", "fd_plain_null", "fd_plain_p"):
+        metrics.append(_without_interval(f"compare/{name}", number(row.get(name)), prompts))
+    return [metric for metric in metrics if not math.isnan(metric.value)]
+
+
 def _with_interval(row: Row, name: str, interval: str, n: int) -> Metric:
     """Return a comparison whose interval is in the columns `interval`_low and `interval`_high."""
     value = number(row.get(name))

@@ -15,7 +15,14 @@ from pathlib import Path
 from harness.records import UserError
 from harness.results.contact_sheet import write_contact_sheet
 from harness.results.exports import write_exports
-from harness.results.leaderboard import Board, build, excluded_line, problems_line
+from harness.results.leaderboard import (
+    Board,
+    build,
+    excluded_line,
+    problems_line,
+    protocols,
+    rows_beside,
+)
 from harness.results.report import write_report
 from harness.results.terminal_table import render_table
 from harness.results.wandb import Tracker
@@ -36,8 +43,9 @@ def publish(
 ) -> None:
     """Write tables, exports, contact sheet, report and dashboards of a results folder.
 
-    The contact sheet shows the runs in `folders`; without any there is none, and the report gets
-    its figures as PDF. If nothing is `fresh` and no journal has changed since the last call,
+    The contact sheet shows the runs in `folders`, and what is printed are the boards that these
+    stand on. Without any there is no sheet, all boards are printed, and the report gets its figures
+    as PDF. If nothing is `fresh` and no journal has changed since the last call,
     nothing is written. Processes that end at the same time publish one after another, so that the
     last one has read all journals. Raises UserError if there is no such folder, and, once all is
     written, if runs had to be left out.
@@ -67,8 +75,12 @@ def _write_all(results: Path, folders: Sequence[Path], tracker: Tracker) -> Boar
     # 1. Tables.
     board = build(results)
     write_exports(board, results / "export")
-    print(render_table(board.frame))
+    rows = rows_beside(board, folders)
+    print(render_table(rows, metrics=board.image_metrics))
     print(f"\n{results / 'leaderboard.csv'}: {len(board.runs)} runs")
+    others = len(protocols(board.frame)) - len(protocols(rows))
+    if others:
+        print(f"{others} other boards are there: results={results} 'stages=[report]' prints all")
     if board.excluded:
         print(excluded_line(board))
 

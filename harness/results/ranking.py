@@ -278,7 +278,7 @@ class RankedGroup:
     def vs_plain(self, run: Run) -> Difference | None:
         """Return the difference from plain sampling; None without a plain run or for one."""
         plain = self.plain_of(run)
-        return None if plain is None or _is_plain(run) else self.difference(run, plain)
+        return None if plain is None or is_plain(run) else self.difference(run, plain)
 
     def non_inferiority(self, run: Run) -> NonInferiority | None:
         """Bound what a run that draws one image's tokens lost against plain sampling.
@@ -286,7 +286,7 @@ class RankedGroup:
         None for methods that spend more tokens, and where the error cannot be known.
         """
         plain = self.plain_of(run)
-        if plain is None or _is_plain(run) or not self.error_is_known:
+        if plain is None or is_plain(run) or not self.error_is_known:
             return None
         if not self.budget(run) <= ONE_IMAGE:
             return None
@@ -304,7 +304,7 @@ class RankedGroup:
         concurrency), and where a prompt has no image.
         """
         plain = self.plain_of(run)
-        if plain is None or _is_plain(run):
+        if plain is None or is_plain(run):
             return None
         if quantity == "seconds" and not _are_timed_alike(run, plain):
             return None
@@ -345,7 +345,7 @@ class RankedGroup:
         no more than plain sampling.
         """
         budget = self.budget(run, currency)
-        if _is_plain(run) or _is_best_of_n(run) or not budget > ONE_IMAGE:
+        if is_plain(run) or _is_best_of_n(run) or not budget > ONE_IMAGE:
             return None
         best_of_n = [other for other in self.runs if _is_best_of_n(other)]
         points = self._curve_points(best_of_n, run, currency)
@@ -389,7 +389,7 @@ class RankedGroup:
     def _largest_pool(self, run: Run, n: int) -> Run | None:
         """Return the plain run of the same seed with the most images per prompt, n at least."""
         pools = []
-        for plain in (*self._pool, *filter(_is_plain, self.runs)):
+        for plain in (*self._pool, *filter(is_plain, self.runs)):
             same_seed = plain.about["seed"] == run.about["seed"]
             if same_seed and plain.protocol.images_per_prompt >= n:
                 pools.append(plain)
@@ -478,13 +478,13 @@ class RankedGroup:
         return math.nan
 
 
-def find_plain(run: Run, among: Iterable[Run]) -> Run | None:
+def find_plain(run: Run, among: Iterable[Run], *, scored: bool = True) -> Run | None:
     """Return the run of plain sampling by which another one is measured; None without one.
 
-    It has the default options, is complete and scored. Of several, it is the one that agrees in
-    seed, else in concurrency, else in device.
+    It has the default options, is complete and, unless `scored` is False, scored. Of several, it is
+    the one that agrees in seed, else in concurrency, else in device.
     """
-    plain_runs = [other for other in among if _is_plain(other) and other.is_scored]
+    plain_runs = [other for other in among if is_plain(other) and (other.is_scored or not scored)]
     return min(plain_runs, key=lambda plain: _mismatch(plain, run), default=None)
 
 
@@ -498,8 +498,14 @@ def find_misfits(runs: Sequence[Run]) -> dict[Path, str]:
     first_of: dict[RankingProtocol, Run] = {}
     taken = set(LEADERBOARD.names) - {"score", *TASKS}
     for run in runs:
-        names = {*run.planned.values(), *run.aggregates}
-        if clashing := sorted(names & taken):
+        categories = {*run.planned.values(), *run.aggregates}
+        if clashing := sorted(run.metrics.keys() & {*LEADERBOARD.names, *categories}):
+            misfits[run.path] = (
+                f"{run.path}: metric {clashing[0]!r} has the name of a leaderboard column; "
+                "rename the metric"
+            )
+            continue
+        if clashing := sorted(categories & taken):
             misfits[run.path] = (
                 f"{run.path}: category {clashing[0]!r} has the name of a leaderboard column; "
                 "rename the category"
@@ -542,7 +548,7 @@ def _are_timed_alike(one: Run, other: Run) -> bool:
     return not (concurrency_differs or device_differs)
 
 
-def _is_plain(run: Run) -> bool:
+def is_plain(run: Run) -> bool:
     """True for a complete run of plain sampling with its default options."""
     return run.about["method"] == PLAIN and not run.about["params"] and run.complete
 

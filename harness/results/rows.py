@@ -17,6 +17,7 @@ from harness.results.columns import COSTS, STAGE_SECONDS
 from harness.results.labels import Label
 from harness.results.ranking import RankedGroup, Saving
 from harness.results.stats import Difference
+from harness.results.stats.set_metrics import PlainDistance
 from harness.runs.read import Run
 
 Cell = str | int | float | None
@@ -36,8 +37,8 @@ def leaderboard_rows(group: RankedGroup) -> list[Row]:
     for run in group.runs:
         rows.append(_describe(group, run) | _compare(group, run))
     for family in ("vs_plain", "vs_bon"):
-        _adjust_p_values(rows, family)
-        _add_verdicts(rows, family)
+        adjust_p_values(rows, family)
+        add_verdicts(rows, family)
     _mark_pareto_front(rows, "front_tokens", cost="visual_tokens")
     _mark_pareto_front(rows, "front_seconds", cost="budget_s")
     if len(rows) > 1 and group.error_is_known:
@@ -105,13 +106,39 @@ def _describe_run(run: Run) -> Row:
         "candidates": run.candidates,
         "device": run.stamped("device"),
         "commit": run.stamped("commit"),
-        "reward_is_judge": _reward_judge_overlap(run),
+        "reward_is_judge": find_overlap(run, run.judge),
         "accepted": _mean_accepted(done),
     }
+    row |= _describe_sets(run)
     row |= _mean_usage(done, COSTS)
     if any(record.usage.decode_s for record in done):  # older journals have no stages
         row |= _mean_usage(done, STAGE_SECONDS)
     return row | _latencies(run) | _throughput(run)
+
+
+def _describe_sets(run: Run) -> Row:
+    """Return what a reader must know of the metrics of a run's images as a set."""
+    if run.sets is None:
+        return {}
+    row: Row = {}
+    if "fid" in run.sets.metrics:
+        row["fid_bias"] = run.sets.metrics["fid"].bias
+    notes = [run.sets.problem]
+    for name, metric in run.sets.metrics.items():
+        if metric.note:
+            notes.append(f"{name} {metric.value:.4g}, {metric.note}")
+    row["set_note"] = "; ".join(note for note in notes if note)
+    return row
+
+
+def describe_distance(distance: PlainDistance) -> Row:
+    """Return how far a run's images are from plain sampling's."""
+    return {
+        "fd_plain": distance.value,
+        "fd_plain_null": distance.null,
+        "fd_plain_p": distance.p,
+        "fd_plain_verdict": distance.verdict,
+    }
 
 
 def _mean_usage(done: Sequence[SampleRecord], names: Sequence[str]) -> Row:
@@ -169,8 +196,8 @@ def _mean_accepted(done: Sequence[SampleRecord]) -> float:
     return tokens / verifications.total()
 
 
-def _reward_judge_overlap(run: Run) -> str:
-    """Tell whether the method asked the judge itself ("same") or one of its family ("family").
+def find_overlap(run: Run, judge: str) -> str:
+    """Tell whether the method asked a judge itself ("same") or one of its family ("family").
 
     Such a reward shares the judge's blind spots, so its gains are partly the judge's errors. A
     method that asked nobody (Best-of-1) gained nothing from it.
@@ -179,10 +206,10 @@ def _reward_judge_overlap(run: Run) -> str:
         return ""
     asked = run.about.get("asked") or {}
     models = [str(model) for role, model in asked.items() if role != "drafter"]
-    if run.judge in models:
+    if any(part in models for part in judge.split("+")):  # of a judge that is several models
         return "same"
     families = map(_family, models)
-    return "family" if run.judge and _family(run.judge) in families else ""
+    return "family" if judge and _family(judge) in families else ""
 
 
 def _family(judge: str) -> str:
@@ -203,8 +230,8 @@ def _compare(group: RankedGroup, run: Run) -> Row:
     row: Row = {"budget": group.budget(run), "budget_s": group.budget(run, "seconds")}
     row |= _saving("speedup", group.saving(run, "seconds"))
     row |= _saving("pass_saving", group.saving(run, "target_passes"))
-    row |= _tested_difference("vs_plain", group.vs_plain(run))
-    row |= _tested_difference("vs_bon", group.vs_best_of_n(run))
+    row |= describe_tested_difference("vs_plain", group.vs_plain(run))
+    row |= describe_tested_difference("vs_bon", group.vs_best_of_n(run))
     row |= _difference("vs_bon_s", group.vs_best_of_n(run, "seconds"))
 
     if loss := group.non_inferiority(run):
@@ -232,28 +259,32 @@ def _difference(name: str, found: Difference | None) -> Row:
     return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
 
 
-def _tested_difference(name: str, found: Difference | None) -> Row:
+def describe_tested_difference(name: str, found: Difference | None) -> Row:
+    """Return the columns of a paired difference: its interval, its test and what it detects."""
     if found is None:
         return {}
     test: Row = {f"{name}_p": found.p, f"{name}_detectable": found.detectable}
     return _difference(name, found) | test
 
 
-def _adjust_p_values(rows: Sequence[Row], family: str) -> None:
+def adjust_p_values(rows: Sequence[Row], family: str) -> None:
     """Add Holm's adjusted p values of a family of tests to the rows."""
     p = [number(row.get(f"{family}_p")) for row in rows]
     for row, adjusted in zip(rows, stats.holm(p), strict=True):
         row[f"{family}_p_holm"] = adjusted
 
 
-def _add_verdicts(rows: Sequence[Row], family: str) -> None:
-    """Add to each row whether its difference is resolved, and if not, why."""
+def add_verdicts(rows: Sequence[Row], family: str, digits: int = 3) -> None:
+    """Add to each row whether its difference is resolved, and if not, why.
+
+    `digits` are those of a detectable difference, after the decimal point.
+    """
     tested = [row for row in rows if not math.isnan(number(row.get(f"{family}_p")))]
     for row in tested:
-        row[f"{family}_verdict"] = _verdict(row, family, comparisons=len(tested))
+        row[f"{family}_verdict"] = _verdict(row, family, comparisons=len(tested), digits=digits)
 
 
-def _verdict(row: Row, family: str, comparisons: int) -> str:
+def _verdict(row: Row, family: str, comparisons: int, digits: int) -> str:
     p = number(row[f"{family}_p"])
     difference = abs(number(row[family]))
     detectable = number(row[f"{family}_detectable"])
@@ -264,7 +295,9 @@ def _verdict(row: Row, family: str, comparisons: int) -> str:
     if number(row[f"{family}_p_holm"]) >= stats.ALPHA:
         return f"{NOT_RESOLVED}not significant after correction for {comparisons} comparisons"
     if difference < detectable:
-        return f"{NOT_RESOLVED}found in less than 80 % of repeats, which takes {detectable:.3f}"
+        return (
+            f"{NOT_RESOLVED}found in less than 80 % of repeats, which takes {detectable:.{digits}f}"
+        )
     return RESOLVED
 
 

@@ -9,14 +9,17 @@ import math
 import shutil
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 
 from harness.records import printable
 from harness.results.columns import LEADERBOARD, TASKS
+from harness.results.image_metrics import list_metric_columns
 from harness.results.leaderboard import heading, protocols, resolved
 from harness.results.rows import NOT_RESOLVED
+from harness.results.set_words import DISTANCES, explain_sets, list_distances
+from harness.runs.metrics import MetricAbout
 
 WIDTH = 140
 """Characters that a line may fill where the output is no terminal."""
@@ -35,6 +38,7 @@ TITLES = {
     "tie_group": "tie",
 }
 DIFFERENCES = {"vs_plain": "vs plain", "vs_bon": "vs BoN"}
+NO_METRICS: Mapping[str, MetricAbout] = {}
 COUNTS_OF_GAPS = ("failed", "missing", "unjudged", "unanswered", "cut_prompts")
 DIGITS = {
     "visual_tokens": 0,
@@ -52,7 +56,11 @@ LEFT_OUT = (
     ("categories", "judge_s", "device_s"),
     ("categories", "judge_s", "device_s", "target_passes"),
     ("categories", "judge_s", "device_s", "target_passes", "tie_group", "vs_bon"),
-    ("categories", "judge_s", "device_s", "target_passes", "tie_group", "vs_bon", "interval"),
+    ("categories", "judge_s", "device_s", "target_passes", "tie_group", "vs_bon", "metrics"),
+    (
+        *("categories", "judge_s", "device_s", "target_passes", "tie_group", "vs_bon"),
+        *("metrics", "interval"),
+    ),
 )
 """What is left out, the first that fits; the last is taken even where it does not fit."""
 P_TOO_LARGE = "p is 0.05 or more"
@@ -67,11 +75,15 @@ Column = list[str]
 """A title, and a cell for each run."""
 
 
-def render_table(frame: pd.DataFrame, width: int | None = None) -> str:
+def render_table(
+    frame: pd.DataFrame,
+    width: int | None = None,
+    metrics: Mapping[str, MetricAbout] = NO_METRICS,
+) -> str:
     """Render the board as text: a block for each protocol, a line for each run, best score first.
 
-    A line has at most `width` characters; by default as many as the terminal. Differences in
-    brackets are not resolved, and a letter beside them says why.
+    A line has at most `width` characters; by default as many as the terminal. `metrics` are those
+    of images, by name. Differences in brackets are not resolved, and a letter beside them says why.
     """
     if frame.empty:
         return "The leaderboard is empty: there is no run to rank."
@@ -85,12 +97,12 @@ def render_table(frame: pd.DataFrame, width: int | None = None) -> str:
         if headings[title] > 1:  # they differ in judge, numerics, version or prompts
             first = runs.iloc[0]
             title += f" (protocol {first['protocol']}, judge {first['judge'] or 'none'})"
-        lines = [*_wrap(printable(title), width), *_render_runs(runs, width)]
+        lines = [*_wrap(printable(title), width), *_render_runs(runs, width, metrics)]
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
 
 
-def _render_runs(runs: pd.DataFrame, width: int) -> list[str]:
+def _render_runs(runs: pd.DataFrame, width: int, metrics: Mapping[str, MetricAbout]) -> list[str]:
     """Return header, lines and legend of the runs of one protocol."""
     ordered = runs.sort_values(
         ["score", "label"], ascending=[False, True], na_position="last", kind="stable"
@@ -99,7 +111,7 @@ def _render_runs(runs: pd.DataFrame, width: int) -> list[str]:
     longest = max(map(len, ["method", *labels]))
     reasons = _list_reasons(ordered)
     for left_out in LEFT_OUT:
-        lines = _align(_number_columns(ordered, reasons, left_out))
+        lines = _align(_number_columns(ordered, reasons, metrics, left_out))
         label_width = width - len(GAP) - max(map(len, lines))
         if label_width >= min(longest, LABEL_WIDTH):
             break
@@ -113,6 +125,9 @@ def _render_runs(runs: pd.DataFrame, width: int) -> list[str]:
     if reasons:
         explained = "; ".join(f"{letter} {reason}" for reason, letter in reasons.items())
         table += _wrap(f"In brackets: not resolved. {explained}.", width)
+    if "metrics" not in left_out:
+        for line in explain_sets(ordered):
+            table += _wrap(printable(line), width)
     for overlap, judge in OVERLAPS.items():
         is_chosen = ordered["reward_is_judge"] == overlap
         chosen = [printable(str(label)) for label in ordered["label"][is_chosen]]
@@ -122,7 +137,10 @@ def _render_runs(runs: pd.DataFrame, width: int) -> list[str]:
 
 
 def _number_columns(
-    runs: pd.DataFrame, reasons: dict[str, str], left_out: Sequence[str]
+    runs: pd.DataFrame,
+    reasons: dict[str, str],
+    metrics: Mapping[str, MetricAbout],
+    left_out: Sequence[str],
 ) -> list[Column]:
     """Return all columns but that of the labels, without those that are left out."""
     columns = []
@@ -134,7 +152,15 @@ def _number_columns(
             differences = [_difference(row, name, reasons) for _, row in runs.iterrows()]
             columns.append([title, *differences])
 
-    own_categories = [str(name) for name in runs.columns if name not in LEADERBOARD.names]
+    for name, about in metrics.items():
+        if "metrics" not in left_out and _has_values(runs, name):
+            columns.append([name, *_format_all(runs[name], about.digits)])
+    if "metrics" not in left_out:
+        for name in list_distances(runs):
+            columns.append([DISTANCES[name], *_format_all(runs[name], digits=3)])
+
+    known = {*LEADERBOARD.names, *(column.name for column in list_metric_columns(metrics))}
+    own_categories = [str(name) for name in runs.columns if name not in known]
     categories = [name for name in (*TASKS, *own_categories) if _has_values(runs, name)]
     numbers = [] if "categories" in left_out else categories
     numbers += ["visual_tokens", "target_passes", "device_s", "judge_s"]

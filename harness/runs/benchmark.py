@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from harness.records import Prompt, Score, UserError
+from harness.records import FeaturedScore, Prompt, Score, UserError
 
 Key = tuple[str, int]
 """Prompt id and number of an image."""
@@ -30,8 +30,8 @@ class Benchmark(Protocol):
     """Prompts, and scores for images of them: the members that every benchmark has.
 
     It may have more, which `BenchmarkSpec` describes one by one: `name` (else that of its class),
-    `aggregates`, `summarise`, `files`, `estimate`, `ready`, `excluded`, and for imported images
-    `reads_folders` (on the class) and `found`.
+    `aggregates`, `summarise`, `files`, `estimate`, `ready`, `excluded`, `remark`, and for imported
+    images `reads_folders` (on the class) and `found`.
     """
 
     @property
@@ -53,11 +53,12 @@ class Benchmark(Protocol):
         """List the prompts, with their answer keys. Called once for each run."""
         ...
 
-    def score(self, items: Iterable[tuple[Prompt, Path]]) -> Iterable[Score]:
+    def score(self, items: Iterable[tuple[Prompt, Path]]) -> Iterable[Score | FeaturedScore]:
         """Score image files that are named by their number ("images/00042/2.png"), in order.
 
         Scores may be yielded as they come: each is saved before the next is asked for. An image
-        without a score is asked about again by the next run.
+        without a score is asked about again by the next run. A benchmark that compares sets of
+        images yields their features, too.
         """
         ...
 
@@ -96,7 +97,7 @@ class BenchmarkSpec:
     judge: str
     """The id of its judge; "" if nobody judges its images."""
     prompts: tuple[Prompt, ...]
-    score: Callable[[Iterable[tuple[Prompt, Path]]], Iterable[Score]]
+    score: Callable[[Iterable[tuple[Prompt, Path]]], Iterable[Score | FeaturedScore]]
 
     aggregates: Callable[[Sequence[str]], Aggregates] = weigh_evenly
     """Combine category means, "score" among them: `aggregates(categories)`."""
@@ -110,6 +111,8 @@ class BenchmarkSpec:
     """Make files of a run folder, name -> text: `files(scores, folder)`."""
     excluded: str = ""
     """Why runs must not enter a leaderboard; "" if they may."""
+    remark: str = ""
+    """What must be said beside the scores, such as what cannot be reached; "" if nothing."""
     found: Mapping[Key, Path] = field(default_factory=dict)
     """Images that were found in the folder `benchmark.images`, by prompt id and number."""
 
@@ -130,6 +133,7 @@ class BenchmarkSpec:
             summarise=getattr(benchmark, "summarise", None),
             files=getattr(benchmark, "files", make_no_files),
             excluded=str(getattr(benchmark, "excluded", "")),
+            remark=str(getattr(benchmark, "remark", "")),
             found=getattr(benchmark, "found", {}),
         )
 

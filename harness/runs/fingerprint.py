@@ -72,6 +72,7 @@ PLACES = PLACES_OF_JUDGES | {"metadata", "checkpoint", "images_of", "vocabulary"
 They name no result: the content is named by the benchmark's version, prompts and judge id.
 """
 PLACES_OF: dict[str, frozenset[str]] = {
+    "benchmarks.coco.benchmark.Coco": frozenset({"coco", "reference"}),
     "benchmarks.prompts.OwnPrompts": frozenset({"file", "prompts_list", "category"}),
 }
 """Such options of one class, whose names mean other things in other classes."""

@@ -5,8 +5,10 @@
         jobs.jsonl       one line per planned prompt
         records-0.jsonl  one line per finished or failed image, once the image is safely on disk
         scores.jsonl     one line per scored image
+        metrics.jsonl    one line per measured image and metric, and metrics.json (see metrics.py)
         timings-0.jsonl  one line per process that drew to its end
         images/00042/2.png
+        features/EXTRACTOR/00042/2.npy   what benchmarks of sets of images compare
 
 A killed process loses at most the images that were not finished; running again completes the folder
 to the same bytes. Several processes may write one run, each its own share of the jobs (`Shard`) to
@@ -17,11 +19,11 @@ per share keeps a second writer out.
 from __future__ import annotations
 
 import io
-import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -31,6 +33,8 @@ from omegaconf import OmegaConf
 from PIL import Image as Pillow
 
 from harness.records import (
+    FEATURES,
+    FeaturedScore,
     Job,
     Prompt,
     SampleRecord,
@@ -39,6 +43,8 @@ from harness.records import (
     UserError,
     digest,
     dump,
+    features_path,
+    prompt_path,
 )
 from harness.runs.journal import (
     append_line,
@@ -133,15 +139,21 @@ class RunFolder:
         """List the jobs of this share without a delivered image, failed ones included."""
         return [job for key, job in self._share.items() if key not in self._done]
 
+    def delivered_jobs(self) -> list[Job]:
+        """List the jobs of this share whose image is there."""
+        return [job for key, job in self._share.items() if key in self._done]
+
     def unscored(self, judge: str) -> list[Job]:
         """List the delivered jobs of this share that `judge` has not scored."""
-        delivered = [job for key, job in self._share.items() if key in self._done]
-        return [job for job in delivered if (*job.key, judge) not in self._scored]
+        return [job for job in self.delivered_jobs() if (*job.key, judge) not in self._scored]
 
     def read_scores(self, judge: str) -> list[Score]:
-        """Read the scores that `judge` gave to images of all shares until now."""
+        """Read the scores that `judge` gave to images of all shares until now, one for each image.
+
+        Of an image that was scored again, since its features were lost, the last score counts.
+        """
         scores = read_journals(self.path, "scores*.jsonl", Score.from_json)
-        return [score for score in scores if score.judge == judge]
+        return list({score.key: score for score in scores if score.judge == judge}.values())
 
     def image_file(self, job: Job) -> Path:
         """Return where the image of a job lies, or will lie."""
@@ -171,6 +183,20 @@ class RunFolder:
         link.symlink_to(source.resolve())
         self._done[record.key] = record
         append_line(self._records_file, record.to_json())
+
+    def save_features(self, given: FeaturedScore) -> Score:
+        """Save the features of a scored image; returns its score, whose detail names their sha256.
+
+        They are on disk before the score is: a line always speaks of files that are there.
+        """
+        score = given.score
+        shas = {}
+        for extractor, features_D in sorted(given.features.items()):
+            data = encode_features(features_D)
+            shas[extractor] = digest(data)
+            file = self.path / features_path(extractor, score.prompt_id, score.image)
+            write_atomic(file, data)
+        return replace(score, detail={**score.detail, FEATURES: shas})
 
     def save_score(self, score: Score) -> None:
         """Append a score to the journal."""
@@ -216,7 +242,8 @@ class RunFolder:
             if record.key in self._jobs and is_intact(self.path, record)
         }
         scores = read_journals(self.path, "scores*.jsonl", Score.from_json)
-        self._scored = {score.key for score in scores}
+        last = {score.key: score for score in scores}
+        self._scored = {key for key, score in last.items() if has_features(self.path, score)}
 
 
 # ------------------------------------------------------------------ images
@@ -225,16 +252,9 @@ class RunFolder:
 def image_path(prompt: Prompt, image: int) -> str:
     """Return where an image lies below the run folder.
 
-    The first part of the prompt's id, the benchmark's name, is left out. Raises UserError for an id
-    that could lead out of the folder.
+    Raises UserError for a prompt id that could lead out of the folder.
     """
-    parts = prompt.id.split("/")
-    if not all(re.fullmatch(r"[\w+-][\w+.-]*", part) for part in parts):
-        raise UserError(
-            f"prompt id {prompt.id!r} is not usable as a file name: "
-            "use letters, digits, '+', '-', '_'"
-        )
-    return "/".join(("images", *(parts[1:] or parts), f"{image}.png"))
+    return f"images/{prompt_path(prompt.id)}/{image}.png"
 
 
 def is_intact(folder: Path, record: SampleRecord) -> bool:
@@ -243,6 +263,25 @@ def is_intact(folder: Path, record: SampleRecord) -> bool:
     return (
         record.status == "done" and file.is_file() and digest(file.read_bytes()) == record.image_sha
     )
+
+
+def has_features(folder: Path, score: Score) -> bool:
+    """Return whether all features that a score speaks of are still there, byte for byte."""
+    shas = score.detail.get(FEATURES)
+    if not isinstance(shas, Mapping):  # what another benchmark calls features has no files
+        return True
+    for extractor, sha in shas.items():
+        file = folder / features_path(extractor, score.prompt_id, score.image)
+        if not file.is_file() or digest(file.read_bytes()) != sha:
+            return False
+    return True
+
+
+def encode_features(features_D: np.ndarray) -> bytes:
+    """Encode features as a NumPy file; equal numbers give equal bytes."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(features_D, dtype=np.float32), allow_pickle=False)
+    return buffer.getvalue()
 
 
 def encode_png(image: np.ndarray) -> bytes:

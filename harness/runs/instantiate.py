@@ -20,6 +20,9 @@ COMMAND_OPTIONS = (
 )  # fmt: skip
 """Options that say how and where a run is carried out; all others say what it computes."""
 
+METRICS = "metrics"
+"""Option that names what measures a run's images, besides: no image and no score depends on it."""
+
 TITLE = "title"
 """Option of a method for tables and figures: it names the method, and no result depends on it."""
 

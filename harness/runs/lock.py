@@ -60,6 +60,10 @@ class Shard:
         return f"scores-{self.index}.jsonl" if self.index else "scores.jsonl"
 
     @property
+    def metrics(self) -> str:
+        return f"metrics-{self.index}.jsonl" if self.index else "metrics.jsonl"
+
+    @property
     def timings(self) -> str:
         return f"timings-{self.index}.jsonl"
 

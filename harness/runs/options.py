@@ -30,7 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from typing_extensions import is_protocol
 
 from harness.records import STRICT, UserError, printable
-from harness.runs.instantiate import TITLE, find_object, is_title_of, resolve_config
+from harness.runs.instantiate import METRICS, TITLE, find_object, is_title_of, resolve_config
 
 MOST_SHOWN = 60
 """Characters of a bad value that a message shows."""
@@ -172,6 +172,7 @@ def _expect_types(values: Mapping[str, Any]) -> dict[str, Any]:
         "model": {**type_options(model, "model"), "sampling": typed_sampling},
         "method": type_options(values.get("method"), "method"),
         "benchmark": _type_benchmark(values.get("benchmark") or {}),
+        "metrics": type_options(values.get(METRICS) or {}, METRICS),
         "logger": type_options(values.get("logger"), "logger"),
     }
 

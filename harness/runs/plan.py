@@ -66,6 +66,8 @@ class Plan:
         }
         if self.benchmark.excluded:
             described["excluded"] = self.benchmark.excluded
+        if self.benchmark.remark:
+            described["remark"] = self.benchmark.remark
         return described
 
     def identify(self, without: Collection[str] = ()) -> list[Any]:

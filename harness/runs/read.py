@@ -2,14 +2,15 @@
 
 A folder holds `config.yaml` (with what the run is, under `run`), `jobs.jsonl` (the planned images),
 `records-*.jsonl` (what was delivered or failed, one file per shard), `scores*.jsonl` and, where
-seconds were measured, `timings-*.jsonl`; each may be packed (`.gz`). Images are not read.
+seconds were measured, `timings-*.jsonl`; each may be packed (`.gz`). `metrics` are read by a module
+of their own. Images are not read.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -19,10 +20,12 @@ import yaml
 
 from harness.records import (
     PROMPT_CUT,
+    SET_METRICS,
     STRICT,
     Prompt,
     SampleRecord,
     Score,
+    SetMetrics,
     Timing,
     UserError,
     digest,
@@ -32,6 +35,7 @@ from harness.records import (
 )
 from harness.runs.fingerprint import SCHEMA
 from harness.runs.journal import find_journals, read_journals, read_lines
+from harness.runs.metrics import Measured, MetricAbout, read_metrics
 from harness.runs.plugins import list_targets
 
 Key = tuple[str, int]
@@ -54,6 +58,7 @@ OPTIONAL: Mapping[str, type] = {
     "prompts_sha": str,
     "numerics": str,
     "excluded": str,
+    "remark": str,
     "aggregates": dict,
     "asked": dict,
     "plugins": dict,
@@ -63,6 +68,8 @@ OPTIONAL: Mapping[str, type] = {
 """What it may say besides."""
 OWN_NAMES = ("harness.", "methods.", "benchmarks.")
 """What the names of the project's own classes begin with."""
+IN_DETAIL = "metrics"
+"""What a score's detail calls the metrics of its image, name -> number."""
 TABLE_COLUMNS = ("prompt_id", "image", "category", "weight", "cluster", "value")
 """Columns of `Run.table`."""
 
@@ -98,6 +105,8 @@ class Run:
     scores: Mapping[Key, Score]
     judge: str  # "" before the first score
     timings: Sequence[Timing] = ()  # one for each process that drew to its end
+    sets: SetMetrics | None = None  # metrics of its images as a set, where its benchmark has any
+    metrics: Mapping[str, Measured] = field(default_factory=dict)  # by name
     unanswered: Mapping[Key, int] = field(default_factory=dict)
     """Questions that the method's judges left without an answer, in the last attempt."""
 
@@ -237,6 +246,14 @@ class Run:
         """Tell whether a judge has valued any delivered image; else there is nothing to rank."""
         return self.is_judged and len(self.unjudged) < len(self.done)
 
+    def is_measured(self, metric: str) -> bool:
+        """Tell whether a metric has looked at every planned image, whether it has a number or not.
+
+        Else its mean would be of other images than those of the runs beside it.
+        """
+        measured = self.metrics[metric]
+        return len(measured.values) + len(measured.reasons) == len(self.planned)
+
     @cached_property
     def table(self) -> pd.DataFrame:
         """Tabulate the planned images, a row each in sorted order, as `stats` takes them.
@@ -318,7 +335,11 @@ def read_run(folder: Path) -> Run:
         if record.usage.unanswered
     }
     judge, scores = _read_scores(folder, str(about.get("judge") or ""))
+    metrics = _list_metrics(scores, judge) | read_metrics(folder)
+    scores = _add_metrics(scores, metrics)
     timings = read_journals(folder, "timings-*.jsonl", Timing.from_json)
+    sets = _read_set_metrics(folder, judge, scores, prompts)
+    metrics = metrics | _spread_set_metrics(sets, planned)
     return Run(
         path=folder,
         config=config,
@@ -330,6 +351,8 @@ def read_run(folder: Path) -> Run:
         scores=scores,
         judge=judge,
         timings=tuple(timings),
+        sets=sets,
+        metrics=metrics,
         unanswered=unanswered,
     )
 
@@ -455,6 +478,39 @@ def _read_records(
     return done, {key: record for key, record in failed.items() if key not in done}
 
 
+def _list_metrics(scores: Mapping[Key, Score], judge: str) -> dict[str, Measured]:
+    """List the metrics that the benchmark's judge itself wrote, as `detail.metrics` of scores."""
+    values: dict[str, dict[Key, float]] = {}
+    for key, score in scores.items():
+        found = score.detail.get(IN_DETAIL)
+        for name, value in found.items() if isinstance(found, dict) else ():
+            if isinstance(value, int | float) and math.isfinite(value):
+                values.setdefault(name, {})[key] = float(value)
+    return {name: Measured(MetricAbout(judge), by_image) for name, by_image in values.items()}
+
+
+def _spread_set_metrics(sets: SetMetrics | None, planned: Mapping[Key, str]) -> dict[str, Measured]:
+    """List the metrics of a set as numbers of its images: the pseudo-value of an image's prompt.
+
+    Their mean is the metric. A metric whose error is not known has none.
+    """
+    found = {}
+    for name, metric in sets.metrics.items() if sets is not None else ():
+        if metric.pseudo:
+            about = MetricAbout(metric.id, unit="squared distance", better="lower")
+            found[name] = Measured(about, {key: metric.pseudo[key[0]] for key in planned})
+    return found
+
+
+def _add_metrics(scores: Mapping[Key, Score], metrics: Mapping[str, Measured]) -> dict[Key, Score]:
+    """Return scores whose detail has what metrics say of the image, too."""
+    shown = {}
+    for key, score in scores.items():
+        found = {name: one.values[key] for name, one in metrics.items() if key in one.values}
+        shown[key] = replace(score, detail={**score.detail, IN_DETAIL: found}) if found else score
+    return shown
+
+
 def _read_scores(folder: Path, judge: str) -> tuple[str, dict[Key, Score]]:
     """Read the scores of `judge`, or of the only judge there is if that is ""; and who it is."""
     scores = list(read_journals(folder, "scores*.jsonl", Score.from_json))
@@ -471,3 +527,33 @@ def _read_scores(folder: Path, judge: str) -> tuple[str, dict[Key, Score]]:
         if score.judge in judges:
             by_image[score.prompt_id, score.image] = score
     return "".join(judges), by_image
+
+
+def _read_set_metrics(
+    folder: Path, judge: str, scores: Mapping[Key, Score], prompts: Mapping[str, Prompt]
+) -> SetMetrics | None:
+    """Read the metrics of the images as a set; none where they are of another judge's scores.
+
+    A set of which scores were lost since has no metric either. Raises UserError for a file that
+    cannot be read, or is of other prompts.
+    """
+    path = folder / SET_METRICS
+    if not path.exists():
+        return None
+    try:
+        found = SetMetrics.from_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({one_line(error)}): delete it, and stages=[score] makes it"
+        ) from None
+    if found.judge != judge:
+        return None
+    for name, metric in found.metrics.items():
+        if metric.pseudo and metric.pseudo.keys() != prompts.keys():
+            raise UserError(
+                f"{path}: {name} is of other prompts: delete it, and stages=[score] makes it"
+            )
+    scored = sum(score.value is not None for score in scores.values())
+    if scored < found.scored:
+        return replace(found, scored=scored, metrics={})
+    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 
-from harness.records import Job, Score, one_line
+from harness.records import FeaturedScore, Job, Score, one_line
 from harness.runs.benchmark import BenchmarkSpec
 from harness.runs.failures import is_new_failure
 from harness.runs.folder import RunFolder
@@ -42,6 +42,8 @@ def score_images(
         return []
     values = []
     for given in benchmark.score([(job.prompt, folder.image_file(job)) for job in jobs]):
+        if isinstance(given, FeaturedScore):
+            given = folder.save_features(given)
         score = _expect_writable(given)
         folder.save_score(score)
         values.append(score.value)

@@ -36,6 +36,7 @@ from harness.runs.fingerprint import (
 )
 from harness.runs.instantiate import (
     COMMAND_OPTIONS,
+    METRICS,
     build_object,
     drop_titles,
     read_title,
@@ -82,7 +83,7 @@ class RunSpec(DrawingSpec):
         That is the resolved configuration, and under `run` what the leaderboard reads.
         """
         config = resolve_config(self.config)
-        for option in COMMAND_OPTIONS:
+        for option in (*COMMAND_OPTIONS, METRICS):
             config.pop(option, None)
         config["sampler"]["slots"] = self.sampler_sizes["slots"]
         title = read_title(config["method"])

@@ -19,6 +19,7 @@ from harness.runs.plan import IncompleteRunError, wants_scores
 
 if TYPE_CHECKING:
     from harness.runs.folder import RunFolder
+    from harness.runs.measure import MetricJournal
     from harness.runs.plan import Plan
     from harness.runs.source import RunSource
 
@@ -46,6 +47,7 @@ def run_stages(
     """
     from harness.runs.folder import RunFolder
     from harness.runs.lock import Shard
+    from harness.runs.measure import MetricJournal, build_metrics, prepare_metrics
     from harness.runs.score import prepare_judge
     from harness.runs.source import build_source
 
@@ -53,7 +55,9 @@ def run_stages(
     shard = Shard.parse(config.shard)
     source = build_source(config, choices)
     plan = source.plan
-    _expect_judge(plan, config, choices["benchmark"])
+    metrics = build_metrics(config, plan) if "score" in config.stages else ()
+    if not metrics:
+        _expect_judge(plan, config, choices["benchmark"])
     if "estimate" in config.stages:
         _print_estimate(plan, config, choices["benchmark"])
         return
@@ -61,32 +65,37 @@ def run_stages(
     # 2. Prepare the judges of a new run first: what cannot be judged leaves no folder.
     path = source.folder(Path(config.results))
     is_new = not path.exists()
-    if is_new and wants_scores(plan, config):
-        prepare_judge(plan.benchmark, plan.jobs)
-    if is_new and "generate" in config.stages:
-        source.prepare()
+    if is_new:
+        if wants_scores(plan, config):
+            prepare_judge(plan.benchmark, plan.jobs)
+        prepare_metrics(metrics)
+        if "generate" in config.stages:
+            source.prepare()
 
     # 3. Claim the folder, and fill it.
     with (
         RunFolder(path, source.describe(), plan.jobs, shard) as folder,
         _follow(dashboard, folder, config) as track,
     ):
+        journal = MetricJournal(folder, metrics)
         on_claimed(path)
-        _fill_folder(source, folder, config, track, is_new=is_new)
-        _expect_complete(plan, folder, config)
+        _fill_folder(source, journal, config, track, is_new=is_new)
+        _expect_complete(plan, journal, config)
 
 
 def _fill_folder(
     source: RunSource,
-    folder: RunFolder,
+    journal: MetricJournal,
     config: DictConfig,
     track: Callable[[], None],
     *,
     is_new: bool,
 ) -> None:
-    """Draw and score the images of the share that are missing."""
+    """Draw, score and measure the images of the share that are missing."""
+    from harness.runs.measure import measure_images, prepare_metrics
     from harness.runs.score import prepare_judge, score_images, write_summary
 
+    folder = journal.folder
     benchmark = source.plan.benchmark
     with_scores = wants_scores(source.plan, config)
 
@@ -96,6 +105,8 @@ def _fill_folder(
     _log_progress(source.plan, folder, source.missing_word)
     if not is_new and with_scores:
         prepare_judge(benchmark, [*missing, *folder.unscored(benchmark.judge)])
+    if not is_new:  # those that have nothing left to measure need no weights
+        prepare_metrics([one for one in journal.metrics if missing or journal.unmeasured(one)])
 
     # 2. Draw what is missing, and score it meanwhile.
     if "generate" in config.stages and missing:
@@ -109,6 +120,9 @@ def _fill_folder(
         track()
         write_summary(benchmark, folder)
 
+    # 4. Measure by what is no judge of the benchmark.
+    measure_images(journal)
+
 
 def _expect_judge(plan: Plan, config: DictConfig, benchmark: str) -> None:
     """Raise UserError where nothing but scores is asked for, and nobody would give them."""
@@ -116,7 +130,7 @@ def _expect_judge(plan: Plan, config: DictConfig, benchmark: str) -> None:
     if is_for_scores and not plan.benchmark.is_judged:
         raise UserError(
             f"stages={list(config.stages)}: benchmark={benchmark} has no judge that could score: "
-            "choose one, such as judge@benchmark.judge=pictogram_reward"
+            "choose one, such as judge@benchmark.judge=pictogram_reward, or give metrics=[...]"
         )
 
 
@@ -156,13 +170,12 @@ def _log_progress(plan: Plan, folder: RunFolder, missing_word: str) -> None:
     )
 
 
-def _expect_complete(plan: Plan, folder: RunFolder, config: DictConfig) -> None:
-    """Raise IncompleteRunError unless every image of the share is there, and scored if asked for.
+def _expect_complete(plan: Plan, journal: MetricJournal, config: DictConfig) -> None:
+    """Raise IncompleteRunError unless every image of the share is there, scored and measured.
 
-    Every planned image is either done or failed.
+    Scores and metrics count if they are asked for. Every planned image is either done or failed.
     """
-    from harness.runs.score import list_refused
-
+    folder = journal.folder
     failed = len(folder.missing())
     assert folder.delivered + failed == folder.planned
     if failed and "generate" in config.stages:
@@ -170,8 +183,20 @@ def _expect_complete(plan: Plan, folder: RunFolder, config: DictConfig) -> None:
             f"{folder.path}: {failed} of {folder.planned} images failed: mend what is named above, "
             "or wait for what was out of reach, and run the same command again"
         )
-    if not wants_scores(plan, config):
-        return
+    if wants_scores(plan, config):
+        _expect_scored(plan, folder)
+    for metric in journal.metrics:
+        if left := len(journal.unmeasured(metric)):
+            raise IncompleteRunError(
+                f"{folder.path}: {metric.name} left {left} images without a number; "
+                "run again to measure them"
+            )
+
+
+def _expect_scored(plan: Plan, folder: RunFolder) -> None:
+    """Raise IncompleteRunError unless every delivered image of the share has a score."""
+    from harness.runs.score import list_refused
+
     if refused := list_refused(plan.benchmark, folder):
         first = refused[0]
         raise IncompleteRunError(

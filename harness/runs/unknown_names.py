@@ -37,9 +37,11 @@ def explain_compose_error(error: BaseException, arguments: Sequence[str] = ()) -
     the other `arguments` choose it. Other errors keep their message, without the folders that Hydra
     has searched.
     """
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
-        group, _, name = error.missing_cfg_file.rpartition("/")
-        return f"{group.lstrip('/')}={name}: there is no such choice{suggest(name, error.options)}"
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.lstrip("/").rpartition("/")
+        options = error.options or _list_choices(group, arguments)  # Hydra knows none for a list
+        if options:
+            return f"{group}={name}: there is no such choice{suggest(name, options)}"
     if key := _find_unknown(error):
         return _explain_option(key, arguments)
     return one_line(_SEARCH_PATH.sub("", str(error)))
@@ -56,6 +58,16 @@ def suggest(name: str, known: Iterable[str]) -> str:
 def _find_unknown(error: BaseException) -> str:
     found = _UNKNOWN_OPTION.match(one_line(error))
     return found["key"] if found else ""
+
+
+def _list_choices(group: str, arguments: Sequence[str]) -> list[str]:
+    """List the files of a group of configurations, those of `--config-dir` among them."""
+    folders = [GROUPS, find_config_dir(arguments)]
+    found: set[str] = set()
+    for folder in folders:
+        if folder is not None:
+            found |= {path.stem for path in (folder / group).glob("*.yaml")}
+    return sorted(found)
 
 
 def _explain_option(key: str, arguments: Sequence[str]) -> str:

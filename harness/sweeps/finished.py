@@ -13,8 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.records import UserError, digest, dump
-from harness.runs.folder import is_intact
+from harness.records import PLAIN_DISTANCE, UserError, digest, dump
+from harness.runs.folder import has_features, is_intact
 from harness.runs.plugins import OWN_PACKAGES, find_plugin_files, is_own
 from harness.runs.read import find_runs, read_run
 from harness.sweeps.ledger import Event, is_command_option, ledger_folder, read_events
@@ -48,7 +48,8 @@ class KnownPoints:
 def is_complete(folder: Path, stages: Iterable[str]) -> bool:
     """Return whether every planned image of a run folder is there, byte for byte.
 
-    If `stages` ask for scores and the run has a judge, all images must be scored, too.
+    If `stages` ask for scores and the run has a judge, all images must be scored, too, the features
+    that scores speak of be there, and images be measured by the run's metrics.
     """
     try:
         run = read_run(folder)
@@ -57,6 +58,10 @@ def is_complete(folder: Path, stages: Iterable[str]) -> bool:
     needs_scores = "score" in stages and run.is_judged
     unscored = run.planned.keys() - run.scores.keys()
     if not run.complete or (needs_scores and unscored):
+        return False
+    if needs_scores and not all(has_features(folder, score) for score in run.scores.values()):
+        return False
+    if "score" in stages and not all(run.is_measured(name) for name in run.metrics):
         return False
     return all(is_intact(folder, record) for record in run.done.values())
 
@@ -82,7 +87,7 @@ def hash_results(results: Path, about: Sequence[str]) -> str:
     journals: list[tuple[str, int, int]] = []
     for run in find_runs(results):
         for path in sorted(run.glob("[!.]*.*")):
-            if path.is_file():
+            if path.is_file() and not path.name.startswith(PLAIN_DISTANCE):
                 name = str(path.relative_to(results))
                 journals.append((name, *stat_file(path)))
     project = _hash_project(())

@@ -103,6 +103,13 @@ class Panel:
         """Return the id of the plain run that the best of the others is compared with."""
         return next((one.plain for one in self.shown if one.plain), None)
 
+    @property
+    def remark(self) -> str:
+        """Return what the benchmark says beside its scores; "" if nothing."""
+        return next(
+            (str(one.run.about["remark"]) for one in self.shown if "remark" in one.run.about), ""
+        )
+
     def keys(self) -> list[Key]:
         """Return prompt id and image of every entry."""
         images = range(self.protocol.images_per_prompt)

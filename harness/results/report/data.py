@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from harness.results.image_metrics import describe_metrics, list_shown
 from harness.results.leaderboard import resolved
 from harness.results.reasons import explain_value
 from harness.results.report import collect
@@ -21,6 +22,7 @@ from harness.results.report.collect import Confidence, Dot, Key, Panel, Shown
 from harness.results.report.colors import THEMES, list_stage_colors, run_color
 from harness.results.report.pairs import Pair, compare_pairs, mean_by_prompt
 from harness.results.report.thumbnails import measure_images, thumbnail_stem
+from harness.results.set_words import explain_sets
 from harness.runs.journal import write_atomic
 
 PART = 16
@@ -171,7 +173,10 @@ def describe_panel(panel: Panel, results: Path) -> dict[str, Any]:
         "prompts": len(panel.prompts),
         "categories": list(dict.fromkeys(prompt.category for prompt in panel.prompts)),
         "baseline": panel.baseline,
+        "remark": panel.remark,
         "runs": [_describe_run(one, results) for one in panel.shown],
+        "metrics": _describe_metrics(panel),
+        "sets": explain_sets(pd.DataFrame([dict(one.row) for one in panel.shown])),
         "scored": panel.is_scored,
         "fronts": fronts,
         "curves": curves,
@@ -179,6 +184,16 @@ def describe_panel(panel: Panel, results: Path) -> dict[str, Any]:
         "noted": any(collect.has_notes(one) for one in panel.shown),
         **_describe_notes(panel),
     }
+
+
+def _describe_metrics(panel: Panel) -> list[dict[str, Any]]:
+    """Return what is known of the metrics of a panel's images, besides the numbers of its runs."""
+    described = []
+    for name, about in describe_metrics([one.run for one in panel.shown]).items():
+        described.append(
+            {"name": name, "unit": about.unit, "better": about.better, "digits": about.digits}
+        )
+    return described
 
 
 def _describe_budgets(panel: Panel) -> dict[str, list[Any]]:
@@ -251,7 +266,7 @@ def _describe_run(one: Shown, results: Path) -> dict[str, Any]:
     found["scored"] = one.run.is_scored
 
     row = pd.Series(dict(one.row))
-    for name in ("vs_plain", "vs_bon"):
+    for name in ("vs_plain", "vs_bon", *(f"{metric}_vs_plain" for metric in list_shown(one.run))):
         is_known = not pd.isna(row[name])
         found[f"{name}_resolved"] = is_known and resolved(row, name)
         found[f"{name}_reason"] = _shorten_verdict(found.get(f"{name}_verdict"))

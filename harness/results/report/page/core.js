@@ -23,7 +23,7 @@ const svg = (tag, properties, ...children) =>
 // ---- numbers: a missing one is a dash
 
 const fixed = (value, digits) => (value === null || value === undefined ? "–" : value.toFixed(digits));
-const signed = (value) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(3)}`;
+const signed = (value, digits = 3) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(digits)}`;
 const whole = (value) => (value === null || value === undefined ? "–" : Math.round(value).toLocaleString("en"));
 const milliseconds = (value) => (value === null ? "–" : value < 10 ? `${value.toFixed(1)} ms` : value < 10000 ? `${whole(value)} ms` : `${(value / 1000).toFixed(1)} s`);
 const interval = (low, high, show) => (low === null || low === undefined ? "" : `[${show(low)}, ${show(high)}]`);

@@ -41,20 +41,26 @@ function lead(one) {
 }
 
 function remarksOf(one) {
-  const remarks = [];
+  const remarks = one.remark ? [`${one.remark}.`] : [];
   if (one.runs.length === 1) remarks.push("One run only: there is nothing to compare it with yet.");
   else if (one.scored && !one.baseline) remarks.push("There is no plain run on this board, so nothing is compared with plain, and budgets are not known.");
+  const marked = new Map();
   for (const run of one.runs) {
     const counted = run.scored ? ", counted as wrong" : "";
     for (const name of ["failed", "missing", ...(run.scored ? ["unjudged"] : [])])
       if (run[name]) remarks.push(`${run.label}: ${run[name]} ${run[name] === 1 ? "image" : "images"} ${name}${counted}.`);
     if (run.unanswered) remarks.push(`${run.label}: ${run.unanswered} ${run.unanswered === 1 ? "question" : "questions"} unanswered.`);
-    for (const mark of run.marks) remarks.push(`${run.label}: ${mark}.`);
+    for (const mark of run.marks) marked.set(mark, [...(marked.get(mark) || []), run.label]);
+  }
+  for (const [mark, labels] of marked) {
+    const all = labels.length > 1 && labels.length === one.runs.length;
+    remarks.push(`${all ? `All ${labels.length} runs` : labels.join("; ")}: ${mark}.`);
   }
   for (const [overlap, words] of [["same", "the judge itself"], ["family", "a relative of the judge, which may share its blind spots"]]) {
     const some = one.runs.filter((run) => run.reward_is_judge === overlap);
     if (some.length) remarks.push(`Chosen by ${words}: ${some.map((run) => run.label).join("; ")}.`);
   }
+  remarks.push(...one.sets);
   return remarks.length > 0 && h("section", {}, h("ul", { class: "notes" }, remarks.map((text) => h("li", { text }))));
 }
 
@@ -65,7 +71,8 @@ const LETTERS = "abcdefgh";
 
 /** Return the reasons for which differences of a board are grey; a cell names its own by a letter. */
 function reasonsOf(one) {
-  const found = one.runs.flatMap((run) => [run.vs_plain_reason, run.vs_bon_reason]).filter(Boolean);
+  const names = ["vs_plain", "vs_bon", ...one.metrics.map((metric) => `${metric.name}_vs_plain`)];
+  const found = one.runs.flatMap((run) => names.map((name) => run[`${name}_reason`])).filter(Boolean);
   return [...new Set(found)].sort();
 }
 
@@ -82,10 +89,32 @@ function columns(one) {
     known("vs_plain") && difference("vs_plain", "Against plain", "Difference of the scores, paired by prompt. Grey: not resolved, see the letters below the table"),
     known("vs_bon") && difference("vs_bon", "Against Best-of-N", "The same, against Best-of-N with as many visual tokens"),
     ...tasks.map((name) => ({ key: name, title: SHORT[name] || words(name), about: `Score on ${words(name)}, 0 to 1`, down: true, value: (run) => run[name], cell: (run) => taskCell(run, name, one) })),
+    ...one.metrics.filter((metric) => known(metric.name)).flatMap((metric) => metricColumns(metric, known, reasons)),
+    known("fd_plain") && { key: "fd_plain", title: "Distance to plain", about: "Fréchet distance to plain sampling's own images, and in brackets that of another plain run: how far apart equals are; lower is better", down: false, value: (run) => run.fd_plain, cell: distanceCell },
     number("visual_tokens", "Tokens", whole, "Visual tokens drawn for each delivered image, discarded candidates included"),
     number("target_passes", "Passes", (v) => fixed(v, 1), "Sequential forwards of the target model for each delivered image"),
     number("seconds", "Seconds", (v) => fixed(v, 3), "Device and judge seconds for each delivered image"),
   ].filter(Boolean);
+}
+
+/** Return the columns of a metric of images: its mean, and its difference from plain sampling. */
+function metricColumns(metric, known, reasons) {
+  const { name, unit, better, digits } = metric, difference = `${name}_vs_plain`, down = better === "higher";
+  const show = (value) => fixed(value, digits);
+  const mean = (run) => h("td", { class: "number", title: run[`${name}_by`] }, h("b", { text: show(run[name]) }), h("span", { class: "interval", text: interval(run[`${name}_low`], run[`${name}_high`], show) }));
+  return [
+    { key: name, title: words(name), about: `${unit}, mean over prompts with its 95 % interval; ${better} is better`, down, value: (run) => run[name], cell: mean },
+    known(difference) && { key: difference, title: `${words(name)} against plain`, about: "Difference of the means, paired by prompt. Grey: not resolved, see the letters below the table", down, value: (run) => run[difference], cell: (run) => differenceCell(run, difference, reasons, metric) },
+  ].filter(Boolean);
+}
+
+/** Show a run's distance to plain sampling's images, how far apart equals are, and p; grey where nothing was found. */
+function distanceCell(run) {
+  if (typeof run.fd_plain !== "number") return h("td", { class: "number quiet", text: "–" });
+  const differs = (run.fd_plain_verdict || "").startsWith("differs");
+  const p = typeof run.fd_plain_p === "number" ? `, p ${fixed(run.fd_plain_p, 3)}` : "";
+  return h("td", { class: `number difference ${differs ? "worse" : "quiet"}`, title: run.fd_plain_verdict || null }, h("b", { text: fixed(run.fd_plain, 3) }),
+    h("span", { class: "interval", text: `[${fixed(run.fd_plain_null, 3)}]${p}` }));
 }
 
 function leaderboard(one) {
@@ -137,9 +166,11 @@ function tieCell(run) {
   return h("td", { class: "tie", text: run.tie_group ?? "–", title: run.rank_low ? `rank ${run.rank_low} to ${run.rank_high}` : null });
 }
 
-function differenceCell(run, name, reasons) {
-  const value = run[name];
+/** Show a difference; of a metric of images in its digits, and better where its values are meant to go. */
+function differenceCell(run, name, reasons, metric = { better: "higher", digits: 3 }) {
+  const value = run[name], show = (number) => signed(number, metric.digits);
   if (typeof value !== "number") return h("td", { class: "number quiet", text: "–" });
+  const shown = show(value);
   const resolved = run[`${name}_resolved`], bound = name === "vs_plain" ? run.worse_at_most : null;
   const against = name === "vs_plain" ? run.plain : null;
   const letter = LETTERS[reasons.indexOf(run[`${name}_reason`])];
@@ -147,9 +178,9 @@ function differenceCell(run, name, reasons) {
     resolved ? null : run[`${name}_verdict`],
     typeof bound === "number" ? `at most ${Math.max(0, -bound).toFixed(3)} worse (95 %)` : null,
   ].filter(Boolean);
-  return h("td", { class: `number difference ${resolved ? (value > 0 ? "better" : "worse") : "quiet"}`, title: about.join("\n") || null },
-    h("b", {}, against ? h("a", { href: address({ ...DEFAULTS, board: state.board, view: "compare", a: run.id, b: against }), text: signed(value), "aria-label": `${signed(value)}: compare with plain` }) : signed(value)), !resolved && letter && h("sup", { text: letter }),
-    h("span", { class: "interval", text: interval(run[`${name}_low`], run[`${name}_high`], signed) }));
+  return h("td", { class: `number difference ${resolved ? (value > 0 === (metric.better === "higher") ? "better" : "worse") : "quiet"}`, title: about.join("\n") || null },
+    h("b", {}, against ? h("a", { href: address({ ...DEFAULTS, board: state.board, view: "compare", a: run.id, b: against }), text: shown, "aria-label": `${shown}: compare with plain` }) : shown), !resolved && letter && h("sup", { text: letter }),
+    h("span", { class: "interval", text: interval(run[`${name}_low`], run[`${name}_high`], show) }));
 }
 
 function taskCell(run, name, one) {
