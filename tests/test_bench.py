@@ -163,11 +163,13 @@ def test_methods_are_compared_one_at_a_time(
         plain(sampler, *arguments, **options)
 
     monkeypatch.setattr(Sampler, "__init__", record)
-    methods = "methods=[best_of_n_likelihood,scalingar,zipar]"
+    methods = "methods=['best_of_n_likelihood method.n=2',scalingar,zipar]"
     options = ("batch=[1]", "blocks=1", "warm_up=0", "terminating=[]", methods)
     code, said = bench(tmp_path, "methods", *TINY, *options)
     assert code == 0, said
-    assert len(read_bench(tmp_path, "methods")) == 4
+    rows = {row["method"]: row for row in read_bench(tmp_path, "methods")}
+    assert len(rows) == 4
+    assert float(rows["best_of_n_likelihood method.n=2"]["row_steps"]) == 2
     assert max(alive) == 3 < len(alive)
 
 

@@ -18,6 +18,7 @@ TRAININGS = (
 COMMANDS = (
     "harness.board",
     "harness.compare",
+    "harness.costs",
     "harness.power",
     "harness.sweep",
     "harness.check",
@@ -33,6 +34,7 @@ COMMANDS = (
 ABSENT = (
     ("harness.board", "pack", "absent", "target"),
     ("harness.compare", "a", "b", "--results", "absent"),
+    ("harness.costs", "absent"),
     ("harness.power", "a", "b", "--results", "absent"),
     ("harness.sweep", "status", "absent"),
     ("harness.check", "run", "absent"),

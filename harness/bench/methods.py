@@ -103,15 +103,17 @@ def _bar(model: Any, what: str, measured: float, most: float) -> Bar:
 
 
 def method_named(name: str, *options: str, option: str = "methods") -> Method:
-    """Build a configured method, which `option` names. Raises UserError for one that is not."""
+    """Build a configured method, which `option` names. Raises UserError for one that is not.
+
+    Options may follow the name: "beam method.branch=2".
+    """
     import hydra
 
     from harness.runs.instantiate import build_object
 
     try:
-        made: Method = build_object(
-            hydra.compose("config", overrides=[f"method={name}", *options]).method
-        )
+        overrides = [*f"method={name}".split(), *options]
+        made: Method = build_object(hydra.compose("config", overrides=overrides).method)
     except hydra.errors.HydraException as error:
         raise UserError(f"{option}={name}: {error}") from None
     return made
