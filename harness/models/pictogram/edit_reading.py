@@ -39,7 +39,7 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class KnownObject:
     """An object that stands somewhere, with its colour, or without one that matters."""
 
     name: str
@@ -47,7 +47,7 @@ class Standing:
     box: Box
 
     @classmethod
-    def of(cls, described: Mapping[str, Any]) -> Standing:
+    def of(cls, described: Mapping[str, Any]) -> KnownObject:
         """Read an object of an answer key (`edits.describe`)."""
         left, top, right, bottom = described["box"]
         return cls(described["name"], described["color"], (left, top, right, bottom))
@@ -78,28 +78,28 @@ def judge_edit(key: Mapping[str, Any], detections: Sequence[Detection]) -> Verdi
 def _list_undone(key: Mapping[str, Any], found: Sequence[Detection]) -> list[str]:
     """Say why the edit was not made; nothing if it was."""
     kind = key["kind"]
-    made = None if key["made"] is None else Standing.of(key["made"])
-    gone = None if key["gone"] is None else Standing.of(key["gone"])
+    made = None if key["made"] is None else KnownObject.of(key["made"])
+    gone = None if key["gone"] is None else KnownObject.of(key["gone"])
     if kind == "remove":
         assert gone is not None
         left = any(measure_overlap(one.box, gone.box) >= GONE for one in found)
         return [f"something is where the {gone.name} was"] if left else []
     assert made is not None
     if kind == "add":
-        return _list_not_added(made, Standing.of(key["others"][0]), key["relation"], found)
+        return _list_not_added(made, KnownObject.of(key["others"][0]), key["relation"], found)
     reasons = []
     if not any(_stands(one, made) for one in found):
         reasons.append(f"no {_describe(made)} at its place")
     if kind == "replace":
         assert gone is not None
-        bare = Standing(gone.name, None, gone.box)
+        bare = KnownObject(gone.name, None, gone.box)
         if any(_stands(one, bare) for one in found):
             reasons.append(f"the {gone.name} is still there")
     return reasons
 
 
 def _list_not_added(
-    made: Standing, anchor: Standing, relation: str, found: Sequence[Detection]
+    made: KnownObject, anchor: KnownObject, relation: str, found: Sequence[Detection]
 ) -> list[str]:
     fitting = [one for one in found if one.name == made.name and _has_color(one, made.color)]
     if not fitting:
@@ -113,7 +113,7 @@ def _list_lost(key: Mapping[str, Any], found: Sequence[Detection]) -> list[str]:
     """Say what was not kept; nothing if all was."""
     reasons = []
     for described in key["others"]:
-        other = Standing.of(described)
+        other = KnownObject.of(described)
         if not any(_stands(one, other) for one in found):
             reasons.append(f"the {_describe(other)} is not where it was")
     if len(found) > key["most"]:
@@ -121,7 +121,7 @@ def _list_lost(key: Mapping[str, Any], found: Sequence[Detection]) -> list[str]:
     return reasons
 
 
-def _stands(detection: Detection, wanted: Standing) -> bool:
+def _stands(detection: Detection, wanted: KnownObject) -> bool:
     is_there = measure_overlap(detection.box, wanted.box) >= OVERLAP
     return is_there and detection.name == wanted.name and _has_color(detection, wanted.color)
 
@@ -130,8 +130,8 @@ def _has_color(detection: Detection, color: str | None) -> bool:
     return color is None or detection.color_shares[COLORS.index(color)] > CHANCE
 
 
-def _describe(standing: Standing) -> str:
-    return f"{standing.color} {standing.name}" if standing.color else standing.name
+def _describe(known: KnownObject) -> str:
+    return f"{known.color} {known.name}" if known.color else known.name
 
 
 # --- by the instruction and the source ------------------------------------------------------------
@@ -150,7 +150,7 @@ def soft_scores(
     kept = 1.0
     for one in present:
         if one is not edited:
-            kept *= _chance_of_standing(one.name, one.box, after, _own_color(one))
+            kept *= _chance_at_box(one.name, one.box, after, _own_color(one))
     most = len(present) + {"add": 1, "remove": -1}.get(request.kind, 0)
     extra = after[most].score if len(after) > most else LOWEST / 2
     return done, kept * (1 - extra)
@@ -179,10 +179,10 @@ def _chance_of_done(
         return 1 - max((one.score for one in overlaps), default=LOWEST / 2)
     if request.kind == "replace":
         assert request.new_name is not None
-        new = _chance_of_standing(request.new_name, edited.box, after, None)
-        old = _chance_of_standing(request.name, edited.box, after, None)
+        new = _chance_at_box(request.new_name, edited.box, after, None)
+        old = _chance_at_box(request.name, edited.box, after, None)
         return new * (1 - old)
-    return _chance_of_standing(request.name, edited.box, after, request.color)
+    return _chance_at_box(request.name, edited.box, after, request.color)
 
 
 def _chance_of_added(
@@ -197,9 +197,7 @@ def _chance_of_added(
     return max(chances)
 
 
-def _chance_of_standing(
-    name: str, box: Box, after: Sequence[Detection], color: str | None
-) -> float:
+def _chance_at_box(name: str, box: Box, after: Sequence[Detection], color: str | None) -> float:
     """Return the chance that an object is at a box, with its colour if that matters."""
     chances = [LOWEST / 2]
     for one in after:
