@@ -31,7 +31,7 @@ def table_of(file: Path) -> Table:
 
 
 def fixed_columns(table: Table, *occasional: str) -> list[str]:
-    """The header of a table whose runs have no other occasional columns, such as GenEval's tasks."""
+    """The header of a table whose runs have no other occasional columns (tasks of GenEval)."""
     return [name for name in table.names if name in occasional or name not in columns.OCCASIONAL]
 
 
