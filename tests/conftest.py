@@ -1,6 +1,8 @@
-"""For all tests: one thread, and a chat server to ask.
+"""For all tests: one thread, our plug-ins of Hydra, and a chat server to ask.
 
 Two threads that spin on shared cores are slower than one, and reductions of one keep their order.
+Hydra looks for plug-ins once in a process: a test that composes before they are there would take
+them from all tests behind it.
 """
 
 from collections.abc import Iterator
@@ -9,7 +11,10 @@ import pytest
 import torch
 from chat_server import Server
 
+from harness.cli import enable_plugins
+
 torch.set_num_threads(1)
+enable_plugins()
 
 
 @pytest.fixture

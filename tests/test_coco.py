@@ -18,7 +18,6 @@ from benchmarks.coco.benchmark import Coco
 from benchmarks.coco.caption_files import COLUMNS, read_captions, read_table
 from benchmarks.coco.layout import find_images
 from benchmarks.coco.reference import read_moments, write_reference
-from harness.cli import enable_plugins
 from harness.records import SET_METRICS, Prompt, Score, SetMetric, SetMetrics, UserError
 from harness.results.claims import decide_verdict, read_claims
 from harness.results.stats.set_metrics import Reference
@@ -87,7 +86,6 @@ def build(folder: Path, **options: Any) -> Coco:
 
 def compose_benchmark(*overrides: str) -> Any:
     """The configuration of a benchmark; plugins are found first, as in a command."""
-    enable_plugins()
     Plugins.instance()
     with initialize_config_module("conf", version_base="1.3"):
         return compose("config", [*overrides, "device=cpu"]).benchmark

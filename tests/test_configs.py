@@ -14,7 +14,6 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from runs import harness as run_harness
 
-import harness.cli
 from harness.records import UserError
 from harness.results.claims import read_claims
 from harness.runs.read import Run
@@ -37,7 +36,6 @@ def build_spec(*overrides: str, method: str = "plain") -> RunSpec:
 
 @pytest.fixture(autouse=True)
 def hydra() -> Iterator[None]:
-    harness.cli.enable_plugins()
     Plugins.instance()
     with initialize_config_module("conf", version_base="1.3"):
         yield

@@ -155,7 +155,6 @@ def test_a_command_can_be_typed(command: Command, request: pytest.FixtureRequest
 
 def compose_all(arguments: Sequence[str]) -> None:
     """Compose each run that a command asks for, and check the types of its options."""
-    harness.cli.enable_plugins()
     Plugins.instance()
     composed = [one for one in arguments if not one.startswith("prompt=")]  # no part of a run
     parsed = get_args_parser().parse_args(defer_swept_options(composed))

@@ -211,7 +211,6 @@ METHODS = {
 
 def make_method(name: str) -> Any:
     """Build a method of the project as its configuration has it."""
-    harness.cli.enable_plugins()
     with initialize_config_module("conf", version_base="1.3"):
         config = compose("config", [f"method={name}"])
     GlobalHydra.instance().clear()

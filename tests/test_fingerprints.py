@@ -13,7 +13,6 @@ from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 
-import harness.cli
 from harness.records import Prompt
 from harness.runs import spec
 
@@ -31,7 +30,6 @@ STUBBED = {
 
 @pytest.fixture(autouse=True, scope="module")
 def hydra() -> Iterator[None]:
-    harness.cli.enable_plugins()
     Plugins.instance()
     with initialize_config_module("conf", version_base="1.3"):
         yield

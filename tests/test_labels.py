@@ -13,7 +13,6 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from written_runs import write_run
 
-import harness.cli
 from harness.records import UserError
 from harness.results.labels import label_runs, title_with_budget
 from harness.results.leaderboard import build
@@ -28,7 +27,6 @@ VALUES = {"a/0": [1.0, 0.0], "a/1": [0.0, 1.0]}
 
 @pytest.fixture(scope="module")
 def hydra() -> Iterator[None]:
-    harness.cli.enable_plugins()
     Plugins.instance()
     with initialize_config_module("conf", version_base="1.3"):
         yield

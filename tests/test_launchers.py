@@ -30,7 +30,6 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def load_launchers() -> ModuleType:
-    cli.enable_plugins()
     return import_module("hydra_plugins.harness_launchers")
 
 

@@ -15,7 +15,6 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 
-import harness.cli
 from harness.records import UserError
 from harness.runs.instantiate import resolve_config
 from harness.runs.options import expect_options
@@ -77,7 +76,6 @@ WRONG: dict[type, tuple[object, ...]] = {
 
 @pytest.fixture(scope="module", autouse=True)
 def hydra() -> Iterator[None]:
-    harness.cli.enable_plugins()
     with initialize_config_module("conf", version_base="1.3"):
         yield
 

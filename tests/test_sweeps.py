@@ -278,7 +278,6 @@ def test_status_tells_how_far_sweeps_are_while_they_are_written(tmp_path: Path) 
 
 
 def test_what_is_typed_wins_over_a_point_and_a_rehearsal_over_both() -> None:
-    cli.enable_plugins()
     sweeper = import_module("hydra_plugins.harness_points").PointSweeper
     points = [
         ["model=big", "method=a", "method.k=9"],
