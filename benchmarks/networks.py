@@ -1,21 +1,14 @@
-"""What the networks of evaluators have in common: their weights, and what they take of a device."""
+"""What the networks of evaluators have in common: their weights, and what they take of a device.
+
+Where a network is, and how many rows a forward of it has, is `harness.judges.placement`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 from harness.records import MemoryPart, UserError, one_line
-
-if TYPE_CHECKING:
-    import torch
-
-
-class OnDevice(Protocol):
-    """What a sampler's shape says of where it will run."""
-
-    @property
-    def device(self) -> torch.device: ...
 
 
 def is_random(option: str, weights: str) -> bool:
@@ -51,18 +44,6 @@ def load_published(kind: Any, model: str, revision: str | None, option: str) -> 
             f"{option} {model!r} cannot be had ({one_line(error)[:200]}): "
             f"set benchmark.{option}.model to a folder with its files"
         ) from None
-
-
-def count_rows(batch: int | None, device: torch.device, on_gpu: int) -> int:
-    """Count the rows of a forward: `batch`, else one on the CPU, where more gain nothing."""
-    return batch or (1 if device.type == "cpu" else on_gpu)
-
-
-def place_network(device_name: str, shape: OnDevice) -> torch.device:
-    """Say where a network will be beside a sampler, which need not be this machine's device."""
-    import torch
-
-    return shape.device if device_name == "auto" else torch.device(device_name)
 
 
 def list_network_parts(

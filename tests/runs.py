@@ -24,6 +24,7 @@ TOY = ("--config-dir", str(TESTS / "toy_conf"), "model=toy", "benchmark=toy", "s
 ENTRY = {
     "harness": "harness.cli",
     "harness.bench": "harness.bench.__main__",
+    "benchmarks.coco": "benchmarks.coco.__main__",
     "benchmarks.geneval": "benchmarks.geneval.__main__",
     "benchmarks.pie_bench": "benchmarks.pie_bench.__main__",
     "benchmarks.t2i_compbench": "benchmarks.t2i_compbench.__main__",

@@ -14,7 +14,7 @@ import yaml
 from written_runs import STAMP, write_lines
 
 from harness.records import SampleRecord, Score, Usage, UserError
-from harness.results.columns import LEADERBOARD, TASKS
+from harness.results.columns import LEADERBOARD, OCCASIONAL
 from harness.results.exports import write_exports
 from harness.results.leaderboard import build, project_runs, rows_beside
 from harness.results.publish import publish
@@ -66,8 +66,8 @@ def record(prompt: str, image: int, status: str = "done", **usage: float) -> Sam
 
 
 def header_with(*tasks: str) -> list[str]:
-    """Return the fixed columns, of GenEval's tasks only these."""
-    return [name for name in LEADERBOARD.names if name in tasks or name not in TASKS]
+    """Return the fixed columns, of occasional ones (GenEval's tasks) only these."""
+    return [name for name in LEADERBOARD.names if name in tasks or name not in OCCASIONAL]
 
 
 def score(prompt: str, image: int, value: float | None, judge: str = "judge@1") -> Score:

@@ -16,6 +16,7 @@ from toy import TEXTS, ToyModel, jobs
 from benchmarks.geneval.benchmark import Evaluator
 from benchmarks.geneval.colors import Clip
 from benchmarks.geneval.mmdet_backend import Mmdet
+from benchmarks.metrics.image_reward import ImageReward
 from harness.check import main as check
 from harness.check.capacity import Capacity, measure_capacity
 from harness.drafters.eagle import Eagle, Layer, LayerWeights
@@ -39,6 +40,7 @@ from harness.engine.method_spec import MethodSpec
 from harness.engine.sampler import Sampler
 from harness.engine.scheduler import Delivery, Scheduler
 from harness.engine.session import Method, Session
+from harness.judges.inception import InceptionFeatures
 from harness.judges.local_vlm import LocalVLM
 from harness.judges.verifier import ChatReward, ChatVerifier
 from harness.models.captions import T5, Features
@@ -443,7 +445,8 @@ def test_an_evaluator_counts_the_batches_of_the_device_that_is_asked_about() -> 
     """Also on a machine without it: a forward has more pictures on a GPU."""
     detector = Mmdet(weights="random")
     colors = Clip(weights="random")
-    for evaluator, more in ((detector, 8), (colors, 16)):
+    networks = (detector, 8), (colors, 16), (ImageReward(weights="random"), 16)
+    for evaluator, more in (*networks, (InceptionFeatures(weights="random"), 32)):
         fixed = []
         for device in ("cpu", "cuda"):
             shape = SamplerShape(torch.device(device), 1, (1, 1), 1)

@@ -23,6 +23,7 @@ from benchmarks.metrics.pictures import (
     pad_as_hps,
     squeeze_as_torchmetrics,
 )
+from harness.engine.memory_need import SamplerShape
 from harness.records import UserError
 
 TEXTS = ["a photo of a red cup", "two dogs", "a green bench left of a blue car"]
@@ -74,11 +75,12 @@ def test_a_score_depends_on_its_own_picture_and_text_alone(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_needed_of_the_device_is_declared(kind: str) -> None:
     network = make(kind)
-    weights, work = network.memory_need(None, None)
+    shape = SamplerShape(torch.device("cpu"), 1, (1, 1), 1)
+    weights, work = network.memory_need(None, shape)
     held = sum(tensor.numel() for tensor in network.load().state_dict().values())
     assert weights.fixed == 4 * held
     assert weights.held == 0
-    assert network.memory_need(None, None)[0].held == 4 * held
+    assert network.memory_need(None, shape)[0].held == 4 * held
     assert work.fixed > 0
 
 

@@ -38,13 +38,14 @@ EXAMPLES: dict[str, object] = {
     "prompts": 1, "batch": 1, "short_side": 1, "max_tokens": 1, "rewrite_scale": 1.0,
     "orm_fallback": 1.0, "slots": 1, "memory_gb": 1.0, "concurrency": 1, "warm_up": 1,
     "reward": {}, "squeeze": 1, "classes": [], "stuck_after_s": 30.0,
-    "prompts_list": [], "categories": [],
+    "prompts_list": [], "categories": [], "types": [], "antialias": False,
     "method.block": 1, "length": 1, "constant": 1.0, "low_percentile": 5.0, "high_percentile": 95.0,
 }  # fmt: skip
 """Values of options that have null, or a whole number for any, there; other nulls are texts."""
 MAY_BE_ZERO = {
     # what is off, all or none at 0
-    "seed", "temperature", "top_k", "top_p", "interval", "warm_up", "retries", "backoff_s",
+    "seed", "reference_seed", "temperature", "top_k", "top_p", "interval", "warm_up", "retries",
+    "backoff_s",
     "longest_pause_s", "pictures", "line", "k", "threshold", "decay", "phase", "gain", "theta",
     "redraws", "rounds", "nu", "floor", "slope", "offset",
     # shares, weights and gaps

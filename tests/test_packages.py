@@ -199,7 +199,7 @@ def test_images_that_fail_alike_are_logged_once(mine: Path) -> None:
             "method=ploin",
             ["method=ploin", "did you mean plain?", " best_of_n, best_of_n_lik"],
         ),
-        ("method=best_of_n judge@method.reward=clip", ["judge=clip", " local_vlm_reward, "]),
+        ("method=best_of_n judge@method.reward=clop", ["judge=clop", " local_vlm_reward, "]),
         ("method=best_of_n method.m=3", ["'method.m'", "there are n, reward", "--cfg job"]),
         ("methud=plain", ["'methud'", "did you mean method?"]),
         ("model.sampling.tempreture=1", ["of model.sampling", "did you mean temperature?"]),

@@ -18,9 +18,10 @@ import numpy as np
 
 from benchmarks.geneval.detector import Instance
 from benchmarks.geneval.verdict import COLORS
-from benchmarks.networks import OnDevice, count_rows, list_network_parts, place_network
+from benchmarks.networks import list_network_parts
 from benchmarks.optional import require
 from harness.download import file_sha256
+from harness.judges.placement import OnDevice, count_rows, place_network
 from harness.records import Count, MemoryPart, UserError, one_line
 
 if TYPE_CHECKING:

@@ -16,13 +16,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from benchmarks.networks import (
-    OnDevice,
-    count_rows,
-    is_random,
-    list_network_parts,
-    place_network,
-)
+from benchmarks.networks import is_random, list_network_parts
+from harness.judges.placement import OnDevice, count_rows, place_network
 from harness.models.pictogram.grammar import CLASSES
 from harness.records import MemoryPart, UserError
 

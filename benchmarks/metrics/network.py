@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from harness.judges.placement import OnDevice, count_rows, place_network
 from harness.records import Count, MemoryPart, UserError
 
 if TYPE_CHECKING:
@@ -113,11 +114,12 @@ class ScoringNetwork(ABC):
 
     # ------------------------------------------------------------------ what all have
 
-    def memory_need(self, _model: object, _shape: object) -> list[MemoryPart]:
+    def memory_need(self, _model: object, shape: OnDevice) -> list[MemoryPart]:
         """List its weights, and what a forward over a batch of pictures takes."""
         size = self.count_bytes()
         held = 0 if self._network is None else size
-        work = 4 * self.batch_size() * ACTIVATION_COPIES * self.width
+        pictures = count_rows(self._batch, place_network(self._device_name, shape), CUDA_BATCH)
+        work = 4 * pictures * ACTIVATION_COPIES * self.width
         return [
             MemoryPart(self.name, size, held=held, device=self._device_name),
             MemoryPart(f"{self.name}'s pictures", fixed=work, device=self._device_name),
@@ -136,7 +138,7 @@ class ScoringNetwork(ABC):
         """Return how many pictures a forward has."""
         from harness.models.devices import device_named
 
-        return self._batch or (1 if device_named(self._device_name).type == "cpu" else CUDA_BATCH)
+        return count_rows(self._batch, device_named(self._device_name), CUDA_BATCH)
 
     def ready(self) -> None:
         """Find the weights, and compare their names and shapes with the network's.

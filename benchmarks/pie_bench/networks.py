@@ -155,7 +155,8 @@ class SqueezeLpips:
         path = self._locate_backbone()
         weights = read_file(path)
         network = _LPIPS(pretrained=True, net="squeeze", pnet_rand=True)
-        for part in network.net.slices:
+        slices: Any = network.net.slices
+        for part in slices:
             for name, layer in part.named_children():
                 begin = f"features.{name}."
                 own = {

@@ -8,13 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.networks import (
-    OnDevice,
-    count_rows,
-    is_random,
-    list_network_parts,
-    place_network,
-)
+from benchmarks.networks import is_random, list_network_parts
 from benchmarks.t2i_compbench.blip_network import (
     MAX_TOKENS,
     BlipSpec,
@@ -28,6 +22,7 @@ from benchmarks.t2i_compbench.blip_network import (
 )
 from benchmarks.t2i_compbench.questions import clean_question, yes_probability
 from harness.download import fetch, file_sha256
+from harness.judges.placement import OnDevice, count_rows, place_network
 from harness.records import Count, MemoryPart, UserError
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from benchmarks.geneval.colors import CROPS, Clip
-from benchmarks.networks import count_rows
+from harness.judges.placement import count_rows
 
 OFFICIAL = "ViT-B-32-quickgelu"
 WORDS = 77

@@ -17,6 +17,7 @@ import numpy as np
 
 from harness.download import fetch, file_sha256
 from harness.judges.known_pictures import check_extractor
+from harness.judges.placement import OnDevice, count_rows, place_network
 from harness.judges.resize import NORMALISATIONS
 from harness.records import Count, MemoryPart, UserError
 
@@ -81,10 +82,11 @@ class InceptionFeatures:
             name = file_sha256(self._checkpoint)[: len(SHA256)]
         self.identity = f"inception-{name}-{resize}"
 
-    def memory_need(self, _model: object, _shape: object) -> list[MemoryPart]:
+    def memory_need(self, _model: object, shape: OnDevice) -> list[MemoryPart]:
         """List its weights, and what a forward over a batch of pictures takes."""
         held = 0 if self._network is None else WEIGHT_BYTES
-        work = self._batch_size() * PICTURE_BYTES
+        pictures = count_rows(self._batch, place_network(self._device_name, shape), CUDA_BATCH)
+        work = pictures * PICTURE_BYTES
         return [
             MemoryPart("Inception", WEIGHT_BYTES, held=held, device=self._device_name),
             MemoryPart("Inception's pictures", fixed=work, device=self._device_name),
@@ -129,7 +131,7 @@ class InceptionFeatures:
     def _batch_size(self) -> int:
         from harness.models.devices import device_named
 
-        return self._batch or (1 if device_named(self._device_name).type == "cpu" else CUDA_BATCH)
+        return count_rows(self._batch, device_named(self._device_name), CUDA_BATCH)
 
     def _load(self) -> Any:
         if self._network is not None:
