@@ -645,6 +645,7 @@ class Kept(ScalingAR):
         session = SimpleNamespace(
             grid=s.grid,
             num_tokens=s.num_tokens,
+            raster=s.raster,
             open=lambda n: opened.extend(s.open(n)) or opened,
             **{name: getattr(s, name) for name in ("close", "draft", "look", "look_along")},
             note=s.note,
