@@ -27,6 +27,7 @@ from harness.records import UserError, one_line
 from harness.results import stats
 from harness.results.labels import label_runs
 from harness.results.plain_distance import FEWEST, find_extractor
+from harness.results.ranking import is_plain
 from harness.results.stats import distances
 from harness.results.stats.set_metrics import needs_scaling, scale_features
 from harness.runs.folder import FORMATS, UNREADABLE
@@ -117,8 +118,10 @@ def describe_distances(runs: Sequence[Run], extractor: Extractor | str) -> list[
     sets = [_read_features(run, keys, extractor) for run in runs]
     identity = extractor if isinstance(extractor, str) else extractor.identity
     scaled = ""
-    if needs_scaling(identity):
-        sets = scale_features(sets)
+    is_scaled = needs_scaling(identity)
+    if is_scaled:
+        of_plain = [found for run, found in zip(runs, sets, strict=True) if is_plain(run)]
+        sets = scale_features(sets, by=of_plain or sets[1:])
         scaled = ", scaled to a deviation of 1"
 
     method, plain = runs[:2]
@@ -128,9 +131,11 @@ def describe_distances(runs: Sequence[Run], extractor: Extractor | str) -> list[
         f"{len(keys)} images a run, features {identity}{scaled}"
     ]
     group_N = _number_prompts(keys)
-    lines += _compare_images(method, plain, sets[0], sets[1], group_N)
-    if len(runs) > 2:
-        lines += _compare_images(runs[2], plain, sets[2], sets[1], group_N)
+    for run, features_ND in zip((method, *runs[2:]), (sets[0], *sets[2:]), strict=True):
+        pair = (features_ND, sets[1])
+        # An exchange must not change the scale, so the test has that of its own two runs.
+        tested = scale_features(pair) if is_scaled else pair
+        lines += _compare_images(run, plain, pair, tested, group_N)
     return lines
 
 
@@ -211,9 +216,17 @@ def _read_features(
 
 
 def _compare_images(
-    run: Run, plain: Run, x_ND: np.ndarray, y_ND: np.ndarray, group_N: np.ndarray
+    run: Run,
+    plain: Run,
+    pair: Sequence[np.ndarray],
+    tested: Sequence[np.ndarray],
+    group_N: np.ndarray,
 ) -> list[str]:
-    """State both distances of a run's images to plain's, and whether exchanges explain them."""
+    """State both distances of a run's images to plain's, and whether exchanges explain them.
+
+    `pair` are features of both in the scale of the Fréchet distance, `tested` in that of the test.
+    """
+    x_ND, y_ND = pair
     labels = label_runs([run, plain])
     name = f"{labels[run.path]} ({run.fingerprint}) to {labels[plain.path]} ({plain.fingerprint})"
     if np.array_equal(x_ND, y_ND):
@@ -224,7 +237,7 @@ def _compare_images(
             f"{name}: Fréchet distance {value:.3f}; no test: both runs have "
             f"seed {run.about.get('seed')}, and images of common noise are not independent"
         ]
-    found = distances.swap_test(x_ND, y_ND, group_N=group_N)
+    found = distances.swap_test(*tested, group_N=group_N)
     spread = distances.frechet_swap_test(x_ND, y_ND, group_N=group_N)
     p = "< 0.001" if found.p < 0.001 else f"= {found.p:.3f}"
     prompts = len(set(group_N.tolist()))

@@ -10,6 +10,7 @@ import pytest
 from benchmarks.coco.conformance import conformance
 from harness.records import UserError
 from harness.results.stats import distances
+from harness.results.stats.set_metrics import check_plain
 
 VECTORS = Path(__file__).parents[2] / "shared/data/coco/conformance.jsonl"
 
@@ -66,6 +67,56 @@ def test_pseudo_values_have_the_distance_as_their_mean() -> None:
     assert by_kernel.value == pytest.approx(distances.kernel_distance(x, y), abs=1e-9)
     # The jackknife of an unbiased statistic has no bias to take away.
     assert by_kernel.pseudo_N.mean() == pytest.approx(by_kernel.value, abs=1e-9)
+
+
+def draw_of_prompts(prompts: int, images: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw pictures of prompts whose own centres lie far apart, [prompts x images, 4]."""
+    centre_P14 = np.random.default_rng(5).standard_normal((prompts, 1, 4)) * 2
+    return (centre_P14 + 0.5 * rng.standard_normal((prompts, images, 4))).reshape(-1, 4)
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_pictures_of_one_prompt_do_not_draw_equals_below_zero(images: int) -> None:
+    rng = np.random.default_rng(7)
+    group_N, group_M = np.arange(20).repeat(images), np.arange(20)
+    apart, together = [], []
+    for _ in range(60):
+        x, reference = draw_of_prompts(20, images, rng), draw_of_prompts(20, 1, rng)
+        found = distances.estimate_kernel_distance(x, reference, group_N=group_N, group_M=group_M)
+        apart.append(found.value)
+        together.append(distances.kernel_distance(x, reference))
+    error = np.std(apart, ddof=1) / 60**0.5
+    assert abs(np.mean(apart)) < 3 * error
+    bias = np.mean(together) / error
+    assert abs(bias) > 10, "the test would not see the bias"
+
+
+def test_the_jackknife_of_groups_leaves_out_one_picture_at_a_time() -> None:
+    rng = np.random.default_rng(8)
+    x, reference = draw_of_prompts(6, 2, rng), draw_of_prompts(6, 1, rng)
+    group_N, group_M = np.arange(6).repeat(2), np.arange(6)
+    found = distances.estimate_kernel_distance(x, reference, group_N=group_N, group_M=group_M)
+    for i in range(len(x)):
+        rest = distances.estimate_kernel_distance(
+            np.delete(x, i, 0), reference, group_N=np.delete(group_N, i), group_M=group_M
+        )
+        assert found.pseudo_N[i] == pytest.approx(12 * found.value - 11 * rest.value)
+    own = distances.estimate_kernel_distance(x, reference, group_N=np.arange(12))
+    assert own.value == pytest.approx(distances.kernel_distance(x, reference))
+
+
+def test_a_distance_between_two_runs_does_not_depend_on_the_third() -> None:
+    rng = np.random.default_rng(9)
+    plain, other = rng.standard_normal((2, 40, 3))
+    by, group_N = [plain, other], np.arange(40)
+    of_plain = check_plain(other, plain, None, group_N, are_independent=True, scale_by=by)
+    assert of_plain["p"] > 0.01
+    for spread in (0.1, 1.0, 30.0):
+        method = spread * rng.standard_normal((40, 3))
+        found = check_plain(method, plain, other, group_N, are_independent=True, scale_by=by)
+        alone = check_plain(method, plain, None, group_N, are_independent=True, scale_by=[plain])
+        assert found["null"] == of_plain["value"]
+        assert found["p"] == alone["p"]
 
 
 def test_the_errors_are_those_of_repeated_runs() -> None:

@@ -245,6 +245,20 @@ def test_the_released_file_of_image_reward_scores_as_its_network(tmp_path: Path)
     assert not loaded.excluded
 
 
+def test_a_clip_that_open_clip_has_saved_is_read(tmp_path: Path) -> None:
+    network = ClipScore(weights="tiny").build()
+    file = tmp_path / "clip.pt"
+    torch.save(network.state_dict(), file)
+    read = ClipScore(checkpoint=str(file)).read(file)
+    assert read.keys() == network.state_dict().keys()
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(read[name], tensor)
+    file.write_bytes(b"junk")
+    with pytest.raises(UserError, match=r"clip\.pt cannot be read as a CLIP") as caught:
+        ClipScore(checkpoint=str(file)).read(file)
+    assert "attribute" not in str(caught.value)
+
+
 def test_the_map_of_names_puts_the_references_vision_encoder_in_place() -> None:
     """timm's network is the parent of BLIP's: same names, and it is run by its own code."""
     timm = pytest.importorskip("timm")

@@ -122,7 +122,9 @@ class CocoPictogram:
             for prompt in self._prompts:
                 scenes.append(render_scene(prompt.text, f"{self._reference_seed}/{prompt.id}"))
             features_MD = self._extractor.features(scenes)
-            self._reference = Reference.of_features(self._name_reference(), features_MD)
+            self._reference = Reference.of_features(
+                self._name_reference(), features_MD, [prompt.id for prompt in self._prompts]
+            )
         return self._reference
 
 

@@ -92,10 +92,10 @@ class ClipScore(ScoringNetwork):
 
     def read(self, file: Path) -> Mapping[str, Tensor]:
         """Read a file as open_clip does: OpenAI's own archives, too."""
-        import open_clip
+        from open_clip.factory import load_state_dict
 
         try:
-            state: dict[str, Tensor] = open_clip.load_state_dict(str(file))
+            state: dict[str, Tensor] = load_state_dict(str(file))
         except Exception as error:  # of whichever reader the file's kind has
             raise UserError(f"{file} cannot be read as a CLIP ({one_line(error)[:200]})") from None
         return state

@@ -20,7 +20,6 @@ from harness.results.stats.set_metrics import (
     PlainDistance,
     check_plain,
     needs_scaling,
-    scale_features,
 )
 from harness.runs.journal import write_atomic
 from harness.runs.read import RankingProtocol, Run
@@ -76,9 +75,9 @@ class Comparison:
         if plain is None or len(run.prompts) < FEWEST:
             return None
         other = self.choose_other_plain(run, plain)
-        sets = [self._read(one) for one in (run, plain, other) if one is not None]
-        if needs_scaling(self.extractor):
-            sets = scale_features(sets)
+        runs = [one for one in (run, plain, other) if one is not None]
+        sets = [self._read(one) for one in runs]
+        of_plain = [found for one, found in zip(runs, sets, strict=True) if is_plain(one)]
         prompt_ids = [prompt_id for prompt_id, _ in sorted(run.planned)]
         found = check_plain(
             sets[0],
@@ -86,6 +85,7 @@ class Comparison:
             sets[2] if other is not None else None,
             np.unique(prompt_ids, return_inverse=True)[1],
             are_independent=run.about["seed"] != plain.about["seed"],
+            scale_by=of_plain if needs_scaling(self.extractor) else None,
         )
         return PlainDistance(
             plain=plain.fingerprint,

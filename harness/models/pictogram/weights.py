@@ -60,7 +60,12 @@ def read_part(weights: str, part: str) -> tuple[dict[str, Tensor], Config, str]:
     """
     path = find_set(weights) / f"{part}.safetensors"
     if not path.is_file():
-        raise WeightsError(f"{path} is missing: export it with `python -m harness.training.export`")
+        script = "detector" if part in ("judge", "reward") else part
+        raise WeightsError(
+            f"{path} is missing: train it with `python -m harness.training.train_{script}` (about "
+            "an hour), then export it with `python -m harness.training.export`; docs/models.md has "
+            "both commands"
+        )
     sha = hash_file(path)
     card = path.parent / "card.json"
     if card.is_file():

@@ -194,28 +194,46 @@ def kernel_distance_of_subsets(
     return float(np.mean(values)), float(np.std(values))
 
 
-def estimate_kernel_distance(x_ND: np.ndarray, reference_MD: np.ndarray) -> Estimate:
+def estimate_kernel_distance(
+    x_ND: np.ndarray,
+    reference_MD: np.ndarray,
+    *,
+    group_N: np.ndarray | None = None,
+    group_M: np.ndarray | None = None,
+) -> Estimate:
     """Return the kernel distance to a fixed reference, with its jackknife.
 
     Pseudo-value i is N times the distance less N - 1 times that without picture i; all come from
-    the sums of the kernel's rows.
+    the sums of the kernel's rows. Pairs of one group, such as pictures of one prompt, are left out:
+    they are alike whatever the sets are, and would draw the distance below 0 by as much as
+    1 / N of that. Without groups every picture is its own, as in libraries. Raises UserError if
+    fewer than three groups would be left.
     """
     x_ND, reference_MD = check_features(x_ND, reference_MD)
-    count, others = len(x_ND), len(reference_MD)
-    if count < 3:
-        raise UserError(f"{count} pictures: to leave one out needs three or more")
-    own_NN = kernel(x_ND, x_ND)
-    np.fill_diagonal(own_NN, 0)
-    own_N = own_NN.sum(1)
-    cross_N = kernel(x_ND, reference_MD).sum(1)
+    count = len(x_ND)
+    own_group_N = np.arange(count) if group_N is None else np.asarray(group_N)
+    if len(np.unique(own_group_N)) < 3:
+        raise UserError(f"{count} pictures: to leave one out needs three or more, of three prompts")
+    is_pair_NN = own_group_N[:, None] != own_group_N
+    is_pair_NM = np.ones((count, len(reference_MD)), dtype=bool)
+    if group_N is not None and group_M is not None:
+        is_pair_NM = own_group_N[:, None] != np.asarray(group_M)
+
+    # 1. Sums over the pairs of each picture, and how many these are.
+    own_N = (kernel(x_ND, x_ND) * is_pair_NN).sum(1)
+    own_pairs_N = is_pair_NN.sum(1)
+    cross_N = (kernel(x_ND, reference_MD) * is_pair_NM).sum(1)
+    cross_pairs_N = is_pair_NM.sum(1)
     within = _mean_of_pairs(reference_MD)
 
-    own, cross = own_N.sum(), cross_N.sum()
-    value = own / (count * (count - 1)) + within - 2 * cross / (count * others)
+    # 2. The distance of all, and those without each picture.
+    own, own_pairs = own_N.sum(), own_pairs_N.sum()
+    cross, cross_pairs = cross_N.sum(), cross_pairs_N.sum()
+    value = own / own_pairs + within - 2 * cross / cross_pairs
     without_N = (
-        (own - 2 * own_N) / ((count - 1) * (count - 2))
+        (own - 2 * own_N) / (own_pairs - 2 * own_pairs_N)
         + within
-        - 2 * (cross - cross_N) / ((count - 1) * others)
+        - 2 * (cross - cross_N) / (cross_pairs - cross_pairs_N)
     )
     pseudo_N = count * value - (count - 1) * without_N
     return Estimate(float(value), jackknife_error(pseudo_N), pseudo_N)

@@ -20,6 +20,8 @@ from harness.results.stats.comparison import ALPHA
 
 DIGITS = 9
 """Significant digits that are kept: sums differ behind them between machines."""
+FEWEST_PROMPTS = 3
+"""Prompts that are needed to leave pairs of one prompt out, and a picture besides."""
 DISTANCES = ("fid", "kid")
 """Distances of a set to reference images: Fréchet's and the kernel's."""
 
@@ -29,20 +31,23 @@ class Reference:
     """What a set of images is compared with: moments, and features [M, D] where there are any.
 
     `id` names the images and how they were cropped; `count` is None where nobody says how many they
-    are.
+    are. `prompt_ids` say of which prompt each image is, where they are images of the run's prompts.
     """
 
     id: str
     moments: distances.Moments
     count: int | None
     features_MD: np.ndarray | None = None
+    prompt_ids: Sequence[str] | None = None
 
     @classmethod
-    def of_features(cls, name: str, features_MD: np.ndarray) -> Self:
+    def of_features(
+        cls, name: str, features_MD: np.ndarray, prompt_ids: Sequence[str] | None = None
+    ) -> Self:
         """Make a reference of the features of images. Raises UserError for less than two."""
         (features_MD,) = distances.check_features(features_MD)
         moments = distances.measure_moments(features_MD)
-        return cls(name, moments, len(features_MD), features_MD)
+        return cls(name, moments, len(features_MD), features_MD, prompt_ids)
 
 
 def measure_sets(
@@ -68,9 +73,25 @@ def measure_sets(
     if "fid" in wanted:
         found["fid"] = SetMetric(**named, **_measure_frechet(features_ND, prompt_ids, reference))
     if "kid" in wanted and reference.features_MD is not None:
-        estimate = distances.estimate_kernel_distance(features_ND, reference.features_MD)
+        estimate = _estimate_kernel_distance(features_ND, prompt_ids, reference)
         found["kid"] = SetMetric(**named, **_describe_estimate(estimate, prompt_ids))
     return found
+
+
+def _estimate_kernel_distance(
+    features_ND: np.ndarray, prompt_ids: Sequence[str], reference: Reference
+) -> distances.Estimate:
+    """Return the kernel distance, without pairs of one prompt where there are enough prompts."""
+    assert reference.features_MD is not None
+    if len(set(prompt_ids)) < FEWEST_PROMPTS:
+        return distances.estimate_kernel_distance(features_ND, reference.features_MD)
+    others = reference.prompt_ids
+    return distances.estimate_kernel_distance(
+        features_ND,
+        reference.features_MD,
+        group_N=np.array(prompt_ids),
+        group_M=None if others is None else np.array(others),
+    )
 
 
 def _measure_frechet(
@@ -177,9 +198,14 @@ def needs_scaling(extractor: str) -> bool:
     return not extractor.startswith(("inception", "clip"))
 
 
-def scale_features(sets_ND: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Divide features by their deviation over all sets; leave out those that do not vary."""
-    deviation_D = np.concatenate(sets_ND).std(0)
+def scale_features(
+    sets_ND: Sequence[np.ndarray], by: Sequence[np.ndarray] | None = None
+) -> list[np.ndarray]:
+    """Divide features by their deviation over the sets `by` (None: over all that are given).
+
+    Features that do not vary there are left out.
+    """
+    deviation_D = np.concatenate(sets_ND if by is None else by).std(0)
     varies_D = deviation_D > 0
     return [features_ND[:, varies_D] / deviation_D[varies_D] for features_ND in sets_ND]
 
@@ -191,12 +217,22 @@ def check_plain(
     group_N: np.ndarray,
     *,
     are_independent: bool,
+    scale_by: Sequence[np.ndarray] | None = None,
 ) -> dict[str, Any]:
-    """Return `value`, `null`, `p` and `note` of a `PlainDistance`; the sets have one scale.
+    """Return `value`, `null`, `p` and `note` of a `PlainDistance`.
 
-    Row i of all sets is of one image of one prompt; `group_N` numbers the prompts.
+    Row i of all sets is of one image of one prompt; `group_N` numbers the prompts. Distances are of
+    features scaled by the sets `scale_by` (None: as they are), such as the plain runs of a board,
+    so that they can be put side by side. The test is of features scaled by its own two runs: an
+    exchange must not change the scale.
     """
     found: dict[str, Any] = {"value": 0.0, "null": None, "p": None, "note": ""}
+    tested = [method_ND, plain_ND]
+    if scale_by is not None:
+        tested = scale_features(tested)
+        method_ND, plain_ND = scale_features([method_ND, plain_ND], by=scale_by)
+        if other_plain_ND is not None:
+            (other_plain_ND,) = scale_features([other_plain_ND], by=scale_by)
     if other_plain_ND is not None:
         found["null"] = _round(distances.frechet(other_plain_ND, plain_ND).value)
     if np.array_equal(method_ND, plain_ND):
@@ -205,5 +241,5 @@ def check_plain(
     if not are_independent:
         note = "no test: of the same seed, and images of common noise are not independent"
         return {**found, "note": note}
-    found["p"] = _round(distances.swap_test(method_ND, plain_ND, group_N=group_N).p)
+    found["p"] = _round(distances.swap_test(*tested, group_N=group_N).p)
     return found
