@@ -358,7 +358,7 @@ def test_a_command_prints_the_boards_of_its_own_runs(
     printed = capsys.readouterr().out
     assert "pictogram on" in printed
     assert "geneval on" not in printed
-    assert "1 other boards" in printed
+    assert "1 other board is there" in printed
 
     board = build(tmp_path)
     for folders, methods in (

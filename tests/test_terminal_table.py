@@ -12,6 +12,7 @@ from harness.results.leaderboard import build
 from harness.results.reasons import put_in_words
 from harness.results.rows import NOT_RESOLVED, RESOLVED
 from harness.results.terminal_table import P_TOO_LARGE, TOO_SMALL, render_table
+from harness.runs.metrics import MetricAbout
 
 WIDTHS = (60, 80, 120, 200)
 LONG = "a_method_of_somebody_with_quite_a_long_name"
@@ -123,4 +124,14 @@ def test_runs_that_their_own_judge_chose_are_marked_below_the_table(frame: pd.Da
     marked = frame.assign(reward_is_judge=["", "family", *[""] * (len(frame) - 3), "same"])
     text = " ".join(render_table(marked, 200).split())
     assert f"Chosen by the judge itself: {label}." in text
+
+
+def test_runs_that_a_metric_chose_are_marked_below_the_table(frame: pd.DataFrame) -> None:
+    about = {"liked": MetricAbout("liked-1", "cosine", "higher", 3)}
+    label = str(frame["label"].iloc[-1])
+    same = ["", *["other"] * (len(frame) - 2), "same"]
+    measured = frame.assign(liked=0.5, liked_is_reward=same)
+    text = " ".join(render_table(measured, 200, about).split())
+    assert f"Chosen by liked itself, whose gain is partly its own error: {label}." in text
+    assert "Chosen by liked" not in render_table(frame.assign(liked=0.5), 200, about)
     assert f"which may share its blind spots: {frame['label'].iloc[1]}." in text

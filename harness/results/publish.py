@@ -80,7 +80,8 @@ def _write_all(results: Path, folders: Sequence[Path], tracker: Tracker) -> Boar
     print(f"\n{results / 'leaderboard.csv'}: {len(board.runs)} runs")
     others = len(protocols(board.frame)) - len(protocols(rows))
     if others:
-        print(f"{others} other boards are there: results={results} 'stages=[report]' prints all")
+        boards = "board is" if others == 1 else "boards are"
+        print(f"{others} other {boards} there: results={results} 'stages=[report]' prints all")
     if board.excluded:
         print(excluded_line(board))
 

@@ -129,11 +129,21 @@ def _render_runs(runs: pd.DataFrame, width: int, metrics: Mapping[str, MetricAbo
         for line in explain_sets(ordered):
             table += _wrap(printable(line), width)
     for overlap, judge in OVERLAPS.items():
-        is_chosen = ordered["reward_is_judge"] == overlap
-        chosen = [printable(str(label)) for label in ordered["label"][is_chosen]]
-        if chosen:
-            table += _wrap(f"Chosen by {judge}: {'; '.join(chosen)}.", width)
+        table += _name_chosen(ordered, "reward_is_judge", overlap, judge, width)
+    if "metrics" not in left_out:
+        for name in metrics:
+            if _has_values(ordered, name) and f"{name}_is_reward" in ordered:
+                who = f"{name} itself, whose gain is partly its own error"
+                table += _name_chosen(ordered, f"{name}_is_reward", "same", who, width)
     return table
+
+
+def _name_chosen(
+    runs: pd.DataFrame, column: str, overlap: str, judge: str, width: int
+) -> list[str]:
+    """Return lines with the runs whose images were chosen by what measured them; [] for none."""
+    chosen = [printable(str(label)) for label in runs["label"][runs[column] == overlap]]
+    return _wrap(f"Chosen by {judge}: {'; '.join(chosen)}.", width) if chosen else []
 
 
 def _number_columns(
