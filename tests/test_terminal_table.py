@@ -124,6 +124,7 @@ def test_runs_that_their_own_judge_chose_are_marked_below_the_table(frame: pd.Da
     marked = frame.assign(reward_is_judge=["", "family", *[""] * (len(frame) - 3), "same"])
     text = " ".join(render_table(marked, 200).split())
     assert f"Chosen by the judge itself: {label}." in text
+    assert f"which may share its blind spots: {frame['label'].iloc[1]}." in text
 
 
 def test_runs_that_a_metric_chose_are_marked_below_the_table(frame: pd.DataFrame) -> None:
@@ -134,4 +135,3 @@ def test_runs_that_a_metric_chose_are_marked_below_the_table(frame: pd.DataFrame
     text = " ".join(render_table(measured, 200, about).split())
     assert f"Chosen by liked itself, whose gain is partly its own error: {label}." in text
     assert "Chosen by liked" not in render_table(frame.assign(liked=0.5), 200, about)
-    assert f"which may share its blind spots: {frame['label'].iloc[1]}." in text
