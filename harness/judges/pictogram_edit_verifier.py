@@ -8,6 +8,7 @@ methods read both alike.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -65,62 +66,61 @@ class PictogramEditVerifier:
         return [one for one in found if one.score > FOUND]
 
 
-class _Selector:
+class _EditReader(ABC):
+    """A judge that replies to each image by its instruction and source; None without them."""
+
+    sees_source = True
+
+    def __init__(self, verifier: PictogramEditVerifier, task: str) -> None:
+        self._verifier = verifier
+        self.id = f"{verifier.id}-{task}"
+
+    def __call__(
+        self,
+        texts: Sequence[str],
+        images: Sequence[Pixels],
+        sources: Sequence[Pixels | None],
+    ) -> list[str | None]:
+        replies: list[str | None] = []
+        for text, image, source in zip(texts, images, sources, strict=True):
+            request = edits.parse(text)
+            if request is None or source is None:
+                replies.append(None)
+                continue
+            replies.append(self._reply(text, request, image, source))
+        return replies
+
+    @abstractmethod
+    def _reply(self, text: str, request: Request, image: Pixels, source: Pixels) -> str:
+        """Reply to one image."""
+
+
+class _Selector(_EditReader):
     """A judge that answers "possible" or "impossible" for every strip of a stack."""
 
-    sees_source = True
-
     def __init__(self, verifier: PictogramEditVerifier, strips: int) -> None:
-        self._verifier = verifier
+        super().__init__(verifier, f"select-{strips}")
         self._strips = strips
-        self.id = f"{verifier.id}-select-{strips}"
 
-    def __call__(
-        self,
-        texts: Sequence[str],
-        images: Sequence[Pixels],
-        sources: Sequence[Pixels | None],
-    ) -> list[str | None]:
-        replies: list[str | None] = []
-        for text, image, source in zip(texts, images, sources, strict=True):
-            request = edits.parse(text)
-            if request is None or source is None:
-                replies.append(None)
-                continue
-            tops = [mend_lines(strip) for strip in np.split(image, self._strips)]
-            present = self._verifier.read_source(source)
-            views = self._verifier.read_views(tops)
-            replies.append(", ".join(_judge_view(request, present, view) for view in views))
-        return replies
+    def _reply(self, text: str, request: Request, image: Pixels, source: Pixels) -> str:
+        tops = [mend_lines(strip) for strip in np.split(image, self._strips)]
+        present = self._verifier.read_source(source)
+        views = self._verifier.read_views(tops)
+        return ", ".join(_judge_view(request, present, view) for view in views)
 
 
-class _Rewriter:
+class _Rewriter(_EditReader):
     """A judge that asks to finish the object that the middle of the picture cuts in two."""
 
-    sees_source = True
-
     def __init__(self, verifier: PictogramEditVerifier) -> None:
-        self._verifier = verifier
-        self.id = f"{verifier.id}-rewrite"
+        super().__init__(verifier, "rewrite")
 
-    def __call__(
-        self,
-        texts: Sequence[str],
-        images: Sequence[Pixels],
-        sources: Sequence[Pixels | None],
-    ) -> list[str | None]:
-        replies: list[str | None] = []
-        for text, image, source in zip(texts, images, sources, strict=True):
-            request = edits.parse(text)
-            if request is None or source is None:
-                replies.append(None)
-                continue
-            top = mend_lines(cut_visible(image))
-            views = self._verifier.read_views([top]) if len(top) else []
-            is_cut = any(view.cut for view in views)
-            present = self._verifier.read_source(source)
-            replies.append(_write_command(text, request, present, is_cut=is_cut))
-        return replies
+    def _reply(self, text: str, request: Request, image: Pixels, source: Pixels) -> str:
+        top = mend_lines(cut_visible(image))
+        views = self._verifier.read_views([top]) if len(top) else []
+        is_cut = any(view.cut for view in views)
+        present = self._verifier.read_source(source)
+        return _write_command(text, request, present, is_cut=is_cut)
 
 
 def _write_command(
