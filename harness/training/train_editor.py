@@ -2,11 +2,11 @@
 
 It begins with the shipped generator of the same classes and the shipped tokenizer. Fresh pairs of
 scenes are encoded on the fly; cells that an edit leaves alone keep the source's tokens; the loss is
-that of the target's tokens alone. A tenth of the instructions is dropped, and some with their source, so that guidance has work to do; a tenth asks
-to finish what the edit draws, which is what a rewriter may ask for later. In the first part of the
-budget some edits ask for the colour that a thing has: copying is learned from them. Every few
-hundred steps the running average of the weights edits fresh pictures, and the judge counts edits
-that were made, kept the rest, and did both.
+that of the target's tokens alone. A tenth of the instructions is dropped, and some with their
+source, so that guidance has work to do; a tenth asks to finish what the edit draws, which is what a
+rewriter may ask for later. In the first part of the budget some edits ask for the colour that a
+thing has: copying is learned from them. Every few hundred steps the running average of the weights
+edits fresh pictures, and the judge counts edits that were made, kept the rest, and did both.
 """
 
 from __future__ import annotations
