@@ -68,6 +68,16 @@ class UserError(Exception):
     """Something the user can mend: the message names the value and the remedy in one line."""
 
 
+def name_options(error: UserError, part: str) -> UserError:
+    """Return the error of a part in which its options have their full names.
+
+    A part does not know where it stands: "set checkpoint=PATH" becomes "set
+    metrics.hps.checkpoint=PATH" for the part "metrics.hps".
+    """
+    named = re.sub(r"(?<![\w.])(checkpoint|vocabulary)=", rf"{part}.\1=", str(error))
+    return UserError(named)
+
+
 class NotFiniteError(Exception):
     """Numbers of one image are infinite or no numbers: nothing may be drawn or shown from them."""
 
@@ -537,6 +547,8 @@ class SetMetric:
     bias: float | None = None
     note: str = ""
     pseudo: Mapping[str, float] = field(default_factory=dict)
+    unit: str = "squared distance"
+    better: Literal["higher", "lower"] = "lower"
 
     @property
     def id(self) -> str:
@@ -549,7 +561,7 @@ class SetMetrics:
     """The metrics of a run's images as a set, and how many of the planned ones are scored.
 
     A run that is not complete has none: a set of fewer images is another measurement. `features` is
-    a digest of the features that they were made of.
+    a digest of the features that they were made of; `note` says why a complete set has none.
     """
 
     __pydantic_config__: ClassVar = STRICT
@@ -559,12 +571,13 @@ class SetMetrics:
     scored: int
     features: str = ""
     metrics: Mapping[str, SetMetric] = field(default_factory=dict)
+    note: str = ""
 
     @property
     def problem(self) -> str:
         """Say why there is no metric; "" if there may be one."""
         if self.scored == self.planned:
-            return ""
+            return self.note
         return f"incomplete {self.scored:,}/{self.planned:,}"
 
     def to_json(self) -> str:

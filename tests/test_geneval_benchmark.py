@@ -396,6 +396,7 @@ def test_images_that_cannot_be_imported_are_refused(
     pictogram = ("benchmark=pictogram", f"benchmark.images={exported}", "stages=[score]")
     code, output = harness(tmp_path, *pictogram)
     assert (code, "benchmark=pictogram has no folder layout" in output) == (2, True)
+    assert "whose prompts the images are of (coco, geneval, " in output
     assert not folders(tmp_path)
 
 

@@ -172,7 +172,7 @@ def test_missing_weights_are_named_with_the_remedy(
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr("urllib.request.urlopen", refuse)
-    with pytest.raises(UserError, match=r"inception-2015-12-05.*or give its path as the extractor"):
+    with pytest.raises(UserError, match=r"inception-2015-12-05.*or set checkpoint=PATH"):
         InceptionFeatures(device="cpu").ready()
 
 

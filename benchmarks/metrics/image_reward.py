@@ -160,7 +160,7 @@ class ImageReward(ScoringNetwork):
         if self._tokenizer is None:
             from tokenizers import BertWordPieceTokenizer
 
-            path = find_vocabulary(self._vocabulary, "imagereward's vocabulary")
+            path = find_vocabulary(self._vocabulary, "vocabulary")
             self._tokenizer = BertWordPieceTokenizer(str(path), lowercase=True)
         return self._tokenizer
 

@@ -15,7 +15,7 @@ from typing import Any, cast
 from harness.engine.draft_trees import Tree, is_tree
 from harness.engine.guidance import Sampling
 from harness.models import EditsImages, ImageModel
-from harness.records import UserError
+from harness.records import UserError, name_options
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +121,14 @@ class MethodSpec:
 
         Raises UserError for a part that cannot do its work.
         """
-        for _, part in self.parts:
+        for name, part in self.parts:
             ready = getattr(part, "ready", None)
-            if callable(ready):
+            if not callable(ready):
+                continue
+            try:
                 ready()
+            except UserError as error:
+                raise name_options(error, f"method.{name}") from None
 
     def sampler_sizes(self) -> dict[str, Any]:
         """List the arguments, besides slots, that a sampler for this method is made with.

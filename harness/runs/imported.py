@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
 from omegaconf import DictConfig
 
 from harness.records import Job, SampleRecord, Usage, UserError, digest
@@ -39,6 +40,7 @@ class ImportedRun:
     plugins: Mapping[str, str]  # modules of a user's own -> hash of their source
     fingerprint: str
     missing_word = "missing"
+    draws = False
 
     def folder(self, results: Path) -> Path:
         """Return where the run's folder is below a results folder."""
@@ -109,7 +111,9 @@ def build_imported_run(config: DictConfig, choices: Mapping[str, str]) -> Import
         )
     if not reads_folders(hydra.utils.get_class(config.benchmark._target_)):
         raise UserError(
-            f"benchmark={choices['benchmark']} has no folder layout: give benchmark.images a number"
+            f"benchmark.images={source}: benchmark={choices['benchmark']} has no folder layout: "
+            "choose the benchmark whose prompts the images are of "
+            f"({', '.join(_list_readers())}), or give benchmark.images a number"
         )
     if "generate" in config.stages:
         raise _has_its_images(source)
@@ -136,6 +140,16 @@ def build_imported_run(config: DictConfig, choices: Mapping[str, str]) -> Import
         plugins=plugins,
         fingerprint=fingerprint(identity),
     )
+
+
+def _list_readers() -> list[str]:
+    """List the project's benchmarks that read a folder of images, by their configurations."""
+    names = []
+    for file in sorted((Path(__file__).parents[2] / "conf" / "benchmark").glob("*.yaml")):
+        target = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("_target_")
+        if target and reads_folders(hydra.utils.get_class(target)):
+            names.append(file.stem)
+    return names
 
 
 def _has_its_images(source: Path) -> UserError:

@@ -18,7 +18,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from harness.models.pictures import judge_each, read_images
-from harness.records import Answer, Job, UserError, dump, one_line
+from harness.records import Answer, Job, UserError, dump, name_options, one_line
 from harness.runs.folder import RunFolder
 from harness.runs.instantiate import METRICS, build_object
 from harness.runs.journal import append_line, cut_torn_line, read_journals, write_atomic
@@ -153,9 +153,9 @@ def prepare_metrics(metrics: Sequence[Metric]) -> None:
             metric.ready()
         except UserError as error:
             others = ",".join(other.name for other in metrics if other is not metric)
+            named = name_options(error, f"{METRICS}.{metric.name}")
             raise UserError(
-                f"metrics={metric.name}: {error} (options are metrics.{metric.name}.OPTION); "
-                f"without it: metrics=[{others}]"
+                f"metrics={metric.name}: {named}; without it: metrics=[{others}]"
             ) from None
 
 

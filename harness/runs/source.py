@@ -31,6 +31,11 @@ class RunSource(Protocol):
         """Name images that are not there, for the log."""
         ...
 
+    @property
+    def draws(self) -> bool:
+        """Tell whether its images are drawn, so that a run without a folder has none."""
+        ...
+
     def folder(self, results: Path) -> Path:
         """Return where the run's folder is below a results folder."""
         ...
@@ -56,6 +61,7 @@ class DrawnRun:
     """A run whose images a method draws: its spec, and the executor of it."""
 
     missing_word = "to draw"
+    draws = True
 
     def __init__(self, spec: RunSpec) -> None:
         self.spec = spec

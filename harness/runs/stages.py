@@ -66,6 +66,7 @@ def run_stages(
     path = source.folder(Path(config.results))
     is_new = not path.exists()
     if is_new:
+        _expect_images(source, path, config)
         if wants_scores(plan, config):
             prepare_judge(plan.benchmark, plan.jobs)
         prepare_metrics(metrics)
@@ -131,6 +132,16 @@ def _expect_judge(plan: Plan, config: DictConfig, benchmark: str) -> None:
         raise UserError(
             f"stages={list(config.stages)}: benchmark={benchmark} has no judge that could score: "
             "choose one, such as judge@benchmark.judge=pictogram_reward, or give metrics=[...]"
+        )
+
+
+def _expect_images(source: RunSource, path: Path, config: DictConfig) -> None:
+    """Raise UserError where a run that was never drawn is to be scored or measured."""
+    if "score" in config.stages and "generate" not in config.stages and source.draws:
+        raise UserError(
+            f"stages={list(config.stages)}: nothing was drawn by these options yet ({path} is not "
+            "there): give those that the run was drawn by, or draw it by "
+            "stages=[generate,score,report]"
         )
 
 
