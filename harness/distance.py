@@ -153,8 +153,8 @@ def describe_repetitions(
     if size < 1 or len(whole) < 2:
         raise UserError(f"--each {size}: there are no two repetitions of so many images a prompt")
     sets = [_read_features(run, keys, extractor) for run in runs]
-    if needs_scaling(extractor if isinstance(extractor, str) else extractor.identity):
-        sets = scale_features(sets)
+    identity = extractor if isinstance(extractor, str) else extractor.identity
+    is_scaled = needs_scaling(identity)
     group_N = _number_prompts(keys)
     labels = label_runs(runs)
     plain = runs[1]
@@ -167,8 +167,9 @@ def describe_repetitions(
         p = []
         for repetition in whole:
             is_in_N = repetition_N == repetition
-            mine_ND, plain_ND = features_ND[is_in_N], sets[1][is_in_N]
-            p.append(distances.swap_test(mine_ND, plain_ND, group_N=group_N[is_in_N]).p)
+            pair = [features_ND[is_in_N], sets[1][is_in_N]]
+            tested = scale_features(pair) if is_scaled else pair
+            p.append(distances.swap_test(*tested, group_N=group_N[is_in_N]).p)
         lines.append(f"{labels[run.path]} to {labels[plain.path]}: {_count_rejected(p)}")
         lines.append(f"  p = {', '.join(f'{one:.3f}' for one in sorted(p))}")
     images = round(len(keys) / len(whole))

@@ -20,10 +20,11 @@ from benchmarks.coco.layout import find_images
 from benchmarks.coco.reference import read_moments, write_reference
 from harness.records import SET_METRICS, Prompt, Score, SetMetric, SetMetrics, UserError
 from harness.results.claims import decide_verdict, read_claims
+from harness.results.plain_distance import find_extractor
 from harness.results.stats.set_metrics import Reference
 from harness.runs.benchmark import BenchmarkSpec
 from harness.runs.instantiate import build_object
-from harness.runs.read import Run
+from harness.runs.read import Run, read_run
 
 IMAGES = 40
 """Images of the made caption file: more than the extractor below has features."""
@@ -283,6 +284,62 @@ def test_photographs_are_described_once_and_named_by_names_and_sizes(
     assert by_file.count == IMAGES and by_file.id == first.metrics["fid"].reference
 
 
+class Rows:
+    """Mean of each row of a picture: a second extractor."""
+
+    identity = "rows-squeeze"
+    dim = 256
+
+    def features(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        return np.array([image.mean((1, 2)) for image in images], np.float32)
+
+
+def test_precision_and_recall_have_an_extractor_of_their_own(tmp_path: Path) -> None:
+    write_captions(tmp_path)
+    without = build(tmp_path, neighbours=Rows())
+    assert without.judge.id == build(tmp_path).judge.id  # there is nothing to be near to
+    write_photographs(tmp_path)
+    coco = build(tmp_path, neighbours=Rows())
+    assert coco.judge.id != build(tmp_path).judge.id
+    found = score_all(coco, tmp_path / "run").metrics
+    assert {name: metric.extractor for name, metric in found.items()} == {
+        "fid": "corners-clean299",
+        "kid": "corners-clean299",
+        "precision": "rows-squeeze",
+        "recall": "rows-squeeze",
+    }
+    assert (found["recall"].unit, found["recall"].better) == ("share", "higher")
+    assert 0 <= found["precision"].value <= 1
+    (folder,) = (path.parent for path in (tmp_path / "run").rglob(SET_METRICS))
+    assert {path.name for path in (folder / "features").iterdir()} == {
+        "corners-clean299",
+        "rows-squeeze",
+    }
+    assert find_extractor(read_run(folder)) == "corners-clean299"
+
+
+def test_images_of_several_sizes_have_no_distance(tmp_path: Path) -> None:
+    from test_coco_pictogram import fill
+
+    write_photographs(write_captions(tmp_path))
+    coco = build(tmp_path)
+
+    def draw(job: Any) -> np.ndarray:
+        number = int(job.prompt.spec["image_id"])
+        return np.asarray(picture(number, 64, 32 if number == 10 else 64))
+
+    folder = fill(tmp_path / "run", coco, picture=draw)
+    sets = SetMetrics.from_json((folder / SET_METRICS).read_bytes())
+    reason = (
+        "1 of 40 images are not of 64 x 64 pixels, such as coco/000000000010 image 0 of 64 x 32"
+    )
+    assert (sets.metrics, sets.problem) == ({}, reason)
+    assert find_extractor(read_run(folder)) == ""
+    summary = (folder / "summary.txt").read_text()
+    assert f"No distances: {reason}" in summary
+    assert "1 images are not square: only their middles are seen" in summary
+
+
 def test_without_reference_there_is_clip_alone(tmp_path: Path) -> None:
     coco = build(write_captions(tmp_path))
     assert coco.judge.reference is None
@@ -457,7 +514,10 @@ def test_images_made_elsewhere_are_scored_by_networks_of_full_size(tmp_path: Pat
     before = (folder / SET_METRICS).read_bytes()
     found = SetMetrics.from_json(before)
     assert found.scored == IMAGES
-    assert found.metrics["fid"].note == "no interval: 40 images of 2048 features"
+    assert (
+        found.metrics["fid"].note
+        == "no interval: 40 images of 2048 features, it takes 2049 or more"
+    )
     next(folder.rglob("*.npy")).unlink()
     assert harness(tmp_path, *command)[0] == 0
     assert (folder / SET_METRICS).read_bytes() == before
@@ -506,7 +566,8 @@ def test_claims_are_put_beside_runs_of_their_protocol_alone() -> None:
     for judge in ("coco-lantern-12345678+clip-x", "coco-own-12345678+clip-x"):
         run = Run(Path(), {"method": {}}, about, {}, {}, {}, frozenset(), {}, judge)
         described[judge] = {c.metric: c.value for c in of_vvs if c.describes(run)}
-    assert list(described.values()) == [{"fid": 24.88, "clip": 0.322}, {}]
+    printed = {"fid": 24.88, "clip": 0.322, "precision": 0.5084, "recall": 0.6684}
+    assert list(described.values()) == [printed, {}]
     assert decide_verdict("fid", 24.88, 25.0, 24.6, 25.4) == "reproduced"
     assert decide_verdict("fid", 24.88, 25.0, 23.0, 27.0) == "not resolved"
     assert decide_verdict("clip", 0.322, 0.3221, 0.3215, 0.3227) == "reproduced"

@@ -119,6 +119,31 @@ def test_a_distance_between_two_runs_does_not_depend_on_the_third() -> None:
         assert found["p"] == alone["p"]
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_influences_on_recall_are_what_leaving_a_picture_out_does(seed: int) -> None:
+    reference, x = features(40, 50 + seed), features(25, 60 + seed, move=0.8)
+    x[3] = x[4]  # pictures may be the same
+    precision, recall = distances.estimate_precision_recall(reference, x)
+    assert (precision.value, recall.value) == distances.precision_recall(reference, x)
+    for estimate in (precision, recall):
+        assert estimate.pseudo_N.mean() == pytest.approx(estimate.value, abs=1e-12)
+    without = [distances.precision_recall(reference, np.delete(x, i, 0))[1] for i in range(25)]
+    assert len(set(without)) > 3
+    influence = -24 * (np.array(without) - np.mean(without))
+    assert recall.pseudo_N == pytest.approx(recall.value + influence)
+
+
+def test_the_errors_of_precision_and_recall_are_not_too_small() -> None:
+    reference = features(200, 99, move=0.8)
+    found = [
+        distances.estimate_precision_recall(reference, features(100, seed)) for seed in range(100)
+    ]
+    for of_one in zip(*found, strict=True):
+        spread = np.std([one.value for one in of_one], ddof=1)
+        error = np.mean([one.error for one in of_one])
+        assert 0.85 * spread < error < 2 * spread
+
+
 def test_the_errors_are_those_of_repeated_runs() -> None:
     reference = features(4000, 99, move=0.3)
     moments = distances.measure_moments(reference)

@@ -18,6 +18,7 @@ from benchmarks.coco.pictogram import CocoPictogram, render_scene
 from harness.board import pack
 from harness.distance import describe_distances, describe_repetitions
 from harness.distance import main as distance
+from harness.judges.features import Extractor
 from harness.records import (
     PLAIN_DISTANCE,
     SET_METRICS,
@@ -81,14 +82,15 @@ class Light:
         self.judge = SetJudge(
             id="light-judge",
             extractor=Means(),
+            neighbours=Means(),
             scorers={"lightness": Lightness()},
             reference=self._make_reference,
             planned=prompts * images,
         )
 
-    def _make_reference(self) -> Reference:
+    def _make_reference(self, extractor: Extractor) -> Reference:
         pictures = [noise(f"reference {i}") for i in range(60)]
-        return Reference.of_features("noise", Means().features(pictures))
+        return Reference.of_features("noise", extractor.features(pictures))
 
     def prompts(self) -> list[Prompt]:
         return self._prompts
@@ -276,7 +278,8 @@ def test_several_images_of_a_prompt_are_one_number(tmp_path: Path) -> None:
 def test_up_to_as_many_images_as_features_have_no_interval(tmp_path: Path) -> None:
     folder = fill(tmp_path, Light(prompts=12))
     fid = read_sets(folder).metrics["fid"]
-    assert (fid.error, fid.pseudo, fid.note) == (None, {}, "no interval: 12 images of 12 features")
+    assert (fid.error, fid.pseudo) == (None, {})
+    assert fid.note == "no interval: 12 images of 12 features, it takes 13 or more"
     row = build(tmp_path).frame.iloc[0]
     assert row["set_note"] == f"fid {fid.value:.4g}, {fid.note}"
 
@@ -353,7 +356,7 @@ def test_distances_are_columns_with_interval_test_and_holm(board: Path) -> None:
     assert str(speculative["fid_vs_plain_verdict"]).startswith("not resolved")
     assert zipar["fid_bias"] > 0
     text = render_table(build(board).frame, 400, metrics=build(board).image_metrics)
-    assert "as two sets of one law are so far apart" in text and "never alone" in text
+    assert "as two sets of one distribution are so far apart" in text and "never alone" in text
     runs = harness.load(board).runs
     assert runs["fid"].dtype == "float64" and runs["fd_plain_verdict"].dtype == "string"
 
@@ -365,6 +368,60 @@ def test_the_images_of_equals_are_not_told_apart_and_those_of_others_are(board: 
     assert equal["fd_plain_verdict"].startswith("no difference found with n = 40 (p = ")
     assert frame.loc["zipar", "fd_plain_verdict"].startswith("differs (p = ")
     assert frame.loc["zipar", "fd_plain"] > 2 * frame.loc["zipar", "fd_plain_null"]
+
+
+def test_precision_and_recall_are_columns_of_which_more_is_better(board: Path) -> None:
+    built = build(board)
+    frame = built.frame.set_index("method")
+    for name in ("precision", "recall"):
+        assert built.image_metrics[name].better == "higher"
+        zipar = frame.loc["zipar"]
+        assert 0 <= zipar[f"{name}_low"] <= zipar[name] <= zipar[f"{name}_high"]
+        assert zipar[f"{name}_vs_plain"] < 0
+    assert frame.loc["zipar", "inside_window"].startswith("no (")
+    assert "kid" in frame.loc["zipar", "inside_window"]
+
+
+def test_a_single_image_is_refused_before_it_is_drawn() -> None:
+    with pytest.raises(UserError, match=r"benchmark\.total=1: the scene of a single caption"):
+        CocoPictogram(total=1)
+    with pytest.raises(UserError, match=r"benchmark\.prompts=1: the scene of a single caption"):
+        CocoPictogram(total=TOTAL, prompts=1)
+    with pytest.raises(UserError, match="a single image has no distance to a set"):
+        Light(prompts=1)
+
+
+@pytest.mark.parametrize("prompts", [2, 3, 5])
+def test_few_images_have_distances_without_intervals(tmp_path: Path, prompts: int) -> None:
+    metrics = read_sets(fill(tmp_path, Light(prompts=prompts))).metrics
+    assert set(metrics) == {"fid", "kid", *(("precision", "recall") if prompts > 4 else ())}
+    assert metrics["kid"].note == ("no interval: it takes 3 images or more" if prompts < 3 else "")
+    note = str(build(tmp_path).frame.iloc[0]["set_note"])
+    assert f"no interval: {prompts} images of 12 features, it takes 13 or more" in note
+
+
+def test_a_table_names_the_plain_run_that_is_missing(tmp_path: Path, board: Path) -> None:
+    fill(tmp_path, Light(), "plain", 0)
+    fill(tmp_path, Light(), "zipar", 0, light=12)
+    frame = build(tmp_path).frame
+    text = " ".join(render_table(frame, 400).split())
+    assert "fd plain: Fréchet distance to plain sampling's own images" in text
+    assert "fd null:" not in text and "fd p:" not in text
+    assert (
+        "A second plain run is needed to test ZipAR, whose noise is that of the plain run and to "
+        "tell how far apart equals are (fd null): method=plain seed=1." in text
+    )
+    fill(tmp_path, Light(), "zipar", 7, light=12)
+    text = " ".join(render_table(build(tmp_path).frame, 400).split())
+    assert "differs (p = " in text
+    whole = render_table(build(board).frame, 400)
+    assert "A second plain run" not in whole
+    assert "no difference found with n = 40" in whole
+
+
+def test_a_table_finds_the_metrics_that_its_columns_are_of(board: Path) -> None:
+    built = build(board)
+    assert render_table(built.frame, 400) == render_table(built.frame, 400, built.image_metrics)
 
 
 def test_runs_of_one_seed_have_a_distance_and_no_test(tmp_path: Path) -> None:
@@ -392,11 +449,18 @@ def test_a_packed_board_without_features_has_the_same_tables(board: Path, tmp_pa
         assert (target / name).read_bytes() == (board / name).read_bytes()
 
 
-def test_a_distance_is_measured_again_when_features_change(board: Path) -> None:
+@pytest.mark.parametrize("change", [{"made_of": {}}, {"scale": "another rule"}, {"scale": None}])
+def test_a_distance_is_measured_again_when_features_or_their_scale_change(
+    board: Path, change: dict[str, Any]
+) -> None:
     build(board)
     (kept,) = board.glob(f"light/small/zipar-*/{PLAIN_DISTANCE}*.json")
     first = kept.read_bytes()
-    kept.write_text(json.dumps({**json.loads(first), "made_of": {}, "value": 99.0}))
+    assert "plain runs" in json.loads(first)["scale"]
+    changed = {**json.loads(first), **change, "value": 99.0}
+    if changed["scale"] is None:  # of a time before rules had names
+        del changed["scale"]
+    kept.write_text(json.dumps(changed))
     build(board)
     assert kept.read_bytes() == first
 
@@ -426,6 +490,8 @@ def test_repetitions_show_the_level_of_the_test_and_its_power(tmp_path: Path) ->
     assert lines[0] == "12 repetitions of 8 images"
     assert count_rejected(lines[1]) <= 3  # of 12 at 5 %: more in 0.2 % of cases
     assert 3 <= count_rejected(lines[3]) < 12
+    # A third run changes no repetition of the others.
+    assert describe_repetitions(runs[:2], "means") == lines[:3]
     larger = describe_repetitions(runs, "means", 6)
     assert larger[0] == "2 repetitions of 48 images"
     assert (count_rejected(larger[1]), count_rejected(larger[3])) == (0, 2)

@@ -18,6 +18,7 @@ from harness.board import main as pack
 from harness.records import UserError
 from harness.results import stats
 from harness.results.leaderboard import build
+from harness.results.windows import find_margin
 from harness.runs.metrics import Measurement, read_metrics
 from harness.runs.read import read_run
 from harness.sweeps.finished import is_complete
@@ -145,13 +146,20 @@ def test_what_cannot_measure_is_refused_before_anything_is_drawn(tmp_path: Path)
     Contrast.fault = "missing"
     code, output = harness(tmp_path, *FEW, "metrics=[brightness,contrast]")
     assert code == 2
-    assert "metrics=contrast: weights.pt cannot be downloaded: set checkpoint=PATH" in output
+    assert "weights.pt cannot be downloaded: set metrics.contrast.checkpoint=PATH" in output
     assert "metrics=[brightness]" in output
     assert folders(tmp_path) == []
     code, output = harness(tmp_path, *FEW, "metrics=[sharpness]")
     assert code == 2
     assert "metrics=sharpness: there is no such choice" in output
     assert "brightness" in output
+
+
+def test_a_run_that_was_never_drawn_is_not_measured_in_silence(tmp_path: Path) -> None:
+    code, output = harness(tmp_path, *FEW, "metrics=[contrast]", "stages=[score]")
+    assert code == 2
+    assert "nothing was drawn by these options yet" in output
+    assert folders(tmp_path) == []
 
 
 def test_values_that_are_no_numbers_stop_the_run_and_are_measured_again(tmp_path: Path) -> None:
@@ -243,6 +251,46 @@ def test_a_metric_is_compared_with_plain_sampling_by_prompt(tmp_path: Path) -> N
     assert row["taste_vs_plain_p_holm"] == row["taste_vs_plain_p"] < 0.01
     assert pd.isna(frame.loc["plain", "taste_vs_plain"])
     assert row["taste_images"] == 24
+
+
+@pytest.mark.parametrize(
+    ("name", "shift", "noise", "expected"),
+    [
+        ("taste", 0.02, 0.05, "yes"),
+        ("taste", 0.5, 0.1, "no (taste)"),  # better is different, too
+        ("taste", -0.5, 0.1, "no (taste)"),
+        ("taste", 0.1, 0.1, "not shown (taste)"),
+        ("taste", 0.02, 1.0, "cannot be shown with this n (taste)"),
+        ("clip", 0.0, 0.02, "yes"),  # 0.2 % of 20
+        ("clip", 0.07, 0.02, "no (clip)"),
+        ("clip", 0.0, 0.1, "cannot be shown with this n (clip)"),
+    ],
+)
+def test_a_run_lies_inside_the_window_about_plain_or_not(
+    tmp_path: Path, name: str, shift: float, noise: float, expected: str
+) -> None:
+    rng = np.random.default_rng(0)
+    base = rng.normal(20, 1, 24)  # of one prompt, images lie 1 apart: a tenth is the margin
+    measure(make_run(tmp_path, "plain"), name, base)
+    moved = rng.normal(0, noise, 24)
+    measure(make_run(tmp_path, "gridar", n=4), name, base + shift + moved - moved.mean())
+    frame = build(tmp_path).frame.set_index("method")
+    assert frame.loc["gridar", "inside_window"] == expected
+    assert pd.isna(frame.loc["plain", "inside_window"])
+
+
+def test_the_margin_is_known_from_images_of_one_prompt_or_a_second_plain_run() -> None:
+    values = np.random.default_rng(1).normal(0, 2, (2, 4000))
+    runs = []
+    for of_run in values:
+        runs.append(pd.DataFrame({"prompt_id": range(4000), "image": 0, "value": of_run}))
+    assert find_margin("taste", 9.0, 20.0, runs) == pytest.approx(0.2, rel=0.05)
+    several = pd.DataFrame({"prompt_id": [*range(2000)] * 2, "image": [0] * 2000 + [1] * 2000})
+    several["value"] = values[0]
+    assert find_margin("taste", 9.0, 20.0, [several]) == pytest.approx(0.2, rel=0.05)
+    assert np.isnan(find_margin("taste", 9.0, 20.0, runs[:1]))
+    assert find_margin("kid", 9.0, 20.0, []) == 9.0
+    assert find_margin("fid", 9.0, 20.0, []) == pytest.approx(0.4)
 
 
 def test_runs_without_metrics_keep_their_tables(tmp_path: Path) -> None:

@@ -20,14 +20,24 @@ from benchmarks.coco.captions import Caption
 from benchmarks.coco.judge import Scorer, SetJudge, leave
 from benchmarks.coco.layout import find_images
 from benchmarks.coco.reference import (
+    PHOTOGRAPHS,
     Photographs,
     has_photographs,
     name_moments,
     read_moments,
 )
-from harness.judges.features import Extractor
+from harness.judges.features import Extractor, count_oblong
 from harness.judges.resize import crop_to_square
-from harness.records import Count, FeaturedScore, Prompt, Score, UserError, digest, dump
+from harness.records import (
+    Count,
+    FeaturedScore,
+    Prompt,
+    Score,
+    UserError,
+    digest,
+    dump,
+    name_options,
+)
 from harness.results.stats.set_metrics import Reference
 
 log = logging.getLogger("harness")
@@ -74,8 +84,8 @@ class Coco:
 
     `captions` is the list, `coco` where its file lies, `reference` a folder of photographs or an
     .npz of moments; without either, distances to it are left out. `prompts` takes the first ones.
-    `images` may be the folder of images that were made elsewhere. Raises UserError for what cannot
-    be had.
+    `images` may be the folder of images that were made elsewhere. `neighbours` describes images for
+    precision and recall, where there are photographs. Raises UserError for what cannot be had.
     """
 
     name = "coco"
@@ -92,6 +102,7 @@ class Coco:
         prompts: Count | None = None,
         images: Count | str = 1,
         allow_other_version: bool = False,
+        neighbours: Extractor | None = None,
     ) -> None:
         if crop not in CROPS:
             raise UserError(f"benchmark.crop={crop}: choose from {', '.join(CROPS)}")
@@ -102,8 +113,8 @@ class Coco:
         self._prompts = _take_first([_make_prompt(one, captions) for one in listed], prompts)
         self._captions = captions
         self._crop = crop
-        self._networks = (extractor, clip)
-        self.excluded = "; ".join(sorted({_why_excluded(one) for one in self._networks} - {""}))
+        self._extractor = extractor
+        self._clip = clip
 
         self.found: dict[tuple[str, int], Path] = {}
         """Images made elsewhere, by prompt id and number."""
@@ -116,10 +127,21 @@ class Coco:
             self.images = images
 
         reference_id, make_reference = self._find_reference(extractor, coco, reference)
-        named = dump([extractor.identity, crop, clip.id, reference_id])
+        if not reference_id.startswith(PHOTOGRAPHS):
+            neighbours = None
+        self._networks: dict[str, Any] = {"extractor": extractor, "clip": clip}
+        if neighbours is not None:
+            self._networks["neighbours"] = neighbours
+        reasons = {_why_excluded(network) for network in self._networks.values()}
+        self.excluded = "; ".join(sorted(reasons - {""}))
+        names = [extractor.identity, crop, clip.id, reference_id]
+        if neighbours is not None:
+            names.append(neighbours.identity)
+        named = dump(names)
         self.judge = SetJudge(
             id=f"coco-{self._name_protocol()}-{digest(named.encode(), 8)}+{clip.id}",
             extractor=extractor,
+            neighbours=neighbours,
             scorers={"clip": clip},
             reference=make_reference,
             prepare=CROPS[crop],
@@ -133,10 +155,14 @@ class Coco:
 
     def ready(self) -> None:
         """Load the networks. Raises UserError if one cannot be had."""
-        for network in self._networks:
+        for name, network in self._networks.items():
             ready = getattr(network, "ready", None)
-            if callable(ready):
+            if not callable(ready):
+                continue
+            try:
                 ready()
+            except UserError as error:
+                raise name_options(error, f"benchmark.{name}") from None
 
     def score(self, items: Iterable[tuple[Prompt, Path]]) -> Iterator[Score | FeaturedScore]:
         """Judge image files named by their number ("images/000000000139/0.png"), in order.
@@ -148,9 +174,11 @@ class Coco:
     def summarise(self, scores: Sequence[Score]) -> Iterator[str]:
         """Format the mean CLIP score, and what marks the run."""
         yield from self.judge.summarise(scores)
+        if self._crop == "square256" and (oblong := count_oblong(scores)):
+            yield f"{oblong:,} images are not square: only their middles are seen"
         if self.judge.reference is None:
             yield "No reference images: benchmark.reference=FOLDER or FILE.npz adds fid and kid"
-        count_cut = getattr(self._networks[1], "count_cut", None)
+        count_cut = getattr(self._clip, "count_cut", None)
         if callable(count_cut):
             cut = sum(count_cut(prompt.text) > 0 for prompt in self._prompts)
             yield f"{cut} captions are longer than CLIP reads"
@@ -161,7 +189,8 @@ class Coco:
 
     def _name_protocol(self) -> str:
         """Name the evaluation whose rules all options follow; "own" for none."""
-        extractor, clip = self._networks
+        extractor = self._extractor
+        clip = self._clip
         for name, rules in PROTOCOLS.items():
             is_same = (
                 self._captions == rules.captions
@@ -176,7 +205,7 @@ class Coco:
 
     def _find_reference(
         self, extractor: Extractor, coco: str | None, reference: str | None
-    ) -> tuple[str, Callable[[], Reference] | None]:
+    ) -> tuple[str, Callable[[Extractor], Reference] | None]:
         """Name the reference images, and return what describes them; None without any.
 
         They are `reference`, else the photographs beside the captions. Raises UserError for an
@@ -185,7 +214,7 @@ class Coco:
         place = Path(reference or coco or "").expanduser()
         if reference is not None and place.suffix == ".npz":
             read_moments(place, extractor, self._crop)
-            return name_moments(place), lambda: read_moments(place, extractor, self._crop)
+            return name_moments(place), lambda chosen: read_moments(place, chosen, self._crop)
         if not has_photographs(place):
             if reference is not None:
                 raise UserError(
@@ -199,7 +228,7 @@ class Coco:
             )
         images = sorted(caption.image for caption in self._all)
         found = Photographs.find(place, images, CROPS[self._crop], self._crop)
-        return found.id, lambda: found.describe(extractor)
+        return found.id, found.describe
 
 
 def _make_prompt(caption: Caption, rule: str) -> Prompt:

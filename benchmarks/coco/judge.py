@@ -18,7 +18,13 @@ from typing import Protocol
 import numpy as np
 
 from benchmarks.images import judge_each, read_images
-from harness.judges.features import Extractor, digest_features, read_features
+from harness.judges.features import (
+    SIZE,
+    Extractor,
+    describe_sizes,
+    digest_features,
+    read_features,
+)
 from harness.records import (
     FEATURES,
     SET_METRICS,
@@ -31,7 +37,7 @@ from harness.records import (
 )
 from harness.results.stats import set_metrics
 from harness.results.stats.distances import Moments
-from harness.results.stats.set_metrics import DISTANCES, Reference
+from harness.results.stats.set_metrics import DISTANCES, NEIGHBOURHOODS, Reference
 
 log = logging.getLogger("harness")
 
@@ -73,20 +79,29 @@ class SetJudge:
 
     `scorers` have the names of metrics; the first one's value, divided by `score_scale` and cut to
     0 to 1, is the score, and those of `unlisted` are no more than that. `reference` makes what the
-    set is compared with, once it is needed; None: there is nothing to compare with.
+    set is compared with, as an extractor describes it, once it is needed; None: there is nothing
+    to compare with. `neighbours` describes images for precision and recall; None: without them.
     """
 
     id: str
     extractor: Extractor | None
     scorers: Mapping[str, Scorer]
-    reference: Callable[[], Reference] | None
-    wanted: Sequence[str] = DISTANCES
+    reference: Callable[[Extractor], Reference] | None
+    neighbours: Extractor | None = None
     score_scale: float = 1.0
     unlisted: Sequence[str] = ()
     prepare: Prepare = leave
     planned: int = 0
     batch: int = BATCH
     _broken: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        """Raise UserError for a single image, which is no set to be compared with a reference."""
+        if self.reference is not None and self.planned == 1:
+            raise UserError(
+                "a single image has no distance to a set: take more captions (benchmark.prompts, "
+                "benchmark.total) or images (benchmark.images)"
+            )
 
     def score(self, items: Iterable[tuple[Prompt, Path]]) -> Iterator[Score | FeaturedScore]:
         """Judge image files named by their number, in order.
@@ -110,14 +125,27 @@ class SetJudge:
         """Ask all networks about pictures and their texts."""
         texts = [text for text, _ in batch]
         images = [self.prepare(image) for _, image in batch]
-        features: Sequence[np.ndarray | None] = [None] * len(batch)
-        if self.extractor is not None:
-            features = list(self.extractor.features(images))
+        features = {one.identity: one.features(images) for one in self._list_extractors()}
         columns = {name: list(scorer(texts, images)) for name, scorer in self.scorers.items()}
-        return [
-            _Described(features[i], {name: values[i] for name, values in columns.items()})
-            for i in range(len(batch))
-        ]
+        described = []
+        for i, (_, image) in enumerate(batch):
+            height, width = image.shape[:2]
+            described.append(
+                _Described(
+                    {name: features_ND[i] for name, features_ND in features.items()},
+                    {name: values[i] for name, values in columns.items()},
+                    f"{width} x {height}",
+                )
+            )
+        return described
+
+    def _list_extractors(self) -> list[Extractor]:
+        """List the networks that describe images, each once."""
+        extractors: dict[str, Extractor] = {}
+        for extractor in (self.extractor, self.neighbours):
+            if extractor is not None:
+                extractors.setdefault(extractor.identity, extractor)
+        return list(extractors.values())
 
     def _make_score(
         self, prompt: Prompt, image: int, found: _Described | str
@@ -132,14 +160,11 @@ class SetJudge:
         for name, known in found.metrics.items():
             if known is not None and name not in self.unlisted:
                 metrics[name] = float(known)
-        detail = {"metrics": metrics}
+        detail = {"metrics": metrics, SIZE: found.size}
         if value is None:
             return Score(prompt.id, image, self.id, None, {"unjudged": "no score", **detail})
         score = Score(prompt.id, image, self.id, value, detail)
-        if self.extractor is None:
-            return score
-        assert found.features_D is not None
-        return FeaturedScore(score, {self.extractor.identity: found.features_D})
+        return FeaturedScore(score, dict(found.features)) if found.features else score
 
     def _find_broken(self, found: _Described) -> str:
         """Name the network that gave an infinite number or none; "" for finite ones.
@@ -147,9 +172,9 @@ class SetJudge:
         Raises UserError where too many images have such.
         """
         broken = ""
-        if found.features_D is not None and not np.isfinite(found.features_D).all():
-            assert self.extractor is not None
-            broken = self.extractor.identity
+        for extractor, features_D in found.features.items():
+            if not np.isfinite(features_D).all():
+                broken = extractor
         for name, value in found.metrics.items():
             if value is not None and not math.isfinite(value):
                 broken = self.scorers[name].id
@@ -172,22 +197,32 @@ class SetJudge:
         """
         if self.extractor is None or self.reference is None:
             return {}
-        extractor = self.extractor.identity
         whole = sorted(_select_whole(scores), key=lambda score: (score.prompt_id, score.image))
-        about = partial(SetMetrics, self.id, self.planned, len(whole))
-        if len(whole) < self.planned:
+        about = partial(SetMetrics, self.id, self.planned, len(whole), note=describe_sizes(whole))
+        if about().problem:
             log.info("no distances to a reference: %s", about().problem)
             return {SET_METRICS: about().to_json()}
-        features_ND = read_features(folder, whole, extractor).astype(np.float64)
-        reference = self.reference()
-        if set_metrics.needs_scaling(extractor):
-            features_ND, reference = _scale_by_reference(features_ND, reference)
-        prompt_ids = [score.prompt_id for score in whole]
-        found = set_metrics.measure_sets(features_ND, prompt_ids, extractor, reference, self.wanted)
+        found = self._measure(self.extractor, DISTANCES, whole, folder)
+        if self.neighbours is not None:
+            found |= self._measure(self.neighbours, NEIGHBOURHOODS, whole, folder)
         for name, metric in found.items():
             log.info("%s", describe_metric(name, metric))
-        made = about(features=digest_features(whole, extractor), metrics=found)
-        return {SET_METRICS: made.to_json()}
+        features = digest_features(whole, self.extractor.identity)
+        return {SET_METRICS: about(features=features, metrics=found).to_json()}
+
+    def _measure(
+        self, extractor: Extractor, wanted: Sequence[str], whole: Sequence[Score], folder: Path
+    ) -> dict[str, SetMetric]:
+        """Measure all images beside the reference, as one extractor describes both."""
+        assert self.reference is not None
+        features_ND = read_features(folder, whole, extractor.identity).astype(np.float64)
+        reference = self.reference(extractor)
+        if set_metrics.needs_scaling(extractor.identity):
+            features_ND, reference = _scale_by_reference(features_ND, reference)
+        prompt_ids = [score.prompt_id for score in whole]
+        return set_metrics.measure_sets(
+            features_ND, prompt_ids, extractor.identity, reference, wanted
+        )
 
     def summarise(self, scores: Sequence[Score]) -> Iterator[str]:
         """Format the mean of each metric of single images; an incomplete run has none."""
@@ -202,6 +237,8 @@ class SetJudge:
                 yield f"{name}: incomplete {len(known):,}/{self.planned:,}"
                 continue
             yield f"{name}: {math.fsum(known) / len(known):.4f}"
+        if sizes := describe_sizes(scores):
+            yield f"No distances: {sizes}"
         yield f"Judge {self.id}; distances to the reference are in {SET_METRICS}"
 
 
@@ -209,8 +246,10 @@ class SetJudge:
 class _Described:
     """What the networks make of a picture."""
 
-    features_D: np.ndarray | None
+    features: Mapping[str, np.ndarray]
+    """Of each extractor, by its identity."""
     metrics: Mapping[str, float | None]
+    size: str
 
 
 def _select_whole(scores: Iterable[Score]) -> Iterator[Score]:
@@ -247,5 +286,5 @@ def describe_metric(name: str, metric: SetMetric) -> str:
         line += f" ± {metric.error:.4f}"
     line += f" (n = {metric.n}, m = {metric.m or 'unknown'}, {metric.extractor})"
     if metric.bias is not None:
-        line += f"; two sets of one law would be {metric.bias:.4f} apart"
+        line += f"; two sets of one distribution would be {metric.bias:.4f} apart"
     return f"{line}; {metric.note}" if metric.note else line

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.coco.judge import SetJudge
-from harness.judges.features import PictogramFeatures
+from harness.judges.features import Extractor, PictogramFeatures
 from harness.judges.pictogram import PictogramReward
 from harness.models.pictogram.grammar import DEFAULT, Row, generate_prompts, parse
 from harness.models.pictogram.world import draw_scene
@@ -65,6 +65,12 @@ class CocoPictogram:
         self._extractor = PictogramFeatures(weights)
         available = self._make_prompts(reward.classes, total, seed)
         self._prompts = available[: _expect_available(prompts, len(available))]
+        if len(self._prompts) < 2:
+            given = f"total={total}" if prompts is None else f"prompts={prompts}"
+            raise UserError(
+                f"benchmark.{given}: the scene of a single caption is no set to be compared with: "
+                "take two captions or more"
+            )
         self._reference: Reference | None = None
         scorers = {"pictogram_reward": reward, "pictogram_judge": judge}
         identities = [self._extractor.identity, *(one.id for one in scorers.values())]
@@ -72,6 +78,7 @@ class CocoPictogram:
         self.judge = SetJudge(
             id=f"pictogram-coco-{named}+{reward.id}",
             extractor=self._extractor,
+            neighbours=self._extractor,
             scorers=scorers,
             reference=self._render_reference,
             unlisted=("pictogram_reward",),
@@ -115,13 +122,13 @@ class CocoPictogram:
         made_of = dump([self.version, self._reference_seed, texts])
         return f"scenes-{digest(made_of.encode(), 8)}"
 
-    def _render_reference(self) -> Reference:
+    def _render_reference(self, extractor: Extractor) -> Reference:
         """Render a scene for each caption, and describe it; once."""
         if self._reference is None:
             scenes = []
             for prompt in self._prompts:
                 scenes.append(render_scene(prompt.text, f"{self._reference_seed}/{prompt.id}"))
-            features_MD = self._extractor.features(scenes)
+            features_MD = extractor.features(scenes)
             self._reference = Reference.of_features(
                 self._name_reference(), features_MD, [prompt.id for prompt in self._prompts]
             )

@@ -28,6 +28,8 @@ BATCH = 64
 """Photographs read and described at a time."""
 SYMMETRY = 1e-6
 """How far a covariance may be from its transpose, and its eigenvalues below 0, as a share."""
+PHOTOGRAPHS = "photos-"
+"""How the ids of sets of photographs begin."""
 FOLDERS = ("val2017", ".")
 """Where photographs lie below a folder of COCO: as unpacked, or flat."""
 
@@ -81,7 +83,7 @@ class Photographs:
     def id(self) -> str:
         """Name them by their names and sizes, and by what is done to them."""
         listed = sorted([file.name, file.stat().st_size] for file in self.files)
-        return f"photos-{digest(dump([self.crop, listed]).encode(), 8)}"
+        return f"{PHOTOGRAPHS}{digest(dump([self.crop, listed]).encode(), 8)}"
 
     def describe(self, extractor: Extractor) -> Reference:
         """Describe them, or read what was kept of them. Raises UserError for unreadable ones."""

@@ -17,6 +17,8 @@ CLIP = "ViT-B-32-quickgelu"
 """OpenAI's weights were trained with QuickGELU; open_clip builds it only on request."""
 BATCH = 16
 """Pictures of a forward of CLIP: always as many, so that no feature depends on the others."""
+SIZE = "size"
+"""What a score's detail calls the width and height of its image, where it has them."""
 
 
 class Extractor(Protocol):
@@ -123,3 +125,29 @@ def digest_features(scores: Iterable[Score], extractor: str) -> str:
     """Return 16 digits that name the features of some images, by the lines of their scores."""
     named = [[score.prompt_id, score.image, feature_sha(score, extractor)] for score in scores]
     return digest(dump(sorted(named)).encode(), 16)
+
+
+def describe_sizes(scores: Iterable[Score]) -> str:
+    """Say that images are not of one size, which no distance may hide; "" where they are.
+
+    Scores of a time that noted no sizes are of one.
+    """
+    by_size: dict[str, list[Score]] = {}
+    for score in scores:
+        if SIZE in score.detail:
+            by_size.setdefault(str(score.detail[SIZE]), []).append(score)
+    if len(by_size) < 2:
+        return ""
+    most, *others = sorted(by_size, key=lambda size: (-len(by_size[size]), size))
+    odd = by_size[others[0]][0]
+    count = sum(len(by_size[size]) for size in others)
+    return (
+        f"{count:,} of {count + len(by_size[most]):,} images are not of {most} pixels, such as "
+        f"{odd.prompt_id} image {odd.image} of {others[0]}"
+    )
+
+
+def count_oblong(scores: Iterable[Score]) -> int:
+    """Count the scored images that are known to be no squares."""
+    sizes = [str(score.detail[SIZE]).split(" x ") for score in scores if SIZE in score.detail]
+    return sum(width != height for width, height in sizes)

@@ -170,10 +170,10 @@ LEADERBOARD = Table(
     "has a number; `clip_low` and `clip_high`, the 95 % interval; `clip_images`, those that have a "
     "number; `clip_by`, the id of what measured them; `clip_is_reward`, as `reward_is_judge`; and "
     "`clip_vs_plain` with the columns of `vs_plain`, against a plain run that the same scorer "
-    "measured. Holm's family are all runs of the protocol with that metric. `fid` and `kid` are "
-    "such metrics: distances of all images of a run to the reference images of its benchmark, by "
-    "the features that `fid_by` names. They are means of pseudo-values of prompts, so that they "
-    "are paired and resampled as the others are; lower is better.",
+    "measured. Holm's family are all runs of the protocol with that metric. `fid`, `kid`, "
+    "`precision` and `recall` are such metrics: of all images of a run beside the reference images "
+    "of its benchmark, by the features that `fid_by` names. They are means of pseudo-values of "
+    "prompts, so that they are paired and resampled as the others are.",
     (
         Column("benchmark", TEXT, "Benchmark that gave the prompts.", "what was run"),
         Column("model", TEXT, "Model that drew the images.", "what was run"),
@@ -586,7 +586,7 @@ LEADERBOARD = Table(
             "set_note",
             TEXT,
             "Why distances of the images to the reference are not there (`incomplete 498/500`), or "
-            "have no interval.",
+            "have no interval, and so no columns.",
             "quality",
         ),
         Column(
@@ -617,9 +617,54 @@ LEADERBOARD = Table(
             "images, or why there is no test.",
             "comparison",
         ),
+        Column(
+            "inside_window",
+            TEXT,
+            "`yes` if the 95 % interval of each `NAME_vs_plain` lies in a window about plain "
+            "sampling, whose ends are 0.2 % of plain's `clip`, 2 % of its `fid`, `kid_vs_plain_"
+            "detectable`, and a tenth of the deviation among plain's images of one prompt for "
+            "other metrics of images; better is outside, too. Else what is not "
+            "inside, such as `cannot be shown with this n (fid)` where the margin is smaller than "
+            "`fid_vs_plain_detectable`.",
+            "comparison",
+        ),
     ),
 )
 
+SET_METRICS = (
+    Column(
+        "fid",
+        "squared distance",
+        "Fréchet distance of all images of the run to the reference images of its benchmark; "
+        "lower is better. Too large by `fid_bias`, so never read alone; only of more images than "
+        "features, as `set_note` says.",
+        "quality",
+    ),
+    Column(
+        "kid",
+        "squared distance",
+        "Unbiased kernel distance (cubic kernel) of the same images, about 0 for equals and "
+        "possibly below; lower is better. Only where the reference has features, not moments "
+        "alone. Pairs of one prompt are left out.",
+        "quality",
+    ),
+    Column(
+        "precision",
+        "share",
+        "Share of the images that lie nearer to some reference image than its third neighbour; "
+        "higher is better. It falls as images get worse, and says nothing about variety.",
+        "quality",
+    ),
+    Column(
+        "recall",
+        "share",
+        "Share of the reference images that lie nearer to some image than that one's third "
+        "neighbour; higher is better. Its interval is by leaving images out, rather too wide than "
+        "too narrow.",
+        "quality",
+    ),
+)
+"""Metrics of all images of a run, where its benchmark compares them with a reference."""
 COSTS = LEADERBOARD.names_in("cost")
 """Fields of `records.Usage` that every journal has."""
 STAGE_SECONDS = LEADERBOARD.names_in("time by stage")
@@ -627,7 +672,7 @@ STAGE_SECONDS = LEADERBOARD.names_in("time by stage")
 THROUGHPUT = LEADERBOARD.names_in("throughput")
 """Columns from a run's timings; empty where no process drew to its end."""
 DISTANCE_TO_PLAIN = ("fd_plain", "fd_plain_null", "fd_plain_p", "fd_plain_verdict")
-OCCASIONAL = frozenset({*TASKS, "fid_bias", "set_note", *DISTANCE_TO_PLAIN})
+OCCASIONAL = frozenset({*TASKS, "fid_bias", "set_note", *DISTANCE_TO_PLAIN, "inside_window"})
 """Columns that a table has only where one of its runs was asked the task, or has a value."""
 TIMED = tuple(column.name for column in LEADERBOARD.columns if column.timed)
 """Columns that follow from clocks, so they differ between two runs of the same jobs."""
@@ -965,6 +1010,7 @@ def to_markdown() -> str:
             for group in GROUPS:
                 members = table.select(*table.names_in(group))
                 parts.append(f"### {group.capitalize()}\n\n{_markdown_table(members)}")
+            parts.append(f"### Sets of images\n\n{_markdown_table(SET_METRICS)}")
         else:
             parts.append(_markdown_table(table.columns))
     return "\n".join(parts)

@@ -20,7 +20,7 @@ import pandas as pd
 from harness.results import stats
 from harness.results.columns import Column, metric_columns
 from harness.results.metrics import Metric
-from harness.results.ranking import find_plain
+from harness.results.ranking import find_plain, is_plain
 from harness.results.rows import (
     Row,
     add_verdicts,
@@ -28,6 +28,12 @@ from harness.results.rows import (
     describe_tested_difference,
     find_overlap,
     number,
+)
+from harness.results.windows import (
+    WITHOUT_WINDOW,
+    find_margin,
+    judge_window,
+    sum_up_windows,
 )
 from harness.runs.metrics import Key, MetricAbout
 from harness.runs.read import Run
@@ -67,6 +73,12 @@ def list_metric_columns(metrics: Mapping[str, MetricAbout]) -> list[Column]:
     return columns
 
 
+def find_metrics(frame: pd.DataFrame) -> dict[str, MetricAbout]:
+    """Find the metrics that a leaderboard has columns of; unit and direction are not in them."""
+    names = [str(column).removesuffix("_by") for column in frame if str(column).endswith("_by")]
+    return {name: MetricAbout(id="") for name in names if name in frame}
+
+
 def compare_metrics(runs: Sequence[Run]) -> dict[Path, MetricRows]:
     """Return what metrics say of the runs of one protocol, by their folders; {} without any."""
     names = describe_metrics(runs)
@@ -74,6 +86,7 @@ def compare_metrics(runs: Sequence[Run]) -> dict[Path, MetricRows]:
         return {}
     design = stats.Design(runs[0].table)
     rows: dict[Path, Row] = {run.path: {} for run in runs}
+    windows: dict[Path, dict[str, str]] = {run.path: {} for run in runs}
     for name in names:
         members = [run for run in runs if name in list_shown(run)]
         for run in members:
@@ -83,9 +96,15 @@ def compare_metrics(runs: Sequence[Run]) -> dict[Path, MetricRows]:
             whole = [run for run in same if has_all_values(run, name)]
             for run, row in zip(whole, _compare(design, whole, name), strict=True):
                 rows[run.path] |= row
+            if name not in WITHOUT_WINDOW:
+                for path, word in _judge_windows(whole, name, rows).items():
+                    windows[path][name] = word
         measured = [rows[run.path] for run in members]
         adjust_p_values(measured, f"{name}_vs_plain")
         add_verdicts(measured, f"{name}_vs_plain", digits=names[name].digits)
+    for path, words in windows.items():
+        if words:
+            rows[path]["inside_window"] = sum_up_windows(words)
     return {
         run.path: MetricRows(rows[run.path], tuple(list_shown(run)), design.num_clusters)
         for run in runs
@@ -145,6 +164,29 @@ def _compare(design: stats.Design, runs: Sequence[Run], name: str) -> list[Row]:
             row |= describe_tested_difference(f"{name}_vs_plain", difference)
         rows.append(row)
     return rows
+
+
+def _judge_windows(runs: Sequence[Run], name: str, rows: Mapping[Path, Row]) -> dict[Path, str]:
+    """Tell of each run that is compared with plain whether a metric is in the window about it."""
+    words = {}
+    for run in runs:
+        plain = find_plain(run, runs, scored=False)
+        if plain is None or f"{name}_vs_plain" not in rows[run.path]:
+            continue
+        detectable = number(rows[run.path][f"{name}_vs_plain_detectable"])
+        plain_value = number(rows[plain.path][name])
+        tables = _tabulate_plain(plain, runs, name)
+        margin = find_margin(name, detectable, plain_value, tables)
+        words[run.path] = judge_window(rows[run.path], name, margin)
+    return words
+
+
+def _tabulate_plain(plain: Run, runs: Sequence[Run], name: str) -> list[pd.DataFrame]:
+    """Tabulate a metric of a plain run, and of plain runs of other seeds; [] for one of sets."""
+    if plain.sets is not None and name in plain.sets.metrics:
+        return []
+    others = [run for run in runs if is_plain(run) and run.about["seed"] != plain.about["seed"]]
+    return [tabulate_metric(run, name) for run in (plain, *others[:1])]
 
 
 def metric_values(found: MetricRows) -> list[Metric]:

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.judges.features import digest_features, read_features
+from harness.judges.features import describe_sizes, digest_features, read_features
 from harness.records import FEATURES, PLAIN_DISTANCE, Score, UserError, one_line
 from harness.results.ranking import is_plain
 from harness.results.stats.set_metrics import (
     PlainDistance,
     check_plain,
+    name_scale,
     needs_scaling,
 )
 from harness.runs.journal import write_atomic
@@ -54,7 +55,10 @@ class Comparison:
         return None
 
     def read(self, run: Run) -> PlainDistance | None:
-        """Return what is kept of a run's distance; None unless it is of the same features."""
+        """Return what is kept of a run's distance.
+
+        None unless it is of the same features, scaled by the same rule.
+        """
         plain = self.choose_plain(run)
         if plain is None:
             return None
@@ -64,6 +68,8 @@ class Comparison:
         except (OSError, ValueError):
             return None  # it is made again
         other = self.choose_other_plain(run, plain)
+        if found.scale != name_scale(self.extractor):
+            return None
         return found if found.made_of == self._name_inputs(run, plain, other) else None
 
     def measure(self, run: Run) -> PlainDistance | None:
@@ -94,6 +100,7 @@ class Comparison:
             made_of=self._name_inputs(run, plain, other),
             n=len(run.planned),
             prompts=len(run.prompts),
+            scale=name_scale(self.extractor),
             **found,
         )
 
@@ -124,14 +131,22 @@ def group_comparable(runs: Iterable[Run]) -> list[Comparison]:
 
 
 def find_extractor(run: Run) -> str:
-    """Return the extractor of which a complete run keeps all features; "" without one."""
+    """Return the extractor of which a complete run keeps all features; "" without one.
+
+    Of several it is the one of FID. Images of several sizes are no set.
+    """
     if not run.complete or set(run.scores) != set(run.planned):
+        return ""
+    if describe_sizes(run.scores.values()):
         return ""
     shared: set[str] | None = None
     for score in run.scores.values():
         shas = score.detail.get(FEATURES)
         names = set(shas) if isinstance(shas, dict) else set()
         shared = names if shared is None else shared & names
+    fid = run.sets.metrics.get("fid") if run.sets is not None else None
+    if shared and fid is not None and fid.extractor in shared:
+        return fid.extractor
     return min(shared or {""})
 
 

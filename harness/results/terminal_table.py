@@ -15,7 +15,7 @@ import pandas as pd
 
 from harness.records import printable
 from harness.results.columns import LEADERBOARD, TASKS
-from harness.results.image_metrics import list_metric_columns
+from harness.results.image_metrics import find_metrics, list_metric_columns
 from harness.results.leaderboard import heading, protocols, resolved
 from harness.results.rows import NOT_RESOLVED
 from harness.results.set_words import DISTANCES, explain_sets, list_distances
@@ -38,7 +38,6 @@ TITLES = {
     "tie_group": "tie",
 }
 DIFFERENCES = {"vs_plain": "vs plain", "vs_bon": "vs BoN"}
-NO_METRICS: Mapping[str, MetricAbout] = {}
 COUNTS_OF_GAPS = ("failed", "missing", "unjudged", "unanswered", "cut_prompts")
 DIGITS = {
     "visual_tokens": 0,
@@ -78,15 +77,18 @@ Column = list[str]
 def render_table(
     frame: pd.DataFrame,
     width: int | None = None,
-    metrics: Mapping[str, MetricAbout] = NO_METRICS,
+    metrics: Mapping[str, MetricAbout] | None = None,
 ) -> str:
     """Render the board as text: a block for each protocol, a line for each run, best score first.
 
     A line has at most `width` characters; by default as many as the terminal. `metrics` are those
-    of images, by name. Differences in brackets are not resolved, and a letter beside them says why.
+    of images, by name; None are those that the frame's columns are of. Differences in brackets are
+    not resolved, and a letter beside them says why.
     """
     if frame.empty:
         return "The leaderboard is empty: there is no run to rank."
+    if metrics is None:
+        metrics = find_metrics(frame)
     if width is None:
         width = shutil.get_terminal_size((WIDTH, 0)).columns
     groups = protocols(frame)

@@ -72,7 +72,7 @@ PLACES = PLACES_OF_JUDGES | {"metadata", "checkpoint", "images_of", "vocabulary"
 They name no result: the content is named by the benchmark's version, prompts and judge id.
 """
 PLACES_OF: dict[str, frozenset[str]] = {
-    "benchmarks.coco.benchmark.Coco": frozenset({"coco", "reference"}),
+    "benchmarks.coco.benchmark.Coco": frozenset({"coco", "reference", "neighbours"}),
     "benchmarks.pie_bench.networks.ClipSimilarity": frozenset({"model", "revision"}),
     "benchmarks.pie_bench.networks.DinoKeys": frozenset({"model", "revision"}),
     "benchmarks.prompts.OwnPrompts": frozenset({"file", "prompts_list", "category"}),

@@ -518,7 +518,7 @@ def _spread_set_metrics(sets: SetMetrics | None, planned: Mapping[Key, str]) -> 
     found = {}
     for name, metric in sets.metrics.items() if sets is not None else ():
         if metric.pseudo:
-            about = MetricAbout(metric.id, unit="squared distance", better="lower")
+            about = MetricAbout(metric.id, unit=metric.unit, better=metric.better)
             found[name] = Measured(about, {key: metric.pseudo[key[0]] for key in planned})
     return found
 

@@ -24,6 +24,8 @@ FEWEST_PROMPTS = 3
 """Prompts that are needed to leave pairs of one prompt out, and a picture besides."""
 DISTANCES = ("fid", "kid")
 """Distances of a set to reference images: Fréchet's and the kernel's."""
+NEIGHBOURHOODS = ("precision", "recall")
+"""Shares of images, of the set and of the reference, that lie near some of the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +57,13 @@ def measure_sets(
     prompt_ids: Sequence[str],
     extractor: str,
     reference: Reference,
-    wanted: Sequence[str] = DISTANCES,
+    wanted: Sequence[str] = (*DISTANCES, *NEIGHBOURHOODS),
 ) -> dict[str, SetMetric]:
-    """Measure the distances of a complete set of images to a reference.
+    """Measure a complete set of images beside a reference.
 
-    Row i of the features is an image of the prompt `prompt_ids[i]`. The kernel distance needs the
-    features of the reference, and is left out without them.
+    Row i of the features is an image of the prompt `prompt_ids[i]`. All but the Fréchet distance
+    need the features of the reference, and are left out without them; so are precision and recall
+    of fewer images than have neighbours.
     """
     (features_ND,) = distances.check_features(features_ND)
     named: dict[str, Any] = {
@@ -73,25 +76,41 @@ def measure_sets(
     if "fid" in wanted:
         found["fid"] = SetMetric(**named, **_measure_frechet(features_ND, prompt_ids, reference))
     if "kid" in wanted and reference.features_MD is not None:
-        estimate = _estimate_kernel_distance(features_ND, prompt_ids, reference)
-        found["kid"] = SetMetric(**named, **_describe_estimate(estimate, prompt_ids))
+        found["kid"] = SetMetric(**named, **_measure_kernel(features_ND, prompt_ids, reference))
+    if set(wanted) & set(NEIGHBOURHOODS) and _have_neighbours(features_ND, reference):
+        assert reference.features_MD is not None
+        shares = distances.estimate_precision_recall(reference.features_MD, features_ND)
+        for name, estimate in zip(NEIGHBOURHOODS, shares, strict=True):
+            described = _describe_estimate(estimate, prompt_ids)
+            found[name] = SetMetric(**named, **described, unit="share", better="higher")
     return found
 
 
-def _estimate_kernel_distance(
+def _have_neighbours(features_ND: np.ndarray, reference: Reference) -> bool:
+    """Tell whether both sets have images enough for precision and recall."""
+    others = 0 if reference.features_MD is None else len(reference.features_MD)
+    return min(len(features_ND) - 1, others) > distances.NEIGHBOURS
+
+
+def _measure_kernel(
     features_ND: np.ndarray, prompt_ids: Sequence[str], reference: Reference
-) -> distances.Estimate:
-    """Return the kernel distance, without pairs of one prompt where there are enough prompts."""
+) -> dict[str, Any]:
+    """Return the kernel distance and its error; without error where none can be left out.
+
+    Pairs of one prompt are left out where there are enough prompts.
+    """
     assert reference.features_MD is not None
-    if len(set(prompt_ids)) < FEWEST_PROMPTS:
-        return distances.estimate_kernel_distance(features_ND, reference.features_MD)
-    others = reference.prompt_ids
-    return distances.estimate_kernel_distance(
-        features_ND,
-        reference.features_MD,
-        group_N=np.array(prompt_ids),
-        group_M=None if others is None else np.array(others),
-    )
+    if len(features_ND) < FEWEST_PROMPTS:
+        value = distances.kernel_distance(features_ND, reference.features_MD)
+        note = f"no interval: it takes {FEWEST_PROMPTS} images or more"
+        return {"value": _round(value), "note": note}
+    groups: dict[str, np.ndarray] = {}
+    if len(set(prompt_ids)) >= FEWEST_PROMPTS:
+        groups["group_N"] = np.array(prompt_ids)
+        if reference.prompt_ids is not None:
+            groups["group_M"] = np.array(reference.prompt_ids)
+    estimate = distances.estimate_kernel_distance(features_ND, reference.features_MD, **groups)
+    return _describe_estimate(estimate, prompt_ids)
 
 
 def _measure_frechet(
@@ -112,7 +131,7 @@ def _measure_frechet(
         value = distances.frechet_of_moments(reference.moments, own).value
     else:
         value = distances.frechet(features_ND, reference.features_MD).value
-    note = f"no interval: {count} images of {dim} features"
+    note = f"no interval: {count} images of {dim} features, it takes {dim + 1} or more"
     return {"value": _round(value), "bias": bias, "note": note}
 
 
@@ -164,6 +183,8 @@ class PlainDistance:
     n: int
     prompts: int
     value: float
+    scale: str = ""
+    """Name of the rule by which features were scaled; "" in files of a time without names."""
     null: float | None = None
     p: float | None = None
     note: str = ""
@@ -196,6 +217,16 @@ def needs_scaling(extractor: str) -> bool:
     compared as they are, as papers do.
     """
     return not extractor.startswith(("inception", "clip"))
+
+
+def name_scale(extractor: str) -> str:
+    """Name the rule by which features of an extractor are scaled for a `PlainDistance`.
+
+    Distances by other rules are not put side by side: a change of `check_plain` needs a new name.
+    """
+    if not needs_scaling(extractor):
+        return "none"
+    return "deviation over the plain runs; for the test over its own two runs"
 
 
 def scale_features(
