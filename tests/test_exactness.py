@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
-from toy import ToyModel, draw, jobs
+from toy import ToyModel, draw_pairs
 
 from harness.engine.acceptance import Drafts, Rule, coupled, exact, residual_probs, verify_chain
 from harness.engine.guidance import Sampling, warp
@@ -194,9 +194,7 @@ def test_the_whole_sampler_draws_the_models_distribution() -> None:
     """The first two tokens of 20,000 images of one prompt, against the exhaustive joint."""
     model = ToyModel(grid=(1, 2), vocab=5, seed=4)
     sampling = Sampling(scale=2.0, top_k=4)
-    some = jobs(["a cat"], images=20_000)
-    deliveries = draw(Plain(), some, model=model, sampling=sampling, slots=512)
-    drawn = torch.tensor([d.tokens[0] * 5 + d.tokens[1] for d in deliveries.values()])
+    drawn = draw_pairs(Plain(), 20_000, model, sampling)
     joint = joint_probs(model, sampling)
     expect_draws_from(drawn, joint)
 
