@@ -284,7 +284,21 @@ def test_a_measurement_that_contradicts_the_card_is_an_objection() -> None:
     assert verify.objections(gates, None) == ["b is short and the card does not say so"]
 
 
+@pytest.mark.long
 def test_the_card_states_what_verify_measures() -> None:
     card = json.loads((files.find_set(SET) / "card.json").read_text())
     measured = verify.measure(verify.Bench(SET), quick=True)
     assert verify.objections(measured, card["measured"]["quick"]) == []
+
+
+def test_the_card_states_what_verify_measures_without_drawing() -> None:
+    """In short: all gates of files, tokenizer and detectors, and the names of those of samples."""
+    stated = json.loads((files.find_set(SET) / "card.json").read_text())["measured"]["quick"]
+    bench = verify.Bench(SET)
+    measured = []
+    for part in (verify.tokenizer_gates, verify.detector_gates, verify.file_gates):
+        measured += part(bench, verify.FEW)
+    assert verify.objections(measured, stated) == []
+    few = {"prompts": len(TASKS), "images": 4, "prefixes": 2, "relaxed": len(TASKS)}
+    named = {gate.name for gate in (*measured, *verify.sample_gates(bench, few))}
+    assert named == {row["name"] for row in stated["gates"]}
