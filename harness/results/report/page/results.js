@@ -56,11 +56,7 @@ function remarksOf(one) {
     const all = labels.length > 1 && labels.length === one.runs.length;
     remarks.push(`${all ? `All ${labels.length} runs` : labels.join("; ")}: ${mark}.`);
   }
-  for (const [overlap, words] of [["same", "the judge itself"], ["family", "a relative of the judge, which may share its blind spots"]]) {
-    const some = one.runs.filter((run) => run.reward_is_judge === overlap);
-    if (some.length) remarks.push(`Chosen by ${words}: ${some.map((run) => run.label).join("; ")}.`);
-  }
-  remarks.push(...one.sets);
+  remarks.push(...one.remarks);
   return remarks.length > 0 && h("section", {}, h("ul", { class: "notes" }, remarks.map((text) => h("li", { text }))));
 }
 
