@@ -634,7 +634,7 @@ class _Run:
         dtype = str(self.sampler.model.dtype).removeprefix("torch.")
         return NotFiniteError(
             f"probabilities are not finite at token {place} "
-            f"(sampling.temperature={sampling.temperature:g}, scale={sampling.scale:g}, {dtype}): "
+            f"(model.sampling.temperature={sampling.temperature:g}, scale={sampling.scale:g}, {dtype}): "
             "raise the temperature, or set model.dtype=float32 if logits overflow"
         )
 

@@ -130,7 +130,7 @@ def build_run_spec(config: DictConfig, choices: Mapping[str, str]) -> RunSpec:
     model = load_configured_model(config)
 
     # 2. The method, and what it declares.
-    method = build_object(config.method)
+    method = build_object(config.method, place="method")
     method_spec = MethodSpec.of(method).under(sampling)
 
     # 3. The benchmark, and the images that it asks for.
@@ -281,7 +281,7 @@ def _expect_trained_weights(model_config: Mapping[str, Any]) -> None:
 
 def build_benchmark(config: DictConfig, model: ImageModel) -> Any:
     """Build a benchmark; `classes=model` stands for the model's own classes."""
-    return build_object(config, **_classes_argument(config, model))
+    return build_object(config, place="benchmark", **_classes_argument(config, model))
 
 
 def _classes_argument(benchmark: DictConfig, model: ImageModel) -> dict[str, Sequence[str]]:

@@ -13,6 +13,9 @@ from harness.runs.unknown_names import take_first_value
 
 MULTIRUN = {"-m", "--multirun"}
 SHOW = {"--cfg", "-c"}
+WITH_VALUE = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn"}
+WITH_VALUE |= {"--config-dir", "-cd", "--info", "-i", "--experimental-rerun"}
+"""Flags of Hydra whose value may be the next argument."""
 EXPERIMENT = "experiment"
 """The group whose choice may sweep anything."""
 
@@ -32,6 +35,23 @@ def defer_swept_options(arguments: Sequence[str]) -> list[str]:
         if override.is_sweep_override() or override.key_or_group == EXPERIMENT
     }
     return [_defer(argument, parsed.get(argument), swept) for argument in arguments]
+
+
+def put_flags_first(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with flags before overrides, as Hydra's parser wants them.
+
+    Others are kept in their order: "method=plain -m seed=1" is "-m method=plain seed=1".
+    """
+    flags = []
+    overrides = []
+    is_value = False
+    for argument in arguments:
+        if argument.startswith("-") or is_value:
+            flags.append(argument)
+        else:
+            overrides.append(argument)
+        is_value = argument in WITH_VALUE and not is_value
+    return [*flags, *overrides]
 
 
 def take_first_point(arguments: Sequence[str]) -> list[str]:

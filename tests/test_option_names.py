@@ -1,0 +1,81 @@
+"""Every option that a message names is spelled as the user types it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from runs import TOY, harness
+
+from harness.engine.option_names import list_options, options_at, spell_options
+from harness.records import UserError
+
+RULE = {"k", "delta", "multiplier"}
+
+
+@pytest.mark.parametrize(
+    ("said", "spelled"),
+    [
+        ("k=-1: cannot be", "method.rule.k=-1: cannot be"),
+        ("rule.k=-1: cannot be", "method.rule.k=-1: cannot be"),
+        ("set rule.multiplier", "set method.rule.multiplier"),
+        ("delta=2, multiplier=3: one", "method.rule.delta=2, method.rule.multiplier=3: one"),
+        ("the k nearest, delta apart", "the k nearest, delta apart"),
+        ("method.k=3, model.k=3 and other=4", "method.k=3, model.k=3 and other=4"),
+        ("+method.k=3, judge@method.k=x", "+method.k=3, judge@method.k=x"),
+        ("/a/k=3/delta.k=4 and k.txt", "/a/k=3/delta.k=4 and k.txt"),
+    ],
+)
+def test_a_part_is_spelled_from_its_place_on(said: str, spelled: str) -> None:
+    assert spell_options(said, "method.rule", RULE) == spelled
+    assert spell_options(spelled, "method.rule", RULE) == spelled  # once is enough
+
+
+def test_options_are_those_of_the_constructor() -> None:
+    class Part:
+        def __init__(self, k: int, checkpoint: str | None = None) -> None:
+            pass
+
+    assert list_options(Part) == list_options(Part(1)) == {"k", "checkpoint"}
+    with (
+        pytest.raises(UserError, match=r"^set metrics\.hps\.checkpoint=PATH$"),
+        options_at("metrics.hps", Part(1)),
+    ):
+        raise UserError("set checkpoint=PATH")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("method=sjd", "method.drafter.coupling=magic"), "method.drafter.coupling=magic"),
+        (("method=pjd", "method.drafter.init=magic"), "method.drafter.init=magic"),
+        (("method=lantern", "method.rule.k=-1"), "method.rule.k=-1"),
+        (("method=cool_sd", "method.rule.nu=-1"), "method.rule.nu=-1"),
+        (("method=cool_sd", "method.gamma.children=magic"), "method.gamma.children=magic"),
+        (("method=sjd_pac", "method.gamma.width=0"), "method.gamma.width=0"),
+        (("method=sjd_pac", "method.drafter.coupling=threshold"), "method.drafter.coupling="),
+        (("method=best_of_n_pjd", "method.decoding.window=0"), "method.decoding.window=0"),
+        (("method=best_of_n_sjd_pac", "method.decoding.gamma.width=0"), "method.decoding.gamma."),
+        (("method=vvs", "method.schedule.interval=0"), "method.schedule.interval=0"),
+        (("method=fr_tts", "method.features.cells=0"), "method.features.cells=0"),
+        (("method=plain", "model.sampling.scale=0.5"), "model.sampling.scale=0.5"),
+        (("metrics=[clip]", "metrics.clip.convention=magic"), "metrics.clip.convention=magic"),
+        (("metrics=[hps]", "metrics.hps.batch=0"), "metrics.hps.batch=0"),
+    ],
+)
+def test_messages_of_parts_can_be_typed(
+    arguments: tuple[str, ...], named: str, tmp_path: Path
+) -> None:
+    code, said = harness(tmp_path, *arguments, "benchmark.prompts=2", "benchmark.images=1")
+    assert code == 2, said
+    (line,) = said.strip().splitlines()
+    names = [word for word in line.replace(",", " ").split() if "=" in word]
+    assert line.startswith(f"error: {named}") or f" {named}" in line, line
+    begins = ("method.", "model.", "metrics.", "--cfg")
+    assert all(name.startswith(begins) for name in names), line
+
+
+def test_flags_may_follow_options(tmp_path: Path) -> None:
+    code, said = harness(tmp_path, *TOY, "-m", "benchmark.prompts=2", "seed=0,1")
+    assert code == 0, said
+    assert "point 2 of 2: " in said
