@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import logging
+import math
 import os
 import ssl
 import time
@@ -30,7 +31,7 @@ SCHEMES = ("http", "https")
 PATIENCE_S = 5.0
 """Seconds in which a server must answer at all; HF_HUB_ETAG_TIMEOUT replaces them."""
 ASK_AGAIN_S = 60.0
-"""Seconds for which a server that did not answer is not asked again."""
+"""Seconds for which a server is not asked again."""
 
 
 def cache_folder() -> Path:
@@ -83,8 +84,8 @@ def fetch(url: str, sha256: str, name: str, otherwise: str = "") -> Path:
 # --- whether there is a network -------------------------------------------------------------------
 
 
-_silent: dict[str, tuple[float, str]] = {}
-"""Servers that did not answer: when they were asked, and why they did not."""
+_asked: dict[str, tuple[float, str]] = {}
+"""Servers: when each was asked, and why it was silent; "" if it was not."""
 
 
 def why_silent(url: str) -> str:
@@ -95,13 +96,10 @@ def why_silent(url: str) -> str:
     if urlsplit(url).scheme not in SCHEMES:
         return ""  # whoever fetches it says what is wrong
     server = _server_of(url)
-    if server in _silent:
-        asked_at, reason = _silent.pop(server)
-        if time.monotonic() - asked_at < ASK_AGAIN_S:
-            _silent[server] = (asked_at, reason)
-            return reason
-    if reason := _ask_server(server):
-        _silent[server] = (time.monotonic(), reason)
+    asked_at, reason = _asked.get(server, (-math.inf, ""))
+    if time.monotonic() - asked_at >= ASK_AGAIN_S:
+        reason = _ask_server(server)
+        _asked[server] = (time.monotonic(), reason)
     return reason
 
 
@@ -112,8 +110,8 @@ def prepare_hub() -> str:
     """
     from huggingface_hub import constants
 
-    is_wanted = constants.HF_HUB_OFFLINE and _server_of(constants.ENDPOINT) not in _silent
-    if is_wanted:
+    _, was_silent = _asked.get(_server_of(constants.ENDPOINT), (0.0, ""))
+    if constants.HF_HUB_OFFLINE and not was_silent:  # the user's wish, not our finding
         return "HF_HUB_OFFLINE is set"
     reason = why_silent(constants.ENDPOINT)
     constants.HF_HUB_OFFLINE = bool(reason)
