@@ -79,7 +79,7 @@ function columns(one) {
   const known = (name) => one.runs.some((run) => typeof run[name] === "number");
   const tasks = one.categories.filter(known);
   return [
-    known("tie_group") && { key: "tie_group", title: "Tie", name: "tie_group", about: "Runs with the same number cannot be told apart by these prompts", down: false, value: (run) => run.tie_group, cell: tieCell },
+    known("tie_group") && { key: "tie_group", title: "Tie", name: "tie_group", about: "Runs with the same number cannot be told apart by these prompts; each pair is tested by itself", down: false, value: (run) => run.tie_group, cell: tieCell },
     { key: "label", title: "Method", name: "label", down: false, value: (run) => run.label, cell: (run) => nameCell(run, one) },
     one.scored && { key: "score", title: "Score", name: "score", about: "0 to 1, with its 95 % interval over prompts", down: true, value: (run) => run.score, cell: (run) => scoreCell(run, one), scale: scaleOf(one) },
     known("vs_plain") && difference("vs_plain", "Against plain", "Difference of the scores, paired by prompt. Grey: not resolved, see the letters below the table"),
