@@ -55,7 +55,8 @@ def write_report(
 ) -> Path:
     """Write results/report/ about a leaderboard; returns the page's path.
 
-    The page opens on the board of the last run in `made`, or on the first one. Without `figures`, which take seconds, older ones are removed: they would show other numbers.
+    The page opens on the board of the last run in `made`, or on the first one. Without `figures`,
+    which take seconds, older ones are removed: they would show other numbers.
     """
     report = results / "report"
     data = report / "data"
