@@ -2,6 +2,7 @@
 
 python -m harness.costs results                      every run: score against plain, passes, seconds
 python -m harness.costs results --bench FILE.csv     with seconds at 1, 4 and 16 images in flight
+python -m harness.costs results --markdown           the tables in Markdown, for a page
 
 Passes are what papers count; `by passes` and `by seconds` are a run's places in either order, and
 they differ where a pass over many positions takes longer. `seconds` are those of the run itself,
@@ -58,6 +59,18 @@ Seconds = dict[int, float]
 
 
 @dataclass(frozen=True, slots=True)
+class Table:
+    """Columns of cells under their headings, and the order of the rows."""
+
+    columns: Mapping[str, Sequence[str]]
+    order: Sequence[int]
+
+
+Parts = list[str | Table]
+"""Tables, and sentences about them."""
+
+
+@dataclass(frozen=True, slots=True)
 class Bench:
     """What a bench of methods has measured on one device."""
 
@@ -75,13 +88,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("results", type=Path, help="results folder, or a board")
     parser.add_argument("--bench", type=Path, help="CSV of `python -m harness.bench methods`")
+    parser.add_argument("--markdown", action="store_true", help="print tables in Markdown")
     chosen = parser.parse_args(arguments)
     found = read_runs(chosen.results)
     if not found.runs:
         raise UserError(f"{chosen.results}: no runs there; name the folder of `results=`")
     board = project_runs(found.runs, found.problems)
     bench = read_bench(chosen.bench) if chosen.bench else None
-    print(render_tables(board, bench))
+    print(render_tables(board, bench, markdown=chosen.markdown))
     return 0
 
 
@@ -164,10 +178,10 @@ def _without_titles(options: Mapping[str, Any]) -> dict[str, Any]:
 # ------------------------------------------------------------------ tables
 
 
-def render_tables(board: Board, bench: Bench | None) -> str:
+def render_tables(board: Board, bench: Bench | None, *, markdown: bool = False) -> str:
     """Render the tables of every protocol, and what stands in none of them."""
     lines = join_bench(board, bench) if bench else {}
-    blocks = []
+    blocks: list[Parts] = []
     for rows in protocols(board.frame):
         blocks.append([heading(rows), *describe_costs(rows)])
         if bench:
@@ -179,10 +193,10 @@ def render_tables(board: Board, bench: Bench | None) -> str:
     if bench and (unused := bench.seconds.keys() - set(lines.values())):
         names = "; ".join(printable(f"{entry} on {model}") for model, entry in sorted(unused))
         blocks.append([f"In the bench, and no run here: {names}."])
-    return "\n\n".join("\n".join(block) for block in blocks if block)
+    return "\n\n".join("\n".join(lay_out(block, markdown=markdown)) for block in blocks if block)
 
 
-def describe_costs(rows: pd.DataFrame) -> list[str]:
+def describe_costs(rows: pd.DataFrame) -> Parts:
     """Say what each run scores and costs, the fewest passes first."""
     spent = rows["device_s"] + rows["judge_s"]
     reasons = list_reasons(rows, ["vs_plain"])
@@ -198,12 +212,12 @@ def describe_costs(rows: pd.DataFrame) -> list[str]:
         "by passes": _rank(rows["target_passes"]),
         "by seconds": _rank(spent),
     }
-    table = _align(columns, _order(rows["target_passes"]))
+    table = Table(columns, _order(rows["target_passes"]))
     remarks = [*explain_reasons(reasons), *explain_widths(rows), *name_choosers(rows)]
-    return [*table, *map(printable, remarks)]
+    return [table, *map(printable, remarks)]
 
 
-def describe_bench(rows: pd.DataFrame, seconds: Mapping[str, Seconds]) -> list[str]:
+def describe_bench(rows: pd.DataFrame, seconds: Mapping[str, Seconds]) -> Parts:
     """Put the places of runs by the bench's seconds beside those by passes."""
     is_timed = rows["fingerprint"].isin(seconds.keys())
     timed = rows[is_timed]
@@ -219,12 +233,12 @@ def describe_bench(rows: pd.DataFrame, seconds: Mapping[str, Seconds]) -> list[s
         if not all(map(math.isnan, of_batch)):
             columns[f"s at {batch}"] = _format(of_batch, "{:.3f}")
             places[f"by s at {batch}"] = _rank(pd.Series(of_batch))
-    table = _align({**columns, **places}, _order(timed["target_passes"]))
+    table = Table({**columns, **places}, _order(timed["target_passes"]))
     why = "the bench has no line with their model, method and options"
-    return [*table, *_name_left_out(rows[~is_timed], why)]
+    return [table, *_name_left_out(rows[~is_timed], why)]
 
 
-def describe_choices(rows: pd.DataFrame) -> list[str]:
+def describe_choices(rows: pd.DataFrame) -> Parts:
     """Say what the gain of each run that chooses among candidates took, fewest seconds first.
 
     The three places are by gain a token, a second of drawing, and a second with renders and judges:
@@ -236,15 +250,15 @@ def describe_choices(rows: pd.DataFrame) -> list[str]:
     if not is_choosing.any():
         return []
     title = "Gain over plain sampling of methods that choose among candidates, and what it took:"
-    lines = [title, *(_describe_gains(chosen) if len(chosen) else [])]
-    lines += _name_left_out(
+    parts: Parts = [title, *(_describe_gains(chosen) if len(chosen) else [])]
+    parts += _name_left_out(
         rows[is_choosing & ~is_compared], "there is no scored plain run to compare with"
     )
     why = "one candidate, and no judge is asked"
-    return [*lines, *_name_left_out(rows[~is_choosing], why)]
+    return [*parts, *_name_left_out(rows[~is_choosing], why)]
 
 
-def _describe_gains(rows: pd.DataFrame) -> list[str]:
+def _describe_gains(rows: pd.DataFrame) -> Parts:
     """Make the table of what gains took."""
     drawing = rows["device_s"] - rows["render_s"]
     spent = rows["device_s"] + rows["judge_s"]
@@ -264,7 +278,7 @@ def _describe_gains(rows: pd.DataFrame) -> list[str]:
         "by drawing": _rank(-gain / drawing),
         "by all seconds": _rank(-gain / spent),
     }
-    return [*_align(columns, _order(spent)), *explain_reasons(reasons)]
+    return [Table(columns, _order(spent)), *explain_reasons(reasons)]
 
 
 def _name_left_out(rows: pd.DataFrame, why: str) -> list[str]:
@@ -313,16 +327,49 @@ def _order(values: pd.Series) -> list[int]:
     return [int(row) for row in ordered.index]
 
 
-def _align(columns: Mapping[str, Sequence[str]], order: Sequence[int]) -> list[str]:
-    """Write columns as aligned lines, the first one to the left."""
-    lines = [list(columns)]
-    lines += [[cells[i] for cells in columns.values()] for i in order]
-    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
+# ------------------------------------------------------------------ layout
+
+
+def lay_out(parts: Parts, *, markdown: bool = False) -> list[str]:
+    """Return the lines of tables and sentences: aligned, or in Markdown, an empty line apart."""
+    lines: list[str] = []
+    for part in parts:
+        if markdown and lines:
+            lines.append("")
+        if isinstance(part, str):
+            lines.append(part)
+        else:
+            lines += _to_markdown(part) if markdown else _align(part)
+    return lines
+
+
+def _list_rows(table: Table) -> list[list[str]]:
+    """List the cells row by row, the headings first."""
+    rows = [list(table.columns)]
+    rows += [[cells[i] for cells in table.columns.values()] for i in table.order]
+    return rows
+
+
+def _align(table: Table) -> list[str]:
+    """Write a table as aligned lines, the first column to the left."""
+    rows = _list_rows(table)
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     written: list[str] = []
-    for first, *rest in lines:
+    for first, *rest in rows:
         cells = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
         written.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
     return written
+
+
+def _to_markdown(table: Table) -> list[str]:
+    """Write a table in Markdown, numbers to the right."""
+    head, *rows = _list_rows(table)
+    ruler = ["---", *["---:"] * (len(head) - 1)]
+    return [_pipe_row(cells) for cells in (head, ruler, *rows)]
+
+
+def _pipe_row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 if __name__ == "__main__":

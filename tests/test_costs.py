@@ -15,6 +15,7 @@ from harness.costs import (
     describe_choices,
     describe_costs,
     find_line,
+    lay_out,
     read_bench,
 )
 from harness.results.leaderboard import protocols
@@ -57,7 +58,7 @@ def split(lines: list[str]) -> tuple[dict[str, dict[str, str]], str]:
 
 def test_places_by_passes_and_by_seconds_are_those_of_the_published_board() -> None:
     rows = published()
-    shown, below = split(describe_costs(rows))
+    shown, below = split(lay_out(describe_costs(rows)))
     assert shown.keys() == set(rows["label"])
     by_label = rows.set_index("label")
     passes = by_label["target_passes"].round(9).rank(method="min")
@@ -75,7 +76,7 @@ def test_places_by_passes_and_by_seconds_are_those_of_the_published_board() -> N
 def test_differences_stand_in_brackets_unless_resolved() -> None:
     rows = published()
     resolved = rows.set_index("label")["vs_plain_verdict"] == RESOLVED
-    shown, _ = split(describe_costs(rows))
+    shown, _ = split(lay_out(describe_costs(rows)))
     for label, row in shown.items():
         if row["vs plain"]:
             assert row["vs plain"].startswith("(") != resolved[label], label
@@ -86,7 +87,7 @@ def test_places_by_the_benchs_seconds_are_beside_those_by_passes() -> None:
     rows = published()
     named = rows.set_index("label")["fingerprint"]
     seconds = {named["SJD"]: {1: 0.5, 16: 0.25}, named["Plain"]: {1: 0.4, 16: 0.1}}
-    shown, below = split(describe_bench(rows, seconds))
+    shown, below = split(lay_out(describe_bench(rows, seconds)))
     assert shown.keys() == {"SJD", "Plain"}
     assert (shown["SJD"]["s at 1"], shown["SJD"]["s at 16"]) == ("0.500", "0.250")
     assert (shown["SJD"]["by passes"], shown["SJD"]["by s at 1"]) == ("1", "2")
@@ -146,7 +147,7 @@ def choosing_runs() -> pd.DataFrame:
 
 def test_renders_and_rewards_change_the_order_of_those_who_choose() -> None:
     """A hundred renders cost what drawing saved: the order by tokens turns around."""
-    _, *lines = describe_choices(choosing_runs())
+    _, *lines = lay_out(describe_choices(choosing_runs()))
     shown, below = split(lines)
     often = shown["looks often"]
     assert (often["by tokens"], often["by drawing"], often["by all seconds"]) == ("1", "1", "2")
@@ -155,7 +156,7 @@ def test_renders_and_rewards_change_the_order_of_those_who_choose() -> None:
 
 
 def test_a_gain_that_is_not_resolved_has_no_place() -> None:
-    _, *lines = describe_choices(choosing_runs())
+    _, *lines = lay_out(describe_choices(choosing_runs()))
     in_vain = split(lines)[0]["looks in vain"]
     assert in_vain["gain"] == "(+0.010 a)"
     assert (in_vain["by tokens"], in_vain["by drawing"], in_vain["by all seconds"]) == ("", "", "")
@@ -163,10 +164,23 @@ def test_a_gain_that_is_not_resolved_has_no_place() -> None:
 
 def test_runs_without_plain_are_named_where_they_are_left_out() -> None:
     rows = choosing_runs().assign(vs_plain=None, vs_plain_verdict="")
-    text = " ".join(describe_choices(rows))
+    text = " ".join(lay_out(describe_choices(rows)))
     why = "Left out, there is no scored plain run to compare with"
     assert f"{why}: looks often; looks once; looks in vain." in text
     assert describe_choices(rows[rows["judge_calls"] == 0].assign(candidates=None)) == []
+
+
+def test_tables_in_markdown_have_the_same_cells() -> None:
+    parts = describe_choices(choosing_runs())
+    title, _, head, ruler, *rows = lay_out(parts, markdown=True)
+    assert title.endswith(":")
+    columns = [cell.strip() for cell in head.split("|")[1:-1]]
+    assert ruler == f"| --- |{' ---: |' * (len(columns) - 1)}"
+    _, *lines = lay_out(parts)
+    shown, _ = split(lines)
+    for row in rows[: len(shown)]:
+        first, *cells = [cell.strip() for cell in row.split("|")[1:-1]]
+        assert dict(zip(columns[1:], cells, strict=True)) == shown[first]
 
 
 def test_the_command_prints_both_tables_and_refuses_other_files(tmp_path: Path) -> None:
