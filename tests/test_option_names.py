@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from runs import TOY, harness
 
-from harness.engine.option_names import list_options, options_at, spell_options
+from harness.engine.option_names import WHOLE, list_options, options_at, spell_options
 from harness.records import UserError
 
 RULE = {"k", "delta", "multiplier"}
@@ -79,3 +82,52 @@ def test_flags_may_follow_options(tmp_path: Path) -> None:
     code, said = harness(tmp_path, *TOY, "-m", "benchmark.prompts=2", "seed=0,1")
     assert code == 0, said
     assert "point 2 of 2: " in said
+
+
+# --- the messages themselves ----------------------------------------------------------------------
+
+ROOT = Path(__file__).parent.parent
+OWNED = re.compile(r"(?<![\w.@/+-])(?P<owner>[a-z_]\w*)\.(?P<name>[a-z_]\w*)(?:\.[a-z_]\w*)*=")
+OF_FUNCTIONS = {"children", "delta", "multiplier"}
+"""Options that a function checks for the class whose options they are."""
+
+
+def list_errors(tree: ast.Module) -> Iterator[tuple[ast.ClassDef | None, str]]:
+    """Yield the texts of all errors that a module raises, each with its class."""
+    owners: dict[int, ast.ClassDef] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            for inner in ast.walk(node):
+                owners[id(inner)] = node
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Raise) and node.exc is not None:
+            for text in ast.walk(node.exc):
+                if isinstance(text, ast.Constant) and isinstance(text.value, str):
+                    yield owners.get(id(node)), text.value
+
+
+def declared(owner: ast.ClassDef) -> set[str]:
+    """The options of a class: its fields, or the arguments of its constructor."""
+    found = set()
+    for node in owner.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            found.add(node.target.id)
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+            found |= {argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)}
+    return found
+
+
+def test_no_message_names_an_option_that_cannot_be_typed() -> None:
+    """It begins as options do, or is an option of the part itself, which is spelled from there."""
+    seen = 0
+    wrong = []
+    for folder in ("harness", "methods", "benchmarks"):
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            for owner, text in list_errors(ast.parse(file.read_text())):
+                for mention in OWNED.finditer(text):
+                    seen += 1
+                    own = OF_FUNCTIONS if owner is None else declared(owner)
+                    if mention["owner"] not in WHOLE and mention["name"] not in own:
+                        wrong.append(f"{file.relative_to(ROOT)}: {mention.group()}")
+    assert wrong == []
+    assert seen > 100

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from harness.records import UserError
 
-WHOLE = ("model", "method", "benchmark", "sampler", "metrics", "logger", "hydra", "sampling")
+WHOLE = ("model", "method", "benchmark", "sampler", "metrics", "logger", "hydra")
 """What an option that is spelled as a whole begins with."""
 _MENTION = re.compile(
     r"(?<![\w.@/+-])(?P<owner>[a-z_]\w*\.)?(?P<name>[a-z_]\w*)\b(?P<rest>(?:\.[a-z_]\w*)*=)?"
