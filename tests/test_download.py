@@ -15,7 +15,7 @@ from conftest import ask_server
 from huggingface_hub import constants
 
 from harness import download
-from harness.download import cached_path, fetch, file_sha256, prepare_hub, why_asked
+from harness.download import cached_path, fetch, file_sha256, prepare_hub, why_silent
 from harness.models.checkpoint import locate
 from harness.records import UserError
 
@@ -119,16 +119,18 @@ def closed(server: str) -> str:
 
 
 def test_a_server_that_answers_anything_is_not_asked(server: str, closed: str) -> None:
-    assert why_asked(f"{server}/absent") == ""
-    assert "refused" in why_asked(f"{closed}/good")
+    assert why_silent(f"{server}/absent") == ""
+    assert "refused" in why_silent(f"{closed}/good")
 
 
 def test_a_resolver_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     released = Event()
+    reached = Event()
     asked: list[str] = []
 
     def hang(host: str, *_: object, **__: object) -> list[object]:
         asked.append(host)
+        reached.set()
         released.wait(20)
         raise socket.gaierror("no such name")
 
@@ -138,19 +140,20 @@ def test_a_resolver_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch
     began = time.monotonic()
     try:
         for _ in range(3):  # the second and third are told from memory
-            assert why_asked("https://nowhere.invalid/x") == "nothing came in 0.1 s"
+            assert why_silent("https://nowhere.invalid/x") == "nothing came in 0.1 s"
+        assert reached.wait(20)
     finally:
         released.set()
     assert asked == ["nowhere.invalid"]
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 20
 
 
 def test_a_server_is_asked_again_after_a_while(closed: str) -> None:
     name = closed
     download._asked[name] = (time.monotonic(), "it was silent")
-    assert why_asked(name) == "it was silent"
+    assert why_silent(name) == "it was silent"
     download._asked[name] = (time.monotonic() - download.ASK_AGAIN_S, "it was silent")
-    assert "refused" in why_asked(name)
+    assert "refused" in why_silent(name)
 
 
 def test_the_hubs_library_tries_nothing_where_the_hub_is_out_of_reach(

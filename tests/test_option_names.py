@@ -34,6 +34,14 @@ def test_a_part_is_spelled_from_its_place_on(said: str, spelled: str) -> None:
     assert spell_options(spelled, "method.rule", RULE) == spelled  # once is enough
 
 
+def test_a_part_of_a_part_has_both_names() -> None:
+    said = "drafter.coupling=threshold: draft.pt is no tree; set drafter.init=random"
+    spelled = (
+        "method.drafter.coupling=threshold: draft.pt is no tree; set method.drafter.init=random"
+    )
+    assert spell_options(said, "method", {"drafter", "draft", "gamma"}) == spelled
+
+
 def test_options_are_those_of_the_constructor() -> None:
     class Part:
         def __init__(self, k: int, checkpoint: str | None = None) -> None:

@@ -24,16 +24,18 @@ def spell_options(message: str, place: str, names: Collection[str]) -> str:
     """Put `place` before the options of a part that a message names.
 
     `names` are the part's options: "k=3" becomes "method.rule.k=3" for the place "method.rule", and
-    so do "rule.k=3" and "rule.k", whatever the part calls itself.
+    so do "rule.k=3" and "rule.k", whatever the part calls itself. An option of one of its own parts
+    has that one's name before it, so that "rule.k=3" is right for the place "method", too.
     """
 
     def spell(found: re.Match[str]) -> str:
-        owner = found["owner"] or ""
-        is_whole = owner.removesuffix(".") in WHOLE
-        is_option = found["name"] in names and bool(owner or found["rest"])
-        if is_whole or not is_option:
+        owner = (found["owner"] or "").removesuffix(".")
+        rest = found["rest"] or ""
+        if owner in WHOLE or not (owner or rest):
             return found.group()
-        return f"{place}.{found['name']}{found['rest'] or ''}"
+        if owner in names and rest:
+            return f"{place}.{found.group()}"
+        return f"{place}.{found['name']}{rest}" if found["name"] in names else found.group()
 
     return _MENTION.sub(spell, message)
 
