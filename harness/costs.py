@@ -7,7 +7,7 @@ python -m harness.costs results --markdown           the tables in Markdown, for
 Passes are what papers count; `by passes` and `by seconds` are a run's places in either order, and
 they differ where a pass over many positions takes longer. `seconds` are those of the run itself,
 with whatever else its machine did. FILE, which `python -m harness.bench methods` writes, has those
-of a machine that did nothing else, and the places by them are beside those by passes. A run is
+of methods that were timed one by one, and the places by them are beside those by passes. A run is
 beside a line of it if model, method and options are the same, "METHOD method.n=4" in the bench.
 
 For methods that choose among candidates a further table puts their gain over plain sampling beside
@@ -186,7 +186,7 @@ def render_tables(board: Board, bench: Bench | None, *, markdown: bool = False) 
         blocks.append([heading(rows), *describe_costs(rows)])
         if bench:
             seconds = {name: bench.seconds[line] for name, line in lines.items()}
-            title = f"Seconds an image, by images in flight, with nothing beside ({bench.device}):"
+            title = f"Seconds an image of the bench, by images in flight ({bench.device}):"
             blocks.append([printable(title), *describe_bench(rows, seconds)])
         blocks.append(describe_choices(rows))
     blocks.append([line for line in (excluded_line(board), problems_line(board)) if line])
