@@ -19,7 +19,7 @@ import test_language_loading as language
 import torch
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
-from runs import harness
+from runs import TESTS, harness
 from safetensors.torch import save_file
 from test_geneval_benchmark import files
 from test_janus import derivative, library, oracle, original
@@ -32,13 +32,23 @@ from benchmarks.geneval.mmdet_backend import Mmdet
 __all__ = ["derivative", "files", "library", "oracle", "original", "tiny"]  # fixtures
 
 TABLES = ("after_rl", "scalingar_table3", "jacobi_tables")
-SHORT = {
-    "after_rl": ("model=ar_grpo", "method=gridar"),
-    "scalingar_table3": ("model=simplear_1_5b", "method=scalingar_paper"),
-    "jacobi_tables": ("model=emu3_gen", "method=sjd"),
+SHORT = (
+    ("after_rl", ["model=ar_grpo", "method=scalingar_paper"]),
+    ("scalingar_table3", ["model=simplear_1_5b", "method=scalingar_paper"]),
+    ("jacobi_tables", ["model=emu3_gen", "method=sjd"]),
+)
+"""A point of each table that is run every time, on a benchmark of no cost."""
+COSMOS = "{_target_: harness.models.cosmos.CosmosSpec, levels: [4, 3, 3], width: 4, latent: 4}"
+LANGUAGE: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "simplear_1_5b": ("simplear", {"image": 48, "+tokenizer": COSMOS}),
+    "lumina_mgpt_768": ("lumina", {"height": 64, "width": 96, "sampling.top_k": 20}),
+    "emu3_gen": ("emu3", {"ratio": "'4:3'", "area": 1024, "sampling.top_k": 20}),
 }
-"""Of each table the point that is run every time; all are run where time does not matter."""
+"""The kind and the sizes of each stand-in for a language model."""
 Options = Mapping[str, Any]
+
+
+# --- stand-ins ------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -62,58 +72,67 @@ def evaluator(files: Path) -> tuple[str, ...]:
     )
 
 
+class StandIns:
+    """Tiny checkpoints for the models of tables, each made when it is first asked for."""
+
+    def __init__(self, root: Path, request: pytest.FixtureRequest) -> None:
+        self._root = root
+        self._request = request
+        self._made: dict[str, Options] = {}
+
+    def options(self, model: str) -> Options:
+        """Return a model's options: where the files of its stand-in are, and its sizes."""
+        if model not in self._made:
+            self._made[model] = self._make(model)
+        return self._made[model]
+
+    def _make(self, model: str) -> Options:
+        if model in LANGUAGE:
+            kind, sizes = LANGUAGE[model]
+            folder = language.write_checkpoint(kind, self._root / kind)
+            common = {"size": "null", "dtype": "float32", "max_context": 250}
+            return {**common, "checkpoint": folder, "tokenizer_checkpoint": folder, **sizes}
+        if model in ("llamagen_xl_256", "ar_grpo"):
+            return write_llamagen(self._root / "llamagen")
+        layout = "library" if model.startswith("janus_pro_1b") else "derivative"
+        folder = self._request.getfixturevalue(layout)
+        return {"size": "null", "dtype": "float32", "max_context": 200, "checkpoint": folder}
+
+
 @pytest.fixture(scope="module")
-def models(
-    library: Path, derivative: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Mapping[str, Options]:
-    """For each model the options of its stand-in: where its files are, and its sizes."""
-    root = tmp_path_factory.mktemp("models")
-    janus = {"size": "null", "dtype": "float32", "max_context": 200, "checkpoint": library}
-    derived = {**janus, "checkpoint": derivative}
-    captions = (
-        f"{{_target_: harness.models.captions.WordFeatures, width: {reference.WIDTH}, "
-        f"length: {reference.CONDITION}}}"
-    )
-    llamagen = {
-        "checkpoint": released(root / "llamagen") / "gpt.pt",
-        "size": "{" + ",".join(f"{key}:{value}" for key, value in llamagen_size().items()) + "}",
+def stand_ins(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> StandIns:
+    return StandIns(tmp_path_factory.mktemp("models"), request)
+
+
+def write_llamagen(folder: Path) -> Options:
+    """Write a checkpoint of LlamaGen's layout; returns the options that load it."""
+    size = {**SIZE, "condition": reference.CONDITION}
+    captions = {
+        "_target_": "harness.models.captions.WordFeatures",
+        "width": reference.WIDTH,
+        "length": reference.CONDITION,
+    }
+    return {
+        "checkpoint": released(folder) / "gpt.pt",
+        "size": flow(size),
         "image": 8,
-        "+tokenizer": "{" + ",".join(f"{key}:{value}" for key, value in TOKENIZER.items()) + "}",
+        "+tokenizer": flow(TOKENIZER),
         "dtype": "float32",
         "~captions": None,
-        "+captions": captions,
+        "+captions": flow(captions),
     }
-    cosmos = "{_target_: harness.models.cosmos.CosmosSpec, levels: [4, 3, 3], width: 4, latent: 4}"
-    made = {
-        **dict.fromkeys(("janus_pro_1b", "janus_pro_7b"), janus),
-        **dict.fromkeys(("t2i_r1", "janus_pro_r1"), derived),
-        **dict.fromkeys(("llamagen_xl_256", "ar_grpo"), llamagen),
-        "simplear_1_5b": {"image": 48, "+tokenizer": cosmos},
-        "lumina_mgpt_768": {"height": 64, "width": 96, "sampling.top_k": 20},
-        "emu3_gen": {"ratio": "'4:3'", "area": 1024, "sampling.top_k": 20},
-    }
-    for name, kind in (
-        ("simplear_1_5b", "simplear"),
-        ("lumina_mgpt_768", "lumina"),
-        ("emu3_gen", "emu3"),
-    ):
-        folder = language.write_checkpoint(kind, root / kind)
-        common = {"size": "null", "dtype": "float32", "max_context": 250}
-        made[name] = {
-            **common, "checkpoint": folder, "tokenizer_checkpoint": folder, **made[name],
-        }  # fmt: skip
-    return made
 
 
-def llamagen_size() -> Options:
-    return {**SIZE, "condition": reference.CONDITION}
+def flow(values: Options) -> str:
+    """Write a mapping as an override has it."""
+    return "{" + ",".join(f"{name}:{value}" for name, value in values.items()) + "}"
 
 
-def stand_in(point: Sequence[str], models: Mapping[str, Options], chat: Path) -> list[str]:
+def stand_in(point: Sequence[str], models: StandIns, chat: Path | None) -> list[str]:
     """Return a point with tiny weights in place of the published ones."""
     chosen = dict(override.partition("=")[::2] for override in point)
     given = list(point)
-    for name, value in models[chosen["model"]].items():
+    for name, value in models.options(chosen["model"]).items():
         sign = name[0] if name[0] in "+~" else ""
         option = f"{sign}model.{name.removeprefix(sign)}"
         given.append(option if value is None else f"{option}={value}")
@@ -123,9 +142,10 @@ def stand_in(point: Sequence[str], models: Mapping[str, Options], chat: Path) ->
             given += [f"{part}.model={chat}", f"{part}.self_test=false", f"{part}.dtype=float32"]
     if chosen["method"] == "gridar":  # words of random weights are no verdicts
         given.append("method.released_fallback=true")
-    if "method.rule.size" in chosen:  # of the tiny codebook
-        given.append("method.rule.size=5")
     return given
+
+
+# --- runs -----------------------------------------------------------------------------------------
 
 
 def list_points(table: str) -> list[list[str]]:
@@ -136,14 +156,14 @@ def list_points(table: str) -> list[list[str]]:
 
 
 def run_points(
-    cwd: Path, table: str, points: Sequence[Sequence[str]], evaluator: Sequence[str]
+    cwd: Path, table: str, points: Sequence[Sequence[str]], *more: str
 ) -> list[dict[str, str]]:
     """Run a table with other points; returns the rows of its leaderboard."""
     code, said = harness(
         cwd,
         *("-m", f"experiment={table}", f"hydra.sweeper.points={json.dumps(points)}"),
-        *("device=cpu", "benchmark.prompts=4", "benchmark.images=1", "sampler.slots=null"),
-        *("sampler.memory_gb=0.01", *evaluator),
+        *("device=cpu", "benchmark.images=1", "sampler.slots=null", "sampler.memory_gb=0.05"),
+        *more,
     )
     assert code == 0, said
     assert (cwd / "results/report/index.html").is_file()
@@ -151,7 +171,9 @@ def run_points(
         return list(csv.DictReader(file))
 
 
-def expect_whole(rows: Sequence[Mapping[str, str]], points: Sequence[Sequence[str]]) -> None:
+def expect_whole(
+    rows: Sequence[Mapping[str, str]], points: Sequence[Sequence[str]], images: int
+) -> None:
     """Expect a row for each point, with all images drawn and judged."""
     asked = []
     for point in points:
@@ -159,30 +181,28 @@ def expect_whole(rows: Sequence[Mapping[str, str]], points: Sequence[Sequence[st
         asked.append((chosen["model"], chosen["method"]))
     assert sorted((row["model"], row["method"]) for row in rows) == sorted(asked)
     for row in rows:
-        assert (row["images"], row["failed"], row["missing"], row["unjudged"]) == (
-            "4",
-            "0",
-            "0",
-            "0",
-        )
+        assert int(row["images"]) == images
+        assert [row[gap] for gap in ("failed", "missing", "unjudged")] == ["0", "0", "0"]
         assert 0 <= float(row["score"]) <= 1
         assert float(row["target_passes"]) > 1
 
 
-@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize(("table", "point"), SHORT)
 def test_a_point_of_each_papers_table_runs_on_a_checkpoint_of_its_layout(
-    table: str, models: Mapping[str, Options], evaluator: Sequence[str], tiny: Path, tmp_path: Path
+    table: str, point: list[str], stand_ins: StandIns, tmp_path: Path
 ) -> None:
-    points = [point for point in list_points(table) if set(SHORT[table]) <= set(point)][:1]
-    given = [stand_in(point, models, tiny) for point in points]
-    expect_whole(run_points(tmp_path, table, given, evaluator), points)
+    assert point in list_points(table)
+    toy = ("--config-dir", str(TESTS / "toy_conf"), "benchmark=toy", "benchmark.prompts=2")
+    rows = run_points(tmp_path, table, [stand_in(point, stand_ins, None)], *toy)
+    expect_whole(rows, [point], images=2)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("table", TABLES)
 def test_every_point_of_a_papers_table_runs_on_a_checkpoint_of_its_layout(
-    table: str, models: Mapping[str, Options], evaluator: Sequence[str], tiny: Path, tmp_path: Path
+    table: str, stand_ins: StandIns, evaluator: Sequence[str], tiny: Path, tmp_path: Path
 ) -> None:
     points = list_points(table)
-    given = [stand_in(point, models, tiny) for point in points]
-    expect_whole(run_points(tmp_path, table, given, evaluator), points)
+    given = [stand_in(point, stand_ins, tiny) for point in points]
+    rows = run_points(tmp_path, table, given, "benchmark.prompts=4", *evaluator)
+    expect_whole(rows, points, images=4)

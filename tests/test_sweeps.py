@@ -30,6 +30,7 @@ from harness.runs.plugins import OWN_PACKAGES
 from harness.runs.spec import RunSpec
 from harness.sweeps.finished import find_outside_files
 from harness.sweeps.ledger import Event, ledger_folder, list_outcomes, name_points, read_events
+from harness.sweeps.overrides import defer_swept_options
 
 FEW = (*TOY, "benchmark.prompts=4", "benchmark.pause=0.02")
 SWEEP = ("-m", *FEW, "method=plain,toy_best")
@@ -304,6 +305,14 @@ def test_what_is_typed_wins_over_a_point_and_a_rehearsal_over_both() -> None:
         ["model=tiny", "method=b"],
         ["model=tiny", "method=a"],
     ]
+
+
+def test_null_may_be_typed_beside_a_sweep() -> None:
+    sweeper = import_module("hydra_plugins.harness_points").PointSweeper
+    _, *typed = defer_swept_options(["-m", "experiment=any", "sampler.slots=null", "seed=0"])
+    overrides = OverridesParser.create().parse_overrides(typed[1:])
+    jobs = list(chain.from_iterable(sweeper([["method=a"]]).split_arguments(overrides, None)))
+    assert jobs == [["sampler.slots=null", "seed=0", "method=a"]]
 
 
 # ------------------------------------------------------------------ preemption

@@ -90,4 +90,7 @@ def _defer(argument: str, override: Override | None, swept: set[str]) -> str:
     part, dot, _ = override.key_or_group.partition(".")
     if not dot or not swept & {part, EXPERIMENT}:
         return argument
-    return f"{argument.partition('=')[0]}=choice({override.get_value_element_as_str()})"
+    key = argument.partition("=")[0]
+    if override.value() is None:  # choice() takes no null; points that are equal are run once
+        return f"{key}=null,null"
+    return f"{key}=choice({override.get_value_element_as_str()})"
