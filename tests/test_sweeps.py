@@ -307,6 +307,11 @@ def test_what_is_typed_wins_over_a_point_and_a_rehearsal_over_both() -> None:
     ]
 
 
+def test_hydras_own_options_are_no_part_of_points() -> None:
+    typed = ["-m", "experiment=any", "hydra.launcher.workers=2", "method.n=2"]
+    assert defer_swept_options(typed)[2:] == ["hydra.launcher.workers=2", "method.n=choice(2)"]
+
+
 def test_null_may_be_typed_beside_a_sweep() -> None:
     sweeper = import_module("hydra_plugins.harness_points").PointSweeper
     _, *typed = defer_swept_options(["-m", "experiment=any", "sampler.slots=null", "seed=0"])

@@ -88,8 +88,8 @@ def _defer(argument: str, override: Override | None, swept: set[str]) -> str:
     if override is None or override.is_sweep_override() or override.is_delete():
         return argument
     part, dot, _ = override.key_or_group.partition(".")
-    if not dot or not swept & {part, EXPERIMENT}:
-        return argument
+    if not dot or part == "hydra" or not swept & {part, EXPERIMENT}:
+        return argument  # Hydra's own options are the sweep's, never a point's
     key = argument.partition("=")[0]
     if override.value() is None:  # choice() takes no null; points that are equal are run once
         return f"{key}=null,null"
