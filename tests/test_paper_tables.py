@@ -142,6 +142,10 @@ def stand_in(point: Sequence[str], models: StandIns, chat: Path | None) -> list[
             given += [f"{part}.model={chat}", f"{part}.self_test=false", f"{part}.dtype=float32"]
     if chosen["method"] == "gridar":  # words of random weights are no verdicts
         given.append("method.released_fallback=true")
+    if chosen["method"] in ("sjd", "sjd_maximal", "gsd"):  # images are of 15 tokens and more
+        given.append(f"method.window={int(chosen.get('method.window', 16)) // 4}")
+    if "method.rule.size" in chosen:
+        given.append("method.rule.size=5")
     return given
 
 

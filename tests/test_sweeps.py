@@ -283,7 +283,7 @@ def test_what_is_typed_wins_over_a_point_and_a_rehearsal_over_both() -> None:
     points = [
         ["model=big", "method=a", "method.k=9"],
         ["model=big", "method=b", "+x=1"],
-        ["model=huge", "method=a"],
+        ["model=huge", "method=a", "~x"],
     ]
 
     def list_jobs(*typed: str, **rehearsal: object) -> list[list[str]]:
@@ -297,13 +297,13 @@ def test_what_is_typed_wins_over_a_point_and_a_rehearsal_over_both() -> None:
         ["model=small", "seed=1", "method=a", "method.k=9"],
         ["model=small", "seed=0", "method=b", "+x=1"],
         ["model=small", "seed=1", "method=b", "+x=1"],
-        ["model=small", "seed=0", "method=a"],
-        ["model=small", "seed=1", "method=a"],
+        ["model=small", "seed=0", "method=a", "~x"],
+        ["model=small", "seed=1", "method=a", "~x"],
     ]
     assert list_jobs(always=["model=tiny"], instead={"method.k": "2", "+x": None}) == [
         ["model=tiny", "method=a", "method.k=2"],
         ["model=tiny", "method=b"],
-        ["model=tiny", "method=a"],
+        ["model=tiny", "method=a", "~x"],
     ]
 
 
