@@ -408,6 +408,10 @@ class RankedGroup:
             binary=self._binary,
         )
 
+    def resolved_pairs(self) -> np.ndarray:
+        """Tell for each pair of runs whether the first is resolved to be better, bool [R, R]."""
+        return self._better_RR
+
     def tie_groups(self) -> list[int]:
         """Number each run's tie group, in the order of `runs` (see `stats.tie_groups`)."""
         return stats.tie_groups(self._better_RR)
