@@ -19,14 +19,21 @@ import numpy as np
 
 from harness.records import UserError
 from harness.results.labels import label_runs
-from harness.results.ranking import RankedGroup, find_misfits
+from harness.results.ranking import RankedGroup, drop_budget, find_misfits
 from harness.runs.read import RankingProtocol, Run
 
 LEAST_TAU = 0.95
 """Kendall's tau of two rankings that count as the same."""
 
-Identity = tuple[RankingProtocol, str, str, int | None]
-"""Protocol, method, changed options and images in flight: what two runs of one method share."""
+
+class Identity(NamedTuple):
+    """What two runs of one method share."""
+
+    protocol: RankingProtocol
+    method: str
+    params: str  # options that differ from the preset, the number of candidates apart
+    candidates: int | None
+    concurrency: int | None  # images in flight
 
 
 class Pair(NamedTuple):
@@ -69,8 +76,8 @@ def compare_rankings(a: Sequence[Run], b: Sequence[Run]) -> list[Agreement]:
     of_b = index_runs(b)
     common = [identity for identity in of_a if identity in of_b]
     found = []
-    for protocol in dict.fromkeys(identity[0] for identity in common):
-        identities = [identity for identity in common if identity[0] == protocol]
+    for protocol in dict.fromkeys(identity.protocol for identity in common):
+        identities = [identity for identity in common if identity.protocol == protocol]
         if len(identities) > 1:
             pairs = [(of_a[identity], of_b[identity]) for identity in identities]
             found.append(compare_protocol([one for one, _ in pairs], [other for _, other in pairs]))
@@ -93,10 +100,15 @@ def index_runs(runs: Sequence[Run]) -> dict[Identity, Run]:
     for run in may_be_ranked:
         if run.path in misfits:
             continue
-        about = run.about
-        identity = (run.protocol, str(about["method"]), str(about["params"]), run.concurrency)
+        identity = Identity(
+            run.protocol,
+            str(run.about["method"]),
+            drop_budget(str(run.about["params"])),
+            run.candidates,
+            run.concurrency,
+        )
         if identity in found:
-            seeds = f"{found[identity].about['seed']} and {about['seed']}"
+            seeds = f"{found[identity].about['seed']} and {run.about['seed']}"
             raise UserError(
                 f"{found[identity].path} and {run.path} are runs of one method, of seeds {seeds}: "
                 "choose two seeds by --seeds A B"

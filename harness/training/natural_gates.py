@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from hydra.utils import instantiate
 
+from harness.results.relaxed import MOST_LOSS
 from harness.results.stats import auc, macro_mean, paired_difference
 from harness.training.gates import Gate, with_interval
 from harness.training.measure_draft import GAMMA, METHODS, drawn_counts, new_drafter
@@ -81,18 +82,20 @@ def method_gates(samples: Samples) -> Iterator[Gate]:
     # 2. LANTERN: k = 10, delta = .2; LANTERN++: k = 10, multiplier 3.
     more = accepted_a_round(drawn["lantern"]) / accepted_a_round(drawn["exact"]) - 1
     yield Gate("natural: LANTERN accepts above exact, share", more, least=0.20)
-    yield loss_gate("natural: LANTERN, loss", pool, drawn["lantern"], most=0.08)
-    yield loss_gate("natural: LANTERN++, loss", pool, drawn["lantern_plus"], most=0.03)
+    yield loss_gate("natural: LANTERN, loss", pool, drawn["lantern"], most=MOST_LOSS["lantern"])
+    yield loss_gate(
+        "natural: LANTERN++, loss", pool, drawn["lantern_plus"], most=MOST_LOSS["lantern_plus"]
+    )
 
     # 3. VVS, with whole chains and with at most two tokens a skip. With one token it could not be
     #    1.3 times faster than LANTERN, whose rounds commit about three.
     for key, name in (("vvs_3", "VVS, interval 3"), ("vvs_3_cap_2", "VVS, interval 3, cap 2")):
         ratio = mean_passes(drawn["lantern"]) / mean_passes(drawn[key])
         yield Gate(f"natural: {name}, LANTERN's passes over its", ratio, least=1.3)
-        yield loss_gate(f"natural: {name}, loss", pool, drawn[key], most=0.20)
+        yield loss_gate(f"natural: {name}, loss", pool, drawn[key], most=MOST_LOSS["vvs"])
 
     # 4. ZipAR, which has no draft.
-    yield loss_gate("natural: ZipAR, window 4, loss", pool, zipar, most=0.04)
+    yield loss_gate("natural: ZipAR, window 4, loss", pool, zipar, most=MOST_LOSS["zipar"])
 
 
 def accepted_a_round(drawn: Drawn) -> float:
