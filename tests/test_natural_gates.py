@@ -201,7 +201,7 @@ def test_zipars_setting_is_that_of_its_preset() -> None:
 @pytest.fixture(scope="module")
 def gpt() -> GPT:
     torch.manual_seed(0)
-    return GPT(GPTSpec(layers=1, dim=32, heads=2, hidden=32))
+    return GPT(GPTSpec(layers=1, dim=32, heads=2, hidden=32, side=4))
 
 
 def test_swapped_tokens_are_what_the_next_ones_follow(gpt: GPT) -> None:
@@ -324,6 +324,24 @@ def test_parts_of_two_platforms_are_not_mixed() -> None:
 # --- the shipped sets -----------------------------------------------------------------------------
 
 
+def test_near_codes_are_swapped_in_images_of_a_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each prompt is drawn as often as a method draws it, and judged."""
+    size = samples.Size(prompts=1, images=1, scenes=1, prefixes=1, relaxed=1, by_method=2)
+    study = samples.Study(samples.Bench(SET), size)
+    drawn = []
+    judge = study.bench.correct
+
+    def judge_and_keep(asked: Any) -> np.ndarray:
+        drawn.append([picture for _, picture in asked])
+        return judge(asked)
+
+    monkeypatch.setattr(study.bench, "correct", judge_and_keep)
+    assert study.draw_swapped(0.0).shape == (1, 2)
+    assert study.draw_swapped(1.0).shape == (1, 2)
+    assert not np.array_equal(drawn[0], drawn[1])
+
+
+@pytest.mark.long
 def test_a_set_is_measured_at_a_toy_size() -> None:
     """Every gate is there, and methods are drawn with their own settings."""
     size = samples.Size(prompts=6, images=4, scenes=6, prefixes=1, relaxed=1, by_method=1)
@@ -359,9 +377,13 @@ def test_a_detector_sees_as_many_broken_and_worn_pictures_as_asked() -> None:
         assert bool(changed.any()) == bool(worn)
 
 
-def test_a_detectors_recipe_is_kept_and_another_one_is_refused(options: training.Options) -> None:
+def test_a_detectors_recipe_is_kept_and_another_one_is_refused(
+    options: training.Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It ends after the samples that were asked for, and its checkpoint names what differs."""
-    options.samples = 2 * train_detector.BATCH
+    monkeypatch.setattr(train_detector, "BATCH", 2)
+    monkeypatch.setattr(train_detector, "measure", lambda *_: {})
+    options.samples = 4
     recipe = train_detector.Recipe(broken=0.1, worn=0.5)
     train_detector.train(options, "reward", "hourglass", recipe)
     progress, states = training.resume(options.checkpoint("reward"))

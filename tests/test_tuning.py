@@ -86,7 +86,8 @@ def test_the_choice_is_the_planted_one(
     assert "18 of 20 tuning prompts are not among the evaluation's, of a, b; 36 images" in said
     assert "rule.delta=0.1, rule.k=5: loss +0.111" in said
     assert "the least loss misses it by 0.031" in said  # 1/9 - .08
-    assert "cap=1: loss +0.111 [+0.000, +0.278], 48.0 passes <- chosen" in said
+    assert "cap=1: loss +0.111 [" in said
+    assert "48.0 passes <- chosen" in said
 
     points = yaml.safe_load(out.read_text())["hydra"]["sweeper"]["points"]
     assert points == [

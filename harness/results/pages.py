@@ -313,15 +313,16 @@ def write_tuned(shown: Shown, words: Sequence[str], old: str) -> str:
 def write_bench(shown: Shown, words: Sequence[str], old: str) -> str:
     """Return speeds over plain sampling by the images in flight, of the newest bench."""
     table = pd.read_csv(shown.root / BENCH).drop_duplicates(["batch", "method"], keep="last")
-    batches = sorted(table["batch"].unique())
-    speed = table.pivot(index="method", columns="batch", values="speedup")
-    seconds = table.pivot(index="method", columns="batch", values="seconds_per_image")
+    batches = sorted(int(batch) for batch in table["batch"].unique())
+    methods = list(dict.fromkeys(str(method) for method in table["method"]))
     lines = [_pipe(["", *map(str, batches)]), _pipe(["---"] * (1 + len(batches)))]
-    plain = [f"{seconds.at['plain', batch]:.3f}" for batch in batches]
-    lines.append(_pipe(["plain, processor seconds an image", *plain]))
-    for method in dict.fromkeys(table["method"]):
+    plain = table[table["method"] == "plain"].set_index("batch")["seconds_per_image"]
+    seconds = [f"{plain[batch]:.3f}" for batch in batches]
+    lines.append(_pipe(["plain, processor seconds an image", *seconds]))
+    for method in methods:
         if method != "plain":
-            ratios = ["" if pd.isna(value) else f"{value:.2f}" for value in speed.loc[method]]
+            speed = table[table["method"] == method].set_index("batch")["speedup"]
+            ratios = [f"{speed[batch]:.2f}" if batch in speed.index else "" for batch in batches]
             lines.append(_pipe([f"`{method}`", *ratios]))
     return "\n".join(lines)
 
