@@ -63,6 +63,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "_asked", {})
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
 
+
 _parse = OmegaConf.load
 _parsed: dict[str, Any] = {}
 
