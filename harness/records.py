@@ -68,16 +68,6 @@ class UserError(Exception):
     """Something the user can mend: the message names the value and the remedy in one line."""
 
 
-def name_options(error: UserError, part: str) -> UserError:
-    """Return the error of a part in which its options have their full names.
-
-    A part does not know where it stands: "set checkpoint=PATH" becomes "set
-    metrics.hps.checkpoint=PATH" for the part "metrics.hps".
-    """
-    named = re.sub(r"(?<![\w.])(checkpoint|vocabulary)=", rf"{part}.\1=", str(error))
-    return UserError(named)
-
-
 class NotFiniteError(Exception):
     """Numbers of one image are infinite or no numbers: nothing may be drawn or shown from them."""
 

@@ -36,7 +36,6 @@ from harness.records import (
     UserError,
     digest,
     dump,
-    name_options,
 )
 from harness.results.stats.set_metrics import Reference
 
@@ -162,7 +161,7 @@ class Coco:
             try:
                 ready()
             except UserError as error:
-                raise name_options(error, f"benchmark.{name}") from None
+                raise UserError(f"benchmark.{name}: {error}") from None
 
     def score(self, items: Iterable[tuple[Prompt, Path]]) -> Iterator[Score | FeaturedScore]:
         """Judge image files named by their number ("images/000000000139/0.png"), in order.

@@ -14,8 +14,9 @@ from typing import Any, cast
 
 from harness.engine.draft_trees import Tree, is_tree
 from harness.engine.guidance import Sampling
+from harness.engine.option_names import options_at
 from harness.models import EditsImages, ImageModel
-from harness.records import UserError, name_options
+from harness.records import UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +124,9 @@ class MethodSpec:
         """
         for name, part in self.parts:
             ready = getattr(part, "ready", None)
-            if not callable(ready):
-                continue
-            try:
-                ready()
-            except UserError as error:
-                raise name_options(error, f"method.{name}") from None
+            if callable(ready):
+                with options_at(f"method.{name.lstrip('_')}", part):
+                    ready()
 
     def sampler_sizes(self) -> dict[str, Any]:
         """List the arguments, besides slots, that a sampler for this method is made with.
@@ -176,10 +174,11 @@ class MethodSpec:
 
     def expect_target(self, model: ImageModel) -> None:
         """Let the parts that depend on the model load what they need, or raise UserError."""
-        for _, part in self.parts:
+        for name, part in self.parts:
             expect_target = getattr(part, "expect_target", None)
             if expect_target is not None:
-                expect_target(model)
+                with options_at(f"method.{name.lstrip('_')}", part):
+                    expect_target(model)
 
     def release_parts(self) -> None:
         """Let the drafters go of what they hold for a sampler."""
