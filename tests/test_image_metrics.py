@@ -146,7 +146,7 @@ def test_what_cannot_measure_is_refused_before_anything_is_drawn(tmp_path: Path)
     Contrast.fault = "missing"
     code, output = harness(tmp_path, *FEW, "metrics=[brightness,contrast]")
     assert code == 2
-    assert "weights.pt cannot be downloaded: set metrics.contrast.checkpoint=PATH" in output
+    assert "metrics=contrast: weights.pt cannot be downloaded: set checkpoint=PATH" in output
     assert "metrics=[brightness]" in output
     assert folders(tmp_path) == []
     code, output = harness(tmp_path, *FEW, "metrics=[sharpness]")

@@ -416,10 +416,9 @@ def estimate_precision_recall(
         )
     across_MN = _distances(reference_MD, generated_ND)
     radius_M = np.sort(_distances(reference_MD, reference_MD), 1)[:, k]
-    is_near_N = (across_MN < radius_M[:, None]).any(0).astype(np.float64)
+    is_near_N = np.asarray((across_MN < radius_M[:, None]).any(0), dtype=np.float64)
     recall, change_N = _leave_out_of_recall(across_MN, generated_ND, k)
-    change_N -= change_N.mean()
-    of_recall_N = recall - (count - 1) * change_N
+    of_recall_N = recall - (count - 1) * (change_N - change_N.mean())
     return (
         Estimate(float(is_near_N.mean()), jackknife_error(is_near_N), is_near_N),
         Estimate(recall, jackknife_error(of_recall_N), of_recall_N),
