@@ -1,4 +1,4 @@
-"""For all tests: one thread, our plug-ins of Hydra, what is slow only once, and a chat server.
+"""For all tests: one thread, our plug-ins of Hydra, no network, slow work once, a chat server.
 
 Two threads that spin on shared cores are slower than one, and reductions of one keep their order.
 Hydra looks for plug-ins once in a process: a test that composes before they are there would take
@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 import torch
 from chat_server import Server
+from huggingface_hub import constants
 from omegaconf import OmegaConf
 
+from harness import download
 from harness.cli import enable_plugins
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "visual-ar-tts-tests"
@@ -47,6 +49,20 @@ write_into_memory()
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start
 torch.set_num_threads(1)
 enable_plugins()
+ask_server = download._ask_server
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no server answer but those of tests, and none be remembered."""
+
+    def ask(server: str) -> str:
+        return ask_server(server) if "127.0.0.1" in server else "no network in tests"
+
+    monkeypatch.setattr(download, "_ask_server", ask)
+    monkeypatch.setattr(download, "_asked", {})
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
 
 _parse = OmegaConf.load
 _parsed: dict[str, Any] = {}
