@@ -14,8 +14,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import product
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,17 +54,12 @@ class Race(NamedTuple):
 
 @dataclass(frozen=True)
 class Size:
-    """How large the tests' inputs are: `products` are (outer, inner) sizes of weights.
-
-    Every type meets every number of rows, but on one weight only if `thin`: in the interpreter a
-    product takes half a second.
-    """
+    """How large the tests' inputs are: `products` are (outer, inner) sizes of weights."""
 
     shapes: tuple[Shape, ...]
     races: tuple[Race, ...]
     products: tuple[tuple[int, int], ...]
     rows: tuple[int, ...]
-    thin: bool = False
 
 
 SMALL = Size(
@@ -73,7 +67,6 @@ SMALL = Size(
     races=(Race(512, 100, 12), Race(300, 50, 4), Race(16384, 1000, 4)),
     products=((96, 200), (72, 520)),
     rows=(1, 5, 17, 130),
-    thin=True,
 )
 REAL = Size(
     shapes=(
@@ -357,23 +350,16 @@ def make_product(
 
 def check_products(size: Size, device: torch.device) -> None:
     """Equal to the product in float64 but for one rounding, with bias and without."""
-    cases = list(product(size.rows, CLOSE.items(), size.products))
-    for rows, (dtype, close), (outer, inner) in choose_in_turn(cases, size):
-        x_RK, weight_NK, bias_N = make_product(outer, inner, rows, dtype, device)
-        plain_RN = x_RK.double() @ weight_NK.double().T
-        for bias, expected_RN in ((None, plain_RN), (bias_N, plain_RN + bias_N.double())):
-            got_RN = products.multiply(x_RK, weight_NK, bias)
-            assert got_RN.dtype == dtype
-            off_RN = (got_RN.double() - expected_RN).abs()
-            assert (off_RN <= close * (1 + expected_RN.abs())).all(), (outer, rows, dtype)
-
-
-def choose_in_turn(cases: list[Any], size: Size) -> list[Any]:
-    """Choose of cases that differ in their weight last: all, or if `thin` the weights in turn."""
-    if not size.thin:
-        return cases
-    count = len(size.products)
-    return [cases[first + first // count % count] for first in range(0, len(cases), count)]
+    for outer, inner in size.products:
+        for rows in size.rows:
+            for dtype, close in CLOSE.items():
+                x_RK, weight_NK, bias_N = make_product(outer, inner, rows, dtype, device)
+                plain_RN = x_RK.double() @ weight_NK.double().T
+                for bias, expected_RN in ((None, plain_RN), (bias_N, plain_RN + bias_N.double())):
+                    got_RN = products.multiply(x_RK, weight_NK, bias)
+                    assert got_RN.dtype == dtype
+                    off_RN = (got_RN.double() - expected_RN).abs()
+                    assert (off_RN <= close * (1 + expected_RN.abs())).all(), (outer, rows, dtype)
 
 
 def check_products_treat_rows_alike(size: Size, device: torch.device) -> None:
