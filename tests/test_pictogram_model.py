@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -292,8 +293,22 @@ def test_a_measurement_that_contradicts_the_card_is_an_objection() -> None:
     assert gates.objections(found, None) == ["b is missed by 0.3 and the card does not say so"]
 
 
+@pytest.mark.long
 def test_the_card_states_what_verify_measures() -> None:
     card = json.loads((files.find_set(SET) / "card.json").read_text())
     parts = [part for part in verify.PARTS if part != "natural"]
     measured = verify.measure(samples.Study(samples.Bench(SET), samples.FEW), parts)
     assert gates.objections(measured, card["measured"]["quick"]) == []
+
+
+def test_the_card_states_what_verify_measures_without_drawing() -> None:
+    """In short: all gates of files, tokenizer and detectors, and the names of those of samples."""
+    stated = json.loads((files.find_set(SET) / "card.json").read_text())["measured"]["quick"]
+    bench = samples.Bench(SET)
+    study = samples.Study(bench, samples.FEW)
+    measured = verify.measure(study, ["tokenizer", "detectors", "files"])
+    assert gates.objections(measured, stated) == []
+    tasks = len(TASKS)
+    few = replace(samples.FEW, prompts=tasks, prefixes=2, relaxed=tasks, by_method=1)
+    named = {gate.name for gate in verify.sample_gates(samples.Study(bench, few))}
+    assert named | {gate.name for gate in measured} == {row["name"] for row in stated["gates"]}
