@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import shutil
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -39,7 +41,9 @@ from harness.records import SourceImage, Usage, UserError
 from harness.results.contact_sheet import GAP, PITCH, PROMPT_WIDTH, write_contact_sheet
 from harness.runs.read import read_run
 from harness.training import loop as training
-from harness.training import train_editor
+from harness.training import train_editor, verify
+from harness.training.card import render
+from harness.training.edit_gates import measure_editor
 
 SET = "pictogram_16"
 CLASSES = grammar.CLASS_SETS[SET]
@@ -284,6 +288,35 @@ def test_a_training_goes_on_where_it_was_killed(
         assert torch.equal(tensor, continued.state_dict()[name]), name
 
 
+def test_the_gates_of_an_editor_are_measured(tmp_path: Path) -> None:
+    """The judge's gates hold whatever the editor is; random weights make no edit."""
+    weights = write_set(tmp_path / "tiny_set")
+    gates = {gate.name: gate for gate in measure_editor(str(weights), 8)}
+    assert gates["edits: true ones accepted"].value == 1
+    assert gates["edits: untouched sources accepted"].value == 0
+    assert not gates["edits: done and kept"].holds
+    assert gates["edits: done and kept"].least == 0.20
+    assert gates["edits: best of 4 by reward: gain"].least == 0.10
+    assert gates["editor, MB"].most == 6
+    assert gates["editor, MB"].holds
+    assert {f"edits: done and kept: {kind}" for kind in edits.KINDS} < set(gates)
+
+
+def test_a_set_without_an_editor_has_none_of_its_gates() -> None:
+    assert not files.has_part("pictogram_80", "editor")
+    bench: Any = SimpleNamespace(weights="pictogram_80")
+    assert list(verify.editor_gates(bench, verify.FEW)) == []
+
+
+def test_the_card_tells_how_its_editor_was_trained() -> None:
+    card = json.loads((files.find_set("pictogram_80") / "card.json").read_text())
+    assert "**Editor**" not in render(card)
+    editor = {"parameters": 5, "seed": 1, "cpu_min": 60, "steps": 9, "samples": 288}
+    card["parts"]["editor"] = editor
+    assert "**Editor**" in render(card)
+    assert "| editor | 5 | 1 | 60 | 9 | 288 |" in render(card)
+
+
 # ------------------------------------------------------------------ benchmark and runs
 
 
@@ -377,6 +410,7 @@ def test_a_run_edits_by_the_reward_and_goes_on(tmp_path: Path) -> None:
     code, said = run_harness(tmp_path, *options[:2], "benchmark=pictogram")
     assert code == 2
     assert "edits images, and" in said
+    assert "choose benchmark=edit_pictogram" in said
 
 
 def test_a_generator_file_is_no_editor(tmp_path: Path) -> None:

@@ -20,9 +20,11 @@ from harness.models.pictogram.generator import GPT, PROMPT, GPTSpec, Pictogram
 from harness.models.pictogram.grammar import CLASS_SETS, DEFAULT, TASKS
 from harness.models.pictogram.reading import soft_score
 from harness.models.trunk import causal
+from harness.records import UserError
 from harness.training import export, train_detector, train_generator, train_tokenizer, verify
 from harness.training import loop as training
 from harness.training.card import render
+from harness.training.gates import Gate
 
 SET = DEFAULT
 CLASSES = CLASS_SETS[SET]
@@ -249,8 +251,8 @@ def test_an_unfinished_set_can_be_trained_on_but_not_drawn_with(tmp_path: Path) 
     there = training.Options(SET, cpu_minutes=1, seed=0, work=tmp_path / "there")
     folder = tmp_path / SET
     export.unpack(here, files.find_set(SET))
-    for part in ("draft", "eagle", "reward"):
-        here.checkpoint(part).unlink()
+    for part in ("draft", "eagle", "reward", *files.OPTIONAL_PARTS):
+        here.checkpoint(part).unlink(missing_ok=True)
     export.export(here, folder, unfinished=True)
     assert {path.stem for path in folder.glob("*.safetensors")} == {"tokenizer", "judge"}
     model_card = (folder / "MODEL_CARD.md").read_text()
@@ -276,12 +278,22 @@ def test_the_card_for_people_is_the_card_for_programs(folder: Path) -> None:
 
 
 def test_a_measurement_that_contradicts_the_card_is_an_objection() -> None:
-    gates = [verify.Gate("a", 0.5, least=0.4), verify.Gate("b", 0.1, least=0.4)]
+    gates = [Gate("a", 0.5, least=0.4), Gate("b", 0.1, least=0.4)]
     rows = [{"name": "a", "value": 0.8, "holds": True}, {"name": "b", "value": 0.1, "holds": False}]
     assert verify.objections(gates, {"on": "elsewhere", "gates": rows}) == [
         "a is 0.500, the card says 0.800"
     ]
     assert verify.objections(gates, None) == ["b is short and the card does not say so"]
+
+
+def test_some_gates_may_be_measured_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = verify.enter([Gate("a", 0.5, least=0.4), Gate("b", 0.1, least=0.4)], None)
+    after = verify.enter([Gate("b", 0.6, least=0.4), Gate("c", 1.0)], before)
+    values = {row["name"]: (row["value"], row["holds"]) for row in after["gates"]}
+    assert values == {"a": (0.5, True), "b": (0.6, True), "c": (1.0, True)}
+    monkeypatch.setattr(verify, "platform", lambda: "another")
+    with pytest.raises(UserError, match=r"measured on .*; measure all gates"):
+        verify.enter([Gate("c", 1.0)], before)
 
 
 def test_the_card_states_what_verify_measures() -> None:

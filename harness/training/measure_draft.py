@@ -33,6 +33,7 @@ from harness.models.pictogram import grammar
 from harness.records import UserError
 from harness.results.stats import macro_mean, paired_difference
 from harness.training import verify
+from harness.training.gates import PLAIN
 
 SPECULATIVE = "methods.speculative.Speculative"
 VVS = "methods.vvs.VVS"
@@ -131,7 +132,7 @@ class Found:
     def measure_plain(self, images: int) -> None:
         """Draw plain samples, whose tokens are kept, unless the file has them."""
         if "plain" not in self.content["drawn"]:
-            self._draw("plain", images, instantiate(verify.PLAIN), keep_tokens=True)
+            self._draw("plain", images, instantiate(PLAIN), keep_tokens=True)
 
     def measure_method(self, drafter: Any, name: str, images: int) -> None:
         """Draw with a method, unless the file has it for this drafter."""

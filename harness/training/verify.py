@@ -2,8 +2,9 @@
 
 Samples are of generated prompts, or of GenEval's with `--metadata evaluation_metadata.jsonl`. One
 line is printed for each gate: what was measured, what is asked, whether it holds. `--write` puts
-the table on the set's card; the exit code is 1 if the measurement contradicts the card. The
-benchmark and the methods are named by their `_target_`, since they are plug-ins.
+the table on the set's card; the exit code is 1 if the measurement contradicts the card. `--only`
+measures some groups of gates, and replaces their rows alone. The benchmark and the methods are
+named by their `_target_`, since they are plug-ins.
 """
 
 from __future__ import annotations
@@ -29,51 +30,27 @@ from torch import Tensor
 from harness.arguments import explain_mistakes
 from harness.drafters.model import DraftModel
 from harness.engine.acceptance import exact
-from harness.engine.guidance import Sampling
-from harness.engine.method_spec import MethodSpec
-from harness.engine.sampler import Sampler
-from harness.engine.scheduler import Delivery, Scheduler
 from harness.judges.pictogram import PictogramDetector, PictogramReward
 from harness.judges.pictogram_verifier import PictogramVerifier, View, find_faults
 from harness.models.pictogram import grammar, world
 from harness.models.pictogram import weights as files
 from harness.models.pictogram.detector import Detector
+from harness.models.pictogram.editor import PART
 from harness.models.pictogram.generator import Pictogram, draw_tokens
 from harness.models.pictogram.grammar import COLORS, NUMBERS, RELATIONS, TASKS, Spec
 from harness.models.trunk import causal
-from harness.records import Job, Prompt, Usage
+from harness.records import Job, Prompt, Usage, UserError
 from harness.results.stats import auc, auc_within, macro_mean, paired_difference
 from harness.training import train_detector
 from harness.training.card import Card, write_card
+from harness.training.edit_gates import measure_editor
+from harness.training.gates import PLAIN, Gate, deliver, pick_best, tabulate
 from harness.training.train_tokenizer import decibel, to_pixels
 
 SCALE = 2.0
 """Guidance scale of the samples."""
-MANY = {"prompts": 120, "images": 8, "scenes": 600, "prefixes": 60, "relaxed": 120}
-FEW = {"prompts": 30, "images": 4, "scenes": 120, "prefixes": 10, "relaxed": 6}
-
-
-@dataclass(frozen=True, slots=True)
-class Gate:
-    """A measured number, and the least or most that it should be; None asks nothing."""
-
-    name: str
-    value: float
-    least: float | None = None
-    most: float | None = None
-
-    @property
-    def holds(self) -> bool:
-        """Tell whether the number is as it should be."""
-        is_enough = self.least is None or self.value >= self.least
-        is_little = self.most is None or self.value <= self.most
-        return is_enough and is_little
-
-    def __str__(self) -> str:
-        bounds = ((">=", self.least), ("<=", self.most))
-        asked = " ".join(f"{sign} {bound:g}" for sign, bound in bounds if bound is not None)
-        mark = "" if self.holds else "SHORT"
-        return f"{self.name:<46} {self.value:>8.3f}  {asked or 'report':<18} {mark}"
+MANY = {"prompts": 120, "images": 8, "scenes": 600, "prefixes": 60, "relaxed": 120, "edits": 240}
+FEW = {"prompts": 30, "images": 4, "scenes": 120, "prefixes": 10, "relaxed": 6, "edits": 24}
 
 
 @explain_mistakes
@@ -90,20 +67,45 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer prompts and scenes")
     parser.add_argument("--metadata", help="an official GenEval file: samples are of its prompts")
     parser.add_argument("--write", action="store_true", help="put the table on the card")
+    parser.add_argument(
+        "--only", nargs="+", choices=list(GROUPS), default=list(GROUPS), help="groups of gates"
+    )
     arguments = parser.parse_args()
 
     torch.set_num_threads(1)
     bench = Bench(arguments.weights, arguments.metadata)
-    gates = measure(bench, quick=arguments.quick, report=lambda gate: print(gate, flush=True))
+    gates = measure(
+        bench,
+        quick=arguments.quick,
+        only=arguments.only,
+        report=lambda gate: print(gate, flush=True),
+    )
 
     path = files.find_set(arguments.weights) / "card.json"
     kind = ("quick" if arguments.quick else "full") + (" official" if arguments.metadata else "")
     card: Card = json.loads(path.read_text())
     if arguments.write:
-        rows = [{**asdict(gate), "holds": gate.holds} for gate in gates]
-        card.setdefault("measured", {})[kind] = {"on": platform(), "gates": rows}
+        measured = card.setdefault("measured", {})
+        others = measured.get(kind) if arguments.only != list(GROUPS) else None
+        measured[kind] = enter(gates, others)
         write_card(path.parent, card)
     sys.exit("\n".join(objections(gates, card.get("measured", {}).get(kind))) or 0)
+
+
+def enter(gates: Sequence[Gate], others: dict[str, Any] | None) -> dict[str, Any]:
+    """Return a card's entry of measured gates; `others` is one whose remaining gates are kept.
+
+    Raises UserError if those were measured on another platform.
+    """
+    on = platform()
+    if others and others["on"] != on:
+        raise UserError(
+            f"--only on {on}: the card was measured on {others['on']}; measure all gates"
+        )
+    rows = {row["name"]: row for row in others["gates"]} if others else {}
+    for gate in gates:
+        rows[gate.name] = {**asdict(gate), "holds": gate.holds}
+    return {"on": on, "gates": list(rows.values())}
 
 
 def objections(gates: Sequence[Gate], measured: dict[str, Any] | None) -> list[str]:
@@ -139,13 +141,17 @@ def platform() -> str:
 
 
 def measure(
-    bench: Bench, *, quick: bool, report: Callable[[Gate], None] = lambda gate: None
+    bench: Bench,
+    *,
+    quick: bool,
+    only: Sequence[str] | None = None,
+    report: Callable[[Gate], None] = lambda gate: None,
 ) -> list[Gate]:
-    """Measure all gates of a set; `report` gets each of them as soon as it is known."""
+    """Measure the gates of a set, or some groups; `report` gets each as soon as it is known."""
     size = FEW if quick else MANY
     gates: list[Gate] = []
-    for part in (tokenizer_gates, detector_gates, sample_gates, file_gates):
-        for gate in part(bench, size):
+    for name in only or GROUPS:
+        for gate in GROUPS[name](bench, size):
             report(gate)
             gates.append(gate)
     return gates
@@ -375,9 +381,6 @@ class Drawn:
     usages: list[Usage]  # what each image cost
 
 
-PLAIN = {"_target_": "methods.plain.Plain"}
-
-
 def draw(bench: Bench, prompts: int, images: int, scale: float, method: Any = PLAIN) -> Drawn:
     """Draw samples of a method with the harness's sampler, and let the benchmark judge them."""
     rows = bench.rows(prompts)
@@ -387,22 +390,7 @@ def draw(bench: Bench, prompts: int, images: int, scale: float, method: Any = PL
         for i, row in enumerate(rows)
         for image in range(images)
     ]
-    done: dict[tuple[str, int], Delivery] = {}
-    sampler = Sampler(
-        bench.model,
-        Sampling(scale=scale),
-        slots=64,
-        **MethodSpec.of(method).sampler_sizes(),
-        prefill=(16, 32),
-        render_batch=16,
-    )
-    Scheduler(method, sampler, seed=0).run(
-        jobs, lambda delivery: done.update({delivery.job.key: delivery})
-    )
-    ordered = [done[job.key] for job in jobs]
-    errors = [delivery.error for delivery in ordered if delivery.error]
-    assert not errors, errors[0]
-
+    ordered = deliver(bench.model, jobs, method, scale)
     tokens = torch.tensor([delivery.tokens for delivery in ordered])
     pictures = np.stack([np.asarray(delivery.image) for delivery in ordered])
     right = bench.correct(pair(repeat_rows(rows, images), pictures))
@@ -446,12 +434,7 @@ def sample_gates(bench: Bench, size: dict[str, int]) -> list[Gate]:
 
 def table(rows: Sequence[grammar.Row], right_PI: np.ndarray) -> pd.DataFrame:
     """Arrange verdicts [prompts, images] as the statistics want them: a row for each image."""
-    verdicts = []
-    for i, (row, values) in enumerate(zip(rows, right_PI, strict=True)):
-        for image, value in enumerate(values):
-            verdict = {"prompt_id": i, "category": row["tag"], "image": image}
-            verdicts.append({**verdict, "value": float(value)})
-    return pd.DataFrame(verdicts)
+    return tabulate([row["tag"] for row in rows], right_PI)
 
 
 def measure_agreement(bench: Bench, drawn: Drawn) -> float:
@@ -555,12 +538,7 @@ def best_of(drawn: Drawn, signals: Signals) -> list[Gate]:
 
 def picked(drawn: Drawn, signal_PI: np.ndarray, n: int) -> pd.DataFrame:
     """Tabulate the verdicts of the best of each group of `n` samples, by a signal."""
-    prompts, images = signal_PI.shape
-    count = images // n * n
-    signal_PGn = signal_PI[:, :count].reshape(prompts, -1, n)
-    right_PGn = drawn.right[:, :count].reshape(prompts, -1, n)
-    best_PG1 = signal_PGn.argmax(-1)[..., None]
-    return table(drawn.rows, np.take_along_axis(right_PGn, best_PG1, -1)[..., 0])
+    return table(drawn.rows, pick_best(drawn.right, signal_PI, n))
 
 
 def entropy_gates(drawn: Drawn, signals: Signals) -> list[Gate]:
@@ -669,9 +647,12 @@ def lantern_gates(bench: Bench, size: dict[str, int]) -> Iterator[Gate]:
 
 
 def file_gates(bench: Bench, size: dict[str, int]) -> list[Gate]:
-    """Measure the files: their size, and that judge and reward are different detectors."""
+    """Measure the files: their size, and that judge and reward are different detectors.
+
+    Parts that not every set has are measured by their own gates.
+    """
     folder = files.find_set(bench.weights)
-    total = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    total = sum((folder / f"{part}.safetensors").stat().st_size for part in files.PARTS)
     apart = files.hash_file(folder / "judge.safetensors") != files.hash_file(
         folder / "reward.safetensors"
     )
@@ -679,6 +660,23 @@ def file_gates(bench: Bench, size: dict[str, int]) -> list[Gate]:
         Gate("weights, MB", total / 1e6, most=20),
         Gate("judge and reward differ", float(apart), least=1),
     ]
+
+
+def editor_gates(bench: Bench, size: dict[str, int]) -> Iterable[Gate]:
+    """Measure the editor of a set that has one."""
+    if not files.has_part(bench.weights, PART):
+        return ()
+    return measure_editor(bench.weights, size["edits"])
+
+
+GROUPS: dict[str, Callable[[Bench, dict[str, int]], Iterable[Gate]]] = {
+    "tokenizer": tokenizer_gates,
+    "detectors": detector_gates,
+    "samples": sample_gates,
+    "files": file_gates,
+    "editor": editor_gates,
+}
+"""Groups of gates, in the order in which they are measured."""
 
 
 if __name__ == "__main__":
