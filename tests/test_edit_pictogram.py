@@ -338,14 +338,43 @@ def test_the_benchmark_judges_images_and_says_what_was_kept(
     assert [score.value for score in scores[:4]] == [1.0] * 4
     assert [score.value for score in scores[4:8]] == [0.0] * 4
     assert scores[8].value is None
-    assert scores[0].detail["psnr_unedit_part"] is None  # nothing differs there
+    for score in scores[:8]:  # nothing differs outside the mask
+        assert score.detail["metrics"]["mse_unedit_part"] == 0
+        assert score.detail["metrics"]["ssim_unedit_part"] == pytest.approx(1, abs=1e-4)
+        assert score.detail["infinite"] == ["psnr_unedit_part"]
+    assert [score.detail["metrics"]["done"] for score in scores[:8]] == [1.0] * 4 + [0.0] * 4
     lines = list(benchmark.summarise(scores))
-    assert lines[0].startswith("color    done 0.")
-    assert lines[-1].startswith("unjudged, counted as wrong: 1 0.png is missing")
+    assert re.match(r"edit done, % +50\.00 \[", lines[0])
+    assert any(re.match(r"color +2 +50\.00 ", line) for line in lines)
+    assert lines[-1].startswith("unjudged, counted as wrong, and in none of these means: 1 0.png")
+    (table,) = benchmark.files(scores, tmp_path / "plain-00").values()
+    rows = table.splitlines()
+    assert rows[0].startswith("file_id,plain-00|done,plain-00|kept,plain-00|both,plain-00|psnr")
+    assert [row[:6] for row in rows[1:5]] == ["600000", "100001", "200002", "300003"]
     few = EditPictogram(PictogramDetector(SET), total=8, prompts=4)
     assert Counter(prompt.category for prompt in few.prompts()) == dict.fromkeys(edits.KINDS, 1)
     with pytest.raises(UserError, match="at least one image per edit"):
         EditPictogram(PictogramDetector(SET), images=0)
+
+
+def test_what_changes_outside_the_mask_is_measured(tmp_path: Path, made: list[edits.Edit]) -> None:
+    """A patch of noise outside the mask costs PSNR and SSIM; inside it nothing."""
+    benchmark = EditPictogram(PictogramDetector(SET), total=4, images=2)
+    prompt = benchmark.prompts()[0]
+    mask = decode_mask(prompt.spec["mask"], 48, 48) == 1
+    noise = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
+    target = made[0].target.draw()[0]
+    outside = np.where(mask[..., None], target, noise)
+    inside = np.where(mask[..., None], noise, target)
+    items = []
+    for number, pixels in enumerate((outside, inside)):
+        path = tmp_path / f"{number}.png"
+        Image.fromarray(pixels).save(path)
+        items.append((prompt, path))
+    spoiled, kept = (score.detail["metrics"] for score in benchmark.score(items))
+    assert spoiled["psnr_unedit_part"] < 15
+    assert spoiled["ssim_unedit_part"] < kept["ssim_unedit_part"] - 0.2
+    assert kept["mse_unedit_part"] == 0
 
 
 def write_set(folder: Path) -> Path:
