@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import re
@@ -38,7 +39,14 @@ from harness.models.pictogram.editor import (
 from harness.models.pictogram.generator import GPT, GPTSpec, load_gpt, load_tokenizer, spec_config
 from harness.models.trunk import causal
 from harness.records import SourceImage, Usage, UserError
-from harness.results.contact_sheet import GAP, PITCH, PROMPT_WIDTH, write_contact_sheet
+from harness.results.contact_sheet import (
+    GAP,
+    LEGEND_HEIGHT,
+    PITCH,
+    PROMPT_WIDTH,
+    render_contact_sheet,
+    write_contact_sheet,
+)
 from harness.runs.read import read_run
 from harness.training import loop as training
 from harness.training import train_editor, verify
@@ -422,6 +430,10 @@ def test_a_run_edits_by_the_reward_and_goes_on(tmp_path: Path) -> None:
     sheet = write_contact_sheet([folder], tmp_path / "sheet.png")
     with Image.open(sheet) as drawn:
         assert drawn.width == PROMPT_WIDTH + 2 * PITCH + GAP
+    single = render_contact_sheet(run)
+    assert single is not None
+    with Image.open(io.BytesIO(single)) as drawn:  # two pairs of source and edit in a row
+        assert drawn.size == (GAP + 4 * PITCH, GAP + 2 * PITCH + LEGEND_HEIGHT)
 
     # An image that is gone is drawn again, to the same bytes.
     image = next(folder.glob("images/*/0.png"))
