@@ -361,7 +361,7 @@ def test_the_benchmark_judges_images_and_says_what_was_kept(
     assert [row[:6] for row in rows[1:5]] == ["600000", "100001", "200002", "300003"]
     few = EditPictogram(PictogramDetector(SET), total=8, prompts=4)
     assert Counter(prompt.category for prompt in few.prompts()) == dict.fromkeys(edits.KINDS, 1)
-    with pytest.raises(UserError, match="at least one image per edit"):
+    with pytest.raises(UserError, match="at least one image per prompt"):
         EditPictogram(PictogramDetector(SET), images=0)
 
 

@@ -8,23 +8,20 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from benchmarks.images import judge_files
+from benchmarks.embedded import Detector, DetectorBenchmark
 from benchmarks.pie_bench.masks import decode_mask
 from benchmarks.pie_bench.metrics import KNOWN, compare_part
 from benchmarks.pie_bench.summary import INFINITE, summarise_metrics, take_number, write_results
-from benchmarks.spread import spread_evenly
 from harness.judges.pictogram_edit import Detection, judge_edit, read_box_colors
 from harness.models.pictogram.edits import MARGIN, Edit, describe, generate_edits
-from harness.records import Count, Natural, Prompt, Score, SourceImage, UserError
+from harness.records import Count, Natural, Prompt, Score, SourceImage
 
-BATCH = 64
-"""Images read and judged at a time."""
 MEASURED = (
     *("done", "kept", "both"),
     *("psnr_unedit_part", "mse_unedit_part", "ssim_unedit_part"),
@@ -35,17 +32,7 @@ TYPES = {"color": 6, "replace": 1, "add": 2, "remove": 3}
 """PIE-Bench's numbers of the kinds of edits, with which file ids begin."""
 
 
-class Detector(Protocol):
-    """The benchmark's judge (harness/judges/pictogram.py)."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def classes(self) -> Sequence[str]: ...
-    def detect(self, images: Sequence[np.ndarray]) -> Sequence[Sequence[Detection]]: ...
-
-
-class EditPictogram:
+class EditPictogram(DetectorBenchmark):
     """Judge `images` edits of each of `total` pairs that are generated from `seed`.
 
     They change a colour, replace, add and remove, as many of each. An edit is right if it was made
@@ -64,26 +51,9 @@ class EditPictogram:
         total: Count = 240,
         seed: Natural = 0,
     ) -> None:
-        if images < 1:
-            raise UserError(f"benchmark.images={images}: at least one image per edit is needed")
-        self.judge = judge
-        self.images = images
         made = generate_edits(judge.classes, total, seed, read_box_colors)
         available = [_make_prompt(number, edit) for number, edit in enumerate(made)]
-        self._prompts = available if prompts is None else spread_evenly(available, prompts)
-
-    def prompts(self) -> list[Prompt]:
-        """List the edits: a prompt's text is the instruction, its source the picture."""
-        return list(self._prompts)
-
-    def score(self, items: Iterable[tuple[Prompt, Path]]) -> Iterator[Score]:
-        """Judge image files named by their number ("images/00042/2.png"), in order.
-
-        A file that is missing, broken or of a size the judge cannot read gets no value, which
-        counts as wrong; `unjudged` in its detail says why.
-        """
-        for prompt, path, pixels, found in judge_files(self.judge.detect, items, BATCH):
-            yield self._make_score(prompt, int(path.stem), pixels, found)
+        super().__init__(judge, available, prompts, images)
 
     def summarise(self, scores: Sequence[Score]) -> Iterator[str]:
         """Format how many edits were made, kept the rest, and did both, and what changed outside.
@@ -106,16 +76,10 @@ class EditPictogram:
         table = write_results(scores, folder.name, METRICS, names.__getitem__)
         return {"edit_pictogram-results.csv": table}
 
-    def _make_score(
-        self,
-        prompt: Prompt,
-        image: int,
-        pixels: np.ndarray | str,
-        found: Sequence[Detection] | str,
-    ) -> Score:
-        """Make the score of an image by its detections; a string says why there are none."""
-        if isinstance(found, str) or isinstance(pixels, str):
-            return Score(prompt.id, image, self.judge.id, None, {"unjudged": str(found)})
+    def _judge_image(
+        self, prompt: Prompt, pixels: np.ndarray, found: Sequence[Detection]
+    ) -> tuple[float, dict[str, Any]]:
+        """Decide about an edit, and measure what changed outside its mask."""
         verdict = judge_edit(prompt.spec, found)
         metrics: dict[str, float | None] = {
             "done": float(verdict.done),
@@ -128,7 +92,7 @@ class EditPictogram:
         detail: dict[str, Any] = {"reasons": list(verdict.reasons), "metrics": finite}
         if infinite:
             detail[INFINITE] = infinite
-        return Score(prompt.id, image, self.judge.id, float(verdict.correct), detail)
+        return float(verdict.correct), detail
 
 
 def _make_prompt(number: int, edit: Edit) -> Prompt:
