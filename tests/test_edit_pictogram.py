@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import folders
+from runs import deterministic, folders
 from runs import harness as run_harness
 
 from benchmarks.edit_pictogram import EditPictogram
@@ -435,14 +435,22 @@ def test_a_run_edits_by_the_reward_and_goes_on(tmp_path: Path) -> None:
     with Image.open(io.BytesIO(single)) as drawn:  # two pairs of source and edit in a row
         assert drawn.size == (GAP + 4 * PITCH, GAP + 2 * PITCH + LEGEND_HEIGHT)
 
-    # An image that is gone is drawn again, to the same bytes.
-    image = next(folder.glob("images/*/0.png"))
-    before = image.read_bytes()
-    image.unlink()
+    # Killed while it wrote: a torn line, a lost image and a lost source are made good.
+    before = deterministic(tmp_path)
+    journal = folder / "records-0.jsonl"
+    *whole, last = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join(whole) + last[:40])
+    next(folder.glob("images/*/0.png")).unlink()
+    source = next(folder.glob("sources/*"))
+    pixels = source.read_bytes()
+    source.unlink()
     code, said = run_harness(tmp_path, *options)
     assert code == 0, said
-    assert image.read_bytes() == before
-    assert len((folder / "records-0.jsonl").read_text().splitlines()) == 5
+    assert source.read_bytes() == pixels
+    after = deterministic(tmp_path)
+    records = f"{folder.relative_to(tmp_path)}/records"
+    assert set(before.pop(records)) == set(after.pop(records))  # type: ignore[call-overload]
+    assert after == before
 
     # A reward that sees no source cannot choose.
     code, said = run_harness(tmp_path, *options[:-1])
