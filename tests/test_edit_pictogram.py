@@ -466,7 +466,7 @@ def test_a_generator_file_is_no_editor(tmp_path: Path) -> None:
     weights = write_set(tmp_path / "other")
     config = {**spec_config(GPTSpec(1, 32, 2, 48)), "classes": list(CLASSES)}
     files.write_part(weights / "editor.safetensors", GPT(GPTSpec(1, 32, 2, 48)), config)
-    with pytest.raises(files.WeightsError, match="knows 257 words, instructions have 262"):
+    with pytest.raises(files.WeightsError, match="knows 257 words, its texts have 262"):
         PictogramEditor(str(weights))
 
 
