@@ -51,7 +51,7 @@ COPIES = 0.30
 """Share of the edits that change nothing, during the warm-up."""
 WARM_UP = 0.15
 """Share of the budget that the warm-up takes."""
-AVERAGE = 0.998
+AVERAGE = 0.99
 """Decay of the running average of the weights."""
 WATCH_EVERY = 400
 """Steps between two looks at what the editor does."""
