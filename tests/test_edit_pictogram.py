@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import json
 import random
 import re
 import shutil
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import folders
+from runs import deterministic, folders
 from runs import harness as run_harness
 
 from benchmarks.edit_pictogram import EditPictogram
@@ -36,10 +39,19 @@ from harness.models.pictogram.editor import (
 from harness.models.pictogram.generator import GPT, GPTSpec, load_gpt, load_tokenizer, spec_config
 from harness.models.trunk import causal
 from harness.records import SourceImage, Usage, UserError
-from harness.results.contact_sheet import GAP, PITCH, PROMPT_WIDTH, write_contact_sheet
+from harness.results.contact_sheet import (
+    GAP,
+    LEGEND_HEIGHT,
+    PITCH,
+    PROMPT_WIDTH,
+    render_contact_sheet,
+    write_contact_sheet,
+)
 from harness.runs.read import read_run
 from harness.training import loop as training
-from harness.training import train_editor
+from harness.training import train_editor, verify
+from harness.training.card import render
+from harness.training.edit_gates import measure_editor
 
 SET = "pictogram_16"
 CLASSES = grammar.CLASS_SETS[SET]
@@ -284,6 +296,35 @@ def test_a_training_goes_on_where_it_was_killed(
         assert torch.equal(tensor, continued.state_dict()[name]), name
 
 
+def test_the_gates_of_an_editor_are_measured(tmp_path: Path) -> None:
+    """The judge's gates hold whatever the editor is; random weights make no edit."""
+    weights = write_set(tmp_path / "tiny_set")
+    gates = {gate.name: gate for gate in measure_editor(str(weights), 8)}
+    assert gates["edits: true ones accepted"].value == 1
+    assert gates["edits: untouched sources accepted"].value == 0
+    assert not gates["edits: done and kept"].holds
+    assert gates["edits: done and kept"].least == 0.20
+    assert gates["edits: best of 4 by reward: gain"].least == 0.10
+    assert gates["editor, MB"].most == 6
+    assert gates["editor, MB"].holds
+    assert {f"edits: done and kept: {kind}" for kind in edits.KINDS} < set(gates)
+
+
+def test_a_set_without_an_editor_has_none_of_its_gates() -> None:
+    assert not files.has_part("pictogram_80", "editor")
+    study: Any = SimpleNamespace(bench=SimpleNamespace(weights="pictogram_80"), size=verify.FEW)
+    assert list(verify.editor_gates(study)) == []
+
+
+def test_the_card_tells_how_its_editor_was_trained() -> None:
+    card = json.loads((files.find_set("pictogram_80") / "card.json").read_text())
+    assert "**Editor**" not in render(card)
+    editor = {"parameters": 5, "seed": 1, "cpu_min": 60, "steps": 9, "samples": 288}
+    card["parts"]["editor"] = editor
+    assert "**Editor**" in render(card)
+    assert "| editor | 5 | 1 | 60 | 9 | 288 |" in render(card)
+
+
 # ------------------------------------------------------------------ benchmark and runs
 
 
@@ -305,14 +346,43 @@ def test_the_benchmark_judges_images_and_says_what_was_kept(
     assert [score.value for score in scores[:4]] == [1.0] * 4
     assert [score.value for score in scores[4:8]] == [0.0] * 4
     assert scores[8].value is None
-    assert scores[0].detail["psnr_unedit_part"] is None  # nothing differs there
+    for score in scores[:8]:  # nothing differs outside the mask
+        assert score.detail["metrics"]["mse_unedit_part"] == 0
+        assert score.detail["metrics"]["ssim_unedit_part"] == pytest.approx(1, abs=1e-3)  # 32 bits
+        assert score.detail["infinite"] == ["psnr_unedit_part"]
+    assert [score.detail["metrics"]["done"] for score in scores[:8]] == [1.0] * 4 + [0.0] * 4
     lines = list(benchmark.summarise(scores))
-    assert lines[0].startswith("color    done 0.")
-    assert lines[-1].startswith("unjudged, counted as wrong: 1 0.png is missing")
+    assert re.match(r"edit done, % +50\.00 \[", lines[0])
+    assert any(re.match(r"color +3 +50\.00 ", line) for line in lines)
+    assert lines[-1].startswith("unjudged, counted as wrong, and in none of these means: 1 0.png")
+    (table,) = benchmark.files(scores[:8], tmp_path / "plain-00").values()
+    rows = table.splitlines()
+    assert rows[0].startswith("file_id,plain-00|done,plain-00|kept,plain-00|both,plain-00|psnr")
+    assert [row[:6] for row in rows[1:5]] == ["600000", "100001", "200002", "300003"]
     few = EditPictogram(PictogramDetector(SET), total=8, prompts=4)
     assert Counter(prompt.category for prompt in few.prompts()) == dict.fromkeys(edits.KINDS, 1)
-    with pytest.raises(UserError, match="at least one image per edit"):
+    with pytest.raises(UserError, match="at least one image per prompt"):
         EditPictogram(PictogramDetector(SET), images=0)
+
+
+def test_what_changes_outside_the_mask_is_measured(tmp_path: Path, made: list[edits.Edit]) -> None:
+    """A patch of noise outside the mask costs PSNR and SSIM; inside it nothing."""
+    benchmark = EditPictogram(PictogramDetector(SET), total=4, images=2)
+    prompt = benchmark.prompts()[0]
+    mask = decode_mask(prompt.spec["mask"], 48, 48) == 1
+    noise = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
+    target = made[0].target.draw()[0]
+    outside = np.where(mask[..., None], target, noise)
+    inside = np.where(mask[..., None], noise, target)
+    items = []
+    for number, pixels in enumerate((outside, inside)):
+        path = tmp_path / f"{number}.png"
+        Image.fromarray(pixels).save(path)
+        items.append((prompt, path))
+    spoiled, kept = (score.detail["metrics"] for score in benchmark.score(items))
+    assert spoiled["psnr_unedit_part"] < 15
+    assert spoiled["ssim_unedit_part"] < kept["ssim_unedit_part"] - 0.2
+    assert kept["mse_unedit_part"] == 0
 
 
 def write_set(folder: Path) -> Path:
@@ -360,15 +430,27 @@ def test_a_run_edits_by_the_reward_and_goes_on(tmp_path: Path) -> None:
     sheet = write_contact_sheet([folder], tmp_path / "sheet.png")
     with Image.open(sheet) as drawn:
         assert drawn.width == PROMPT_WIDTH + 2 * PITCH + GAP
+    single = render_contact_sheet(run)
+    assert single is not None
+    with Image.open(io.BytesIO(single)) as drawn:  # two pairs of source and edit in a row
+        assert drawn.size == (GAP + 4 * PITCH, GAP + 2 * PITCH + LEGEND_HEIGHT)
 
-    # An image that is gone is drawn again, to the same bytes.
-    image = next(folder.glob("images/*/0.png"))
-    before = image.read_bytes()
-    image.unlink()
+    # Killed while it wrote: a torn line, a lost image and a lost source are made good.
+    before = deterministic(tmp_path)
+    journal = folder / "records-0.jsonl"
+    *whole, last = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join(whole) + last[:40])
+    next(folder.glob("images/*/0.png")).unlink()
+    source = next(folder.glob("sources/*"))
+    pixels = source.read_bytes()
+    source.unlink()
     code, said = run_harness(tmp_path, *options)
     assert code == 0, said
-    assert image.read_bytes() == before
-    assert len((folder / "records-0.jsonl").read_text().splitlines()) == 5
+    assert source.read_bytes() == pixels
+    after = deterministic(tmp_path)
+    records = f"{folder.relative_to(tmp_path)}/records"
+    assert set(before.pop(records)) == set(after.pop(records))  # type: ignore[call-overload]
+    assert after == before
 
     # A reward that sees no source cannot choose.
     code, said = run_harness(tmp_path, *options[:-1])
@@ -377,13 +459,14 @@ def test_a_run_edits_by_the_reward_and_goes_on(tmp_path: Path) -> None:
     code, said = run_harness(tmp_path, *options[:2], "benchmark=pictogram")
     assert code == 2
     assert "edits images, and" in said
+    assert "choose benchmark=edit_pictogram" in said
 
 
 def test_a_generator_file_is_no_editor(tmp_path: Path) -> None:
     weights = write_set(tmp_path / "other")
     config = {**spec_config(GPTSpec(1, 32, 2, 48)), "classes": list(CLASSES)}
     files.write_part(weights / "editor.safetensors", GPT(GPTSpec(1, 32, 2, 48)), config)
-    with pytest.raises(files.WeightsError, match="knows 257 words, instructions have 262"):
+    with pytest.raises(files.WeightsError, match="knows 257 words, its texts have 262"):
         PictogramEditor(str(weights))
 
 

@@ -23,9 +23,8 @@ from benchmarks.pie_bench.masks import decode_mask
 from benchmarks.pie_bench.metrics import METRICS
 from benchmarks.pie_bench.networks import ClipSimilarity, DinoKeys, SqueezeLpips
 from benchmarks.pie_bench.structure import measure_distance
+from benchmarks.pie_bench.summary import compare_results
 from harness.records import Score, UserError
-
-pytest.importorskip("torchmetrics", reason="pip install 'visual-ar-tts[pie_bench]'")
 
 CASES = Path(__file__).parents[2] / "shared" / "data" / "pie_bench" / "conformance.jsonl"
 needs_cases = pytest.mark.skipif(not CASES.is_file(), reason="the reference's answers are not here")
@@ -447,12 +446,32 @@ def test_images_made_elsewhere_are_scored_resumed_and_compared(
     assert code == 0, said
     assert "paired by image, A - B" in said
     assert said.count("4 images") >= len(METRICS) - 1
+    assert "edit done" not in said  # neither has a verdict
 
     code, said = run_harness(
         tmp_path, "export", str(mine), str(data), "copies", module="benchmarks.pie_bench"
     )
     assert "4 images copied to copies, 0 missing" in said
     assert len(list((tmp_path / "copies").rglob("*.png"))) == 4
+
+
+def test_images_of_one_edit_are_no_edits_of_their_own(tmp_path: Path) -> None:
+    """Ten images of each edit that are all alike say no more than one of each."""
+    header = "file_id,a|done,a|psnr_unedit_part\n"
+    for name, shift in (("one", 0), ("two", 1)):
+        few = [f"{edit % 4}{edit:05d},{(edit + shift) % 2},{edit}.5" for edit in range(40)]
+        many = []
+        for row in few:
+            file_id, _, values = row.partition(",")
+            many += [row, *(f"{file_id}-{image},{values}" for image in range(1, 10))]
+        (tmp_path / f"{name}_few.csv").write_text(header + "\n".join(few) + "\n")
+        (tmp_path / f"{name}_many.csv").write_text(header + "\n".join(many) + "\n")
+    said = {}
+    for size in ("few", "many"):
+        paths = [tmp_path / f"{name}_{size}.csv" for name in ("one", "two")]
+        said[size] = list(compare_results(*paths))[1:]
+    assert [line.replace("400 images", "40 images") for line in said["many"]] == said["few"]
+    assert said["few"][0].startswith("edit done, %")
 
 
 def test_export_refuses_other_runs_and_full_folders(tmp_path: Path) -> None:

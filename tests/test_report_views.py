@@ -15,7 +15,16 @@ from PIL import Image
 from test_report import count, data, report, text
 from written_runs import write_run
 
-from harness.results.contact_sheet import LEGEND_HEIGHT, RIGHT, WRONG, write_contact_sheet
+from harness.results.contact_sheet import (
+    GAP,
+    LEGEND_HEIGHT,
+    PITCH,
+    PROMPT_WIDTH,
+    RIGHT,
+    RUN_NAME_HEIGHT,
+    WRONG,
+    write_contact_sheet,
+)
 from harness.results.leaderboard import build
 from harness.results.remarks import list_remarks
 from harness.results.report import colors, pairs, write_report
@@ -281,6 +290,26 @@ def test_a_contact_sheet_says_what_its_frames_mean(tmp_path: Path) -> None:
         present = {f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in legend.reshape(-1, 3)}
         found.append({RIGHT, WRONG} & present)
     assert found == [{RIGHT, WRONG}, set()]
+
+
+def test_a_contact_sheet_has_a_section_for_each_benchmark(tmp_path: Path) -> None:
+    """Runs that share no prompt stand below each other; the later sections are half as long."""
+    first = {f"colors/{number}": [1.0] for number in range(6)}
+    second = {f"edits/{number}": [1.0] for number in range(6)}
+    folders = [
+        write_run(tmp_path / "a", first, "plain"),
+        write_run(tmp_path / "b", second, "plain"),
+        write_run(tmp_path / "a", first, "other", fingerprint="00000002"),
+    ]
+    path = write_contact_sheet(folders, tmp_path / "sheet.png", rows=4)
+    head = RUN_NAME_HEIGHT + GAP
+    with Image.open(path) as sheet:
+        assert sheet.width == PROMPT_WIDTH + 2 * PITCH + GAP
+        assert sheet.height == (head + 4 * PITCH) + (head + 2 * PITCH) + LEGEND_HEIGHT
+        below = np.asarray(sheet.convert("L"))[head + 4 * PITCH + RUN_NAME_HEIGHT :]
+    one, other = (PROMPT_WIDTH + column * PITCH for column in range(2))
+    assert (below[1 : 2 * PITCH, one] < 255).mean() > 0.8  # the frames of the second benchmark
+    assert (below[1 : 2 * PITCH, other] == 255).all()  # it has one run
 
 
 # --- in a browser ---------------------------------------------------------------------------------

@@ -10,16 +10,14 @@ methods with each other on the benchmark that GridAR was published on.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from benchmarks.boxes import Detection, Found
 from benchmarks.compbench_pictogram.scenes import make_prompts
-from benchmarks.images import judge_files
-from benchmarks.spread import spread_evenly
+from benchmarks.embedded import Detector, DetectorBenchmark
 from benchmarks.t2i_compbench.boxes import SHORT_SIDE
 from benchmarks.t2i_compbench.complex_prompts import average_parts
 from benchmarks.t2i_compbench.numeracy import score_counts
@@ -29,8 +27,6 @@ from benchmarks.t2i_compbench.summary import summarise_categories
 from harness.models.pictogram.grammar import COLORS
 from harness.records import Count, Natural, Prompt, Score, Share, UserError
 
-BATCH = 64
-"""Images read and judged at a time."""
 PARTS = ("spatial", "attribute")
 """What the score of a complex prompt averages, as the reference does for prompts about places."""
 
@@ -42,17 +38,7 @@ class ColoredDetection(Detection, Protocol):
     def color_shares(self) -> Sequence[float]: ...
 
 
-class Detector(Protocol):
-    """The benchmark's judge (harness/judges/pictogram.py)."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def classes(self) -> Sequence[str]: ...
-    def detect(self, images: Sequence[np.ndarray]) -> Sequence[Sequence[ColoredDetection]]: ...
-
-
-class CompbenchPictogram:
+class CompbenchPictogram(DetectorBenchmark):
     """Judge `images` images of each of `total` prompts made from `seed`.
 
     `prompts` takes that many of them, spread evenly over the categories; a smaller number takes a
@@ -73,28 +59,11 @@ class CompbenchPictogram:
         seed: Natural = 0,
         threshold: Share = 0.4,
     ) -> None:
-        if images < 1:
-            raise UserError(f"benchmark.images={images}: at least one image per prompt is needed")
         if total < 1:
             raise UserError(f"benchmark.total={total}: at least one prompt is needed")
-        self.judge = judge
-        self.images = images
-        self._threshold = threshold
         available = make_prompts(self.name, judge.classes, total, seed)
-        self._prompts = available if prompts is None else spread_evenly(available, prompts)
-
-    def prompts(self) -> list[Prompt]:
-        """List the prompts to draw."""
-        return list(self._prompts)
-
-    def score(self, items: Iterable[tuple[Prompt, Path]]) -> Iterator[Score]:
-        """Judge image files named by their number ("images/color/42/2.png"), in order.
-
-        A file that is missing, broken or of a size the judge cannot read gets no value, which
-        counts as wrong; `unjudged` in its detail says why.
-        """
-        for prompt, path, picture, found in judge_files(self.judge.detect, items, BATCH):
-            yield self._make_score(prompt, path, picture, found)
+        super().__init__(judge, available, prompts, images)
+        self._threshold = threshold
 
     def summarise(self, scores: Sequence[Score]) -> Iterator[str]:
         """Format the score of each category with its interval, and what is left out."""
@@ -102,24 +71,16 @@ class CompbenchPictogram:
         yield f"Version {self.version}, judge {self.judge.id}"
         yield self.remark
 
-    def _make_score(
-        self,
-        prompt: Prompt,
-        path: Path,
-        picture: np.ndarray | str,
-        found: Sequence[ColoredDetection] | str,
-    ) -> Score:
-        """Decide about an image by its detections; a string says why there are none."""
-        number = int(path.stem)
-        if isinstance(found, str) or isinstance(picture, str):
-            return Score(prompt.id, number, self.judge.id, None, {"unjudged": str(found)})
-        try:
-            value, detail = self._judge_image(prompt, picture.shape[1], found)
-        except ValueError as error:
-            return Score(prompt.id, number, self.judge.id, None, {"unjudged": str(error)})
-        return Score(prompt.id, number, self.judge.id, value, detail)
-
     def _judge_image(
+        self, prompt: Prompt, pixels: np.ndarray, found: Sequence[ColoredDetection]
+    ) -> tuple[float | None, dict[str, Any]]:
+        """Decide about an image; the reason stands in the detail of one that has no value."""
+        try:
+            return self._apply_rules(prompt, pixels.shape[1], found)
+        except ValueError as error:
+            return None, {"unjudged": str(error)}
+
+    def _apply_rules(
         self, prompt: Prompt, width: int, found: Sequence[ColoredDetection]
     ) -> tuple[float, dict[str, Any]]:
         """Apply the rules of a prompt's category; return the value and what it is made of."""

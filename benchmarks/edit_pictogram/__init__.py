@@ -8,34 +8,31 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from benchmarks.images import judge_files
-from benchmarks.pie_bench.masks import decode_mask, select_part
-from benchmarks.spread import spread_evenly
+from benchmarks.embedded import Detector, DetectorBenchmark
+from benchmarks.pie_bench.masks import decode_mask
+from benchmarks.pie_bench.metrics import KNOWN, compare_part
+from benchmarks.pie_bench.summary import INFINITE, summarise_metrics, take_number, write_results
 from harness.judges.pictogram_edit import Detection, judge_edit, read_box_colors
-from harness.models.pictogram.edits import KINDS, MARGIN, Edit, describe, generate_edits
-from harness.records import Count, Natural, Prompt, Score, SourceImage, UserError
+from harness.models.pictogram.edits import MARGIN, Edit, describe, generate_edits
+from harness.records import Count, Natural, Prompt, Score, SourceImage
 
-BATCH = 64
-"""Images read and judged at a time."""
-
-
-class Detector(Protocol):
-    """The benchmark's judge (harness/judges/pictogram.py)."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def classes(self) -> Sequence[str]: ...
-    def detect(self, images: Sequence[np.ndarray]) -> Sequence[Sequence[Detection]]: ...
+MEASURED = (
+    *("done", "kept", "both"),
+    *("psnr_unedit_part", "mse_unedit_part", "ssim_unedit_part"),
+)
+METRICS = [metric for metric in KNOWN if metric.name in MEASURED]
+"""The judge's verdicts, and those of PIE-Bench's metrics that need no network."""
+TYPES = {"color": 6, "replace": 1, "add": 2, "remove": 3}
+"""PIE-Bench's numbers of the kinds of edits, with which file ids begin."""
 
 
-class EditPictogram:
+class EditPictogram(DetectorBenchmark):
     """Judge `images` edits of each of `total` pairs that are generated from `seed`.
 
     They change a colour, replace, add and remove, as many of each. An edit is right if it was made
@@ -54,50 +51,48 @@ class EditPictogram:
         total: Count = 240,
         seed: Natural = 0,
     ) -> None:
-        if images < 1:
-            raise UserError(f"benchmark.images={images}: at least one image per edit is needed")
-        self.judge = judge
-        self.images = images
         made = generate_edits(judge.classes, total, seed, read_box_colors)
         available = [_make_prompt(number, edit) for number, edit in enumerate(made)]
-        self._prompts = available if prompts is None else spread_evenly(available, prompts)
-
-    def prompts(self) -> list[Prompt]:
-        """List the edits: a prompt's text is the instruction, its source the picture."""
-        return list(self._prompts)
-
-    def score(self, items: Iterable[tuple[Prompt, Path]]) -> Iterator[Score]:
-        """Judge image files named by their number ("images/00042/2.png"), in order.
-
-        A file that is missing, broken or of a size the judge cannot read gets no value, which
-        counts as wrong; `unjudged` in its detail says why.
-        """
-        for prompt, path, pixels, found in judge_files(self.judge.detect, items, BATCH):
-            number = int(path.stem)
-            if isinstance(found, str) or isinstance(pixels, str):
-                yield Score(prompt.id, number, self.judge.id, None, {"unjudged": str(found)})
-                continue
-            verdict = judge_edit(prompt.spec, found)
-            detail: dict[str, Any] = {
-                "done": verdict.done,
-                "kept": verdict.kept,
-                "reasons": list(verdict.reasons),
-                "psnr_unedit_part": _measure_outside(prompt, pixels, found),
-            }
-            yield Score(prompt.id, number, self.judge.id, float(verdict.correct), detail)
+        super().__init__(judge, available, prompts, images)
 
     def summarise(self, scores: Sequence[Score]) -> Iterator[str]:
-        """Format, by kind, how many edits were made, kept the rest, and did both."""
+        """Format how many edits were made, kept the rest, and did both, and what changed outside.
+
+        Each has its interval, and a row for each kind.
+        """
         kinds = {prompt.id: prompt.category for prompt in self._prompts}
-        for kind in KINDS:
-            own = [score.detail for score in scores if kinds[score.prompt_id] == kind]
-            judged = [detail for detail in own if "done" in detail]
-            if judged:
-                yield f"{kind:<8} {_describe_shares(judged)}, {len(judged)} images"
+        yield from summarise_metrics(scores, kinds, METRICS)
         problems = Counter(score.detail["unjudged"] for score in scores if score.value is None)
         if problems:
             listed = ", ".join(f"{count} {why}" for why, count in problems.most_common(4))
-            yield f"unjudged, counted as wrong: {listed}"
+            yield f"unjudged, counted as wrong, and in none of these means: {listed}"
+
+    def files(self, scores: Sequence[Score], folder: Path) -> dict[str, str]:
+        """Write the metrics of each image, as PIE-Bench does; returns a text by its name."""
+        names = {
+            prompt.id: f"{TYPES[prompt.category]}{take_number(prompt.id)}"
+            for prompt in self._prompts
+        }
+        table = write_results(scores, folder.name, METRICS, names.__getitem__)
+        return {"edit_pictogram-results.csv": table}
+
+    def _judge_image(
+        self, prompt: Prompt, pixels: np.ndarray, found: Sequence[Detection]
+    ) -> tuple[float, dict[str, Any]]:
+        """Decide about an edit, and measure what changed outside its mask."""
+        verdict = judge_edit(prompt.spec, found)
+        metrics: dict[str, float | None] = {
+            "done": float(verdict.done),
+            "kept": float(verdict.kept),
+            "both": float(verdict.correct),
+            **_compare_outside(prompt, pixels, found),
+        }
+        infinite = [name for name, value in metrics.items() if value == math.inf]
+        finite = {name: value for name, value in metrics.items() if name not in infinite}
+        detail: dict[str, Any] = {"reasons": list(verdict.reasons), "metrics": finite}
+        if infinite:
+            detail[INFINITE] = infinite
+        return float(verdict.correct), detail
 
 
 def _make_prompt(number: int, edit: Edit) -> Prompt:
@@ -111,12 +106,13 @@ def _make_prompt(number: int, edit: Edit) -> Prompt:
     )
 
 
-def _measure_outside(
+def _compare_outside(
     prompt: Prompt, pixels: np.ndarray, found: Sequence[Detection]
-) -> float | None:
-    """Return the PSNR outside the mask, in dB; None where nothing differs there.
+) -> dict[str, float | None]:
+    """Compare a picture with its source outside the mask: PSNR (dB), MSE and SSIM.
 
-    What was added may lie anywhere on its side: the mask covers it where it was found.
+    PSNR is infinite where nothing differs; all are None where the mask covers everything. What was
+    added may lie anywhere on its side: the mask covers it where it was found.
     """
     assert prompt.source is not None
     source = prompt.source.pixels()
@@ -127,19 +123,5 @@ def _measure_outside(
             rows = slice(max(0, round(top) - MARGIN), round(bottom) + MARGIN)
             columns = slice(max(0, round(left) - MARGIN), round(right) + MARGIN)
             mask[rows, columns] = 1
-    before = select_part(source, mask, "unedit").astype(np.float64) / 255
-    after = select_part(pixels, mask, "unedit").astype(np.float64) / 255
-    mse = float(np.square(before - after).mean())
-    return round(-10 * math.log10(mse), 3) if mse else None
-
-
-def _describe_shares(details: Sequence[Mapping[str, Any]]) -> str:
-    done = sum(detail["done"] for detail in details) / len(details)
-    kept = sum(detail["kept"] for detail in details) / len(details)
-    both = sum(detail["done"] and detail["kept"] for detail in details) / len(details)
-    return f"done {done:.3f}, kept {kept:.3f}, both {both:.3f}{_describe_psnr(details)}"
-
-
-def _describe_psnr(details: Sequence[Mapping[str, Any]]) -> str:
-    known = [one["psnr_unedit_part"] for one in details if one["psnr_unedit_part"] is not None]
-    return f", PSNR outside the mask {sum(known) / len(known):.1f} dB" if known else ""
+    values = compare_part(source, pixels, mask, "unedit", "full") or {}
+    return {f"{name}_unedit_part": values.get(name) for name in ("psnr", "mse", "ssim")}

@@ -20,23 +20,31 @@ class Metric:
 
     name: str
     title: str
+    head: str  # of its column in the table of edit types
     factor: float
     larger_is_better: bool
 
 
 METRICS = (
-    Metric("structure_distance", "structure distance x 1000", 1e3, False),
-    Metric("psnr_unedit_part", "PSNR outside", 1.0, True),
-    Metric("lpips_unedit_part", "LPIPS outside x 1000", 1e3, False),
-    Metric("mse_unedit_part", "MSE outside x 10000", 1e4, False),
-    Metric("ssim_unedit_part", "SSIM outside x 100", 1e2, True),
-    Metric("clip_similarity_target_image", "CLIP whole", 1.0, True),
-    Metric("clip_similarity_target_image_edit_part", "CLIP edited", 1.0, True),
+    Metric("structure_distance", "structure distance x 1000", "structure", 1e3, False),
+    Metric("psnr_unedit_part", "PSNR outside", "PSNR", 1.0, True),
+    Metric("lpips_unedit_part", "LPIPS outside x 1000", "LPIPS", 1e3, False),
+    Metric("mse_unedit_part", "MSE outside x 10000", "MSE", 1e4, False),
+    Metric("ssim_unedit_part", "SSIM outside x 100", "SSIM", 1e2, True),
+    Metric("clip_similarity_target_image", "CLIP whole", "CLIP", 1.0, True),
+    Metric("clip_similarity_target_image_edit_part", "CLIP edited", "CLIP ed.", 1.0, True),
 )
 """The columns of published tables, with their factors."""
+VERDICTS = (
+    Metric("done", "edit done, %", "done", 1e2, True),
+    Metric("kept", "rest kept, %", "kept", 1e2, True),
+    Metric("both", "both at once, %", "both", 1e2, True),
+)
+"""Shares of images by a judge that decides about edits (`benchmarks.edit_pictogram`)."""
 SOURCE_SIMILARITY = "clip_similarity_source_image"
 """Measured by the reference beside them, and in no table."""
-FACTORS = {metric.name: metric.factor for metric in METRICS}
+KNOWN = (*VERDICTS, *METRICS)
+FACTORS = {metric.name: metric.factor for metric in KNOWN}
 NO_VALUE = "nan"
 """What the reference writes where a picture has no such part."""
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from benchmarks.optional import require
 from benchmarks.pie_bench.structure import prepare_input
 from harness.download import fetch, file_sha256, prepare_hub
 from harness.records import UserError, one_line
@@ -145,7 +144,6 @@ class SqueezeLpips:
         """Build the network; later calls do nothing."""
         if self._network is not None:
             return
-        require("torchmetrics", extra="pie_bench")
         # Its public class downloads the backbone unpinned, and takes no file.
         from torchmetrics.functional.image.lpips import _LPIPS
 

@@ -10,8 +10,6 @@ from typing import Literal
 
 import numpy as np
 
-from benchmarks.optional import require
-
 SsimBorder = Literal["cut", "full"]
 """How SSIM treats the border: torchmetrics up to 1.4.1 cut 5 pixels off, later versions do not."""
 WINDOW_BORDER = 5
@@ -25,7 +23,6 @@ def compare_pixels(source: np.ndarray, output: np.ndarray, border: SsimBorder) -
 
     Raises ValueError for pictures of two shapes, or smaller than SSIM's window.
     """
-    require("torchmetrics", extra="pie_bench")
     import torch
     from torchmetrics.functional.image import (
         peak_signal_noise_ratio,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import yaml
 
 from benchmarks.pie_bench.metrics import (
     FACTORS,
+    KNOWN,
     METRICS,
     NO_VALUE,
     SOURCE_SIMILARITY,
@@ -29,6 +30,8 @@ from harness.records import Score, UserError, one_line
 
 RESULTS = "pie_bench-results.csv"
 """The file of a run folder with a row for each image."""
+RESULT_FILES = (RESULTS, "edit_pictogram-results.csv")
+"""Such files of all benchmarks of edits."""
 INFINITE = "infinite"
 """Entry of a score's detail: metrics that are infinite, which JSON has no number for."""
 
@@ -89,12 +92,14 @@ def _find_interval(table: pd.DataFrame) -> tuple[float, float]:
 # --- one run --------------------------------------------------------------------------------------
 
 
-def summarise_metrics(scores: Sequence[Score], categories: Mapping[str, str]) -> Iterator[str]:
+def summarise_metrics(
+    scores: Sequence[Score], categories: Mapping[str, str], metrics: Sequence[Metric] = METRICS
+) -> Iterator[str]:
     """Format a line for each metric, then a table of the edit types."""
     if not scores:
         yield "no image was scored"
         return
-    for metric in METRICS:
+    for metric in metrics:
         mean = average_metric(scores, categories, metric)
         better = "larger" if metric.larger_is_better else "smaller"
         yield (
@@ -107,7 +112,7 @@ def summarise_metrics(scores: Sequence[Score], categories: Mapping[str, str]) ->
             f"{untouched} outputs equal their source outside the mask: their infinite PSNR is in "
             "no mean"
         )
-    yield from _format_types(scores, categories)
+    yield from _format_types(scores, categories, metrics)
 
 
 def _format_interval(mean: Mean) -> str:
@@ -116,23 +121,38 @@ def _format_interval(mean: Mean) -> str:
     return f"[{mean.low:.2f}, {mean.high:.2f}]"
 
 
-def _format_types(scores: Sequence[Score], categories: Mapping[str, str]) -> Iterator[str]:
-    heads = ("structure", "PSNR", "LPIPS", "MSE", "SSIM", "CLIP", "CLIP ed.")
-    yield f"{'by edit type':<18} {'images':>6} " + " ".join(f"{head:>9}" for head in heads)
+def _format_types(
+    scores: Sequence[Score], categories: Mapping[str, str], metrics: Sequence[Metric]
+) -> Iterator[str]:
+    heads = " ".join(f"{metric.head:>9}" for metric in metrics)
+    yield f"{'by edit type':<18} {'images':>6} {heads}"
     for category in dict.fromkeys(categories.values()):
         own = [score for score in scores if categories[score.prompt_id] == category]
         if not own:
             continue
         shown = []
-        for metric in METRICS:
+        for metric in metrics:
             mean, _ = average([read_value(score, metric.name) for score in own])
             shown.append(f"{metric.factor * mean:9.2f}")
         yield f"{category:<18} {len(own):>6} " + " ".join(shown)
 
 
-def write_results(scores: Sequence[Score], method: str) -> str:
-    """Write a row for each image as the reference does: `file_id`, then `method|metric`."""
-    names = [metric.name for metric in METRICS]
+def take_number(prompt_id: str) -> str:
+    """Return what follows the benchmark's name in the id of a prompt."""
+    return prompt_id.rpartition("/")[2]
+
+
+def write_results(
+    scores: Sequence[Score],
+    method: str,
+    metrics: Sequence[Metric] = METRICS,
+    name_file: Callable[[str], str] = take_number,
+) -> str:
+    """Write a row for each image as the reference does: `file_id`, then `method|metric`.
+
+    `name_file` makes the file id of a prompt id: it begins with the number of the edit type.
+    """
+    names = [metric.name for metric in metrics]
     if any(SOURCE_SIMILARITY in score.detail.get("metrics", {}) for score in scores):
         names.append(SOURCE_SIMILARITY)
     text = io.StringIO()
@@ -141,7 +161,7 @@ def write_results(scores: Sequence[Score], method: str) -> str:
     for score in sorted(scores, key=lambda score: (score.prompt_id, score.image)):
         values = [read_value(score, name) for name in names]
         shown = [NO_VALUE if value is None else value for value in values]
-        file_id = score.prompt_id.rpartition("/")[2]
+        file_id = name_file(score.prompt_id)
         writer.writerow([file_id if score.image == 0 else f"{file_id}-{score.image}", *shown])
     return text.getvalue()
 
@@ -150,7 +170,9 @@ def write_results(scores: Sequence[Score], method: str) -> str:
 
 
 def compare_results(one: Path, other: Path) -> Iterator[str]:
-    """Compare two result files in all metrics, paired by image; those that one lacks are left out.
+    """Compare two result files in all their metrics, paired by image.
+
+    Images that one lacks are left out; images of one edit depend on each other.
 
     Each is a run folder, or a file as the reference writes it. Raises UserError for files that
     cannot be read, and for runs that were scored under different protocols.
@@ -163,8 +185,10 @@ def compare_results(one: Path, other: Path) -> Iterator[str]:
         )
     tables = [_read_results(path) for path in (one, other)]
     yield f"A = {one.name}    B = {other.name}    paired by image, A - B"
-    for metric in METRICS:
-        yield _compare_metric(tables[0], tables[1], metric)
+    present = set(tables[0]["metric"]) | set(tables[1]["metric"])
+    for metric in KNOWN:
+        if metric.name in present:
+            yield _compare_metric(tables[0], tables[1], metric)
 
 
 def _read_protocol(path: Path) -> str:
@@ -177,8 +201,12 @@ def _read_protocol(path: Path) -> str:
 
 
 def _read_results(path: Path) -> pd.DataFrame:
-    """Read a value of each image and metric: columns category, prompt_id, metric, value."""
-    file = path / RESULTS if path.is_dir() else path
+    """Read a value of each image and metric.
+
+    The columns are category, prompt_id, file_id, metric and value. A file id begins with the number
+    of its edit type, and ends with the image's number where an edit has several images.
+    """
+    file = _find_results(path)
     try:
         with file.open(newline="", encoding="utf-8") as opened:
             lines = list(csv.DictReader(opened))
@@ -196,20 +224,28 @@ def _read_results(path: Path) -> pd.DataFrame:
                 raise UserError(f"{file}, line {number}: {column} {text!r} is no number") from None
             if math.isfinite(value):
                 file_id = line["file_id"]
-                rows.append((file_id[:1], file_id, metric, value))
+                rows.append((file_id[:1], file_id.partition("-")[0], file_id, metric, value))
     if not rows:
         raise UserError(f"{file}: no metrics: it is no result file of PIE-Bench")
-    return pd.DataFrame(rows, columns=["category", "prompt_id", "metric", "value"])
+    return pd.DataFrame(rows, columns=["category", "prompt_id", "file_id", "metric", "value"])
+
+
+def _find_results(path: Path) -> Path:
+    """Return the result file of a run folder, or the file that a path names itself."""
+    if not path.is_dir():
+        return path
+    found = [path / name for name in RESULT_FILES if (path / name).is_file()]
+    return found[0] if found else path / RESULTS
 
 
 def _compare_metric(one: pd.DataFrame, other: pd.DataFrame, metric: Metric) -> str:
     from harness.results.stats import Design, compare_paired, stack_prompt_means
 
     tables = [table[table["metric"] == metric.name] for table in (one, other)]
-    both = set(tables[0]["prompt_id"]) & set(tables[1]["prompt_id"])
+    both = set(tables[0]["file_id"]) & set(tables[1]["file_id"])
     if not both:
         return f"{metric.title:<26} no image has a value in both"
-    of_both = [table[table["prompt_id"].isin(both)] for table in tables]
+    of_both = [table[table["file_id"].isin(both)] for table in tables]
     design = Design(of_both[0])
     value_RP: np.ndarray = stack_prompt_means(of_both)
     found = compare_paired(design, value_RP[0], value_RP[1], design.micro_weights())

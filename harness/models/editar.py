@@ -23,13 +23,13 @@ from torch import Tensor
 
 from harness.download import prepare_hub
 from harness.models import checkpoint as checkpoints
-from harness.models.captions import CaptionNetwork, Captions, WordFeatures
+from harness.models.captioned import CaptionedModel
+from harness.models.captions import Captions, WordFeatures
 from harness.models.finite import note_pixels
-from harness.models.kv_cache import KVCache
 from harness.models.llamagen import choose_gpt_spec, choose_vq_spec
 from harness.models.llamagen_checkpoint import WeightSource, fill_editor
 from harness.models.llamagen_network import GPT, GPTSpec
-from harness.models.trunk import Attend, TrunkSpec, axial_rotary, prepare
+from harness.models.trunk import axial_rotary
 from harness.models.vq import VQ
 from harness.records import Count, SourceImage, UserError
 
@@ -60,8 +60,10 @@ def rotary_table(spec: GPTSpec) -> Tensor:
     return torch.cat((source_N, text_T, target_N))
 
 
-class EditAR:
+class EditAR(CaptionedModel):
     """EditAR as the engine draws it (`harness.models.ImageModel` and `EditsImages`)."""
+
+    gpt: EditingGPT
 
     def __init__(
         self,
@@ -75,65 +77,23 @@ class EditAR:
         render_dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
     ) -> None:
-        self.name = name
-        self.revision = revision
-        self.dtype = dtype
-        self.device = torch.device(device)
-
-        self.gpt = gpt.eval().requires_grad_(False).to(self.device, dtype)
-        prepare(self.gpt)
-        if vq is not None:
-            vq = vq.eval().requires_grad_(False).to(self.device, torch.float32)
-            vq.for_rendering(render_dtype)
-        self._vq = vq
-        self.captions = captions
-
-        spec = gpt.spec
-        self.grid = (spec.side, spec.side)
-        self.vocab = spec.codes
-        self.dim = spec.trunk.dim
-        self.max_context = spec.side**2 + spec.condition
-        self._rotary = rotary_table(spec).to(self.device)
+        super().__init__(
+            gpt,
+            vq,
+            captions,
+            rotary_table(gpt.spec),
+            name=name,
+            revision=revision,
+            dtype=dtype,
+            render_dtype=render_dtype,
+            device=device,
+        )
+        self.max_context = self.num_tokens + gpt.spec.condition
         self.encode_source: Callable[[SourceImage], Tensor] = lru_cache(maxsize=KEPT_SOURCES)(
             self._encode_source
         )
 
-    @property
-    def vq(self) -> VQ:
-        """The image tokenizer. A parity fixture has none, and never asks for it."""
-        assert self._vq is not None, "no tokenizer was given"
-        return self._vq
-
-    @property
-    def num_tokens(self) -> int:
-        return self.grid[0] * self.grid[1]
-
-    @property
-    def codebook(self) -> Tensor:
-        return self.vq.quantize.rows()
-
-    @property
-    def trunk_spec(self) -> TrunkSpec:
-        return self.gpt.spec.trunk
-
-    @property
-    def render_bytes(self) -> int:
-        return self.vq.decode_bytes(self.num_tokens)
-
     # ------------------------------------------------------------------ instructions and sources
-
-    def count_text_encoder_bytes(self) -> int:
-        """Count the bytes that the instructions' network takes of the device while it is there."""
-        return self.captions.count_bytes() if isinstance(self.captions, CaptionNetwork) else 0
-
-    def count_cut(self, text: str) -> int:
-        """Count the tokens of an instruction that its text encoder does not read."""
-        return self.captions(text).cut
-
-    def prepare_texts(self, texts: Sequence[str], *, stay: bool) -> None:
-        """Encode instructions on the device; the encoder then leaves it, unless it is to stay."""
-        if isinstance(self.captions, CaptionNetwork):
-            self.captions.prepare(texts, self.device, stay=stay)
 
     @torch.no_grad()
     def context(self, text: str | None, like: str) -> Tensor:
@@ -169,25 +129,10 @@ class EditAR:
         pixels_13HW = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
         return self.vq.encode(pixels_13HW.to(self.device))[0]
 
-    # ------------------------------------------------------------------ image tokens
-
-    def embed(self, token_BW: Tensor, index_BW: Tensor) -> Tensor:
-        return self.gpt.tok_embeddings(token_BW)
-
-    def forward(self, x_BWD: Tensor, pos_BW: Tensor, start_B: Tensor, attend: Attend) -> Tensor:
-        return self.gpt.trunk(x_BWD, self.rotary(pos_BW, start_B), attend)
+    # ------------------------------------------------------------------ positions and pixels
 
     def rotary(self, pos_BW: Tensor, start_B: Tensor) -> Tensor:
         return self._rotary[pos_BW]  # all contexts are equally long
-
-    def head(self, hidden: Tensor) -> Tensor:
-        return self.gpt.output(hidden).float()
-
-    def cache(self, slots: int, tree_capacity: int = 0) -> KVCache:
-        length = self.max_context + self.num_tokens + tree_capacity
-        return KVCache(self.gpt.spec.trunk, slots, length, self.dtype, self.device)
-
-    # ------------------------------------------------------------------ pixels
 
     def decode(self, token_BN: Tensor) -> Tensor:
         return truncate_pixels(self.vq.decode(token_BN, self.grid))

@@ -26,11 +26,12 @@ import torch
 from torch import Tensor
 
 from harness.models import checkpoint as checkpoints
-from harness.models.captions import CaptionNetwork, Captions, WordFeatures
+from harness.models.captioned import CaptionedModel
+from harness.models.captions import Captions, WordFeatures
 from harness.models.kv_cache import KVCache, Prefix
 from harness.models.llamagen_checkpoint import WeightSource, fill_model
 from harness.models.llamagen_network import GPT, SIZES, GPTSpec, rotary_table
-from harness.models.trunk import Attend, TrunkSpec, prepare
+from harness.models.trunk import Attend, TrunkSpec
 from harness.models.vq import VQ, VQSpec, to_uint8
 from harness.records import Count, UserError
 
@@ -40,7 +41,7 @@ Padding = Literal["left", "right"]
 """Side of the prompt on which its padding was in training: left for LlamaGen, right for AR-GRPO."""
 
 
-class LlamaGen:
+class LlamaGen(CaptionedModel):
     """LlamaGen as the engine draws it (`harness.models.ImageModel`).
 
     Without `collapse` every seen prompt position is fed and cached: the reference that the
@@ -63,57 +64,23 @@ class LlamaGen:
     ) -> None:
         if padding not in ("left", "right"):
             raise UserError(f"model.padding={padding}: choose left (LlamaGen) or right (AR-GRPO)")
-        self.name = name
-        self.revision = revision
+        super().__init__(
+            gpt,
+            vq,
+            captions,
+            rotary_table(gpt.spec),
+            name=name,
+            revision=revision,
+            dtype=dtype,
+            render_dtype=render_dtype,
+            device=device,
+        )
         self.padding = padding
         self.collapse = collapse
-        self.dtype = dtype
-        self.device = torch.device(device)
-
-        self.gpt = gpt.eval().requires_grad_(False).to(self.device, dtype)
-        prepare(self.gpt)
-        self.vq = vq.eval().requires_grad_(False).to(self.device, torch.float32)
-        self.vq.for_rendering(render_dtype)
-        self.captions = captions
-
-        spec = gpt.spec
-        self.grid = (spec.side, spec.side)
-        self.vocab = spec.codes
-        self.dim = spec.trunk.dim
-        self.max_context = 2 if collapse else spec.condition
-        self._rotary = rotary_table(spec).to(self.device)
+        self.max_context = 2 if collapse else gpt.spec.condition
         self._prompt = lru_cache(maxsize=256)(self._embed_prompt)
 
-    @property
-    def num_tokens(self) -> int:
-        return self.grid[0] * self.grid[1]
-
-    @property
-    def codebook(self) -> Tensor:
-        return self.vq.quantize.rows()
-
-    @property
-    def trunk_spec(self) -> TrunkSpec:
-        return self.gpt.spec.trunk
-
-    @property
-    def render_bytes(self) -> int:
-        return self.vq.decode_bytes(self.num_tokens)
-
     # ------------------------------------------------------------------ prompts
-
-    def count_text_encoder_bytes(self) -> int:
-        """Count the bytes that the captions' network takes of the device while it is there."""
-        return self.captions.count_bytes() if isinstance(self.captions, CaptionNetwork) else 0
-
-    def count_cut(self, text: str) -> int:
-        """Count the tokens of a prompt, cleaned, that its text encoder does not read."""
-        return self.captions(text).cut
-
-    def prepare_texts(self, texts: Sequence[str], *, stay: bool) -> None:
-        """Encode captions on the device; the encoder then leaves it, unless it is to stay."""
-        if isinstance(self.captions, CaptionNetwork):
-            self.captions.prepare(texts, self.device, stay=stay)
 
     def context(self, text: str | None, like: str) -> Tensor:
         """Embed a prompt, [P, D].
@@ -185,18 +152,9 @@ class LlamaGen:
 
     # ------------------------------------------------------------------ image tokens
 
-    def embed(self, token_BW: Tensor, index_BW: Tensor) -> Tensor:
-        return self.gpt.tok_embeddings(token_BW)
-
-    def forward(self, x_BWD: Tensor, pos_BW: Tensor, start_B: Tensor, attend: Attend) -> Tensor:
-        return self.gpt.trunk(x_BWD, self.rotary(pos_BW, start_B), attend)
-
     def rotary(self, pos_BW: Tensor, start_B: Tensor) -> Tensor:
         row_BW = pos_BW - start_B.unsqueeze(1) + 1
         return self._rotary[row_BW.clamp(min=0)]  # all prompt positions share the first row
-
-    def head(self, hidden: Tensor) -> Tensor:
-        return self.gpt.output(hidden).float()
 
     def cache(self, slots: int, tree_capacity: int = 0) -> KVCache:
         length = self.max_context + self.num_tokens + tree_capacity

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -62,46 +63,86 @@ Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 # --- several runs ---------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Runs that share prompts, and the prompts that are shown of them."""
+
+    prompts: list[Prompt]
+    runs: list[Run]
+
+    @property
+    def has_sources(self) -> bool:
+        """Tell whether its images are edits, which stand beside their sources."""
+        return any(run.sources for run in self.runs)
+
+    @property
+    def width(self) -> int:
+        return PROMPT_WIDTH + (self.has_sources + len(self.runs)) * PITCH + GAP
+
+    @property
+    def height(self) -> int:
+        return RUN_NAME_HEIGHT + len(self.prompts) * PITCH + GAP
+
+
 def write_contact_sheet(folders: Sequence[Path], path: Path, rows: int = 12) -> Path:
     """Write a PNG with a row for each prompt and a column for each run; returns `path`.
 
-    Shows the first image of at most `rows` prompts of the first run, spread over its categories,
-    and before them the images that edits were made from. Runs that share none of these prompts,
-    because they are of another benchmark, are left out.
+    Runs of other benchmarks have sections of their own below, half as long. A section shows the
+    first image of at most `rows` prompts of its first run, spread over its categories, and before
+    them the images that edits were made from.
     """
     runs = [read_run(folder) for folder in dict.fromkeys(folders)]
-    prompts = _spread_over_categories(list(runs[0].prompts.values()), rows)
-    shown_ids = {prompt.id for prompt in prompts}
-    runs = [run for run in runs if not shown_ids.isdisjoint(run.prompts)]
+    sections = _split_into_sections(runs, rows)
+    width = max(section.width for section in sections)
+    height = sum(section.height for section in sections)
+    sheet = ContactSheet(width, height + LEGEND_HEIGHT)
+    top = 0
+    for section in sections:
+        _draw_section(sheet, top, section)
+        top += section.height
+    sheet.write_legend((GAP, height + 6), is_judged=_is_any_judged(runs))
+    write_atomic(path, sheet.png())
+    return path
 
-    first_column = int(any(run.sources for run in runs))  # edits stand beside their sources
-    width = PROMPT_WIDTH + (first_column + len(runs)) * PITCH + GAP
-    height = RUN_NAME_HEIGHT + len(prompts) * PITCH + GAP + LEGEND_HEIGHT
-    sheet = ContactSheet(width, height)
 
-    labels = label_runs(runs)
+def _split_into_sections(runs: Sequence[Run], rows: int) -> list[Section]:
+    """Put runs that share shown prompts into sections, in the order of their first runs."""
+    sections = []
+    waiting = list(runs)
+    while waiting:
+        most = max(1, rows // 2) if sections else rows
+        first, *others = waiting
+        prompts = _spread_over_categories(list(first.prompts.values()), most)
+        shown_ids = {prompt.id for prompt in prompts}
+        members = [first] + [run for run in others if not shown_ids.isdisjoint(run.prompts)]
+        waiting = [run for run in others if shown_ids.isdisjoint(run.prompts)]
+        sections.append(Section(prompts, members))
+    return sections
+
+
+def _draw_section(sheet: ContactSheet, top: int, section: Section) -> None:
+    """Draw runs side by side, from `top` on."""
+    labels = label_runs(section.runs)
+    first_column = int(section.has_sources)
     if first_column:
-        sheet.write((PROMPT_WIDTH, 12), "source", size=16)
-    for column, run in enumerate(runs, start=first_column):
+        sheet.write((PROMPT_WIDTH, top + 12), "source", size=16)
+    for column, run in enumerate(section.runs, start=first_column):
         x = PROMPT_WIDTH + column * PITCH
-        sheet.write((x, 12), str(labels[run.path]), size=16, width=TILE, most_lines=4)
-        sheet.write((x, RUN_NAME_HEIGHT - 22), _score_text(run), size=14, ink=QUIET_INK)
+        sheet.write((x, top + 12), str(labels[run.path]), size=16, width=TILE, most_lines=4)
+        y = top + RUN_NAME_HEIGHT - 22
+        sheet.write((x, y), _score_text(run), size=14, ink=QUIET_INK)
 
-    for row, prompt in enumerate(prompts):
-        y = RUN_NAME_HEIGHT + row * PITCH
+    for row, prompt in enumerate(section.prompts):
+        y = top + RUN_NAME_HEIGHT + row * PITCH
         width = PROMPT_WIDTH - 3 * GAP
         category = prompt.category.replace("_", " ")
         sheet.write((GAP, y + 6), prompt.text, size=15, width=width, spacing=5)
         sheet.write((GAP, y + TILE - 22), category, size=15, ink=QUIET_INK)
         if first_column:
-            sheet.paste_file((PROMPT_WIDTH, y), runs[0].source(prompt.id))
-        for column, run in enumerate(runs, start=first_column):
+            sheet.paste_file((PROMPT_WIDTH, y), section.runs[0].source(prompt.id))
+        for column, run in enumerate(section.runs, start=first_column):
             x = PROMPT_WIDTH + column * PITCH
             sheet.paste((x, y), run, (prompt.id, 0))
-
-    sheet.write_legend((GAP, height - LEGEND_HEIGHT + 6), is_judged=_is_any_judged(runs))
-    write_atomic(path, sheet.png())
-    return path
 
 
 # --- one run --------------------------------------------------------------------------------------
@@ -110,7 +151,7 @@ def write_contact_sheet(folders: Sequence[Path], path: Path, rows: int = 12) -> 
 def render_contact_sheet(run: Run, pictures: int = 16, columns: int = 4) -> bytes | None:
     """Return a PNG with at most `pictures` images of a run, spread over its categories.
 
-    Returns None if no image of the run is on the disk.
+    Edits stand beside their sources. Returns None if no image of the run is on the disk.
     """
     with_image = []
     for prompt in run.prompts.values():
@@ -120,13 +161,18 @@ def render_contact_sheet(run: Run, pictures: int = 16, columns: int = 4) -> byte
     if not prompts:
         return None
 
-    rows = math.ceil(len(prompts) / columns)
+    tiles = 2 if run.sources else 1  # of each image
+    images_per_row = columns // tiles
+    rows = math.ceil(len(prompts) / images_per_row)
     height = GAP + rows * PITCH + LEGEND_HEIGHT
     sheet = ContactSheet(GAP + columns * PITCH, height)
     for i, prompt in enumerate(prompts):
-        row, column = divmod(i, columns)
-        x = GAP + column * PITCH
+        row, column = divmod(i, images_per_row)
+        x = GAP + column * tiles * PITCH
         y = GAP + row * PITCH
+        if run.sources:
+            sheet.paste_file((x, y), run.source(prompt.id))
+            x += PITCH
         sheet.paste((x, y), run, (prompt.id, 0))
     sheet.write_legend((GAP, height - LEGEND_HEIGHT + 6), is_judged=_is_any_judged([run]))
     return sheet.png()

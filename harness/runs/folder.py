@@ -214,9 +214,13 @@ class RunFolder:
     # ------------------------------------------------------------------ opening
 
     def _claim(self, config: Mapping[str, Any], jobs: Sequence[Job]) -> None:
-        """Write what is planned into a new folder. Raises UserError for another run's folder."""
+        """Write what is planned into a new folder, and source images wherever one is missing.
+
+        Raises UserError for another run's folder.
+        """
         known = self.path / "config.yaml"
-        if known.exists():
+        is_new = not known.exists()
+        if not is_new:
             mine = config["run"]["fingerprint"]
             found = _read_fingerprint(known)
             if found != mine:
@@ -224,9 +228,12 @@ class RunFolder:
                     f"{self.path} holds run {found}, not {mine}: "
                     "move it away or choose another results="
                 )
-            return
         for source in {job.prompt.source for job in jobs if job.prompt.source is not None}:
-            write_atomic(self.path / source_path(source.sha), source.data)
+            file = self.path / source_path(source.sha)
+            if not file.is_file():
+                write_atomic(file, source.data)
+        if not is_new:
+            return
         plan = "".join(line + "\n" for line in _plan_lines(jobs))
         write_atomic(self.path / "jobs.jsonl", plan.encode())
         write_atomic(known, OmegaConf.to_yaml(OmegaConf.create(dict(config))).encode())

@@ -308,15 +308,18 @@ def _classes_argument(benchmark: DictConfig, model: ImageModel) -> dict[str, Seq
 def expect_sources(model: ImageModel, prompts: Sequence[Prompt]) -> None:
     """Raise UserError if a model that edits nothing is asked to edit, or an editor to draw."""
     edits = [prompt.id for prompt in prompts if prompt.source is not None]
+    is_embedded = known_classes(model) is not None
     if edits and not isinstance(model, EditsImages):
+        editor = "pictogram_edit" if is_embedded else "editar"
         raise UserError(
             f"model {model.name} draws from texts and edits no image, as {len(edits)} prompts ask "
-            f"for, such as {edits[0]}: choose a model that edits, such as model=editar"
+            f"for, such as {edits[0]}: choose a model that edits, such as model={editor}"
         )
     if len(edits) < len(prompts) and isinstance(model, EditsImages):
+        benchmark = "edit_pictogram" if is_embedded else "pie_bench"
         raise UserError(
             f"model {model.name} edits images, and {len(prompts) - len(edits)} prompts have none: "
-            "choose benchmark=pie_bench, or give harness.draw an image"
+            f"choose benchmark={benchmark}, or give harness.draw an image"
         )
 
 

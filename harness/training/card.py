@@ -52,6 +52,17 @@ RECIPE = (
     "negatives.\n"
 )
 
+EDITOR_RECIPE = (
+    "- **Editor** (`train_editor`): begins with the generator's weights; the source's tokens stand "
+    "in front of the words, and\n"
+    "  the source token of the next cell is added to the input. 13 % of the instructions dropped, "
+    "3 % with their source; a\n"
+    "  tenth asks to finish what is drawn; 30 % change nothing in the first 15 % of the budget. "
+    "Batches of 32; rates, decay\n"
+    "  and average are the generator's.\n"
+)
+"""Of a set that has an editor."""
+
 
 def write_card(folder: Path, card: Mapping[str, Any]) -> None:
     """Write both forms atomically."""
@@ -72,7 +83,8 @@ def render(card: Mapping[str, Any]) -> str:
     if missing:
         unfinished = f"**In training.** Not here yet: {', '.join(missing)}."
         lines += [f"{unfinished} `export --unpack` lays out what there is.", ""]
-    lines += [f"Classes: {', '.join(card['classes'])}.", "", "## Recipe", RECIPE]
+    recipe = RECIPE + (EDITOR_RECIPE if "editor" in card["parts"] else "")
+    lines += [f"Classes: {', '.join(card['classes'])}.", "", "## Recipe", recipe]
     lines += [f"- Note: {note}" for note in card.get("notes", [])]
     lines += _render_parts(card)
     for kind, measured in sorted(card.get("measured", {}).items()):

@@ -28,6 +28,7 @@ from harness.engine.method_spec import MethodSpec
 from harness.engine.sampler import Sampler
 from harness.engine.scheduler import Delivery, Scheduler
 from harness.judges.pictogram import PictogramDetector, PictogramReward
+from harness.models import ImageModel
 from harness.models.pictogram import grammar, world
 from harness.models.pictogram.generator import Pictogram, draw_tokens
 from harness.models.pictogram.grammar import TASKS, Spec
@@ -49,10 +50,11 @@ class Size:
     prefixes: int  # prompts whose half images are completed anew
     relaxed: int  # prompts of LANTERN's older gates
     by_method: int  # images of each prompt that a decoding method draws
+    edits: int  # of the editor's gates
 
 
-MANY = Size(prompts=120, images=8, scenes=600, prefixes=60, relaxed=120, by_method=4)
-FEW = Size(prompts=30, images=4, scenes=120, prefixes=10, relaxed=6, by_method=2)
+MANY = Size(prompts=120, images=8, scenes=600, prefixes=60, relaxed=120, by_method=4, edits=240)
+FEW = Size(prompts=30, images=4, scenes=120, prefixes=10, relaxed=6, by_method=2, edits=24)
 
 
 class Bench:
@@ -166,22 +168,7 @@ def draw(bench: Bench, prompts: int, images: int, scale: float, method: Any = PL
         for i, row in enumerate(rows)
         for image in range(images)
     ]
-    done: dict[tuple[str, int], Delivery] = {}
-    sampler = Sampler(
-        bench.model,
-        Sampling(scale=scale),
-        slots=64,
-        **MethodSpec.of(method).sampler_sizes(),
-        prefill=(16, 32),
-        render_batch=16,
-    )
-    Scheduler(method, sampler, seed=0).run(
-        jobs, lambda delivery: done.update({delivery.job.key: delivery})
-    )
-    ordered = [done[job.key] for job in jobs]
-    errors = [delivery.error for delivery in ordered if delivery.error]
-    assert not errors, errors[0]
-
+    ordered = deliver(bench.model, jobs, method, scale)
     tokens = torch.tensor([delivery.tokens for delivery in ordered])
     pictures = np.stack([np.asarray(delivery.image) for delivery in ordered])
     right = bench.correct(pair(repeat_rows(rows, images), pictures))
@@ -202,10 +189,35 @@ def repeat_rows(rows: Sequence[grammar.Row], images: int) -> list[grammar.Row]:
 
 def table(rows: Sequence[grammar.Row], right_PI: np.ndarray) -> pd.DataFrame:
     """Arrange verdicts [prompts, images] as the statistics want them: a row for each image."""
+    return tabulate([row["tag"] for row in rows], right_PI)
+
+
+def deliver(model: ImageModel, jobs: Sequence[Job], method: Any, scale: float) -> list[Delivery]:
+    """Draw jobs by a method, under guidance of `scale`; returns what was drawn in their order."""
+    done: dict[tuple[str, int], Delivery] = {}
+    sampler = Sampler(
+        model,
+        Sampling(scale=scale),
+        slots=64,
+        **MethodSpec.of(method).sampler_sizes(),
+        prefill=(16, 32),
+        render_batch=16,
+    )
+    Scheduler(method, sampler, seed=0).run(
+        jobs, lambda delivery: done.update({delivery.job.key: delivery})
+    )
+    ordered = [done[job.key] for job in jobs]
+    errors = [delivery.error for delivery in ordered if delivery.error]
+    assert not errors, errors[0]
+    return ordered
+
+
+def tabulate(categories: Sequence[str], right_PI: np.ndarray) -> pd.DataFrame:
+    """Arrange verdicts of prompts of some categories as `table` does."""
     verdicts = []
-    for i, (row, values) in enumerate(zip(rows, right_PI, strict=True)):
+    for i, (category, values) in enumerate(zip(categories, right_PI, strict=True)):
         for image, value in enumerate(values):
-            verdict = {"prompt_id": i, "category": row["tag"], "image": image}
+            verdict = {"prompt_id": i, "category": category, "image": image}
             verdicts.append({**verdict, "value": float(value)})
     return pd.DataFrame(verdicts)
 
@@ -295,12 +307,18 @@ def teacher_forced(
 
 def picked(drawn: Drawn, signal_PI: np.ndarray, n: int) -> pd.DataFrame:
     """Tabulate the verdicts of the best of each group of `n` samples, by a signal."""
+    return table(drawn.rows, pick_best(drawn.right, signal_PI, n))
+
+
+def pick_best(right_PI: np.ndarray, signal_PI: np.ndarray, n: int) -> np.ndarray:
+    """Return the verdicts of the best of each group of `n` samples by a signal, [P, G]."""
     prompts, images = signal_PI.shape
     count = images // n * n
     signal_PGn = signal_PI[:, :count].reshape(prompts, -1, n)
-    right_PGn = drawn.right[:, :count].reshape(prompts, -1, n)
+    right_PGn = right_PI[:, :count].reshape(prompts, -1, n)
     best_PG1 = signal_PGn.argmax(-1)[..., None]
-    return table(drawn.rows, np.take_along_axis(right_PGn, best_PG1, -1)[..., 0])
+    picked_PG1: np.ndarray = np.take_along_axis(right_PGn, best_PG1, -1)
+    return picked_PG1[..., 0]
 
 
 # --- all of one set -------------------------------------------------------------------------------

@@ -19,13 +19,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
+from hydra.utils import instantiate
 from torch import Tensor
 
 from harness.arguments import explain_mistakes
-from harness.engine.acceptance import exact
-from harness.engine.guidance import Sampling
-from harness.engine.sampler import Sampler
-from harness.kernels.noise import derive
 from harness.models.pictogram import edits
 from harness.models.pictogram.detector import Detector, read_box_colors
 from harness.models.pictogram.edit_reading import Verdict, judge_edit
@@ -38,8 +35,9 @@ from harness.models.pictogram.editor import (
 )
 from harness.models.pictogram.generator import load_gpt, load_tokenizer
 from harness.models.vq import VQ
-from harness.records import SourceImage, Usage
+from harness.records import Job, Prompt, SourceImage
 from harness.training import loop as training
+from harness.training.samples import PLAIN, deliver
 from harness.training.train_tokenizer import to_pixels
 
 BATCH = 32
@@ -193,7 +191,8 @@ def watch(
     network.load_state_dict(gpt.state_dict())
     model = PictogramEditor.of_networks(network, vq, options.classes)
     asked = edits.generate_edits(options.classes, count, 1234, read_box_colors)
-    verdicts = judge_drawn(model, asked, Detector.load(options.set, "judge")[0])
+    judge, _ = Detector.load(options.set, "judge")
+    verdicts = judge_pictures(judge, asked, list(draw_edits(model, asked, 1, SCALE)[:, 0]))
     measured = {
         "done": float(np.mean([one.done for one in verdicts])),
         "kept": float(np.mean([one.kept for one in verdicts])),
@@ -205,25 +204,27 @@ def watch(
     return measured
 
 
-def judge_drawn(
-    model: PictogramEditor, asked: Sequence[edits.Edit], judge: Detector
-) -> list[Verdict]:
-    """Draw each edit once, and judge it."""
-    sampler = Sampler(model, Sampling(scale=SCALE), slots=2 * len(asked), prefill=(32, 32))
-    canvases = []
+def draw_edits(
+    model: PictogramEditor, asked: Sequence[edits.Edit], images: int, scale: float
+) -> np.ndarray:
+    """Draw images of each edit without any method, uint8 [edits, images, H, W, 3]."""
+    jobs = []
     for number, edit in enumerate(asked):
         source = SourceImage.of_pixels(edit.source.draw()[0])
-        contexts, guide = sampler.contexts(edit.text, source)
-        canvases.append(sampler.open(contexts, guide, derive("watch", number), Usage()))
-    while not canvases[0].done:
-        if not sampler.burst(canvases, model.num_tokens):
-            nothing = [None] * len(canvases)
-            sampler.forward(canvases, nothing)
-            sampler.draw(canvases, nothing, exact)
-    found = judge.detect(sampler.render(canvases))
+        prompt = Prompt(f"edits/{number:05d}", edit.text, edit.kind, source=source)
+        jobs += [Job(prompt, image) for image in range(images)]
+    drawn = deliver(model, jobs, instantiate(PLAIN), scale)
+    pictures = np.stack([np.asarray(delivery.image) for delivery in drawn])
+    return pictures.reshape(len(asked), images, *pictures.shape[1:])
+
+
+def judge_pictures(
+    judge: Detector, asked: Sequence[edits.Edit], pictures: Sequence[np.ndarray]
+) -> list[Verdict]:
+    """Judge a picture of each edit by its answer key."""
     return [
-        judge_edit(edits.describe(edit), detections)
-        for edit, detections in zip(asked, found, strict=True)
+        judge_edit(edits.describe(edit), found)
+        for edit, found in zip(asked, judge.detect(pictures), strict=True)
     ]
 
 

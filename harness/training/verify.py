@@ -27,12 +27,14 @@ from harness.judges.pictogram_verifier import PictogramVerifier, View, find_faul
 from harness.models.pictogram import grammar, world
 from harness.models.pictogram import weights as files
 from harness.models.pictogram.detector import Detector
+from harness.models.pictogram.editor import PART
 from harness.models.pictogram.generator import draw_tokens
 from harness.models.pictogram.grammar import COLORS, NUMBERS, RELATIONS, TASKS, Spec
 from harness.records import UserError
 from harness.results.stats import auc, auc_within, macro_mean, paired_difference
 from harness.training import train_detector
 from harness.training.card import Card, write_card
+from harness.training.edit_gates import measure_editor
 from harness.training.gates import Gate, objections, platform, summarise
 from harness.training.natural_gates import natural_gates
 from harness.training.samples import (
@@ -405,9 +407,12 @@ def lantern_gates(bench: Bench, prompts: int) -> Iterator[Gate]:
 
 
 def file_gates(study: Study) -> list[Gate]:
-    """Measure the files: their size, and that judge and reward are different detectors."""
+    """Measure the files: their size, and that judge and reward are different detectors.
+
+    Parts that not every set has are measured by their own gates.
+    """
     folder = files.find_set(study.bench.weights)
-    total = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    total = sum((folder / f"{part}.safetensors").stat().st_size for part in files.PARTS)
     apart = files.hash_file(folder / "judge.safetensors") != files.hash_file(
         folder / "reward.safetensors"
     )
@@ -417,12 +422,20 @@ def file_gates(study: Study) -> list[Gate]:
     ]
 
 
+def editor_gates(study: Study) -> Iterable[Gate]:
+    """Measure the editor of a set that has one."""
+    if not files.has_part(study.bench.weights, PART):
+        return ()
+    return measure_editor(study.bench.weights, study.size.edits)
+
+
 PARTS: dict[str, Callable[[Study], Iterable[Gate]]] = {
     "tokenizer": tokenizer_gates,
     "detectors": detector_gates,
     "samples": sample_gates,
     "natural": natural_gates,
     "files": file_gates,
+    "editor": editor_gates,
 }
 """What can be measured, in its order on the card."""
 

@@ -11,20 +11,26 @@ width.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from harness.models.kv_cache import KVCache
 from harness.models.linear import Linear
-from harness.models.pictogram import edits, grammar
-from harness.models.pictogram import weights as files
-from harness.models.pictogram.generator import GPT, PROMPT, GPTSpec, load_tokenizer
+from harness.models.pictogram import edits
+from harness.models.pictogram.generator import (
+    GPT,
+    PROMPT,
+    GPTSpec,
+    PictogramModel,
+    load_network,
+    load_tokenizer,
+)
 from harness.models.pictogram.world import SIDE
-from harness.models.trunk import Attend, TrunkSpec, axial_rotary, prepare
-from harness.models.vq import VQ, to_uint8
+from harness.models.trunk import Attend, axial_rotary
+from harness.models.vq import VQ
 from harness.records import SourceImage, UserError
 
 PART = "editor"
@@ -41,6 +47,11 @@ class EditorGPT(GPT):
         self.hint = Linear(spec.dim, spec.dim, bias=False)
         nn.init.eye_(self.hint.weight)
         self.register_buffer("rotary", _rotary_table(spec), persistent=False)
+
+    @property
+    def context_positions(self) -> int:
+        """Count the positions of a context: the source, and an instruction."""
+        return self.spec.side**2 + PROMPT
 
     def embed_source(self, token_BN: Tensor, is_empty_B: Tensor) -> Tensor:
         """Embed sources, [B, N, D]; the learned empty one where `is_empty_B` says so."""
@@ -91,12 +102,14 @@ def _rotary_table(spec: GPTSpec) -> Tensor:
     return axial_rotary(coords, spec.dim // spec.heads)
 
 
-class PictogramEditor:
+class PictogramEditor(PictogramModel):
     """The embedded editor as the engine draws it (`ImageModel`, `EditsImages`, `ReadsContext`).
 
     Editor and tokenizer of one weight set. Raises WeightsError for weights that are missing,
     altered or of another shape.
     """
+
+    gpt: EditorGPT
 
     def __init__(self, weights: str = "pictogram_16", device: str | torch.device = "cpu") -> None:
         gpt, classes, gpt_sha = load_editor(weights)
@@ -115,33 +128,6 @@ class PictogramEditor:
         editor.classes = classes
         editor._take_networks(gpt, vq, "cpu")
         return editor
-
-    def _take_networks(self, gpt: EditorGPT, vq: VQ, device: str | torch.device) -> None:
-        self.device = torch.device(device)
-        self.dtype = torch.float32
-        self.gpt = gpt.eval().requires_grad_(False).to(self.device)
-        prepare(self.gpt)
-        self.vq = vq.eval().requires_grad_(False).to(self.device).for_rendering()
-        self.vocab = gpt.spec.codes
-        self.dim = gpt.spec.dim
-        self.grid = (gpt.spec.side, gpt.spec.side)
-        self.max_context = self.num_tokens + PROMPT
-
-    @property
-    def num_tokens(self) -> int:
-        return self.grid[0] * self.grid[1]
-
-    @property
-    def codebook(self) -> Tensor:
-        return self.vq.quantize.rows()
-
-    @property
-    def trunk_spec(self) -> TrunkSpec:
-        return self.gpt.trunk.spec
-
-    @property
-    def render_bytes(self) -> int:
-        return self.vq.decode_bytes(self.num_tokens)
 
     # ------------------------------------------------------------------ contexts
 
@@ -172,9 +158,6 @@ class PictogramEditor:
         source_1ND = self.gpt.embed_source(token_1N, is_empty_1)
         return self.gpt.embed_context(word_132, source_1ND)[0]
 
-    def count_cut(self, text: str) -> int:
-        return grammar.count_cut(text)
-
     # ------------------------------------------------------------------ image tokens
 
     def embed(self, token_BW: Tensor, index_BW: Tensor) -> Tensor:
@@ -183,34 +166,10 @@ class PictogramEditor:
     def embed_in_context(self, token_BW: Tensor, index_BW: Tensor, context_BPD: Tensor) -> Tensor:
         return self.gpt.embed_targets(token_BW, index_BW, context_BPD[:, : self.num_tokens])
 
-    def forward(self, x_BWD: Tensor, pos_BW: Tensor, start_B: Tensor, attend: Attend) -> Tensor:
-        return self.gpt.trunk(x_BWD, self.rotary(pos_BW, start_B), attend)
-
-    def rotary(self, pos_BW: Tensor, start_B: Tensor) -> Tensor:
-        return self.gpt.rotary[pos_BW]  # all contexts are equally long
-
-    def head(self, hidden: Tensor) -> Tensor:
-        return self.gpt.head(hidden).float()
-
-    def cache(self, slots: int, tree_capacity: int = 0) -> KVCache:
-        length = self.max_context + self.num_tokens + tree_capacity
-        return KVCache(self.gpt.trunk.spec, slots, length, self.dtype, self.device)
-
-    def decode(self, token_BN: Tensor) -> Tensor:
-        return to_uint8(self.vq.decode(token_BN, self.grid))
-
 
 def editor_spec(spec: GPTSpec) -> GPTSpec:
     """Return the dimensions of an editor that begins with a generator's weights."""
-    return GPTSpec(
-        layers=spec.layers,
-        dim=spec.dim,
-        heads=spec.heads,
-        hidden=spec.hidden,
-        codes=spec.codes,
-        side=spec.side,
-        words=len(edits.vocabulary()),
-    )
+    return replace(spec, words=len(edits.vocabulary()))
 
 
 def begin_with_generator(gpt: EditorGPT, generator: GPT) -> None:
@@ -229,15 +188,4 @@ def load_editor(weights: str) -> tuple[EditorGPT, tuple[str, ...], str]:
 
     Raises WeightsError for weights that are missing, altered or of another vocabulary.
     """
-    state, config, sha = files.read_part(weights, PART)
-    sizes = {key: files.config_integer(config, key) for key in GPTSpec.__dataclass_fields__}
-    spec = GPTSpec(**sizes)
-    known = len(edits.vocabulary())
-    if spec.words != known:
-        raise files.WeightsError(
-            f"{PART} of {weights!r} knows {spec.words} words, instructions have {known}: "
-            "train it again"
-        )
-    gpt = EditorGPT(spec)
-    files.fill_module(gpt, state, f"{PART} of {weights!r}")
-    return gpt, files.config_strings(config, "classes"), sha
+    return load_network(EditorGPT, weights, PART, len(edits.vocabulary()))

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -45,39 +45,32 @@ class GPTSpec:
     words: int = 257
 
 
-class Pictogram:
-    """The embedded model as the engine draws it (`harness.models.ImageModel`).
+class PictogramModel:
+    """What the engine draws of the embedded models, but for their contexts and rotary positions.
 
-    A GPT and the tokenizer of one weight set; `part` is "generator" or "draft". Raises WeightsError
-    for weights that are missing, altered or of another shape.
+    The networks are a GPT, which computes in `dtype`, and the tokenizer.
     """
 
-    max_context = PROMPT
+    name: str
+    revision: str
+    classes: tuple[str, ...]
+    gpt: GPT
 
-    def __init__(
-        self,
-        weights: str = grammar.DEFAULT,
-        part: str = "generator",
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype | str = torch.float32,
+    def _take_networks(
+        self, gpt: GPT, vq: VQ, device: str | torch.device, dtype: torch.dtype = torch.float32
     ) -> None:
-        self.name = Path(weights).name
+        """Arrange loaded networks for inference on a device."""
         self.device = torch.device(device)
-        self.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-
-        self.gpt, self.classes, gpt_sha = load_gpt(weights, part)
-        rotary = self.gpt.rotary  # stays float32, whatever the weights are rounded to
-        self.gpt.eval().requires_grad_(False).to(self.device, self.dtype)
+        self.dtype = dtype
+        rotary = gpt.rotary  # stays float32, whatever the weights are rounded to
+        self.gpt = gpt.eval().requires_grad_(False).to(self.device, dtype)
         self.gpt.rotary = rotary.to(self.device)
         prepare(self.gpt)
-
-        self.vq, vq_sha = load_tokenizer(weights)
-        self.vq.eval().requires_grad_(False).to(self.device).for_rendering()
-
-        self.revision = f"{gpt_sha[:12]}-{vq_sha[:12]}"
-        self.vocab = self.gpt.spec.codes
-        self.dim = self.gpt.spec.dim
-        self.grid = (self.gpt.spec.side, self.gpt.spec.side)
+        self.vq = vq.eval().requires_grad_(False).to(self.device).for_rendering()
+        self.vocab = gpt.spec.codes
+        self.dim = gpt.spec.dim
+        self.grid = (gpt.spec.side, gpt.spec.side)
+        self.max_context = gpt.context_positions
 
     @property
     def num_tokens(self) -> int:
@@ -95,21 +88,15 @@ class Pictogram:
     def render_bytes(self) -> int:
         return self.vq.decode_bytes(self.num_tokens)
 
-    def context(self, text: str | None, like: str) -> Tensor:
-        word_B32 = torch.tensor([grammar.encode(text)], device=self.device)
-        return self.gpt.embed_words(word_B32)[0]
-
     def count_cut(self, text: str) -> int:
         return grammar.count_cut(text)
-
-    def embed(self, token_BW: Tensor, index_BW: Tensor) -> Tensor:
-        return self.gpt.embed_tokens(token_BW, index_BW)
 
     def forward(self, x_BWD: Tensor, pos_BW: Tensor, start_B: Tensor, attend: Attend) -> Tensor:
         return self.gpt.trunk(x_BWD, self.rotary(pos_BW, start_B), attend)
 
     def rotary(self, pos_BW: Tensor, start_B: Tensor) -> Tensor:
-        return self.gpt.rotary[pos_BW - start_B.unsqueeze(1) + PROMPT]
+        """Look up (cosine, sine) of positions, [B, W, d/2, 2]: all contexts are equally long."""
+        return self.gpt.rotary[pos_BW]
 
     def head(self, hidden: Tensor) -> Tensor:
         return self.gpt.head(hidden).float()
@@ -120,6 +107,38 @@ class Pictogram:
 
     def decode(self, token_BN: Tensor) -> Tensor:
         return to_uint8(self.vq.decode(token_BN, self.grid))
+
+
+class Pictogram(PictogramModel):
+    """The embedded model as the engine draws it (`harness.models.ImageModel`).
+
+    A GPT and the tokenizer of one weight set; `part` is "generator" or "draft". Raises WeightsError
+    for weights that are missing, altered or of another shape.
+    """
+
+    def __init__(
+        self,
+        weights: str = grammar.DEFAULT,
+        part: str = "generator",
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | str = torch.float32,
+    ) -> None:
+        gpt, self.classes, gpt_sha = load_gpt(weights, part)
+        vq, vq_sha = load_tokenizer(weights)
+        self.name = Path(weights).name
+        self.revision = f"{gpt_sha[:12]}-{vq_sha[:12]}"
+        chosen = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+        self._take_networks(gpt, vq, device, chosen)
+
+    def context(self, text: str | None, like: str) -> Tensor:
+        word_B32 = torch.tensor([grammar.encode(text)], device=self.device)
+        return self.gpt.embed_words(word_B32)[0]
+
+    def embed(self, token_BW: Tensor, index_BW: Tensor) -> Tensor:
+        return self.gpt.embed_tokens(token_BW, index_BW)
+
+    def rotary(self, pos_BW: Tensor, start_B: Tensor) -> Tensor:
+        return self.gpt.rotary[pos_BW - start_B.unsqueeze(1) + PROMPT]
 
 
 class GPT(nn.Module):
@@ -147,6 +166,11 @@ class GPT(nn.Module):
                 nn.init.normal_(parameter, std=std)
             if name.endswith((".wo.weight", ".w2.weight")):
                 nn.init.zeros_(parameter)
+
+    @property
+    def context_positions(self) -> int:
+        """Count the positions of a context: a prompt."""
+        return PROMPT
 
     def embed_words(self, word_B32: Tensor) -> Tensor:
         """Embed word ids of whole prompts, [B, 32, D]."""
@@ -186,20 +210,32 @@ def load_gpt(weights: str, part: str) -> tuple[GPT, tuple[str, ...], str]:
 
     Raises WeightsError for weights that are missing, altered or of another vocabulary.
     """
+    return load_network(GPT, weights, part, len(grammar.vocabulary()))
+
+
+Network = TypeVar("Network", bound=GPT)
+
+
+def load_network(
+    kind: type[Network], weights: str, part: str, words: int
+) -> tuple[Network, tuple[str, ...], str]:
+    """Load a network of a weight set, its classes and the sha256 of its file.
+
+    Raises WeightsError for weights that are missing, altered or of another number of words.
+    """
     state, config, sha = files.read_part(weights, part)
     sizes: dict[str, Any] = {
         key: files.config_integer(config, key) for key in GPTSpec.__dataclass_fields__
     }
     spec = GPTSpec(**sizes)
-    known = len(grammar.vocabulary())
-    if spec.words != known:
+    if spec.words != words:
         raise files.WeightsError(
-            f"{part} of {weights!r} knows {spec.words} words, "
-            f"the grammar has {known}: train it again"
+            f"{part} of {weights!r} knows {spec.words} words, its texts have {words}: "
+            "train it again"
         )
-    gpt = GPT(spec)
-    files.fill_module(gpt, state, f"{part} of {weights!r}")
-    return gpt, files.config_strings(config, "classes"), sha
+    network = kind(spec)
+    files.fill_module(network, state, f"{part} of {weights!r}")
+    return network, files.config_strings(config, "classes"), sha
 
 
 def load_tokenizer(weights: str) -> tuple[VQ, str]:

@@ -53,12 +53,17 @@ def find_set(weights: str) -> Path:
     )
 
 
+def has_part(weights: str, part: str) -> bool:
+    """Tell whether a set has a part. Raises WeightsError where there is no such set."""
+    return _part_file(weights, part).is_file()
+
+
 def read_part(weights: str, part: str) -> tuple[dict[str, Tensor], Config, str]:
     """Read tensors (float32), configuration and sha256 of one part of a set.
 
     Raises WeightsError for a file that is missing or is not the one that the set's card lists.
     """
-    path = find_set(weights) / f"{part}.safetensors"
+    path = _part_file(weights, part)
     if not path.is_file():
         script = "detector" if part in ("judge", "reward") else part
         raise WeightsError(
@@ -77,6 +82,10 @@ def read_part(weights: str, part: str) -> tuple[dict[str, Tensor], Config, str]:
         for name in file.keys():  # noqa: SIM118 (not a dict)
             state[name] = file.get_tensor(name).float()
     return state, config, sha
+
+
+def _part_file(weights: str, part: str) -> Path:
+    return find_set(weights) / f"{part}.safetensors"
 
 
 def _expect_listed(path: Path, sha: str, card: Path) -> None:
