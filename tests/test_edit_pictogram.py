@@ -348,14 +348,14 @@ def test_the_benchmark_judges_images_and_says_what_was_kept(
     assert scores[8].value is None
     for score in scores[:8]:  # nothing differs outside the mask
         assert score.detail["metrics"]["mse_unedit_part"] == 0
-        assert score.detail["metrics"]["ssim_unedit_part"] == pytest.approx(1, abs=1e-4)
+        assert score.detail["metrics"]["ssim_unedit_part"] == pytest.approx(1, abs=1e-3)  # 32 bits
         assert score.detail["infinite"] == ["psnr_unedit_part"]
     assert [score.detail["metrics"]["done"] for score in scores[:8]] == [1.0] * 4 + [0.0] * 4
     lines = list(benchmark.summarise(scores))
     assert re.match(r"edit done, % +50\.00 \[", lines[0])
-    assert any(re.match(r"color +2 +50\.00 ", line) for line in lines)
+    assert any(re.match(r"color +3 +50\.00 ", line) for line in lines)
     assert lines[-1].startswith("unjudged, counted as wrong, and in none of these means: 1 0.png")
-    (table,) = benchmark.files(scores, tmp_path / "plain-00").values()
+    (table,) = benchmark.files(scores[:8], tmp_path / "plain-00").values()
     rows = table.splitlines()
     assert rows[0].startswith("file_id,plain-00|done,plain-00|kept,plain-00|both,plain-00|psnr")
     assert [row[:6] for row in rows[1:5]] == ["600000", "100001", "200002", "300003"]
@@ -466,7 +466,7 @@ def test_a_generator_file_is_no_editor(tmp_path: Path) -> None:
     weights = write_set(tmp_path / "other")
     config = {**spec_config(GPTSpec(1, 32, 2, 48)), "classes": list(CLASSES)}
     files.write_part(weights / "editor.safetensors", GPT(GPTSpec(1, 32, 2, 48)), config)
-    with pytest.raises(files.WeightsError, match="knows 257 words, instructions have 262"):
+    with pytest.raises(files.WeightsError, match="knows 257 words, its texts have 262"):
         PictogramEditor(str(weights))
 
 

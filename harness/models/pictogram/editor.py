@@ -20,8 +20,14 @@ from torch import Tensor, nn
 
 from harness.models.linear import Linear
 from harness.models.pictogram import edits
-from harness.models.pictogram import weights as files
-from harness.models.pictogram.generator import GPT, PROMPT, GPTSpec, PictogramModel, load_tokenizer
+from harness.models.pictogram.generator import (
+    GPT,
+    PROMPT,
+    GPTSpec,
+    PictogramModel,
+    load_network,
+    load_tokenizer,
+)
 from harness.models.pictogram.world import SIDE
 from harness.models.trunk import Attend, axial_rotary
 from harness.models.vq import VQ
@@ -182,15 +188,4 @@ def load_editor(weights: str) -> tuple[EditorGPT, tuple[str, ...], str]:
 
     Raises WeightsError for weights that are missing, altered or of another vocabulary.
     """
-    state, config, sha = files.read_part(weights, PART)
-    sizes = {key: files.config_integer(config, key) for key in GPTSpec.__dataclass_fields__}
-    spec = GPTSpec(**sizes)
-    known = len(edits.vocabulary())
-    if spec.words != known:
-        raise files.WeightsError(
-            f"{PART} of {weights!r} knows {spec.words} words, instructions have {known}: "
-            "train it again"
-        )
-    gpt = EditorGPT(spec)
-    files.fill_module(gpt, state, f"{PART} of {weights!r}")
-    return gpt, files.config_strings(config, "classes"), sha
+    return load_network(EditorGPT, weights, PART, len(edits.vocabulary()))

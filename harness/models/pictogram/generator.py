@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -209,20 +209,32 @@ def load_gpt(weights: str, part: str) -> tuple[GPT, tuple[str, ...], str]:
 
     Raises WeightsError for weights that are missing, altered or of another vocabulary.
     """
+    return load_network(GPT, weights, part, len(grammar.vocabulary()))
+
+
+Network = TypeVar("Network", bound=GPT)
+
+
+def load_network(
+    kind: type[Network], weights: str, part: str, words: int
+) -> tuple[Network, tuple[str, ...], str]:
+    """Load a network of a weight set, its classes and the sha256 of its file.
+
+    Raises WeightsError for weights that are missing, altered or of another number of words.
+    """
     state, config, sha = files.read_part(weights, part)
     sizes: dict[str, Any] = {
         key: files.config_integer(config, key) for key in GPTSpec.__dataclass_fields__
     }
     spec = GPTSpec(**sizes)
-    known = len(grammar.vocabulary())
-    if spec.words != known:
+    if spec.words != words:
         raise files.WeightsError(
-            f"{part} of {weights!r} knows {spec.words} words, "
-            f"the grammar has {known}: train it again"
+            f"{part} of {weights!r} knows {spec.words} words, its texts have {words}: "
+            "train it again"
         )
-    gpt = GPT(spec)
-    files.fill_module(gpt, state, f"{part} of {weights!r}")
-    return gpt, files.config_strings(config, "classes"), sha
+    network = kind(spec)
+    files.fill_module(network, state, f"{part} of {weights!r}")
+    return network, files.config_strings(config, "classes"), sha
 
 
 def load_tokenizer(weights: str) -> tuple[VQ, str]:
