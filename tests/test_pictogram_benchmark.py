@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.embedded import BATCH
 from benchmarks.geneval.prompts import TASKS
-from benchmarks.pictogram import BATCH, Pictogram
+from benchmarks.pictogram import Pictogram
 from harness.download import cached_path
 from harness.records import Prompt, Score, UserError
 

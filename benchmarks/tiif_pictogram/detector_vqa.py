@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from benchmarks.embedded import Detector
 from benchmarks.geneval.verdict import relations
 from benchmarks.images import judge_each
-from benchmarks.pictogram import ColoredDetection, Detector
+from benchmarks.pictogram import ColoredDetection
 from harness.models.pictogram.grammar import COLORS, PLACES, RELATIONS, article, plural
 from harness.records import Share
 
