@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from harness.download import prepare_hub
 from harness.records import MemoryPart, UserError, one_line
 
 
@@ -37,6 +38,7 @@ def load_published(kind: Any, model: str, revision: str | None, option: str) -> 
     """
     import torch
 
+    prepare_hub()
     try:
         return kind.from_pretrained(model, revision=revision, dtype=torch.float32)
     except (OSError, ValueError, KeyError, ImportError) as error:

@@ -40,7 +40,7 @@ from harness.runs.plan import IncompleteRunError
 from harness.runs.preemption import PREEMPTED, Preempted, end_process, preemptible
 from harness.runs.stages import run_stages
 from harness.runs.unknown_names import explain_compose_error
-from harness.sweeps.overrides import defer_swept_options, take_first_point
+from harness.sweeps.overrides import defer_swept_options, put_flags_first, take_first_point
 
 if TYPE_CHECKING:
     from harness.sweeps.ledger import Event, Ledger, Status, SweepPart
@@ -74,7 +74,8 @@ def run_command(arguments: Sequence[str]) -> int:
     command = Command(prompts=asked.prompts)
     current = _CURRENT.set(command)
     argv = sys.argv
-    sys.argv = [sys.argv[0], *defer_swept_options(take_first_point(asked.arguments))]
+    given = put_flags_first(asked.arguments)
+    sys.argv = [sys.argv[0], *defer_swept_options(take_first_point(given))]
     try:
         expect_own_packages()
         with preemptible(command.record_preemption):

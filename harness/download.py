@@ -1,6 +1,7 @@
 """Files that the project uses but does not ship: fetched once, into the user's cache.
 
-They are pinned by their sha256.
+They are pinned by their sha256. Before a server is asked for anything, it is asked whether it
+answers at all: without a network that is known in seconds, not after the retries of a download.
 """
 
 from __future__ import annotations
@@ -8,9 +9,14 @@ from __future__ import annotations
 import hashlib
 import http.client
 import logging
+import math
 import os
+import ssl
+import time
+import urllib.error
 import urllib.request
 from pathlib import Path
+from threading import Thread
 from urllib.parse import urlsplit
 
 from harness.records import UserError, one_line
@@ -21,6 +27,11 @@ TIMEOUT_S = 30.0
 """Seconds without a byte from the server; a whole file may take as long as it needs."""
 CHUNK = 1 << 20
 """Bytes read at a time."""
+SCHEMES = ("http", "https")
+PATIENCE_S = 5.0
+"""Seconds in which a server must answer at all; HF_HUB_ETAG_TIMEOUT replaces them."""
+ASK_AGAIN_S = 60.0
+"""Seconds for which a server is not asked again."""
 
 
 def cache_folder() -> Path:
@@ -58,6 +69,8 @@ def fetch(url: str, sha256: str, name: str, otherwise: str = "") -> Path:
         _expect_cached(path, sha256)
         return path
     try:
+        if reason := why_silent(url):
+            raise OSError(reason)
         _download_checked(url, sha256, path)
     except (OSError, http.client.HTTPException, ValueError) as error:
         alternative = f", or {otherwise}" if otherwise else ""
@@ -66,6 +79,84 @@ def fetch(url: str, sha256: str, name: str, otherwise: str = "") -> Path:
             f"copy it to {path} from where there is a network{alternative}"
         ) from None
     return path
+
+
+# --- whether there is a network -------------------------------------------------------------------
+
+
+_asked: dict[str, tuple[float, str]] = {}
+"""Servers: when each was asked, and why it was silent; "" if it was not."""
+
+
+def why_silent(url: str) -> str:
+    """Say why the server of an address does not answer; "" if it does, whatever it says.
+
+    It takes at most PATIENCE_S, also where names are resolved slowly.
+    """
+    if urlsplit(url).scheme not in SCHEMES:
+        return ""  # whoever fetches it says what is wrong
+    server = _server_of(url)
+    asked_at, reason = _asked.get(server, (-math.inf, ""))
+    if time.monotonic() - asked_at >= ASK_AGAIN_S:
+        reason = _ask_server(server)
+        _asked[server] = (time.monotonic(), reason)
+    return reason
+
+
+def prepare_hub() -> str:
+    """Let the hub's library use its cache alone where the hub does not answer; say why, else "".
+
+    Call it before anything is looked for on the hub: the library itself tries for half a minute.
+    """
+    from huggingface_hub import constants
+
+    _, was_silent = _asked.get(_server_of(constants.ENDPOINT), (0.0, ""))
+    if constants.HF_HUB_OFFLINE and not was_silent:  # the user's wish, not our finding
+        return "HF_HUB_OFFLINE is set"
+    reason = why_silent(constants.ENDPOINT)
+    constants.HF_HUB_OFFLINE = bool(reason)
+    return f"{constants.ENDPOINT} does not answer: {reason}" if reason else ""
+
+
+def _server_of(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def _ask_server(server: str) -> str:
+    """Ask a server for its headers, in a thread of its own, which may hang in the resolver."""
+    if "all" in urllib.request.getproxies():
+        return ""  # a kind of proxy that urllib does not know
+    patience_s = float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or PATIENCE_S)
+    reasons: list[str] = []
+
+    def ask() -> None:
+        reasons.append(_why_no_headers(server, patience_s))
+
+    asking = Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(patience_s)
+    return reasons[0] if reasons else f"nothing came in {patience_s:g} s"
+
+
+class _StayHere(urllib.request.HTTPRedirectHandler):
+    """Go to no other server: one that sends elsewhere has answered."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None
+
+
+def _why_no_headers(server: str, timeout_s: float) -> str:
+    """Say why a server sent no headers; "" if it did, or talks but is not trusted by urllib."""
+    request = urllib.request.Request(server, method="HEAD")
+    try:
+        urllib.request.build_opener(_StayHere).open(request, timeout=timeout_s).close()
+    except urllib.error.HTTPError:
+        return ""
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        cause = getattr(error, "reason", error)
+        return "" if isinstance(cause, ssl.SSLError) else one_line(cause)
+    return ""
 
 
 def format_bytes(size: int) -> str:
@@ -107,7 +198,7 @@ def _download(url: str, path: Path) -> str:
     """Write what `url` returns to `path`, and return its sha256."""
     from tqdm import tqdm
 
-    if urlsplit(url).scheme not in ("http", "https"):
+    if urlsplit(url).scheme not in SCHEMES:
         raise ValueError("only http and https addresses are fetched")
     total = hashlib.sha256()
     with urllib.request.urlopen(url, timeout=TIMEOUT_S) as reply, path.open("wb") as file:

@@ -473,7 +473,7 @@ def _make_method(config: DictConfig, objects: Mapping[str, object]) -> Method:
     if not objects:
         kept: Method = _build_method(dump(options))
         return kept
-    make = build_object(OmegaConf.create({**options, "_partial_": True}))
+    make = build_object(OmegaConf.create({**options, "_partial_": True}), place="method")
     method: Method = make(**objects)
     return method
 
@@ -481,7 +481,7 @@ def _make_method(config: DictConfig, objects: Mapping[str, object]) -> Method:
 @lru_cache(maxsize=1)
 def _build_method(options: str) -> Method:
     """Build a method of options in JSON, and test its judges. It is kept for the next call."""
-    method: Method = build_object(OmegaConf.create(json.loads(options)))
+    method: Method = build_object(OmegaConf.create(json.loads(options)), place="method")
     MethodSpec.of(method).prepare_parts()
     return method
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_module
@@ -45,8 +47,19 @@ def hydra() -> Iterator[None]:
 # ------------------------------------------------------------------ parts of a run
 
 
-@pytest.mark.parametrize("method", options("method"))
-@pytest.mark.parametrize("sampler", options("sampler"))
+def list_pairs() -> list[Any]:
+    """Every method on every sampler; quick is each method on one, in turn, and plain on all."""
+    samplers = options("sampler")
+    pairs = []
+    for number, method in enumerate(options("method")):
+        for turn, sampler in enumerate(samplers):
+            is_quick = method == "plain" or number % len(samplers) == turn
+            marks = [] if is_quick else [pytest.mark.long]
+            pairs.append(pytest.param(method, sampler, marks=marks, id=f"{method}-{sampler}"))
+    return pairs
+
+
+@pytest.mark.parametrize(("method", "sampler"), list_pairs())
 def test_every_method_builds_on_every_sampler(method: str, sampler: str) -> None:
     spec = build_spec(f"method={method}", f"sampler={sampler}", method=method)
     assert spec.sampler_sizes["slots"] >= spec.method.rows * spec.method.branches
@@ -85,7 +98,7 @@ def test_every_model_builds_or_says_which_weights_it_lacks(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     config = compose("config", [f"model={model}"])
     if model == "pictogram_edit":
-        with pytest.raises(UserError, match="edits images, and .* choose benchmark=edit_pictogram"):
+        with pytest.raises(UserError, match=r"edits images, and .* benchmark=edit_pictogram"):
             build_spec(f"model={model}")
         assert build_spec(f"model={model}", "benchmark=edit_pictogram").plan.jobs
         return
@@ -149,6 +162,7 @@ def has_claims(experiment: str) -> bool:
     return "claims:" in (CONF / EXPERIMENT / f"{experiment}.yaml").read_text()
 
 
+@cache
 def compose_experiment(experiment: str, *overrides: str) -> DictConfig:
     command = [f"{EXPERIMENT}={experiment}", *overrides]
     return compose("config", command, return_hydra_config=True)

@@ -312,8 +312,8 @@ def test_the_gates_of_an_editor_are_measured(tmp_path: Path) -> None:
 
 def test_a_set_without_an_editor_has_none_of_its_gates() -> None:
     assert not files.has_part("pictogram_80", "editor")
-    bench: Any = SimpleNamespace(weights="pictogram_80")
-    assert list(verify.editor_gates(bench, verify.FEW)) == []
+    study: Any = SimpleNamespace(bench=SimpleNamespace(weights="pictogram_80"), size=verify.FEW)
+    assert list(verify.editor_gates(study)) == []
 
 
 def test_the_card_tells_how_its_editor_was_trained() -> None:

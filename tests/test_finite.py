@@ -85,7 +85,7 @@ def test_a_temperature_that_no_number_survives_fails_every_image() -> None:
     model = ToyModel(dtype=torch.float32)
     found = draw(model, Plain(), Sampling(scale=2.0, temperature=1e-39), 4)
     for delivery in found.values():
-        assert "not finite at token 0 (sampling.temperature=1e-39, scale=2, float32)" in (
+        assert "not finite at token 0 (model.sampling.temperature=1e-39, scale=2, float32)" in (
             delivery.error
         )
 

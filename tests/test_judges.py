@@ -377,6 +377,36 @@ def expected(how: str, who: str) -> str:
     return "answered"
 
 
+QUICK = {
+    "429 for ever": ("gridar",),
+    "dead port": ("best_of_n",),
+    "no completion": ("tiif",),
+    "refusal": ("best_of_n",),
+    "garbage": ("tiif",),
+    "chatty": ("gridar", "best_of_n"),
+    "no logprobs": ("gridar",),
+    "surrogate": ("tiif",),
+    "reasoning": ("best_of_n",),
+}
+"""Who meets each endpoint in the quick tests: each gets each of its outcomes once, at least."""
+
+
+def list_meetings() -> list[Any]:
+    """Every endpoint and everyone who asks; long, if not quick."""
+    meetings = []
+    for how in ENDPOINTS:
+        for who in CHATS:
+            marks = [] if who in QUICK[how] else [pytest.mark.long]
+            meetings.append(pytest.param(how, who, marks=marks, id=f"{how}-{who}"))
+    return meetings
+
+
+def test_the_quick_meetings_leave_no_outcome_out() -> None:
+    assert QUICK.keys() == ENDPOINTS.keys()
+    quick = {(who, expected(how, who)) for how, asking in QUICK.items() for who in asking}
+    assert quick == {(who, expected(how, who)) for how in ENDPOINTS for who in CHATS}
+
+
 def use(server: Server, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a run's endpoint behave in a way."""
     monkeypatch.setenv("VLM_BASE_URL", free_address() if how == "dead port" else server.url)
@@ -404,8 +434,7 @@ def board(tmp_path: Path) -> dict[str, str]:
     return row
 
 
-@pytest.mark.parametrize("who", list(CHATS))
-@pytest.mark.parametrize("how", ENDPOINTS)
+@pytest.mark.parametrize(("how", "who"), list_meetings())
 def test_what_a_run_gets_from_an_endpoint(
     how: str, who: str, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

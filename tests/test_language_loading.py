@@ -249,6 +249,61 @@ def test_a_published_layout_loads_and_draws(kind: str, checkpoint: Mapping[str, 
     assert len({delivery.tokens for delivery in drawn.values()}) > 1
 
 
+def save_chameleon(folder: Path) -> Any:
+    """Save Anole as its conversion has it, by transformers' own class; returns that model."""
+    from transformers import ChameleonConfig, ChameleonForConditionalGeneration
+    from transformers import ChameleonVQVAEConfig as VQConfig
+
+    folder.mkdir()
+    vocabulary = write_tokenizer("anole", folder)
+    write_chameleon_tokenizer(folder)
+    vq = VQConfig(
+        embed_dim=8, num_embeddings=CHAMELEON_VQ.codes, base_channels=32,
+        channel_multiplier=[1, 1], num_res_blocks=1, latent_channels=8, resolution=32,
+    )  # fmt: skip
+    config = ChameleonConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=4, max_position_embeddings=600, vocab_size=len(vocabulary),
+        vocabulary_map={**vocabulary, "<image>": vocabulary["<racm3:break>"]}, vq_config=vq,
+    )  # fmt: skip
+    torch.manual_seed(5)
+    network = ChameleonForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for tensor in network.parameters():
+            tensor.add_(torch.randn(tensor.shape) * 0.3)
+    network.save_pretrained(folder)
+    return network
+
+
+def test_anole_draws_the_librarys_guided_greedy_codes(tmp_path: Path) -> None:
+    """LANTERN's form: u + 3 (f - u) over the codes alone, and nothing is fed between rows."""
+    network = save_chameleon(tmp_path / "anole")
+    model = load("anole", tmp_path / "anole")
+    words = chameleon_prompt.read_words(tmp_path / "anole", network.config.vocab_size)
+    assert words is not None
+    asked = chameleon_prompt.AnolePrompts(words)
+    first = words.vocabulary[name_chameleon_codes(1)[0]]
+    assert raster_of(model).forced == ()
+
+    for number, text in enumerate(TEXTS[:2]):
+        rows = [list(asked(None)), list(asked(text))]
+        codes = []
+        for _ in range(model.num_tokens):
+            with torch.no_grad():
+                null_V, text_V = (
+                    network.lm_head(network.model(torch.tensor([row])).last_hidden_state)[0, -1]
+                    for row in rows
+                )
+            guided_V = null_V + 3.0 * (text_V - null_V)
+            codes.append(int(guided_V[first : first + CHAMELEON_VQ.codes].argmax()))
+            for row in rows:
+                row.append(first + codes[-1])
+        sampling = Sampling(scale=3.0, temperature=0.0)
+        drawn = draw(Plain(), jobs(TEXTS[:2]), model=model, sampling=sampling)  # type: ignore[arg-type]
+        assert drawn[f"toy/{number:05d}", 0].tokens == tuple(codes)
+        assert len(set(codes)) > 3
+
+
 @pytest.mark.parametrize("kind", NAMES)
 def test_types_are_converted_and_weights_have_a_revision(
     kind: str, checkpoint: Mapping[str, Path], tmp_path: Path

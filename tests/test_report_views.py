@@ -26,7 +26,8 @@ from harness.results.contact_sheet import (
     write_contact_sheet,
 )
 from harness.results.leaderboard import build
-from harness.results.report import colors, pairs
+from harness.results.remarks import list_remarks
+from harness.results.report import colors, pairs, write_report
 from harness.results.report.budgets import LEVELS, list_families
 from harness.results.report.collect import Panel, panels
 from harness.results.report.colors import (
@@ -40,6 +41,7 @@ from harness.results.report.colors import (
 )
 from harness.results.report.figures import list_figures
 from harness.results.report.pairs import compare_pairs, mean_by_prompt
+from harness.runs.metrics import MetricAbout
 
 CSS = (Path(colors.__file__).parent / "page" / "style.css").read_text()
 
@@ -460,3 +462,50 @@ def test_the_chooser_of_boards_names_what_differs_first(tmp_path: Path, browser:
     assert len(names) == 3
     assert len({name[:14] for name in names}) == 3
     assert not any(name.endswith((",", " ")) for name in names)
+
+
+def test_the_page_names_whom_a_metric_or_the_judge_chose(tmp_path: Path) -> None:
+    make_board(tmp_path)
+    board = build(tmp_path)
+    about = {"taste": MetricAbout("taste-1", "cosine", "higher", 3)}
+    rows = board.frame.assign(taste=0.5, taste_is_reward="same", reward_is_judge="family")
+    remarks = list_remarks(rows, about)
+    labels = "; ".join(map(str, rows["label"]))
+    assert f"Chosen by taste itself, whose gain is partly its own error: {labels}." in remarks
+    report(tmp_path)
+    (shown,) = data(tmp_path, "board")
+    assert shown["remarks"] == list_remarks(board.frame, {})
+
+
+@needs_chromium
+def test_the_page_opens_on_the_board_of_the_last_command(tmp_path: Path, browser: Browser) -> None:
+    make_board(tmp_path)
+    other = write_run(tmp_path, {"colors/0": [1.0], "colors/1": [0.0]})
+    board = build(tmp_path)
+    boards = {
+        path: write_report(tmp_path, board, figures=False, made=path) for path in ((), (other,))
+    }
+    numbers = [
+        place for place, panel in enumerate(panels(board)) if panel.shown[0].run.path == other
+    ]
+    page = boards[(other,)]
+    assert data(tmp_path, "first") == numbers[0]
+    chosen = "document.getElementById('boards').value"
+    browser.open(page)
+    assert browser.wait(chosen) == str(numbers[0])
+    browser.open(page, "#results")
+    assert browser.wait(chosen) == "0"
+    assert browser.errors == []
+
+
+@needs_chromium
+def test_the_leaderboard_uses_the_width_of_the_window(results: Path, browser: Browser) -> None:
+    browser.size(1500, 900)
+    try:
+        browser.open(results / "report/index.html")
+        width = browser.wait("document.querySelector('.wide .scroll').clientWidth")
+        assert width > 1400
+        table = browser.evaluate("document.querySelector('table.board').scrollWidth")
+        assert table <= width
+    finally:
+        browser.size(1320, 900)

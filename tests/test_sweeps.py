@@ -18,8 +18,7 @@ import pytest
 import toy
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
-from runs import TOY, count_records, deterministic, folders, harness
-from storm import fork
+from runs import TOY, count_records, deterministic, folders, fork, harness
 
 from harness import cli
 from harness.records import Job, Prompt
@@ -30,6 +29,7 @@ from harness.runs.plugins import OWN_PACKAGES
 from harness.runs.spec import RunSpec
 from harness.sweeps.finished import find_outside_files
 from harness.sweeps.ledger import Event, ledger_folder, list_outcomes, name_points, read_events
+from harness.sweeps.overrides import defer_swept_options
 
 FEW = (*TOY, "benchmark.prompts=4", "benchmark.pause=0.02")
 SWEEP = ("-m", *FEW, "method=plain,toy_best")
@@ -282,7 +282,7 @@ def test_what_is_typed_wins_over_a_point_and_a_rehearsal_over_both() -> None:
     points = [
         ["model=big", "method=a", "method.k=9"],
         ["model=big", "method=b", "+x=1"],
-        ["model=huge", "method=a"],
+        ["model=huge", "method=a", "~x"],
     ]
 
     def list_jobs(*typed: str, **rehearsal: object) -> list[list[str]]:
@@ -296,14 +296,27 @@ def test_what_is_typed_wins_over_a_point_and_a_rehearsal_over_both() -> None:
         ["model=small", "seed=1", "method=a", "method.k=9"],
         ["model=small", "seed=0", "method=b", "+x=1"],
         ["model=small", "seed=1", "method=b", "+x=1"],
-        ["model=small", "seed=0", "method=a"],
-        ["model=small", "seed=1", "method=a"],
+        ["model=small", "seed=0", "method=a", "~x"],
+        ["model=small", "seed=1", "method=a", "~x"],
     ]
     assert list_jobs(always=["model=tiny"], instead={"method.k": "2", "+x": None}) == [
         ["model=tiny", "method=a", "method.k=2"],
         ["model=tiny", "method=b"],
-        ["model=tiny", "method=a"],
+        ["model=tiny", "method=a", "~x"],
     ]
+
+
+def test_hydras_own_options_are_no_part_of_points() -> None:
+    typed = ["-m", "experiment=any", "hydra.launcher.workers=2", "method.n=2"]
+    assert defer_swept_options(typed)[2:] == ["hydra.launcher.workers=2", "method.n=choice(2)"]
+
+
+def test_null_may_be_typed_beside_a_sweep() -> None:
+    sweeper = import_module("hydra_plugins.harness_points").PointSweeper
+    _, *typed = defer_swept_options(["-m", "experiment=any", "sampler.slots=null", "seed=0"])
+    overrides = OverridesParser.create().parse_overrides(typed[1:])
+    jobs = list(chain.from_iterable(sweeper([["method=a"]]).split_arguments(overrides, None)))
+    assert jobs == [["sampler.slots=null", "seed=0", "method=a"]]
 
 
 # ------------------------------------------------------------------ preemption

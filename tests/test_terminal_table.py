@@ -123,8 +123,9 @@ def test_runs_that_their_own_judge_chose_are_marked_below_the_table(frame: pd.Da
     label = str(frame["label"].iloc[-1])
     marked = frame.assign(reward_is_judge=["", "family", *[""] * (len(frame) - 3), "same"])
     text = " ".join(render_table(marked, 200).split())
-    assert f"Chosen by the judge itself: {label}." in text
-    assert f"which may share its blind spots: {frame['label'].iloc[1]}." in text
+    assert f"part of the gain may be the judge's own error: {label}." in text
+    assert "which may make the same mistakes" in text
+    assert f"may be such mistakes: {frame['label'].iloc[1]}." in text
 
 
 def test_runs_that_a_metric_chose_are_marked_below_the_table(frame: pd.DataFrame) -> None:
@@ -135,3 +136,24 @@ def test_runs_that_a_metric_chose_are_marked_below_the_table(frame: pd.DataFrame
     text = " ".join(render_table(measured, 200, about).split())
     assert f"Chosen by liked itself, whose gain is partly its own error: {label}." in text
     assert "Chosen by liked" not in render_table(frame.assign(liked=0.5), 200, about)
+
+
+def test_tie_groups_are_explained_and_why_they_may_cross(frame: pd.DataFrame) -> None:
+    falling = frame.sort_values("score", ascending=False)
+    nested = falling.assign(tie_group=range(1, len(frame) + 1))
+    text = " ".join(render_table(nested, 200).split())
+    assert "tie: runs of one number cannot be told apart" in text
+    assert "Each pair is tested by itself" not in text
+    crossed = falling.assign(tie_group=range(len(frame), 0, -1))
+    assert "a lower score and the smaller number" in " ".join(render_table(crossed, 200).split())
+
+
+def test_an_interval_without_width_is_no_certainty(frame: pd.DataFrame) -> None:
+    assert "No width" not in render_table(frame, 200)
+    label = str(frame["label"].iloc[0])
+    score = frame["score"].iloc[0]
+    ends = {"ci_low": [score, *frame["ci_low"][1:]], "ci_high": [score, *frame["ci_high"][1:]]}
+    text = " ".join(render_table(frame.assign(**ends), 200).split())
+    prompts = frame["prompts"].iloc[0]
+    assert f"and {prompts} prompts are too few to show how far the true score may be off" in text
+    assert f"may be off: {label}." in text

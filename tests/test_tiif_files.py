@@ -113,6 +113,7 @@ def test_a_download_is_pinned_file_by_file_and_kept(
         return Reply((SHARED / path).read_bytes())
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("harness.download.why_silent", lambda _: "")
     monkeypatch.setattr("urllib.request.urlopen", serve)
     first = read_split("tiif", "testmini", None, False)
     assert len(asked) == 78 and all(f"/TIIF-Bench/{COMMIT}/data/testmini_" in url for url in asked)

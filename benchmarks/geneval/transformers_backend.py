@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.geneval.detector import LONG_SIDE_RATIO, USUAL_SIDE, Mask2Former, expect_coco
+from harness.download import prepare_hub
 from harness.records import Count, UserError, one_line
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Transformers(Mask2Former):
         """Build the network on the CPU, and the processor that prepares its pictures."""
         from transformers import AutoImageProcessor
 
+        prepare_hub()
         try:
             self._processor = AutoImageProcessor.from_pretrained(
                 self._model, revision=self._revision

@@ -20,6 +20,7 @@ from benchmarks.metrics.pictures import (
     crop_as_clip,
     squeeze_as_torchmetrics,
 )
+from harness.download import prepare_hub
 from harness.records import Count, UserError, one_line
 
 if TYPE_CHECKING:
@@ -146,12 +147,13 @@ class ClipScore(ScoringNetwork):
         if not about:
             known = ", ".join(open_clip.list_pretrained_tags_by_model(self._model))
             raise UserError(f"clip: weights={self._tag}: open_clip has {known} for {self._model}")
+        prepare_hub()
         try:
             return Path(download_pretrained(about))
         except Exception as error:  # of the hub or its client: the file cannot be had
             raise UserError(
                 f"open_clip_model.safetensors of CLIP {self._model} {self._tag} "
                 f"({about.get('hf_hub') or about.get('url')}) cannot be downloaded "
-                f"({one_line(error)[:200]}): download it where there is a network, or set clip's "
+                f"({one_line(error)[:200]}): download it where there is a network, or set "
                 "checkpoint=PATH"
             ) from None

@@ -235,8 +235,7 @@ class ScoringNetwork(ABC):
             return self._checkpoint
         from harness.models.checkpoint import locate
 
-        option = f"{self.name}'s checkpoint"
-        return locate(self.hub, self._revision, [self.file], None, option) / self.file
+        return locate(self.hub, self._revision, [self.file], None, "checkpoint") / self.file
 
     def _expect_fit(self, state: Mapping[str, Tensor], network: Any, file: Path) -> None:
         from harness.models.checkpoint import expect_same_tensors

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from benchmarks.pie_bench.structure import prepare_input
-from harness.download import fetch, file_sha256
+from harness.download import fetch, file_sha256, prepare_hub
 from harness.records import UserError, one_line
 
 if TYPE_CHECKING:
@@ -274,6 +274,7 @@ def _load_pretrained(
     """Load a model or processor of transformers. Raises UserError if it cannot be had."""
     folder = Path(model).expanduser()
     name = str(folder) if folder.is_dir() else model
+    prepare_hub()
     try:
         return kind.from_pretrained(name, revision=revision, **settings)
     except Exception as error:  # of the hub, a reader or a shape: the weights cannot be had

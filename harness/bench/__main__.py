@@ -28,6 +28,7 @@ from harness.models.devices import device_named
 from harness.records import UserError, one_line
 from harness.runs.options import expect_options
 from harness.runs.unknown_names import explain_compose_error
+from harness.sweeps.overrides import put_flags_first
 
 NAMES = ("sampler", "methods", "judges")
 HELP = {"-h", "--help"}
@@ -48,7 +49,7 @@ def main() -> None:
         sys.exit(0)
     if name not in NAMES:
         sys.exit(print_error(f"bench {name!r}: choose from {', '.join(NAMES)}"))
-    sys.argv[1:] = [f"+bench={name}", *options]
+    sys.argv[1:] = put_flags_first([f"+bench={name}", *options])
     _bars_held.clear()
     try:
         _app()

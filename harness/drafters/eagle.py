@@ -107,7 +107,8 @@ def published(
     It is one of `harness.training.train_eagle`, or has the layout of the published drafters (EAGLE,
     LANTERN). Raises UserError for a file that is neither.
     """
-    path = checkpoint_files.locate(hub, revision, ["*"], checkpoint)
+    option = "drafter.trained.checkpoint"
+    path = checkpoint_files.locate(hub, revision, ["*"], checkpoint, option)
     found_revision = checkpoint_files.revision_of(path)
 
     if path.suffix == ".pt":
@@ -335,7 +336,7 @@ def target_spec(model: ImageModel) -> TrunkSpec:
     if not isinstance(model, FollowableModel):
         raise UserError(
             f"{model.name} has no rotary table for a feature drafter: "
-            "choose drafter=pictogram_draft or its own"
+            "choose drafter@method.drafter=pictogram_draft or its own"
         )
     if isinstance(model, HasCollapse) and model.collapse:
         raise UserError(

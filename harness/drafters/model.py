@@ -6,6 +6,7 @@ rows whose trees still grow, F nodes fed at once, T places, V vocabulary.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -144,7 +145,11 @@ class DraftModel:
 
     def _load_model(self, device: torch.device) -> ImageModel:
         if self._model is None or self._model.device != device:
-            self._model = self._make_model(device=device)
+            try:
+                self._model = self._make_model(device=device)
+            except UserError as error:  # it names the options of the run's own model
+                message = re.sub(r"(?<![\w./])model\.(?=[a-z_.]+=)", "drafter.model.", str(error))
+                raise UserError(message) from None
         return self._model
 
     def _prepare_sampler(self, sampler: Sampler, n: int | Tree) -> _DraftSampler:

@@ -54,24 +54,26 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.scale < 1:
             raise UserError(
-                f"sampling.scale={self.scale}: guidance scales start at 1 (no guidance)"
+                f"model.sampling.scale={self.scale}: guidance scales start at 1 (no guidance)"
             )
         if not 0 < self.image_scale < math.inf:
             raise UserError(
-                f"sampling.image_scale={self.image_scale}: must be positive; 1 is no guidance by "
-                "the source image"
+                f"model.sampling.image_scale={self.image_scale}: must be positive; 1 is no "
+                "guidance by the source image"
             )
         if self.temperature < 0:
             raise UserError(
-                f"sampling.temperature={self.temperature}: must be 0 (greedy) or positive"
+                f"model.sampling.temperature={self.temperature}: must be 0 (greedy) or positive"
             )
         if self.top_k < 0:
-            raise UserError(f"sampling.top_k={self.top_k}: must be 0 (all tokens) or positive")
+            raise UserError(
+                f"model.sampling.top_k={self.top_k}: must be 0 (all tokens) or positive"
+            )
         if not 0 < self.top_p <= 1:
-            raise UserError(f"sampling.top_p={self.top_p}: must be in (0, 1]")
+            raise UserError(f"model.sampling.top_p={self.top_p}: must be in (0, 1]")
         if self.interval < -1:
             raise UserError(
-                f"sampling.interval={self.interval}: "
+                f"model.sampling.interval={self.interval}: "
                 "must be -1 (guide always) or the last guided step"
             )
         self._expect_entropy()
@@ -90,21 +92,22 @@ class Sampling:
         """Raise UserError for settings of the entropy's temperature that cannot be."""
         if not 0 <= self.entropy_gain < math.inf:
             raise UserError(
-                f"sampling.entropy_gain={self.entropy_gain}: must be 0 (off) or positive"
+                f"model.sampling.entropy_gain={self.entropy_gain}: must be 0 (off) or positive"
             )
         for name in ("entropy_alpha", "entropy_theta"):
             value = getattr(self, name)
             if not 0 < value < math.inf:
-                raise UserError(f"sampling.{name}={value}: must be positive")
+                raise UserError(f"model.sampling.{name}={value}: must be positive")
         if not 0 <= self.entropy_low < self.entropy_high:
             raise UserError(
-                f"sampling.entropy_low={self.entropy_low}, entropy_high={self.entropy_high}: "
+                f"model.sampling.entropy_low={self.entropy_low}, entropy_high={self.entropy_high}: "
                 "must rise from 0"
             )
         if self.follows_entropy and (self.temperature == 0 or self.top_p < 1):
             raise UserError(
-                f"sampling.temperature={self.temperature:g}, top_p={self.top_p:g}: a temperature "
-                "that follows the entropy needs one above 0 and top_p=1; use top_k to filter"
+                f"model.sampling.temperature={self.temperature:g}, top_p={self.top_p:g}: a "
+                "temperature that follows the entropy needs one above 0 and top_p=1; use top_k to "
+                "filter"
             )
 
 

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from harness.engine.draft_trees import Tree, is_tree
 from harness.engine.guidance import Sampling
+from harness.engine.option_names import options_at
 from harness.models import EditsImages, ImageModel
 from harness.records import UserError
 
@@ -121,10 +122,11 @@ class MethodSpec:
 
         Raises UserError for a part that cannot do its work.
         """
-        for _, part in self.parts:
+        for name, part in self.parts:
             ready = getattr(part, "ready", None)
             if callable(ready):
-                ready()
+                with options_at(f"method.{name.lstrip('_')}", part):
+                    ready()
 
     def sampler_sizes(self) -> dict[str, Any]:
         """List the arguments, besides slots, that a sampler for this method is made with.
@@ -172,10 +174,11 @@ class MethodSpec:
 
     def expect_target(self, model: ImageModel) -> None:
         """Let the parts that depend on the model load what they need, or raise UserError."""
-        for _, part in self.parts:
+        for name, part in self.parts:
             expect_target = getattr(part, "expect_target", None)
             if expect_target is not None:
-                expect_target(model)
+                with options_at(f"method.{name.lstrip('_')}", part):
+                    expect_target(model)
 
     def release_parts(self) -> None:
         """Let the drafters go of what they hold for a sampler."""

@@ -634,8 +634,8 @@ class _Run:
         dtype = str(self.sampler.model.dtype).removeprefix("torch.")
         return NotFiniteError(
             f"probabilities are not finite at token {place} "
-            f"(sampling.temperature={sampling.temperature:g}, scale={sampling.scale:g}, {dtype}): "
-            "raise the temperature, or set model.dtype=float32 if logits overflow"
+            f"(model.sampling.temperature={sampling.temperature:g}, scale={sampling.scale:g}, "
+            f"{dtype}): raise the temperature, or set model.dtype=float32 if logits overflow"
         )
 
 

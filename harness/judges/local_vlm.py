@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from harness.download import prepare_hub
 from harness.engine.memory_need import PREFILL_COPIES, SamplerShape, count_weights
 from harness.judges.replies import CUT_OFF, EMPTY, without_reasoning
 from harness.judges.self_test import expect_sight
@@ -174,6 +175,7 @@ def _load_processor(model: str, revision: str | None) -> tuple[Any, str | None]:
     """Load a processor; also return its commit on the hub, None for a folder."""
     from transformers import AutoConfig, AutoProcessor
 
+    prepare_hub()
     try:
         config = AutoConfig.from_pretrained(model, revision=revision)
         processor = AutoProcessor.from_pretrained(model, revision=revision)
@@ -196,6 +198,7 @@ def _load_network(model: str, revision: str | None, device: str, dtype: str) -> 
     if len(_networks) == 2:
         del _networks[next(iter(_networks))]
     network: Any
+    prepare_hub()
     try:
         network = AutoModelForImageTextToText.from_pretrained(
             model, revision=revision, dtype=getattr(torch, dtype)
@@ -215,6 +218,7 @@ def _count_bytes(model: str, revision: str | None, dtype: str) -> tuple[int, int
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     number_type = getattr(torch, dtype)
+    prepare_hub()
     try:
         config = AutoConfig.from_pretrained(model, revision=revision)
         with torch.device("meta"):

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.download import cache_folder, file_sha256, format_bytes
+from harness.download import cache_folder, file_sha256, format_bytes, prepare_hub
 from harness.records import UserError, digest, one_line
 
 log = logging.getLogger(__name__)
@@ -59,18 +59,20 @@ def locate(
             raise UserError(f"{option}={checkpoint}: there is no such file or folder")
         return path
     if hub is None:
+        owner = option.rpartition(".")[0]
         raise UserError(
-            "the model names no weights: "
-            "set model.checkpoint=PATH, or model.hub to a repository of the hub"
+            f"{owner} names no weights: "
+            f"set {option}=PATH, or {owner}.hub to a repository of the hub"
         )
     from huggingface_hub import snapshot_download
 
+    silence = prepare_hub()
     _announce_download(hub, revision, files)
     try:
         return Path(snapshot_download(hub, revision=revision, allow_patterns=list(files)))
     # The HTTP client's errors have no common base, and all mean the same to the user.
     except Exception as error:
-        reason = type(error).__name__
+        reason = silence or type(error).__name__
         raise UserError(
             f"{hub} (revision {revision or 'main'}) is not in the hub's cache "
             f"and cannot be downloaded ({reason}): "

@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from harness.download import prepare_hub
 from harness.models import checkpoint as checkpoints
 from harness.models.captioned import CaptionedModel
 from harness.models.captions import Captions, WordFeatures
@@ -236,12 +237,13 @@ def _fetch_editor(hub: str | None, revision: str | None, file: str | None) -> Pa
         )
     from huggingface_hub import hf_hub_download
 
+    silence = prepare_hub()
     try:
         return Path(hf_hub_download(hub, file, repo_type="dataset", revision=revision))
     # The HTTP client's errors have no common base, and all mean the same to the user.
     except Exception as error:
         raise UserError(
             f"{file} of the dataset repository {hub} is not in the hub's cache and cannot be "
-            f"downloaded ({type(error).__name__}): download it where there is a network, or set "
-            "model.checkpoint=PATH"
+            f"downloaded ({silence or type(error).__name__}): download it where there is a "
+            "network, or set model.checkpoint=PATH"
         ) from error

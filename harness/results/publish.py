@@ -90,7 +90,7 @@ def _write_all(results: Path, folders: Sequence[Path], tracker: Tracker) -> Boar
     print("writing pictures and page", flush=True)
     if shown:
         write_contact_sheet(shown, results / "sheet.png")
-    write_report(results, board, figures=not folders)
+    write_report(results, board, figures=not folders, made=folders)
 
     # 3. Dashboards.
     summary = tracker.publish(board, results)

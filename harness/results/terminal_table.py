@@ -17,7 +17,14 @@ from harness.records import printable
 from harness.results.columns import LEADERBOARD, TASKS
 from harness.results.image_metrics import list_metric_columns
 from harness.results.leaderboard import heading, protocols, resolved
-from harness.results.rows import NOT_RESOLVED
+from harness.results.remarks import (
+    explain_reasons,
+    explain_ties,
+    explain_widths,
+    list_reasons,
+    mark_unresolved,
+    name_choosers,
+)
 from harness.results.set_words import DISTANCES, explain_sets, list_distances
 from harness.runs.metrics import MetricAbout
 
@@ -63,14 +70,6 @@ LEFT_OUT = (
     ),
 )
 """What is left out, the first that fits; the last is taken even where it does not fit."""
-P_TOO_LARGE = "p is 0.05 or more"
-TOO_SMALL = "so small that it is found in less than 80 % of repeats"
-OVERLAPS = {
-    "same": "the judge itself",
-    "family": "a relative of the judge, which may share its blind spots",
-}
-"""What `reward_is_judge` says of a run: who chose its images."""
-
 Column = list[str]
 """A title, and a cell for each run."""
 
@@ -109,7 +108,7 @@ def _render_runs(runs: pd.DataFrame, width: int, metrics: Mapping[str, MetricAbo
     )
     labels = [printable(str(label)) for label in ordered["label"]]
     longest = max(map(len, ["method", *labels]))
-    reasons = _list_reasons(ordered)
+    reasons = list_reasons(ordered, DIFFERENCES)
     for left_out in LEFT_OUT:
         lines = _align(_number_columns(ordered, reasons, metrics, left_out))
         label_width = width - len(GAP) - max(map(len, lines))
@@ -122,28 +121,26 @@ def _render_runs(runs: pd.DataFrame, width: int, metrics: Mapping[str, MetricAbo
         first, *rest = _wrap(label, label_width)
         table.append(f"{first:<{label_width}}{GAP}{line}".rstrip())
         table += rest
-    if reasons:
-        explained = "; ".join(f"{letter} {reason}" for reason, letter in reasons.items())
-        table += _wrap(f"In brackets: not resolved. {explained}.", width)
-    if "metrics" not in left_out:
-        for line in explain_sets(ordered):
-            table += _wrap(printable(line), width)
-    for overlap, judge in OVERLAPS.items():
-        table += _name_chosen(ordered, "reward_is_judge", overlap, judge, width)
-    if "metrics" not in left_out:
-        for name in metrics:
-            if _has_values(ordered, name) and f"{name}_is_reward" in ordered:
-                who = f"{name} itself, whose gain is partly its own error"
-                table += _name_chosen(ordered, f"{name}_is_reward", "same", who, width)
+    for line in _explain(ordered, reasons, metrics, left_out):
+        table += _wrap(printable(line), width)
     return table
 
 
-def _name_chosen(
-    runs: pd.DataFrame, column: str, overlap: str, judge: str, width: int
+def _explain(
+    runs: pd.DataFrame,
+    reasons: Mapping[str, str],
+    metrics: Mapping[str, MetricAbout],
+    left_out: Sequence[str],
 ) -> list[str]:
-    """Return lines with the runs whose images were chosen by what measured them; [] for none."""
-    chosen = [printable(str(label)) for label in runs["label"][runs[column] == overlap]]
-    return _wrap(f"Chosen by {judge}: {'; '.join(chosen)}.", width) if chosen else []
+    """List what must be known of the columns that are shown."""
+    lines = explain_reasons(reasons)
+    if "tie_group" not in left_out:
+        lines += explain_ties(runs)
+    if "interval" not in left_out:
+        lines += explain_widths(runs)
+    if "metrics" in left_out:
+        return [*lines, *name_choosers(runs)]
+    return [*lines, *explain_sets(runs), *name_choosers(runs, metrics)]
 
 
 def _number_columns(
@@ -202,30 +199,12 @@ def _score_column(runs: pd.DataFrame, *, with_interval: bool) -> Column:
     return column
 
 
-def _list_reasons(runs: pd.DataFrame) -> dict[str, str]:
-    """Return why differences are not resolved, each with the letter that stands for it."""
-    found: dict[str, str] = {}
-    for name in DIFFERENCES:
-        for _, row in runs.iterrows():
-            if pd.notna(row[name]) and not resolved(row, name):
-                found.setdefault(_why_not(row, name), chr(ord("a") + len(found)))
-    return found
-
-
-def _why_not(row: pd.Series, name: str) -> str:
-    """Return why a difference is not resolved, without the numbers of the row."""
-    reason = str(row[f"{name}_verdict"]).removeprefix(NOT_RESOLVED)
-    if reason.startswith("p "):
-        return P_TOO_LARGE
-    return TOO_SMALL if reason.startswith("found in less") else reason
-
-
 def _difference(row: pd.Series, name: str, reasons: dict[str, str]) -> str:
     """Format a difference with its sign, in brackets with a letter if it is not resolved."""
     if pd.isna(row[name]):
         return "-"
     text = f"{row[name]:+.3f}"
-    return f"{text}   " if resolved(row, name) else f"({text} {reasons[_why_not(row, name)]})"
+    return f"{text}   " if resolved(row, name) else mark_unresolved(text, row, name, reasons)
 
 
 def _number_column(runs: pd.DataFrame, name: str) -> Column:

@@ -115,7 +115,7 @@ def build_imported_run(config: DictConfig, choices: Mapping[str, str]) -> Import
         raise _has_its_images(source)
 
     # 2. The benchmark, and the images that it found there.
-    plan = Plan.of(build_object(config.benchmark), config.benchmark)
+    plan = Plan.of(build_object(config.benchmark, place="benchmark"), config.benchmark)
     found = plan.benchmark.found
     image_shas = {key: digest(path.read_bytes()) for key, path in found.items()}
 

@@ -7,11 +7,13 @@ import importlib
 import inspect
 import pkgutil
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from harness.engine.option_names import list_options, spell_options
 from harness.records import UserError, explain_error, is_raised_by_plug_in, one_line
 from harness.runs.plugins import list_targets
 
@@ -79,10 +81,11 @@ def is_title_of(target: object) -> bool:
     return TITLE not in declared
 
 
-def build_object(config: Any, **extra: Any) -> Any:
+def build_object(config: Any, *, place: str = "", **extra: Any) -> Any:
     """Instantiate a `_target_`, with `extra` arguments besides the configured ones.
 
-    Titles are left out: see `drop_titles`.
+    Titles are left out: see `drop_titles`. `place` is the option that the configuration stands
+    under, such as "method": messages spell the options of its parts from there on.
     Raises UserError, in its own words, for what the constructor refuses: UserError, and of the
     project's own classes ValueError and OSError. Of all else it tells the line, and for a class
     that cannot be found the reason. An allocation that failed is raised as it is.
@@ -102,8 +105,22 @@ def build_object(config: Any, **extra: Any) -> Any:
         if cause is not None and short_of_memory(cause):
             raise cause from None
         if _is_worded_for_users(cause):
-            raise UserError(one_line(str(cause))) from error
+            message = one_line(str(cause))
+            raise UserError(_spell_from(place, plain, str(error), message)) from error
         raise UserError(_explain_failure(error, cause)) from error
+
+
+def _spell_from(place: str, plain: Any, raised: str, message: str) -> str:
+    """Spell the options in a message from `place` on; what Hydra has `raised` names the part."""
+    if not place:
+        return message
+    named = re.search(r"full_key: (\S+)", raised)
+    key = named[1].removeprefix(place).lstrip(".") if named else ""
+    part = OmegaConf.select(OmegaConf.create(plain), key) if key else plain
+    if not isinstance(part, Mapping) or "_target_" not in part:
+        return message
+    where = f"{place}.{key}" if key else place
+    return spell_options(message, where, list_options(find_object(str(part["_target_"]))))
 
 
 def _is_worded_for_users(cause: BaseException | None) -> bool:

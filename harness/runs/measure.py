@@ -17,6 +17,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from harness.engine.option_names import options_at
 from harness.models.pictures import judge_each, read_images
 from harness.records import Answer, Job, UserError, dump, one_line
 from harness.runs.folder import RunFolder
@@ -81,7 +82,7 @@ def build_metrics(config: DictConfig, plan: Plan) -> tuple[Metric, ...]:
             raise UserError(f"metrics.{name}: name it by small letters, digits and underscores")
         if name in taken:
             raise UserError(f"metrics.{name}: the benchmark has a category of that name")
-        scorer = build_object(part)
+        scorer = build_object(part, place=f"{METRICS}.{name}")
         scorer_id = getattr(scorer, "id", None)
         if not scorer_id or not callable(scorer):
             raise UserError(
@@ -150,12 +151,12 @@ def prepare_metrics(metrics: Sequence[Metric]) -> None:
     """
     for metric in metrics:
         try:
-            metric.ready()
+            with options_at(f"{METRICS}.{metric.name}", metric.scorer):
+                metric.ready()
         except UserError as error:
             others = ",".join(other.name for other in metrics if other is not metric)
             raise UserError(
-                f"metrics={metric.name}: {error} (options are metrics.{metric.name}.OPTION); "
-                f"without it: metrics=[{others}]"
+                f"metrics={metric.name}: {error}; without it: metrics=[{others}]"
             ) from None
 
 

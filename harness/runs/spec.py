@@ -125,16 +125,20 @@ def build_run_spec(config: DictConfig, choices: Mapping[str, str]) -> RunSpec:
     """
     expect_result_options(config)
 
-    # 1. The model, and how its tokens are drawn.
+    # 1. How tokens are drawn, the method and what it declares: checks that cost nothing.
     sampling = Sampling(**resolve_config(config.model.sampling))
-    model = load_configured_model(config)
-
-    # 2. The method, and what it declares.
-    method = build_object(config.method)
+    method = build_object(config.method, place="method")
     method_spec = MethodSpec.of(method).under(sampling)
 
-    # 3. The benchmark, and the images that it asks for.
-    benchmark = build_benchmark(config.benchmark, model)
+    # 2. The benchmark, which may lack files, before gigabytes of the model are downloaded.
+    benchmark = None
+    if not _asks_model(config.benchmark):
+        benchmark = build_object(config.benchmark, place="benchmark")
+
+    # 3. The model, and the images that are asked of it.
+    model = load_configured_model(config)
+    if benchmark is None:
+        benchmark = build_benchmark(config.benchmark, model)
     plan = Plan.of(benchmark, config.benchmark)
     expect_sources(model, plan.benchmark.prompts)
 
@@ -281,12 +285,17 @@ def _expect_trained_weights(model_config: Mapping[str, Any]) -> None:
 
 def build_benchmark(config: DictConfig, model: ImageModel) -> Any:
     """Build a benchmark; `classes=model` stands for the model's own classes."""
-    return build_object(config, **_classes_argument(config, model))
+    return build_object(config, place="benchmark", **_classes_argument(config, model))
+
+
+def _asks_model(benchmark: DictConfig) -> bool:
+    """Tell whether a benchmark's classes are the model's own: it is built behind the model."""
+    return bool(benchmark.get("classes") == "model")
 
 
 def _classes_argument(benchmark: DictConfig, model: ImageModel) -> dict[str, Sequence[str]]:
     """Return the argument that `benchmark.classes=model` stands for: the model's own classes."""
-    if benchmark.get("classes") != "model":
+    if not _asks_model(benchmark):
         return {}
     classes = known_classes(model)
     if classes is None:

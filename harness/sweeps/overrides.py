@@ -13,6 +13,9 @@ from harness.runs.unknown_names import take_first_value
 
 MULTIRUN = {"-m", "--multirun"}
 SHOW = {"--cfg", "-c"}
+WITH_VALUE = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn"}
+WITH_VALUE |= {"--config-dir", "-cd", "--info", "-i", "--experimental-rerun"}
+"""Flags of Hydra whose value may be the next argument."""
 EXPERIMENT = "experiment"
 """The group whose choice may sweep anything."""
 
@@ -32,6 +35,23 @@ def defer_swept_options(arguments: Sequence[str]) -> list[str]:
         if override.is_sweep_override() or override.key_or_group == EXPERIMENT
     }
     return [_defer(argument, parsed.get(argument), swept) for argument in arguments]
+
+
+def put_flags_first(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with flags before overrides, as Hydra's parser wants them.
+
+    Others are kept in their order: "method=plain -m seed=1" is "-m method=plain seed=1".
+    """
+    flags = []
+    overrides = []
+    is_value = False
+    for argument in arguments:
+        if argument.startswith("-") or is_value:
+            flags.append(argument)
+        else:
+            overrides.append(argument)
+        is_value = argument in WITH_VALUE and not is_value
+    return [*flags, *overrides]
 
 
 def take_first_point(arguments: Sequence[str]) -> list[str]:
@@ -68,6 +88,9 @@ def _defer(argument: str, override: Override | None, swept: set[str]) -> str:
     if override is None or override.is_sweep_override() or override.is_delete():
         return argument
     part, dot, _ = override.key_or_group.partition(".")
-    if not dot or not swept & {part, EXPERIMENT}:
-        return argument
-    return f"{argument.partition('=')[0]}=choice({override.get_value_element_as_str()})"
+    if not dot or part == "hydra" or not swept & {part, EXPERIMENT}:
+        return argument  # Hydra's own options are the sweep's, never a point's
+    key = argument.partition("=")[0]
+    if override.value() is None:  # choice() takes no null; points that are equal are run once
+        return f"{key}=null,null"
+    return f"{key}=choice({override.get_value_element_as_str()})"

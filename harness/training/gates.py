@@ -1,27 +1,13 @@
-"""Gates of a weight set, and what they are measured with.
-
-Images are drawn by the harness's sampler, verdicts are tabulated for the statistics, and the best
-of some samples is chosen.
-"""
+"""Say what a measured number should be, whether it is, and what contradicts a model card."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-import pandas as pd
-
-from harness.engine.guidance import Sampling
-from harness.engine.method_spec import MethodSpec
-from harness.engine.sampler import Sampler
-from harness.engine.scheduler import Delivery, Scheduler
-from harness.models import ImageModel
-from harness.records import Job
-
-PLAIN = {"_target_": "methods.plain.Plain"}
-"""The method that only draws, as the plug-in that it is."""
+import torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +18,17 @@ class Gate:
     value: float
     least: float | None = None
     most: float | None = None
+    low: float | None = None  # 95 % interval over prompts, where there is one
+    high: float | None = None
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Gate:
+        """Read what `to_row` returned, perhaps before gates had intervals."""
+        return cls(**{name: value for name, value in row.items() if name != "holds"})
+
+    def to_row(self) -> dict[str, Any]:
+        """Return the gate as a card keeps it."""
+        return {**asdict(self), "holds": self.holds}
 
     @property
     def holds(self) -> bool:
@@ -40,49 +37,87 @@ class Gate:
         is_little = self.most is None or self.value <= self.most
         return is_enough and is_little
 
+    @property
+    def verdict(self) -> str:
+        """Say "pass", or by how much the number misses its bar; "" where nothing is asked."""
+        if self.least is None and self.most is None:
+            return ""
+        if self.holds:
+            return "pass"
+        distances = []
+        if self.least is not None:
+            distances.append(self.least - self.value)
+        if self.most is not None:
+            distances.append(self.value - self.most)
+        return f"missed by {max(distances):.2g}"
+
+    @property
+    def measured(self) -> str:
+        """Return the number with its interval."""
+        if self.low is None or self.high is None:
+            return f"{self.value:.3f}"
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+    def describe_bar(self, least_sign: str = ">=", most_sign: str = "<=") -> str:
+        """Return what is asked for: ">= 0.35 <= 0.7"; "" where nothing is."""
+        bounds = ((least_sign, self.least), (most_sign, self.most))
+        return " ".join(f"{sign} {bound:g}" for sign, bound in bounds if bound is not None)
+
     def __str__(self) -> str:
-        bounds = ((">=", self.least), ("<=", self.most))
-        asked = " ".join(f"{sign} {bound:g}" for sign, bound in bounds if bound is not None)
-        mark = "" if self.holds else "SHORT"
-        return f"{self.name:<46} {self.value:>8.3f}  {asked or 'report':<18} {mark}"
+        bar = self.describe_bar() or "report"
+        return f"{self.name:<52} {self.measured:<22} {bar:<16} {self.verdict}".rstrip()
 
 
-def deliver(model: ImageModel, jobs: Sequence[Job], method: Any, scale: float) -> list[Delivery]:
-    """Draw jobs by a method, under guidance of `scale`; returns what was drawn in their order."""
-    done: dict[tuple[str, int], Delivery] = {}
-    sampler = Sampler(
-        model,
-        Sampling(scale=scale),
-        slots=64,
-        **MethodSpec.of(method).sampler_sizes(),
-        prefill=(16, 32),
-        render_batch=16,
-    )
-    Scheduler(method, sampler, seed=0).run(
-        jobs, lambda delivery: done.update({delivery.job.key: delivery})
-    )
-    ordered = [done[job.key] for job in jobs]
-    errors = [delivery.error for delivery in ordered if delivery.error]
-    assert not errors, errors[0]
-    return ordered
+def with_interval(
+    name: str,
+    found: tuple[float, float, float],
+    *,
+    least: float | None = None,
+    most: float | None = None,
+) -> Gate:
+    """Make a gate of a number and the ends of its interval, which are nan where it has none."""
+    value, low, high = found
+    if math.isnan(low) or math.isnan(high):
+        return Gate(name, value, least, most)
+    return Gate(name, value, least, most, low, high)
 
 
-def tabulate(categories: Sequence[str], right_PI: np.ndarray) -> pd.DataFrame:
-    """Arrange verdicts [prompts, images] as the statistics want them: a row for each image."""
-    verdicts = []
-    for i, (category, values) in enumerate(zip(categories, right_PI, strict=True)):
-        for image, value in enumerate(values):
-            verdict = {"prompt_id": i, "category": category, "image": image}
-            verdicts.append({**verdict, "value": float(value)})
-    return pd.DataFrame(verdicts)
+def summarise(gates: Sequence[Gate]) -> str:
+    """Say in a line how many gates hold, and name those that do not."""
+    asked = [gate for gate in gates if gate.verdict]
+    missed = [gate for gate in asked if not gate.holds]
+    held = f"{len(asked) - len(missed)} of {len(asked)} gates hold"
+    names = "; ".join(f"{gate.name} ({gate.verdict})" for gate in missed)
+    return f"{held}; missed: {names}" if missed else held
 
 
-def pick_best(right_PI: np.ndarray, signal_PI: np.ndarray, n: int) -> np.ndarray:
-    """Return the verdicts of the best of each group of `n` samples by a signal, [P, groups]."""
-    prompts, images = signal_PI.shape
-    count = images // n * n
-    signal_PGn = signal_PI[:, :count].reshape(prompts, -1, n)
-    right_PGn = right_PI[:, :count].reshape(prompts, -1, n)
-    best_PG1 = signal_PGn.argmax(-1)[..., None]
-    picked_PG1: np.ndarray = np.take_along_axis(right_PGn, best_PG1, -1)
-    return picked_PG1[..., 0]
+def platform() -> str:
+    """Name what decides how sums are rounded: the processor's instruction set and torch."""
+    return f"{torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
+
+
+def objections(gates: Sequence[Gate], measured: dict[str, Any] | None) -> list[str]:
+    """List what contradicts the card: other numbers, or a missed gate that the card does not admit.
+
+    Where the card was measured on the same kind of processor and the same torch the numbers must be
+    equal. On another one rounding leads to other samples, and only a large difference counts (0.1,
+    or a decibel).
+    """
+    rows = measured["gates"] if measured else []
+    stated = {row["name"]: row for row in rows}
+    found = []
+    for gate in gates:
+        is_admitted = gate.name in stated and not stated[gate.name]["holds"]
+        if not gate.holds and not is_admitted:
+            found.append(f"{gate.name} is {gate.verdict} and the card does not say so")
+
+    for gate in gates:
+        if gate.name not in stated or not measured:
+            continue
+        value = stated[gate.name]["value"]
+        allowed = 1.0 if "PSNR" in gate.name else 0.1
+        if measured["on"] == platform():
+            allowed = 1e-6
+        if abs(gate.value - value) > allowed:
+            found.append(f"{gate.name} is {gate.value:.3f}, the card says {value:.3f}")
+    return found

@@ -37,7 +37,7 @@ from harness.models.pictogram.generator import load_gpt, load_tokenizer
 from harness.models.vq import VQ
 from harness.records import Job, Prompt, SourceImage
 from harness.training import loop as training
-from harness.training.gates import PLAIN, deliver
+from harness.training.samples import PLAIN, deliver
 from harness.training.train_tokenizer import to_pixels
 
 BATCH = 32

@@ -90,10 +90,13 @@ class PointSweeper(BasicSweeper):
         """Return a point's overrides, without those that were typed, after replacements."""
         kept = []
         for override in point:
-            key, _, value = override.partition("=")
-            replacement = self.instead.get(key, value)
-            if key not in typed_keys and replacement is not None:
-                kept.append(f"{key}={replacement}")
+            key = override.partition("=")[0]
+            if key in typed_keys:
+                continue
+            if key not in self.instead:
+                kept.append(override)  # as it stands: "~x" deletes, "~x=" does not
+            elif self.instead[key] is not None:
+                kept.append(f"{key}={self.instead[key]}")
         return kept
 
     def _plan_jobs(self, points: list[Point], overrides: list[Override]) -> list[Point]:

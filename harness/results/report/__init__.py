@@ -3,6 +3,7 @@
     index.html, style.css, *.js    the page (harness/results/report/page), the same for every report
     plotly.min.js                  the plotting library, out of the installed plotly package
     data/board.js                  what is there at first paint: leaderboard, curves, fronts, ...
+    data/first.js                  which board is opened first: that of the last command
     data/palette.js                colours that belong to no run
     data/pairs-<board>.js          any two runs compared, loaded when that is looked at
     data/claims.js                 published numbers, which were not measured here
@@ -11,21 +12,21 @@
     thumbs/<hash>.png, .webp       small images by the hash of the original, which may be gone
     figures/*.pdf                  the same figures for a paper (harness/results/report/figures.py)
 
-Everything is a pure function of the journals and of the images that are still there; no image is
-needed.
+Everything is a pure function of the journals, of the images that are still there and of the runs
+that the last command made; no image is needed.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from harness.results.claims import compare_with_claims
 from harness.results.leaderboard import Board
-from harness.results.report.collect import panels
+from harness.results.report.collect import Panel, panels
 from harness.results.report.data import (
     describe_claim,
     describe_gallery,
@@ -45,14 +46,17 @@ from harness.runs.journal import write_atomic
 
 __all__ = ["panels", "write_figures", "write_report", "write_thumbnail"]
 
-DATA_FILES = {"board.js", "claims.js", "figures.js", "gallery.js", "palette.js"}
+DATA_FILES = {"board.js", "claims.js", "figures.js", "first.js", "gallery.js", "palette.js"}
 """Data files that every report has."""
 
 
-def write_report(results: Path, board: Board, *, figures: bool = True) -> Path:
+def write_report(
+    results: Path, board: Board, *, figures: bool = True, made: Sequence[Path] = ()
+) -> Path:
     """Write results/report/ about a leaderboard; returns the page's path.
 
-    Without `figures`, which take seconds, older ones are removed: they would show other numbers.
+    The page opens on the board of the last run in `made`, or on the first one. Without `figures`,
+    which take seconds, older ones are removed: they would show other numbers.
     """
     report = results / "report"
     data = report / "data"
@@ -74,6 +78,7 @@ def write_report(results: Path, board: Board, *, figures: bool = True) -> Path:
     # 2. Numbers.
     claims = compare_with_claims(board).to_dict("records")
     write_data(data / "board.js", "boards", [describe_panel(panel, results) for panel in every])
+    write_data(data / "first.js", "first", _find_first(every, made))
     write_data(data / "palette.js", "palette", describe_palette())
     for i, panel in enumerate(every):
         write_data(data / f"pairs-{i}.js", f"pairs[{i}]", describe_pairs(panel))
@@ -90,6 +95,15 @@ def write_report(results: Path, board: Board, *, figures: bool = True) -> Path:
     _remove_stale((report / "thumbs").glob("*.*"), _used_thumbnails(galleries))
     _remove_stale((report / "figures").glob("*.pdf"), pdfs)
     return report / "index.html"
+
+
+def _find_first(every: Sequence[Panel], made: Sequence[Path]) -> int:
+    """Return the number of the board to open: that of the last run in `made` that is on any."""
+    for folder in reversed(made):
+        for i, panel in enumerate(every):
+            if any(one.run.path == folder for one in panel.shown):
+                return i
+    return 0
 
 
 def _write_page(report: Path) -> None:

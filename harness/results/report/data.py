@@ -16,6 +16,7 @@ import pandas as pd
 from harness.results.image_metrics import describe_metrics, list_shown
 from harness.results.leaderboard import resolved
 from harness.results.reasons import explain_value
+from harness.results.remarks import list_remarks
 from harness.results.report import collect
 from harness.results.report.budgets import AXES, LEVELS, Family, list_families
 from harness.results.report.collect import Confidence, Dot, Key, Panel, Shown
@@ -24,6 +25,7 @@ from harness.results.report.pairs import Pair, compare_pairs, mean_by_prompt
 from harness.results.report.thumbnails import measure_images, source_stem, thumbnail_stem
 from harness.results.set_words import explain_sets
 from harness.runs.journal import write_atomic
+from harness.runs.metrics import MetricAbout
 
 PART = 16
 """Prompts whose boxes and notes share a file."""
@@ -175,6 +177,8 @@ def describe_panel(panel: Panel, results: Path) -> dict[str, Any]:
     for family, dots in collect.curves(panel):
         curves.append({"family": family, "dots": [_describe_dot(dot) for dot in dots]})
 
+    rows = pd.DataFrame([dict(one.row) for one in panel.shown])
+    metrics = describe_metrics([one.run for one in panel.shown])
     return {
         "title": panel.title,
         "benchmark": panel.protocol.benchmark,
@@ -188,8 +192,8 @@ def describe_panel(panel: Panel, results: Path) -> dict[str, Any]:
         "baseline": panel.baseline,
         "remark": panel.remark,
         "runs": [_describe_run(one, results) for one in panel.shown],
-        "metrics": _describe_metrics(panel),
-        "sets": explain_sets(pd.DataFrame([dict(one.row) for one in panel.shown])),
+        "metrics": _describe_metrics(metrics),
+        "remarks": [*list_remarks(rows, metrics), *explain_sets(rows)],
         "scored": panel.is_scored,
         "fronts": fronts,
         "curves": curves,
@@ -199,10 +203,10 @@ def describe_panel(panel: Panel, results: Path) -> dict[str, Any]:
     }
 
 
-def _describe_metrics(panel: Panel) -> list[dict[str, Any]]:
+def _describe_metrics(metrics: Mapping[str, MetricAbout]) -> list[dict[str, Any]]:
     """Return what is known of the metrics of a panel's images, besides the numbers of its runs."""
     described = []
-    for name, about in describe_metrics([one.run for one in panel.shown]).items():
+    for name, about in metrics.items():
         described.append(
             {"name": name, "unit": about.unit, "better": about.better, "digits": about.digits}
         )

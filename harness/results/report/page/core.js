@@ -1,7 +1,7 @@
 "use strict";
 // What all views share: data, elements, numbers, colours, and the state that the address carries.
 
-const report = { boards: [], galleries: null, details: {}, figures: [], pairs: [], palette: {} };
+const report = { boards: [], first: 0, galleries: null, details: {}, figures: [], pairs: [], palette: {} };
 
 // ---- elements: text is set as text, never as markup
 
@@ -74,6 +74,7 @@ function readAddress() {
   const [view, query] = location.hash.slice(1).split("?");
   Object.assign(state, DEFAULTS, Object.fromEntries(new URLSearchParams(query || "")));
   state.view = view in VIEWS ? view : "results";
+  if (!location.hash) state.board = String(report.first);
   if (!report.boards[state.board]) state.board = "0";
   if (!viewsOf(board()).includes(state.view)) state.view = "results";
 }

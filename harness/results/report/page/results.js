@@ -56,11 +56,7 @@ function remarksOf(one) {
     const all = labels.length > 1 && labels.length === one.runs.length;
     remarks.push(`${all ? `All ${labels.length} runs` : labels.join("; ")}: ${mark}.`);
   }
-  for (const [overlap, words] of [["same", "the judge itself"], ["family", "a relative of the judge, which may share its blind spots"]]) {
-    const some = one.runs.filter((run) => run.reward_is_judge === overlap);
-    if (some.length) remarks.push(`Chosen by ${words}: ${some.map((run) => run.label).join("; ")}.`);
-  }
-  remarks.push(...one.sets);
+  remarks.push(...one.remarks);
   return remarks.length > 0 && h("section", {}, h("ul", { class: "notes" }, remarks.map((text) => h("li", { text }))));
 }
 
@@ -83,7 +79,7 @@ function columns(one) {
   const known = (name) => one.runs.some((run) => typeof run[name] === "number");
   const tasks = one.categories.filter(known);
   return [
-    known("tie_group") && { key: "tie_group", title: "Tie", name: "tie_group", about: "Runs with the same number cannot be told apart by these prompts", down: false, value: (run) => run.tie_group, cell: tieCell },
+    known("tie_group") && { key: "tie_group", title: "Tie", name: "tie_group", about: "Runs with the same number cannot be told apart by these prompts; each pair is tested by itself", down: false, value: (run) => run.tie_group, cell: tieCell },
     { key: "label", title: "Method", name: "label", down: false, value: (run) => run.label, cell: (run) => nameCell(run, one) },
     one.scored && { key: "score", title: "Score", name: "score", about: "0 to 1, with its 95 % interval over prompts", down: true, value: (run) => run.score, cell: (run) => scoreCell(run, one), scale: scaleOf(one) },
     known("vs_plain") && difference("vs_plain", "Against plain", "Difference of the scores, paired by prompt. Grey: not resolved, see the letters below the table"),
