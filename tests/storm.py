@@ -68,6 +68,18 @@ SCENES = {
         ],
         ["plain", "best_of_n", "scalingar", "gridar", "speculative"],
     ),
+    "edits": (
+        [
+            "model=pictogram_edit",
+            "benchmark=edit_pictogram",
+            "sampler.slots=16",
+            "sampler.prefill=[4,32]",
+            "sampler.render_batch=4",
+            "benchmark.prompts=4",
+            "benchmark.images=1",
+        ],
+        ["plain", "best_of_n_likelihood", "scalingar", "sjd", "zipar"],
+    ),
 }
 """Overrides of a sweep on few prompts, and its methods."""
 JOURNALS = {"records": SampleRecord.from_json, "scores": Score.from_json}

@@ -28,7 +28,11 @@ def run_storm(folder: Path, scene: str, *options: str) -> str:
 
 @pytest.mark.parametrize(
     ("scene", "kills"),
-    [("toy", "4"), pytest.param("newest", "2", marks=pytest.mark.long)],
+    [
+        ("toy", "4"),
+        pytest.param("newest", "2", marks=pytest.mark.long),
+        pytest.param("edits", "2", marks=pytest.mark.long),
+    ],
 )
 def test_a_breeze_of_kills_changes_nothing(scene: str, kills: str, tmp_path: Path) -> None:
     log = run_storm(tmp_path / "storm", scene, "--kills", kills, "--points", kills)
@@ -42,6 +46,7 @@ def test_a_breeze_of_kills_changes_nothing(scene: str, kills: str, tmp_path: Pat
         ("toy", ("--kills", "150", "--points", "-1", "--commands", "30")),
         ("newest", ("--kills", "60")),
         ("pictogram", ("--kills", "60")),
+        ("edits", ("--kills", "60")),
     ],
 )
 def test_a_storm_of_kills_changes_nothing(
