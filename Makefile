@@ -21,7 +21,7 @@ test: .venv/.ok docs  ## lint, format, types, the site, then the quick suite
 	$(V)/ruff check .
 	$(V)/ruff format --check .
 	$(V)/mypy
-	$(V)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(V)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 docs: .venv/.ok  ## the documentation, into site/, without a network
 	$(V)/python -m mkdocs build --strict --quiet

@@ -4,6 +4,9 @@ Keeps what tables are derived from: configurations, prompts, journals and scores
 distances of sets of images. Leaves out images, but for a few thumbnails, their features, and what
 only figures are made of: most traces and partial pictures of candidates. `python -m harness
 'stages=[report]' results=TARGET` then writes the same tables from it, byte for byte.
+
+`python -m harness.board pages FOLDER` writes what a board says into README and docs, between their
+marks: see harness/results/pages.py.
 """
 
 from __future__ import annotations
@@ -22,11 +25,12 @@ from typing import Any
 from harness.arguments import print_error
 from harness.records import Prompt, SampleRecord, UserError
 from harness.results.exports import to_markdown, write_exports
-from harness.results.leaderboard import Board, build
+from harness.results.leaderboard import Board, build, project_runs
+from harness.results.pages import render_pages
 from harness.results.report import panels, write_figures, write_thumbnail
 from harness.runs.journal import find_journals, write_atomic
 from harness.runs.metrics import DESCRIPTION
-from harness.runs.read import Run, find_runs, read_run
+from harness.runs.read import Run, find_runs, read_run, read_runs
 
 JOURNALS = ("jobs.jsonl", "records-*.jsonl", "scores*.jsonl", "timings-*.jsonl", "metrics*.jsonl")
 MOST_MB = 16.0
@@ -78,11 +82,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     packing.add_argument(
         "--experiment", default="embedded_board", help="the sweep that made it, for its README"
     )
+    showing = kinds.add_parser("pages", help="write a board's numbers into README and docs")
+    showing.add_argument("board", type=Path, nargs="?", default=Path("results/board"))
+    showing.add_argument("--root", type=Path, default=Path(), help="the repository, with its pages")
     chosen = parser.parse_args(arguments)
     try:
+        if chosen.kind == "pages":
+            return show(chosen.board, chosen.root)
         return pack(chosen.source, chosen.target, chosen.experiment)
     except UserError as error:
         return print_error(error)
+
+
+def show(folder: Path, root: Path) -> int:
+    """Write the numbers of a board into the pages of a repository.
+
+    Raises UserError for a board without a run, and for a mark that cannot be filled.
+    """
+    found = read_runs(folder)
+    if not found.runs:
+        raise UserError(f"{folder}: no runs there; name a board or a results folder")
+    for path, text in render_pages(project_runs(found.runs, found.problems), root).items():
+        is_new = path.read_text(encoding="utf-8") != text
+        write_atomic(path, text.encode())
+        print(f"{path}: {'written' if is_new else 'as it was'}")
+    return 0
 
 
 def pack(source: Path, target: Path, experiment: str) -> int:

@@ -1,22 +1,30 @@
-"""`python -m harness.compare A B`: one paired comparison in words.
+"""`python -m harness.compare A B`: one paired comparison in words, or of two rankings.
 
 A and B are run folders, or runs below `--results` (default: results) by fingerprint or by the name
 of their folder, METHOD-FINGERPRINT.
+
+python -m harness.compare FOLDER --seeds 0 1        two seeds of a results folder
+python -m harness.compare FOLDER OTHER              two results folders
+
+These print Kendall's tau of the two rankings of the methods that are in both, and the pairs that
+are resolved in both, the other way round. The exit code is 1 if tau is below 0.95 or there is such
+a pair.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from harness.arguments import print_error
+from harness.arguments import natural, print_error
 from harness.records import UserError
 from harness.results import stats
+from harness.results.agreement import compare_rankings, describe_agreement
 from harness.results.labels import label_runs
 from harness.results.ranking import RankedGroup, find_misfits
-from harness.runs.read import Run, find_runs, read_run
+from harness.runs.read import Run, find_runs, read_run, read_runs
 
 PLANNED_DIFFERENCE = 0.02
 """Difference of scores for which the number of prompts needed is stated."""
@@ -29,19 +37,67 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("a", help="run folder, METHOD-FINGERPRINT or fingerprint")
-    parser.add_argument("b", help="run folder, METHOD-FINGERPRINT or fingerprint")
+    parser.add_argument(
+        "a", help="run folder, METHOD-FINGERPRINT or fingerprint; or a results folder"
+    )
+    parser.add_argument("b", nargs="?", help="another one; with --seeds it may be the same")
+    parser.add_argument(
+        "--seeds", nargs=2, type=natural, metavar="SEED", help="compare the rankings of two seeds"
+    )
     parser.add_argument(
         "--results", type=Path, default=Path("results"), help="where names of runs are looked for"
     )
     chosen = parser.parse_args(arguments)
     try:
+        if chosen.seeds or _is_results_folder(chosen.a):
+            return print_agreement(chosen.a, chosen.b, chosen.seeds)
+        if chosen.b is None:
+            raise UserError(f"{chosen.a}: name a second run, or two seeds of a results folder")
         a = find_run(chosen.a, chosen.results)
         b = find_run(chosen.b, chosen.results)
         print("\n".join(describe_comparison(a, b)))
     except UserError as error:
         return print_error(error)
     return 0
+
+
+def _is_results_folder(name: str) -> bool:
+    """Tell whether a folder holds run folders and is none itself."""
+    folder = Path(name)
+    return folder.is_dir() and not (folder / "config.yaml").exists()
+
+
+def print_agreement(a: str, b: str | None, seeds: Sequence[int] | None) -> int:
+    """Print how two rankings compare, protocol by protocol; returns the exit code.
+
+    They are those of two results folders, of two seeds of one, or of a seed of each. Raises
+    UserError where there are no two.
+    """
+    if b is None and seeds is None:
+        raise UserError(f"{a}: name a second results folder, or two seeds by --seeds A B")
+    runs_a = read_runs(Path(a)).runs
+    runs_b = read_runs(Path(b)).runs if b else runs_a
+    name_a = a
+    name_b = b or a
+    if seeds:
+        runs_a = _of_seed(runs_a, seeds[0], a)
+        runs_b = _of_seed(runs_b, seeds[1], b or a)
+        name_a += f" seed {seeds[0]}"
+        name_b += f" seed {seeds[1]}"
+    found = compare_rankings(runs_a, runs_b)
+    blocks = ["\n".join(describe_agreement(one, name_a, name_b)) for one in found]
+    print("\n\n".join(blocks))
+    return 0 if all(one.holds for one in found) else 1
+
+
+def _of_seed(runs: Iterable[Run], seed: int, folder: str) -> list[Run]:
+    """Return the runs of a seed. Raises UserError where there is none."""
+    runs = list(runs)
+    chosen = [run for run in runs if run.about["seed"] == seed]
+    if not chosen:
+        there = ", ".join(map(str, sorted({run.about["seed"] for run in runs}))) or "none"
+        raise UserError(f"--seeds {seed}: no run of it in {folder}; there are {there}")
+    return chosen
 
 
 def find_run(name: str, results: Path) -> Run:

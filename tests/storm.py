@@ -24,7 +24,6 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
@@ -33,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from runs import TOY, deterministic, start
+from runs import TOY, deterministic, fork, start
 
 from harness.records import SampleRecord, Score, digest
 
@@ -267,29 +266,6 @@ def compose_run(overrides: Sequence[str]) -> tuple[Any, dict[str, str]]:
     with open_dict(config):
         del config["hydra"]
     return config, choices
-
-
-def fork(cwd: Path, work: Callable[[], None]) -> int:
-    """Carry out `work` in a child, in `cwd`. Returns its process id.
-
-    Its output goes to a file there.
-    """
-    sys.stdout.flush()
-    if pid := os.fork():
-        return pid
-    code = 1
-    try:
-        out = os.open(cwd / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(out, 1)
-        os.dup2(out, 2)
-        os.chdir(cwd)
-        work()
-        sys.stdout.flush()
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(code)
 
 
 def ends_in_time(pid: int, within_s: float) -> bool:

@@ -16,10 +16,12 @@ from harness import board
 from harness.records import Job, SampleRecord, UserError
 from harness.results.exports import write_exports
 from harness.results.leaderboard import build
+from harness.results.pages import render_pages
 from harness.runs.folder import RunFolder
 from harness.runs.trace_codec import pack_series
 
-BUNDLED = Path(__file__).parent.parent / "results" / "board"
+ROOT = Path(__file__).parent.parent
+BUNDLED = ROOT / "results" / "board"
 METHODS = {"plain", "best_of_n", "scalingar", "gridar", "speculative", "lantern", "vvs"}
 """Methods that the bundled board shows, at least."""
 PROMPTS = [f"{category}/{i}" for category in "ab" for i in range(4)]
@@ -69,8 +71,13 @@ def copy(tmp_path: Path) -> Path:
 
 
 def test_the_bundled_tables_follow_from_their_journals(copy: Path) -> None:
-    write_exports(build(copy), copy / "export")
+    derived = build(copy)
+    write_exports(derived, copy / "export")
     assert contents(copy) == contents(BUNDLED)
+
+    for page, text in render_pages(derived, ROOT).items():
+        problem = f"{page}: write it by `python -m harness.board pages`"
+        assert page.read_text(encoding="utf-8") == text, problem
 
 
 @pytest.mark.long

@@ -5,6 +5,7 @@ remedy.
 from __future__ import annotations
 
 import csv
+import time
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,7 @@ def test_a_second_writer_and_a_foreign_folder_are_refused(tmp_path: Path) -> Non
     first = start(tmp_path, *run)
     while not list(tmp_path.rglob("records-0.jsonl")):
         assert first.poll() is None
+        time.sleep(0.01)  # leaves it the core
     code, output = harness(tmp_path, *run)
     first.kill()
     first.communicate()

@@ -18,7 +18,7 @@ from test_lantern import own_cache as own_cache
 from test_llamagen import tiny
 from test_speculative import Alternating
 from test_trees import BUSHY, GROWING, Seen
-from toy import TEXTS, ToyModel, draw, jobs
+from toy import TEXTS, ToyModel, draw, draw_pairs, jobs
 
 from harness.drafters.eagle import Eagle, Layer, LayerWeights, published, target_spec
 from harness.engine.acceptance import Rule, coupled, exact
@@ -97,15 +97,7 @@ def test_what_else_is_in_the_batch_changes_nothing(shape: Tree) -> None:
 def test_the_joint_law_through_the_whole_sampler() -> None:
     small = ToyModel(grid=(1, 4), vocab=5, seed=4)
     sampling = Sampling(scale=2.0, top_k=4)
-    deliveries = draw(
-        Speculative(eagle(), GROWING),
-        jobs(["a cat"], 2_000),
-        model=small,
-        sampling=sampling,
-        slots=256,
-    )
-    drawn = torch.tensor([d.tokens[0] * 5 + d.tokens[1] for d in deliveries.values()])
-
+    drawn = draw_pairs(Speculative(eagle(), GROWING), 2_000, small, sampling)
     joint = joint_probs(small, sampling)
     possible = joint > 0
     cell = torch.cumsum(possible, 0) - 1

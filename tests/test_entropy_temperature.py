@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_exactness import expect_draws_from, joint_probs
 from test_speculative import drafter
-from toy import TEXTS, ToyModel, draw, jobs
+from toy import TEXTS, ToyModel, draw, draw_pairs, jobs
 
 from harness.drafters.jacobi import Jacobi
 from harness.engine.acceptance import exact
@@ -76,9 +76,7 @@ def test_exact_speculation_keeps_the_options_own_law() -> None:
     tiny = ToyModel(grid=(1, 2), vocab=5, seed=4)
     sampling = Sampling(scale=2.0, top_k=4, entropy_gain=2.5, entropy_theta=0.6)
     method = Speculative(drafter(like=tiny), 1)
-    some = jobs(["a cat"], images=2_000)
-    deliveries = draw(method, some, model=tiny, sampling=sampling, slots=512)
-    pairs = torch.tensor([d.tokens[0] * 5 + d.tokens[1] for d in deliveries.values()])
+    pairs = draw_pairs(method, 2_000, tiny, sampling)
     expect_draws_from(pairs, joint_probs(tiny, sampling))
     cold = joint_probs(tiny, Sampling(scale=2.0, top_k=4))
     with pytest.raises(AssertionError):

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from harness.records import UserError
-from harness.training import measure_draft, verify
+from harness.training import measure_draft, samples
 
 LINE = torch.linspace(0, 1.5, 64)
 CODES = torch.stack((LINE.cos(), LINE.sin()), -1)
@@ -101,12 +101,12 @@ def test_counts_are_read_from_the_notes() -> None:
 
 
 @pytest.fixture(scope="module")
-def bench() -> verify.Bench:
-    return verify.Bench("pictogram_16")
+def bench() -> samples.Bench:
+    return samples.Bench("pictogram_16")
 
 
 def test_a_file_is_continued(
-    tmp_path: Path, bench: verify.Bench, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, bench: samples.Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What it holds is not measured again; the rest is, with the settings of the method."""
     path = tmp_path / "found.json"
@@ -124,15 +124,15 @@ def test_a_file_is_continued(
     assert sum(capped["accepted"]) > 0
 
     again = measure_draft.Found(path, 6, bench)
-    monkeypatch.setattr(verify, "draw", lambda *_: pytest.fail("drawn again"))
-    monkeypatch.setattr(verify, "teacher_forced", lambda *_: pytest.fail("compared again"))
+    monkeypatch.setattr(samples, "draw", lambda *_: pytest.fail("drawn again"))
+    monkeypatch.setattr(samples, "teacher_forced", lambda *_: pytest.fail("compared again"))
     again.measure_plain(1)
     again.measure_place(drafter.id)
     again.measure_method(drafter, "vvs_exact_4_cap_1", 1)
     assert again.content == content
 
 
-def test_a_file_of_other_prompts_is_refused(tmp_path: Path, bench: verify.Bench) -> None:
+def test_a_file_of_other_prompts_is_refused(tmp_path: Path, bench: samples.Bench) -> None:
     path = tmp_path / "found.json"
     other = {"target": bench.model.revision, "tags": ["counting"], "drawn": {}, "places": {}}
     path.write_text(json.dumps(other))
@@ -140,7 +140,7 @@ def test_a_file_of_other_prompts_is_refused(tmp_path: Path, bench: verify.Bench)
         measure_draft.Found(path, 6, bench)
 
 
-def test_both_kinds_of_drafter_are_made(bench: verify.Bench) -> None:
+def test_both_kinds_of_drafter_are_made(bench: samples.Bench) -> None:
     of_80 = SimpleNamespace(weights="pictogram_80", draft=bench.draft)
     assert measure_draft.new_drafter("eagle", of_80).id.startswith("eagle-")  # type: ignore
     assert measure_draft.new_drafter("draft", bench).id.startswith("pictogram_16-")

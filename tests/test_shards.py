@@ -14,8 +14,7 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
-from runs import TOY, deterministic, finished, folders, harness
-from storm import fork
+from runs import TOY, deterministic, finished, folders, fork, harness
 
 from harness import cli
 from harness.records import Job, Prompt, UserError

@@ -12,7 +12,7 @@ import torch
 from test_batch_invariance import costs
 from test_exactness import Joint, generous, joint_probs, p_value
 from torch import Tensor
-from toy import DEVICES, TEXTS, PixelSum, ToyModel, draw, jobs
+from toy import DEVICES, TEXTS, PixelSum, ToyModel, draw, draw_pairs, jobs
 
 from harness.drafters.jacobi import COUPLINGS, INITS, Jacobi, JacobiWindow, keep_or_redraw
 from harness.engine.acceptance import Draft, Drafts, Rule, coupled, exact
@@ -225,8 +225,7 @@ def test_the_whole_sampler_keeps_the_joint_law() -> None:
     tiny = ToyModel(grid=(1, 3), vocab=5, seed=4)
     sampling = Sampling(scale=2.0, top_k=4)
     method = SJD(Jacobi("uniform", "maximal"), 3)
-    deliveries = draw(method, jobs(["a cat"], 1_200), model=tiny, sampling=sampling, slots=512)
-    drawn = torch.tensor([d.tokens[0] * 5 + d.tokens[1] for d in deliveries.values()])
+    drawn = draw_pairs(method, 1_200, tiny, sampling)
     joint = joint_probs(tiny, sampling)
     possible = joint > 0
     cell = torch.cumsum(possible, 0) - 1

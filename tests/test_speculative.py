@@ -10,10 +10,10 @@ import torch
 from test_batch_invariance import costs
 from test_exactness import joint_probs, p_value
 from torch import Tensor
-from toy import TEXTS, PixelSum, ToyModel, draw, jobs
+from toy import TEXTS, PixelSum, ToyModel, draw, draw_pairs, jobs
 
 from harness.drafters.model import DraftModel
-from harness.engine.acceptance import Drafts, Rule, coupled, exact
+from harness.engine.acceptance import Drafts, coupled, exact
 from harness.engine.canvas import Canvas
 from harness.engine.draft_trees import Static, Tree
 from harness.engine.guidance import Sampling, cfg
@@ -74,24 +74,21 @@ def test_candidates_drawn_speculatively_are_those_of_plain_sampling() -> None:
 # --- the same distribution as plain sampling ------------------------------------------------------
 
 
+PAIRS = 5_000
+"""So many that a rule which accepts 8 % too much is seen."""
+
+
 @pytest.fixture(scope="module")
 def tiny() -> ToyModel:
     return ToyModel(grid=(1, 2), vocab=5, seed=4)
-
-
-def drawn_pairs(tiny: ToyModel, rule: Rule, sampling: Sampling, images: int) -> Tensor:
-    """Both tokens of each image, as one number."""
-    method = Speculative(drafter(like=tiny), gamma=1, rule=rule)
-    some = jobs(["a cat"], images=images)
-    deliveries = draw(method, some, model=tiny, sampling=sampling, slots=512)
-    return torch.tensor([d.tokens[0] * 5 + d.tokens[1] for d in deliveries.values()])
 
 
 def test_exact_keeps_the_joint_law_through_the_whole_sampler(tiny: ToyModel) -> None:
     sampling = Sampling(scale=2.0, top_k=4)
     joint = joint_probs(tiny, sampling)
     possible = joint > 0
-    pairs = drawn_pairs(tiny, exact, sampling, 8_000)
+    method = Speculative(drafter(like=tiny), gamma=1)
+    pairs = draw_pairs(method, PAIRS, tiny, sampling)
     assert not (~possible)[pairs].any()
     cell = torch.cumsum(possible, 0) - 1
     assert p_value(cell[pairs], joint[possible]) > 1e-3
@@ -106,7 +103,8 @@ def lenient(probs_RTV: Tensor, drafts: Drafts, noise: Noise) -> tuple[Tensor, Te
 
 def test_the_test_sees_a_rule_that_accepts_too_much(tiny: ToyModel) -> None:
     sampling = Sampling(scale=2.0)
-    pairs = drawn_pairs(tiny, lenient, sampling, 5_000)
+    method = Speculative(drafter(like=tiny), gamma=1, rule=lenient)
+    pairs = draw_pairs(method, PAIRS, tiny, sampling)
     assert p_value(pairs, joint_probs(tiny, sampling)) < 1e-6
 
 

@@ -18,8 +18,7 @@ import pytest
 import toy
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
-from runs import TOY, count_records, deterministic, folders, harness
-from storm import fork
+from runs import TOY, count_records, deterministic, folders, fork, harness
 
 from harness import cli
 from harness.records import Job, Prompt

@@ -17,7 +17,7 @@ from test_exactness import (
 )
 from test_lantern import own_cache as own_cache
 from test_speculative import drafter
-from toy import TEXTS, ToyModel, draw, jobs
+from toy import TEXTS, ToyModel, draw, draw_pairs, jobs
 
 from harness.engine.acceptance import (
     Draft,
@@ -376,9 +376,7 @@ def test_trees_keep_the_joint_law_through_the_whole_sampler(tree: Tree) -> None:
     tiny = ToyModel(grid=(1, 3), vocab=5, seed=4)
     sampling = Sampling(scale=2.0, top_k=4)
     method = Speculative(drafter(like=tiny), tree)
-    some = jobs(["a cat"], images=2_500)
-    deliveries = draw(method, some, model=tiny, sampling=sampling, slots=512)
-    pairs = torch.tensor([d.tokens[0] * 5 + d.tokens[1] for d in deliveries.values()])
+    pairs = draw_pairs(method, 2_500, tiny, sampling)
     expect_draws_from(pairs, joint_probs(tiny, sampling))
 
 

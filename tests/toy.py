@@ -121,6 +121,8 @@ def draw(
     model: ToyModel | None = None,
     sampling: Sampling | None = None,
     slots: int = 12,
+    prefill: tuple[int, int] = (3, 4),
+    render_batch: int = 8,
     tokens_per_step: int | None = None,
     seed: int = 0,
     concurrency: int | None = None,
@@ -133,7 +135,8 @@ def draw(
         model or ToyModel(),
         sampling or Sampling(scale=2.0),
         slots=slots,
-        prefill=(3, 4),
+        prefill=prefill,
+        render_batch=render_batch,
         **sizes,
     )
     scheduler = Scheduler(method, sampler, seed=seed, concurrency=concurrency)
@@ -145,6 +148,23 @@ def draw(
     scheduler.run(some, keep)
     assert sampler.free == slots
     return done
+
+
+def draw_pairs(method: Method, images: int, model: ToyModel, sampling: Sampling) -> Tensor:
+    """The first two tokens of images of one prompt, each pair as one number.
+
+    Batches are as large as they can be: no token depends on that, and small ones take minutes.
+    """
+    deliveries = draw(
+        method,
+        jobs(["a cat"], images=images),
+        model=model,
+        sampling=sampling,
+        slots=512,
+        prefill=(512, 4),
+        render_batch=256,
+    )
+    return torch.tensor([d.tokens[0] * model.vocab + d.tokens[1] for d in deliveries.values()])
 
 
 class PixelSum:

@@ -245,11 +245,11 @@ def _cells(row: pd.Series) -> list[str]:
         method += f" ({absent} images missing)"
     return [
         method,
-        _score(row),
+        write_score(row),
         "" if pd.isna(row["tie_group"]) else f"{row['tie_group']:.0f}",
         "" if pd.isna(row["rank_low"]) else f"{row['rank_low']:.0f}-{row['rank_high']:.0f}",
-        _difference(row, "vs_plain"),
-        _difference(row, "vs_bon"),
+        write_difference(row, "vs_plain"),
+        write_difference(row, "vs_bon"),
         "" if pd.isna(row["worse_at_most"]) else f"{row['worse_at_most']:+.3f}",
         _or_dash(row["visual_tokens"], digits=0),
         _or_dash(row["target_passes"], digits=1),
@@ -276,13 +276,14 @@ def _metric_cells(row: pd.Series, metrics: Mapping[str, int]) -> list[str]:
     return cells
 
 
-def _score(row: pd.Series) -> str:
+def write_score(row: pd.Series) -> str:
+    """Return a run's score with its interval."""
     if pd.isna(row["score"]):
         return "not scored"
     return f"{row['score']:.3f} {_interval(row, 'ci')}"
 
 
-def _difference(row: pd.Series, name: str) -> str:
+def write_difference(row: pd.Series, name: str) -> str:
     """Return a difference with its interval: in brackets if it is not resolved, "" for none."""
     if pd.isna(row[name]):
         return ""

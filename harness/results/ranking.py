@@ -408,6 +408,10 @@ class RankedGroup:
             binary=self._binary,
         )
 
+    def resolved_pairs(self) -> np.ndarray:
+        """Tell for each pair of runs whether the first is resolved to be better, bool [R, R]."""
+        return self._better_RR
+
     def tie_groups(self) -> list[int]:
         """Number each run's tie group, in the order of `runs` (see `stats.tie_groups`)."""
         return stats.tie_groups(self._better_RR)
@@ -559,8 +563,16 @@ def _is_best_of_n(run: Run) -> bool:
 
 
 def _params_without_n(run: Run) -> str:
-    params = str(run.about["params"]).split(", ")
-    return ", ".join(param for param in params if not re.fullmatch(r"n=\d+", param))
+    return drop_budget(str(run.about["params"]))
+
+
+def drop_budget(params: str) -> str:
+    """Return changed options without the number of candidates.
+
+    Older runs name it always, newer ones where it differs from the preset.
+    """
+    kept = [param for param in params.split(", ") if not re.fullmatch(r"n=\d+", param)]
+    return ", ".join(kept)
 
 
 def _interval_or_nan(draws_D: np.ndarray) -> tuple[float, float]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.models.pictogram.weights import PARTS
+from harness.training.gates import Gate, summarise
 
 Card = dict[str, Any]
 """The contents of card.json."""
@@ -93,7 +94,16 @@ def _render_parts(card: Mapping[str, Any]) -> list[str]:
         keys = ("parameters", "seed", "cpu_min", "steps", "samples")
         numbers = " | ".join(str(about[key]) for key in keys)
         lines.append(f"| {part} | {numbers} | `{digest}` |")
+    for part, about in card["parts"].items():
+        if about.get("recipe"):
+            lines += ["", _render_recipe(part, about["recipe"])]
     return lines
+
+
+def _render_recipe(part: str, recipe: Mapping[str, Any]) -> str:
+    """Say in a line what differs from the usual training of a part."""
+    options = ", ".join(f"`--{name.replace('_', '-')} {value}`" for name, value in recipe.items())
+    return f"{part.capitalize()}: trained with {options}."
 
 
 def _render_measurement(kind: str, measured: Mapping[str, Any]) -> list[str]:
@@ -103,11 +113,12 @@ def _render_measurement(kind: str, measured: Mapping[str, Any]) -> list[str]:
         command += " --quick"
     if "official" in kind:
         command += " --metadata evaluation_metadata.jsonl"
+    gates = [Gate.from_row(row) for row in measured["gates"]]
     return [
         "",
         f"## Measured by `{command}`",
         "",
-        f"On {measured['on']}.",
+        f"On {measured['on']}. {summarise(gates)}.",
         "",
         "| gate | measured | asked | |",
         "|---|---|---|---|",
@@ -116,7 +127,7 @@ def _render_measurement(kind: str, measured: Mapping[str, Any]) -> list[str]:
 
 
 def _render_gate(row: Mapping[str, Any]) -> str:
-    bounds = (("≥", row["least"]), ("≤", row["most"]))
-    asked = " ".join(f"{sign} {bound:g}" for sign, bound in bounds if bound is not None)
-    mark = "" if row["holds"] else "**short**"
-    return f"| {row['name']} | {row['value']:.3f} | {asked or 'reported'} | {mark} |"
+    gate = Gate.from_row(row)
+    bar = gate.describe_bar("≥", "≤") or "reported"
+    verdict = gate.verdict if gate.holds else f"**{gate.verdict}**"
+    return f"| {gate.name} | {gate.measured} | {bar} | {verdict} |"

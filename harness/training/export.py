@@ -90,7 +90,7 @@ def export(options: training.Options, folder: Path, *, unfinished: bool = False)
         # 2. The part's entry on the card.
         size = {"parameters": files.count_parameters(module), "steps": progress.step}
         curve = thin_out(progress.curve)
-        recipe = states.get("recipe", {})
+        recipe = {"recipe": states["recipe"]} if "recipe" in states else {}
         card["parts"][part] = {**config, **about, **size, **recipe, "curve": curve}
 
         # 3. What the generator's training continues from.
@@ -158,8 +158,10 @@ def _remake_checkpoint(part: str, folder: Path, about: Mapping[str, Any]) -> dic
     shape: dict[str, Any] = {}
     if part == "draft":
         shape = {"spec": {field.name: config[field.name] for field in fields(GPTSpec)}}
+    recipe = {"recipe": about["recipe"]} if "recipe" in about else {}
     return {
         **shape,
+        **recipe,
         "progress": progress.state(),
         "model": state,
         "average": state,

@@ -13,7 +13,7 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from harness.arguments import count, natural, not_negative
 from harness.models.pictogram import weights as files
 from harness.models.pictogram.grammar import CLASS_SETS
+from harness.records import UserError
 
 Encode = Callable[[Tensor], Tensor]
 
@@ -212,6 +213,25 @@ def resume(path: Path) -> tuple[Progress, dict[str, Any]]:
         return Progress(), {}
     saved = torch.load(path, map_location="cpu", weights_only=True)
     return Progress(**saved.pop("progress")), saved
+
+
+def expect_recipe(
+    found: Mapping[str, float] | None,
+    asked: Mapping[str, float],
+    usual: Mapping[str, float],
+    path: Path,
+) -> None:
+    """Raise UserError unless a checkpoint was trained by the recipe that is asked for.
+
+    One that names none was trained by the usual one.
+    """
+    for name, want in asked.items():
+        had = (found or usual)[name]
+        if had != want:
+            raise UserError(
+                f"--{name} {want}: {path} was trained with {had}; "
+                f"give --{name} {had}, or another --work"
+            )
 
 
 def restore(optimisers: Sequence[torch.optim.Optimizer], states: Sequence[dict[str, Any]]) -> None:

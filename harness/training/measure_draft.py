@@ -32,7 +32,7 @@ from harness.drafters.model import DraftModel
 from harness.models.pictogram import grammar
 from harness.records import UserError
 from harness.results.stats import macro_mean, paired_difference
-from harness.training import verify
+from harness.training import samples
 
 SPECULATIVE = "methods.speculative.Speculative"
 VVS = "methods.vvs.VVS"
@@ -46,6 +46,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "lantern": {"_target_": SPECULATIVE, "rule": LANTERN},
     "lantern_plus": {"_target_": SPECULATIVE, "rule": {**PLUS, "residual": "code_static"}},
     "vvs_3": {"_target_": VVS, "rule": LANTERN, "schedule": THIRD},
+    "vvs_3_cap_2": {"_target_": VVS, "rule": LANTERN, "schedule": THIRD, "cap": 2},
     "vvs_exact_4_cap_1": {"_target_": VVS, "schedule": FOURTH, "cap": 1},
     "vvs_exact_4": {"_target_": VVS, "schedule": FOURTH},
 }
@@ -87,7 +88,7 @@ def main() -> None:
     given = parser.parse_args()
 
     torch.set_num_threads(1)
-    bench = verify.Bench(given.weights)
+    bench = samples.Bench(given.weights)
     drafter = new_drafter(given.drafter, bench)
     found = Found(given.out, given.prompts, bench)
     found.measure_plain(given.plain)
@@ -98,7 +99,7 @@ def main() -> None:
     print("\n".join(report(found.content)))
 
 
-def new_drafter(kind: str, bench: verify.Bench) -> Any:
+def new_drafter(kind: str, bench: samples.Bench) -> Any:
     """Make the drafter of a weight set: its draft model, or its EAGLE layer."""
     if kind == "eagle":
         return eagle.Eagle(partial(eagle.embedded, bench.weights))
@@ -114,7 +115,7 @@ class Found:
     Raises UserError for a file of other prompts or another generator.
     """
 
-    def __init__(self, path: Path, prompts: int, bench: verify.Bench) -> None:
+    def __init__(self, path: Path, prompts: int, bench: samples.Bench) -> None:
         self._path = path
         self._bench = bench
         self._prompts = prompts
@@ -131,7 +132,7 @@ class Found:
     def measure_plain(self, images: int) -> None:
         """Draw plain samples, whose tokens are kept, unless the file has them."""
         if "plain" not in self.content["drawn"]:
-            self._draw("plain", images, instantiate(verify.PLAIN), keep_tokens=True)
+            self._draw("plain", images, instantiate(samples.PLAIN), keep_tokens=True)
 
     def measure_method(self, drafter: Any, name: str, images: int) -> None:
         """Draw with a method, unless the file has it for this drafter."""
@@ -154,7 +155,7 @@ class Found:
         self._write()
 
     def _draw(self, key: str, images: int, method: Any, *, keep_tokens: bool = False) -> None:
-        drawn = verify.draw(self._bench, self._prompts, images, verify.SCALE, method)
+        drawn = samples.draw(self._bench, self._prompts, images, samples.SCALE, method)
         counts = [drawn_counts(note) for note in drawn.notes]
         entry: dict[str, Any] = {
             "right": drawn.right.astype(int).tolist(),
@@ -186,7 +187,7 @@ def drawn_counts(notes: Mapping[str, Any]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def compare_distributions(bench: verify.Bench, texts: Sequence[str], token_PIN: Tensor) -> Place:
+def compare_distributions(bench: samples.Bench, texts: Sequence[str], token_PIN: Tensor) -> Place:
     """Compare draft and target on given images of prompts; arrays are [prompts, images]."""
     prompts, images, _ = token_PIN.shape
     rank_VV = code_ranks(bench.model.codebook)
@@ -194,8 +195,8 @@ def compare_distributions(bench: verify.Bench, texts: Sequence[str], token_PIN: 
     for first in range(0, prompts, 8):
         tokens = token_PIN[first : first + 8].flatten(0, 1)
         repeated = [text for text in texts[first : first + 8] for _ in range(images)]
-        probs_BNV = verify.teacher_forced(bench.model, repeated, tokens, verify.SCALE)
-        draft_BNV = verify.teacher_forced(bench.draft, repeated, tokens, 1.0)
+        probs_BNV = samples.teacher_forced(bench.model, repeated, tokens, samples.SCALE)
+        draft_BNV = samples.teacher_forced(bench.draft, repeated, tokens, 1.0)
         for name, mean_B in place_rejections(probs_BNV, draft_BNV, rank_VV).items():
             parts[name].append(mean_B)
     return Place(
@@ -237,7 +238,7 @@ def report(content: Mapping[str, Any]) -> Iterator[str]:
     yield "| draft | accepted a token | rejected, near | rejected, far | on the likeliest |"
     yield "|---|---|---|---|---|"
     for name, place in content["places"].items():
-        accepted = verify.table(rows_of(tags), np.array(place["accepted"]))
+        accepted = samples.table(rows_of(tags), np.array(place["accepted"]))
         rejected = 1 - np.mean(place["accepted"])
         shares = [np.mean(place[part]) / rejected for part in ("near", "far", "likeliest")]
         cells = " | ".join(f"{share:.3f}" for share in shares)
@@ -262,13 +263,13 @@ def pool_exact(content: Mapping[str, Any]) -> pd.DataFrame:
     """Join the verdicts of plain sampling and of exact rules, which have the same distribution."""
     keys = [key for key in content["drawn"] if key == "plain" or key.endswith(" exact")]
     rights = [np.array(content["drawn"][key]["right"]) for key in keys]
-    return verify.table(rows_of(content["tags"]), np.concatenate(rights, 1))
+    return samples.table(rows_of(content["tags"]), np.concatenate(rights, 1))
 
 
 def tabulate(content: Mapping[str, Any], key: str) -> pd.DataFrame:
     """Arrange the verdicts of one method as the statistics want them."""
     right = np.array(content["drawn"][key]["right"])
-    return verify.table(rows_of(content["tags"]), right)
+    return samples.table(rows_of(content["tags"]), right)
 
 
 def rows_of(tags: Sequence[str]) -> list[Any]:

@@ -3,6 +3,11 @@
 Data are rendered scenes with blur, gain, tint and noise. Once a tokenizer exists, half of each
 batch goes through it, with some codes swapped for neighbours. Broken objects (cut in half, merged
 from two, shuffled) are hard negatives.
+
+A reward that is right about every image makes Best-of-N as good as the oracle. `--samples`,
+`--broken` and `--worn` let it see fewer scenes, fewer broken objects and less blur and noise: it
+then errs about what it has seen little of, as real rewards do. Nothing is added to its answers;
+`verify --parts natural` measures how often it agrees with the judge.
 """
 
 from __future__ import annotations
@@ -11,13 +16,14 @@ import itertools
 import random
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.arguments import explain_mistakes
+from harness.arguments import explain_mistakes, share
 from harness.models.pictogram import world
 from harness.models.pictogram.detector import (
     ARCHITECTURES,
@@ -40,17 +46,40 @@ Scene = tuple[Pixels, tuple[Placed, ...]]
 """A picture, and the objects in it that count."""
 
 
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What differs between trainings of a detector."""
+
+    broken: float = 0.5  # share of the scenes in which an object is broken
+    worn: float = 0.75  # share of the pictures with blur, gain, tint and noise
+    decoded: float = 0.5  # share of the pictures that go through the tokenizer
+
+
 @explain_mistakes
 def main() -> None:
     parser = training.parser("train_detector", __doc__ or "", cpu_minutes=8)
+    training.add_samples(parser)
     parser.add_argument("--part", choices=("judge", "reward"), default="judge")
     parser.add_argument("--arch", choices=sorted(ARCHITECTURES), default="residual")
+    usual = Recipe()
+    for name, what in (
+        ("broken", "share of the scenes in which an object is broken and counts no longer"),
+        ("worn", "share of the pictures with blur, gain, tint and noise"),
+        ("decoded", "share of the pictures that go through the tokenizer"),
+    ):
+        parser.add_argument(f"--{name}", type=share, default=getattr(usual, name), help=what)
     arguments = parser.parse_args()
-    train(training.options(arguments), arguments.part, arguments.arch)
+    recipe = Recipe(arguments.broken, arguments.worn, arguments.decoded)
+    train(training.options(arguments), arguments.part, arguments.arch, recipe)
 
 
-def train(options: training.Options, part: str, architecture: str) -> Detector:
-    """Train until the budget is spent."""
+def train(
+    options: training.Options, part: str, architecture: str, recipe: Recipe = Recipe()
+) -> Detector:
+    """Train until the budget is spent.
+
+    Raises UserError where the checkpoint to continue is of another recipe.
+    """
     network = new_network(architecture, len(options.classes))
     path = options.checkpoint(part)
     progress, states = training.resume(path)
@@ -58,16 +87,21 @@ def train(options: training.Options, part: str, architecture: str) -> Detector:
     if not states:
         training.warm(options, part, network, but="head.")
     else:
+        training.expect_recipe(states.get("recipe"), asdict(recipe), asdict(Recipe()), path)
         network.load_state_dict(states["model"])
         training.restore(optimisers, states["optimisers"])
     vq = trained_vq(options)
 
-    while (share := progress.share(options.cpu_minutes)) < 1:
+    def save() -> None:
+        states = {"architecture": architecture, "recipe": asdict(recipe)}
+        training.save(path, progress, network, optimisers, **states)
+
+    while (spent := progress.share(options.cpu_minutes, options.samples)) < 1:
         # 1. Draw fresh scenes, some of them broken.
         network.train()
-        training.set_rate(optimisers, training.decay(share))
+        training.set_rate(optimisers, training.decay(spent))
         rng = training.step_rng(options.seed, part, progress.step)
-        pixels, placed = batch(BATCH, options.classes, rng, vq)
+        pixels, placed = batch(BATCH, options.classes, rng, vq, recipe)
 
         # 2. Learn where the objects are.
         loss = step(network, pixels, targets(placed, options.classes))
@@ -78,10 +112,10 @@ def train(options: training.Options, part: str, architecture: str) -> Detector:
         if progress.step % 100 == 0:
             numbers = measure(Detector(network, options.classes), vq, options)
             progress.note(loss=loss.item(), **numbers)
-            training.save(path, progress, network, optimisers, architecture=architecture)
+            save()
 
     progress.note(**measure(Detector(network, options.classes), vq, options))
-    training.save(path, progress, network, optimisers, architecture=architecture)
+    save()
     return Detector(network, options.classes)
 
 
@@ -108,16 +142,23 @@ def expect_trained_vq(options: training.Options) -> VQ:
 
 
 def batch(
-    count: int, classes: Sequence[str], rng: random.Random, vq: VQ | None
+    count: int,
+    classes: Sequence[str],
+    rng: random.Random,
+    vq: VQ | None,
+    recipe: Recipe = Recipe(),
 ) -> tuple[Tensor, list[tuple[Placed, ...]]]:
     """Draw pictures, float32 [B, 3, 48, 48], and list the objects that are whole in each."""
-    scenes = [break_object(one_scene(rng, classes), rng, classes) for _ in range(count)]
+    scenes = []
+    for _ in range(count):
+        scene = one_scene(rng, classes)
+        scenes.append(break_object(scene, rng, classes, recipe.broken))
     noise = np.random.default_rng(rng.getrandbits(63))
     x = to_pixels(np.stack([pixels for pixels, _ in scenes]))
     if vq is not None:
-        half = count // 2
-        x[:half] = through_tokenizer(vq, x[:half], noise)
-    return wear(x, noise), [placed for _, placed in scenes]
+        decoded = int(count * recipe.decoded)
+        x[:decoded] = through_tokenizer(vq, x[:decoded], noise)
+    return wear(x, noise, recipe.worn), [placed for _, placed in scenes]
 
 
 def one_scene(rng: random.Random, classes: Sequence[str]) -> Scene:
@@ -129,10 +170,12 @@ def one_scene(rng: random.Random, classes: Sequence[str]) -> Scene:
     return world.draw_scene(spec, rng)
 
 
-def break_object(scene: Scene, rng: random.Random, classes: Sequence[str]) -> Scene:
-    """Spoil one object in half of the scenes, so that it counts no longer."""
+def break_object(
+    scene: Scene, rng: random.Random, classes: Sequence[str], broken: float = 0.5
+) -> Scene:
+    """Spoil one object in a share of the scenes, so that it counts no longer."""
     pixels, placed = scene
-    if not placed or rng.random() > 0.5:
+    if not placed or rng.random() > broken:
         return scene
 
     pixels = pixels.copy()
@@ -203,14 +246,14 @@ def through_tokenizer(
     return to_uint8(y).permute(0, 3, 1, 2).float().div(127.5).sub(1)
 
 
-def wear(x_B3HW: Tensor, noise: np.random.Generator) -> Tensor:
-    """Blur pictures, change gain and tint, and add noise; a quarter stays as it is."""
+def wear(x_B3HW: Tensor, noise: np.random.Generator, worn: float = 0.75) -> Tensor:
+    """Blur a share of the pictures, change gain and tint, and add noise."""
 
     def draw_normal(*shape: int) -> Tensor:
         return torch.from_numpy(noise.standard_normal(shape)).float()
 
     count = len(x_B3HW)
-    is_worn = noise.random((count, 1, 1, 1)) > 0.25
+    is_worn = noise.random((count, 1, 1, 1)) > 1 - worn
     strength = torch.from_numpy(is_worn * noise.random((count, 1, 1, 1))).float()
 
     line = torch.tensor([0.25, 0.5, 0.25])

@@ -15,7 +15,6 @@ import random
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,7 +27,6 @@ from harness.models.pictogram.detector import Detector, new_network
 from harness.models.pictogram.generator import GPT, GPTSpec, draw_tokens
 from harness.models.pictogram.reading import holds
 from harness.models.vq import VQ, to_uint8
-from harness.records import UserError
 from harness.training import loop as training
 from harness.training.train_detector import expect_trained_vq
 from harness.training.train_tokenizer import GRID, swap_for_near, to_pixels
@@ -105,7 +103,7 @@ def train(options: training.Options, enough: float, recipe: Recipe = Recipe()) -
     if not states:
         training.warm(options, "generator", gpt)
     else:
-        expect_recipe(states.get("recipe", asdict(Recipe())), recipe, path)
+        training.expect_recipe(states.get("recipe"), asdict(recipe), asdict(Recipe()), path)
         gpt.load_state_dict(states["model"])
         training.restore(optimisers, states["optimisers"])
     average.load_state_dict(states.get("average", gpt.state_dict()))
@@ -148,16 +146,6 @@ def train(options: training.Options, enough: float, recipe: Recipe = Recipe()) -
         progress.note(loss=float(np.mean(losses[-100:])), **watch(average, vq, options))
         save()
     return average
-
-
-def expect_recipe(found: dict[str, float], asked: Recipe, path: Path) -> None:
-    """Raise UserError unless a checkpoint was trained by the recipe that is asked for."""
-    for name, want in asdict(asked).items():
-        if found[name] != want:
-            raise UserError(
-                f"--{name} {want}: {path} was trained with {found[name]}; "
-                f"give --{name} {found[name]}, or another --work"
-            )
 
 
 def loss_of_batch(gpt: GPT, word_B32: Tensor, token_BN: Tensor, context_BN: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
 """Measure the gates of a shipped weight set: `python -m harness.training.verify [--quick]`.
 
 Samples are of generated prompts, or of GenEval's with `--metadata evaluation_metadata.jsonl`. One
-line is printed for each gate: what was measured, what is asked, whether it holds. `--write` puts
-the table on the set's card; the exit code is 1 if the measurement contradicts the card. The
-benchmark and the methods are named by their `_target_`, since they are plug-ins.
+line is printed for each gate: what was measured, what is asked, "pass" or by how much it is missed.
+`--quick` measures fewer prompts and scenes, `--parts natural` only whether relaxed methods find
+what they rest on. `--write` puts the table on the set's card; the exit code is 1 if the measurement
+contradicts the card.
 """
 
 from __future__ import annotations
@@ -12,68 +13,43 @@ import argparse
 import json
 import random
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
-import torch.nn.functional as F
 from hydra.utils import instantiate
-from PIL import Image
-from torch import Tensor
 
 from harness.arguments import explain_mistakes
 from harness.drafters.model import DraftModel
 from harness.engine.acceptance import exact
-from harness.engine.guidance import Sampling
-from harness.engine.method_spec import MethodSpec
-from harness.engine.sampler import Sampler
-from harness.engine.scheduler import Delivery, Scheduler
-from harness.judges.pictogram import PictogramDetector, PictogramReward
 from harness.judges.pictogram_verifier import PictogramVerifier, View, find_faults
 from harness.models.pictogram import grammar, world
 from harness.models.pictogram import weights as files
 from harness.models.pictogram.detector import Detector
-from harness.models.pictogram.generator import Pictogram, draw_tokens
+from harness.models.pictogram.generator import draw_tokens
 from harness.models.pictogram.grammar import COLORS, NUMBERS, RELATIONS, TASKS, Spec
-from harness.models.trunk import causal
-from harness.records import Job, Prompt, Usage
+from harness.records import UserError
 from harness.results.stats import auc, auc_within, macro_mean, paired_difference
 from harness.training import train_detector
 from harness.training.card import Card, write_card
-from harness.training.train_tokenizer import decibel, to_pixels
-
-SCALE = 2.0
-"""Guidance scale of the samples."""
-MANY = {"prompts": 120, "images": 8, "scenes": 600, "prefixes": 60, "relaxed": 120}
-FEW = {"prompts": 30, "images": 4, "scenes": 120, "prefixes": 10, "relaxed": 6}
-
-
-@dataclass(frozen=True, slots=True)
-class Gate:
-    """A measured number, and the least or most that it should be; None asks nothing."""
-
-    name: str
-    value: float
-    least: float | None = None
-    most: float | None = None
-
-    @property
-    def holds(self) -> bool:
-        """Tell whether the number is as it should be."""
-        is_enough = self.least is None or self.value >= self.least
-        is_little = self.most is None or self.value <= self.most
-        return is_enough and is_little
-
-    def __str__(self) -> str:
-        bounds = ((">=", self.least), ("<=", self.most))
-        asked = " ".join(f"{sign} {bound:g}" for sign, bound in bounds if bound is not None)
-        mark = "" if self.holds else "SHORT"
-        return f"{self.name:<46} {self.value:>8.3f}  {asked or 'report':<18} {mark}"
+from harness.training.gates import Gate, objections, platform, summarise
+from harness.training.natural_gates import natural_gates
+from harness.training.samples import (
+    FEW,
+    MANY,
+    SCALE,
+    Bench,
+    Drawn,
+    Signals,
+    Study,
+    draw,
+    near_codes,
+    pair,
+    picked,
+    table,
+)
+from harness.training.train_tokenizer import decibel
 
 
 @explain_mistakes
@@ -89,158 +65,71 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="fewer prompts and scenes")
     parser.add_argument("--metadata", help="an official GenEval file: samples are of its prompts")
+    parser.add_argument(
+        "--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help="default: all"
+    )
     parser.add_argument("--write", action="store_true", help="put the table on the card")
     arguments = parser.parse_args()
 
     torch.set_num_threads(1)
-    bench = Bench(arguments.weights, arguments.metadata)
-    gates = measure(bench, quick=arguments.quick, report=lambda gate: print(gate, flush=True))
-
     path = files.find_set(arguments.weights) / "card.json"
     kind = ("quick" if arguments.quick else "full") + (" official" if arguments.metadata else "")
     card: Card = json.loads(path.read_text())
+    measured = card.get("measured", {}).get(kind)
     if arguments.write:
-        rows = [{**asdict(gate), "holds": gate.holds} for gate in gates]
-        card.setdefault("measured", {})[kind] = {"on": platform(), "gates": rows}
+        expect_same_platform(measured, arguments.parts, kind)
+
+    study = Study(Bench(arguments.weights, arguments.metadata), FEW if arguments.quick else MANY)
+    gates = measure(study, arguments.parts, lambda gate: print(gate, flush=True))
+    print(summarise(gates))
+
+    if arguments.write:
+        measured = replace_gates(measured, gates)
+        card.setdefault("measured", {})[kind] = measured
         write_card(path.parent, card)
-    sys.exit("\n".join(objections(gates, card.get("measured", {}).get(kind))) or 0)
-
-
-def objections(gates: Sequence[Gate], measured: dict[str, Any] | None) -> list[str]:
-    """List what contradicts the card: other numbers, or a short gate that the card does not admit.
-
-    Where the card was measured on the same kind of processor and the same torch the numbers must be
-    equal. On another one rounding leads to other samples, and only a large difference counts (0.1,
-    or a decibel).
-    """
-    rows = measured["gates"] if measured else []
-    stated = {row["name"]: row for row in rows}
-    found = []
-    for gate in gates:
-        is_admitted = gate.name in stated and not stated[gate.name]["holds"]
-        if not gate.holds and not is_admitted:
-            found.append(f"{gate.name} is short and the card does not say so")
-
-    for gate in gates:
-        if gate.name not in stated or not measured:
-            continue
-        value = stated[gate.name]["value"]
-        allowed = 1.0 if "PSNR" in gate.name else 0.1
-        if measured["on"] == platform():
-            allowed = 1e-6
-        if abs(gate.value - value) > allowed:
-            found.append(f"{gate.name} is {gate.value:.3f}, the card says {value:.3f}")
-    return found
-
-
-def platform() -> str:
-    """Name what decides how sums are rounded: the processor's instruction set and torch."""
-    return f"{torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
+    sys.exit("\n".join(objections(gates, measured)) or 0)
 
 
 def measure(
-    bench: Bench, *, quick: bool, report: Callable[[Gate], None] = lambda gate: None
+    study: Study, parts: Iterable[str], report: Callable[[Gate], None] = lambda gate: None
 ) -> list[Gate]:
-    """Measure all gates of a set; `report` gets each of them as soon as it is known."""
-    size = FEW if quick else MANY
+    """Measure the gates of some parts; `report` gets each of them as soon as it is known."""
     gates: list[Gate] = []
-    for part in (tokenizer_gates, detector_gates, sample_gates, file_gates):
-        for gate in part(bench, size):
+    for part in parts:
+        for gate in PARTS[part](study):
             report(gate)
             gates.append(gate)
     return gates
 
 
-class Bench:
-    """The models of a weight set, and the benchmark that gives verdicts with its judge.
+def expect_same_platform(measured: dict[str, Any] | None, parts: Sequence[str], kind: str) -> None:
+    """Raise UserError where some parts of a table would be of another platform than the others."""
+    if measured and measured["on"] != platform() and set(parts) != set(PARTS):
+        raise UserError(
+            f"the card's {kind} gates were measured on {measured['on']}, and this is {platform()}: "
+            "measure all parts"
+        )
 
-    `metadata` is an official GenEval file whose prompts replace generated ones; those of unknown
-    classes are left out.
+
+def replace_gates(measured: dict[str, Any] | None, gates: Sequence[Gate]) -> dict[str, Any]:
+    """Return the card's table with these gates in the places of those of their names.
+
+    What is new stands behind the others. A table of another platform is left: see
+    `expect_same_platform`.
     """
-
-    def __init__(self, weights: str, metadata: str | None = None) -> None:
-        self.weights = weights
-        self.metadata = metadata
-        self.model = Pictogram(weights)
-        self.draft = Pictogram(weights, part="draft")
-        self.judge = PictogramDetector(weights)
-        self.reward = PictogramReward(weights)
-        self.classes = self.model.classes
-
-    def correct(self, asked: Sequence[tuple[Spec, np.ndarray]]) -> np.ndarray:
-        """Return the benchmark's verdicts on pictures for specs, bool [pictures]."""
-        return judge_pictures(self.judge, asked)
-
-    def benchmark(self, **options: Any) -> Any:
-        """Build the benchmark with the set's judge."""
-        return new_benchmark(self.judge, **options)
-
-    def rows(self, prompts: int) -> list[grammar.Row]:
-        """Return so many prompts, spread evenly over the tasks."""
-        if self.metadata is None:
-            return grammar.generate_prompts(self.classes, prompts, seed=77)
-        official = self.benchmark(metadata=self.metadata, prompts=prompts).prompts()
-        return [cast(grammar.Row, {**prompt.spec, "prompt": prompt.text}) for prompt in official]
-
-    def encode(self, pixels: np.ndarray) -> list[Tensor]:
-        """Encode pictures uint8 [B, H, W, 3] in parts of 32; return the codes [32, N] of each."""
-        with torch.no_grad():
-            return [self.model.vq.encode(part) for part in to_pixels(pixels).split(32)]
-
-    def decode(self, parts: Iterable[Tensor]) -> np.ndarray:
-        """Decode parts of codes; return pictures, uint8 [B, H, W, 3]."""
-        with torch.no_grad():
-            return np.concatenate([self.model.decode(part).numpy() for part in parts])
-
-    def reconstructed(self, pixels: np.ndarray) -> np.ndarray:
-        """Encode and decode pictures."""
-        return self.decode(self.encode(pixels))
-
-    def scenes(self, count: int) -> tuple[list[Spec], list[world.Sample], np.ndarray]:
-        """Draw held-out scenes, evenly over the tasks; return them with their reconstructions."""
-        rng = random.Random("verify scenes")
-        samples = []
-        for i in range(count):
-            task = TASKS[i % len(TASKS)]
-            sample = world.draw_sample(
-                rng, self.classes, tasks=[task], style="geneval", layout_share=0.0
-            )
-            samples.append(sample)
-        pixels = np.stack([sample.pixels for sample in samples])
-        return [sample.spec for sample in samples], samples, self.reconstructed(pixels)
-
-
-def new_benchmark(judge: PictogramDetector, **options: Any) -> Any:
-    """Build the embedded benchmark."""
-    return instantiate({"_target_": "benchmarks.pictogram.Pictogram"}, judge=judge, **options)
-
-
-def judge_pictures(
-    judge: PictogramDetector, asked: Sequence[tuple[Spec, np.ndarray]]
-) -> np.ndarray:
-    """Return the benchmark's verdicts, by a judge, on pictures for specs, bool [pictures]."""
-    benchmark = new_benchmark(judge, total=6)
-    with tempfile.TemporaryDirectory() as folder:
-        items = []
-        for i, (spec, pixels) in enumerate(asked):
-            path = Path(folder) / f"{i}.png"
-            Image.fromarray(pixels).save(path)
-            items.append((Prompt(f"verify/{i}", "", spec["tag"], dict(spec)), path))
-        values = [score.value or 0.0 for score in benchmark.score(items)]
-    return np.array(values) > 0.5
-
-
-def pair(specs: Sequence[Spec], pictures: Iterable[np.ndarray]) -> list[tuple[Spec, np.ndarray]]:
-    """Pair each spec with its picture."""
-    return list(zip(specs, pictures, strict=True))
+    former = measured["gates"] if measured and measured["on"] == platform() else []
+    rows = {row["name"]: row for row in former}
+    rows |= {gate.name: gate.to_row() for gate in gates}
+    return {"on": platform(), "gates": list(rows.values())}
 
 
 # --- tokenizer and detectors ----------------------------------------------------------------------
 
 
-def tokenizer_gates(bench: Bench, size: dict[str, int]) -> list[Gate]:
+def tokenizer_gates(study: Study) -> list[Gate]:
     """Measure how well pictures survive the tokenizer."""
-    specs, samples, again = bench.scenes(size["scenes"])
+    bench = study.bench
+    specs, samples, again = bench.scenes(study.size.scenes)
     pairs = zip(samples, again, strict=True)
     decibels = [decibel(sample.pixels, picture) for sample, picture in pairs]
     passed = bench.correct(pair(specs, again))
@@ -263,9 +152,8 @@ def swap_gates(bench: Bench, specs: Sequence[Spec], samples: Sequence[world.Samp
     codes = torch.cat(bench.encode(np.stack([sample.pixels for sample in samples])))
 
     # 1. Choose the tokens and what they become.
-    rows = bench.model.codebook
-    nearest = (rows @ rows.T).topk(11, dim=-1).indices
-    near = nearest[codes, torch.randint(1, 11, codes.shape, generator=rng)]
+    nearest = near_codes(bench.model.codebook, 10)
+    near = nearest[codes, torch.randint(1, 11, codes.shape, generator=rng) - 1]
     other = torch.randint(0, bench.model.vocab, codes.shape, generator=rng)
     is_chosen = torch.rand(codes.shape, generator=rng) < 0.3
     is_swapped = is_chosen & torch.from_numpy(_object_tokens(samples))
@@ -293,10 +181,11 @@ def _object_tokens(samples: Sequence[world.Sample]) -> np.ndarray:
     return inside.reshape(len(samples), -1)
 
 
-def detector_gates(bench: Bench, size: dict[str, int]) -> list[Gate]:
+def detector_gates(study: Study) -> list[Gate]:
     """Measure both detectors on renders and reconstructions, and what the judge lets pass."""
+    bench = study.bench
     rng = random.Random("verify detectors")
-    scenes = [train_detector.one_scene(rng, bench.classes) for _ in range(size["scenes"])]
+    scenes = [train_detector.one_scene(rng, bench.classes) for _ in range(study.size.scenes)]
     pictures = np.stack([pixels for pixels, _ in scenes])
     again = bench.reconstructed(pictures)
     gates = []
@@ -307,12 +196,12 @@ def detector_gates(bench: Bench, size: dict[str, int]) -> list[Gate]:
             gates.append(Gate(f"{part}: precision on {kind}", precision, least=least))
             gates.append(Gate(f"{part}: recall on {kind}", recall, least=least))
             gates.append(Gate(f"{part}: colour on {kind}", color, least=0.97))
-    return [*gates, *false_accepts(bench, size)]
+    return [*gates, *false_accepts(bench, study.size.scenes)]
 
 
-def false_accepts(bench: Bench, size: dict[str, int]) -> list[Gate]:
+def false_accepts(bench: Bench, scenes: int) -> list[Gate]:
     """Measure how often pictures of another prompt pass, and pictures with a broken object."""
-    specs, samples, again = bench.scenes(size["scenes"])
+    specs, samples, again = bench.scenes(scenes)
     rng = random.Random("verify near misses")
     others = [near_miss(spec, bench.classes, rng) for spec in specs]
 
@@ -363,171 +252,28 @@ def near_miss(spec: Spec, classes: Sequence[str], rng: random.Random) -> Spec:
 # --- generated images -----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Drawn:
-    """Samples of every prompt, prompt by prompt: [prompts, images, ...]."""
-
-    rows: list[grammar.Row]
-    tokens: Tensor
-    pictures: np.ndarray
-    right: np.ndarray
-    notes: list[dict[str, Any]]  # what the method noted of each image
-    usages: list[Usage]  # what each image cost
-
-
-PLAIN = {"_target_": "methods.plain.Plain"}
-
-
-def draw(bench: Bench, prompts: int, images: int, scale: float, method: Any = PLAIN) -> Drawn:
-    """Draw samples of a method with the harness's sampler, and let the benchmark judge them."""
-    rows = bench.rows(prompts)
-    method = instantiate(method) if isinstance(method, dict) else method
-    jobs = [
-        Job(Prompt(f"verify/{i:05d}", row["prompt"], row["tag"]), image)
-        for i, row in enumerate(rows)
-        for image in range(images)
-    ]
-    done: dict[tuple[str, int], Delivery] = {}
-    sampler = Sampler(
-        bench.model,
-        Sampling(scale=scale),
-        slots=64,
-        **MethodSpec.of(method).sampler_sizes(),
-        prefill=(16, 32),
-        render_batch=16,
-    )
-    Scheduler(method, sampler, seed=0).run(
-        jobs, lambda delivery: done.update({delivery.job.key: delivery})
-    )
-    ordered = [done[job.key] for job in jobs]
-    errors = [delivery.error for delivery in ordered if delivery.error]
-    assert not errors, errors[0]
-
-    tokens = torch.tensor([delivery.tokens for delivery in ordered])
-    pictures = np.stack([np.asarray(delivery.image) for delivery in ordered])
-    right = bench.correct(pair(repeat_rows(rows, images), pictures))
-    return Drawn(
-        rows=rows,
-        tokens=tokens.unflatten(0, (prompts, images)),
-        pictures=pictures.reshape(prompts, images, *pictures.shape[1:]),
-        right=right.reshape(prompts, images),
-        notes=[delivery.notes for delivery in ordered],
-        usages=[delivery.usage for delivery in ordered],
-    )
-
-
-def repeat_rows(rows: Sequence[grammar.Row], images: int) -> list[grammar.Row]:
-    """List the row of each image, prompt by prompt."""
-    return [row for row in rows for _ in range(images)]
-
-
-def sample_gates(bench: Bench, size: dict[str, int]) -> list[Gate]:
+def sample_gates(study: Study) -> list[Gate]:
     """Measure samples of the generator, of its draft, and what methods can gain from them."""
-    drawn = draw(bench, size["prompts"], size["images"], SCALE)
-    unguided = draw(bench, size["prompts"], max(2, size["images"] // 4), 1.0)
+    bench = study.bench
+    size = study.size
+    drawn = study.drawn
+    unguided = draw(bench, size.prompts, max(2, size.images // 4), 1.0)
     plain = table(drawn.rows, drawn.right)
     tasks = plain.groupby("category")["value"].mean()
-    signals = Signals.of(bench, drawn)
-    agree = measure_agreement(bench, drawn)
+    signals = study.signals
     gain = macro_mean(plain) - macro_mean(table(unguided.rows, unguided.right))
     return [
         Gate("plain: overall", macro_mean(plain), least=0.35, most=0.70),
         *(Gate(f"plain: {task}", float(tasks[task]), least=0.05, most=0.95) for task in TASKS),
-        Gate("judge and reward agree", agree, least=0.88),
+        Gate("judge and reward agree", study.agreement, least=0.88),
         *best_of(drawn, signals),
         Gate("guidance 2 against 1", gain, least=0.08),
         *entropy_gates(drawn, signals),
-        *half_image_gates(bench, drawn, size["prefixes"]),
+        *half_image_gates(bench, drawn, size.prefixes),
         Gate("draft: acceptance per token", signals.acceptance, least=0.50),
         Gate("draft: tokens per target pass at k=4", signals.tokens_per_pass),
-        *lantern_gates(bench, size),
+        *lantern_gates(bench, size.relaxed),
     ]
-
-
-def table(rows: Sequence[grammar.Row], right_PI: np.ndarray) -> pd.DataFrame:
-    """Arrange verdicts [prompts, images] as the statistics want them: a row for each image."""
-    verdicts = []
-    for i, (row, values) in enumerate(zip(rows, right_PI, strict=True)):
-        for image, value in enumerate(values):
-            verdict = {"prompt_id": i, "category": row["tag"], "image": image}
-            verdicts.append({**verdict, "value": float(value)})
-    return pd.DataFrame(verdicts)
-
-
-def measure_agreement(bench: Bench, drawn: Drawn) -> float:
-    """Measure how often judge and reward give generated pictures the same verdict."""
-    other = PictogramDetector(bench.weights, part="reward")
-    rows = repeat_rows(drawn.rows, drawn.right.shape[1])
-    pictures = drawn.pictures.reshape(-1, *drawn.pictures.shape[2:])
-    theirs = judge_pictures(other, pair(rows, pictures))
-    return float((theirs == drawn.right.reshape(-1)).mean())
-
-
-@dataclass(frozen=True, slots=True)
-class Signals:
-    """What model, draft and reward say of the samples: [prompts, images]."""
-
-    reward: np.ndarray
-    likelihood: np.ndarray
-    entropy: np.ndarray
-    peak_entropy: np.ndarray  # mean over the sixteen least certain tokens
-    acceptance: float
-    tokens_per_pass: float
-
-    @classmethod
-    def of(cls, bench: Bench, drawn: Drawn) -> Signals:
-        """Compute them from the samples."""
-        images = drawn.right.shape[1]
-        texts = [row["prompt"] for row in repeat_rows(drawn.rows, images)]
-        pictures = list(drawn.pictures.reshape(-1, *drawn.pictures.shape[2:]))
-        rewards = [0.0 if value is None else value for value in bench.reward(texts, pictures)]
-
-        # 1. Forward the samples in parts, without keeping all distributions.
-        tokens = drawn.tokens.flatten(0, 1)
-        likelihoods = []
-        entropies = []
-        overlaps = []
-        for start in range(0, len(texts), 32):
-            some_texts = texts[start : start + 32]
-            part = tokens[start : start + 32]
-            probs = teacher_forced(bench.model, some_texts, part, SCALE)
-            proposed = teacher_forced(bench.draft, some_texts, part, 1.0)
-            token_probs = probs.gather(-1, part.unsqueeze(-1))
-            likelihoods.append(token_probs.clamp(min=1e-30).log().mean((1, 2)))
-            entropies.append(torch.special.entr(probs).sum(-1))
-            overlaps.append(torch.minimum(probs, proposed).sum(-1))
-
-        # 2. Chances that drafted tokens are accepted: each, and chains of up to four.
-        chance_BN = torch.cat(overlaps)
-        chains_BC4 = chance_BN.unfold(1, 4, 1).cumprod(-1)
-        accepted = sum(chains_BC4.mean((0, 1)).tolist())
-
-        # 3. Signals of each sample.
-        entropy_BN = torch.cat(entropies)
-        likelihood_B = torch.cat(likelihoods)
-        peak_B = entropy_BN.topk(16).values.mean(-1)
-        shape = drawn.right.shape
-        return cls(
-            reward=np.array(rewards).reshape(shape),
-            likelihood=likelihood_B.numpy().reshape(shape),
-            entropy=entropy_BN.mean(-1).numpy().reshape(shape),
-            peak_entropy=peak_B.numpy().reshape(shape),
-            acceptance=float(chance_BN.mean()),
-            tokens_per_pass=1 + accepted,
-        )
-
-
-@torch.no_grad()
-def teacher_forced(
-    model: Pictogram, texts: Sequence[str], token_BN: Tensor, scale: float
-) -> Tensor:
-    """Return the guided distribution at every position of given images, [B, N, V]."""
-    words = torch.tensor([grammar.encode(text) for text in texts])
-    text = model.gpt.forward_train(words, token_BN, causal).float()
-    null = text
-    if scale != 1:
-        null = model.gpt.forward_train(torch.zeros_like(words), token_BN, causal).float()
-    return F.softmax(null + scale * (text - null), -1)
 
 
 def best_of(drawn: Drawn, signals: Signals) -> list[Gate]:
@@ -551,16 +297,6 @@ def best_of(drawn: Drawn, signals: Signals) -> list[Gate]:
     ]
     gain, _, _ = paired_difference(picked(drawn, signals.likelihood, 4), plain)
     return [*gates, Gate("best of 4 by likelihood: gain", gain, least=-0.02)]
-
-
-def picked(drawn: Drawn, signal_PI: np.ndarray, n: int) -> pd.DataFrame:
-    """Tabulate the verdicts of the best of each group of `n` samples, by a signal."""
-    prompts, images = signal_PI.shape
-    count = images // n * n
-    signal_PGn = signal_PI[:, :count].reshape(prompts, -1, n)
-    right_PGn = drawn.right[:, :count].reshape(prompts, -1, n)
-    best_PG1 = signal_PGn.argmax(-1)[..., None]
-    return table(drawn.rows, np.take_along_axis(right_PGn, best_PG1, -1)[..., 0])
 
 
 def entropy_gates(drawn: Drawn, signals: Signals) -> list[Gate]:
@@ -642,7 +378,7 @@ def promise(spec: Spec, view: View) -> float:
     return found - (1 + len(wanted)) * faults
 
 
-def lantern_gates(bench: Bench, size: dict[str, int]) -> Iterator[Gate]:
+def lantern_gates(bench: Bench, prompts: int) -> Iterator[Gate]:
     """Measure what LANTERN's relaxed rule gains over the exact one with the draft, and costs.
 
     It has 10 neighbours and a bound of 0.2.
@@ -654,7 +390,7 @@ def lantern_gates(bench: Bench, size: dict[str, int]) -> Iterator[Gate]:
     for name, rule in (("exact", exact), ("lantern", instantiate(lantern))):
         drafter = DraftModel(model=lambda **_: bench.draft, guided=False)
         method = instantiate(speculative, drafter=drafter, gamma=4, rule=rule)
-        drawn = draw(bench, size["relaxed"], 2, SCALE, method)
+        drawn = draw(bench, prompts, 2, SCALE, method)
         tables[name] = table(drawn.rows, drawn.right)
         steps_by_accepted = np.sum([note["accepted"] for note in drawn.notes], 0)
         lengths = np.arange(len(steps_by_accepted))
@@ -668,9 +404,9 @@ def lantern_gates(bench: Bench, size: dict[str, int]) -> Iterator[Gate]:
     yield Gate("LANTERN: loss of accuracy, 95 % to", high)
 
 
-def file_gates(bench: Bench, size: dict[str, int]) -> list[Gate]:
+def file_gates(study: Study) -> list[Gate]:
     """Measure the files: their size, and that judge and reward are different detectors."""
-    folder = files.find_set(bench.weights)
+    folder = files.find_set(study.bench.weights)
     total = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     apart = files.hash_file(folder / "judge.safetensors") != files.hash_file(
         folder / "reward.safetensors"
@@ -679,6 +415,16 @@ def file_gates(bench: Bench, size: dict[str, int]) -> list[Gate]:
         Gate("weights, MB", total / 1e6, most=20),
         Gate("judge and reward differ", float(apart), least=1),
     ]
+
+
+PARTS: dict[str, Callable[[Study], Iterable[Gate]]] = {
+    "tokenizer": tokenizer_gates,
+    "detectors": detector_gates,
+    "samples": sample_gates,
+    "natural": natural_gates,
+    "files": file_gates,
+}
+"""What can be measured, in its order on the card."""
 
 
 if __name__ == "__main__":

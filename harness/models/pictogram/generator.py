@@ -9,6 +9,7 @@ width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -228,19 +229,32 @@ def spec_config(spec: GPTSpec | VQSpec) -> dict[str, object]:
 
 
 def draw_tokens(
-    gpt: GPT, texts: list[str], *, scale: float, seed: int, prefix_BP: Tensor | None = None
+    gpt: GPT,
+    texts: list[str],
+    *,
+    scale: float,
+    seed: int,
+    prefix_BP: Tensor | None = None,
+    swap: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Draw tokens [B, N] for some texts in one batch with guidance.
 
-    `prefix_BP` are given first tokens. For training and for studies of the model; methods are
-    compared through the engine.
+    `prefix_BP` are given first tokens; `swap` may replace the codes [B, 1] that were drawn, before
+    the next ones are. For training and for studies of the model; methods are compared through the
+    engine.
     """
-    return draw_with_probs(gpt, texts, scale=scale, seed=seed, prefix_BP=prefix_BP)[0]
+    return draw_with_probs(gpt, texts, scale=scale, seed=seed, prefix_BP=prefix_BP, swap=swap)[0]
 
 
 @torch.no_grad()
 def draw_with_probs(
-    gpt: GPT, texts: list[str], *, scale: float, seed: int, prefix_BP: Tensor | None = None
+    gpt: GPT,
+    texts: list[str],
+    *,
+    scale: float,
+    seed: int,
+    prefix_BP: Tensor | None = None,
+    swap: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Draw like `draw_tokens`; return also the guided distribution at every place, [B, N, V]."""
     given = 0 if prefix_BP is None else prefix_BP.shape[1]
@@ -266,6 +280,8 @@ def draw_with_probs(
         next_B1 = torch.multinomial(probs_BV, 1, generator=generator)
         if prefix_BP is not None and n < given:
             next_B1 = prefix_BP[:, n : n + 1]
+        elif swap is not None:
+            next_B1 = swap(next_B1)
         token_BN = torch.cat((token_BN, next_B1), 1)
 
         # 3. Feed it to both rows of the text.

@@ -1,0 +1,360 @@
+"""Write what a board says into pages, so that nobody types a number.
+
+A page marks the places; between its words it may look so:
+
+    <!-- board: decoding --> ... <!-- /board -->                 a whole table
+    agree in <!-- board: agreement -->96 %<!-- /board --> of    a number in a sentence
+
+and a table whose words are the page's own names the run of a row in a comment, and the columns in
+its mark; the cells behind the comment are written:
+
+    <!-- board: rows score visual_tokens -->
+    | `best_of_n` | the reward's favourite of four <!-- best_of_n n=4 --> | 0.745 [...] | 576 |
+    <!-- /board -->
+
+Runs are of the board's largest protocol and its lowest seed: METHOD, then the options that differ
+from the preset.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from harness.records import UserError
+from harness.results.exports import write_difference, write_score
+from harness.results.leaderboard import Board, heading, protocols
+from harness.results.ranking import ONE_IMAGE, drop_budget
+from harness.results.relaxed import MOST_LOSS
+
+PAGES = ("README.md", "docs/results.md", "docs/methods.md", "docs/benchmarks.md")
+"""The pages that may have marks, below the repository's root."""
+MARK = re.compile(r"<!-- board: (?P<name>[^>]+?) -->(?P<old>.*?)<!-- /board -->", re.DOTALL)
+RUN_OF_ROW = re.compile(r"^(?P<words>\|.*<!-- (?P<run>[^>]+?) --> \|)(?P<cells>.*)$")
+BENCH = Path("results/bench/methods-pictogram_80-cpu.csv")
+CARD = Path("harness/models/pictogram/weights/pictogram_80/card.json")
+Row = pd.Series
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A board, and the repository whose pages show it."""
+
+    board: Board
+    root: Path
+
+    @cached_property
+    def main(self) -> pd.DataFrame:
+        """The rows of the protocol with the most images, of its lowest seed."""
+        groups = [self._of_lowest_seed(runs) for runs in protocols(self.board.frame)]
+        return max(groups, key=lambda runs: int(runs["prompts"].iloc[0] * _images(runs)))
+
+    @cached_property
+    def others(self) -> list[pd.DataFrame]:
+        """The rows of every other protocol."""
+        main = str(self.main["protocol"].iloc[0])
+        groups = [self._of_lowest_seed(runs) for runs in protocols(self.board.frame)]
+        return [runs for runs in groups if str(runs["protocol"].iloc[0]) != main]
+
+    @staticmethod
+    def _of_lowest_seed(runs: pd.DataFrame) -> pd.DataFrame:
+        return runs[runs["seed"] == runs["seed"].min()]
+
+    def find(self, name: str) -> Row:
+        """Return the row of a run of the main protocol: "METHOD", "METHOD n=4", "METHOD cap=2".
+
+        Raises UserError unless there is exactly one.
+        """
+        method, *options = name.split()
+        budget = [option for option in options if re.fullmatch(r"n=\d+", option)]
+        params = ", ".join(option for option in options if option not in budget)
+        found = many_at_a_time(self.main)
+        found = found[found["method"] == method]
+        found = found[found["params"].map(drop_budget) == params]
+        for option in budget:
+            found = found[found["candidates"] == int(option.removeprefix("n="))]
+        if len(found) != 1:
+            raise UserError(f"{name}: {len(found)} runs of the board's main table are called so")
+        return found.iloc[0]
+
+
+def _images(runs: pd.DataFrame) -> int:
+    return int(runs["images_per_prompt"].iloc[0])
+
+
+# --- pages ----------------------------------------------------------------------------------------
+
+
+def render_pages(board: Board, root: Path) -> dict[Path, str]:
+    """Return the pages that have marks, with what the board says in them.
+
+    Raises UserError for a mark that is unknown, or names a run that the board lacks.
+    """
+    shown = Shown(board, root)
+    rendered = {}
+    for name in PAGES:
+        text = (root / name).read_text(encoding="utf-8")
+        if MARK.search(text):
+            rendered[root / name] = fill(text, shown, name)
+    return rendered
+
+
+def fill(text: str, shown: Shown, page: str) -> str:
+    """Return a page's text with the places written anew."""
+
+    def write(mark: re.Match[str]) -> str:
+        name, *words = mark["name"].split()
+        fragment = FRAGMENTS.get(name)
+        if fragment is None:
+            known = ", ".join(sorted(FRAGMENTS))
+            raise UserError(f"{page}: unknown mark {name!r}; there are {known}")
+        try:
+            new = fragment(shown, words, mark["old"])
+        except UserError as error:
+            raise UserError(f"{page}, mark {mark['name']!r}: {error}") from None
+        if "\n" in new:
+            new = f"\n\n{new.strip()}\n\n"
+        return f"<!-- board: {mark['name']} -->{new}<!-- /board -->"
+
+    return MARK.sub(write, text)
+
+
+# --- numbers in sentences -------------------------------------------------------------------------
+
+
+def write_size(shown: Shown, words: Sequence[str], old: str) -> str:
+    """Return how much the main table rests on."""
+    main = shown.main
+    return f"{main['prompts'].iloc[0]} prompts x {_images(main)} images"
+
+
+def write_mean(shown: Shown, words: Sequence[str], old: str) -> str:
+    """Return the score of a run."""
+    return f"{shown.find(' '.join(words))['score']:.3f}"
+
+
+def write_gain_share(shown: Shown, words: Sequence[str], old: str) -> str:
+    """Return which share of another run's gain over plain a run has: "RUN / OTHER"."""
+    run, other = _two_runs(shown, words)
+    return f"{100 * run['vs_plain'] / other['vs_plain']:.0f} %"
+
+
+def write_token_share(shown: Shown, words: Sequence[str], old: str) -> str:
+    """Return which share of another run's visual tokens a run spends: "RUN / OTHER"."""
+    run, other = _two_runs(shown, words)
+    return f"{100 * run['visual_tokens'] / other['visual_tokens']:.0f} %"
+
+
+def _two_runs(shown: Shown, words: Sequence[str]) -> tuple[Row, Row]:
+    first, separator, second = " ".join(words).partition(" / ")
+    if not separator:
+        raise UserError("name two runs, RUN / OTHER")
+    return shown.find(first), shown.find(second)
+
+
+def write_agreement(shown: Shown, words: Sequence[str], old: str) -> str:
+    """Return how often reward and judge agree on generated images, by the model card."""
+    card = json.loads((shown.root / CARD).read_text(encoding="utf-8"))
+    measured = card["measured"]["full official"]["gates"]
+    (value,) = (row["value"] for row in measured if row["name"] == "judge and reward agree")
+    return f"{100 * value:.0f} %"
+
+
+def write_figure(shown: Shown, words: Sequence[str], old: str) -> str:
+    """Return the picture of scores over budgets, with what it shows in words."""
+    plain = shown.find("plain")
+    best = shown.main[shown.main["method"] == "best_of_n"].sort_values("candidates").iloc[-1]
+    times = f"{best['visual_tokens'] / plain['visual_tokens']:.0f}"
+    said = (
+        f"Score over budget in visual tokens: Best-of-N rises from {plain['score']:.2f} to "
+        f"{best['score']:.2f} at {times} times plain's tokens"
+    )
+    return f"\n![{said}](results/board/figures/0-scaling.svg)"
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def _whole(row: Row, name: str) -> str:
+    return f"{row[name]:,.0f}"
+
+
+CELLS: dict[str, Callable[[Row], str]] = {
+    "score": write_score,
+    "against plain": lambda row: write_difference(row, "vs_plain"),
+    "against Best-of-N of as many": lambda row: write_difference(row, "vs_bon"),
+    "at worst": lambda row: "" if pd.isna(row["worse_at_most"]) else f"{row['worse_at_most']:+.3f}",
+    "visual_tokens": lambda row: _whole(row, "visual_tokens"),
+    "target_passes": lambda row: f"{row['target_passes']:.0f}",
+    "visual tokens": lambda row: _whole(row, "visual_tokens"),
+    "target passes": lambda row: f"{row['target_passes']:.1f}",
+    "tokens a pass": lambda row: f"{row['visual_tokens'] / row['target_passes']:.2f}",
+    "target positions": lambda row: _whole(row, "target_positions"),
+    "seconds": lambda row: f"{row['device_s'] + row['judge_s']:.3f}",
+    "median seconds": lambda row: f"{row['latency_p50_s']:.3f}",
+    "p90": lambda row: f"{row['latency_p90_s']:.3f}",
+    "speed over plain": lambda row: _write_ratio(row, "speedup"),
+}
+"""Heading of a column -> what it has of a run."""
+
+
+def _write_ratio(row: Row, name: str) -> str:
+    if pd.isna(row[name]):
+        return ""
+    return f"{row[name]:.2f} [{row[f'{name}_low']:.2f}, {row[f'{name}_high']:.2f}]"
+
+
+def _table(first: str, rows: pd.DataFrame, columns: Sequence[str]) -> str:
+    """Return a Markdown table of runs, each called by its label."""
+    lines = [_pipe([first, *columns]), _pipe(["---"] * (1 + len(columns)))]
+    for _, row in rows.iterrows():
+        cells = [CELLS[column](row) for column in columns]
+        lines.append(_pipe([str(row["label"]).replace("|", "\\|"), *cells]))
+    return "\n".join(lines)
+
+
+def _pipe(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def write_rows(shown: Shown, words: Sequence[str], old: str) -> str:
+    """Write the cells behind the comments that name the runs of rows; all else stays."""
+    lines = []
+    for line in old.strip().splitlines():
+        row = RUN_OF_ROW.match(line)
+        if row is None:
+            lines.append(line)
+            continue
+        found = shown.find(row["run"])
+        cells = [CELLS[column](found) for column in words]
+        lines.append(f"{row['words']} {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+CHOOSING = (
+    "score",
+    "against plain",
+    "against Best-of-N of as many",
+    "visual tokens",
+    "target positions",
+    "seconds",
+)
+DECODING = (
+    "score",
+    "against plain",
+    "at worst",
+    "target passes",
+    "tokens a pass",
+    "target positions",
+    "seconds",
+)
+LATENCY = ("score", "median seconds", "p90", "speed over plain")
+
+
+def write_choosing(shown: Shown, words: Sequence[str], old: str) -> str:
+    """Return the main table's methods that spend more than one image's tokens, and plain."""
+    rows = many_at_a_time(shown.main)
+    chosen = rows[(rows["budget"] > ONE_IMAGE) | _is_plain(rows)]
+    return _table(f"{_images(rows)} images a prompt", _plain_first(chosen), CHOOSING)
+
+
+def write_decoding(shown: Shown, words: Sequence[str], old: str) -> str:
+    """Return the main table's methods that spend one image's tokens."""
+    rows = many_at_a_time(shown.main)
+    chosen = rows[rows["budget"] <= ONE_IMAGE]
+    return _table(f"{_images(rows)} images a prompt", _plain_first(chosen), DECODING)
+
+
+def write_others(shown: Shown, words: Sequence[str], old: str) -> str:
+    """Return a table for every other protocol."""
+    tables = []
+    for runs in shown.others:
+        rows = many_at_a_time(runs)
+        if len(rows):
+            tables.append(_table(heading(rows), _plain_first(rows), DECODING))
+    return "\n\n".join(tables) or "None.\n"
+
+
+def write_latency(shown: Shown, words: Sequence[str], old: str) -> str:
+    """Return the runs of one image at a time."""
+    frame = shown.board.frame
+    rows = frame[frame["concurrency"] == 1]
+    if not len(rows):
+        raise UserError("the board has no run of one image at a time")
+    return _table("one image at a time", _plain_first(rows), LATENCY)
+
+
+def write_tuned(shown: Shown, words: Sequence[str], old: str) -> str:
+    """Return the relaxed methods at their presets' settings, and at those found by tuning."""
+    columns = ("score", "against plain", "at worst", "target passes")
+    rows = many_at_a_time(shown.main)
+    lines = [_pipe(["method", "setting", *columns])]
+    lines.append(_pipe(["---"] * (2 + len(columns))))
+    for method in MOST_LOSS:
+        own = rows[rows["method"] == method]
+        published = own[own["params"] == ""]
+        tuned = own[own["params"] != ""]
+        for setting, some in (("published", published), ("tuned", tuned)):
+            for _, row in some.iterrows():
+                name = f"{setting}: {row['params']}" if row["params"] else setting
+                cells = [CELLS[column](row) for column in columns]
+                lines.append(_pipe([f"`{method}`", name, *cells]))
+        if not len(tuned):
+            lines.append(_pipe([f"`{method}`", "no other setting run", *[""] * len(columns)]))
+    return "\n".join(lines)
+
+
+def write_bench(shown: Shown, words: Sequence[str], old: str) -> str:
+    """Return speeds over plain sampling by the images in flight, of the newest bench."""
+    table = pd.read_csv(shown.root / BENCH).drop_duplicates(["batch", "method"], keep="last")
+    batches = sorted(int(batch) for batch in table["batch"].unique())
+    methods = list(dict.fromkeys(str(method) for method in table["method"]))
+    lines = [_pipe(["", *map(str, batches)]), _pipe(["---"] * (1 + len(batches)))]
+    plain = table[table["method"] == "plain"].set_index("batch")["seconds_per_image"]
+    seconds = [f"{plain[batch]:.3f}" for batch in batches]
+    lines.append(_pipe(["plain, processor seconds an image", *seconds]))
+    for method in methods:
+        if method != "plain":
+            speed = table[table["method"] == method].set_index("batch")["speedup"]
+            ratios = [f"{speed[batch]:.2f}" if batch in speed.index else "" for batch in batches]
+            lines.append(_pipe([f"`{method}`", *ratios]))
+    return "\n".join(lines)
+
+
+def many_at_a_time(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of as many images in flight as fit."""
+    return rows[rows["concurrency"].isna()]
+
+
+def _is_plain(rows: pd.DataFrame) -> pd.Series:
+    return (rows["method"] == "plain") & (rows["params"] == "")
+
+
+def _plain_first(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows in their order, plain sampling in front."""
+    is_plain = _is_plain(rows)
+    return pd.concat([rows[is_plain], rows[~is_plain]])
+
+
+FRAGMENTS: Mapping[str, Callable[[Shown, Sequence[str], str], str]] = {
+    "agreement": write_agreement,
+    "bench": write_bench,
+    "choosing": write_choosing,
+    "decoding": write_decoding,
+    "figure": write_figure,
+    "gain-share": write_gain_share,
+    "latency": write_latency,
+    "others": write_others,
+    "rows": write_rows,
+    "score": write_mean,
+    "size": write_size,
+    "token-share": write_token_share,
+    "tuned": write_tuned,
+}
+"""What a mark may ask for; each is given the mark's further words, and what stands there."""

@@ -1,0 +1,148 @@
+"""Pages say what the board says: marks are filled by script, and nothing else is touched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from written_runs import write_run
+
+from harness import board
+from harness.results.leaderboard import project_runs
+from harness.results.pages import PAGES, Shown, fill
+from harness.runs.read import read_runs
+
+PROMPTS = [f"{category}/{i}" for category in "ab" for i in range(6)]
+
+
+def values_of(right: int, images: int = 2) -> dict[str, list[float]]:
+    return {name: [float(int(name[-1]) < right)] * images for name in PROMPTS}
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """Plain is right for 3 of 6 prompts, Best-of-4 for 5, ZipAR for 2, LANTERN for 1 and 3."""
+    folder = tmp_path / "results"
+    write_run(folder, values_of(3))
+    write_run(folder, values_of(0), fingerprint="00000009", seed=1)
+    write_run(
+        folder,
+        values_of(5),
+        "best_of_n",
+        fingerprint="00000002",
+        params="n=4",
+        options={"n": 4},
+        usage={"sampled": 400},
+        title="Best-of-N",
+    )
+    cheap = {"target_passes": 57}
+    write_run(folder, values_of(2), "zipar", fingerprint="00000003", usage=cheap)
+    write_run(folder, values_of(1), "lantern", fingerprint="00000004", usage=cheap)
+    tuned = {"params": "rule.k=5", "options": {"rule": {"k": 5}}}
+    write_run(folder, values_of(3), "lantern", fingerprint="00000005", usage=cheap, **tuned)
+    write_run(folder, values_of(6, 1), fingerprint="00000006")
+    return folder
+
+
+@pytest.fixture
+def shown(results: Path, tmp_path: Path) -> Shown:
+    return Shown(project_runs(read_runs(results).runs), tmp_path)
+
+
+def test_numbers_in_sentences_are_those_of_the_runs(shown: Shown) -> None:
+    """The lowest seed of the protocol with the most images."""
+    text = (
+        "<!-- board: size -->9 prompts<!-- /board -->: "
+        "<!-- board: score best_of_n n=4 -->0<!-- /board -->, "
+        "<!-- board: gain-share zipar / best_of_n n=4 -->0<!-- /board -->, "
+        "<!-- board: token-share plain / best_of_n n=4 -->0<!-- /board -->."
+    )
+    assert fill(text, shown, "page") == (
+        "<!-- board: size -->12 prompts x 2 images<!-- /board -->: "
+        "<!-- board: score best_of_n n=4 -->0.833<!-- /board -->, "
+        "<!-- board: gain-share zipar / best_of_n n=4 -->-50 %<!-- /board -->, "
+        "<!-- board: token-share plain / best_of_n n=4 -->25 %<!-- /board -->."
+    )
+
+
+def test_a_table_keeps_its_words_and_gets_its_numbers(shown: Shown) -> None:
+    text = (
+        "a\n<!-- board: rows score visual_tokens target_passes -->\n"
+        "| method | what | score | tokens | passes |\n|---|---|---|---|---|\n"
+        "| `zipar` | rows, ([x](y)) <!-- zipar --> | 9 | 9 | 9 |\n<!-- /board -->\nb"
+    )
+    filled = fill(text, shown, "page")
+    row = next(line for line in filled.splitlines() if "zipar" in line)
+    assert row.startswith("| `zipar` | rows, ([x](y)) <!-- zipar --> | 0.333 [")
+    assert row.endswith("] | 100 | 57 |")
+    assert fill(filled, shown, "page") == filled
+    assert filled.startswith("a\n<!-- board: rows")
+    assert filled.endswith("<!-- /board -->\nb")
+
+
+def test_tables_hold_the_runs_that_belong_there(shown: Shown) -> None:
+    def methods(name: str) -> list[str]:
+        filled = fill(f"<!-- board: {name} --><!-- /board -->", shown, "page")
+        rows = [line for line in filled.splitlines() if line.startswith("| ")]
+        return [row.split(" | ")[0].removeprefix("| ") for row in rows[2:]]
+
+    assert methods("choosing") == ["Plain (seed 0)", "Best-of-4 (seed 0)"]
+    assert methods("decoding") == [
+        "Plain (seed 0)",
+        "LANTERN (seed 0)",
+        "LANTERN (rule.k=5, seed 0)",
+        "ZipAR (seed 0)",
+    ]
+    assert methods("others") == ["Plain"]
+
+
+def test_published_and_tuned_settings_stand_side_by_side(shown: Shown) -> None:
+    filled = fill("<!-- board: tuned --><!-- /board -->", shown, "page")
+    rows = [line for line in filled.splitlines() if line.startswith("| `")]
+    assert rows[0].startswith("| `lantern` | published | 0.167 ")
+    assert rows[1].startswith("| `lantern` | tuned: rule.k=5 | 0.500 ")
+    assert rows[-1] == "| `zipar` | no other setting run |  |  |  |  |"
+
+
+def test_the_command_writes_the_pages_and_says_so(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "repository"
+    for name in PAGES:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("no mark\n")
+    readme = root / "README.md"
+    readme.write_text("<!-- board: size -->?<!-- /board -->\n")
+    command = ["pages", str(results), "--root", str(root)]
+    assert board.main(command) == 0
+    assert readme.read_text() == "<!-- board: size -->12 prompts x 2 images<!-- /board -->\n"
+    assert capsys.readouterr().out == f"{readme}: written\n"
+    assert board.main(command) == 0
+    assert capsys.readouterr().out == f"{readme}: as it was\n"
+
+
+@pytest.mark.parametrize(
+    ("mark", "problem"),
+    [
+        ("sise", "README.md: unknown mark 'sise'; there are agreement, bench, "),
+        ("score gridar", "gridar: 0 runs of the board's main table are called so"),
+        ("gain-share zipar", "name two runs, RUN / OTHER"),
+        ("latency", "the board has no run of one image at a time"),
+    ],
+)
+def test_a_mark_that_cannot_be_filled_is_refused(
+    mark: str, problem: str, results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in PAGES:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"<!-- board: {mark} -->old<!-- /board -->\n")
+    assert board.main(["pages", str(results), "--root", str(tmp_path)]) == 2
+    assert problem in capsys.readouterr().err
+    assert "old" in (tmp_path / "README.md").read_text()
+
+
+def test_every_opened_mark_of_a_page_is_closed() -> None:
+    root = Path(__file__).parent.parent
+    for name in PAGES:
+        text = (root / name).read_text()
+        assert text.count("<!-- board: ") == text.count("<!-- /board -->"), name
