@@ -17,6 +17,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from threading import Thread
+from typing import IO
 from urllib.parse import urlsplit
 
 from harness.records import UserError, one_line
@@ -142,8 +143,16 @@ def _ask_server(server: str) -> str:
 class _StayHere(urllib.request.HTTPRedirectHandler):
     """Go to no other server: one that sends elsewhere has answered."""
 
-    def redirect_request(self, *_: object) -> None:
-        return None
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> None:
+        """Follow no redirection: it is raised as HTTPError."""
 
 
 def _why_no_headers(server: str, timeout_s: float) -> str:

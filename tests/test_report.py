@@ -304,7 +304,7 @@ def test_large_images_get_small_thumbnails_and_stale_files_go(tmp_path: Path) ->
     assert list((tmp_path / "report/figures").iterdir())
     shutil.rmtree(folder)
     report(tmp_path)
-    names = ("board", "claims", "figures", "gallery", "palette")
+    names = ("board", "claims", "figures", "first", "gallery", "palette")
     in_folders = {name for name in files(tmp_path / "report") if "/" in name}
     assert in_folders == {f"data/{name}.js" for name in names}
 

@@ -10,8 +10,9 @@ from written_runs import write_run
 
 from harness.results.leaderboard import build
 from harness.results.reasons import put_in_words
+from harness.results.remarks import P_TOO_LARGE, TOO_SMALL
 from harness.results.rows import NOT_RESOLVED, RESOLVED
-from harness.results.terminal_table import P_TOO_LARGE, TOO_SMALL, render_table
+from harness.results.terminal_table import render_table
 from harness.runs.metrics import MetricAbout
 
 WIDTHS = (60, 80, 120, 200)
