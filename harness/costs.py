@@ -27,6 +27,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from harness.arguments import explain_mistakes
@@ -263,7 +264,7 @@ def _describe_gains(rows: pd.DataFrame) -> Parts:
     drawing = rows["device_s"] - rows["render_s"]
     spent = rows["device_s"] + rows["judge_s"]
     reasons = list_reasons(rows, ["vs_plain"])
-    is_resolved = [resolved(row, "vs_plain") for _, row in rows.iterrows()]
+    is_resolved = np.array([resolved(row, "vs_plain") for _, row in rows.iterrows()], dtype=bool)
     gain = rows["vs_plain"].where(is_resolved)
     columns = {
         "run": [printable(label) for label in rows["label"]],

@@ -106,6 +106,7 @@ class DetectorVQA:
         """Reply to each message about its image: a line per question, with what was seen."""
         self.tokens = [0] * len(questions)
         self.served = [self.id] * len(questions)
+        detected: Sequence[Sequence[ColoredDetection] | str]
         detected = judge_each(self._detector.detect, images)
         replies: list[str | None] = []
         for message, image, objects in zip(questions, images, detected, strict=True):

@@ -107,7 +107,7 @@ def write_contact_sheet(folders: Sequence[Path], path: Path, rows: int = 12) -> 
 
 def _split_into_sections(runs: Sequence[Run], rows: int) -> list[Section]:
     """Put runs that share shown prompts into sections, in the order of their first runs."""
-    sections = []
+    sections: list[Section] = []
     waiting = list(runs)
     while waiting:
         most = max(1, rows // 2) if sections else rows
