@@ -202,5 +202,5 @@ def test_candidates_of_best_of_n_may_be_drafted(subject: Subject, family: Family
 def test_a_model_without_features_refuses_a_feature_drafter(subject: Subject) -> None:
     """Before anything is drawn, with the remedy: these are the pairs that the matrix leaves out."""
     drafter = SUBJECTS["toy"].feature_drafter()
-    with pytest.raises(UserError, match=r"choose drafter=|set \+model\.collapse=false"):
+    with pytest.raises(UserError, match=r"choose drafter@|set \+model\.collapse=false"):
         drafter.expect_target(model_of(subject))
