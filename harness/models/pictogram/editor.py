@@ -117,7 +117,7 @@ class PictogramEditor(PictogramModel):
         self.name = f"{Path(weights).name}_editor"
         self.revision = f"{gpt_sha[:12]}-{vq_sha[:12]}"
         self.classes = classes
-        self._take_networks(gpt, vq, device)
+        self.take_networks(gpt, vq, device)
 
     @classmethod
     def of_networks(cls, gpt: EditorGPT, vq: VQ, classes: tuple[str, ...]) -> PictogramEditor:
@@ -126,7 +126,7 @@ class PictogramEditor(PictogramModel):
         editor.name = "editor"
         editor.revision = "training"
         editor.classes = classes
-        editor._take_networks(gpt, vq, "cpu")
+        editor.take_networks(gpt, vq, "cpu")
         return editor
 
     # ------------------------------------------------------------------ contexts

@@ -56,7 +56,7 @@ class PictogramModel:
     classes: tuple[str, ...]
     gpt: GPT
 
-    def _take_networks(
+    def take_networks(
         self, gpt: GPT, vq: VQ, device: str | torch.device, dtype: torch.dtype = torch.float32
     ) -> None:
         """Arrange loaded networks for inference on a device."""
@@ -128,7 +128,7 @@ class Pictogram(PictogramModel):
         self.name = Path(weights).name
         self.revision = f"{gpt_sha[:12]}-{vq_sha[:12]}"
         chosen = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-        self._take_networks(gpt, vq, device, chosen)
+        self.take_networks(gpt, vq, device, chosen)
 
     def context(self, text: str | None, like: str) -> Tensor:
         word_B32 = torch.tensor([grammar.encode(text)], device=self.device)
