@@ -326,7 +326,7 @@ def test_parts_of_two_platforms_are_not_mixed() -> None:
 
 def test_near_codes_are_swapped_in_images_of_a_set(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each prompt is drawn as often as a method draws it, and judged."""
-    size = samples.Size(prompts=1, images=1, scenes=1, prefixes=1, relaxed=1, by_method=2)
+    size = samples.Size(prompts=1, images=1, scenes=1, prefixes=1, relaxed=1, by_method=2, edits=1)
     study = samples.Study(samples.Bench(SET), size)
     drawn = []
     judge = study.bench.correct
@@ -344,7 +344,7 @@ def test_near_codes_are_swapped_in_images_of_a_set(monkeypatch: pytest.MonkeyPat
 @pytest.mark.long
 def test_a_set_is_measured_at_a_toy_size() -> None:
     """Every gate is there, and methods are drawn with their own settings."""
-    size = samples.Size(prompts=6, images=4, scenes=6, prefixes=1, relaxed=1, by_method=1)
+    size = samples.Size(prompts=6, images=4, scenes=6, prefixes=1, relaxed=1, by_method=1, edits=1)
     study = samples.Study(samples.Bench(SET), size)
     found = verify.measure(study, ["natural"])
     assert [gate.name for gate in found] == list(EXPECTED)

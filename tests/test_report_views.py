@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from browser import Browser, needs_chromium
 from made_runs import make_board, make_run
-from PIL import Image
+from PIL import Image, ImageFont
 from test_report import count, data, report, text
 from written_runs import write_run
 
@@ -23,6 +23,7 @@ from harness.results.contact_sheet import (
     RIGHT,
     RUN_NAME_HEIGHT,
     WRONG,
+    wrap,
     write_contact_sheet,
 )
 from harness.results.leaderboard import build
@@ -290,6 +291,15 @@ def test_a_contact_sheet_says_what_its_frames_mean(tmp_path: Path) -> None:
         present = {f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in legend.reshape(-1, 3)}
         found.append({RIGHT, WRONG} & present)
     assert found == [{RIGHT, WRONG}, set()]
+
+
+def test_a_label_is_broken_behind_its_marks_and_loses_no_letter() -> None:
+    font = ImageFont.load_default(14)
+    label = "gridar n=4 reward=pictogram_edit_reward verifier=pictogram_edit_verifier"
+    lines = wrap(label, font, 100).split("\n")
+    assert max(font.getlength(line) for line in lines) <= 100
+    assert "".join(lines).replace(" ", "") == label.replace(" ", "")
+    assert wrap("as it is", font, 100) == "as it is"
 
 
 def test_a_contact_sheet_has_a_section_for_each_benchmark(tmp_path: Path) -> None:

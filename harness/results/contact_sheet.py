@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -282,7 +283,7 @@ class ContactSheet:
         """
         font = ImageFont.load_default(size)
         if width is not None:
-            text = _wrap(text, font, width)
+            text = wrap(text, font, width)
         lines = text.split("\n")
         if most_lines is not None and len(lines) > most_lines:
             text = "\n".join(lines[:most_lines]) + " ..."
@@ -354,13 +355,25 @@ def _spread_over_categories(prompts: Sequence[Prompt], count: int) -> list[Promp
     return sorted(chosen[:count], key=lambda prompt: order.index(prompt.category))
 
 
-def _wrap(text: str, font: Font, width: int) -> str:
-    """Break a text into lines of at most `width` pixels; a longer word has a line of its own."""
+def wrap(text: str, font: Font, width: int) -> str:
+    """Break a text into lines of at most `width` pixels; what cannot be broken has its own line."""
     lines = [""]
     for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= width:
-            lines[-1] = longer
-        else:
-            lines.append(word)
+        for part in _break_word(word, font, width):
+            longer = f"{lines[-1]} {part}".strip()
+            if not lines[-1] or font.getlength(longer) <= width:
+                lines[-1] = longer
+            else:
+                lines.append(part)
     return "\n".join(lines)
+
+
+def _break_word(word: str, font: Font, width: int) -> list[str]:
+    """Break a word that is wider than `width`, such as an option, behind its marks."""
+    parts = [""]
+    for piece in re.findall(r"[^=_,;:/@-]*[=_,;:/@-]|[^=_,;:/@-]+", word):
+        if not parts[-1] or font.getlength(parts[-1] + piece) <= width:
+            parts[-1] += piece
+        else:
+            parts.append(piece)
+    return parts
