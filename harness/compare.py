@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _is_results_folder(name: str) -> bool:
     """Tell whether a folder holds run folders and is none itself."""
     folder = Path(name)
-    return folder.is_dir() and not (folder / "config.yaml").exists()
+    return bool(name) and folder.is_dir() and not (folder / "config.yaml").exists()
 
 
 def print_agreement(a: str, b: str | None, seeds: Sequence[int] | None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def test_a_torn_line_and_a_lost_image_are_made_good(
     journal = folder / "records-0.jsonl"
     *whole_lines, last = journal.read_text().splitlines(keepends=True)
     journal.write_text("".join(whole_lines) + last[:40])
-    torn = next(folder.rglob("*.png"))
+    torn = folder / json.loads(whole_lines[0])["path"]
     torn.write_bytes(torn.read_bytes()[:20])
 
     code, output = harness(tmp_path, *SWEEP)
