@@ -404,6 +404,26 @@ def browser() -> Iterator[Browser]:
         yield one
 
 
+def test_a_task_may_be_called_as_what_the_page_draws(tmp_path: Path) -> None:
+    """Tasks stand by themselves: "color" is one of edits, and what a run is drawn in."""
+    folder = make_run(tmp_path)
+    for file in folder.glob("*.jsonl"):
+        text = file.read_text().replace('"colors"', '"color"').replace('"position"', '"title"')
+        file.write_text(text)
+    report(tmp_path)
+    (run,) = data(tmp_path, "board")[0]["runs"]
+    assert sorted(run["tasks"]) == ["color", "counting", "title"]
+    assert all(0 <= share <= 1 for share in run["tasks"].values())
+    assert sorted(run["color"]) == ["dark", "light"]
+    assert run["title"] == "Plain"
+
+
+def test_a_label_in_a_figure_keeps_its_title() -> None:
+    label = "GridAR, N = 4 (pad=zero, reward=a-reward-of-edits, verifier=a-verifier)"
+    assert figures.shorten(label) == "GridAR, N = 4 (pad=zero, ...)"
+    assert figures.shorten("Best-of-4") == "Best-of-4"
+
+
 def count(selector: str) -> str:
     """Return an expression for the number of elements that match."""
     return f"document.querySelectorAll('{selector}').length"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import pandas as pd
 
 from harness.results.ranking import PLAIN
+from harness.results.windows import NO_MARGIN
 
 DISTANCES = {"fd_plain": "fd plain", "fd_plain_null": "fd null", "fd_plain_p": "fd p"}
 """Columns of the distance to plain sampling, and their titles."""
@@ -76,8 +77,14 @@ def _list_missing(runs: pd.DataFrame) -> str:
 
 def _explain_windows(runs: pd.DataFrame) -> list[str]:
     """Say which runs lie in the window about plain sampling, and what keeps others from it."""
-    known = runs[runs["inside_window"].notna() & (runs["inside_window"] != "")]
-    said = [f"{row['label']}: {row['inside_window']}" for _, row in known.iterrows()]
+    by_answer: dict[str, list[str]] = {}
+    for _, row in runs.iterrows():
+        answer = row["inside_window"]
+        if pd.notna(answer) and answer and not answer.startswith(NO_MARGIN):
+            by_answer.setdefault(answer, []).append(str(row["label"]))
+    if not by_answer:
+        return []
+    said = [f"{answer}: {', '.join(labels)}" for answer, labels in by_answer.items()]
     return [f"Within the window about plain sampling, of two ends: {'; '.join(said)}."]
 
 

@@ -280,6 +280,8 @@ def _describe_run(one: Shown, results: Path) -> dict[str, Any]:
     for name in ("id", "label", "title", "options", "family", "plain", "symbol"):
         found[name] = getattr(one, name)
     found["color"] = {theme: run_color(one.color, one.shade, theme) for theme in THEMES}
+    # by themselves: a task may be called "color", as what is drawn is
+    found["tasks"] = {name: _plain(one.row.get(name)) for name in _list_categories(one)}
     found["scored"] = one.run.is_scored
 
     row = pd.Series(dict(one.row))
@@ -294,6 +296,11 @@ def _describe_run(one: Shown, results: Path) -> dict[str, Any]:
     found["memory_gb"] = one.run.about.get("memory_gb")
     found["spent"] = collect.spent(one)
     return found
+
+
+def _list_categories(one: Shown) -> list[str]:
+    """Return the categories of a run's prompts, in their order."""
+    return list(dict.fromkeys(prompt.category for prompt in one.run.prompts.values()))
 
 
 NUMBERLESS = (

@@ -43,6 +43,8 @@ LARGEST_AREA = 220
 """Square points of the widest circle."""
 LETTERS = 28
 """Longest label of a legend in two columns."""
+MOST_LETTERS = 44
+"""Longest label in a figure; of a longer one the last options are left out."""
 GREY = "#b9b4aa"
 """Runs that are off the front."""
 INK = "#6f6b64"
@@ -169,13 +171,13 @@ def _draw_scaling(figure: Figure, panel: Panel) -> None:
         low = np.array([dot.low for dot in members])
         high = np.array([dot.high for dot in members])
         axes.fill_between(cost, low, high, color=color, alpha=0.14, linewidth=0)
-        axes.plot(cost, score, color=color, marker=marker, label=family)
+        axes.plot(cost, score, color=color, marker=marker, label=shorten(family))
         in_curves |= {dot.one.id for dot in members}
 
     every = dots(panel, "tokens")
     for dot in every:
         if dot.one.id not in in_curves:
-            _draw_dot(axes, dot, label=dot.one.label)
+            _draw_dot(axes, dot, label=shorten(dot.one.label))
 
     _set_doubling_axis(axes, [dot.cost for dot in every])
     axes.set(xlabel="budget: visual tokens, plain = 1", ylabel="score")
@@ -207,7 +209,7 @@ def _label_dot(axes: Axes, dot: Dot, *, on_left: bool) -> None:
     if on_left:
         place = {"xytext": (-4, 4), "ha": "right"}
     at = (dot.cost, dot.score)
-    axes.annotate(dot.one.label, at, textcoords="offset points", fontsize=6.5, **place)
+    axes.annotate(shorten(dot.one.label), at, textcoords="offset points", fontsize=6.5, **place)
 
 
 def _draw_bubbles(figure: Figure, panel: Panel) -> None:
@@ -224,7 +226,7 @@ def _draw_bubbles(figure: Figure, panel: Panel) -> None:
             size = LARGEST_AREA * gb / most if are_sized else 30
             color, _ = _look(one)
             look: Any = {"s": size, "color": color, "alpha": 0.65, "lw": 0.8}
-            axes.scatter(one.seconds, one.row["score"], label=one.label, **look)
+            axes.scatter(one.seconds, one.row["score"], label=shorten(one.label), **look)
 
     memory_note = f"\narea: memory, the largest {most:.2g} GB" if are_sized else ""
     axes.set_xscale("log")
@@ -241,15 +243,17 @@ def _draw_spent(figure: Figure, panel: Panel) -> None:
     for one in reversed(panel.shown):
         seconds = spent(one)
         if seconds:
-            labels.append(one.label)
+            labels.append(shorten(one.label))
             found.append(seconds)
 
     before = np.zeros(len(found))
+    places = np.arange(len(found))
     for stage, color in zip(_used_stages(found), list_stage_colors("light"), strict=False):
         values = np.array([seconds.get(stage, 0.0) for seconds in found])
-        axes.barh(labels, values, left=before, height=0.7, color=color, label=stage)
+        axes.barh(places, values, left=before, height=0.7, color=color, label=stage)
         before += values
 
+    axes.set_yticks(places, labels)
     axes.set(xlabel="seconds an image")
     axes.grid(visible=False, axis="y")
     _add_legend(figure)
@@ -285,7 +289,7 @@ def _draw_histogram(figure: Figure, found: Sequence[tuple[Shown, list[int]]], ti
             np.array(counts) / total,
             0.9 * width,
             color=color,
-            label=f"{one.label} ({mean:.2f})",
+            label=f"{shorten(one.label)} ({mean:.2f})",
         )
     longest = max(len(counts) for _, counts in found)
     axes.set_xticks(range(longest))
@@ -346,6 +350,16 @@ def _look(one: Shown) -> tuple[str, str]:
     color = run_color(one.color, one.shade, "light")
     marker = MARKERS[one.symbol % len(MARKERS)]
     return color, marker
+
+
+def shorten(label: str) -> str:
+    """Leave the last options of a label out where it is too long for a figure."""
+    title, _, options = label.partition(" (")
+    kept = options.removesuffix(")").split(", ")
+    while len(label) > MOST_LETTERS and kept:
+        kept.pop()
+        label = f"{title} ({', '.join([*kept, '...'])})"
+    return label
 
 
 def _draw_dot(axes: Axes, dot: Dot, color: str | None = None, label: str | None = None) -> None:

@@ -77,14 +77,14 @@ function columns(one) {
   const number = (key, title, show, about) => ({ key, title, about, down: false, value: (run) => run[key], cell: (run) => h("td", { class: "number", text: show(run[key]) }) });
   const difference = (key, title, about) => ({ key, title, about, down: true, value: (run) => run[key], cell: (run) => differenceCell(run, key, reasons) });
   const known = (name) => one.runs.some((run) => typeof run[name] === "number");
-  const tasks = one.categories.filter(known);
+  const tasks = one.categories.filter((name) => one.runs.some((run) => typeof run.tasks[name] === "number"));
   return [
     known("tie_group") && { key: "tie_group", title: "Tie", name: "tie_group", about: "Runs with the same number cannot be told apart by these prompts; each pair is tested by itself", down: false, value: (run) => run.tie_group, cell: tieCell },
     { key: "label", title: "Method", name: "label", down: false, value: (run) => run.label, cell: (run) => nameCell(run, one) },
     one.scored && { key: "score", title: "Score", name: "score", about: "0 to 1, with its 95 % interval over prompts", down: true, value: (run) => run.score, cell: (run) => scoreCell(run, one), scale: scaleOf(one) },
     known("vs_plain") && difference("vs_plain", "Against plain", "Difference of the scores, paired by prompt. Grey: not resolved, see the letters below the table"),
     known("vs_bon") && difference("vs_bon", "Against Best-of-N", "The same, against Best-of-N with as many visual tokens"),
-    ...tasks.map((name) => ({ key: name, title: SHORT[name] || words(name), about: `Score on ${words(name)}, 0 to 1`, down: true, value: (run) => run[name], cell: (run) => taskCell(run, name, one) })),
+    ...tasks.map((name) => ({ key: name, title: SHORT[name] || words(name), about: `Score on ${words(name)}, 0 to 1`, down: true, value: (run) => run.tasks[name], cell: (run) => taskCell(run, name, one) })),
     ...one.metrics.filter((metric) => known(metric.name)).flatMap((metric) => metricColumns(metric, known, reasons)),
     known("fd_plain") && { key: "fd_plain", title: "Distance to plain", about: "Fréchet distance to plain sampling's own images, and in brackets that of another plain run: how far apart equals are; lower is better", down: false, value: (run) => run.fd_plain, cell: distanceCell },
     number("visual_tokens", "Tokens", whole, "Visual tokens drawn for each delivered image, discarded candidates included"),
@@ -180,8 +180,8 @@ function differenceCell(run, name, reasons, metric = { better: "higher", digits:
 }
 
 function taskCell(run, name, one) {
-  const value = run[name];
+  const value = run.tasks[name];
   if (typeof value !== "number") return h("td", { class: "number quiet", text: "–" });
-  const best = Math.max(...one.runs.map((r) => r[name] ?? 0));
+  const best = Math.max(...one.runs.map((other) => other.tasks[name] ?? 0));
   return h("td", { class: `number task${value === best ? " best" : ""}`, style: `--share:${value}`, text: fixed(value, 2) });
 }
