@@ -166,7 +166,7 @@ def run_points(
     code, said = harness(
         cwd,
         *("-m", f"experiment={table}", f"hydra.sweeper.points={json.dumps(points)}"),
-        *("device=cpu", "benchmark.images=1", "sampler.slots=null", "sampler.memory_gb=0.05"),
+        *("device=cpu", "benchmark.images=1", "sampler.slots=null", "sampler.memory_gb=2.5"),
         *more,
     )
     assert code == 0, said
