@@ -103,6 +103,13 @@ class Browser:
         self._ask("Page.navigate", url=f"{page.resolve().as_uri()}?theme={theme}{address}")
         self.wait("document.documentElement.dataset.painted")
 
+    def leave(self) -> None:
+        """Leave the page and forget its errors: those of images come when they are decoded."""
+        self._ask("Page.navigate", url="about:blank")
+        self.wait("location.href === 'about:blank' && document.readyState === 'complete'")
+        self._ask("Log.clear")
+        self.errors.clear()
+
     def evaluate(self, expression: str) -> Any:
         """Return the value of an expression. Raises AssertionError if it throws."""
         found = self._ask(

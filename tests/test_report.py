@@ -399,9 +399,16 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+def one_browser() -> Iterator[Browser]:
     with Browser() as one:
         yield one
+
+
+@pytest.fixture
+def browser(one_browser: Browser) -> Browser:
+    """Return the browser without what another test's page left in it."""
+    one_browser.leave()
+    return one_browser
 
 
 def test_a_task_may_be_called_as_what_the_page_draws(tmp_path: Path) -> None:

@@ -326,9 +326,16 @@ def test_a_contact_sheet_has_a_section_for_each_benchmark(tmp_path: Path) -> Non
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+def one_browser() -> Iterator[Browser]:
     with Browser() as one:
         yield one
+
+
+@pytest.fixture
+def browser(one_browser: Browser) -> Browser:
+    """Return the browser without what another test's page left in it."""
+    one_browser.leave()
+    return one_browser
 
 
 def ids_by_label(results: Path) -> dict[str, str]:
