@@ -202,6 +202,7 @@ class Command:
         hydra_config = HydraConfig.get()
         add_author_folders(hydra_config)
         expect_options(config)
+        _expect_metric_names(config)
         if hydra_config.mode != RunMode.MULTIRUN and attempt.part is None:
             _expect_single_run(config, hydra_config)
 
@@ -321,6 +322,22 @@ def lead_sweep(ledger: Ledger, config: DictConfig, *, is_fresh: bool) -> None:
     `is_fresh` says whether anything is computed, so that the last report may be outdated.
     """
     _CURRENT.get().lead_sweep(ledger, config, is_fresh=is_fresh)
+
+
+def _expect_metric_names(config: DictConfig) -> None:
+    """Raise UserError for a metric of images that is called as a column of the leaderboard."""
+    names = list(config.get("metrics") or {})
+    if not names:
+        return
+    from harness.results.columns import LEADERBOARD, metric_columns
+
+    for name in names:
+        columns = {column.name for column in metric_columns(name, "score", "higher", 4)}
+        if clash := sorted(columns & {*LEADERBOARD.names}):
+            raise UserError(
+                f"metrics.{name}: the leaderboard has a column {clash[0]!r} already: name the "
+                "metric otherwise"
+            )
 
 
 def _expect_single_run(config: DictConfig, hydra_config: HydraConf) -> None:

@@ -123,6 +123,10 @@ def test_optional_members_are_read_where_they_are() -> None:
     [
         (lambda categories: {"mean": {"a": 1}}, "its aggregates name no 'score': add it"),
         (lambda categories: {"score": {"c": 1}}, "'score' is of unknown categories: c"),
+        (
+            lambda categories: {"score": {"a": 1}, "a": {"b": 1}},
+            "is called 'a', as an aggregate is",
+        ),
     ],
 )
 def test_aggregates_are_checked(aggregates: Callable[..., object], words: str) -> None:

@@ -55,6 +55,16 @@ def test_a_benchmarks_own_categories_follow_the_fixed_columns(tmp_path: Path) ->
     assert list(frame.columns) == [*fixed_columns(LEADERBOARD), "shape", "texture"]
 
 
+def test_a_category_may_be_called_as_a_fixed_column(tmp_path: Path) -> None:
+    """It does not take the place of the run's seed, images or model."""
+    values = {"seed/0": [1.0], "images/0": [0.0], "model/0": [1.0]}
+    write_run(tmp_path, values)
+    (row,) = build(tmp_path).frame.to_dict("records")
+    assert (row["model"], row["images"], row["seed"]) == ("toy", 3, 0)
+    assert [row[f"category_{name}"] for name in ("seed", "images", "model")] == [1.0, 0.0, 1.0]
+    assert row["score"] == pytest.approx(2 / 3)
+
+
 def test_a_task_of_geneval_has_a_column_where_a_run_was_asked_it(tmp_path: Path) -> None:
     run = write_run(tmp_path, {"texture/0": [1.0]})
     assert not set(columns.TASKS) & set(build(tmp_path).frame)

@@ -153,6 +153,13 @@ def test_what_cannot_measure_is_refused_before_anything_is_drawn(tmp_path: Path)
     assert code == 2
     assert "metrics=sharpness: there is no such choice" in output
     assert "brightness" in output
+    for name, column in (("seed", "seed"), ("ci", "ci_high")):
+        code, output = harness(
+            tmp_path, *FEW, "metrics=[contrast]", f"+metrics.{name}=${{metrics.contrast}}"
+        )
+        assert code == 2
+        assert f"metrics.{name}: the leaderboard has a column {column!r} already" in output
+    assert folders(tmp_path) == []
 
 
 def test_a_run_that_was_never_drawn_is_not_measured_in_silence(tmp_path: Path) -> None:

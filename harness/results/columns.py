@@ -74,6 +74,15 @@ class Table:
         return tuple(by_name[name] for name in names)
 
 
+def own_column(name: str) -> str:
+    """Name the leaderboard's column of a benchmark's category or aggregate.
+
+    It is called as the category is, unless a column that every board may have is called so.
+    """
+    taken = {*LEADERBOARD.names} - {"score", *TASKS}
+    return f"category_{name}" if name in taken else name
+
+
 def benchmark_column(name: str) -> Column:
     """Describe the column of a benchmark's own category or aggregate; it follows the fixed ones."""
     meaning = f"Mean of the benchmark's category or aggregate {name!r}."
@@ -164,8 +173,9 @@ LEADERBOARD = Table(
     "A row for each run, in the order of benchmark, model, method and number of candidates. Costs "
     "are means over delivered images and include candidates that were thrown away. Scores count "
     "images that are missing, failed or unjudged as wrong. A column for each further category or "
-    "aggregate of a benchmark follows the fixed ones; tasks of GenEval that no run was asked, and "
-    "distances of sets of images where no run has any, have none. For each metric of images, such "
+    "aggregate of a benchmark follows the fixed ones, as `category_model` where it is called as "
+    "one of them; tasks of GenEval that no run was asked, and distances of sets of images where no "
+    "run has any, have none. For each metric of images, such "
     "as `metrics=[clip]`, follow `clip`, its mean over prompts, empty unless every planned image "
     "has a number; `clip_low` and `clip_high`, the 95 % interval; `clip_images`, those that have a "
     "number; `clip_by`, the id of what measured them; `clip_is_reward`, as `reward_is_judge`; and "

@@ -21,7 +21,7 @@ import numpy as np
 
 from harness.records import SampleRecord
 from harness.results import stats
-from harness.results.columns import LEADERBOARD, TASKS
+from harness.results.columns import LEADERBOARD
 from harness.results.stats.comparison import ALPHA, MARGIN, TASK_MARGIN, Difference
 from harness.results.stats.scaling import BUDGET_TOLERANCE
 from harness.runs.read import RankingProtocol, Run
@@ -495,24 +495,17 @@ def find_plain(run: Run, among: Iterable[Run], *, scored: bool = True) -> Run | 
 def find_misfits(runs: Sequence[Run]) -> dict[Path, str]:
     """Find the runs that cannot stand in a table with the others, and say why.
 
-    Such a run has a category with the name of a column, or names the protocol of runs before it
+    Such a run has a metric with the name of a column, or names the protocol of runs before it
     without agreeing with them in prompts and aggregates.
     """
     misfits: dict[Path, str] = {}
     first_of: dict[RankingProtocol, Run] = {}
-    taken = set(LEADERBOARD.names) - {"score", *TASKS}
     for run in runs:
         categories = {*run.planned.values(), *run.aggregates}
         if clashing := sorted(run.metrics.keys() & {*LEADERBOARD.names, *categories}):
             misfits[run.path] = (
                 f"{run.path}: metric {clashing[0]!r} has the name of a leaderboard column; "
                 "rename the metric"
-            )
-            continue
-        if clashing := sorted(categories & taken):
-            misfits[run.path] = (
-                f"{run.path}: category {clashing[0]!r} has the name of a leaderboard column; "
-                "rename the category"
             )
             continue
         first = first_of.setdefault(run.protocol, run)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from harness.records import SampleRecord
 from harness.results import stats
-from harness.results.columns import COSTS, STAGE_SECONDS
+from harness.results.columns import COSTS, STAGE_SECONDS, own_column
 from harness.results.labels import Label
 from harness.results.ranking import RankedGroup, Saving
 from harness.results.stats import Difference
@@ -76,10 +76,10 @@ def wall_seconds(run: Run) -> list[float]:
 def _describe(group: RankedGroup, run: Run) -> Row:
     """Return the columns that follow from a run alone."""
     low, high = group.aggregate_interval(run, "score")
+    means = group.category_means(run) | group.aggregates(run)
     return {
         **_describe_run(run),
-        **group.category_means(run),
-        **group.aggregates(run),
+        **{own_column(name): mean for name, mean in means.items()},
         "ci_low": low,
         "ci_high": high,
     }

@@ -145,10 +145,16 @@ class BenchmarkSpec:
     def combine(self, categories: Sequence[str]) -> dict[str, dict[str, float]]:
         """Return its aggregates of these categories as plain numbers.
 
-        Raises UserError if "score" is not among them, or if one is of an unknown category.
+        Raises UserError if "score" is not among them, if one is called as a category, or if one is
+        of an unknown category.
         """
         aggregates: dict[str, dict[str, float]] = {}
         for name, weights in self.aggregates(categories).items():
+            if name in categories:
+                raise UserError(
+                    f"benchmark {self.name}: a category of its prompts is called {name!r}, as an "
+                    "aggregate is: name it otherwise"
+                )
             aggregates[str(name)] = {str(c): float(weight) for c, weight in weights.items()}
             if unknown := set(aggregates[str(name)]) - set(categories):
                 raise UserError(
