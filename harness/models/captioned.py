@@ -15,9 +15,10 @@ from harness.models.kv_cache import KVCache
 from harness.models.llamagen_network import GPT
 from harness.models.trunk import Attend, TrunkSpec, prepare
 from harness.models.vq import VQ
+from harness.models.vq_model import VQModel
 
 
-class CaptionedModel:
+class CaptionedModel(VQModel):
     """A model as the engine draws it, but for its contexts, rotary positions and pixels.
 
     `rotary_table` is what those positions are looked up in. A parity fixture may have no tokenizer;
@@ -25,7 +26,6 @@ class CaptionedModel:
     """
 
     gpt: GPT
-    vq: VQ
     max_context: int
 
     def __init__(
@@ -60,20 +60,8 @@ class CaptionedModel:
         self._rotary = rotary_table.to(self.device)
 
     @property
-    def num_tokens(self) -> int:
-        return self.grid[0] * self.grid[1]
-
-    @property
-    def codebook(self) -> Tensor:
-        return self.vq.quantize.rows()
-
-    @property
     def trunk_spec(self) -> TrunkSpec:
         return self.gpt.spec.trunk
-
-    @property
-    def render_bytes(self) -> int:
-        return self.vq.decode_bytes(self.num_tokens)
 
     # ------------------------------------------------------------------ texts
 

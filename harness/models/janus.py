@@ -22,10 +22,11 @@ from harness.models.kv_cache import KVCache
 from harness.models.linear import Linear
 from harness.models.trunk import Attend, Trunk, prepare, running_rotary
 from harness.models.vq import VQ, truncate_to_uint8
+from harness.models.vq_model import VQModel
 from harness.records import Count, UserError
 
 
-class Janus:
+class Janus(VQModel):
     """Janus-Pro as the engine draws it (`harness.models.ImageModel`).
 
     Weights come from `checkpoint` (a folder or file in the original or the library's layout), else
@@ -68,6 +69,7 @@ class Janus:
             raise UserError(f"model.weights={weights}: choose published or random")
         self.net.eval().requires_grad_(False)
         prepare(self.net)
+        self.vq = self.net.vq
         self.vq.for_rendering(checkpoints.dtype_named(render_dtype, "render_dtype"))
 
         # 2. Dimensions, as the engine asks for them.
@@ -123,22 +125,6 @@ class Janus:
         """A tensor on the device; the tokenizer's are float32 whatever the model computes in."""
         dtype = torch.float32 if name.startswith("vq.") else self.dtype
         return tensor.to(self.device, dtype)
-
-    @property
-    def num_tokens(self) -> int:
-        return self.grid[0] * self.grid[1]
-
-    @property
-    def codebook(self) -> Tensor:
-        return self.vq.quantize.rows()
-
-    @property
-    def vq(self) -> VQ:
-        return self.net.vq
-
-    @property
-    def render_bytes(self) -> int:
-        return self.vq.decode_bytes(self.num_tokens)
 
     def context(self, text: str | None, like: str) -> Tensor:
         """Embed a prompt's words, [P, D].

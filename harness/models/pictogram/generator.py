@@ -24,6 +24,7 @@ from harness.models.pictogram import grammar
 from harness.models.pictogram import weights as files
 from harness.models.trunk import Attend, Trunk, TrunkSpec, axial_rotary, prepare
 from harness.models.vq import VQ, VQSpec, to_uint8
+from harness.models.vq_model import VQModel
 
 PROMPT = grammar.PROMPT_POSITIONS
 """Prompt positions in front of the image tokens, P."""
@@ -45,7 +46,7 @@ class GPTSpec:
     words: int = 257
 
 
-class PictogramModel:
+class PictogramModel(VQModel):
     """What the engine draws of the embedded models, but for their contexts and rotary positions.
 
     The networks are a GPT, which computes in `dtype`, and the tokenizer.
@@ -73,20 +74,8 @@ class PictogramModel:
         self.max_context = gpt.context_positions
 
     @property
-    def num_tokens(self) -> int:
-        return self.grid[0] * self.grid[1]
-
-    @property
-    def codebook(self) -> Tensor:
-        return self.vq.quantize.rows()
-
-    @property
     def trunk_spec(self) -> TrunkSpec:
         return self.gpt.trunk.spec
-
-    @property
-    def render_bytes(self) -> int:
-        return self.vq.decode_bytes(self.num_tokens)
 
     def count_cut(self, text: str) -> int:
         return grammar.count_cut(text)
