@@ -143,6 +143,11 @@ def bare() -> dict[str, tuple[str, str]]:
     return {f"{step}/{part}": (status, reason) for step, part, status, reason in rows}
 
 
+def test_methods_that_edit_are_not_drawn_from_texts() -> None:
+    every = {path.stem for path in (ROOT / "conf/method").glob("*.yaml")}
+    assert every - set(configured.read_configured()["method"]) == {"gridar_edit"}
+
+
 def test_a_bare_machine_can_run_the_steps(bare: dict[str, tuple[str, str]]) -> None:
     """Steps 1 to 9 are imported and listed there, and those carried out that a CPU can."""
     found = {part: bare[part] for part in BARE_PARTS}

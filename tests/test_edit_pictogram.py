@@ -549,14 +549,7 @@ def test_gridar_edits_in_pieces(tmp_path: Path) -> None:
         "benchmark=edit_pictogram",
         "benchmark.prompts=2",
         "benchmark.images=1",
-        "method=gridar",
-        "method.n=4",
-        "method.three_way=false",
-        "method.pad=zero",
-        "method.grouped_by_4=false",
-        "+method.stages.quarter.rewrite=false",
-        "judge@method.verifier=pictogram_edit_verifier",
-        "judge@method.reward=pictogram_edit_reward",
+        "method=gridar_edit",
     )
     assert code == 0, said
     (folder,) = folders(tmp_path)

@@ -252,6 +252,13 @@ def test_a_judge_that_sees_the_source_may_choose_edits() -> None:
     assert all((given == image.pixels()).all() for _, _, given in seen)
 
 
+def test_a_judge_of_edits_is_refused_where_nothing_is_edited() -> None:
+    spec = MethodSpec.of(make_method("gridar_edit"))
+    toy: Any = ToyModel()
+    with pytest.raises(UserError, match=r"method\.(verifier|reward): .* and toy edits none"):
+        spec.expect_fit(toy, Sampling(scale=2.0), slots=spec.slots, **spec.sampler_sizes())
+
+
 def test_models_and_prompts_that_do_not_fit_are_refused() -> None:
     toy: Any = ToyModel()
     editor: Any = tiny()

@@ -197,13 +197,20 @@ class MethodSpec:
             )
 
     def _expect_sight(self, model: ImageModel, sampling: Sampling) -> None:
-        """Raise UserError where the source image matters to a part that does not see it."""
+        """Raise UserError where source images are there and not seen, or looked for in vain."""
         if not isinstance(model, EditsImages):
             if sampling.guides_by_image:
                 raise UserError(
                     f"model.sampling.image_scale={sampling.image_scale:g} guides by a source "
                     f"image, and {model.name} edits none: leave it at 1"
                 )
+            for name, part in self.parts:
+                if _is_judge(part) and getattr(part, "sees_source", False):
+                    judge = getattr(part, "id", _name(part))
+                    raise UserError(
+                        f"method.{name.lstrip('_')}: judge {judge} compares an image with its "
+                        f"source image, and {model.name} edits none: choose a judge of texts"
+                    )
             return
         for name, part in self.parts:
             if _is_judge(part) and not getattr(part, "sees_source", False):

@@ -66,13 +66,17 @@ def build_model(name: str, device: str, **options: Any) -> tuple[Any, Sampling]:
 
 
 def compose() -> dict[str, Any]:
-    """Compose everything that the file holds; needs Hydra."""
+    """Compose everything that the file holds; needs Hydra.
+
+    Methods whose judges look at the source of an edit are left out: the models draw from texts.
+    """
     from harness.runs.instantiate import drop_titles
 
     groups = Path(__file__).parents[3] / "conf"
-    methods = sorted(path.stem for path in (groups / "method").glob("*.yaml"))
+    names = sorted(path.stem for path in (groups / "method").glob("*.yaml"))
+    composed = {name: drop_titles(_compose(f"method={name}")["method"]) for name in names}
     return {
-        "method": {name: drop_titles(_compose(f"method={name}")["method"]) for name in methods},
+        "method": {name: part for name, part in composed.items() if not _sees_source(part)},
         "model": {
             EMBEDDED: _compose(f"model={EMBEDDED}")["model"],
             **{name: _with_random_weights(_compose(f"model={name}")["model"]) for name in MODELS},
@@ -83,6 +87,14 @@ def compose() -> dict[str, Any]:
             "most_excess": _compose("+bench=methods")["most_excess"],
         },
     }
+
+
+def _sees_source(config: Any) -> bool:
+    """Tell whether a part, or one inside it, looks at source images."""
+    if not isinstance(config, dict):
+        return False
+    made = import_function(config["_target_"]) if "_target_" in config else None
+    return getattr(made, "sees_source", False) or any(map(_sees_source, config.values()))
 
 
 def _compose(override: str) -> dict[str, Any]:
