@@ -6,9 +6,10 @@ of their folder, METHOD-FINGERPRINT.
 python -m harness.compare FOLDER --seeds 0 1        two seeds of a results folder
 python -m harness.compare FOLDER OTHER              two results folders
 
-These print Kendall's tau of the two rankings of the methods that are in both, and the pairs that
-are resolved in both, the other way round. The exit code is 1 if tau is below 0.95 or there is such
-a pair.
+These print, for each protocol, Kendall's tau of the two rankings of the methods that are in both,
+and the pairs of methods that are resolved in both, the other way round: contradictions. The exit
+code is 1 if there is one, or if tau of ten methods or more is below 0.95. In a ranking of fewer an
+exchange of two neighbours alone would make it so.
 """
 
 from __future__ import annotations

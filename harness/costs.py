@@ -42,6 +42,7 @@ from harness.results.leaderboard import (
     protocols,
     resolved,
 )
+from harness.results.pages import MACHINE, keep_one_machine
 from harness.results.remarks import (
     explain_reasons,
     explain_widths,
@@ -53,8 +54,6 @@ from harness.runs.read import Run, read_runs
 
 BATCHES = (1, 4, 16)
 """Images in flight that the benches are read for."""
-MACHINE = ("device", "machine")
-"""Columns of a bench that say where a line was measured."""
 Seconds = dict[int, float]
 """Seconds an image by images in flight."""
 
@@ -122,9 +121,7 @@ def read_bench(path: Path) -> Bench:
         raise UserError(f"{path}: has no line; `python -m harness.bench methods` appends some")
 
     # 1. Leave out other machines.
-    known = [name for name in MACHINE if name in table]
-    machines = table[known].fillna("")
-    same = table[(machines == machines.iloc[-1]).all(axis=1)]
+    same = keep_one_machine(table)
 
     # 2. Take the newest line of each.
     seconds: dict[tuple[str, str], Seconds] = {}

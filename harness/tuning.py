@@ -118,6 +118,9 @@ def measure_settings(runs: Sequence[Run], seen: Collection[str]) -> tuple[list[S
         f"{len(own)} of {len(prompts)} tuning prompts are not among the evaluation's, of "
         f"{', '.join(categories)}; {len(pool)} images of exact rules"
     )
+    others = {str(run.about["method"]) for run in usable} - {*EXACT, *MOST_LOSS}
+    if others:
+        about += f"; passed over, as nothing says what they may lose: {', '.join(sorted(others))}"
 
     # 3. Loss and passes of each setting.
     settings = []

@@ -41,7 +41,7 @@ def test_equal_rankings_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert compare.main([str(tmp_path), "--seeds", "0", "1"]) == 0
     said = capsys.readouterr().out
     assert "4 methods" in said
-    assert "Kendall's tau 1.000 (p = 0.083); at least 0.95 is asked: pass" in said
+    assert "Kendall's tau 1.000; nothing is asked of so few methods" in said
     assert "the other way round: 0; none is asked: pass" in said
     assert "Pairs resolved in both alike: 6; in one of them only: 0" in said
 
@@ -62,7 +62,8 @@ def test_a_pair_that_is_resolved_both_ways_contradicts(
 
     assert compare.main([str(tmp_path / "a"), str(tmp_path / "b")]) == 1
     said = capsys.readouterr().out
-    assert "missed by 0.28" in said
+    assert "Kendall's tau 0.667; nothing is asked of so few methods" in said
+    assert "the other way round: 1; none is asked: missed by 1" in said
     assert "m3 - m2: +0.150 in A, -0.150 in B" in said
 
 
@@ -75,7 +76,24 @@ def test_an_exchange_within_the_noise_contradicts_nothing(tmp_path: Path) -> Non
     assert found.contradicting == ()
     assert [(pair.first, pair.second) for pair in found.exchanged] == [("m2", "m1")]
     assert (found.alike, found.once) == (5, 0)
-    assert not found.holds
+    assert found.holds
+
+
+@pytest.mark.parametrize(("exchanges", "code"), [(0, 0), (1, 0), (2, 1)])
+def test_the_bar_of_tau_bears_one_exchange(
+    exchanges: int, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is asked of ten methods or more; two of their 45 pairs in the other order are too many."""
+    right = list(range(2, 22, 2))
+    write_ranking(tmp_path / "a", right)
+    for first in range(0, 2 * exchanges, 2):
+        right[first : first + 2] = right[first + 1], right[first]
+    write_ranking(tmp_path / "b", right)
+    assert compare.main([str(tmp_path / "a"), str(tmp_path / "b")]) == code
+    tau = 1 - 2 * exchanges / 45
+    verdict = "missed by 0.039" if code else "pass"
+    assert f"at least 0.95 is asked: {verdict}" in capsys.readouterr().out
+    assert (tau >= 0.95) == (code == 0)
 
 
 def test_tau_is_scipys_with_ties(tmp_path: Path) -> None:

@@ -98,6 +98,16 @@ def test_the_choice_is_the_planted_one(
     assert "# zipar, loss at most 0.04:" in out.read_text()
 
 
+def test_methods_without_a_bar_are_named(
+    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    tuned, evaluation = folders
+    write_setting(tuned, "gsd", "rule.size=2", 9, 40, 98)
+    assert tuning.main([str(tuned), "--evaluation", str(evaluation)]) == 0
+    said = capsys.readouterr().out
+    assert "passed over, as nothing says what they may lose: gsd" in said
+
+
 def test_prompts_of_the_evaluation_do_not_count(folders: tuple[Path, Path]) -> None:
     """With them every method would lose two more of twenty."""
     runs = tuning.read_runs(folders[0]).runs

@@ -61,9 +61,15 @@ class Agreement:
     exchanged: tuple[Pair, ...]  # in the other order, and not resolved in both
 
     @property
+    def is_long(self) -> bool:
+        """Tell whether tau stays large enough where two neighbours alone are exchanged."""
+        count = len(self.methods)
+        return 1 - 4 / (count * (count - 1)) >= LEAST_TAU
+
+    @property
     def holds(self) -> bool:
-        """Tell whether tau is large enough and no pair contradicts another."""
-        return self.tau >= LEAST_TAU and not self.contradicting
+        """Tell whether no pair contradicts another, and tau of a long ranking is large enough."""
+        return not self.contradicting and (self.tau >= LEAST_TAU or not self.is_long)
 
 
 def compare_rankings(a: Sequence[Run], b: Sequence[Run]) -> list[Agreement]:
@@ -180,7 +186,10 @@ def describe_agreement(found: Agreement, name_a: str, name_b: str) -> Iterator[s
         yield f"  {found.methods[i]:<{width}}  {scores}"
 
     bar = f"at least {LEAST_TAU:g} is asked"
-    if math.isnan(found.tau):
+    if not found.is_long:
+        p = "not defined" if math.isnan(found.tau) else f"{found.tau:.3f}"
+        yield f"Kendall's tau {p}; nothing is asked of so few methods: one exchange weighs too much"
+    elif math.isnan(found.tau):
         yield f"Kendall's tau is not defined: one ranking has ties only; {bar}: missed"
     else:
         verdict = "pass" if found.tau >= LEAST_TAU else f"missed by {LEAST_TAU - found.tau:.2g}"

@@ -38,6 +38,8 @@ PAGES = ("README.md", "docs/results.md", "docs/methods.md", "docs/benchmarks.md"
 MARK = re.compile(r"<!-- board: (?P<name>[^>]+?) -->(?P<old>.*?)<!-- /board -->", re.DOTALL)
 RUN_OF_ROW = re.compile(r"^(?P<words>\|.*<!-- (?P<run>[^>]+?) --> \|)(?P<cells>.*)$")
 BENCH = Path("results/bench/methods-pictogram_80-cpu.csv")
+MACHINE = ("device", "machine")
+"""Columns of a bench that say where a line was measured."""
 CARD = Path("harness/models/pictogram/weights/pictogram_80/card.json")
 Row = pd.Series
 
@@ -312,7 +314,8 @@ def write_tuned(shown: Shown, words: Sequence[str], old: str) -> str:
 
 def write_bench(shown: Shown, words: Sequence[str], old: str) -> str:
     """Return speeds over plain sampling by the images in flight, of the newest bench."""
-    table = pd.read_csv(shown.root / BENCH).drop_duplicates(["batch", "method"], keep="last")
+    measured = keep_one_machine(pd.read_csv(shown.root / BENCH, dtype=dict.fromkeys(MACHINE, str)))
+    table = measured.drop_duplicates(["batch", "method"], keep="last")
     batches = sorted(int(batch) for batch in table["batch"].unique())
     methods = list(dict.fromkeys(str(method) for method in table["method"]))
     lines = [_pipe(["", *map(str, batches)]), _pipe(["---"] * (1 + len(batches)))]
@@ -325,6 +328,13 @@ def write_bench(shown: Shown, words: Sequence[str], old: str) -> str:
             ratios = [f"{speed[batch]:.2f}" if batch in speed.index else "" for batch in batches]
             lines.append(_pipe([f"`{method}`", *ratios]))
     return "\n".join(lines)
+
+
+def keep_one_machine(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a bench's lines of the device and machine of its last one: others do not compare."""
+    known = [name for name in MACHINE if name in table]
+    machines = table[known].fillna("")
+    return table[(machines == machines.iloc[-1]).all(axis=1)]
 
 
 def many_at_a_time(rows: pd.DataFrame) -> pd.DataFrame:

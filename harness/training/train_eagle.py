@@ -19,6 +19,8 @@ from typing import Any
 import hydra
 import torch
 import torch.nn.functional as F
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from harness.arguments import count, explain_mistakes, natural, not_negative
@@ -31,7 +33,9 @@ from harness.models import HasClasses, ImageModel
 from harness.models.devices import choose_device
 from harness.models.trunk import Attend, TrunkSpec
 from harness.records import Usage, UserError
-from harness.runs.instantiate import resolve_config
+from harness.runs.instantiate import build_object, resolve_config
+from harness.runs.options import expect_options
+from harness.runs.unknown_names import explain_compose_error
 from harness.training import loop as training
 
 FRESH_EVERY = 12
@@ -50,6 +54,12 @@ def main() -> None:
         prog="python -m harness.training.train_eagle",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "options",
+        nargs="*",
+        metavar="OPTION=VALUE",
+        help="of the model, as in a run: embedded=FOLDER, model.checkpoint=PATH",
     )
     parser.add_argument("--model", default="pictogram", help="an option of conf/model")
     parser.add_argument(
@@ -77,12 +87,7 @@ def main() -> None:
 
     torch.set_num_threads(1)
     torch.manual_seed(given.seed)
-    with hydra.initialize_config_module("conf", version_base="1.3"):
-        config = resolve_config(hydra.compose("config", [f"model={given.model}"]).model)
-    sampling = Sampling(**config.pop("sampling"))
-    if "llamagen" in config["_target_"]:
-        config["collapse"] = False  # the layer reads the features of all prompt positions
-    model = hydra.utils.instantiate(config, device=choose_device(given.device))
+    model, sampling = build_model([f"model={given.model}", *given.options], given.device)
 
     captions = read_captions(given.captions) if given.captions else grammar_captions(model)
     path = given.work / model.name / "eagle.pt"
@@ -96,6 +101,21 @@ def main() -> None:
         batch=given.batch,
         seed=given.seed,
     )
+
+
+def build_model(options: Sequence[str], device: str) -> tuple[ImageModel, Sampling]:
+    """Build the model that options choose, and its sampling. Raises UserError for wrong ones."""
+    with hydra.initialize_config_module("conf", version_base="1.3"):
+        try:
+            composed = hydra.compose("config", list(options))
+            expect_options(composed)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(explain_compose_error(error, options)) from None
+    config = resolve_config(composed.model)
+    sampling = Sampling(**config.pop("sampling"))
+    if "llamagen" in config["_target_"]:
+        config["collapse"] = False  # the layer reads the features of all prompt positions
+    return build_object(config, place="model", device=choose_device(device)), sampling
 
 
 def read_captions(path: Path) -> Captions:
