@@ -46,7 +46,7 @@ README = """# Board
 {runs} complete runs, without their images. They were made, in a folder of their own, by
 
 ```
-python -m harness -m experiment={experiment} results=FOLDER
+{sweeps}
 python -m harness.board pack FOLDER results/board
 ```
 
@@ -80,7 +80,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     packing.add_argument("source", type=Path)
     packing.add_argument("target", type=Path)
     packing.add_argument(
-        "--experiment", default="embedded_board", help="the sweep that made it, for its README"
+        "--experiments",
+        nargs="+",
+        default=["embedded_board"],
+        metavar="NAME",
+        help="the sweeps that made it, for its README",
     )
     showing = kinds.add_parser("pages", help="write a board's numbers into README and docs")
     showing.add_argument("board", type=Path, nargs="?", default=Path("results/board"))
@@ -89,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if chosen.kind == "pages":
             return show(chosen.board, chosen.root)
-        return pack(chosen.source, chosen.target, chosen.experiment)
+        return pack(chosen.source, chosen.target, chosen.experiments)
     except UserError as error:
         return print_error(error)
 
@@ -109,7 +113,7 @@ def show(folder: Path, root: Path) -> int:
     return 0
 
 
-def pack(source: Path, target: Path, experiment: str) -> int:
+def pack(source: Path, target: Path, experiments: Sequence[str]) -> int:
     """Pack the complete runs of `source` into `target`, whose former board is replaced.
 
     Raises UserError for a source without a complete run, for a target with runs that are not
@@ -141,7 +145,7 @@ def pack(source: Path, target: Path, experiment: str) -> int:
         write_atomic(target / path, data)
 
     # 3. Derive all else from the packed runs.
-    _write_tables(target, experiment)
+    _write_tables(target, experiments)
     _write_thumbnails(complete, target / "report" / "thumbs")
 
     for run in runs:
@@ -226,7 +230,7 @@ def _thin_notes(notes: Any) -> Any:
 # --- what is derived ------------------------------------------------------------------------------
 
 
-def _write_tables(target: Path, experiment: str) -> None:
+def _write_tables(target: Path, experiments: Sequence[str]) -> None:
     """Write tables, exports, README, and scaling curves of the two largest panels."""
     board = build(target)
     write_exports(board, target / "export")
@@ -236,16 +240,18 @@ def _write_tables(target: Path, experiment: str) -> None:
     shutil.rmtree(figures, ignore_errors=True)
     names = write_figures(largest, figures, only=("scaling",), kind="svg")
 
-    write_atomic(target / "README.md", _readme(board, experiment, names).encode())
+    write_atomic(target / "README.md", _readme(board, experiments, names).encode())
 
 
-def _readme(board: Board, experiment: str, figures: Sequence[str]) -> str:
+def _readme(board: Board, experiments: Sequence[str], figures: Sequence[str]) -> str:
     commits = set()
     for run in board.runs:
         commits |= {record.stamp.get("commit", "") for record in run.done.values()}
     return README.format(
         runs=len(board.runs),
-        experiment=experiment,
+        sweeps="\n".join(
+            f"python -m harness -m experiment={name} results=FOLDER" for name in experiments
+        ),
         commits=" ".join(sorted(commits)),
         figures="\n".join(f"![{name}](figures/{name}.svg)" for name in figures),
         table=to_markdown(board),

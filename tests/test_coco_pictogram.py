@@ -443,7 +443,7 @@ def test_runs_of_one_seed_have_a_distance_and_no_test(tmp_path: Path) -> None:
 def test_a_packed_board_without_features_has_the_same_tables(board: Path, tmp_path: Path) -> None:
     build(board)
     target = tmp_path / "packed"
-    assert pack(board, target, "none") == 0
+    assert pack(board, target, ["none"]) == 0
     assert not list(target.rglob("*.npy"))
     for name in ("leaderboard.csv", "metrics.csv"):
         assert (target / name).read_bytes() == (board / name).read_bytes()

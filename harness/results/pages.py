@@ -274,12 +274,15 @@ def write_decoding(shown: Shown, words: Sequence[str], old: str) -> str:
 
 
 def write_others(shown: Shown, words: Sequence[str], old: str) -> str:
-    """Return a table for every other protocol."""
+    """Return the tables of every other protocol: of methods that choose, and of the others."""
     tables = []
     for runs in shown.others:
         rows = many_at_a_time(runs)
-        if len(rows):
-            tables.append(_table(heading(rows), _plain_first(rows), DECODING))
+        chooses = rows["budget"] > ONE_IMAGE
+        for some, columns in ((chooses, CHOOSING), (~chooses, DECODING)):
+            if some.any():
+                shown_rows = _plain_first(rows[some | _is_plain(rows)])
+                tables.append(_table(heading(rows), shown_rows, columns))
     return "\n\n".join(tables) or "None.\n"
 
 
