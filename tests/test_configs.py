@@ -61,7 +61,8 @@ def list_pairs() -> list[Any]:
 
 @pytest.mark.parametrize(("method", "sampler"), list_pairs())
 def test_every_method_builds_on_every_sampler(method: str, sampler: str) -> None:
-    spec = build_spec(f"method={method}", f"sampler={sampler}", method=method)
+    edits = ("model=pictogram_edit", "benchmark=edit_pictogram") if method == "gridar_edit" else ()
+    spec = build_spec(f"method={method}", f"sampler={sampler}", *edits, method=method)
     assert spec.sampler_sizes["slots"] >= spec.method.rows * spec.method.branches
     assert spec.method.tokens_per_step == spec.sampler_sizes["tokens_per_step"]
     assert len(spec.fingerprint) == 8
