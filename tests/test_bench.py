@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from runs import harness
 from test_janus import tiny
 from test_llamagen import SIZE
@@ -326,6 +327,14 @@ def test_methods_are_timed_against_plain(tmp_path: Path) -> None:
     assert "scalingar, slots for 2 prompts" in said.strip().splitlines()[-1]
 
 
+def test_the_newest_methods_are_timed_as_the_board_draws_them() -> None:
+    folder = Path(__file__).parents[1] / "conf"
+    benched = yaml.safe_load((folder / "bench/newest.yaml").read_text())["methods"]
+    board = yaml.safe_load((folder / "experiment/newest_board.yaml").read_text())
+    points = [" ".join(point) for point in board["hydra"]["sweeper"]["points"]]
+    assert ["method=plain", *(f"method={entry}" for entry in benched)] == points
+
+
 def test_the_floor_is_the_specifications() -> None:
     """Weights, keys and values of the published models in bfloat16 follow from their shapes."""
     with torch.device("meta"):
@@ -392,7 +401,7 @@ def test_memory_that_is_not_there_is_refused_before_it_is_used() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("sample",), "choose from sampler, methods, judges"),
+        (("sample",), "choose from sampler, methods, newest, judges"),
         (("sampler", *TINY, "batch=[0]"), "batch=[0]: input should be"),
         (("sampler", *TINY, "peer=nowhere"), "peer=nowhere is no checkout of LlamaGen"),
         (("sampler", *TINY, "batch=0"), "batch=0: input should be greater"),

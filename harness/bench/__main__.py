@@ -2,6 +2,7 @@
 
 python -m harness.bench sampler model=llamagen_b 'batch=[1,8]'   its speed over other loops
 python -m harness.bench methods model=pictogram                  their speed over plain sampling
+python -m harness.bench newest model=pictogram                   the same, of the newest methods
 python -m harness.bench judges                                   images a second
 python -m harness.bench sampler --cfg job                        the options of a bench
 
@@ -30,7 +31,7 @@ from harness.runs.options import expect_options
 from harness.runs.unknown_names import explain_compose_error
 from harness.sweeps.overrides import put_flags_first
 
-NAMES = ("sampler", "methods", "judges")
+NAMES = ("sampler", "methods", "newest", "judges")
 HELP = {"-h", "--help"}
 
 
