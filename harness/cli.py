@@ -283,16 +283,19 @@ class Command:
         """Print how far the sweep is that this process leads and carries out."""
         if self.progress is None or attempt.part is None:
             return
+        from harness.sweeps.ledger import WHOLE
+
         name = self.point_names[attempt.part.point]
-        whole = attempt.part.shard == "0/1"
-        self.progress.begin(name if whole else f"{name} (share {attempt.part.shard})")
+        self.progress.begin(
+            name if attempt.part.shard == WHOLE else f"{name} (share {attempt.part.shard})"
+        )
 
     def _read_sweep(self, ledger: Ledger) -> list[tuple[str, Event]]:
         """Take folders and failures from a sweep's ledger, whoever computed its runs.
 
         Returns what did not end well: points, or shares of them, with their names.
         """
-        from harness.sweeps.ledger import list_outcomes, name_points
+        from harness.sweeps.ledger import WHOLE, list_outcomes, name_points
 
         events = ledger.events()
         results = ledger.path.parent.parent
@@ -303,7 +306,7 @@ class Command:
         unfinished = []
         for name, outcome in zip(name_points(outcomes), outcomes, strict=True):
             if outcome.event != "finished":
-                share = f" (share {outcome.shard})" if outcome.shard != "0/1" else ""
+                share = f" (share {outcome.shard})" if outcome.shard != WHOLE else ""
                 unfinished.append((f"{name}{share}", outcome))
         self.failures = [Failure(end.error, end.code or 1) for _, end in unfinished]
         return unfinished

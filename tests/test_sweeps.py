@@ -204,6 +204,7 @@ def test_what_is_of_the_whole_sweep_cannot_be_swept(tmp_path: Path) -> None:
     for arguments, words in [
         (("-m", *FEW, "shards=1,2"), "shards is of the whole sweep"),
         (("-m", *FEW, "shards=0"), "shards=0: give"),
+        (("-m", *FEW, "shards=2", "shard=1/2"), "shard=1/2 and shards=2: give one of them"),
         ((*FEW, "shards=2"), "shards=2 is for sweeps: add -m"),
         ((*FEW, "shard=2/2"), "shard=2/2: write i/n"),
         ((*launched, "hydra.launcher.workers=0"), "workers=0"),
@@ -225,6 +226,17 @@ def test_a_share_whose_worker_died_has_failed() -> None:
     assert first.event == "finished"
     assert (second.event, second.shard, second.code) == ("failed", "1/2", 1)
     assert "ended without a word" in second.error
+
+
+def test_a_sweep_of_a_share_ends_well_when_its_share_is_done(tmp_path: Path, done: Path) -> None:
+    """Two processes that were given a share each, without a launcher, draw the whole sweep."""
+    for shard in ("0/2", "1/2"):
+        code, said = harness(tmp_path, *SWEEP, f"shard={shard}")
+        assert code == 0, said
+        assert "did not end well" not in said
+    assert deterministic(tmp_path) == deterministic(done)
+    outcomes = list_outcomes([Event("planned", "c", "p", "1/2"), Event("started", "c", "p", "1/2")])
+    assert [(end.shard, end.event) for end in outcomes] == [("1/2", "failed")]
 
 
 def test_a_torn_line_of_a_ledger_is_cut_off_by_the_next(cwd: Path) -> None:

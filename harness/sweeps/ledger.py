@@ -27,6 +27,8 @@ Status = Literal[
 ]
 ENDS = ("finished", "failed", "preempted", "not run")
 """Statuses with which a share ends."""
+WHOLE = "0/1"
+"""The share that is all of a run's jobs."""
 LOST = "its worker ended without a word (killed, or out of memory); run again to go on"
 """Error of a share that has no end."""
 
@@ -36,7 +38,8 @@ class Event:
     """One line of a ledger.
 
     The sweep has begun; its points are planned or skipped; the shares of a point have all other
-    statuses.
+    statuses. A point that is planned with a `shard` has that share alone: the sweep was started
+    with `shard=`.
     """
 
     __pydantic_config__: ClassVar = STRICT
@@ -163,8 +166,8 @@ def list_outcomes(events: Sequence[Event]) -> list[Event]:
     for plan in events:
         if plan.event != "planned":
             continue
-        for index in range(plan.shards):
-            shard = f"{index}/{plan.shards}"
+        every = [f"{index}/{plan.shards}" for index in range(plan.shards)]
+        for shard in [plan.shard] if plan.shard else every:
             lost = dataclasses.replace(plan, event="failed", shard=shard, error=LOST, code=1)
             end = ends.get((plan.point, shard), lost)
             outcomes.append(dataclasses.replace(end, overrides=plan.overrides))

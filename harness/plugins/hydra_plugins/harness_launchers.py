@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from harness import cli
 from harness.records import UserError, one_line
-from harness.sweeps.ledger import SweepPart
+from harness.sweeps.ledger import WHOLE, SweepPart
 from harness.sweeps.progress import SweepProgress
 from harness.sweeps.worker import Work, carry_out
 
@@ -120,7 +120,7 @@ class _Workers(Launcher):
                 f"stages={list(self.config.stages)} computes nothing: leave hydra/launcher out"
             )
         expect_device_of_worker(values.get("device", str(self.config.device)), self._gpus)
-        part = SweepPart.parse(Path(self.config.results), part_of, values.get("shard", "0/1"))
+        part = SweepPart.parse(Path(self.config.results), part_of, values.get("shard", WHOLE))
         searched = [
             f"--config-dir={source.path}"
             for source in self.config.hydra.runtime.config_sources

@@ -26,7 +26,7 @@ from harness.records import UserError
 from harness.runs.instantiate import COMMAND_OPTIONS
 from harness.runs.unknown_names import explain_compose_error, is_unknown_option
 from harness.sweeps.finished import KnownPoints, key_point
-from harness.sweeps.ledger import Ledger, is_command_option
+from harness.sweeps.ledger import WHOLE, Ledger, is_command_option
 
 Point = list[str]
 """The overrides of one run."""
@@ -104,6 +104,11 @@ class PointSweeper(BasicSweeper):
         config = self.config
         assert config is not None
         _expect_one_value(config.shards, overrides)
+        if config.shards > 1 and config.shard != WHOLE:
+            raise UserError(
+                f"shard={config.shard} and shards={config.shards}: give one of them; a share of a "
+                "sweep is not shared out again"
+            )
 
         # 1. Leave out the points that are finished.
         known = KnownPoints(Path(config.results))
@@ -125,13 +130,14 @@ class PointSweeper(BasicSweeper):
 
         # 3. Write the plan into the ledger.
         ledger = self._open_ledger(overrides)
+        shard = "" if config.shards > 1 else str(config.shard)
         jobs: list[Point] = []
         for point, key, folder in plan:
             shown = [override for override in point if not is_command_option(override)]
             if folder is not None:
                 ledger.write("skipped", point=key, folder=folder, overrides=shown)
                 continue
-            ledger.write("planned", point=key, overrides=shown, shards=config.shards)
+            ledger.write("planned", point=key, overrides=shown, shards=config.shards, shard=shard)
             jobs += _share_out(point, config.shards, ledger.name_point(key))
 
         if finished := len(plan) - len(waiting):
