@@ -1,13 +1,13 @@
 """`python -m harness.costs RESULTS`: what methods gain and cost, by passes and by seconds.
 
 python -m harness.costs results                      every run: score against plain, passes, seconds
-python -m harness.costs results --bench FILE.csv     with seconds at 1, 4 and 16 images in flight
+python -m harness.costs results --bench FILE.csv     with times over plain's at 1, 4, 16 images
 python -m harness.costs results --markdown           the tables in Markdown, for a page
 
 Passes are what papers count; `by passes` and `by seconds` are a run's places in either order, and
 they differ where a pass over many positions takes longer. `seconds` are those of the run itself,
-with whatever else its machine did. FILE, which `python -m harness.bench methods` writes, has those
-of methods that were timed one by one, and the places by them are beside those by passes. A run is
+with whatever else its machine did. FILE, which `python -m harness.bench methods` writes, has times
+of methods over that of plain sampling, timed beside each, and the places by them. A run is
 beside a line of it if model, method and options are the same, "METHOD method.n=4" in the bench.
 
 For methods that choose among candidates a further table puts their gain over plain sampling beside
@@ -55,7 +55,7 @@ from harness.runs.read import Run, read_runs
 BATCHES = (1, 4, 16)
 """Images in flight that the benches are read for."""
 Seconds = dict[int, float]
-"""Seconds an image by images in flight."""
+"""Time an image by images in flight, plain sampling's beside it being 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ def read_bench(path: Path) -> Bench:
         table = pd.read_csv(path, dtype=dict.fromkeys(MACHINE, str))
     except (ValueError, OSError) as error:
         raise UserError(f"{path}: cannot be read ({one_line(error)})") from None
-    needed = {"batch", "method", "model", "seconds_per_image", "device"}
+    needed = {"batch", "method", "model", "speedup", "device"}
     if missing := needed - set(table.columns):
         raise UserError(f"{path}: has no column {min(missing)}: give the CSV of a methods' bench")
     if table.empty:
@@ -127,7 +127,7 @@ def read_bench(path: Path) -> Bench:
     seconds: dict[tuple[str, str], Seconds] = {}
     for row in same.to_dict("records"):
         key = (str(row["model"]), str(row["method"]))
-        seconds.setdefault(key, {})[int(row["batch"])] = float(row["seconds_per_image"])
+        seconds.setdefault(key, {})[int(row["batch"])] = 1 / float(row["speedup"])
     return Bench(str(same["device"].iloc[-1]), seconds)
 
 
@@ -184,7 +184,10 @@ def render_tables(board: Board, bench: Bench | None, *, markdown: bool = False) 
         blocks.append([heading(rows), *describe_costs(rows)])
         if bench:
             seconds = {name: bench.seconds[line] for name, line in lines.items()}
-            title = f"Seconds an image of the bench, by images in flight ({bench.device}):"
+            title = (
+                f"Time an image in the bench, by images in flight, plain sampling's being 1 "
+                f"({bench.device}):"
+            )
             blocks.append([printable(title), *describe_bench(rows, seconds)])
         blocks.append(describe_choices(rows))
     blocks.append([line for line in (excluded_line(board), problems_line(board)) if line])
@@ -229,8 +232,8 @@ def describe_bench(rows: pd.DataFrame, seconds: Mapping[str, Seconds]) -> Parts:
     for batch in BATCHES:
         of_batch = [seconds[name].get(batch, math.nan) for name in timed["fingerprint"]]
         if not all(map(math.isnan, of_batch)):
-            columns[f"s at {batch}"] = _format(of_batch, "{:.3f}")
-            places[f"by s at {batch}"] = _rank(pd.Series(of_batch))
+            columns[f"time at {batch}"] = _format(of_batch, "{:.3f}")
+            places[f"by time at {batch}"] = _rank(pd.Series(of_batch))
     table = Table({**columns, **places}, _order(timed["target_passes"]))
     why = "the bench has no line with their model, method and options"
     return [table, *_name_left_out(rows[~is_timed], why)]

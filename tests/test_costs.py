@@ -89,9 +89,9 @@ def test_places_by_the_benchs_seconds_are_beside_those_by_passes() -> None:
     seconds = {named["SJD"]: {1: 0.5, 16: 0.25}, named["Plain"]: {1: 0.4, 16: 0.1}}
     shown, below = split(lay_out(describe_bench(rows, seconds)))
     assert shown.keys() == {"SJD", "Plain"}
-    assert (shown["SJD"]["s at 1"], shown["SJD"]["s at 16"]) == ("0.500", "0.250")
-    assert (shown["SJD"]["by passes"], shown["SJD"]["by s at 1"]) == ("1", "2")
-    assert "s at 4" not in shown["SJD"]
+    assert (shown["SJD"]["time at 1"], shown["SJD"]["time at 16"]) == ("0.500", "0.250")
+    assert (shown["SJD"]["by passes"], shown["SJD"]["by time at 1"]) == ("1", "2")
+    assert "time at 4" not in shown["SJD"]
     others = set(rows["label"]) - shown.keys()
     assert below.startswith("Left out, the bench has no line with their model, method and options:")
     assert all(label in below for label in others)
@@ -116,15 +116,15 @@ def test_a_bench_is_beside_runs_of_the_same_model_and_options_only(tmp_path: Pat
 def test_of_a_benchs_file_the_newest_lines_of_the_last_machine_count(tmp_path: Path) -> None:
     file = tmp_path / "bench.csv"
     file.write_text(
-        "batch,method,model,seconds_per_image,device,machine\n"
+        "batch,method,model,speedup,device,machine\n"
         "1,plain,toy,9.0,cpu a,\n"
         "4,plain,toy,9.0,cpu a,\n"
-        "1,plain,toy,2.0,cpu a,one\n"
-        "1,sjd,toy,3.0,cpu a,one\n"
+        "1,plain,toy,0.2,cpu a,one\n"
+        "1,sjd,toy,0.5,cpu a,one\n"
         "1,plain,toy,1.0,cpu a,one\n"
     )
     bench = read_bench(file)
-    assert bench == Bench("cpu a", {("toy", "plain"): {1: 1.0}, ("toy", "sjd"): {1: 3.0}})
+    assert bench == Bench("cpu a", {("toy", "plain"): {1: 1.0}, ("toy", "sjd"): {1: 2.0}})
 
 
 def choosing_runs() -> pd.DataFrame:
@@ -208,7 +208,7 @@ def test_the_command_prints_both_tables_and_refuses_other_files(tmp_path: Path) 
     for bad, words in (
         (("absent",), "absent"),
         ((str(tmp_path), "--bench", "absent.csv"), "no such file"),
-        ((str(tmp_path), "--bench", str(other)), "no column seconds_per_image"),
+        ((str(tmp_path), "--bench", str(other)), "no column speedup"),
     ):
         code, output = harness(tmp_path, *bad, module="harness.costs")
         assert code == 2
