@@ -56,6 +56,7 @@ ABSENT = (
     ("benchmarks.geneval", "summary", "absent"),
     ("benchmarks.geneval", "export", "absent", "target", "--metadata", "absent"),
     ("harness.training.verify", "--weights", "absent"),
+    ("harness.training.verify", "--metadata", "absent", "--parts", "natural"),
     ("harness.training.measure_draft", "--weights", "absent", "--out", "out.json"),
     ("harness.training.train_eagle", "--model", "absent"),
     ("harness.training.train_eagle", "embedded=absent"),

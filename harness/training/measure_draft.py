@@ -23,7 +23,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from hydra.utils import instantiate
 from torch import Tensor
 
 from harness.arguments import count, explain_mistakes
@@ -32,6 +31,7 @@ from harness.drafters.model import DraftModel
 from harness.models.pictogram import grammar
 from harness.records import UserError
 from harness.results.stats import macro_mean, paired_difference
+from harness.runs.instantiate import build_object
 from harness.training import samples
 
 SPECULATIVE = "methods.speculative.Speculative"
@@ -132,14 +132,14 @@ class Found:
     def measure_plain(self, images: int) -> None:
         """Draw plain samples, whose tokens are kept, unless the file has them."""
         if "plain" not in self.content["drawn"]:
-            self._draw("plain", images, instantiate(samples.PLAIN), keep_tokens=True)
+            self._draw("plain", images, build_object(samples.PLAIN), keep_tokens=True)
 
     def measure_method(self, drafter: Any, name: str, images: int) -> None:
         """Draw with a method, unless the file has it for this drafter."""
         key = f"{drafter.id} {name}"
         if key not in self.content["drawn"]:
             options = METHODS[name]
-            method = instantiate(options, drafter=drafter, gamma=GAMMA)
+            method = build_object(options, drafter=drafter, gamma=GAMMA)
             self._draw(key, images, method)
 
     def measure_place(self, drafter_id: str) -> None:

@@ -13,10 +13,10 @@ from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
-from hydra.utils import instantiate
 
 from harness.results.relaxed import MOST_LOSS
 from harness.results.stats import auc, macro_mean, paired_difference
+from harness.runs.instantiate import build_object
 from harness.training.gates import Gate, with_interval
 from harness.training.measure_draft import GAMMA, METHODS, drawn_counts, new_drafter
 from harness.training.samples import Bench, Drawn, Signals, picked, table
@@ -73,9 +73,9 @@ def method_gates(samples: Samples) -> Iterator[Gate]:
     drafter = new_drafter("draft", samples.bench)
     drawn: dict[str, Drawn] = {}
     for name in DRAFTED:
-        method = instantiate(METHODS[name], drafter=drafter, gamma=GAMMA)
+        method = build_object(METHODS[name], drafter=drafter, gamma=GAMMA)
         drawn[name] = samples.draw_by(method)
-    zipar = samples.draw_by(instantiate(ZIPAR))
+    zipar = samples.draw_by(build_object(ZIPAR))
     exact_PI = np.concatenate([samples.drawn.right, drawn["exact"].right], 1)
     pool = table(samples.drawn.rows, exact_PI)
 

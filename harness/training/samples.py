@@ -19,7 +19,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from hydra.utils import instantiate
 from PIL import Image
 from torch import Tensor
 
@@ -34,6 +33,7 @@ from harness.models.pictogram.generator import Pictogram, draw_tokens
 from harness.models.pictogram.grammar import TASKS, Spec
 from harness.models.trunk import causal
 from harness.records import Job, Prompt, Usage
+from harness.runs.instantiate import build_object
 from harness.training.train_tokenizer import to_pixels
 
 SCALE = 2.0
@@ -118,7 +118,7 @@ class Bench:
 
 def new_benchmark(judge: PictogramDetector, **options: Any) -> Any:
     """Build the embedded benchmark."""
-    return instantiate({"_target_": "benchmarks.pictogram.Pictogram"}, judge=judge, **options)
+    return build_object({"_target_": "benchmarks.pictogram.Pictogram"}, judge=judge, **options)
 
 
 def judge_pictures(
@@ -162,7 +162,7 @@ PLAIN = {"_target_": "methods.plain.Plain"}
 def draw(bench: Bench, prompts: int, images: int, scale: float, method: Any = PLAIN) -> Drawn:
     """Draw samples of a method with the harness's sampler, and let the benchmark judge them."""
     rows = bench.rows(prompts)
-    method = instantiate(method) if isinstance(method, dict) else method
+    method = build_object(method) if isinstance(method, dict) else method
     jobs = [
         Job(Prompt(f"verify/{i:05d}", row["prompt"], row["tag"]), image)
         for i, row in enumerate(rows)

@@ -19,7 +19,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from hydra.utils import instantiate
 from torch import Tensor
 
 from harness.arguments import explain_mistakes
@@ -36,6 +35,7 @@ from harness.models.pictogram.editor import (
 from harness.models.pictogram.generator import load_gpt, load_tokenizer
 from harness.models.vq import VQ
 from harness.records import Job, Prompt, SourceImage
+from harness.runs.instantiate import build_object
 from harness.training import loop as training
 from harness.training.samples import PLAIN, deliver
 from harness.training.train_tokenizer import to_pixels
@@ -213,7 +213,7 @@ def draw_edits(
         source = SourceImage.of_pixels(edit.source.draw()[0])
         prompt = Prompt(f"edits/{number:05d}", edit.text, edit.kind, source=source)
         jobs += [Job(prompt, image) for image in range(images)]
-    drawn = deliver(model, jobs, instantiate(PLAIN), scale)
+    drawn = deliver(model, jobs, build_object(PLAIN), scale)
     pictures = np.stack([np.asarray(delivery.image) for delivery in drawn])
     return pictures.reshape(len(asked), images, *pictures.shape[1:])
 

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from hydra.utils import instantiate
 
 from harness.arguments import explain_mistakes
 from harness.drafters.model import DraftModel
@@ -32,6 +31,7 @@ from harness.models.pictogram.generator import draw_tokens
 from harness.models.pictogram.grammar import COLORS, NUMBERS, RELATIONS, TASKS, Spec
 from harness.records import UserError
 from harness.results.stats import auc, auc_within, macro_mean, paired_difference
+from harness.runs.instantiate import build_object
 from harness.training import train_detector
 from harness.training.card import Card, write_card
 from harness.training.edit_gates import measure_editor
@@ -389,9 +389,9 @@ def lantern_gates(bench: Bench, prompts: int) -> Iterator[Gate]:
     speculative = {"_target_": "methods.speculative.Speculative"}
     tables = {}
     accepted = {}
-    for name, rule in (("exact", exact), ("lantern", instantiate(lantern))):
+    for name, rule in (("exact", exact), ("lantern", build_object(lantern))):
         drafter = DraftModel(model=lambda **_: bench.draft, guided=False)
-        method = instantiate(speculative, drafter=drafter, gamma=4, rule=rule)
+        method = build_object(speculative, drafter=drafter, gamma=4, rule=rule)
         drawn = draw(bench, prompts, 2, SCALE, method)
         tables[name] = table(drawn.rows, drawn.right)
         steps_by_accepted = np.sum([note["accepted"] for note in drawn.notes], 0)
