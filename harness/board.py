@@ -15,6 +15,7 @@ import argparse
 import dataclasses
 import gzip
 import math
+import re
 import shutil
 import sys
 from collections import Counter
@@ -23,22 +24,26 @@ from pathlib import Path
 from typing import Any
 
 from harness.arguments import print_error
+from harness.costs import describe_bench, join_bench, lay_out, read_bench
 from harness.records import Prompt, SampleRecord, UserError
 from harness.results.exports import to_markdown, write_exports
 from harness.results.leaderboard import Board, build, project_runs
-from harness.results.pages import render_pages
+from harness.results.pages import BENCHES, Fragment, Shown, many_at_a_time, render_pages
+from harness.results.pages import FRAGMENTS as OF_RESULTS
 from harness.results.report import panels, write_figures, write_thumbnail
 from harness.runs.journal import find_journals, write_atomic
 from harness.runs.metrics import DESCRIPTION
 from harness.runs.read import Run, find_runs, read_run, read_runs
 
 JOURNALS = ("jobs.jsonl", "records-*.jsonl", "scores*.jsonl", "timings-*.jsonl", "metrics*.jsonl")
-MOST_MB = 16.0
+MOST_MB = 32.0
 """Size of a board's packed journals, at most."""
 THUMBNAILS = 200
 """Thumbnails of a board, at most."""
 DETAILED = 128
 """Records of a journal that keep the traces and pictures in their notes, at most."""
+SECONDS = re.compile(rb'("[a-z]+_s":)([0-9]+\.[0-9]+(?:e[+-]?[0-9]+)?|[0-9]+e-[0-9]+)')
+"""A number of seconds in a journal."""
 FIGURE_ONLY = ("trace", "pictures")
 """Notes that only figures are made of."""
 README = """# Board
@@ -60,7 +65,7 @@ python -m harness 'stages=[report]' results=results/board
 `curves.csv` one for each method
 and currency; `export/` holds Markdown, LaTeX, the hub's format, and what papers claim.
 
-Seconds were measured on a shared machine, whose load differed between runs: \
+Times were measured on a shared machine, whose load differed between runs: \
 compare tokens and passes.
 
 {figures}
@@ -106,11 +111,27 @@ def show(folder: Path, root: Path) -> int:
     found = read_runs(folder)
     if not found.runs:
         raise UserError(f"{folder}: no runs there; name a board or a results folder")
-    for path, text in render_pages(project_runs(found.runs, found.problems), root).items():
+    board = project_runs(found.runs, found.problems)
+    for path, text in render_pages(board, root, FRAGMENTS).items():
         is_new = path.read_text(encoding="utf-8") != text
         write_atomic(path, text.encode())
         print(f"{path}: {'written' if is_new else 'as it was'}")
     return 0
+
+
+def write_times(shown: Shown, words: Sequence[str], old: str) -> str:
+    """Return times of a bench's file over plain sampling's, and places by passes and by time."""
+    bench = read_bench(shown.root / BENCHES / f"{' '.join(words)}.csv")
+    lines = join_bench(shown.board, bench)
+    times = {fingerprint: bench.times[line] for fingerprint, line in lines.items()}
+    timed = shown.board.frame[shown.board.frame["fingerprint"].isin(times.keys())]
+    once = many_at_a_time(timed).sort_values("images", ascending=False, kind="stable")
+    once = once.drop_duplicates(["method", "params", "candidates"])
+    return "\n".join(lay_out(describe_bench(once, times), markdown=True))
+
+
+FRAGMENTS: Mapping[str, Fragment] = {**OF_RESULTS, "times": write_times}
+"""What a mark of a page may ask for."""
 
 
 def pack(source: Path, target: Path, experiments: Sequence[str]) -> int:
@@ -202,8 +223,8 @@ def _pack_journal(path: Path) -> bytes:
 
 
 def _thin_records(journal: bytes) -> bytes:
-    """Remove traces and pictures from all but `DETAILED` records, spread evenly."""
-    lines = journal.splitlines(keepends=True)
+    """Round seconds; remove traces and pictures from all but `DETAILED` records, spread evenly."""
+    lines = [_round_seconds(line) for line in journal.splitlines(keepends=True)]
     detailed = []
     for number, line in enumerate(lines):
         if b'"trace":' in line or b'"pictures":' in line:
@@ -215,6 +236,15 @@ def _thin_records(journal: bytes) -> bytes:
         thinned = dataclasses.replace(record, notes=_thin_notes(record.notes))
         lines[number] = f"{thinned.to_json()}\n".encode()
     return b"".join(lines)
+
+
+def _round_seconds(line: bytes) -> bytes:
+    """Round the seconds of a record to microseconds: most of a journal's bytes are their digits."""
+
+    def write(found: re.Match[bytes]) -> bytes:
+        return found[1] + repr(round(float(found[2]), 6)).encode()
+
+    return SECONDS.sub(write, line)
 
 
 def _thin_notes(notes: Any) -> Any:

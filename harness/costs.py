@@ -54,7 +54,7 @@ from harness.runs.read import Run, read_runs
 
 BATCHES = (1, 4, 16)
 """Images in flight that the benches are read for."""
-Seconds = dict[int, float]
+Times = dict[int, float]
 """Time an image by images in flight, plain sampling's beside it being 1."""
 
 
@@ -75,7 +75,7 @@ class Bench:
     """What a bench of methods has measured on one device."""
 
     device: str
-    seconds: Mapping[tuple[str, str], Seconds]  # by model and method, named with its options
+    times: Mapping[tuple[str, str], Times]  # by model and method, named with its options
 
 
 @explain_mistakes
@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def read_bench(path: Path) -> Bench:
-    """Read the newest seconds of each model and method at each number of images in flight.
+    """Read the newest times of each model and method at each number of images in flight.
 
     Only lines of the device and machine of the last one count: others are no comparison. Raises
     UserError for another file.
@@ -124,11 +124,11 @@ def read_bench(path: Path) -> Bench:
     same = keep_one_machine(table)
 
     # 2. Take the newest line of each.
-    seconds: dict[tuple[str, str], Seconds] = {}
+    times: dict[tuple[str, str], Times] = {}
     for row in same.to_dict("records"):
         key = (str(row["model"]), str(row["method"]))
-        seconds.setdefault(key, {})[int(row["batch"])] = 1 / float(row["speedup"])
-    return Bench(str(same["device"].iloc[-1]), seconds)
+        times.setdefault(key, {})[int(row["batch"])] = 1 / float(row["speedup"])
+    return Bench(str(same["device"].iloc[-1]), times)
 
 
 def join_bench(board: Board, bench: Bench) -> dict[str, tuple[str, str]]:
@@ -140,7 +140,7 @@ def join_bench(board: Board, bench: Bench) -> dict[str, tuple[str, str]]:
 def find_line(run: Run, bench: Bench) -> tuple[str, str] | None:
     """Return the bench's line of a run's model and method under the same options, if any."""
     options = _without_titles(flatten_options(run.options))
-    for model, entry in bench.seconds:
+    for model, entry in bench.times:
         is_same = model == run.about["model"] and entry.split()[0] == run.about["method"]
         if is_same and compose_options(entry) == options:
             return model, entry
@@ -183,15 +183,15 @@ def render_tables(board: Board, bench: Bench | None, *, markdown: bool = False) 
     for rows in protocols(board.frame):
         blocks.append([heading(rows), *describe_costs(rows)])
         if bench:
-            seconds = {name: bench.seconds[line] for name, line in lines.items()}
+            times = {name: bench.times[line] for name, line in lines.items()}
             title = (
-                f"Time an image in the bench, by images in flight, plain sampling's being 1 "
+                "Time an image in the bench, by images in flight, plain sampling's being 1 "
                 f"({bench.device}):"
             )
-            blocks.append([printable(title), *describe_bench(rows, seconds)])
+            blocks.append([printable(title), *describe_bench(rows, times)])
         blocks.append(describe_choices(rows))
     blocks.append([line for line in (excluded_line(board), problems_line(board)) if line])
-    if bench and (unused := bench.seconds.keys() - set(lines.values())):
+    if bench and (unused := bench.times.keys() - set(lines.values())):
         names = "; ".join(printable(f"{entry} on {model}") for model, entry in sorted(unused))
         blocks.append([f"In the bench, and no run here: {names}."])
     return "\n\n".join("\n".join(lay_out(block, markdown=markdown)) for block in blocks if block)
@@ -218,9 +218,9 @@ def describe_costs(rows: pd.DataFrame) -> Parts:
     return [table, *map(printable, remarks)]
 
 
-def describe_bench(rows: pd.DataFrame, seconds: Mapping[str, Seconds]) -> Parts:
-    """Put the places of runs by the bench's seconds beside those by passes."""
-    is_timed = rows["fingerprint"].isin(seconds.keys())
+def describe_bench(rows: pd.DataFrame, times: Mapping[str, Times]) -> Parts:
+    """Put the places of runs by the bench's times beside those by passes."""
+    is_timed = rows["fingerprint"].isin(times.keys())
     timed = rows[is_timed]
     if timed.empty:
         return ["The bench has no line of any of these runs: model, method or options differ."]
@@ -230,7 +230,7 @@ def describe_bench(rows: pd.DataFrame, seconds: Mapping[str, Seconds]) -> Parts:
     }
     places = {"by passes": _rank(timed["target_passes"])}
     for batch in BATCHES:
-        of_batch = [seconds[name].get(batch, math.nan) for name in timed["fingerprint"]]
+        of_batch = [times[name].get(batch, math.nan) for name in timed["fingerprint"]]
         if not all(map(math.isnan, of_batch)):
             columns[f"time at {batch}"] = _format(of_batch, "{:.3f}")
             places[f"by time at {batch}"] = _rank(pd.Series(of_batch))

@@ -8,8 +8,11 @@ import pytest
 from written_runs import write_run
 
 from harness import board
+from harness.costs import compose_options
+from harness.records import UserError
+from harness.results.agreement import compare_rankings
 from harness.results.leaderboard import project_runs
-from harness.results.pages import PAGES, Shown, fill
+from harness.results.pages import PAGES, Shown, _two_seeds, fill
 from harness.runs.read import read_runs
 
 PROMPTS = [f"{category}/{i}" for category in "ab" for i in range(6)]
@@ -93,7 +96,47 @@ def test_tables_hold_the_runs_that_belong_there(shown: Shown) -> None:
         "LANTERN (rule.k=5, seed 0)",
         "ZipAR (seed 0)",
     ]
-    assert methods("others") == ["Plain"]
+    assert methods("others") == []  # nothing to compare plain sampling with
+
+
+def test_the_runs_of_a_benchmark_stand_in_the_order_of_their_scores(
+    results: Path, tmp_path: Path
+) -> None:
+    write_run(results, values_of(2), fingerprint="00000011", benchmark="toy")
+    better = {"fingerprint": "00000012", "benchmark": "toy", "title": "ZipAR"}
+    write_run(results, values_of(6), "zipar", **better)
+    shown = Shown(project_runs(read_runs(results).runs), tmp_path)
+
+    filled = fill(
+        "<!-- board: benchmark toy score a against-plain --><!-- /board -->", shown, "page"
+    )
+    rows = [line for line in filled.splitlines() if line.startswith("| ")]
+    assert rows[0] == "| 2 images a prompt | score | a | against plain |"
+    assert rows[2].startswith("| ZipAR | 1.000 ")
+    assert "] | 1.000 | +0.667 [" in rows[2]
+    assert rows[3].startswith("| Plain | 0.333 ")
+
+    text = "<!-- board: difference toy zipar / plain --><!-- /board -->"
+    assert "-->+0.667 [" in fill(text, shown, "page")
+    text = "<!-- board: difference toy plain / zipar --><!-- /board -->"
+    assert "-->-0.667 [-" in fill(text, shown, "page")
+
+
+def test_two_seeds_of_the_main_table_are_compared(results: Path, tmp_path: Path) -> None:
+    """Plain falls below ZipAR and LANTERN in seed 1; of LANTERN's other setting there is no run."""
+    for number, (method, right) in enumerate({"zipar": 2, "lantern": 1}.items()):
+        again = {"seed": 1, "fingerprint": f"0000002{number}", "usage": {"target_passes": 57}}
+        write_run(results, values_of(right), method, **again)
+    shown = Shown(project_runs(read_runs(results).runs), tmp_path)
+    (found,) = compare_rankings(*_two_seeds(shown))
+    assert sorted(found.score_b) == [0, 1 / 6, 1 / 3]
+    text = (
+        "<!-- board: tau --><!-- /board --> <!-- board: tau resolved --><!-- /board --> "
+        "<!-- board: contradictions --><!-- /board -->"
+    )
+    written = [part.split("<!--")[0] for part in fill(text, shown, "page").split("-->")[1::2]]
+    assert written[:2] == [f"{found.tau:.3f}", f"{found.tau_resolved:.3f}"]
+    assert written[2].endswith(f" of {found.alike + found.once} resolved pairs")
 
 
 def test_published_and_tuned_settings_stand_side_by_side(shown: Shown) -> None:
@@ -127,6 +170,10 @@ def test_the_command_writes_the_pages_and_says_so(
         ("sise", "README.md: unknown mark 'sise'; there are agreement, bench, "),
         ("score gridar", "gridar: 0 runs of the board's main table are called so"),
         ("gain-share zipar", "name two runs, RUN / OTHER"),
+        ("benchmark tiif score", "tiif: no run of the board is of this benchmark"),
+        ("difference", "no run of the board is of this benchmark"),
+        ("benchmark made absent", "the leaderboard has no column 'absent'"),
+        ("bench absent", "absent: there is no "),
         ("latency", "the board has no run of one image at a time"),
     ],
 )
@@ -139,6 +186,32 @@ def test_a_mark_that_cannot_be_filled_is_refused(
     assert board.main(["pages", str(results), "--root", str(tmp_path)]) == 2
     assert problem in capsys.readouterr().err
     assert "old" in (tmp_path / "README.md").read_text()
+
+
+def test_places_by_passes_stand_beside_those_by_time(tmp_path: Path) -> None:
+    bench = tmp_path / "results" / "bench" / "newest.csv"
+    bench.parent.mkdir(parents=True)
+    bench.write_text(
+        "device,machine,model,batch,method,speedup\n"
+        "cpu,here,toy,1,plain,1.0\n"
+        "cpu,here,toy,1,zipar,2.0\n"
+    )
+    results = tmp_path / "timed"
+    write_run(results, values_of(3), options=compose_options("plain"))
+    write_run(
+        results,
+        values_of(2),
+        "zipar",
+        fingerprint="00000003",
+        usage={"target_passes": 57},
+        options=compose_options("zipar"),
+        title="ZipAR",
+    )
+    some = Shown(project_runs(read_runs(results).runs), tmp_path)
+    filled = fill("<!-- board: times newest --><!-- /board -->", some, "page", board.FRAGMENTS)
+    assert "| ZipAR | 57.0 | 0.500 | 1 | 1 |" in filled
+    with pytest.raises(UserError, match=r"absent\.csv: no such file"):
+        fill("<!-- board: times absent --><!-- /board -->", some, "page", board.FRAGMENTS)
 
 
 def test_every_opened_mark_of_a_page_is_closed() -> None:

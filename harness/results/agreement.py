@@ -2,7 +2,8 @@
 
 Kendall's tau says how alike the orders of the scores are. Chance exchanges methods that lie close
 together; two rankings contradict each other only where a pair of methods is resolved in both, the
-other way round.
+other way round. Exact methods have one true score, so that their order is chance in any number of
+images: tau of the pairs that at least one ranking resolves leaves such pairs out.
 
 Legend of suffixes: R runs.
 """
@@ -54,6 +55,7 @@ class Agreement:
     score_a: tuple[float, ...]
     score_b: tuple[float, ...]
     tau: float  # Kendall's, variant b; nan where one ranking has ties only
+    tau_resolved: float  # of the pairs that at least one ranking resolves; nan without one
     p: float  # of the hypothesis that the orders have nothing to do with each other
     contradicting: tuple[Pair, ...]  # resolved in both, the other way round
     alike: int  # pairs that are resolved in both, in the same way
@@ -140,6 +142,7 @@ def compare_protocol(a: Sequence[Run], b: Sequence[Run]) -> Agreement:
     # 2. The pairs.
     contradicting = []
     exchanged = []
+    same_way = []  # of the pairs that are resolved: 1, or -1 where the orders differ, or 0
     alike = 0
     once = 0
     for i, j in combinations(range(len(labels)), 2):
@@ -155,6 +158,8 @@ def compare_protocol(a: Sequence[Run], b: Sequence[Run]) -> Agreement:
         against = bool(better_b_RR[second, first])
         alike += in_a and in_b
         once += in_a != (in_b or against)
+        if in_a or in_b or against:
+            same_way.append(np.sign(pair.difference_a * pair.difference_b))
         if in_a and against:
             contradicting.append(pair)
         elif pair.difference_a * pair.difference_b < 0:
@@ -168,6 +173,7 @@ def compare_protocol(a: Sequence[Run], b: Sequence[Run]) -> Agreement:
         score_a=tuple(map(float, score_a_R)),
         score_b=tuple(map(float, score_b_R)),
         tau=float(tau),
+        tau_resolved=float(np.mean(same_way)) if same_way else math.nan,
         p=float(p),
         contradicting=tuple(contradicting),
         alike=alike,
@@ -195,6 +201,8 @@ def describe_agreement(found: Agreement, name_a: str, name_b: str) -> Iterator[s
         verdict = "pass" if found.tau >= LEAST_TAU else f"missed by {LEAST_TAU - found.tau:.2g}"
         p = "< 0.001" if found.p < 0.001 else f"= {found.p:.3f}"
         yield f"Kendall's tau {found.tau:.3f} (p {p}); {bar}: {verdict}"
+    if not math.isnan(found.tau_resolved):
+        yield f"Kendall's tau of the pairs that A or B resolves: {found.tau_resolved:.3f}"
     count = len(found.contradicting)
     verdict = "pass" if not count else f"missed by {count}"
     yield (

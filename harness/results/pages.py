@@ -4,6 +4,7 @@ A page marks the places; between its words it may look so:
 
     <!-- board: decoding --> ... <!-- /board -->                 a whole table
     agree in <!-- board: agreement -->96 %<!-- /board --> of    a number in a sentence
+    <!-- board: benchmark NAME score spatial --> ...             the runs of another benchmark
 
 and a table whose words are the page's own names the run of a row in a comment, and the columns in
 its mark; the cells behind the comment are written:
@@ -12,8 +13,8 @@ its mark; the cells behind the comment are written:
     | `best_of_n` | the reward's favourite of four <!-- best_of_n n=4 --> | 0.745 [...] | 576 |
     <!-- /board -->
 
-Runs are of the board's largest protocol and its lowest seed: METHOD, then the options that differ
-from the preset.
+Runs are called METHOD, then the options that differ from the preset: "best_of_n n=8". They are of
+the board's lowest seed, and of its largest protocol unless a mark names a benchmark.
 """
 
 from __future__ import annotations
@@ -28,16 +29,19 @@ from pathlib import Path
 import pandas as pd
 
 from harness.records import UserError
+from harness.results.agreement import compare_rankings
 from harness.results.exports import write_difference, write_score
 from harness.results.leaderboard import Board, heading, protocols
-from harness.results.ranking import ONE_IMAGE, drop_budget
+from harness.results.ranking import ONE_IMAGE, RankedGroup, drop_budget
 from harness.results.relaxed import MOST_LOSS
+from harness.runs.read import Run
 
 PAGES = ("README.md", "docs/results.md", "docs/methods.md", "docs/benchmarks.md")
 """The pages that may have marks, below the repository's root."""
 MARK = re.compile(r"<!-- board: (?P<name>[^>]+?) -->(?P<old>.*?)<!-- /board -->", re.DOTALL)
 RUN_OF_ROW = re.compile(r"^(?P<words>\|.*<!-- (?P<run>[^>]+?) --> \|)(?P<cells>.*)$")
-BENCH = Path("results/bench/methods-pictogram_80-cpu.csv")
+BENCHES = Path("results/bench")
+BENCH = "methods-pictogram_80-cpu"
 MACHINE = ("device", "machine")
 """Columns of a bench that say where a line was measured."""
 CARD = Path("harness/models/pictogram/weights/pictogram_80/card.json")
@@ -54,8 +58,7 @@ class Shown:
     @cached_property
     def main(self) -> pd.DataFrame:
         """The rows of the protocol with the most images, of its lowest seed."""
-        groups = [self._of_lowest_seed(runs) for runs in protocols(self.board.frame)]
-        return max(groups, key=lambda runs: int(runs["prompts"].iloc[0] * _images(runs)))
+        return self._largest(protocols(self.board.frame))
 
     @cached_property
     def others(self) -> list[pd.DataFrame]:
@@ -64,67 +67,55 @@ class Shown:
         groups = [self._of_lowest_seed(runs) for runs in protocols(self.board.frame)]
         return [runs for runs in groups if str(runs["protocol"].iloc[0]) != main]
 
+    def _largest(self, groups: Sequence[pd.DataFrame]) -> pd.DataFrame:
+        seeds = [self._of_lowest_seed(runs) for runs in groups]
+        return max(seeds, key=lambda runs: int(runs["prompts"].iloc[0] * _images(runs)))
+
     @staticmethod
     def _of_lowest_seed(runs: pd.DataFrame) -> pd.DataFrame:
         return runs[runs["seed"] == runs["seed"].min()]
 
-    def find(self, name: str) -> Row:
-        """Return the row of a run of the main protocol: "METHOD", "METHOD n=4", "METHOD cap=2".
+    def of_benchmark(self, name: str) -> pd.DataFrame:
+        """Return the rows of the benchmark's largest protocol, of its lowest seed.
 
-        Raises UserError unless there is exactly one.
+        Raises UserError where the board has no run of it.
+        """
+        groups = [runs for runs in protocols(self.board.frame) if runs["benchmark"].iloc[0] == name]
+        if not groups:
+            raise UserError(f"{name}: no run of the board is of this benchmark")
+        return self._largest(groups)
+
+    def find(self, name: str, among: pd.DataFrame | None = None) -> Row:
+        """Return the row of a run, "METHOD", "METHOD n=4" or "METHOD cap=2".
+
+        It is among these rows, or those of the main protocol. Raises UserError unless there is
+        exactly one.
         """
         method, *options = name.split()
         budget = [option for option in options if re.fullmatch(r"n=\d+", option)]
         params = ", ".join(option for option in options if option not in budget)
-        found = many_at_a_time(self.main)
+        found = many_at_a_time(self.main if among is None else among)
         found = found[found["method"] == method]
         found = found[found["params"].map(drop_budget) == params]
         for option in budget:
             found = found[found["candidates"] == int(option.removeprefix("n="))]
         if len(found) != 1:
-            raise UserError(f"{name}: {len(found)} runs of the board's main table are called so")
+            where = "main table" if among is None else f"{among['benchmark'].iloc[0]} table"
+            raise UserError(f"{name}: {len(found)} runs of the board's {where} are called so")
         return found.iloc[0]
+
+    def run_of(self, row: Row) -> Run:
+        """Return the run of a row."""
+        (run,) = (run for run in self.board.runs if run.fingerprint == row["fingerprint"])
+        return run
+
+
+Fragment = Callable[[Shown, Sequence[str], str], str]
+"""Writes a place anew, given the mark's further words and what stands there."""
 
 
 def _images(runs: pd.DataFrame) -> int:
     return int(runs["images_per_prompt"].iloc[0])
-
-
-# --- pages ----------------------------------------------------------------------------------------
-
-
-def render_pages(board: Board, root: Path) -> dict[Path, str]:
-    """Return the pages that have marks, with what the board says in them.
-
-    Raises UserError for a mark that is unknown, or names a run that the board lacks.
-    """
-    shown = Shown(board, root)
-    rendered = {}
-    for name in PAGES:
-        text = (root / name).read_text(encoding="utf-8")
-        if MARK.search(text):
-            rendered[root / name] = fill(text, shown, name)
-    return rendered
-
-
-def fill(text: str, shown: Shown, page: str) -> str:
-    """Return a page's text with the places written anew."""
-
-    def write(mark: re.Match[str]) -> str:
-        name, *words = mark["name"].split()
-        fragment = FRAGMENTS.get(name)
-        if fragment is None:
-            known = ", ".join(sorted(FRAGMENTS))
-            raise UserError(f"{page}: unknown mark {name!r}; there are {known}")
-        try:
-            new = fragment(shown, words, mark["old"])
-        except UserError as error:
-            raise UserError(f"{page}, mark {mark['name']!r}: {error}") from None
-        if "\n" in new:
-            new = f"\n\n{new.strip()}\n\n"
-        return f"<!-- board: {mark['name']} -->{new}<!-- /board -->"
-
-    return MARK.sub(write, text)
 
 
 # --- numbers in sentences -------------------------------------------------------------------------
@@ -153,11 +144,49 @@ def write_token_share(shown: Shown, words: Sequence[str], old: str) -> str:
     return f"{100 * run['visual_tokens'] / other['visual_tokens']:.0f} %"
 
 
-def _two_runs(shown: Shown, words: Sequence[str]) -> tuple[Row, Row]:
+def _two_runs(
+    shown: Shown, words: Sequence[str], among: pd.DataFrame | None = None
+) -> tuple[Row, Row]:
     first, separator, second = " ".join(words).partition(" / ")
     if not separator:
         raise UserError("name two runs, RUN / OTHER")
-    return shown.find(first), shown.find(second)
+    return shown.find(first, among), shown.find(second, among)
+
+
+def write_difference_of(shown: Shown, words: Sequence[str], old: str) -> str:
+    """Return by how much a run scores above another: "BENCHMARK RUN / OTHER"."""
+    benchmark, *names = words or [""]
+    rows = shown.of_benchmark(benchmark)
+    run, other = (shown.run_of(row) for row in _two_runs(shown, names, rows))
+    found = RankedGroup([run, other]).difference(run, other)
+    text = f"{found.value:+.3f} [{found.low:.3f}, {found.high:.3f}]"
+    return text if found.resolved else f"({text})"
+
+
+def write_tau(shown: Shown, words: Sequence[str], old: str) -> str:
+    """Return Kendall's tau of the main table's two lowest seeds; "resolved": see `Agreement`."""
+    (found,) = compare_rankings(*_two_seeds(shown))
+    return f"{found.tau_resolved if words == ['resolved'] else found.tau:.3f}"
+
+
+def write_contradictions(shown: Shown, words: Sequence[str], old: str) -> str:
+    """Return how many pairs two seeds of the main table resolve the other way round."""
+    (found,) = compare_rankings(*_two_seeds(shown))
+    return f"{len(found.contradicting) or 'no'} of {found.alike + found.once} resolved pairs"
+
+
+def _two_seeds(shown: Shown) -> tuple[list[Run], list[Run]]:
+    """Return the runs of the main table of its two lowest seeds.
+
+    Raises UserError where the board has one alone.
+    """
+    main = shown.run_of(shown.main.iloc[0]).protocol
+    runs = [run for run in shown.board.runs if run.protocol == main]
+    seeds = sorted({int(run.about["seed"]) for run in runs})
+    if len(seeds) < 2:
+        raise UserError("the board's main table has one seed")
+    first, second = ([run for run in runs if run.about["seed"] == seed] for seed in seeds[:2])
+    return first, second
 
 
 def write_agreement(shown: Shown, words: Sequence[str], old: str) -> str:
@@ -216,9 +245,18 @@ def _table(first: str, rows: pd.DataFrame, columns: Sequence[str]) -> str:
     """Return a Markdown table of runs, each called by its label."""
     lines = [_pipe([first, *columns]), _pipe(["---"] * (1 + len(columns)))]
     for _, row in rows.iterrows():
-        cells = [CELLS[column](row) for column in columns]
+        cells = [_cell(row, column) for column in columns]
         lines.append(_pipe([str(row["label"]).replace("|", "\\|"), *cells]))
     return "\n".join(lines)
+
+
+def _cell(row: Row, column: str) -> str:
+    """Write what a run has in a column of `CELLS`, or in one of the leaderboard."""
+    if column in CELLS:
+        return CELLS[column](row)
+    if column not in row:
+        raise UserError(f"the leaderboard has no column {column!r}")
+    return "" if pd.isna(row[column]) else f"{row[column]:.{3 if abs(row[column]) < 10 else 1}f}"
 
 
 def _pipe(cells: Sequence[str]) -> str:
@@ -280,10 +318,24 @@ def write_others(shown: Shown, words: Sequence[str], old: str) -> str:
         rows = many_at_a_time(runs)
         chooses = rows["budget"] > ONE_IMAGE
         for some, columns in ((chooses, CHOOSING), (~chooses, DECODING)):
-            if some.any():
+            if (some & ~_is_plain(rows)).any():
                 shown_rows = _plain_first(rows[some | _is_plain(rows)])
                 tables.append(_table(heading(rows), shown_rows, columns))
     return "\n\n".join(tables) or "None.\n"
+
+
+def write_benchmark(shown: Shown, words: Sequence[str], old: str) -> str:
+    """Return the runs of a benchmark's largest protocol, the best first: "NAME COLUMN ...".
+
+    Columns are those of the leaderboard or of `CELLS`, with hyphens for spaces: "against-plain".
+    """
+    name, *columns = words or [""]
+    rows = many_at_a_time(shown.of_benchmark(name)).sort_values(
+        "score", ascending=False, kind="stable"
+    )
+    return _table(
+        f"{_images(rows)} images a prompt", rows, [word.replace("-", " ") for word in columns]
+    )
 
 
 def write_latency(shown: Shown, words: Sequence[str], old: str) -> str:
@@ -316,8 +368,12 @@ def write_tuned(shown: Shown, words: Sequence[str], old: str) -> str:
 
 
 def write_bench(shown: Shown, words: Sequence[str], old: str) -> str:
-    """Return speeds over plain sampling by the images in flight, of the newest bench."""
-    measured = keep_one_machine(pd.read_csv(shown.root / BENCH, dtype=dict.fromkeys(MACHINE, str)))
+    """Return speeds over plain sampling by the images in flight, of a bench's file."""
+    (name,) = words or [BENCH]
+    path = shown.root / BENCHES / f"{name}.csv"
+    if not path.is_file():
+        raise UserError(f"{name}: there is no {path}")
+    measured = keep_one_machine(pd.read_csv(path, dtype=dict.fromkeys(MACHINE, str)))
     table = measured.drop_duplicates(["batch", "method"], keep="last")
     batches = sorted(int(batch) for batch in table["batch"].unique())
     methods = list(dict.fromkeys(str(method) for method in table["method"]))
@@ -355,11 +411,14 @@ def _plain_first(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([rows[is_plain], rows[~is_plain]])
 
 
-FRAGMENTS: Mapping[str, Callable[[Shown, Sequence[str], str], str]] = {
+FRAGMENTS: Mapping[str, Fragment] = {
     "agreement": write_agreement,
     "bench": write_bench,
+    "benchmark": write_benchmark,
     "choosing": write_choosing,
+    "contradictions": write_contradictions,
     "decoding": write_decoding,
+    "difference": write_difference_of,
     "figure": write_figure,
     "gain-share": write_gain_share,
     "latency": write_latency,
@@ -367,7 +426,47 @@ FRAGMENTS: Mapping[str, Callable[[Shown, Sequence[str], str], str]] = {
     "rows": write_rows,
     "score": write_mean,
     "size": write_size,
+    "tau": write_tau,
     "token-share": write_token_share,
     "tuned": write_tuned,
 }
-"""What a mark may ask for; each is given the mark's further words, and what stands there."""
+"""What a mark may ask for."""
+
+
+# --- pages ----------------------------------------------------------------------------------------
+
+
+def render_pages(
+    board: Board, root: Path, fragments: Mapping[str, Fragment] = FRAGMENTS
+) -> dict[Path, str]:
+    """Return the pages that have marks, with what the board says in them.
+
+    Raises UserError for a mark that is unknown, or names a run that the board lacks.
+    """
+    shown = Shown(board, root)
+    rendered = {}
+    for name in PAGES:
+        text = (root / name).read_text(encoding="utf-8")
+        if MARK.search(text):
+            rendered[root / name] = fill(text, shown, name, fragments)
+    return rendered
+
+
+def fill(text: str, shown: Shown, page: str, fragments: Mapping[str, Fragment] = FRAGMENTS) -> str:
+    """Return a page's text with the places written anew."""
+
+    def write(mark: re.Match[str]) -> str:
+        name, *words = mark["name"].split()
+        fragment = fragments.get(name)
+        if fragment is None:
+            known = ", ".join(sorted(fragments))
+            raise UserError(f"{page}: unknown mark {name!r}; there are {known}")
+        try:
+            new = fragment(shown, words, mark["old"])
+        except UserError as error:
+            raise UserError(f"{page}, mark {mark['name']!r}: {error}") from None
+        if "\n" in new:
+            new = f"\n\n{new.strip()}\n\n"
+        return f"<!-- board: {mark['name']} -->{new}<!-- /board -->"
+
+    return MARK.sub(write, text)
