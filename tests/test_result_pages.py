@@ -116,10 +116,43 @@ def test_the_runs_of_a_benchmark_stand_in_the_order_of_their_scores(
     assert "] | 1.000 | +0.667 [" in rows[2]
     assert rows[3].startswith("| Plain | 0.333 ")
 
+    text = "<!-- board: benchmark made/1 score --><!-- /board -->"
+    assert "| 1 images a prompt | score |" in fill(text, shown, "page")
+
     text = "<!-- board: difference toy zipar / plain --><!-- /board -->"
     assert "-->+0.667 [" in fill(text, shown, "page")
     text = "<!-- board: difference toy plain / zipar --><!-- /board -->"
     assert "-->-0.667 [-" in fill(text, shown, "page")
+
+
+def test_a_claim_holds_or_is_refuted_where_the_board_resolves_it(tmp_path: Path) -> None:
+    """Of 40 prompts Best-of-4 is right for 30 and plain for 20; ZipAR for 19, at 57 passes."""
+
+    def first(right: int) -> dict[str, list[float]]:
+        return {f"{name}/{i}": [float(i < right)] for name in "ab" for i in range(20)}
+
+    write_run(tmp_path, first(10))
+    four = {"params": "n=4", "options": {"n": 4}, "usage": {"sampled": 400}}
+    write_run(tmp_path, first(15), "best_of_n", fingerprint="00000002", **four)
+    zipar = first(10) | {"a/0": [0.0]}
+    write_run(tmp_path, zipar, "zipar", fingerprint="00000003", usage={"target_passes": 57})
+    shown = Shown(project_runs(read_runs(tmp_path).runs), tmp_path)
+
+    def verdict(claim: str) -> str:
+        table = f"| claim | verdict |\n| words <!-- {claim} --> |  |"
+        text = f"<!-- board: claims -->\n{table}\n<!-- /board -->"
+        (row,) = (line for line in fill(text, shown, "page").splitlines() if "words" in line)
+        return row.removeprefix(f"| words <!-- {claim} --> | ")
+
+    held = verdict("best_of_n n=4 above plain")
+    assert held.startswith("+0.250 [")
+    assert held.endswith("] | 4.00 | 1.00 | holds |")
+    assert verdict("plain above best_of_n n=4").endswith("| 0.25 | 1.00 | **refuted** |")
+    assert verdict("zipar above plain on made").endswith("| 1.00 | 0.56 | not resolved |")
+    assert verdict("zipar within 0.9 of plain").endswith("| holds |")
+    assert verdict("plain within 0.01 of best_of_n n=4").endswith("| **refuted** |")
+    with pytest.raises(UserError, match="'zipar < plain': write RUN above OTHER"):
+        verdict("zipar < plain")
 
 
 def test_two_seeds_of_the_main_table_are_compared(results: Path, tmp_path: Path) -> None:

@@ -13,8 +13,15 @@ its mark; the cells behind the comment are written:
     | `best_of_n` | the reward's favourite of four <!-- best_of_n n=4 --> | 0.745 [...] | 576 |
     <!-- /board -->
 
+and so does one of statements, whose comments say what is compared (see `CLAIM`):
+
+    <!-- board: claims -->
+    | four beat eight <!-- gridar n=4 above best_of_n n=8 on NAME --> | -0.105 [...] | ... |
+    <!-- /board -->
+
 Runs are called METHOD, then the options that differ from the preset: "best_of_n n=8". They are of
-the board's lowest seed, and of its largest protocol unless a mark names a benchmark.
+the board's lowest seed, and of its largest protocol unless a mark names a benchmark: NAME, or
+NAME/1 for its protocol of one image a prompt.
 """
 
 from __future__ import annotations
@@ -40,6 +47,11 @@ PAGES = ("README.md", "docs/results.md", "docs/methods.md", "docs/benchmarks.md"
 """The pages that may have marks, below the repository's root."""
 MARK = re.compile(r"<!-- board: (?P<name>[^>]+?) -->(?P<old>.*?)<!-- /board -->", re.DOTALL)
 RUN_OF_ROW = re.compile(r"^(?P<words>\|.*<!-- (?P<run>[^>]+?) --> \|)(?P<cells>.*)$")
+CLAIM = re.compile(
+    r"(?P<run>.+?) (?:(?P<above>above)|within (?P<most>[0-9.]+) of) (?P<other>.+?)"
+    r"(?: on (?P<benchmark>\S+))?"
+)
+"""RUN above OTHER: its score is; RUN within 0.03 of OTHER: it loses at most so much."""
 BENCHES = Path("results/bench")
 BENCH = "methods-pictogram_80-cpu"
 MACHINE = ("device", "machine")
@@ -75,14 +87,19 @@ class Shown:
     def _of_lowest_seed(runs: pd.DataFrame) -> pd.DataFrame:
         return runs[runs["seed"] == runs["seed"].min()]
 
-    def of_benchmark(self, name: str) -> pd.DataFrame:
-        """Return the rows of the benchmark's largest protocol, of its lowest seed.
+    def of_benchmark(self, words: str) -> pd.DataFrame:
+        """Return the rows of a benchmark's largest protocol, of its lowest seed.
 
-        Raises UserError where the board has no run of it.
+        "NAME/1" asks for that of one image a prompt. Raises UserError where the board has no run.
         """
-        groups = [runs for runs in protocols(self.board.frame) if runs["benchmark"].iloc[0] == name]
+        name, _, images = words.partition("/")
+        groups = []
+        for runs in protocols(self.board.frame):
+            is_asked = images in ("", str(_images(runs)))
+            if is_asked and runs["benchmark"].iloc[0] == name:
+                groups.append(runs)
         if not groups:
-            raise UserError(f"{name}: no run of the board is of this benchmark")
+            raise UserError(f"{words}: no run of the board is of this benchmark")
         return self._largest(groups)
 
     def find(self, name: str, among: pd.DataFrame | None = None) -> Row:
@@ -277,6 +294,43 @@ def write_rows(shown: Shown, words: Sequence[str], old: str) -> str:
     return "\n".join(lines)
 
 
+def write_claims(shown: Shown, words: Sequence[str], old: str) -> str:
+    """Judge each row's statement: the difference, shares of tokens and passes, and a verdict."""
+    lines = []
+    for line in old.strip().splitlines():
+        row = RUN_OF_ROW.match(line)
+        lines.append(f"{row['words']} {' | '.join(judge(row['run'], shown))} |" if row else line)
+    return "\n".join(lines)
+
+
+def judge(claim: str, shown: Shown) -> tuple[str, str, str, str]:
+    """Return by how much a run differs from another, its share of the tokens and passes, a verdict.
+
+    "holds" and "refuted" are what the board resolves. Raises UserError for other words than
+    `CLAIM` has.
+    """
+    said = CLAIM.fullmatch(claim)
+    if said is None:
+        raise UserError(f"{claim!r}: write RUN above OTHER or RUN within 0.03 of OTHER")
+    rows = shown.of_benchmark(said["benchmark"]) if said["benchmark"] else None
+    run = shown.find(said["run"], rows)
+    other = shown.find(said["other"], rows)
+    a = shown.run_of(run)
+    b = shown.run_of(other)
+    found = RankedGroup([a, b]).difference(a, b)
+    if said["above"]:
+        holds = found.resolved and found.value > 0
+        refuted = found.resolved and found.value < 0
+    else:
+        most = float(said["most"])
+        holds = found.bound >= -most  # with 95 % confidence it loses less
+        refuted = found.high < -most
+    verdict = "holds" if holds else "**refuted**" if refuted else "not resolved"
+    difference = f"{found.value:+.3f} [{found.low:.3f}, {found.high:.3f}]"
+    tokens = f"{run['visual_tokens'] / other['visual_tokens']:.2f}"
+    return difference, tokens, f"{run['target_passes'] / other['target_passes']:.2f}", verdict
+
+
 CHOOSING = (
     "score",
     "against plain",
@@ -416,6 +470,7 @@ FRAGMENTS: Mapping[str, Fragment] = {
     "bench": write_bench,
     "benchmark": write_benchmark,
     "choosing": write_choosing,
+    "claims": write_claims,
     "contradictions": write_contradictions,
     "decoding": write_decoding,
     "difference": write_difference_of,
