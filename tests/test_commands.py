@@ -63,6 +63,7 @@ ABSENT = (
     ("harness.training.train_eagle", "absent=3"),
     ("harness.training.train_eagle", "absent"),
     ("harness.training.train_eagle", "--captions", "absent"),
+    ("harness.training.train_eagle", "--warm", "absent"),
     ("harness.training.train_eagle", "--device", "absent"),
     ("harness.training.train_generator", "--work", "absent"),
     ("harness.training.export", "--warm", "absent", "--to", "absent", "--unpack"),

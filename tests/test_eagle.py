@@ -367,6 +367,23 @@ def test_a_killed_training_ends_as_if_it_had_not_been(
         assert torch.equal(continued.state_dict()[name], weight), name
 
 
+def test_training_may_begin_with_a_trained_layer(tmp_path: Path) -> None:
+    model = tiny(collapse=False)
+    arguments = (model, Sampling(scale=2.0), lambda rng: rng.choice(TEXTS))
+    first = tmp_path / "first.pt"
+    train(*arguments, first, minutes=1e-9, samples=16, batch=8, seed=0)
+    begun = tmp_path / "begun.pt"
+    layer = train(*arguments, begun, minutes=0, batch=8, seed=0, warm=str(first))
+    average = torch.load(first, weights_only=True)["average"]
+    assert all(torch.equal(weight, average[name]) for name, weight in layer.state_dict().items())
+
+    # A checkpoint of one's own goes before, and a layer of another model is refused.
+    train(*arguments, begun, minutes=1e-9, samples=16, batch=8, seed=1, warm=str(first))
+    assert training.resume(begun)[0].samples == 16
+    with pytest.raises(UserError, match="is no checkpoint of this model's drafter"):
+        train(*arguments, tmp_path / "other.pt", minutes=0, batch=8, seed=0, warm="pictogram_80")
+
+
 def test_training_on_llamagen_makes_a_drafter_that_fits_it(tmp_path: Path) -> None:
     """The loss falls on a tiny model, and the checkpoint drafts for this model and no other."""
     model = tiny(collapse=False)

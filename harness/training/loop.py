@@ -144,7 +144,7 @@ class Progress:
         """
         if samples is not None:
             return min(1.0, self.samples / samples)
-        return min(1.0, self.cpu_s / (60 * cpu_minutes))
+        return min(1.0, self.cpu_s / (60 * cpu_minutes)) if cpu_minutes else 1.0
 
     def note(self, **numbers: float) -> None:
         """Add a point to the curve and print it."""

@@ -24,12 +24,13 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from harness.arguments import count, explain_mistakes, natural, not_negative
-from harness.drafters.eagle import Layer, target_spec
+from harness.drafters.eagle import Layer, LayerWeights, embedded, published, target_spec
 from harness.engine.acceptance import exact
 from harness.engine.guidance import Sampling
 from harness.engine.sampler import Sampler
 from harness.kernels.noise import derive
 from harness.models import HasClasses, ImageModel
+from harness.models.checkpoint import expect_same_tensors
 from harness.models.devices import choose_device
 from harness.models.trunk import Attend, TrunkSpec
 from harness.records import Usage, UserError
@@ -76,6 +77,11 @@ def main() -> None:
     training.add_samples(parser)
     parser.add_argument("--batch", type=count, default=32, help="pictures a step")
     parser.add_argument("--seed", type=natural, default=0)
+    parser.add_argument(
+        "--warm",
+        metavar="DRAFTER",
+        help="begin with this layer, of a weight set or a checkpoint, instead of random weights",
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
         "--work",
@@ -100,6 +106,7 @@ def main() -> None:
         samples=given.samples,
         batch=given.batch,
         seed=given.seed,
+        warm=given.warm,
     )
 
 
@@ -151,10 +158,12 @@ def train(
     batch: int,
     seed: int,
     samples: int | None = None,
+    warm: str | None = None,
 ) -> Layer:
     """Train until the budget is spent (`Progress.share`); return the running average.
 
-    Checkpoints go to `path`.
+    Checkpoints go to `path`, and a training that has one continues it. Another begins with the
+    layer that `warm` names, where given: see `read_layer`.
     """
     spec = target_spec(model)
     layer = new_layer(spec).to(model.device)
@@ -164,6 +173,8 @@ def train(
     if states:
         layer.load_state_dict(states["model"])
         training.restore(optimisers, states["optimisers"])
+    elif warm is not None:
+        layer.load_state_dict(dict(read_layer(warm, layer).state))
     average.load_state_dict(states.get("average", layer.state_dict()))
     pictures = unpack_pictures(states.get("pictures"))
     alarm = training.Alarm()
@@ -198,6 +209,16 @@ def train(
             }
             training.save(path, progress, layer, optimisers, **more)
     return average
+
+
+def read_layer(name: str, like: Layer) -> LayerWeights:
+    """Read the layer of a weight set, or of a checkpoint's file.
+
+    Raises UserError where there is none, or one of another shape.
+    """
+    found = published(name) if Path(name).is_file() else embedded(name)
+    expect_same_tensors(found.state, like, Path(name), "this model's drafter")
+    return found
 
 
 def pack_pictures(pictures: Sequence[tuple[str, Tensor]]) -> dict[str, Any]:
