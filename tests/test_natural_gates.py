@@ -21,6 +21,7 @@ from test_train_generator import vq as vq
 from harness.models.pictogram import grammar
 from harness.models.pictogram.generator import GPT, GPTSpec, draw_tokens, draw_with_probs
 from harness.records import Usage, UserError
+from harness.results.gates import Gate, platform, summarise
 from harness.training import loop as training
 from harness.training import (
     measure_draft,
@@ -30,7 +31,6 @@ from harness.training import (
     verify,
 )
 from harness.training.card import render
-from harness.training.gates import Gate, platform, summarise
 
 SET = "pictogram_16"
 TAGS = ("color_attr", "counting")

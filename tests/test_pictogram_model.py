@@ -21,9 +21,9 @@ from harness.models.pictogram.generator import GPT, PROMPT, GPTSpec, Pictogram
 from harness.models.pictogram.grammar import CLASS_SETS, DEFAULT, TASKS
 from harness.models.pictogram.reading import soft_score
 from harness.models.trunk import causal
+from harness.results import gates
 from harness.training import (
     export,
-    gates,
     samples,
     train_detector,
     train_generator,

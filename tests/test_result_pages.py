@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ from harness import board
 from harness.costs import compose_options
 from harness.records import UserError
 from harness.results.agreement import compare_rankings
+from harness.results.gates import Gate
 from harness.results.leaderboard import project_runs
-from harness.results.pages import PAGES, Shown, _two_seeds, fill
+from harness.results.pages import CARD, PAGES, Shown, _two_seeds, fill
 from harness.runs.read import read_runs
 
 PROMPTS = [f"{category}/{i}" for category in "ab" for i in range(6)]
@@ -172,6 +174,25 @@ def test_two_seeds_of_the_main_table_are_compared(results: Path, tmp_path: Path)
     assert written[2].endswith(f" of {found.alike + found.once} resolved pairs")
 
 
+def test_gates_are_those_of_the_card(shown: Shown) -> None:
+    card = shown.root / CARD
+    card.parent.mkdir(parents=True)
+    gates = [Gate("natural: plain", 0.5, 0.35, 0.7), Gate("natural: loss", 0.1, most=0.05)]
+    rows = [gate.to_row() for gate in (*gates, Gate("judge and reward agree", 0.925))]
+    card.write_text(json.dumps({"measured": {"full official": {"gates": rows}}}))
+    filled = fill("<!-- board: gates natural: --><!-- /board -->", shown, "page")
+    assert filled.splitlines()[2:-2] == [
+        "| gate | measured | asked | |",
+        "|---|---|---|---|",
+        "| natural: plain | 0.500 | ≥ 0.35 ≤ 0.7 | pass |",
+        "| natural: loss | 0.100 | ≤ 0.05 | **missed by 0.05** |",
+    ]
+    with pytest.raises(UserError, match="begins with 'absent'"):
+        fill("<!-- board: gates absent --><!-- /board -->", shown, "page")
+    text = "<!-- board: agreement --><!-- /board -->"
+    assert "-->92 %<" in fill(text, shown, "page")
+
+
 def test_published_and_tuned_settings_stand_side_by_side(shown: Shown) -> None:
     filled = fill("<!-- board: tuned --><!-- /board -->", shown, "page")
     rows = [line for line in filled.splitlines() if line.startswith("| `")]
@@ -207,6 +228,7 @@ def test_the_command_writes_the_pages_and_says_so(
         ("difference", "no run of the board is of this benchmark"),
         ("benchmark made absent", "the leaderboard has no column 'absent'"),
         ("bench absent", "absent: there is no "),
+        ("gates natural:", "there is no harness/models/pictogram/weights/"),
         ("latency", "the board has no run of one image at a time"),
     ],
 )

@@ -5,6 +5,7 @@ A page marks the places; between its words it may look so:
     <!-- board: decoding --> ... <!-- /board -->                 a whole table
     agree in <!-- board: agreement -->96 %<!-- /board --> of    a number in a sentence
     <!-- board: benchmark NAME score spatial --> ...             the runs of another benchmark
+    <!-- board: gates natural: --> ...                           gates of the model card
 
 and a table whose words are the page's own names the run of a row in a comment, and the columns in
 its mark; the cells behind the comment are written:
@@ -38,12 +39,19 @@ import pandas as pd
 from harness.records import UserError
 from harness.results.agreement import compare_rankings
 from harness.results.exports import write_difference, write_score
+from harness.results.gates import Gate, to_markdown
 from harness.results.leaderboard import Board, heading, protocols
 from harness.results.ranking import ONE_IMAGE, RankedGroup, drop_budget
 from harness.results.relaxed import MOST_LOSS
 from harness.runs.read import Run
 
-PAGES = ("README.md", "docs/results.md", "docs/methods.md", "docs/benchmarks.md")
+PAGES = (
+    "README.md",
+    "docs/benchmarks.md",
+    "docs/methods.md",
+    "docs/models.md",
+    "docs/results.md",
+)
 """The pages that may have marks, below the repository's root."""
 MARK = re.compile(r"<!-- board: (?P<name>[^>]+?) -->(?P<old>.*?)<!-- /board -->", re.DOTALL)
 RUN_OF_ROW = re.compile(r"^(?P<words>\|.*<!-- (?P<run>[^>]+?) --> \|)(?P<cells>.*)$")
@@ -208,10 +216,28 @@ def _two_seeds(shown: Shown) -> tuple[list[Run], list[Run]]:
 
 def write_agreement(shown: Shown, words: Sequence[str], old: str) -> str:
     """Return how often reward and judge agree on generated images, by the model card."""
+    (gate,) = (gate for gate in _read_gates(shown) if gate.name == "judge and reward agree")
+    return f"{100 * gate.value:.0f} %"
+
+
+def write_gates(shown: Shown, words: Sequence[str], old: str) -> str:
+    """Return the table of the model card's gates whose names begin so: "natural:"."""
+    beginning = " ".join(words)
+    gates = [gate for gate in _read_gates(shown) if gate.name.startswith(beginning)]
+    if not gates:
+        raise UserError(f"no gate of {CARD} begins with {beginning!r}")
+    return "\n".join(to_markdown(gates))
+
+
+def _read_gates(shown: Shown) -> list[Gate]:
+    """Read what `harness.training.verify` has written on the model's card.
+
+    Raises UserError where there is no card.
+    """
+    if not (shown.root / CARD).is_file():
+        raise UserError(f"there is no {CARD}")
     card = json.loads((shown.root / CARD).read_text(encoding="utf-8"))
-    measured = card["measured"]["full official"]["gates"]
-    (value,) = (row["value"] for row in measured if row["name"] == "judge and reward agree")
-    return f"{100 * value:.0f} %"
+    return [Gate.from_row(row) for row in card["measured"]["full official"]["gates"]]
 
 
 def write_figure(shown: Shown, words: Sequence[str], old: str) -> str:
@@ -475,6 +501,7 @@ FRAGMENTS: Mapping[str, Fragment] = {
     "decoding": write_decoding,
     "difference": write_difference_of,
     "figure": write_figure,
+    "gates": write_gates,
     "gain-share": write_gain_share,
     "latency": write_latency,
     "others": write_others,

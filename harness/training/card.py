@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.models.pictogram.weights import PARTS
-from harness.training.gates import Gate, summarise
+from harness.results.gates import Gate, summarise, to_markdown
 
 Card = dict[str, Any]
 """The contents of card.json."""
@@ -126,20 +126,5 @@ def _render_measurement(kind: str, measured: Mapping[str, Any]) -> list[str]:
     if "official" in kind:
         command += " --metadata evaluation_metadata.jsonl"
     gates = [Gate.from_row(row) for row in measured["gates"]]
-    return [
-        "",
-        f"## Measured by `{command}`",
-        "",
-        f"On {measured['on']}. {summarise(gates)}.",
-        "",
-        "| gate | measured | asked | |",
-        "|---|---|---|---|",
-        *map(_render_gate, measured["gates"]),
-    ]
-
-
-def _render_gate(row: Mapping[str, Any]) -> str:
-    gate = Gate.from_row(row)
-    bar = gate.describe_bar("≥", "≤") or "reported"
-    verdict = gate.verdict if gate.holds else f"**{gate.verdict}**"
-    return f"| {gate.name} | {gate.measured} | {bar} | {verdict} |"
+    about = f"On {measured['on']}. {summarise(gates)}."
+    return ["", f"## Measured by `{command}`", "", about, "", *to_markdown(gates)]

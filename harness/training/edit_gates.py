@@ -12,8 +12,8 @@ from harness.models.pictogram import weights as files
 from harness.models.pictogram.detector import Detector, read_box_colors
 from harness.models.pictogram.editor import PART, PictogramEditor
 from harness.models.pictogram.edits import Edit
+from harness.results.gates import Gate
 from harness.results.stats import macro_mean, paired_difference
-from harness.training.gates import Gate
 from harness.training.samples import pick_best, tabulate
 from harness.training.train_editor import SCALE, draw_edits, judge_pictures
 

@@ -14,10 +14,10 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
+from harness.results.gates import Gate, with_interval
 from harness.results.relaxed import MOST_LOSS
 from harness.results.stats import auc, macro_mean, paired_difference
 from harness.runs.instantiate import build_object
-from harness.training.gates import Gate, with_interval
 from harness.training.measure_draft import GAMMA, METHODS, drawn_counts, new_drafter
 from harness.training.samples import Bench, Drawn, Signals, picked, table
 

@@ -30,12 +30,12 @@ from harness.models.pictogram.editor import PART
 from harness.models.pictogram.generator import draw_tokens
 from harness.models.pictogram.grammar import COLORS, NUMBERS, RELATIONS, TASKS, Spec
 from harness.records import UserError
+from harness.results.gates import Gate, objections, platform, summarise
 from harness.results.stats import auc, auc_within, macro_mean, paired_difference
 from harness.runs.instantiate import build_object
 from harness.training import train_detector
 from harness.training.card import Card, write_card
 from harness.training.edit_gates import measure_editor
-from harness.training.gates import Gate, objections, platform, summarise
 from harness.training.natural_gates import natural_gates
 from harness.training.samples import (
     FEW,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -89,6 +89,16 @@ def summarise(gates: Sequence[Gate]) -> str:
     held = f"{len(asked) - len(missed)} of {len(asked)} gates hold"
     names = "; ".join(f"{gate.name} ({gate.verdict})" for gate in missed)
     return f"{held}; missed: {names}" if missed else held
+
+
+def to_markdown(gates: Iterable[Gate]) -> list[str]:
+    """Return the lines of a Markdown table: what was measured, what is asked, and the verdict."""
+    lines = ["| gate | measured | asked | |", "|---|---|---|---|"]
+    for gate in gates:
+        bar = gate.describe_bar("≥", "≤") or "reported"
+        verdict = gate.verdict if gate.holds else f"**{gate.verdict}**"
+        lines.append(f"| {gate.name} | {gate.measured} | {bar} | {verdict} |")
+    return lines
 
 
 def platform() -> str:
