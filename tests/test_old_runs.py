@@ -19,7 +19,7 @@ from harness.runs.instantiate import build_object
 from harness.runs.read import read_run
 
 DATA = Path(__file__).parent / "data" / "old_run"
-COMMAND = ("benchmark.prompts=6", "benchmark.images=2", "seed=7")
+COMMAND = ("embedded=pictogram_16", "benchmark.prompts=6", "benchmark.images=2", "seed=7")
 COLUMNS = ("method", "params", "fingerprint", "images", "seed")
 """Of a leaderboard: what names a run."""
 
