@@ -197,7 +197,7 @@ def write_tau(shown: Shown, words: Sequence[str], old: str) -> str:
 def write_contradictions(shown: Shown, words: Sequence[str], old: str) -> str:
     """Return how many pairs two seeds of the main table resolve the other way round."""
     (found,) = compare_rankings(*_two_seeds(shown))
-    return f"{len(found.contradicting) or 'no'} of {found.alike + found.once} resolved pairs"
+    return f"{len(found.contradicting)} of {found.alike + found.once} resolved pairs"
 
 
 def _two_seeds(shown: Shown) -> tuple[list[Run], list[Run]]:
