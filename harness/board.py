@@ -65,7 +65,7 @@ python -m harness 'stages=[report]' results=results/board
 `curves.csv` one for each method
 and currency; `export/` holds Markdown, LaTeX, the hub's format, and what papers claim.
 
-Times were measured on a shared machine, whose load differed between runs: \
+Seconds were measured on a shared machine, whose load differed between runs: \
 compare tokens and passes.
 
 {figures}
@@ -122,8 +122,7 @@ def show(folder: Path, root: Path) -> int:
 def write_times(shown: Shown, words: Sequence[str], old: str) -> str:
     """Return times of a bench's file over plain sampling's, and places by passes and by time."""
     bench = read_bench(shown.root / BENCHES / f"{' '.join(words)}.csv")
-    lines = join_bench(shown.board, bench)
-    times = {fingerprint: bench.times[line] for fingerprint, line in lines.items()}
+    times = bench.by_run(join_bench(shown.board, bench))
     timed = shown.board.frame[shown.board.frame["fingerprint"].isin(times.keys())]
     once = many_at_a_time(timed).sort_values("images", ascending=False, kind="stable")
     once = once.drop_duplicates(["method", "params", "candidates"])

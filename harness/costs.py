@@ -77,6 +77,10 @@ class Bench:
     device: str
     times: Mapping[tuple[str, str], Times]  # by model and method, named with its options
 
+    def by_run(self, lines: Mapping[str, tuple[str, str]]) -> dict[str, Times]:
+        """Return the times of runs, by fingerprint, of which `join_bench` has found the lines."""
+        return {fingerprint: self.times[line] for fingerprint, line in lines.items()}
+
 
 @explain_mistakes
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -183,12 +187,11 @@ def render_tables(board: Board, bench: Bench | None, *, markdown: bool = False) 
     for rows in protocols(board.frame):
         blocks.append([heading(rows), *describe_costs(rows)])
         if bench:
-            times = {name: bench.times[line] for name, line in lines.items()}
             title = (
                 "Time an image in the bench, by images in flight, plain sampling's being 1 "
                 f"({bench.device}):"
             )
-            blocks.append([printable(title), *describe_bench(rows, times)])
+            blocks.append([printable(title), *describe_bench(rows, bench.by_run(lines))])
         blocks.append(describe_choices(rows))
     blocks.append([line for line in (excluded_line(board), problems_line(board)) if line])
     if bench and (unused := bench.times.keys() - set(lines.values())):

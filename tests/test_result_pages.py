@@ -11,10 +11,9 @@ from written_runs import write_run
 from harness import board
 from harness.costs import compose_options
 from harness.records import UserError
-from harness.results.agreement import compare_rankings
 from harness.results.gates import Gate
 from harness.results.leaderboard import project_runs
-from harness.results.pages import CARD, PAGES, Shown, _two_seeds, fill
+from harness.results.pages import CARD, PAGES, Shown, fill
 from harness.runs.read import read_runs
 
 PROMPTS = [f"{category}/{i}" for category in "ab" for i in range(6)]
@@ -163,7 +162,7 @@ def test_two_seeds_of_the_main_table_are_compared(results: Path, tmp_path: Path)
         again = {"seed": 1, "fingerprint": f"0000002{number}", "usage": {"target_passes": 57}}
         write_run(results, values_of(right), method, **again)
     shown = Shown(project_runs(read_runs(results).runs), tmp_path)
-    (found,) = compare_rankings(*_two_seeds(shown))
+    found = shown.seeds
     assert sorted(found.score_b) == [0, 1 / 6, 1 / 3]
     text = (
         "<!-- board: tau --><!-- /board --> <!-- board: tau resolved --><!-- /board --> "

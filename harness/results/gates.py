@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
 
 @dataclass(frozen=True, slots=True)
 class Gate:
@@ -103,6 +101,8 @@ def to_markdown(gates: Iterable[Gate]) -> list[str]:
 
 def platform() -> str:
     """Name what decides how sums are rounded: the processor's instruction set and torch."""
+    import torch
+
     return f"{torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
 
 

@@ -37,12 +37,13 @@ from pathlib import Path
 import pandas as pd
 
 from harness.records import UserError
-from harness.results.agreement import compare_rankings
+from harness.results.agreement import Agreement, compare_rankings
 from harness.results.exports import write_difference, write_score
 from harness.results.gates import Gate, to_markdown
 from harness.results.leaderboard import Board, heading, protocols
 from harness.results.ranking import ONE_IMAGE, RankedGroup, drop_budget
 from harness.results.relaxed import MOST_LOSS
+from harness.results.stats import Difference
 from harness.runs.read import Run
 
 PAGES = (
@@ -86,6 +87,21 @@ class Shown:
         main = str(self.main["protocol"].iloc[0])
         groups = [self._of_lowest_seed(runs) for runs in protocols(self.board.frame)]
         return [runs for runs in groups if str(runs["protocol"].iloc[0]) != main]
+
+    @cached_property
+    def seeds(self) -> Agreement:
+        """How the rankings of the main table's two lowest seeds compare.
+
+        Raises UserError where the board has one seed alone.
+        """
+        main = self.run_of(self.main.iloc[0]).protocol
+        runs = [run for run in self.board.runs if run.protocol == main]
+        seeds = sorted({int(run.about["seed"]) for run in runs})
+        if len(seeds) < 2:
+            raise UserError("the board's main table has one seed")
+        first, second = ([run for run in runs if run.about["seed"] == seed] for seed in seeds[:2])
+        (found,) = compare_rankings(first, second)
+        return found
 
     def _largest(self, groups: Sequence[pd.DataFrame]) -> pd.DataFrame:
         seeds = [self._of_lowest_seed(runs) for runs in groups]
@@ -133,6 +149,12 @@ class Shown:
         """Return the run of a row."""
         (run,) = (run for run in self.board.runs if run.fingerprint == row["fingerprint"])
         return run
+
+    def difference(self, row: Row, other: Row) -> Difference:
+        """Return the score of one row's run minus that of another's, paired by prompt."""
+        a = self.run_of(row)
+        b = self.run_of(other)
+        return RankedGroup([a, b]).difference(a, b)
 
 
 Fragment = Callable[[Shown, Sequence[str], str], str]
@@ -182,36 +204,24 @@ def write_difference_of(shown: Shown, words: Sequence[str], old: str) -> str:
     """Return by how much a run scores above another: "BENCHMARK RUN / OTHER"."""
     benchmark, *names = words or [""]
     rows = shown.of_benchmark(benchmark)
-    run, other = (shown.run_of(row) for row in _two_runs(shown, names, rows))
-    found = RankedGroup([run, other]).difference(run, other)
-    text = f"{found.value:+.3f} [{found.low:.3f}, {found.high:.3f}]"
-    return text if found.resolved else f"({text})"
+    found = shown.difference(*_two_runs(shown, names, rows))
+    return _write(found) if found.resolved else f"({_write(found)})"
+
+
+def _write(found: Difference) -> str:
+    return f"{found.value:+.3f} [{found.low:.3f}, {found.high:.3f}]"
 
 
 def write_tau(shown: Shown, words: Sequence[str], old: str) -> str:
     """Return Kendall's tau of the main table's two lowest seeds; "resolved": see `Agreement`."""
-    (found,) = compare_rankings(*_two_seeds(shown))
+    found = shown.seeds
     return f"{found.tau_resolved if words == ['resolved'] else found.tau:.3f}"
 
 
 def write_contradictions(shown: Shown, words: Sequence[str], old: str) -> str:
     """Return how many pairs two seeds of the main table resolve the other way round."""
-    (found,) = compare_rankings(*_two_seeds(shown))
+    found = shown.seeds
     return f"{len(found.contradicting)} of {found.alike + found.once} resolved pairs"
-
-
-def _two_seeds(shown: Shown) -> tuple[list[Run], list[Run]]:
-    """Return the runs of the main table of its two lowest seeds.
-
-    Raises UserError where the board has one alone.
-    """
-    main = shown.run_of(shown.main.iloc[0]).protocol
-    runs = [run for run in shown.board.runs if run.protocol == main]
-    seeds = sorted({int(run.about["seed"]) for run in runs})
-    if len(seeds) < 2:
-        raise UserError("the board's main table has one seed")
-    first, second = ([run for run in runs if run.about["seed"] == seed] for seed in seeds[:2])
-    return first, second
 
 
 def write_agreement(shown: Shown, words: Sequence[str], old: str) -> str:
@@ -341,9 +351,7 @@ def judge(claim: str, shown: Shown) -> tuple[str, str, str, str]:
     rows = shown.of_benchmark(said["benchmark"]) if said["benchmark"] else None
     run = shown.find(said["run"], rows)
     other = shown.find(said["other"], rows)
-    a = shown.run_of(run)
-    b = shown.run_of(other)
-    found = RankedGroup([a, b]).difference(a, b)
+    found = shown.difference(run, other)
     if said["above"]:
         holds = found.resolved and found.value > 0
         refuted = found.resolved and found.value < 0
@@ -352,9 +360,8 @@ def judge(claim: str, shown: Shown) -> tuple[str, str, str, str]:
         holds = found.bound >= -most  # with 95 % confidence it loses less
         refuted = found.high < -most
     verdict = "holds" if holds else "**refuted**" if refuted else "not resolved"
-    difference = f"{found.value:+.3f} [{found.low:.3f}, {found.high:.3f}]"
     tokens = f"{run['visual_tokens'] / other['visual_tokens']:.2f}"
-    return difference, tokens, f"{run['target_passes'] / other['target_passes']:.2f}", verdict
+    return _write(found), tokens, f"{run['target_passes'] / other['target_passes']:.2f}", verdict
 
 
 CHOOSING = (
